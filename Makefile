@@ -1,0 +1,53 @@
+# Every habit of this project. `make` alone lists them.
+UV_VERSION := 0.13.9
+SHELL := /bin/bash
+PY := .venv/bin/python
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo run test lint types arrows format bench lock docs clean
+
+help: ## List what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: ## Make .venv from requirements.lock (builds llama.cpp the first time: 5-10 minutes on 2 cores)
+	@tools/setup.sh $(UV_VERSION)
+
+demo: setup ## See a cancel at work on the bundled model
+	@.venv/bin/worker-orcd demo
+
+run: setup ## Start the worker (options in ARGS, e.g. make run ARGS="--port 9000")
+	@.venv/bin/worker-orcd $(ARGS)
+
+test: setup lint types arrows ## Everything CI checks: lint, types, arrows and all tests
+	$(PY) -m pytest --durations=15 </dev/null
+
+lint: setup ## Style and likely bugs (ruff)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: setup ## Types (mypy --strict over src and tests)
+	$(PY) -m mypy
+
+arrows: setup ## Who may import whom (import-linter)
+	.venv/bin/lint-imports
+
+format: setup ## Format, and mend what ruff can mend
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+bench: setup ## Measure how fast a cancel is (bench/cancel.py)
+	$(PY) bench/cancel.py $(ARGS)
+
+lock: setup ## Regenerate requirements.lock (ARGS=--upgrade for newer versions)
+	.venv/bin/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet \
+		$(ARGS) --output-file requirements.lock
+
+docs: setup ## Regenerate the generated documentation
+	$(PY) -m tools.docs
+
+clean: ## Remove .venv, caches and build results
+	rm -rf .venv dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

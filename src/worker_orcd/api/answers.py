@@ -1,0 +1,57 @@
+"""The one shape of every answer that is an error, wherever it comes from."""
+
+import json
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from worker_orcd import narration
+from worker_orcd.jobs.errors import ErrorCode, JobError
+from worker_orcd.narration.context import correlation_id
+from worker_orcd.worker.worker import Worker
+
+
+def error_body(error: JobError) -> bytes:
+    """The JSON body of an error answer."""
+    return json.dumps({"error": error.body()}, ensure_ascii=False).encode()
+
+
+def error_headers(error: JobError) -> dict[str, str]:
+    """Headers that go with it."""
+    return {} if error.retry_after_sec is None else {"Retry-After": str(error.retry_after_sec)}
+
+
+def install(app: FastAPI, worker: Worker, narrator: narration.Narrator) -> None:
+    """Give every error of this app the one shape, count it and narrate it."""
+
+    def answer(error: JobError) -> JSONResponse:
+        worker.metrics.refusals.labels(error.code.value).inc()
+        narrator.tell(
+            narration.Error(code=error.code.value, message=error.message, http_status=error.http_status)
+        )
+        return JSONResponse(
+            {"error": error.body()}, status_code=error.http_status, headers=error_headers(error)
+        )
+
+    @app.exception_handler(JobError)
+    async def refused(_: Request, error: JobError) -> JSONResponse:
+        return answer(error)
+
+    @app.exception_handler(HTTPException)
+    async def by_framework(_: Request, error: HTTPException) -> JSONResponse:
+        return answer(from_framework(error))
+
+
+def from_framework(error: HTTPException) -> JobError:
+    """What the framework refuses: a wrong path, a wrong method."""
+    phrase = HTTPStatus(error.status_code).phrase.lower()
+    if error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return JobError(ErrorCode.INTERNAL, phrase, http_status=error.status_code)
+    return JobError(ErrorCode.INVALID_REQUEST, phrase, http_status=error.status_code)
+
+
+def internal() -> JobError:
+    """Our fault. The correlation id in the message is how it is found in the narration."""
+    return JobError(ErrorCode.INTERNAL, f"internal error, correlation id {correlation_id.get()}")

@@ -1,0 +1,38 @@
+"""`GET /health`, `/livez`, `/readyz` and `/metrics`. None of them touches the engine."""
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from worker_orcd.worker.health import Status, health_of, status_of
+from worker_orcd.worker.worker import Worker
+
+_UNAVAILABLE = {503: {"description": "Jobs make no progress now, or none are taken"}}
+
+
+def router(worker: Worker) -> APIRouter:
+    """The routes of this resource."""
+    routes = APIRouter(tags=["health"])
+
+    def status_code(status: Status) -> int:
+        return 200 if status is Status.HEALTHY else 503
+
+    @routes.get("/health", summary="How the worker is", responses=_UNAVAILABLE)
+    async def health() -> JSONResponse:
+        seen = health_of(worker)
+        return JSONResponse(seen.data(), status_code=status_code(seen.status))
+
+    @routes.get("/livez", summary="Whether the front process is alive")
+    async def livez() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @routes.get("/readyz", summary="Whether jobs are taken and make progress", responses=_UNAVAILABLE)
+    async def readyz() -> JSONResponse:
+        status = status_of(worker)
+        return JSONResponse({"status": status.value}, status_code=status_code(status))
+
+    @routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    async def metrics() -> Response:
+        return Response(worker.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    return routes

@@ -1,0 +1,115 @@
+"""Pure ASGI middleware: what happens to every request before and after its resource.
+
+Never `BaseHTTPMiddleware`: it hides disconnects from the streams behind it.
+"""
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from worker_orcd import narration
+from worker_orcd.api.answers import error_body, internal
+from worker_orcd.jobs.errors import JobError, invalid
+from worker_orcd.narration import context
+
+MAX_BODY_BYTES = 1 << 20
+
+
+class CorrelationMiddleware:
+    """Gives every request a correlation id, the client's if it sent a good one, and every answer the same."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        chosen = context.accept_correlation_id(headers.get("x-correlation-id") or headers.get("x-request-id"))
+        token = context.correlation_id.set(chosen)
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Correlation-Id"] = chosen
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            context.correlation_id.reset(token)
+
+
+class ErrorMiddleware:
+    """The last line: whatever goes wrong behind it is answered in the one shape, and narrated with its traceback."""
+
+    def __init__(self, app: ASGIApp, narrator: narration.Narrator) -> None:
+        self.app = app
+        self._narrator = narrator
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        started = False
+
+        async def send_watched(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_watched)
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            answer = internal()
+            self._narrator.tell(
+                narration.Error.from_exception(
+                    error, code=answer.code.value, message=answer.message, http_status=answer.http_status
+                )
+            )
+            if not started:
+                await send_error(answer, send)
+
+
+class BodyLimitMiddleware:
+    """Refuses bodies over 1 MiB, by their declared length or by what really comes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
+            await send_error(_too_large(), send)
+            return
+        received = 0
+
+        async def receive_counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > MAX_BODY_BYTES:
+                raise _too_large()
+            return message
+
+        await self.app(scope, receive_counted, send)
+
+
+def _too_large() -> JobError:
+    return invalid(f"the body is larger than {MAX_BODY_BYTES} bytes", http_status=413)
+
+
+async def send_error(error: JobError, send: Send) -> None:
+    """Answer with an error, straight to the server."""
+    body = error_body(error)
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": error.http_status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

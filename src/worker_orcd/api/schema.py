@@ -1,0 +1,54 @@
+"""Pieces of the OpenAPI description that FastAPI cannot see, because bodies are read whatever their Content-Type."""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["code", "message", "retriable"],
+            "properties": {
+                "code": {"type": "string"},
+                "message": {"type": "string"},
+                "retriable": {"type": "boolean"},
+                "param": {"type": "string"},
+            },
+        }
+    },
+}
+
+
+def body(model: type[BaseModel], example: dict[str, object]) -> dict[str, Any]:
+    """The `requestBody` of an operation."""
+    schema = model.model_json_schema()
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": schema, "example": example}},
+        }
+    }
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The error answers of an operation."""
+    described = {
+        400: "`INVALID_REQUEST`, with the field at fault in `param`",
+        404: "`JOB_NOT_FOUND`",
+        409: "`JOB_ID_IN_USE`",
+        413: "`INVALID_REQUEST`: the body is over 1 MiB",
+        429: "`QUEUE_FULL`, with `Retry-After`",
+        503: "`DRAINING` with `Retry-After`, or not healthy",
+    }
+    return {
+        status: {"description": described[status], "content": {"application/json": {"schema": _ERROR}}}
+        for status in statuses
+    }
+
+
+def answer(example: dict[str, object], description: str) -> dict[str, Any]:
+    """A successful JSON answer."""
+    return {"description": description, "content": {"application/json": {"example": example}}}

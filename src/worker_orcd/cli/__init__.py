@@ -1,0 +1,1 @@
+"""The command line: `serve` (the default), `execute`, `cancel`, `ps`, `demo`."""

@@ -1,0 +1,1 @@
+"""The entry point: `worker-orcd [COMMAND]`; without a command it serves."""

@@ -1,0 +1,216 @@
+"""`worker-orcd serve`: check everything, take the port, start the engine, serve until told to stop."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from typing import Literal, NoReturn
+
+import uvloop
+
+from worker_orcd import __version__, narration
+from worker_orcd.api.app import create_app
+from worker_orcd.api.server import bind, make_server
+from worker_orcd.jobs.request import Ceilings
+from worker_orcd.protocol.messages import Load
+from worker_orcd.settings import Settings
+from worker_orcd.supervisor import model_file
+from worker_orcd.supervisor.engine import Engine, EngineListener
+from worker_orcd.supervisor.local import LLAMA_ENGINE, LocalEngine
+from worker_orcd.worker.health import publish
+from worker_orcd.worker.worker import Policy, Worker
+
+
+class StartupFailed(Exception):
+    """The worker cannot start as asked. The message is the one clear line; `code` an error code of the contract."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What was checked before anything is loaded."""
+
+    settings: Settings
+    model_path: str
+    listener: socket.socket
+
+
+def open_up(settings: Settings, *, check_model: bool = True) -> Opening:
+    """Validate everything that can be validated without loading, and take the port.
+
+    Raises:
+        StartupFailed: with one clear line.
+    """
+    try:
+        path = settings.model_path if check_model else settings.model
+        if check_model and path is not None:
+            model_file.inspect(path)
+    except (model_file.ModelFileError, FileNotFoundError) as error:
+        raise StartupFailed("MODEL_LOAD_FAILED", str(error)) from error
+    try:
+        listener = bind(settings.host, settings.port)
+    except OSError as error:
+        raise StartupFailed(
+            "INVALID_REQUEST",
+            f"--host {settings.host} --port {settings.port}: required a free address, but {os.strerror(error.errno or 0)}",
+        ) from error
+    return Opening(settings, str(path), listener)
+
+
+def serve(settings: Settings, *, engine_module: str = LLAMA_ENGINE) -> int:
+    """Run a worker in this process until it is told to stop.
+
+    Args:
+        settings: validated options.
+        engine_module: the engine to run; the scripted one for tests.
+
+    Returns:
+        The process's exit code.
+
+    Raises:
+        StartupFailed: with one clear line; nothing was left behind.
+    """
+    opening = open_up(settings, check_model=engine_module == LLAMA_ENGINE)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_Serving(opening, engine_module).run())
+
+
+def load_order(settings: Settings, model_path: str) -> Load:
+    """The engine's first message."""
+    return Load(
+        model_path=model_path,
+        worker_id=str(settings.worker_id),
+        gpu_device=settings.gpu_device,
+        parallel=settings.parallel,
+        context_length=settings.context_length,
+        exact=settings.exact,
+        threads=settings.threads,
+        log_format=_log_format(settings),
+    )
+
+
+class _Serving:
+    """One run of the server, from the first line narrated to the last."""
+
+    def __init__(self, opening: Opening, engine_module: str) -> None:
+        settings = self._settings = opening.settings
+        self._opening = opening
+        self._started_at = time.monotonic()
+        self._why: str | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self._narrator = narration.Narrator.configure(
+            str(settings.worker_id), log_format=_log_format(settings)
+        )
+        load = load_order(settings, opening.model_path)
+
+        async def launch(listener: EngineListener) -> Engine:
+            return await LocalEngine.launch(load, listener, engine_module)
+
+        self._worker = Worker(
+            policy_of(settings),
+            launch,
+            self._narrator,
+            worker_id=str(settings.worker_id),
+            model_path=opening.model_path,
+        )
+        publish(self._worker)
+        self._server = make_server(create_app(self._worker, self._narrator, self._shut_down))
+
+    async def run(self) -> int:
+        """Serve. Returns the exit code."""
+        loop = asyncio.get_running_loop()
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(sig, self._shut_down, signal.Signals(sig).name)
+        self._tell_startup()
+        self._worker.start()
+        gone = asyncio.create_task(self._stop_when_gone())
+        ready = asyncio.create_task(self._tell_when_ready())
+        await self._server.serve(sockets=[self._opening.listener])
+        for task in (gone, ready):
+            task.cancel()
+        if self._draining is not None:
+            await self._draining
+        await self._worker.supervisor.close()
+        never_ready = self._worker.hopeless.is_set() and not self._worker.supervisor.ever_ready
+        code = 1 if never_ready else 0
+        self._narrator.tell(
+            narration.Shutdown(
+                reason=self._why or "stopped",
+                uptime_s=round(time.monotonic() - self._started_at, 3),
+                exit_code=code,
+            )
+        )
+        return code
+
+    def _shut_down(self, why: str) -> None:
+        """The first time: drain. The second time: stop at once."""
+        if self._draining is not None:
+            self._stop_at_once()
+        self._why = why
+        self._draining = asyncio.create_task(self._drain(), name="drain")
+
+    async def _drain(self) -> None:
+        await self._worker.drain()
+        self._server.should_exit = True
+
+    def _stop_at_once(self) -> NoReturn:
+        self._worker.supervisor.kill()
+        os._exit(0)
+
+    async def _stop_when_gone(self) -> None:
+        """A model that never loaded is a failed start. An engine lost later leaves the worker, unhealthy, to be seen."""
+        await self._worker.hopeless.wait()
+        if not self._worker.supervisor.ever_ready:
+            self._why = "the model cannot be loaded"
+            print(f"worker-orcd: {self._worker.supervisor.reason}", file=sys.stderr, flush=True)
+            self._server.should_exit = True
+
+    async def _tell_when_ready(self) -> None:
+        await self._worker.ready.wait()
+        host, port = self._opening.listener.getsockname()[:2]
+        self._narrator.tell(
+            narration.Ready(
+                host=host, port=port, startup_ms=round((time.monotonic() - self._started_at) * 1000, 1)
+            )
+        )
+
+    def _tell_startup(self) -> None:
+        settings = self._settings
+        self._narrator.tell(
+            narration.Startup(
+                version=__version__,
+                host=settings.host,
+                port=settings.port,
+                model=self._opening.model_path,
+                device="cpu" if settings.gpu_device is None else f"gpu {settings.gpu_device}",
+                parallel=settings.parallel,
+                context_length=settings.context_length,
+                exact=settings.exact,
+                max_queue=settings.max_queue,
+                inference_timeout_sec=settings.inference_timeout_sec,
+                api_keys=0,
+            )
+        )
+
+
+def policy_of(settings: Settings) -> Policy:
+    """What of the options concerns jobs."""
+    return Policy(
+        ceilings=Ceilings(settings.max_tokens_out, settings.max_prompt_chars, settings.inference_timeout_sec),
+        max_queue=settings.max_queue,
+        cancel_deadline_sec=settings.cancel_deadline_sec,
+        drain_sec=settings.drain_sec,
+    )
+
+
+def _log_format(settings: Settings) -> Literal["json", "pretty"]:
+    """How both processes narrate: what was asked for, or what suits where stderr goes."""
+    if settings.log_format != "auto":
+        return settings.log_format
+    return "pretty" if sys.stderr.isatty() else "json"

@@ -1,0 +1,89 @@
+"""Where a model is computed: the CPU, or exactly one GPU and nothing else (no fallback, ever).
+
+Not yet run on a GPU. Without one, every path up to the refusals is tested.
+"""
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from worker_orcd.engine.model import ModelLoadError
+
+_GPU_TYPES = (1, 2)
+"""ggml_backend_dev_type: GPU and integrated GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A place to compute. `used_bytes` tells its memory that is in use since it was chosen; 0 for the CPU."""
+
+    name: str
+    used_bytes: Callable[[], int]
+
+
+@dataclass(frozen=True, slots=True)
+class GpuMemory:
+    """Free and total bytes of a GPU."""
+
+    free: int
+    total: int
+
+
+def choose(lib: Any, gpu_device: int | None, model_path: Path) -> Device:
+    """The device that was asked for.
+
+    Raises:
+        ModelLoadError: this build cannot offload, or there is no such GPU (`MODEL_LOAD_FAILED`); the weights
+            alone are larger than its free memory (`INSUFFICIENT_VRAM`).
+    """
+    if gpu_device is None:
+        return Device("cpu", lambda: 0)
+    if not lib.llama_supports_gpu_offload():
+        raise ModelLoadError(
+            f"--gpu-device {gpu_device}: required a llama.cpp build with GPU support, available is a CPU-only build "
+            "(docs/gpu.md says how to build one)"
+        )
+    gpus = _gpus(lib)
+    if gpu_device >= len(gpus):
+        raise ModelLoadError(
+            f"--gpu-device {gpu_device}: required GPU {gpu_device}, available are {len(gpus)} GPUs"
+        )
+    name, memory = gpus[gpu_device]
+    before = memory()
+    weights = model_path.stat().st_size
+    if weights > before.free:
+        raise ModelLoadError(
+            f"--gpu-device {gpu_device}: required {weights} bytes of VRAM for the weights alone, "
+            f"available {before.free} of {before.total} bytes on {name}",
+            "INSUFFICIENT_VRAM",
+        )
+    return Device(name, lambda: max(0, before.free - memory().free))
+
+
+def _gpus(lib: Any) -> list[tuple[str, Callable[[], GpuMemory]]]:
+    """GPUs in ggml's order, each with a way to ask for its memory."""
+    ggml = ctypes.CDLL(str(Path(lib.__file__).parent / "lib" / "libggml.so"))
+    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
+    ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
+    ggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    ggml.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
+    ggml.ggml_backend_dev_name.argtypes = [ctypes.c_void_p]
+    ggml.ggml_backend_dev_name.restype = ctypes.c_char_p
+    ggml.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+
+    def memory_of(device: int) -> Callable[[], GpuMemory]:
+        def ask() -> GpuMemory:
+            free, total = ctypes.c_size_t(), ctypes.c_size_t()
+            ggml.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+            return GpuMemory(free.value, total.value)
+
+        return ask
+
+    devices = [ggml.ggml_backend_dev_get(index) for index in range(ggml.ggml_backend_dev_count())]
+    return [
+        (ggml.ggml_backend_dev_name(device).decode(), memory_of(device))
+        for device in devices
+        if ggml.ggml_backend_dev_type(device) in _GPU_TYPES
+    ]

@@ -1,0 +1,335 @@
+"""llama.cpp behind the `Model` interface. The only file that touches `llama_cpp`."""
+
+import ctypes
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import llama_cpp.llama_cpp as lib
+import numpy as np
+
+from worker_orcd.engine import devices
+from worker_orcd.engine.chat import ChatTemplate
+from worker_orcd.engine.draws import draw_seed
+from worker_orcd.engine.model import Batch, ModelLoadError, Outcome, PromptRefused, Sampler
+from worker_orcd.engine.planner import MAX_ROWS
+from worker_orcd.protocol.interrupt import InterruptByte
+from worker_orcd.protocol.messages import Load, Percent, Ready, Sampling
+
+PENALTY_WINDOW = 64
+"""Tokens that the repetition penalty looks back on, prompt included (contract, section 2)."""
+_COLDEST = 1e-4
+"""Temperatures below are greedy: logits divided by them leave the range of a float."""
+_SMALLEST_PENALTY = 1e-6
+_BF16, _F16 = 30, 1
+_DONE, _NO_ROOM, _ABORTED = 0, 1, 2
+
+_strlen = ctypes.CDLL(None).strlen
+_never = ctypes.create_string_buffer(2)
+"""A byte that nobody sets: what ggml is given to look at while a step may not be aborted."""
+
+
+class LlamaModel:
+    """One model, one context, `parallel` sequences."""
+
+    def __init__(self, load: Load, interrupt: InterruptByte, progress: Callable[[Percent], None]) -> None:
+        """Load it.
+
+        Args:
+            load: which model and how.
+            interrupt: ends a running step when set.
+            progress: told 0, 25, 50, 75, 100 (percent) as loading goes on.
+
+        Raises:
+            ModelLoadError: with the reason, as far as llama.cpp says it.
+        """
+        started = time.monotonic()
+        self._interrupt = interrupt
+        self._complaints = _Complaints()
+        lib.llama_backend_init()
+        device = devices.choose(lib, load.gpu_device, Path(load.model_path))
+        self._model = self._load_model(load, _Quarters(progress))
+        self._vocab = lib.llama_model_get_vocab(self._model)
+        self._context = self._make_context(load)
+        self._memory = lib.llama_get_memory(self._context)
+        # libc's strlen(p) is 0 or 1 when p points at the flag byte followed by a NUL: a native abort callback that
+        # needs neither a compiler nor the GIL, asked about a thousand times a step.
+        self._abort = ctypes.cast(_strlen, lib.ggml_abort_callback)
+        self._rows = _RowBuffers(MAX_ROWS)
+        self._exact = load.exact
+        self._pieces: dict[int, bytes] = {}
+        self._template = self._chat_template()
+        self.facts = Ready(
+            model=self._meta("general.name") or Path(load.model_path).stem,
+            device=device.name,
+            resident=True,
+            vram_bytes=device.used_bytes(),
+            quant_kind=self._quant_kind(),
+            tokenizer_kind=self._meta("tokenizer.ggml.model") or "unknown",
+            vocab_size=lib.llama_vocab_n_tokens(self._vocab),
+            cells=lib.llama_n_ctx(self._context),
+            cells_per_job=min(lib.llama_n_ctx_seq(self._context), lib.llama_model_n_ctx_train(self._model)),
+            sequences=load.parallel,
+            exact=False,
+            load_ms=(time.monotonic() - started) * 1000,
+        )
+        progress(100)
+
+    @property
+    def dense_ids(self) -> bool:
+        """Separate streams of cells are computed up to the highest id in a step."""
+        return self._exact
+
+    # Text.
+
+    def encode(self, prompt: str, template: Literal["auto", "none"]) -> list[int]:
+        """Token ids of a prompt, as raw text or as one user message of the model's chat template."""
+        if template == "none" or self._template is None:
+            return self._tokenize(prompt, special_text=True, add_bos=True)
+        before, content, after = self._template.split(prompt)
+        bos = lib.llama_vocab_bos(self._vocab)
+        tokens = self._tokenize(before, special_text=True, add_bos=False)
+        if lib.llama_vocab_get_add_bos(self._vocab) and tokens[:1] != [bos]:
+            tokens.insert(0, bos)
+        tokens += self._tokenize(content, special_text=False, add_bos=False)
+        return tokens + self._tokenize(after, special_text=True, add_bos=False)
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a plain text."""
+        return len(self._tokenize(text, special_text=False, add_bos=False))
+
+    def piece(self, token: int) -> bytes:
+        """The bytes a token adds to the text."""
+        known = self._pieces.get(token)
+        if known is None:
+            buffer = ctypes.create_string_buffer(256)
+            length = lib.llama_token_to_piece(self._vocab, token, buffer, 256, 0, False)
+            if length < 0:
+                buffer = ctypes.create_string_buffer(-length)
+                length = lib.llama_token_to_piece(self._vocab, token, buffer, -length, 0, False)
+            known = self._pieces[token] = buffer.raw[: max(0, length)]
+        return known
+
+    def ends_generation(self, token: int) -> bool:
+        """Whether it is an end-of-generation token."""
+        return bool(lib.llama_vocab_is_eog(self._vocab, token))
+
+    def _tokenize(self, text: str, *, special_text: bool, add_bos: bool) -> list[int]:
+        if not text and not add_bos:
+            return []
+        raw = text.encode("utf-8", "replace")
+        size = len(raw) + 8
+        buffer = (lib.llama_token * size)()
+        count = lib.llama_tokenize(self._vocab, raw, len(raw), buffer, size, add_bos, special_text)
+        if count < 0:
+            raise PromptRefused("the prompt cannot be tokenized")
+        return list(buffer[:count])
+
+    def _chat_template(self) -> ChatTemplate | None:
+        source = lib.llama_model_chat_template(self._model, None)
+        if not source:
+            return None
+        bos, eos = lib.llama_vocab_bos(self._vocab), lib.llama_vocab_eos(self._vocab)
+        try:
+            return ChatTemplate(source.decode("utf-8", "replace"), bos=self._text(bos), eos=self._text(eos))
+        except PromptRefused as error:
+            raise ModelLoadError(str(error)) from error
+
+    def _text(self, token: int) -> str:
+        if token < 0:
+            return ""
+        return (lib.llama_vocab_get_text(self._vocab, token) or b"").decode("utf-8", "replace")
+
+    # Computing.
+
+    def decode(self, batch: Batch, *, armed: bool) -> Outcome:
+        """Compute a step of at most 512 rows as one micro-batch."""
+        watched = self._interrupt.address if armed else ctypes.addressof(_never)
+        lib.llama_set_abort_callback(self._context, self._abort, watched)
+        code = lib.llama_decode(self._context, self._rows.fill(batch))
+        if code == _DONE:
+            return Outcome.DONE
+        if code == _ABORTED:
+            return Outcome.ABORTED
+        return Outcome.NO_ROOM if code == _NO_ROOM else Outcome.FAILED
+
+    def logits(self, row: int) -> bytes:
+        """The raw scores of a row, 32-bit floats over the vocabulary."""
+        return ctypes.string_at(lib.llama_get_logits_ith(self._context, row), self.facts.vocab_size * 4)
+
+    def sampler(self, sampling: Sampling, history: list[int]) -> Sampler:
+        """A chain of llama.cpp's samplers: penalties, top-k, top-p, temperature, then the draw."""
+        return _LlamaSampler(self._context, sampling, history[-PENALTY_WINDOW:])
+
+    # KV cells.
+
+    def trim(self, sequence: int, length: int) -> None:
+        """Forget what lies behind the first `length` cells."""
+        lib.llama_memory_seq_rm(self._memory, sequence, length, -1)
+
+    def move(self, source: int, target: int) -> None:
+        """Copy a sequence's cells to a free id and free the old one."""
+        lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        lib.llama_memory_seq_rm(self._memory, source, -1, -1)
+
+    def cells(self, sequence: int) -> int:
+        """Cells from the lowest to the highest position that llama.cpp knows of the sequence."""
+        highest = lib.llama_memory_seq_pos_max(self._memory, sequence)
+        return 0 if highest < 0 else highest - lib.llama_memory_seq_pos_min(self._memory, sequence) + 1
+
+    # Loading.
+
+    def _load_model(self, load: Load, quarters: "_Quarters") -> Any:
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = 0 if load.gpu_device is None else 2**31 - 1
+        params.split_mode = lib.LLAMA_SPLIT_MODE_NONE
+        params.main_gpu = load.gpu_device or 0
+        callback = lib.llama_progress_callback(quarters.native)
+        params.progress_callback = callback
+        model = lib.llama_model_load_from_file(load.model_path.encode(), params)
+        if not model:
+            code = "INSUFFICIENT_VRAM" if self._complaints.about_memory() else "MODEL_LOAD_FAILED"
+            raise ModelLoadError(
+                f"{load.model_path}: llama.cpp cannot load it: {self._complaints.last()}", code
+            )
+        return model
+
+    def _make_context(self, load: Load) -> Any:
+        params = lib.llama_context_default_params()
+        params.n_ctx = load.context_length
+        params.n_batch = params.n_ubatch = MAX_ROWS
+        params.n_seq_max = load.parallel
+        params.n_threads = params.n_threads_batch = load.threads
+        params.offload_kqv = load.gpu_device is not None
+        params.op_offload = load.gpu_device is not None
+        params.no_perf = True
+        params.kv_unified = not load.exact
+        if load.exact:
+            # Keys and values of different types keep ggml's CPU attention off its split and tiled paths, whose
+            # results depend on how rows are batched; separate streams of cells keep neighbours out of each
+            # other's order of summation.
+            params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            params.type_k, params.type_v = _BF16, _F16
+        context = lib.llama_init_from_model(self._model, params)
+        if not context:
+            code = "INSUFFICIENT_VRAM" if load.gpu_device is not None else "MODEL_LOAD_FAILED"
+            raise ModelLoadError(
+                f"{load.model_path}: no room for {load.context_length} KV cells: {self._complaints.last()}",
+                code,
+            )
+        return context
+
+    def _quant_kind(self) -> str:
+        """`Q4_1` out of llama.cpp's description, `llama 135M Q4_1`."""
+        buffer = ctypes.create_string_buffer(128)
+        lib.llama_model_desc(self._model, buffer, 128)
+        return buffer.value.decode("utf-8", "replace").split(" ", 2)[-1]
+
+    def _meta(self, key: str) -> str:
+        buffer = ctypes.create_string_buffer(256)
+        length = lib.llama_model_meta_val_str(self._model, key.encode(), buffer, 256)
+        return buffer.value.decode("utf-8", "replace") if length > 0 else ""
+
+
+class _RowBuffers:
+    """The arrays of a `llama_batch`, kept and refilled. Each row belongs to one sequence."""
+
+    def __init__(self, rows: int) -> None:
+        self._tokens = np.zeros(rows, np.int32)
+        self._positions = np.zeros(rows, np.int32)
+        self._counts = np.ones(rows, np.int32)
+        self._sequences = np.zeros(rows, np.int32)
+        self._wanted = np.zeros(rows, np.int8)
+        first = self._sequences.ctypes.data
+        self._pointers = np.arange(rows, dtype=np.uint64) * 4 + first
+        self._batch = lib.llama_batch()
+        for name, array in (
+            ("token", self._tokens),
+            ("pos", self._positions),
+            ("n_seq_id", self._counts),
+            ("seq_id", self._pointers),
+            ("logits", self._wanted),
+        ):
+            kind = dict(lib.llama_batch._fields_)[name]
+            setattr(self._batch, name, ctypes.cast(array.ctypes.data, kind))
+
+    def fill(self, batch: Batch) -> Any:
+        rows = len(batch.tokens)
+        self._tokens[:rows] = batch.tokens
+        self._positions[:rows] = batch.positions
+        self._sequences[:rows] = batch.sequences
+        self._wanted[:rows] = batch.wanted
+        self._batch.n_tokens = rows
+        return self._batch
+
+
+class _LlamaSampler:
+    """The kept part of the chain, and a fresh draw for each token, seeded by (seed, index)."""
+
+    def __init__(self, context: Any, sampling: Sampling, history: list[int]) -> None:
+        self._context = context
+        self._seed = sampling.seed
+        self._greedy = sampling.temperature < _COLDEST
+        chain = self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        add = lib.llama_sampler_chain_add
+        if sampling.repetition_penalty != 1.0:
+            penalty = max(sampling.repetition_penalty, _SMALLEST_PENALTY)
+            add(chain, lib.llama_sampler_init_penalties(PENALTY_WINDOW, penalty, 0.0, 0.0))
+        if self._greedy:
+            add(chain, lib.llama_sampler_init_greedy())
+        else:
+            if sampling.top_k > 0:
+                add(chain, lib.llama_sampler_init_top_k(sampling.top_k))
+            if sampling.top_p < 1.0:
+                add(chain, lib.llama_sampler_init_top_p(sampling.top_p, 1))
+            add(chain, lib.llama_sampler_init_temp(sampling.temperature))
+        for token in history:
+            lib.llama_sampler_accept(chain, token)
+
+    def draw(self, row: int, index: int) -> int:
+        chain = self._chain
+        if self._greedy:
+            return int(lib.llama_sampler_sample(chain, self._context, row))
+        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(draw_seed(self._seed, index)))
+        token = lib.llama_sampler_sample(chain, self._context, row)
+        last = lib.llama_sampler_chain_n(chain) - 1
+        lib.llama_sampler_free(lib.llama_sampler_chain_remove(chain, last))
+        return int(token)
+
+    def close(self) -> None:
+        if self._chain is not None:
+            lib.llama_sampler_free(self._chain)
+            self._chain = None
+
+
+class _Quarters:
+    """Turns llama.cpp's progress (0 to 1, many times) into 0, 25, 50, 75, each once; 100 is told when all is ready."""
+
+    def __init__(self, tell: Callable[[Percent], None]) -> None:
+        self._tell = tell
+        self._ahead: list[Percent] = [0, 25, 50, 75]
+
+    def native(self, progress: float, _user_data: object) -> bool:
+        while self._ahead and progress * 100 >= self._ahead[0]:
+            self._tell(self._ahead.pop(0))
+        return True
+
+
+class _Complaints:
+    """What llama.cpp logs as errors, kept to explain a failed load; everything else it logs is dropped."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._callback = lib.llama_log_callback(self._hear)
+        lib.llama_log_set(self._callback, ctypes.c_void_p(0))
+
+    def _hear(self, level: int, text: bytes, _user_data: object) -> None:
+        if level == 4 and len(self._lines) < 20:  # GGML_LOG_LEVEL_ERROR
+            self._lines.append(text.decode("utf-8", "replace").strip())
+
+    def last(self) -> str:
+        return self._lines[0] if self._lines else "it gives no reason"
+
+    def about_memory(self) -> bool:
+        return any("memory" in line or "alloc" in line for line in self._lines)

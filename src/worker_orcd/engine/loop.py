@@ -1,0 +1,221 @@
+"""The engine's loop: look at messages, plan a step, compute it, report it.
+
+One turn is the whole story of a step. The order in it is what keeps a stop from being lost: the interrupt byte is
+cleared *before* messages are looked at, and the front sets it *after* its message is there. So a stop is either
+seen in this turn, or it ends this turn's step.
+"""
+
+import heapq
+import time
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from worker_orcd import narration
+from worker_orcd.engine.model import Batch, Model, Outcome
+from worker_orcd.engine.planner import CostEstimate, Plan, plan_step
+from worker_orcd.engine.sequence import Sequence
+from worker_orcd.protocol.interrupt import InterruptByte
+from worker_orcd.protocol.messages import EndOfRun, FromEngine, Progress, Run, Step, Stop, Stopped, TokenOut
+
+WORTH_ABORTING_MS = 20.0
+"""Steps predicted to be shorter are not interrupted: they end soon enough, and would have to be done again."""
+MOST_UNARMED_MS = 100.0
+"""No step predicted to be longer runs uninterruptible, not even after an aborted one."""
+
+
+class EngineLoop:
+    """Owns the model. `turn` is called again and again by the process, or step by step by a test."""
+
+    def __init__(
+        self,
+        model: Model,
+        interrupt: InterruptByte,
+        drain: Callable[[], Iterable[Run | Stop]],
+        send: Callable[[FromEngine], None],
+        narrator: narration.Narrator,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._model = model
+        self._interrupt = interrupt
+        self._drain = drain
+        self._send = send
+        self._narrator = narrator
+        self._clock = clock
+        self._sequences: dict[int, Sequence] = {}
+        self._free_ids = list(range(model.facts.sequences))
+        self._cost = CostEstimate()
+        self._just_aborted = False
+
+    def turn(self) -> bool:
+        """Look at messages, then run one step. False if there was nothing to compute."""
+        self._interrupt.clear()
+        for message in self._drain():
+            match message:
+                case Run():
+                    self._take(message)
+                case Stop():
+                    self._stop(message.run)
+        if not self._sequences:
+            return False
+        self._step()
+        return True
+
+    # Sequences.
+
+    def _take(self, run: Run) -> None:
+        sequence = Sequence(run, heapq.heappop(self._free_ids), self._model)
+        self._sequences[run.run] = sequence
+        self._narrator.tell(
+            narration.ExecuteStart(
+                job_id=run.job_id,
+                prompt_chars=run.prompt_chars,
+                prompt_sha256=run.prompt_sha256,
+                prompt_tokens=len(run.prompt),
+                max_tokens=run.max_tokens,
+                seed=run.sampling.seed,
+            ),
+            correlation_id=run.correlation_id,
+        )
+
+    def _stop(self, run: int) -> None:
+        """Free a run and say so. The answer comes even for a run that is not here: it holds nothing, either."""
+        stopped_at = self._clock()
+        sequence = self._sequences.get(run)
+        before, after = self._free(sequence) if sequence else (0, 0)
+        freed_at = self._clock()
+        cells, sequences = self._books()
+        now = self._clock()
+        self._send(
+            Stopped(
+                run=run,
+                stopped_ago_ms=(now - stopped_at) * 1000,
+                freed_ago_ms=(now - freed_at) * 1000,
+                cells_before=before,
+                cells_after=after,
+                prompt_processed=sequence.prompt_processed if sequence else 0,
+                cells_used=cells,
+                sequences_used=sequences,
+            )
+        )
+
+    def _free(self, sequence: Sequence) -> tuple[int, int]:
+        """Free all that a run holds. Returns its cells before and after, by the model's own count."""
+        del self._sequences[sequence.run.run]
+        sequence.sampler.close()
+        before = self._model.cells(sequence.id)
+        self._model.trim(sequence.id, 0)
+        after = self._model.cells(sequence.id)
+        hole = sequence.id
+        if self._model.dense_ids and self._sequences:
+            last = max(self._sequences.values(), key=lambda other: other.id)
+            if last.id > hole:
+                self._model.move(last.id, hole)
+                last.id, hole = hole, last.id
+        heapq.heappush(self._free_ids, hole)
+        return before, after
+
+    def _books(self) -> tuple[int, int]:
+        """Cells and sequences in use over all sequence ids, by the model's own count."""
+        held = [self._model.cells(sequence) for sequence in range(self._model.facts.sequences)]
+        return sum(held), sum(cells > 0 for cells in held)
+
+    # Steps.
+
+    def _step(self) -> None:
+        plan = plan_step(
+            [sequence.pending for sequence in self._sequences.values()], self._cost, gentle=self._just_aborted
+        )
+        armed = plan.predicted_ms > (MOST_UNARMED_MS if self._just_aborted else WORTH_ABORTING_MS)
+        batch, last_rows = self._batch(plan)
+        started = self._clock()
+        outcome = self._model.decode(batch, armed=armed)
+        took_ms = (self._clock() - started) * 1000
+        self._just_aborted = outcome is Outcome.ABORTED
+        match outcome:
+            case Outcome.DONE:
+                self._cost.learn(plan, took_ms)
+                tokens, progress, ends = self._harvest(plan, last_rows)
+            case Outcome.ABORTED:
+                self._undo(plan)
+                tokens, progress, ends = [], [], []
+            case Outcome.NO_ROOM:
+                self._undo(plan)
+                tokens, progress, ends = (
+                    [],
+                    [],
+                    [self._failed(plan.shares[-1].key, "INTERNAL", "no free KV cells")],
+                )
+            case Outcome.FAILED:
+                self._undo(plan)
+                tokens, progress, ends = [], [], [self._device_failed(share.key) for share in plan.shares]
+        cells, sequences = self._books()
+        self._send(
+            Step(
+                duration_ms=(self._clock() - started) * 1000,
+                tokens=tuple(tokens),
+                progress=tuple(progress),
+                ended=tuple(ends),
+                cells_used=cells,
+                sequences_used=sequences,
+                next_ms=plan.predicted_ms if self._sequences else 0.0,
+                aborted=outcome is Outcome.ABORTED,
+            )
+        )
+
+    def _batch(self, plan: Plan) -> tuple[Batch, dict[int, int]]:
+        """The plan's rows, sorted by sequence id, and for each run whose tokens are then all in cells its last row."""
+        batch = Batch([], [], [], [])
+        last_rows: dict[int, int] = {}
+        for share in sorted(plan.shares, key=lambda share: self._sequences[share.key].id):
+            sequence = self._sequences[share.key]
+            end = sequence.computed + share.rows
+            batch.tokens += sequence.tokens[sequence.computed : end]
+            batch.positions += range(sequence.computed, end)
+            batch.sequences += [sequence.id] * share.rows
+            batch.wanted += [False] * share.rows
+            if end == len(sequence.tokens):
+                last_rows[share.key] = len(batch.wanted) - 1
+                batch.wanted[-1] = True
+        return batch, last_rows
+
+    def _harvest(
+        self, plan: Plan, last_rows: dict[int, int]
+    ) -> tuple[list[TokenOut], list[Progress], list[EndOfRun]]:
+        tokens: list[TokenOut] = []
+        progress: list[Progress] = []
+        ends: list[EndOfRun] = []
+        for share in plan.shares:
+            sequence = self._sequences[share.key]
+            before = sequence.prompt_processed
+            sequence.computed += share.rows
+            if sequence.prompt_processed > before:
+                progress.append(Progress(share.key, sequence.prompt_processed))
+            if share.key in last_rows:
+                new, end = sequence.draw(last_rows[share.key], self._model)
+                tokens += new
+                if end is not None:
+                    ends.append(end)
+        return tokens, progress, [self._end(end) for end in ends]
+
+    def _end(self, end: EndOfRun) -> EndOfRun:
+        before, after = self._free(self._sequences[end.run])
+        return msgspec.structs.replace(end, cells_before=before, cells_after=after)
+
+    def _undo(self, plan: Plan) -> None:
+        """Trim every sequence of a step that did not end well back to what it was before."""
+        for share in plan.shares:
+            sequence = self._sequences[share.key]
+            self._model.trim(sequence.id, sequence.computed)
+
+    def _device_failed(self, key: int) -> EndOfRun:
+        if self._model.facts.device == "cpu":
+            return self._failed(key, "INTERNAL", "the computation failed")
+        return self._failed(key, "CUDA_ERROR", f"{self._model.facts.device} failed during the computation")
+
+    def _failed(self, key: int, code: str, message: str) -> EndOfRun:
+        run = self._sequences[key].run
+        self._narrator.tell(
+            narration.Error(code=code, message=message, job_id=run.job_id), correlation_id=run.correlation_id
+        )
+        return self._end(EndOfRun(key, None, 0, 0, code, message))

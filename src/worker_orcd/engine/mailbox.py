@@ -1,0 +1,95 @@
+"""The engine's end of the socket: what is there can be looked at any time, also while prompts are being prepared."""
+
+import os
+import select
+import socket
+import threading
+from collections import deque
+from queue import SimpleQueue
+
+from worker_orcd.protocol.framing import BrokenFrame, encode, engine_side
+from worker_orcd.protocol.messages import FromEngine, Load, Message, Prepare, Run, Stop
+
+_CHUNK = 1 << 18
+
+
+class Mailbox:
+    """Sorts what arrives: runs and stops for the loop, prompts to prepare for the side thread.
+
+    Both the reader thread and the loop may take bytes off the socket (`_pump`, under a lock): the loop must see
+    what arrived before it cleared the interrupt byte, whether or not the reader thread had its turn. When the
+    front goes away, the process ends at once, whatever it is computing.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._reader = engine_side()
+        self._pumping = threading.Lock()
+        self._sending = threading.Lock()
+        self._arrived = threading.Condition()
+        self._for_loop: deque[Run | Stop] = deque()
+        self._loads: SimpleQueue[Load] = SimpleQueue()
+        self.to_prepare: SimpleQueue[Prepare] = SimpleQueue()
+        threading.Thread(target=self._read, name="mailbox", daemon=True).start()
+
+    def first(self) -> Load:
+        """Wait for the message that comes first."""
+        return self._loads.get()
+
+    def drain(self) -> list[Run | Stop]:
+        """Everything for the loop that is in the socket now or was there before."""
+        self._pump()
+        with self._arrived:
+            messages = list(self._for_loop)
+            self._for_loop.clear()
+        return messages
+
+    def wait(self) -> None:
+        """Wait until there is something to drain."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: bool(self._for_loop))
+
+    def send(self, message: FromEngine) -> None:
+        """Send one message; waits if the front does not keep up."""
+        frame = encode(message)
+        with self._sending:
+            try:
+                self._connection.sendall(frame)
+            except OSError:
+                os._exit(0)
+
+    def _read(self) -> None:
+        while True:
+            select.select([self._connection], [], [])
+            self._pump()
+
+    def _pump(self) -> None:
+        with self._pumping:
+            while True:
+                try:
+                    data = self._connection.recv(_CHUNK, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    return
+                except OSError:
+                    data = b""
+                if not data:
+                    os._exit(
+                        0
+                    )  # The front is gone. The main thread may be in native code, so nothing gentler helps.
+                try:
+                    messages = self._reader.feed(data)
+                except BrokenFrame:
+                    os._exit(70)
+                for message in messages:
+                    self._sort(message)
+
+    def _sort(self, message: Message) -> None:
+        match message:
+            case Run() | Stop():
+                with self._arrived:
+                    self._for_loop.append(message)
+                    self._arrived.notify()
+            case Prepare():
+                self.to_prepare.put(message)
+            case Load():
+                self._loads.put(message)

@@ -1,0 +1,104 @@
+"""What the loop needs of a model. llama.cpp is one (`llama.py`); the scripted one in `testing/` is another."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal, Protocol
+
+from worker_orcd.protocol.messages import Ready, Sampling
+
+
+class ModelLoadError(Exception):
+    """The model cannot be loaded as asked. `code` is an error code of the contract."""
+
+    def __init__(self, message: str, code: str = "MODEL_LOAD_FAILED") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class PromptRefused(Exception):
+    """A prompt that cannot be rendered or tokenized. `param` names the field at fault, None if it is not the client's."""
+
+    def __init__(self, message: str, param: str | None = "prompt") -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class Outcome(Enum):
+    """How a step ended."""
+
+    DONE = "done"
+    ABORTED = "aborted"
+    """The interrupt byte ended it. What it wrote must be trimmed from every sequence that was in it."""
+    NO_ROOM = "no room"
+    """There were not enough free KV cells; nothing was written."""
+    FAILED = "failed"
+    """The device or backend failed."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """The rows of one step: row *r* is token `tokens[r]` at `positions[r]` of sequence `sequences[r]`.
+
+    Only rows with `wanted[r]` are sampled from afterwards.
+    """
+
+    tokens: list[int]
+    positions: list[int]
+    sequences: list[int]
+    wanted: list[bool]
+
+
+class Sampler(Protocol):
+    """One job's way of drawing tokens. It remembers what it drew, for the repetition penalty."""
+
+    def draw(self, row: int, index: int) -> int:
+        """Draw the job's token number `index` from the last step's row `row`."""
+
+    def close(self) -> None:
+        """Free what it holds."""
+
+
+class Model(Protocol):
+    """A loaded model with room for `facts.sequences` sequences."""
+
+    @property
+    def facts(self) -> Ready:
+        """What it is and holds; `exact` and `load_ms` are filled in by the process."""
+
+    @property
+    def dense_ids(self) -> bool:
+        """Whether steps are faster when sequence ids have no holes."""
+
+    def encode(self, prompt: str, template: Literal["auto", "none"]) -> list[int]:
+        """Token ids of a prompt. Safe to call while a step runs.
+
+        Raises:
+            PromptRefused: it cannot be rendered.
+        """
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a plain text. Safe to call while a step runs."""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token adds to the text; none for control tokens."""
+
+    def ends_generation(self, token: int) -> bool:
+        """Whether it is an end-of-generation token."""
+
+    def sampler(self, sampling: Sampling, history: list[int]) -> Sampler:
+        """A sampler that has seen `history` (prompt and generated tokens)."""
+
+    def decode(self, batch: Batch, *, armed: bool) -> Outcome:
+        """Compute a step. `armed`: the interrupt byte may abort it."""
+
+    def logits(self, row: int) -> bytes:
+        """The raw next-token scores of the last step's row `row`, to be compared bit for bit."""
+
+    def trim(self, sequence: int, length: int) -> None:
+        """Forget all of a sequence behind its first `length` cells; 0 frees it."""
+
+    def move(self, source: int, target: int) -> None:
+        """Give sequence `source` the free id `target`."""
+
+    def cells(self, sequence: int) -> int:
+        """KV cells that a sequence holds, by the backend's own count."""

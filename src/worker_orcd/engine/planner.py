@@ -1,0 +1,140 @@
+"""Which rows go into the next step, planned by predicted time. Pure.
+
+A *row* is one token of one sequence. Every decoding sequence gets its one row; then prefill rows are added until
+the step is predicted to last as long as it may. That one rule bounds how long a stop waits on a backend that cannot
+abort a step (G1), and how long a long prompt may delay the streams beside it (G12).
+"""
+
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass, field
+
+MIXED_MS = 25.0
+"""A step with decode rows lasts this long at least, if there is prefill to fill it."""
+MIXED_RATIO = 2.5
+"""… and at most this many times its decode part: G12 allows a gap of three."""
+PREFILL_MS = 100.0
+"""A step with prefill only: an arrival is not a stop, but must not wait for seconds either."""
+GENTLE_MS = 20.0
+"""A step after an aborted one, which is not aborted itself: short, so that the next stop does not wait for it."""
+MIN_PREFILL_ROWS = 8
+"""However slow decoding is, a prompt goes on by so many rows a step."""
+MAX_ROWS = 512
+"""Rows of one step: the micro-batch that the context is built with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What one sequence wants computed: `rows` tokens behind the `context` cells it has."""
+
+    key: int
+    rows: int
+    context: int
+    decoding: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """So many rows of one sequence in the step."""
+
+    key: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A step: who gets how many rows, and how long it is predicted to take, in ms."""
+
+    shares: tuple[Share, ...]
+    decode_rows: int
+    prefill_rows: int
+    prefill_context: int
+    predicted_ms: float
+
+
+@dataclass(slots=True)
+class CostEstimate:
+    """How long rows take here, learned from steps that ran. All in milliseconds.
+
+    Decode steps are remembered by their number of rows, prefill rows by the context behind them (in ranges of 512
+    cells). What was never seen is taken from the nearest that was, on the slow side.
+    """
+
+    first_guess_ms: float = 8.0
+    """A row of a machine and model nothing is known of."""
+    smoothing: float = 0.2
+    _decode: dict[int, float] = field(default_factory=dict)
+    _prefill: dict[int, float] = field(default_factory=dict)
+
+    def decode_ms(self, rows: int) -> float:
+        """A step of so many decode rows."""
+        if rows == 0:
+            return 0.0
+        if rows in self._decode:
+            return self._decode[rows]
+        below = max((n for n in self._decode if n < rows), default=None)
+        above = min((n for n in self._decode if n > rows), default=None)
+        if below is None and above is None:
+            return self.first_guess_ms * rows
+        if below is None:
+            return self._decode[above] if above is not None else 0.0
+        scaled = self._decode[below] * rows / below
+        return scaled if above is None else min(scaled, self._decode[above])
+
+    def prefill_row_ms(self, context: int) -> float:
+        """One prefill row behind so many cells."""
+        if not self._prefill:
+            return self.first_guess_ms
+        wanted = _context_range(context)
+        known = min(self._prefill, key=lambda seen: (abs(seen - wanted), -seen))
+        # Attention grows with the context: what lies further on than anything seen is taken to be dearer.
+        return self._prefill[known] * (1.0 + 0.1 * max(0, wanted - known))
+
+    def learn(self, plan: Plan, took_ms: float) -> None:
+        """A step that was planned so took so long."""
+        if plan.prefill_rows == 0:
+            self._blend(self._decode, plan.decode_rows, took_ms)
+            return
+        rest = max(took_ms - self.decode_ms(plan.decode_rows), took_ms * 0.1)
+        self._blend(self._prefill, _context_range(plan.prefill_context), rest / plan.prefill_rows)
+
+    def _blend(self, known: dict[int, float], key: int, value: float) -> None:
+        old = known.get(key)
+        known[key] = value if old is None else old + self.smoothing * (value - old)
+
+
+def _context_range(context: int) -> int:
+    return context // 512
+
+
+def plan_step(pending: Rows[Pending], cost: CostEstimate, *, gentle: bool = False) -> Plan:
+    """Fill a step: all decode rows first, then prefill in the order given.
+
+    Args:
+        pending: what each sequence wants, oldest first.
+        cost: what rows are known to take.
+        gentle: keep it short, for a step that will not be aborted.
+    """
+    shares = [Share(p.key, 1) for p in pending if p.decoding]
+    decode_rows = len(shares)
+    decode_ms = cost.decode_ms(decode_rows)
+    budget = max(MIXED_MS, MIXED_RATIO * decode_ms) if shares else PREFILL_MS
+    if gentle:
+        budget = min(budget, GENTLE_MS)
+    predicted = decode_ms
+    prefill_rows = 0
+    deepest = 0
+    for wish in pending:
+        if wish.decoding:
+            continue
+        row_ms = cost.prefill_row_ms(wish.context)
+        affordable = int((budget - predicted) / row_ms) if row_ms > 0 else MAX_ROWS
+        if prefill_rows == 0:
+            affordable = max(affordable, MIN_PREFILL_ROWS)
+        rows = min(wish.rows, affordable, MAX_ROWS - decode_rows - prefill_rows)
+        if rows <= 0:
+            break
+        shares.append(Share(wish.key, rows))
+        prefill_rows += rows
+        deepest = max(deepest, wish.context)
+        predicted += rows * row_ms
+    return Plan(tuple(shares), decode_rows, prefill_rows, deepest, predicted)

@@ -1,0 +1,78 @@
+"""The engine process from start to end: `python -m worker_orcd.engine --socket FD --interrupt FD --front PID`."""
+
+import argparse
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from worker_orcd import narration
+from worker_orcd.engine.exactness import streams_are_exact
+from worker_orcd.engine.loop import EngineLoop
+from worker_orcd.engine.mailbox import Mailbox
+from worker_orcd.engine.model import Model, ModelLoadError
+from worker_orcd.engine.preparer import prepare_all
+from worker_orcd.protocol.interrupt import InterruptByte
+from worker_orcd.protocol.messages import Load, LoadFailed, Loading, Percent
+
+ModelLoader = Callable[[Load, InterruptByte, Callable[[Percent], None]], Model]
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(load_model: ModelLoader) -> None:
+    """Serve one front with the model that `load_model` makes, until the front goes away."""
+    parser = argparse.ArgumentParser(prog="worker_orcd.engine", description=__doc__)
+    for name in ("--socket", "--interrupt", "--front"):
+        parser.add_argument(name, type=int, required=True)
+    given = parser.parse_args()
+    _die_with_front(given.front)
+    mailbox = Mailbox(socket.socket(fileno=given.socket))
+    interrupt = InterruptByte(given.interrupt)
+    load = mailbox.first()
+    narrator = narration.Narrator.configure(load.worker_id, process="engine", log_format=load.log_format)
+    model = _load(load, load_model, interrupt, mailbox)
+    threading.Thread(
+        target=prepare_all,
+        args=(mailbox.to_prepare, model, mailbox.send, narrator),
+        name="preparer",
+        daemon=True,
+    ).start()
+    loop = EngineLoop(model, interrupt, mailbox.drain, mailbox.send, narrator)
+    while True:
+        if not loop.turn():
+            mailbox.wait()
+
+
+def _load(load: Load, load_model: ModelLoader, interrupt: InterruptByte, mailbox: Mailbox) -> Model:
+    """Load, check, warm up and report; a model that cannot be had ends the process with 1."""
+    started = time.monotonic()
+    try:
+        model = load_model(load, interrupt, lambda percent: mailbox.send(Loading(percent)))
+        exact = load.exact and streams_are_exact(model)
+        if load.exact and not exact:
+            raise ModelLoadError(
+                f"{load.model_path}: --exact required, but with this model, build and device streams depend on what "
+                "runs beside them (self-check failed)"
+            )
+    except ModelLoadError as error:
+        mailbox.send(LoadFailed(error.code, str(error)))
+        sys.exit(1)
+    load_ms = (time.monotonic() - started) * 1000
+    mailbox.send(msgspec.structs.replace(model.facts, exact=exact, load_ms=load_ms))
+    return model
+
+
+def _die_with_front(front: int) -> None:
+    """Ctrl-C is the front's to handle; its death, however sudden, is ours too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != front:
+        os._exit(0)

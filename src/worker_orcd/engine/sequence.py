@@ -1,0 +1,60 @@
+"""A run while the engine holds it: its tokens, how many of them are in KV cells, and its text so far."""
+
+from worker_orcd.engine.model import Model
+from worker_orcd.engine.planner import Pending
+from worker_orcd.engine.text import TextAssembler
+from worker_orcd.protocol.messages import EndOfRun, Run, TokenOut
+
+
+class Sequence:
+    """One run in one sequence of the model.
+
+    `tokens` are prompt and generated ones; the first `computed` of them are in KV cells. One token behind them and
+    something generated already: it is decoding. More: its prompt is being read (or read again, when it is carried
+    on from elsewhere).
+    """
+
+    def __init__(self, run: Run, sequence_id: int, model: Model) -> None:
+        self.run = run
+        self.id = sequence_id
+        self.tokens = [*run.prompt, *run.generated]
+        self.computed = 0
+        self.sampler = model.sampler(run.sampling, self.tokens)
+        self._text = TextAssembler(run.stop)
+        for token in run.generated:
+            self._text.feed(model.piece(token))
+
+    @property
+    def generated(self) -> int:
+        """Tokens generated so far."""
+        return len(self.tokens) - len(self.run.prompt)
+
+    @property
+    def prompt_processed(self) -> int:
+        """Prompt tokens that are in KV cells."""
+        return min(self.computed, len(self.run.prompt))
+
+    @property
+    def pending(self) -> Pending:
+        """What it wants of the next step."""
+        rows = len(self.tokens) - self.computed
+        return Pending(self.run.run, rows, self.computed, decoding=rows == 1 and self.generated > 0)
+
+    def draw(self, row: int, model: Model) -> tuple[list[TokenOut], EndOfRun | None]:
+        """Draw its next token from row `row` of the step that just ran.
+
+        Returns:
+            What its readers get of it, and its end if this is the end; the cells in that are filled in when freed.
+        """
+        run = self.run.run
+        token = self.sampler.draw(row, self.generated)
+        if model.ends_generation(token) and not self.run.ignore_eos:
+            held = self._text.finish()
+            return [TokenOut(run, None, held)] if held else [], EndOfRun(run, "stop", 0, 0)
+        self.tokens.append(token)
+        text = self._text.feed(model.piece(token))
+        if self._text.stopped:
+            return [TokenOut(run, token, text)], EndOfRun(run, "stop_sequence", 0, 0)
+        if self.generated >= self.run.max_tokens:
+            return [TokenOut(run, token, text + self._text.finish())], EndOfRun(run, "length", 0, 0)
+        return [TokenOut(run, token, text)], None

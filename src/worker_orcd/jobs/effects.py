@@ -1,0 +1,36 @@
+"""What the core wants done. A closed set of values; the worker carries them out in order."""
+
+from dataclasses import dataclass
+
+from worker_orcd.jobs.job import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Have the engine render and tokenize this job's prompt."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Hand this job to the engine, from the tokens it has so far on."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """Have the engine stop this job and say when it has."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """This job's terminal event is decided, and it holds nothing any more."""
+
+    job: Job
+
+
+Effect = Prepare | Run | Halt | Ended

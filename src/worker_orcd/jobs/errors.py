@@ -1,0 +1,118 @@
+"""Errors, sorted by whose fault they are (contract, section 8).
+
+One table knows each code's HTTP status, whether a retry can help, and who is at fault.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Fault(StrEnum):
+    """Who has to change something for the error to go away."""
+
+    CLIENT = "client"
+    WORKER = "worker"
+    ENGINE = "engine"
+    DEVICE = "device"
+
+
+class ErrorCode(StrEnum):
+    """The closed set of codes that a client can see."""
+
+    INVALID_REQUEST = "INVALID_REQUEST"
+    UNAUTHORIZED = "UNAUTHORIZED"
+    JOB_NOT_FOUND = "JOB_NOT_FOUND"
+    JOB_ID_IN_USE = "JOB_ID_IN_USE"
+    QUEUE_FULL = "QUEUE_FULL"
+    DRAINING = "DRAINING"
+    CANCELLED = "CANCELLED"
+    INFERENCE_TIMEOUT = "INFERENCE_TIMEOUT"
+    MODEL_LOAD_FAILED = "MODEL_LOAD_FAILED"
+    INSUFFICIENT_VRAM = "INSUFFICIENT_VRAM"
+    VRAM_OOM = "VRAM_OOM"
+    CUDA_ERROR = "CUDA_ERROR"
+    ENGINE_LOST = "ENGINE_LOST"
+    INTERNAL = "INTERNAL"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorKind:
+    """What a code means to a client.
+
+    Attributes:
+        http_status: the status an HTTP answer with this code has; for codes that only occur inside a
+            stream it is the status that metrics count them under.
+        retriable: whether the same request may succeed later.
+        fault: whose fault it is.
+    """
+
+    http_status: int
+    retriable: bool
+    fault: Fault
+
+
+KINDS: dict[ErrorCode, ErrorKind] = {
+    ErrorCode.INVALID_REQUEST: ErrorKind(400, retriable=False, fault=Fault.CLIENT),
+    ErrorCode.UNAUTHORIZED: ErrorKind(401, retriable=False, fault=Fault.CLIENT),
+    ErrorCode.JOB_NOT_FOUND: ErrorKind(404, retriable=False, fault=Fault.CLIENT),
+    ErrorCode.JOB_ID_IN_USE: ErrorKind(409, retriable=False, fault=Fault.CLIENT),
+    ErrorCode.QUEUE_FULL: ErrorKind(429, retriable=True, fault=Fault.WORKER),
+    ErrorCode.DRAINING: ErrorKind(503, retriable=True, fault=Fault.WORKER),
+    ErrorCode.CANCELLED: ErrorKind(499, retriable=False, fault=Fault.CLIENT),
+    ErrorCode.INFERENCE_TIMEOUT: ErrorKind(504, retriable=True, fault=Fault.WORKER),
+    ErrorCode.MODEL_LOAD_FAILED: ErrorKind(500, retriable=False, fault=Fault.ENGINE),
+    ErrorCode.INSUFFICIENT_VRAM: ErrorKind(500, retriable=False, fault=Fault.DEVICE),
+    ErrorCode.VRAM_OOM: ErrorKind(500, retriable=True, fault=Fault.DEVICE),
+    ErrorCode.CUDA_ERROR: ErrorKind(500, retriable=True, fault=Fault.DEVICE),
+    ErrorCode.ENGINE_LOST: ErrorKind(500, retriable=True, fault=Fault.ENGINE),
+    ErrorCode.INTERNAL: ErrorKind(500, retriable=True, fault=Fault.WORKER),
+}
+
+
+class JobError(Exception):
+    """A refusal or failure that a client is told about, in the one shape of contract section 8.
+
+    Args:
+        code: which error it is; status and retriability follow from it.
+        message: one sentence for people.
+        param: the request field at fault, if one is.
+        http_status: overrides the code's status (413, 405 and 404 share `INVALID_REQUEST`).
+        retry_after_sec: sent as `Retry-After`, seconds.
+    """
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        *,
+        param: str | None = None,
+        http_status: int | None = None,
+        retry_after_sec: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+        self.http_status = http_status or KINDS[code].http_status
+        self.retry_after_sec = retry_after_sec
+
+    @property
+    def retriable(self) -> bool:
+        """Whether the same request may succeed later."""
+        return KINDS[self.code].retriable
+
+    def body(self) -> dict[str, object]:
+        """The `error` object of an HTTP answer: `code`, `message`, `retriable` and, if known, `param`."""
+        error: dict[str, object] = {
+            "code": self.code.value,
+            "message": self.message,
+            "retriable": self.retriable,
+        }
+        if self.param is not None:
+            error["param"] = self.param
+        return error
+
+
+def invalid(message: str, param: str | None = None, *, http_status: int = 400) -> JobError:
+    """A malformed request: the client has to change it."""
+    return JobError(ErrorCode.INVALID_REQUEST, message, param=param, http_status=http_status)

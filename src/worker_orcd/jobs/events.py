@@ -1,0 +1,76 @@
+"""What a job's reader sees: `started token* (end|error)` or just `error` (contract, section 2).
+
+An event's number within its job (the SSE `id:`) is its place in the job's list of events.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from worker_orcd.jobs.errors import KINDS, ErrorCode
+
+StopReason = Literal["stop", "length", "stop_sequence"]
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The job was handed to the engine. `started_at` is RFC 3339 in UTC; `seed` is the one in use."""
+
+    name: ClassVar[str] = "started"
+    job_id: str
+    model: str
+    started_at: str
+    seed: int
+
+    def data(self) -> dict[str, object]:
+        """The event's JSON object."""
+        return {"job_id": self.job_id, "model": self.model, "started_at": self.started_at, "seed": self.seed}
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """Token number `i` of the job (0, 1, 2 …) and the text that became certain with it, possibly none."""
+
+    name: ClassVar[str] = "token"
+    t: str
+    i: int
+
+    def data(self) -> dict[str, object]:
+        """The event's JSON object."""
+        return {"t": self.t, "i": self.i}
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The job came to its natural end. `decode_time_ms` runs from the first token to the last."""
+
+    name: ClassVar[str] = "end"
+    tokens_out: int
+    decode_time_ms: int
+    stop_reason: StopReason
+
+    def data(self) -> dict[str, object]:
+        """The event's JSON object."""
+        return {
+            "tokens_out": self.tokens_out,
+            "decode_time_ms": self.decode_time_ms,
+            "stop_reason": self.stop_reason,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """The job ended otherwise. `details` stand beside `code`, `message` and `retriable` in the JSON object."""
+
+    name: ClassVar[str] = "error"
+    code: ErrorCode
+    message: str
+    details: dict[str, object] = field(default_factory=dict)
+
+    def data(self) -> dict[str, object]:
+        """The event's JSON object."""
+        retriable = KINDS[self.code].retriable
+        return {"code": self.code.value, "message": self.message, "retriable": retriable, **self.details}
+
+
+Terminal = End | Error
+Event = Started | Token | End | Error

@@ -1,0 +1,259 @@
+"""One job: one use of a job id, from acceptance to its terminal event."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from worker_orcd.jobs.errors import ErrorCode, JobError
+from worker_orcd.jobs.events import End, Error, Event, Started, StopReason as EndReason, Terminal, Token
+from worker_orcd.jobs.lifecycle import State, Trigger, following
+from worker_orcd.jobs.moment import Moment, millis, rfc3339
+from worker_orcd.jobs.receipt import Freed, Receipt
+from worker_orcd.jobs.request import ExecuteRequest
+from worker_orcd.jobs.stops import Stop, StopFlag, StopReason
+
+
+class Phase(StrEnum):
+    """What a live job is waiting for or doing."""
+
+    QUEUED = "queued"
+    LOADING = "loading"
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """A job's books. Times are seconds of the front's monotonic clock.
+
+    Everything that is needed to carry the job on somewhere else stands here: prompt tokens, parameters, seed and
+    the tokens so far. `run` names this use of the job id (its incarnation) towards the engine, so that nothing
+    meant for one incarnation can reach another.
+
+    Each method of "what happens to it" is one row of the lifecycle table: it raises IllegalTransition, leaving
+    the job as it was, when the table does not have that row.
+    """
+
+    request: ExecuteRequest
+    run: int
+    correlation_id: str
+    seed: int
+    timeout_sec: float
+    accepted: Moment
+    state: State = State.QUEUED
+    stop: StopFlag = field(default_factory=StopFlag)
+    phase: Phase = Phase.LOADING
+    """What it waits for or does; frozen at its stop, or at its end."""
+    prompt_tokens: tuple[int, ...] | None = None
+    """Token ids, once the engine has counted them."""
+    max_tokens: int = 0
+    """Tokens it may put out, once its prompt is measured."""
+    prompt_processed: int = 0
+    tokens: list[int] = field(default_factory=list)
+    """Ids of the tokens told so far."""
+    events: list[Event] = field(default_factory=list)
+    """Everything its readers see, in order; an event's place is its SSE id."""
+    started_at: float | None = None
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+    ended_at: float | None = None
+    receipt: Receipt | None = None
+
+    @property
+    def job_id(self) -> str:
+        """The client's name for it."""
+        return self.request.job_id
+
+    @property
+    def deadline(self) -> float:
+        """When it is stopped for taking too long, queueing counted."""
+        return self.accepted.mono + self.timeout_sec
+
+    @property
+    def live(self) -> bool:
+        """Whether its terminal event is still to come."""
+        return self.state is not State.ENDED
+
+    @property
+    def terminal(self) -> Terminal | None:
+        """The one terminal event, once decided."""
+        last = self.events[-1] if self.events else None
+        return last if isinstance(last, End | Error) else None
+
+    @property
+    def cells_needed(self) -> int:
+        """KV cells it may come to hold: prompt and output."""
+        return len(self.prompt_tokens or ()) + self.max_tokens
+
+    @property
+    def decode_time_ms(self) -> float:
+        """Milliseconds from its first token to its last."""
+        if self.first_token_at is None or self.last_token_at is None:
+            return 0.0
+        return millis(self.first_token_at, self.last_token_at)
+
+    # What happens to it.
+
+    def measured(self, prompt_tokens: tuple[int, ...], max_tokens: int) -> None:
+        """Its prompt is counted and fits."""
+        self.prompt_tokens = prompt_tokens
+        self.max_tokens = max_tokens
+
+    def start(self, now: Moment, model: str) -> None:
+        """It is handed to the engine."""
+        self.state = following(self.state, Trigger.START)
+        self.phase = Phase.PREFILL
+        self.started_at = now.mono
+        self.events.append(Started(self.job_id, model, rfc3339(now.unix), self.seed))
+
+    def token(self, now: Moment, token: int | None, text: str) -> bool:
+        """The engine reports a token (None: only text that was held back to the end).
+
+        Returns:
+            Whether it is told; what arrives after a stop is not.
+        """
+        self.state = following(self.state, Trigger.TOKEN)
+        if self.state is State.STOPPING:
+            return False
+        if self.first_token_at is None:
+            self.first_token_at = now.mono
+            self.phase = Phase.DECODE
+        self.last_token_at = now.mono
+        self.events.append(Token(text, len(self.tokens)))
+        if token is not None:
+            self.tokens.append(token)
+        return True
+
+    def ask_to_stop(self, stop: Stop) -> bool:
+        """Somebody wants it to stop. A queued job has ended with that; a running one waits for the engine's word.
+
+        Returns:
+            Whether this wish is the first, and so the one that counts.
+        """
+        if self.state is State.QUEUED:
+            self.stop.set(stop)
+            now = stop.accepted_at
+            self._end(Trigger.STOP, now, Freed(stopped_at=now, freed_at=now))
+            return True
+        self.state = following(self.state, Trigger.STOP)
+        return self.stop.set(stop)
+
+    def stopped(self, now: Moment, freed: Freed) -> None:
+        """The engine confirms that nothing is computed or held for it."""
+        self._end(Trigger.STOPPED, now.mono, freed)
+
+    def finished(self, now: Moment, reason: EndReason, freed: Freed) -> None:
+        """The engine reports its natural end."""
+        end = End(len(self.tokens), round(self.decode_time_ms), reason)
+        self._end(Trigger.FINISH, now.mono, freed, end)
+
+    def failed(self, now: Moment, error: JobError, freed: Freed) -> None:
+        """It cannot go on."""
+        self._end(Trigger.FAIL, now.mono, freed, self._error(error.code, error.message))
+
+    def engine_lost(self, now: Moment, message: str) -> None:
+        """The engine is dead: a queued job waits for the next one, all others end."""
+        if self.state is State.QUEUED:
+            self.state = following(self.state, Trigger.ENGINE_LOST)
+            return
+        freed = Freed(now.mono, now.mono, prompt_processed=self.prompt_processed)
+        self._end(Trigger.ENGINE_LOST, now.mono, freed, self._error(ErrorCode.ENGINE_LOST, message))
+
+    def give_up(self, now: Moment) -> None:
+        """Not even the engine's death could be confirmed in time: its reader is told all the same."""
+        freed = Freed(now.mono, None, cells_after=None, prompt_processed=self.prompt_processed)
+        self._end(Trigger.GIVE_UP, now.mono, freed)
+
+    def _end(self, trigger: Trigger, now: float, freed: Freed, otherwise: Terminal | None = None) -> None:
+        """The one place where a terminal event is decided: whoever asked to stop first has the last word."""
+        state = following(self.state, trigger)
+        stop = self.stop.stop
+        self.prompt_processed = max(self.prompt_processed, freed.prompt_processed)
+        if stop is not None:
+            self.events.append(self._stopped_by(stop))
+            self.receipt = self._receipt(stop, freed, told_at=now)
+        elif otherwise is not None:
+            self.events.append(otherwise)
+        else:  # The table lets a job without a stop end only by triggers that bring their own terminal event.
+            raise AssertionError(f"{trigger} ended a job that nobody asked to stop")
+        self.state = state
+        self.ended_at = now
+
+    def _stopped_by(self, stop: Stop) -> Error:
+        if stop.reason is StopReason.DEADLINE:
+            message = f"Job took longer than {round(self.timeout_sec * 1000)} ms"
+            return self._error(ErrorCode.INFERENCE_TIMEOUT, message)
+        return self._error(ErrorCode.CANCELLED, STOP_MESSAGES[stop.reason], reason=stop.reason.value)
+
+    def _error(self, code: ErrorCode, message: str, **details: object) -> Error:
+        usage = {
+            "phase": self.phase.value,
+            "prompt_tokens": self.prompt_processed,
+            "tokens_out": len(self.tokens),
+        }
+        return Error(code, message, details | usage)
+
+    def _receipt(self, stop: Stop, freed: Freed, told_at: float) -> Receipt:
+        asked = stop.accepted_at
+        return Receipt(
+            reason=stop.reason,
+            phase=self.phase,
+            stopped_ms=millis(asked, freed.stopped_at),
+            freed_ms=None if freed.freed_at is None else millis(asked, freed.freed_at),
+            told_ms=millis(asked, told_at),
+            prompt_tokens=self.prompt_processed,
+            tokens_out=len(self.tokens),
+            kv_cells_before=freed.cells_before,
+            kv_cells_after=freed.cells_after,
+            cancel_correlation_id=stop.correlation_id,
+        )
+
+    def record(self) -> dict[str, object]:
+        """Its record as `GET /jobs/{job_id}` shows it; times in milliseconds from its acceptance."""
+        terminal = self.terminal
+        return {
+            "job_id": self.job_id,
+            "incarnation": self.run,
+            "state": _outcome(self.state, terminal),
+            "phase": self.phase.value,
+            "correlation_id": self.correlation_id,
+            "accepted_at": rfc3339(self.accepted.unix),
+            "queue_ms": self._since_accepted(self.started_at),
+            "first_token_ms": self._since_accepted(self.first_token_at),
+            "ended_ms": self._since_accepted(self.ended_at),
+            "decode_time_ms": self.decode_time_ms,
+            "prompt_tokens": None if self.prompt_tokens is None else len(self.prompt_tokens),
+            "prompt_tokens_processed": self.prompt_processed,
+            "tokens_out": len(self.tokens),
+            "max_tokens": self.max_tokens or None,
+            "seed": self.seed,
+            "timeout_ms": round(self.timeout_sec * 1000),
+            "stop_reason": terminal.stop_reason if isinstance(terminal, End) else None,
+            "error": terminal.data() if isinstance(terminal, Error) else None,
+            "receipt": None if self.receipt is None else self.receipt.data(),
+        }
+
+    def _since_accepted(self, at: float | None) -> float | None:
+        return None if at is None else millis(self.accepted.mono, at)
+
+
+STOP_MESSAGES = {
+    StopReason.CLIENT: "Job cancelled by client request",
+    StopReason.DISCONNECT: "Job cancelled because its last reader left",
+    StopReason.SHUTDOWN: "Job cancelled because the worker shuts down",
+    StopReason.SUPERSEDED: "Job cancelled because a newer one replaced it",
+}
+
+
+def _outcome(state: State, terminal: Terminal | None) -> str:
+    """A state for people: live states as they are, ended ones by how they ended."""
+    match terminal:
+        case None:
+            return state.value
+        case End():
+            return "completed"
+        case Error(code=ErrorCode.CANCELLED):
+            return "cancelled"
+        case Error(code=ErrorCode.INFERENCE_TIMEOUT):
+            return "timed_out"
+        case Error():
+            return "failed"

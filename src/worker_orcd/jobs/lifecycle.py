@@ -1,0 +1,103 @@
+"""The life of a job as one table. Everything that may happen to a job's state stands here.
+
+This file knows neither who asks nor who is told. A trigger that a state does not list is illegal:
+it raises and leaves the job as it was.
+
+Two facts are kept apart. *Asked to stop* (`STOP`) moves a running job to `STOPPING`. *Has stopped*
+(`STOPPED`, `ENGINE_LOST`) is stated by the engine or by its death alone, and only that ends the job:
+whatever a job held is free before it is `ENDED` (guarantee G4). `GIVE_UP` is the one exception, for an engine
+whose very death could not be confirmed in time (contract, section 3).
+"""
+
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """Where a job is."""
+
+    QUEUED = "queued"
+    """Taken, but never handed to the engine's loop: it can be ended without asking anyone."""
+    RUNNING = "running"
+    """Handed to the engine, which holds a sequence and KV cells for it."""
+    STOPPING = "stopping"
+    """Asked to stop; the engine has not yet confirmed."""
+    ENDED = "ended"
+    """The one terminal event is decided and nothing is held any more."""
+
+
+class Trigger(StrEnum):
+    """What can happen to a job."""
+
+    START = "start"
+    """It is handed to the engine."""
+    TOKEN = "token"
+    """The engine reports a token of it."""
+    STOP = "stop"
+    """Somebody wants it to stop: a client, a lost reader, a deadline, a shutdown. The first one counts."""
+    STOPPED = "stopped"
+    """The engine confirms that it computes nothing and holds nothing for it."""
+    FINISH = "finish"
+    """The engine reports its natural end; its cells are free."""
+    FAIL = "fail"
+    """It cannot go on: the engine failed on it (its cells are free), or its prompt can never fit."""
+    ENGINE_LOST = "engine_lost"
+    """The engine process is dead, and with it all that it held."""
+    GIVE_UP = "give_up"
+    """The cancel deadline passed and not even the engine's death is confirmed."""
+
+
+TRANSITIONS: dict[State, dict[Trigger, State]] = {
+    State.QUEUED: {
+        Trigger.START: State.RUNNING,
+        Trigger.STOP: State.ENDED,
+        Trigger.FAIL: State.ENDED,
+        Trigger.ENGINE_LOST: State.QUEUED,
+    },
+    State.RUNNING: {
+        Trigger.TOKEN: State.RUNNING,
+        Trigger.STOP: State.STOPPING,
+        Trigger.FINISH: State.ENDED,
+        Trigger.FAIL: State.ENDED,
+        Trigger.ENGINE_LOST: State.ENDED,
+    },
+    State.STOPPING: {
+        Trigger.TOKEN: State.STOPPING,
+        Trigger.STOP: State.STOPPING,
+        Trigger.STOPPED: State.ENDED,
+        Trigger.FINISH: State.ENDED,
+        Trigger.FAIL: State.ENDED,
+        Trigger.ENGINE_LOST: State.ENDED,
+        Trigger.GIVE_UP: State.ENDED,
+    },
+    State.ENDED: {
+        Trigger.STOP: State.ENDED,
+    },
+}
+
+
+class IllegalTransition(Exception):
+    """The lifecycle table has no such row; the job is unchanged."""
+
+
+def following(state: State, trigger: Trigger) -> State:
+    """The state that `trigger` leads to from `state`.
+
+    Raises:
+        IllegalTransition: the table has no such row.
+    """
+    try:
+        return TRANSITIONS[state][trigger]
+    except KeyError:
+        raise IllegalTransition(f"a {state} job cannot {trigger}") from None
+
+
+def mermaid() -> str:
+    """The table as a Mermaid state diagram, for the docs."""
+    lines = ["stateDiagram-v2", "    [*] --> queued"]
+    for state, row in TRANSITIONS.items():
+        targets: dict[State, list[str]] = {}
+        for trigger, target in row.items():
+            targets.setdefault(target, []).append(trigger.value)
+        lines += [f"    {state} --> {target}: {', '.join(names)}" for target, names in targets.items()]
+    lines.append("    ended --> [*]")
+    return "\n".join(lines) + "\n"

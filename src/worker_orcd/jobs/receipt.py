@@ -1,0 +1,56 @@
+"""What a stop did and when: the proof that a client can look up (contract, section 5)."""
+
+from dataclasses import dataclass
+
+from worker_orcd.jobs.stops import StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """An engine's word (or its death) that nothing is computed or held for a job any more.
+
+    Attributes:
+        stopped_at: when computing ended, seconds of the front's monotonic clock.
+        freed_at: when its cells and sequence were free, same clock; None if that could not be confirmed.
+        cells_before: KV cells it held when asked.
+        cells_after: KV cells it holds now, by the engine's own count; None if that could not be confirmed.
+        prompt_processed: prompt tokens that were computed.
+    """
+
+    stopped_at: float
+    freed_at: float | None
+    cells_before: int = 0
+    cells_after: int | None = 0
+    prompt_processed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """All times are milliseconds from the acceptance of the stop that counted."""
+
+    reason: StopReason
+    phase: str
+    stopped_ms: float
+    freed_ms: float | None
+    told_ms: float
+    prompt_tokens: int
+    tokens_out: int
+    kv_cells_before: int
+    kv_cells_after: int | None
+    cancel_correlation_id: str | None
+
+    def data(self) -> dict[str, object]:
+        """The receipt's JSON object."""
+        return {
+            "reason": self.reason.value,
+            "phase": self.phase,
+            "accepted_ms": 0.0,
+            "stopped_ms": self.stopped_ms,
+            "freed_ms": self.freed_ms,
+            "told_ms": self.told_ms,
+            "prompt_tokens": self.prompt_tokens,
+            "tokens_out": self.tokens_out,
+            "kv_cells_before": self.kv_cells_before,
+            "kv_cells_after": self.kv_cells_after,
+            "cancel_correlation_id": self.cancel_correlation_id,
+        }

@@ -1,0 +1,197 @@
+"""What a client may ask: the bodies of `POST /execute` and `POST /cancel`, and their checks (contract, 2 and 3)."""
+
+import secrets
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from worker_orcd.jobs.errors import JobError, invalid
+
+JobId = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=256,
+        pattern=r"^[A-Za-z0-9._:\-]+$",
+        description="1-256 characters of `A-Z a-z 0-9 . _ : -`",
+        examples=["test-123"],
+    ),
+]
+
+MAX_STOP_STRINGS = 4
+MAX_STOP_TOKENS = 32
+"""Tokens of one stop string, in the model's own tokenization; only the engine can count them."""
+MAX_STOP_CHARS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """What the worker allows any one job: tokens out, prompt characters, seconds."""
+
+    max_tokens_out: int = 2048
+    max_prompt_chars: int = 32768
+    inference_timeout_sec: float = 300.0
+
+
+class Body(BaseModel):
+    """A JSON body. Types are not coerced and unknown fields are refused by name."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="null"
+    )
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Self:
+        """Read a body, whatever its Content-Type said.
+
+        Raises:
+            JobError: `INVALID_REQUEST` naming the first field at fault.
+        """
+        try:
+            return cls.model_validate_json(raw)
+        except ValidationError as error:
+            raise _refusal(error) from None
+
+
+class ExecuteRequest(Body):
+    """One inference job."""
+
+    job_id: JobId
+    prompt: str = Field(
+        min_length=1, description="the text to go on from; at most `--max-prompt-chars` characters"
+    )
+    template: Literal["auto", "none"] = Field(
+        default="auto",
+        description="`auto`: the model's own chat template, the prompt as one user message whose special tokens "
+        "are not parsed; `none`: the prompt as it is",
+    )
+    ignore_eos: bool = Field(default=False, description="go on past end-of-generation tokens")
+    max_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="at most this many tokens; left out: `--max-tokens-out`, or as many as fit beside the prompt",
+    )
+    temperature: float = Field(default=1.0, ge=0.0, le=2.0, description="0 is greedy")
+    top_p: float = Field(default=1.0, ge=0.0, le=1.0, description="1 is off")
+    top_k: int = Field(default=0, ge=0, le=2**31 - 1, description="0 is off; at most the vocabulary")
+    repetition_penalty: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=2.0,
+        description="1 is off; exactly 0 is refused; looks at the last 64 tokens, prompt included",
+    )
+    stop: tuple[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)], ...] = Field(
+        default=(),
+        max_length=MAX_STOP_STRINGS,
+        strict=False,
+        description=f"strings that end the text before them; at most {MAX_STOP_TOKENS} tokens each",
+    )
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        le=2**64 - 1,
+        description="unsigned 64-bit; left out: drawn, and told in `started`",
+    )
+    timeout_ms: int | None = Field(
+        default=None,
+        ge=1,
+        description="this job's own deadline in ms, queueing counted; at most the worker's",
+    )
+    on_disconnect: Literal["cancel", "continue"] = Field(
+        default="cancel",
+        description="what happens when the last reader leaves; only `cancel` in this release",
+    )
+    group: JobId | None = Field(default=None, description="not in this release: refused")
+
+    @field_validator("on_disconnect")
+    @classmethod
+    def _only_cancel_yet(cls, value: str) -> str:
+        if value != "cancel":
+            raise ValueError("'continue' is not supported by this release, only 'cancel'")
+        return value
+
+    @field_validator("group")
+    @classmethod
+    def _no_groups_yet(cls, value: str | None) -> str | None:
+        if value is not None:
+            raise ValueError("groups are not supported by this release")
+        return value
+
+    @classmethod
+    def parse_within(cls, raw: bytes, ceilings: Ceilings) -> Self:
+        """Read a body and hold it against the worker's ceilings.
+
+        Raises:
+            JobError: `INVALID_REQUEST` naming the field at fault.
+        """
+        request = cls.parse(raw)
+        if len(request.prompt) > ceilings.max_prompt_chars:
+            raise invalid(
+                f"prompt has {len(request.prompt)} characters, at most {ceilings.max_prompt_chars} are allowed",
+                "prompt",
+            )
+        if request.max_tokens is not None and request.max_tokens > ceilings.max_tokens_out:
+            raise invalid(
+                f"max_tokens is {request.max_tokens}, at most {ceilings.max_tokens_out} is allowed",
+                "max_tokens",
+            )
+        return request
+
+    def timeout_within(self, ceilings: Ceilings) -> float:
+        """Seconds this job may take from acceptance on: its own deadline, cut to the worker's."""
+        if self.timeout_ms is None:
+            return ceilings.inference_timeout_sec
+        return min(self.timeout_ms / 1000, ceilings.inference_timeout_sec)
+
+    def seed_or_drawn(self) -> int:
+        """The seed to use: the client's, or a fresh one."""
+        return secrets.randbits(64) if self.seed is None else self.seed
+
+
+class CancelRequest(Body):
+    """Stop the job with this id, whatever state it is in."""
+
+    job_id: JobId
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Self:
+        """Read a body; a `group` gets its own clear refusal.
+
+        Raises:
+            JobError: `INVALID_REQUEST` naming the field at fault.
+        """
+        try:
+            return super().parse(raw)
+        except JobError as error:
+            if error.param == "group":
+                raise invalid("cancelling a group is not supported by this release", "group") from None
+            raise
+
+    def answer(self) -> dict[str, str]:
+        """The body of every 202."""
+        return {"status": "cancelling", "job_id": self.job_id}
+
+
+def _refusal(error: ValidationError) -> JobError:
+    """The first thing wrong with a body, in one sentence, with the field's name."""
+    problems = error.errors(include_url=False, include_input=False)
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    where = problem["loc"]
+    param = str(where[0])[:64] if where else None
+    field_path = ".".join(str(part) for part in where)[:64]
+    kind = problem["type"]
+    if kind == "json_invalid":
+        return invalid("the body is not valid JSON")
+    if kind in ("model_type", "model_attributes_type") and not where:
+        return invalid("the body must be a JSON object")
+    if kind == "missing":
+        return invalid(f"{field_path} is required", param)
+    if kind == "extra_forbidden":
+        return invalid(f"unknown field {field_path!r}", param)
+    if kind == "string_pattern_mismatch":
+        return invalid(f"{field_path} may only have characters of A-Z a-z 0-9 . _ : -", param)
+    context: dict[str, Any] = problem.get("ctx") or {}
+    if kind == "value_error":
+        return invalid(f"{field_path}: {context.get('error', problem['msg'])}", param)
+    return invalid(f"{field_path}: {problem['msg'][:1].lower()}{problem['msg'][1:]}", param)

@@ -1,0 +1,54 @@
+"""Wanting a job to stop: who wants it, since when, and the flag that remembers the first of them."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class StopReason(StrEnum):
+    """Why a job is stopped before its natural end. All travel the same way; only the last word differs."""
+
+    CLIENT = "client"
+    DISCONNECT = "disconnect"
+    SHUTDOWN = "shutdown"
+    SUPERSEDED = "superseded"
+    DEADLINE = "deadline"
+    """Ends in `INFERENCE_TIMEOUT`; the others end in `CANCELLED`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """One wish to stop a job.
+
+    Attributes:
+        reason: why.
+        accepted_at: when it was accepted, seconds of the monotonic clock; a receipt counts from here.
+        correlation_id: of the request that asked, if one did.
+    """
+
+    reason: StopReason
+    accepted_at: float
+    correlation_id: str | None = None
+
+
+class StopFlag:
+    """Remembers the first wish to stop a job. Setting it again changes nothing: a second cancel is the first."""
+
+    __slots__ = ("_stop",)
+
+    def __init__(self) -> None:
+        self._stop: Stop | None = None
+
+    @property
+    def stop(self) -> Stop | None:
+        """The wish that counts, if there is one."""
+        return self._stop
+
+    def set(self, stop: Stop) -> bool:
+        """Ask to stop. True if this wish is the first, and so the one that counts."""
+        if self._stop is not None:
+            return False
+        self._stop = stop
+        return True
+
+    def __bool__(self) -> bool:
+        return self._stop is not None

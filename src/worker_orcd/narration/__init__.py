@@ -1,0 +1,59 @@
+"""What the worker tells of itself: a closed catalogue of actions and the narrator that tells them.
+
+For example:
+
+    from worker_orcd import narration
+
+    narrator = narration.Narrator.configure(worker_id)
+    narrator.tell(narration.Ready(host="127.0.0.1", port=8080, startup_ms=812.4))
+"""
+
+from worker_orcd.narration import context
+from worker_orcd.narration.catalogue import (
+    ACTIONS,
+    Action,
+    Cancel,
+    CancelComplete,
+    Disconnect,
+    Drain,
+    EngineLost,
+    EngineRestarted,
+    Error,
+    ExecuteEnd,
+    ExecuteStart,
+    ModelLoadComplete,
+    ModelLoadProgress,
+    ModelLoadStart,
+    Ready,
+    Shutdown,
+    Startup,
+    Timeout,
+)
+from worker_orcd.narration.narrator import Narrator
+from worker_orcd.narration.render import LogFormat
+from worker_orcd.narration.text import prompt_digest
+
+__all__ = [
+    "ACTIONS",
+    "Action",
+    "Cancel",
+    "CancelComplete",
+    "Disconnect",
+    "Drain",
+    "EngineLost",
+    "EngineRestarted",
+    "Error",
+    "ExecuteEnd",
+    "ExecuteStart",
+    "LogFormat",
+    "ModelLoadComplete",
+    "ModelLoadProgress",
+    "ModelLoadStart",
+    "Narrator",
+    "Ready",
+    "Shutdown",
+    "Startup",
+    "Timeout",
+    "context",
+    "prompt_digest",
+]

@@ -1,0 +1,416 @@
+"""The closed catalogue of what the worker narrates (M0-W-1900; contract, "Narration").
+
+One frozen class per action: its fields are what the event carries, its `sentences` what a person reads.
+The classes are the data. The documentation is rendered from them, mypy checks each use of them, and
+`Narrator.tell` refuses anything that is not one of them. To add an action, write its class and name it
+in `Action`.
+
+Milliseconds are numbers with a fraction. A field that defaults to None is left out of the event while it
+is None; a field that may be None without a default is always there, because its absence says something.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, ClassVar, Final, Literal, Self, get_args
+
+from worker_orcd.narration.text import frames
+
+Level = Literal["INFO", "WARN", "ERROR"]
+
+ALWAYS: Final = "always"
+"""The variant of an action that has only one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """A level and the sentence told at it; `{name}` stands for the field of that name."""
+
+    level: Level
+    template: str
+
+
+class _Told:
+    """What all actions have in common."""
+
+    __slots__ = ()
+
+    name: ClassVar[str]
+    sentences: ClassVar[Mapping[str, Sentence]]
+    """The sentences by variant."""
+    acts_on: ClassVar[str]
+    """How `target` is built, with `{name}` for a field; for the documentation too."""
+
+    def variant(self) -> str:
+        """Return which of `sentences` tells this event."""
+        return ALWAYS
+
+    def target(self) -> str:
+        """Return what is acted on, for example `job:job-7`."""
+        return self.acts_on
+
+
+class _ToldOfJob(_Told):
+    """An action on one job."""
+
+    __slots__ = ()
+
+    acts_on: ClassVar[str] = "job:{job_id}"
+    job_id: str
+
+    def target(self) -> str:
+        """Return the job."""
+        return f"job:{self.job_id}"
+
+
+# --- the worker's life ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Startup(_Told):
+    """The settings are valid; nothing is loaded yet."""
+
+    name: ClassVar = "startup"
+    acts_on: ClassVar = "worker"
+    sentences: ClassVar = {
+        ALWAYS: Sentence("INFO", "Worker {version} is starting on {host}:{port} with model {model}"),
+    }
+
+    version: Annotated[str, "of worker-orcd"]
+    host: Annotated[str, "address listened on"]
+    port: Annotated[int, "port listened on"]
+    model: Annotated[str, "the model's name or path"]
+    device: Annotated[str, "where the model is to be: `cpu` or `gpu:N`"]
+    parallel: Annotated[int, "sequences decoded together"]
+    context_length: Annotated[int, "KV cells shared by all sequences"]
+    exact: Annotated[bool, "whether byte-identical streams are asked for"]
+    max_queue: Annotated[int, "jobs that may wait"]
+    inference_timeout_sec: Annotated[float, "s a job may take, waiting included"]
+    api_keys: Annotated[int, "API keys configured; 0 is open to all"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLoadStart(_Told):
+    """The engine process begins to load the model."""
+
+    name: ClassVar = "model_load_start"
+    acts_on: ClassVar = "model"
+    sentences: ClassVar = {ALWAYS: Sentence("INFO", "Loading model {path}")}
+
+    path: Annotated[str, "the model file"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLoadProgress(_Told):
+    """Loading passed 0, 25, 50, 75 or 100 percent."""
+
+    name: ClassVar = "model_load_progress"
+    acts_on: ClassVar = "model"
+    sentences: ClassVar = {ALWAYS: Sentence("INFO", "Loading model {path}: {percent} %")}
+
+    path: Annotated[str, "the model file"]
+    percent: Annotated[Literal[0, 25, 50, 75, 100], "of the model loaded"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLoadComplete(_Told):
+    """The model is resident and its tokenizer usable."""
+
+    name: ClassVar = "model_load_complete"
+    acts_on: ClassVar = "model"
+    sentences: ClassVar = {ALWAYS: Sentence("INFO", "Model {path} is loaded on {device} after {load_ms} ms")}
+
+    path: Annotated[str, "the model file"]
+    load_ms: Annotated[float, "ms from the start of loading"]
+    device: Annotated[str, "where the model is: `cpu` or `gpu:N`"]
+    context_length: Annotated[int, "tokens one job can have, prompt and output together"]
+    cells: Annotated[int, "KV cells in all"]
+    vocab_size: Annotated[int, "tokens in the vocabulary"]
+    exact: Annotated[bool, "whether the self-check found streams to be byte-identical"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready(_Told):
+    """The worker can take jobs and make progress with them."""
+
+    name: ClassVar = "ready"
+    acts_on: ClassVar = "worker"
+    sentences: ClassVar = {ALWAYS: Sentence("INFO", "Worker is ready on {host}:{port}")}
+
+    host: Annotated[str, "address listened on"]
+    port: Annotated[int, "port listened on"]
+    startup_ms: Annotated[float, "ms from the start of the process"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain(_Told):
+    """Shutdown was asked for: no new work, running jobs may finish until the drain time is over."""
+
+    name: ClassVar = "drain"
+    acts_on: ClassVar = "worker"
+    sentences: ClassVar = {
+        ALWAYS: Sentence(
+            "INFO", "Draining: {jobs_running} running and {jobs_queued} queued jobs have {drain_sec} s to end"
+        ),
+    }
+
+    jobs_running: Annotated[int, "jobs in the engine"]
+    jobs_queued: Annotated[int, "jobs waiting"]
+    drain_sec: Annotated[float, "s until what still runs is cancelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shutdown(_Told):
+    """The last event of a worker's life."""
+
+    name: ClassVar = "shutdown"
+    acts_on: ClassVar = "worker"
+    sentences: ClassVar = {ALWAYS: Sentence("INFO", "Worker is shutting down: {reason}")}
+
+    reason: Annotated[str, "who asked: `SIGTERM`, `SIGINT`, `request`, or the error code that ended it"]
+    uptime_s: Annotated[float, "s since the process started"]
+    exit_code: Annotated[int, "what the process is about to exit with"]
+
+
+# --- a job's life --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecuteStart(_ToldOfJob):
+    """A job is accepted. Of the prompt only what `prompt_digest` returns is told."""
+
+    name: ClassVar = "execute_start"
+    sentences: ClassVar = {ALWAYS: Sentence("INFO", "Starting job {job_id}")}
+
+    job_id: Annotated[str, "the job"]
+    prompt_chars: Annotated[int, "characters of the prompt as sent"]
+    prompt_sha256: Annotated[str, "SHA-256 of the prompt as sent, in hex"]
+    prompt_tokens: Annotated[int | None, "tokens of the rendered prompt, once known"] = None
+    max_tokens: Annotated[int, "tokens the job may generate"]
+    seed: Annotated[int, "given or drawn; unsigned 64-bit"]
+    group: Annotated[str | None, "jobs that are cancelled together"] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecuteEnd(_ToldOfJob):
+    """A job ended by itself, its memory is free and its reader has been told."""
+
+    name: ClassVar = "execute_end"
+    sentences: ClassVar = {
+        ALWAYS: Sentence("INFO", "Job {job_id} ends after {tokens_out} tokens: {stop_reason}"),
+    }
+
+    job_id: Annotated[str, "the job"]
+    tokens_out: Annotated[int, "tokens generated"]
+    decode_time_ms: Annotated[float, "ms from the first step of the job to its last"]
+    stop_reason: Annotated[str, "`stop`, `length` or `stop_sequence`"]
+    queue_ms: Annotated[float, "ms from acceptance to the engine"]
+    first_token_ms: Annotated[float | None, "ms from acceptance to the first token, if any"] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel(_Told):
+    """Somebody asked for a stop. Whether it took effect is `cancel_complete`'s to say."""
+
+    name: ClassVar = "cancel"
+    acts_on: ClassVar = "job:{job_id} or group:{group}"
+    sentences: ClassVar = {
+        "live": Sentence("INFO", "Cancelling job {job_id}"),
+        "unknown": Sentence("WARN", "Cancel requested for unknown job {job_id}"),
+        "finished": Sentence("WARN", "Cancel requested for finished job {job_id}"),
+        "no live job in the group": Sentence("WARN", "Cancel requested for group {group} without live jobs"),
+    }
+
+    job_id: Annotated[str | None, "the job; none only for a group without live jobs"] = None
+    known: Annotated[Literal["live", "finished", "unknown"], "what the worker knows of the job"]
+    reason: Annotated[str, "`client`, `disconnect`, `shutdown` or `superseded`"]
+    phase: Annotated[str | None, "a live job's `queued`, `loading`, `prefill` or `decode`"] = None
+    repeated: Annotated[bool, "true when the job was already being cancelled: nothing changes"] = False
+    group: Annotated[str | None, "the group that was cancelled, if it was one"] = None
+
+    def variant(self) -> str:
+        """Tell by what is known of the job."""
+        return "no live job in the group" if self.job_id is None else self.known
+
+    def target(self) -> str:
+        """Return the job, or the group that had none."""
+        return f"group:{self.group}" if self.job_id is None else f"job:{self.job_id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelComplete(_ToldOfJob):
+    """A stopped job's reader has been told: the receipt. All times count from the accepted cancel.
+
+    The event's `correlation_id` is the job's own.
+    """
+
+    name: ClassVar = "cancel_complete"
+    sentences: ClassVar = {
+        "freed": Sentence("INFO", "Job {job_id} cancelled successfully"),
+        "at its deadline": Sentence("INFO", "Job {job_id} is stopped at its deadline"),
+        "not confirmed": Sentence("WARN", "Job {job_id} is told CANCELLED; its memory is not confirmed free"),
+    }
+
+    job_id: Annotated[str, "the job"]
+    reason: Annotated[str, "the first: `client`, `disconnect`, `shutdown`, `superseded` or `timeout`"]
+    phase: Annotated[str, "when it was asked to stop: `queued`, `loading`, `prefill` or `decode`"]
+    stopped_ms: Annotated[float | None, "ms until computing had stopped; null when not confirmed"]
+    freed_ms: Annotated[float | None, "ms until its memory was free; null when not confirmed"]
+    told_ms: Annotated[float, "ms until the terminal event was in the stream"]
+    prompt_tokens: Annotated[int | None, "prompt tokens processed"] = None
+    tokens_out: Annotated[int, "tokens generated"]
+    cells_before: Annotated[int, "KV cells held when asked to stop"]
+    cells_after: Annotated[int | None, "KV cells held at the end; null when not confirmed"]
+    cancel_correlation_id: Annotated[str | None, "of the request that cancelled"] = None
+
+    def variant(self) -> str:
+        """Tell by whether the stop is confirmed, then by its reason."""
+        if self.freed_ms is None:
+            return "not confirmed"
+        return "at its deadline" if self.reason == "timeout" else "freed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeout(_ToldOfJob):
+    """A job's deadline passed; it is stopped like a cancelled one."""
+
+    name: ClassVar = "timeout"
+    sentences: ClassVar = {ALWAYS: Sentence("WARN", "Job {job_id} exceeds its deadline of {timeout_ms} ms")}
+
+    job_id: Annotated[str, "the job"]
+    timeout_ms: Annotated[int, "ms the job had, waiting included"]
+    phase: Annotated[str, "`queued`, `loading`, `prefill` or `decode`"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disconnect(_ToldOfJob):
+    """A job's last reader left."""
+
+    name: ClassVar = "disconnect"
+    sentences: ClassVar = {
+        "cancel": Sentence("INFO", "Last reader of job {job_id} leaves: the job is cancelled"),
+        "continue": Sentence("INFO", "Last reader of job {job_id} leaves: the job goes on"),
+    }
+
+    job_id: Annotated[str, "the job"]
+    phase: Annotated[str, "`queued`, `loading`, `prefill` or `decode`"]
+    on_disconnect: Annotated[Literal["cancel", "continue"], "what the job asked for"] = "cancel"
+
+    def variant(self) -> str:
+        """Tell by what becomes of the job."""
+        return self.on_disconnect
+
+
+# --- what goes wrong -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Error(_Told):
+    """A request was refused (WARN), or a job or the worker failed (ERROR)."""
+
+    name: ClassVar = "error"
+    acts_on: ClassVar = "job:{job_id}, otherwise request or worker"
+    sentences: ClassVar = {
+        "refused": Sentence("WARN", "Refusing a request with {code}: {message}"),
+        "job": Sentence("ERROR", "Job {job_id} fails with {code}: {message}"),
+        "worker": Sentence("ERROR", "Worker reports {code}: {message}"),
+    }
+
+    code: Annotated[str, "from the contract's table of errors"]
+    message: Annotated[str, "what the client or operator is told; never prompt or output"]
+    job_id: Annotated[str | None, "the job, if there is one"] = None
+    http_status: Annotated[int | None, "answered to the client; none for a failure within a stream"] = None
+    param: Annotated[str | None, "the request's field that was wrong"] = None
+    exception_type: Annotated[str | None, "qualified name of what was raised"] = None
+    traceback: Annotated[str | None, "where it was raised; without messages, they may quote a prompt"] = None
+
+    @classmethod
+    def from_exception(
+        cls,
+        exception: BaseException,
+        *,
+        code: str,
+        message: str,
+        job_id: str | None = None,
+        http_status: int | None = None,
+    ) -> Self:
+        """Tell where `exception` was raised. Its own message is left out, since it may quote a prompt."""
+        raised = type(exception)
+        return cls(
+            code=code,
+            message=message,
+            job_id=job_id,
+            http_status=http_status,
+            exception_type=f"{raised.__module__}.{raised.__qualname__}",
+            traceback=frames(exception),
+        )
+
+    def variant(self) -> str:
+        """Tell by who has to act: the client, or the operator."""
+        # 503 is DRAINING: the worker means it, nothing has failed.
+        if self.http_status is not None and (self.http_status < 500 or self.http_status == 503):
+            return "refused"
+        return "worker" if self.job_id is None else "job"
+
+    def target(self) -> str:
+        """Return the job, else what was refused or failed."""
+        if self.job_id is not None:
+            return f"job:{self.job_id}"
+        return "worker" if self.http_status is None else "request"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLost(_Told):
+    """The engine process died or was killed."""
+
+    name: ClassVar = "engine_lost"
+    acts_on: ClassVar = "engine"
+    sentences: ClassVar = {ALWAYS: Sentence("ERROR", "Engine process {engine_pid} is lost: {why}")}
+
+    engine_pid: Annotated[int, "process id of the lost engine"]
+    why: Annotated[str, "how it was noticed, or why it was killed"]
+    exit_code: Annotated[int | None, "if it exited"] = None
+    signal: Annotated[str | None, "name of the signal that ended it, for example `SIGKILL`"] = None
+    jobs_lost: Annotated[int, "jobs that were running in it; they are carried on after the restart"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRestarted(_Told):
+    """A new engine process has the model loaded and takes jobs."""
+
+    name: ClassVar = "engine_restarted"
+    acts_on: ClassVar = "engine"
+    sentences: ClassVar = {
+        ALWAYS: Sentence("INFO", "Engine is back as process {engine_pid} after {ready_ms} ms"),
+    }
+
+    engine_pid: Annotated[int, "process id of the new engine"]
+    restarts: Annotated[int, "since the worker started"]
+    ready_ms: Annotated[float, "ms from the loss of the old engine"]
+
+
+Action = (
+    Startup
+    | ModelLoadStart
+    | ModelLoadProgress
+    | ModelLoadComplete
+    | Ready
+    | ExecuteStart
+    | ExecuteEnd
+    | Cancel
+    | CancelComplete
+    | Timeout
+    | Disconnect
+    | Error
+    | EngineLost
+    | EngineRestarted
+    | Drain
+    | Shutdown
+)
+
+ACTIONS: Final[tuple[type[Action], ...]] = get_args(Action)
+"""Every action there is, in the order of the contract."""
+
+FIELDS: Final[Mapping[type[Action], Mapping[str, bool]]] = {
+    action: {field.name: field.default is None for field in fields(action)} for action in ACTIONS
+}
+"""Each action's field names, with whether the field is left out while it is None."""

@@ -1,0 +1,34 @@
+"""The correlation id of the request being served (contract, "Headers").
+
+The HTTP middleware sets it, every event told meanwhile carries it. In short:
+
+    token = context.correlation_id.set(context.accept_correlation_id(header))
+    try: ...
+    finally: context.correlation_id.reset(token)
+"""
+
+import re
+import uuid
+from contextvars import ContextVar
+
+correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=None)
+"""Its `get`, `set` and `reset` are the whole interface; asyncio tasks inherit it from whoever starts them."""
+
+_VISIBLE_ASCII = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def is_correlation_id(text: str) -> bool:
+    """Say whether `text` can serve as a correlation id: 1 to 128 visible ASCII characters, no space."""
+    return _VISIBLE_ASCII.fullmatch(text) is not None
+
+
+def new_correlation_id() -> str:
+    """Return a fresh correlation id: a random UUID as 32 hex digits."""
+    return uuid.uuid4().hex
+
+
+def accept_correlation_id(offered: str | None) -> str:
+    """Return the client's own id if it can serve as one, otherwise a new one. Never refuses a request."""
+    if offered is not None and is_correlation_id(offered):
+        return offered
+    return new_correlation_id()

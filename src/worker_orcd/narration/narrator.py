@@ -1,0 +1,146 @@
+"""The narrator: tells what happens, one structured event for each thing (M0-W-1900).
+
+For example:
+
+    narrator = Narrator.configure(worker_id)
+    narrator.bind(correlation_id=job.correlation_id).tell(narration.Cancel(job_id="job-7", known="live", …))
+
+It goes to standard error, as a server's log does; standard output stays free. Nothing is told per token.
+"""
+
+import os
+import sys
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from worker_orcd.narration.catalogue import FIELDS, Action
+from worker_orcd.narration.context import correlation_id as current_correlation_id
+from worker_orcd.narration.render import BoundedLine, LogFormat, renderer
+from worker_orcd.narration.sink import Sink
+from worker_orcd.narration.text import fill
+
+ACTOR = "worker-orcd"
+
+Process = Literal["front", "engine"]
+
+captures: list[list[dict[str, Any]]] = []
+"""Who listens instead of the streams; see `testing.capture`."""
+
+
+class _Log(structlog.BoundLoggerBase):
+    """structlog's bound logger, with the one method that the narrator needs."""
+
+    def line(self, event: dict[str, object]) -> None:
+        self._proxy_to_logger("line", None, **event)
+
+
+class Narrator:
+    """Tells actions of the catalogue. Immutable: `bind` returns another one that shares the stream."""
+
+    __slots__ = ("_log", "_sink")
+
+    def __init__(self, log: _Log, sink: Sink) -> None:
+        self._log = log
+        self._sink = sink
+
+    @classmethod
+    def configure(
+        cls,
+        worker_id: str,
+        *,
+        process: Process = "front",
+        log_format: LogFormat = "auto",
+        stream: TextIO | None = None,
+    ) -> "Narrator":
+        """Return the narrator of this process. `stream` is standard error unless given.
+
+        `auto` is coloured columns on a terminal and JSON lines elsewhere.
+        """
+        out = sys.stderr if stream is None else stream
+        sink = Sink(out)
+        context = {"actor": ACTOR, "worker_id": worker_id, "pid": os.getpid(), "process": process}
+        processors: list[Processor] = [
+            _in_reading_order,
+            _to_captures,
+            BoundedLine(renderer(log_format, out)),
+        ]
+        return cls(_Log(sink, processors, context), sink)
+
+    def bind(self, *, job_id: str | None = None, correlation_id: str | None = None) -> "Narrator":
+        """Return a narrator whose events carry these ids, unless an event brings its own."""
+        given = {"job_id": job_id, "correlation_id": correlation_id}
+        return Narrator(self._log.bind(**{k: v for k, v in given.items() if v is not None}), self._sink)
+
+    def tell(self, action: Action, *, correlation_id: str | None = None) -> None:
+        """Tell `action`. What goes wrong with telling is counted in `lines_lost`, never raised.
+
+        The correlation id is the one given, else the bound one, else that of the request being served.
+
+        Raises TypeError for what is not in the catalogue: that is a mistake in the program.
+        """
+        if type(action) not in FIELDS:
+            raise TypeError(f"{type(action).__name__} is not an action of the narration catalogue")
+        try:
+            self._log.line(self._event(action, correlation_id))
+        except Exception:  # noqa: BLE001 - narration never takes down what it tells of
+            self._sink.lost += 1
+
+    @property
+    def lines_lost(self) -> int:
+        """Events that could not be written since `configure`. From the first on, each line says how many."""
+        return self._sink.lost
+
+    def _event(self, action: Action, correlation_id: str | None) -> dict[str, object]:
+        values = {name: getattr(action, name) for name in FIELDS[type(action)]}
+        sentence = action.sentences[action.variant()]
+        event: dict[str, object] = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": sentence.level,
+            "action": action.name,
+            "target": action.target(),
+            "human": fill(sentence.template, values),
+        }
+        if correlation_id is not None:
+            event["correlation_id"] = correlation_id
+        elif "correlation_id" not in structlog.get_context(self._log):
+            current = current_correlation_id.get()
+            if current is not None:
+                event["correlation_id"] = current
+        for name, omitted_when_none in FIELDS[type(action)].items():
+            if values[name] is not None or not omitted_when_none:
+                event[name] = values[name]
+        if self._sink.lost:
+            event["lines_lost"] = self._sink.lost
+        return event
+
+
+ENVELOPE = {
+    "time": "when it was told, RFC 3339, UTC, to the millisecond",
+    "level": "`INFO`, `WARN` or `ERROR`",
+    "actor": f"always `{ACTOR}`",
+    "action": "the name of the action",
+    "target": "what is acted on: `worker`, `model`, `engine`, `request`, `job:…` or `group:…`",
+    "human": "one sentence of at most 100 characters; what is shortened here is whole in its field",
+    "worker_id": "which worker",
+    "pid": "process id of the process that tells",
+    "process": "`front` or `engine`",
+    "job_id": "the job, if there is one",
+    "correlation_id": "of the request, if there is one",
+    "lines_lost": "events that could not be written since the process started, once there are any",
+}
+"""What every event carries, in the order in which it is written; then the action's own fields."""
+
+
+def _in_reading_order(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    return {key: event.pop(key) for key in ENVELOPE if key in event} | dict(event)
+
+
+def _to_captures(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    if not captures:
+        return event
+    for captured in captures:
+        captured.append(dict(event))
+    raise structlog.DropEvent

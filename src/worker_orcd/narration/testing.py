@@ -1,0 +1,22 @@
+"""Helpers to test what is narrated."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from worker_orcd.narration import narrator
+
+
+@contextmanager
+def capture() -> Iterator[list[dict[str, Any]]]:
+    """Give the list of events told while the block runs, by any narrator in any thread of this process.
+
+    Nothing is written meanwhile. Values are as they were told: neither rounded nor shortened.
+    """
+    events: list[dict[str, Any]] = []
+    narrator.captures.append(events)
+    try:
+        yield events
+    finally:
+        # By identity: two captures that heard the same are equal.
+        narrator.captures[:] = [other for other in narrator.captures if other is not events]

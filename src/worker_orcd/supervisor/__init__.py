@@ -1,0 +1,1 @@
+"""Starts, watches, kills and restarts the engine process; the engine as the front sees it."""

@@ -1,0 +1,54 @@
+"""The seam: the engine as the front sees it. Whether it is a process on this machine is the implementation's business."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from worker_orcd.protocol.messages import FromEngine, Prepare, Run
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How an engine ended. `exit_code` or `signal` (a number), as far as known; `why` for people."""
+
+    why: str
+    pid: int | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+
+
+class Engine(Protocol):
+    """One life of an engine, from its launch to its confirmed death. None of these wait."""
+
+    @property
+    def pid(self) -> int | None:
+        """Its process, if it is one here."""
+
+    def prepare(self, message: Prepare) -> None:
+        """Have a prompt tokenized."""
+
+    def run(self, message: Run) -> None:
+        """Have a job generated, from its tokens so far on."""
+
+    def stop(self, run: int) -> None:
+        """Have a run stopped now, whatever is being computed. Its confirmation is a `Stopped`, or the death."""
+
+    def kill(self) -> None:
+        """End it for certain. Its death is told to the listener, once it is confirmed."""
+
+    async def close(self) -> None:
+        """End it, gently first, and wait until it is dead."""
+
+
+class EngineListener(Protocol):
+    """Who is told what an engine says, and that it is dead: exactly once, after all it said."""
+
+    def heard(self, message: FromEngine) -> None:
+        """It said something."""
+
+    def lost(self, death: Death) -> None:
+        """It is dead, and with it all that it held."""
+
+
+Launch = Callable[[EngineListener], Awaitable[Engine]]
+"""Start a fresh engine that loads its model."""

@@ -1,0 +1,166 @@
+"""An engine as a child process on this machine: a socketpair, an interrupt byte, and a process to kill."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from typing import cast
+
+from worker_orcd.protocol.framing import BrokenFrame, encode, front_side
+from worker_orcd.protocol.interrupt import InterruptByte
+from worker_orcd.protocol.messages import Load, Message, Prepare, Run, Stop
+from worker_orcd.supervisor.engine import Death, EngineListener
+
+LLAMA_ENGINE = "worker_orcd.engine"
+"""The module that is run as the engine process."""
+_CLOSING_SEC = 0.5
+_STDERR = 2
+
+
+class LocalEngine(asyncio.Protocol):
+    """One engine process."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, interrupt: InterruptByte, listener: EngineListener
+    ) -> None:
+        self._process = process
+        self._interrupt = interrupt
+        self._listener = listener
+        self._reader = front_side()
+        self._transport: asyncio.Transport | None = None
+        self._interrupt_when_flushed = False
+        self._death: asyncio.Task[None] | None = None
+        self._killed_because: str | None = None
+
+    @classmethod
+    async def launch(cls, load: Load, listener: EngineListener, module: str = LLAMA_ENGINE) -> "LocalEngine":
+        """Start the process and have it load the model.
+
+        Args:
+            load: its first message.
+            listener: is told what it says, and its death.
+            module: the Python module to run, which speaks `worker_orcd.protocol`.
+        """
+        ours, theirs = socket.socketpair()
+        interrupt = InterruptByte.create()
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", module),
+            *(
+                "--socket",
+                str(theirs.fileno()),
+                "--interrupt",
+                str(interrupt.fd),
+                "--front",
+                str(os.getpid()),
+            ),
+            pass_fds=(theirs.fileno(), interrupt.fd),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=_STDERR,
+            start_new_session=True,
+        )
+        theirs.close()
+        ours.setblocking(False)
+        engine = cls(process, interrupt, listener)
+        transport, _ = await asyncio.get_running_loop().create_connection(lambda: engine, sock=ours)
+        # With these marks `resume_writing` means: every byte is in the socket.
+        transport.set_write_buffer_limits(high=0, low=0)
+        engine._death = asyncio.create_task(engine._watch(), name="engine-watch")
+        engine._send(load)
+        return engine
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id."""
+        return self._process.pid
+
+    def prepare(self, message: Prepare) -> None:
+        """Have a prompt tokenized."""
+        self._send(message)
+
+    def run(self, message: Run) -> None:
+        """Have a job generated."""
+        self._send(message)
+
+    def stop(self, run: int) -> None:
+        """Put the message into the socket first, *then* set the byte: so it is never looked for in vain."""
+        self._send(Stop(run))
+        if self._transport is not None and self._transport.get_write_buffer_size() > 0:
+            self._interrupt_when_flushed = True
+        else:
+            self._interrupt.set()
+
+    def kill(self) -> None:
+        """SIGKILL: works on a stopped and on a hung process too."""
+        self._killed_because = "it was killed because it was stuck"
+        self._kill()
+
+    async def close(self) -> None:
+        """Close the socket, upon which it ends by itself; kill it if it does not."""
+        if self._transport is not None:
+            self._transport.close()
+        if self._death is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._death), _CLOSING_SEC)
+                return
+            self._kill()
+            await self._death
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The socket is ready."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without saying so.
+
+    def data_received(self, data: bytes) -> None:
+        """It says something. What is no message means that it is broken."""
+        try:
+            messages = self._reader.feed(data)
+        except BrokenFrame as error:
+            self._killed_because = f"it sent a broken frame: {error}"
+            self._kill()
+            return
+        for message in messages:
+            self._listener.heard(message)
+
+    def resume_writing(self) -> None:
+        """Everything is in the socket."""
+        if self._interrupt_when_flushed:
+            self._interrupt_when_flushed = False
+            self._interrupt.set()
+
+    # The process.
+
+    def _send(self, message: Message) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(encode(message))
+
+    def _kill(self) -> None:
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+    async def _watch(self) -> None:
+        """Wait for its death, then let what it still said be heard, then tell of it."""
+        code = await self._process.wait()
+        await asyncio.sleep(0)
+        if self._transport is not None:
+            self._transport.abort()
+        self._interrupt.close()
+        self._listener.lost(
+            Death(
+                why=self._killed_because or _cause(code),
+                pid=self._process.pid,
+                exit_code=code if code >= 0 else None,
+                signal=-code if code < 0 else None,
+            )
+        )
+
+
+def _cause(code: int) -> str:
+    if code >= 0:
+        return f"it exited with code {code}"
+    with contextlib.suppress(ValueError):
+        return f"it died of {signal.Signals(-code).name}"
+    return f"it died of signal {-code}"

@@ -1,0 +1,278 @@
+"""Run a real worker process, follow its streams, and wait for things instead of sleeping."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import httpx2
+
+EngineKind = Literal["scripted", "llama"]
+_MODULES: dict[EngineKind, str] = {"scripted": "worker_orcd.testing.serve", "llama": "worker_orcd.cli.main"}
+T = TypeVar("T")
+
+
+def wait_until(look: Callable[[], T | None], *, within_sec: float = 10.0, what: str = "it") -> T:
+    """Look again and again until there is something (not None, not False) and return that.
+
+    Raises:
+        TimeoutError: nothing in time.
+    """
+    deadline = time.monotonic() + within_sec
+    while True:
+        seen = look()
+        if seen is not None and seen is not False:
+            return seen
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {within_sec} s for {what}")
+        threading.Event().wait(0.002)
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One event as it arrived. `at` is `time.monotonic()` of its arrival."""
+
+    at: float
+    id: int
+    event: str
+    data: dict[str, Any]
+
+
+class Stream:
+    """A job's stream, read in the background from the moment it is made."""
+
+    def __init__(
+        self, worker: "RunningWorker", body: dict[str, Any], headers: dict[str, str] | None = None
+    ) -> None:
+        self.job_id: str = body.get("job_id", "")
+        self.sent_at = time.monotonic()
+        self.events: list[Received] = []
+        self.status: int | None = None
+        self.headers: dict[str, str] = {}
+        self.refusal: dict[str, Any] | None = None
+        self.closed_at: float | None = None
+        self._changed = threading.Condition()
+        self._client = httpx2.Client(base_url=worker.url, timeout=httpx2.Timeout(60.0), trust_env=False)
+        self._leave = threading.Event()
+        self._thread = threading.Thread(target=self._read, args=(body, headers or {}), daemon=True)
+        self._thread.start()
+
+    def _read(self, body: dict[str, Any], headers: dict[str, str]) -> None:
+        try:
+            with self._client.sse("/execute", method="POST", json=body, headers=headers) as source:
+                response = source.response
+                self.headers = dict(response.headers)
+                if response.status_code != 200:
+                    response.read()
+                    self.refusal = response.json()["error"]
+                self._tell(lambda: setattr(self, "status", response.status_code))
+                if self.refusal is None:
+                    for sse in source:
+                        received = Received(time.monotonic(), int(sse.id), sse.event, json.loads(sse.data))
+                        self._tell(lambda received=received: self.events.append(received))  # type: ignore[misc]
+                        if self._leave.is_set():
+                            break
+        except (httpx2.HTTPError, OSError):
+            pass
+        finally:
+            self._client.close()
+            self._tell(lambda: setattr(self, "closed_at", time.monotonic()))
+
+    def _tell(self, change: Callable[[], None]) -> None:
+        with self._changed:
+            change()
+            self._changed.notify_all()
+
+    def wait(
+        self, ready: Callable[[Self], bool], *, within_sec: float = 30.0, what: str = "the stream"
+    ) -> Self:
+        """Wait until something is true of the stream.
+
+        Raises:
+            TimeoutError: it is not, in time.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: ready(self), within_sec):
+                raise TimeoutError(f"waited {within_sec} s for {what} of {self.job_id}: {self.events[-3:]}")
+        return self
+
+    def started(self, within_sec: float = 30.0) -> Self:
+        """Wait for `started`."""
+        return self.wait(lambda s: bool(s.events), within_sec=within_sec, what="started")
+
+    def tokens_seen(self, count: int, within_sec: float = 60.0) -> Self:
+        """Wait for so many tokens."""
+        return self.wait(lambda s: len(s.tokens) >= count, within_sec=within_sec, what=f"{count} tokens")
+
+    def finished(self, within_sec: float = 120.0) -> Self:
+        """Wait until the server has closed the stream."""
+        return self.wait(lambda s: s.closed_at is not None, within_sec=within_sec, what="the end")
+
+    def leave(self) -> None:
+        """Go away without a word: the socket is closed."""
+        self._leave.set()
+        self._client.close()
+
+    @property
+    def tokens(self) -> list[Received]:
+        """The `token` events so far."""
+        return [event for event in self.events if event.event == "token"]
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(event.data["t"] for event in self.tokens)
+
+    @property
+    def terminal(self) -> Received | None:
+        """The `end` or `error` event, once there."""
+        return next((event for event in self.events if event.event in ("end", "error")), None)
+
+    def assert_whole(self) -> None:
+        """`started token* (end|error)` or just `error`; ids and token numbers without a gap; exactly one ending."""
+        names = [event.event for event in self.events]
+        assert [event.id for event in self.events] == list(range(len(names))), self.events
+        assert [event.data["i"] for event in self.tokens] == list(range(len(self.tokens)))
+        if names != ["error"]:
+            assert names[0] == "started"
+            assert set(names[1:-1]) <= {"token"}
+            assert names[-1] in ("end", "error")
+
+
+class RunningWorker:
+    """A worker process with its own port, its narration in a file."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+        self.process = process
+        self.port = port
+        self.log = log
+        self.url = f"http://127.0.0.1:{port}"
+        self.client = httpx2.Client(base_url=self.url, timeout=30.0, trust_env=False)
+
+    # Asking it.
+
+    def health(self) -> dict[str, Any]:
+        """The body of `GET /health`."""
+        body: dict[str, Any] = self.client.get("/health").json()
+        return body
+
+    def ready(self, within_sec: float = 60.0) -> Self:
+        """Wait until it is healthy."""
+        wait_until(lambda: self._healthy(), within_sec=within_sec, what="a healthy worker")
+        return self
+
+    def _healthy(self) -> bool:
+        if self.process.poll() is not None:
+            raise RuntimeError(
+                f"the worker exited with {self.process.returncode}: {self.log.read_text()[-2000:]}"
+            )
+        try:
+            return self.client.get("/health").status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    def execute(self, job_id: str, prompt: str = "Write a haiku about the sea.", **fields: Any) -> Stream:
+        """Start a job and follow its stream."""
+        return Stream(self, {"job_id": job_id, "prompt": prompt, **fields})
+
+    def cancel(self, job_id: str, **headers: str) -> httpx2.Response:
+        """`POST /cancel`."""
+        return self.client.post("/cancel", json={"job_id": job_id}, headers=headers)
+
+    def record(self, job_id: str) -> dict[str, Any]:
+        """The body of `GET /jobs/{job_id}`."""
+        body: dict[str, Any] = self.client.get(f"/jobs/{job_id}").json()
+        return body
+
+    def narration(self) -> list[dict[str, Any]]:
+        """What it narrated so far, both processes."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def narrated(self, action: str, within_sec: float = 5.0, **fields: Any) -> dict[str, Any]:
+        """Wait until it narrates an action with these fields, and return that event."""
+
+        def look() -> dict[str, Any] | None:
+            wanted = {"action": action, **fields}
+            return next((e for e in self.narration() if wanted.items() <= e.items()), None)
+
+        return wait_until(look, within_sec=within_sec, what=f"narration of {action} {fields}")
+
+    # Harming it.
+
+    @property
+    def engine_pid(self) -> int:
+        """The engine's process id."""
+        pid = self.health()["engine_pid"]
+        assert isinstance(pid, int)
+        return pid
+
+    def signal_engine(self, sig: signal.Signals) -> None:
+        """Send the engine process a signal."""
+        os.kill(self.engine_pid, sig)
+
+    def stop(self, within_sec: float = 15.0) -> int:
+        """SIGTERM, and wait for its end. Returns the exit code."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(within_sec)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+        finally:
+            self.client.close()
+
+
+@contextmanager
+def running_worker(
+    engine: EngineKind = "scripted", *, wait: bool = True, env: dict[str, str] | None = None, **options: Any
+) -> Iterator[RunningWorker]:
+    """A worker process, from its start to its end.
+
+    Args:
+        engine: the scripted engine, or llama.cpp with the bundled model.
+        wait: until it is healthy.
+        env: further environment variables.
+        options: as on the command line, `max_queue=2` for `--max-queue 2`; True for a flag without value.
+    """
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="worker-orcd-") as folder:
+        log = Path(folder) / "narration.jsonl"
+        arguments = [sys.executable, "-m", _MODULES[engine], "--port", str(port)]
+        for name, value in {"log_format": "json", **options}.items():
+            arguments += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        with log.open("wb") as stderr:
+            process = subprocess.Popen(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=stderr,
+                stderr=stderr,
+                env={**os.environ, **(env or {})},
+            )
+        worker = RunningWorker(process, port, log)
+        try:
+            if wait:
+                worker.ready()
+            yield worker
+        finally:
+            worker.stop()
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

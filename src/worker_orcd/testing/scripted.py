@@ -1,0 +1,188 @@
+"""A model without a model: deterministic, and as slow, faulty or stuck as the prompt asks it to be.
+
+A prompt may begin with a JSON object, its script:
+
+    {"text": "Hi 👋", "token_ms": 5}   say this, one byte a token, then end; 5 ms for each
+    {"row_ms": 1}                       1 ms for each prompt token
+    {"fail_at": 3}                      the device fails on token 3
+    {"die_at": 3} / {"hang_at": 3}      the process dies / hangs for ever on token 3 (0: on the first prompt row)
+
+Without `text` it says `w0 w1 w2 …` until `max_tokens`. Like the real one it keeps cells for each sequence, and it is
+strict: positions that are not consecutive, or more rows than there is room for, end the process.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Literal
+
+from worker_orcd.engine.draws import draw_seed
+from worker_orcd.engine.model import Batch, ModelLoadError, Outcome, Sampler
+from worker_orcd.protocol.interrupt import InterruptByte
+from worker_orcd.protocol.messages import Load, Percent, Ready, Sampling
+
+END = 256
+"""The end-of-generation token. Below are bytes, above are words."""
+FIRST_WORD = 257
+VOCABULARY = 50_000
+_SLICE_SEC = 0.0005
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What a job is to do."""
+
+    text: str | None = None
+    token_ms: float = 2.0
+    row_ms: float = 0.05
+    fail_at: int | None = None
+    die_at: int | None = None
+    hang_at: int | None = None
+
+    @classmethod
+    def of(cls, prompt: str) -> "Script":
+        """The script that a prompt begins with, or the plain one."""
+        if not prompt.startswith("{"):
+            return cls()
+        try:
+            given, _ = json.JSONDecoder().raw_decode(prompt)
+            return cls(**given)
+        except (json.JSONDecodeError, TypeError):
+            return cls()
+
+    def token(self, index: int, seed: int) -> int:
+        """Token number `index` of a job with this seed."""
+        if self.text is None:
+            return FIRST_WORD + (index if seed == 0 else draw_seed(seed, index) % 40_000)
+        said = self.text.encode()
+        return said[index] if index < len(said) else END
+
+
+class ScriptedSampler:
+    """Draws what the script says."""
+
+    def __init__(self, script: Script, sampling: Sampling) -> None:
+        self._script = script
+        self._seed = 0 if sampling.temperature == 0 else sampling.seed
+
+    def draw(self, row: int, index: int) -> int:
+        """Token number `index`."""
+        return self._script.token(index, self._seed)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class ScriptedModel:
+    """Keeps the books of a real model and takes the time of one."""
+
+    def __init__(self, load: Load, interrupt: InterruptByte, progress: Callable[[Percent], None]) -> None:
+        self._interrupt = interrupt
+        self._cells: dict[int, list[int]] = {}
+        self._scores: list[bytes] = []
+        pause = float(os.environ.get("WORKER_ORCD_SCRIPTED_LOAD_SEC", "0"))
+        if pause < 0:
+            raise ModelLoadError("the scripted model was told to fail to load")
+        quarters: tuple[Percent, ...] = (0, 25, 50, 75, 100)
+        for percent in quarters:
+            progress(percent)
+            time.sleep(pause / 4 if percent < 100 else 0)
+        share = load.context_length // load.parallel if load.exact else load.context_length
+        self.facts = Ready(
+            model="scripted",
+            device="cpu",
+            resident=True,
+            vram_bytes=0,
+            quant_kind="none",
+            tokenizer_kind="bytes",
+            vocab_size=VOCABULARY,
+            cells=load.context_length,
+            cells_per_job=min(share, 8192),
+            sequences=load.parallel,
+            exact=load.exact,
+            load_ms=0.0,
+        )
+        self.dense_ids = load.exact
+
+    def encode(self, prompt: str, template: Literal["auto", "none"]) -> list[int]:
+        """A token for each byte."""
+        return list(prompt.encode("utf-8"))
+
+    def count_tokens(self, text: str) -> int:
+        """A token for each byte."""
+        return len(text.encode("utf-8"))
+
+    def piece(self, token: int) -> bytes:
+        """A byte, a word, or nothing."""
+        if token < END:
+            return bytes([token])
+        return b"" if token == END else f"w{token - FIRST_WORD} ".encode()
+
+    def ends_generation(self, token: int) -> bool:
+        """Whether it is the one."""
+        return token == END
+
+    def sampler(self, sampling: Sampling, history: list[int]) -> Sampler:
+        """A sampler that follows the prompt's script."""
+        return ScriptedSampler(_script(history), sampling)
+
+    def decode(self, batch: Batch, *, armed: bool) -> Outcome:
+        """Write the cells, check the books, take the time, and do the harm that is asked for."""
+        duration_ms = 0.0
+        outcome = Outcome.DONE
+        before = {sequence: len(self._cells.get(sequence, ())) for sequence in batch.sequences}
+        for token, position, sequence in zip(batch.tokens, batch.positions, batch.sequences, strict=True):
+            cells = self._cells.setdefault(sequence, [])
+            if position != len(cells):
+                raise AssertionError(f"sequence {sequence}: position {position} after {len(cells)} cells")
+            cells.append(token)
+        if sum(map(len, self._cells.values())) > self.facts.cells:
+            raise AssertionError("more cells in use than there are")
+        for sequence in before:
+            script = _script(self._cells[sequence])
+            rows = batch.sequences.count(sequence)
+            decoding = rows == 1 and before[sequence] > 0
+            duration_ms += script.token_ms if decoding else script.row_ms * rows
+            place = self._place(sequence)
+            if script.die_at == place:
+                os._exit(9)
+            while script.hang_at == place:
+                time.sleep(3600)
+            if script.fail_at == place:
+                outcome = Outcome.FAILED
+        self._scores = [blake2b(bytes(str(self._cells[s]), "ascii")).digest() for s in before]
+        until = time.monotonic() + duration_ms / 1000
+        while time.monotonic() < until:
+            if armed and self._interrupt.is_set():
+                return Outcome.ABORTED
+            time.sleep(_SLICE_SEC)
+        return outcome
+
+    def _place(self, sequence: int) -> int:
+        """The number of the token that this step is to bring, for a job without `text`; 0 also while it is read."""
+        return sum(token >= END for token in self._cells[sequence])
+
+    def logits(self, row: int) -> bytes:
+        """Something that depends on all tokens so far, shaped as 32-bit floats."""
+        return self._scores[0][:64]
+
+    def trim(self, sequence: int, length: int) -> None:
+        """Forget what lies behind."""
+        del self._cells.setdefault(sequence, [])[length:]
+
+    def move(self, source: int, target: int) -> None:
+        """Take another id."""
+        self._cells[target] = self._cells.pop(source)
+
+    def cells(self, sequence: int) -> int:
+        """Cells held."""
+        return len(self._cells.get(sequence, ()))
+
+
+def _script(tokens: list[int]) -> Script:
+    """The script at the head of a prompt, out of its byte tokens."""
+    head = bytes(token for token in tokens[:400] if token < END)
+    return Script.of(head.decode("utf-8", "replace"))

@@ -1,0 +1,28 @@
+"""A worker on the scripted engine: `python -m worker_orcd.testing.serve --port 9000`, with the worker's own options."""
+
+import sys
+
+from worker_orcd.cli.serve import StartupFailed, serve
+from worker_orcd.settings import Settings
+
+
+def main() -> int:
+    """Serve with options from the command line, as `worker-orcd serve` has them."""
+    given: dict[str, str] = {}
+    name = ""
+    for word in sys.argv[1:]:
+        if word.startswith("--"):
+            name = word.removeprefix("--").replace("-", "_")
+            given[name] = "true"
+        else:
+            given[name] = word
+    settings = Settings(**given)  # type: ignore[arg-type]  # Settings reads its values from text.
+    try:
+        return serve(settings, engine_module="worker_orcd.testing.scripted_engine")
+    except StartupFailed as error:
+        print(f"worker-orcd: {error.code}: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""How the worker is, from what it knows already: nobody is asked, so the answer is quick and never blocks."""
+
+import time
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+from worker_orcd.supervisor.supervisor import EngineState
+from worker_orcd.worker.worker import Worker
+
+
+class Status(StrEnum):
+    """Whether jobs make progress."""
+
+    LOADING = "loading"
+    HEALTHY = "healthy"
+    DRAINING = "draining"
+    UNHEALTHY = "unhealthy"
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The body of `GET /health`. What only a loaded engine can tell is null without one."""
+
+    status: Status
+    reason: str | None
+    worker_id: str
+    model: str | None
+    device: str | None
+    resident: bool
+    quant_kind: str | None
+    vram_bytes_used: int
+    tokenizer_kind: str | None
+    vocab_size: int | None
+    context_length: int | None
+    kv_cells_total: int
+    kv_cells_used: int
+    kv_cells_cached: int
+    jobs_running: int
+    jobs_queued: int
+    engine_pid: int | None
+    engine_restarts: int
+    exact: bool
+    uptime_seconds: float
+
+    def data(self) -> dict[str, object]:
+        """As a JSON object."""
+        return asdict(self)
+
+
+def status_of(worker: Worker) -> Status:
+    """Never `healthy` while the engine is dead or stuck."""
+    supervisor = worker.supervisor
+    if worker.dispatcher.draining:
+        return Status.DRAINING
+    match supervisor.state:
+        case EngineState.READY:
+            return Status.HEALTHY
+        case EngineState.LOADING if not supervisor.ever_ready:
+            return Status.LOADING
+        case _:
+            return Status.UNHEALTHY
+
+
+def health_of(worker: Worker) -> Health:
+    """Look."""
+    status = status_of(worker)
+    engine = worker.engine
+    return Health(
+        status=status,
+        reason=worker.supervisor.reason if status is Status.UNHEALTHY else None,
+        worker_id=worker.worker_id,
+        model=engine.model if engine else None,
+        device=engine.device if engine else None,
+        resident=engine.resident if engine else False,
+        quant_kind=engine.quant_kind if engine else None,
+        vram_bytes_used=engine.vram_bytes if engine else 0,
+        tokenizer_kind=engine.tokenizer_kind if engine else None,
+        vocab_size=engine.vocab_size if engine else None,
+        context_length=engine.cells_per_job if engine else None,
+        kv_cells_total=engine.cells if engine else 0,
+        kv_cells_used=worker.books.cells_used,
+        kv_cells_cached=0,
+        jobs_running=worker.dispatcher.queue.running,
+        jobs_queued=len(worker.dispatcher.queue),
+        engine_pid=worker.supervisor.pid,
+        engine_restarts=worker.supervisor.restarts,
+        exact=engine.exact if engine else False,
+        uptime_seconds=round(time.monotonic() - worker.started_at, 3),
+    )
+
+
+def publish(worker: Worker) -> None:
+    """Give the worker's metrics the gauges that health shows."""
+    gauge = worker.metrics.gauge
+    gauge(
+        "worker_jobs_running",
+        "Jobs that hold a place in the engine.",
+        lambda: worker.dispatcher.queue.running,
+    )
+    gauge("worker_jobs_queued", "Jobs that wait.", lambda: len(worker.dispatcher.queue))
+    gauge("worker_kv_cells_total", "KV cells in all.", lambda: worker.engine.cells if worker.engine else 0)
+    gauge(
+        "worker_kv_cells_used",
+        "KV cells of live jobs, by the engine's count.",
+        lambda: worker.books.cells_used,
+    )
+    gauge("worker_kv_cells_cached", "KV cells kept for reuse.", lambda: 0)
+    gauge("worker_healthy", "1 while jobs make progress.", lambda: status_of(worker) is Status.HEALTHY)
+    gauge("worker_engine_restarts", "Engines started after the first.", lambda: worker.supervisor.restarts)
+    gauge("worker_uptime_seconds", "Since the worker started.", lambda: time.monotonic() - worker.started_at)

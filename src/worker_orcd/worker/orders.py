@@ -1,0 +1,46 @@
+"""A job put into the words of the protocol."""
+
+from worker_orcd import narration
+from worker_orcd.jobs.job import Job
+from worker_orcd.jobs.request import MAX_STOP_TOKENS
+from worker_orcd.protocol import messages
+
+
+def to_prepare(job: Job) -> messages.Prepare:
+    """Have its prompt rendered and tokenized."""
+    request = job.request
+    return messages.Prepare(
+        run=job.run,
+        job_id=job.job_id,
+        correlation_id=job.correlation_id,
+        prompt=request.prompt,
+        template=request.template,
+        stop=request.stop,
+        max_stop_tokens=MAX_STOP_TOKENS,
+        top_k=request.top_k,
+    )
+
+
+def to_run(job: Job) -> messages.Run:
+    """Have it generated, from its tokens so far on."""
+    request = job.request
+    chars, sha256 = narration.prompt_digest(request.prompt)
+    return messages.Run(
+        run=job.run,
+        job_id=job.job_id,
+        correlation_id=job.correlation_id,
+        prompt=job.prompt_tokens or (),
+        generated=tuple(job.tokens),
+        max_tokens=job.max_tokens,
+        ignore_eos=request.ignore_eos,
+        stop=request.stop,
+        sampling=messages.Sampling(
+            temperature=request.temperature,
+            top_k=request.top_k,
+            top_p=request.top_p,
+            repetition_penalty=request.repetition_penalty,
+            seed=job.seed,
+        ),
+        prompt_chars=chars,
+        prompt_sha256=sha256,
+    )

@@ -1,0 +1,414 @@
+"""The worker: what clients ask and what the engine says goes into the core, what the core decides is carried out.
+
+This is the whole way of a cancel: `stop` asks the dispatcher, whose `Halt` goes to the supervisor, whose engine
+interrupts its step and answers `Stopped`; `heard` tells the dispatcher, whose `Ended` means that the terminal event
+is in the job's events, and its readers are woken.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from worker_orcd import narration
+from worker_orcd.jobs.dispatcher import Dispatcher, Known, ReadyEngine
+from worker_orcd.jobs.effects import Effect, Ended, Halt, Prepare, Run
+from worker_orcd.jobs.errors import ErrorCode, JobError
+from worker_orcd.jobs.events import End, Error
+from worker_orcd.jobs.job import Job
+from worker_orcd.jobs.moment import Moment, millis
+from worker_orcd.jobs.queue import Capacity
+from worker_orcd.jobs.receipt import Freed
+from worker_orcd.jobs.request import Ceilings, ExecuteRequest
+from worker_orcd.jobs.stops import Stop, StopReason
+from worker_orcd.protocol import messages
+from worker_orcd.supervisor.engine import Death, Launch
+from worker_orcd.supervisor.supervisor import EngineState, Supervisor
+from worker_orcd.worker.metrics import Metrics
+from worker_orcd.worker.orders import to_prepare, to_run
+from worker_orcd.worker.streams import JobStream
+
+SHUTDOWN_STOP_SEC = 0.5
+"""How long a stop at shutdown may go unconfirmed before the engine is killed; the drain time comes before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What an operator decides about jobs. Seconds and counts, as in `Settings`."""
+
+    ceilings: Ceilings = Ceilings()
+    max_queue: int = 512
+    cancel_deadline_sec: float = 5.0
+    drain_sec: float = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What the engine itself last said it holds."""
+
+    cells_used: int = 0
+    sequences_used: int = 0
+
+
+class Worker:
+    """One model's worker. Everything happens on one asyncio loop; nothing here blocks."""
+
+    def __init__(
+        self, policy: Policy, launch: Launch, narrator: narration.Narrator, *, worker_id: str, model_path: str
+    ) -> None:
+        self.worker_id = worker_id
+        self.started_at = time.monotonic()
+        self.dispatcher = Dispatcher(policy.ceilings, policy.max_queue)
+        self.supervisor = Supervisor(launch, self, policy.cancel_deadline_sec)
+        self.metrics = Metrics()
+        self.engine: messages.Ready | None = None
+        self.books = Books()
+        self.hopeless = asyncio.Event()
+        """Set when no engine can be had any more."""
+        self.ready = asyncio.Event()
+        """Set when the first engine is ready."""
+        self.policy = policy
+        self._narrator = narrator
+        self._model_path = model_path
+        self._streams: dict[int, JobStream] = {}
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = float("inf")
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._lost_at: float | None = None
+
+    def start(self) -> None:
+        """Begin to load the model; jobs are taken from now on."""
+        self._narrator.tell(narration.ModelLoadStart(path=self._model_path))
+        self.supervisor.start()
+
+    # Clients.
+
+    def execute(self, request: ExecuteRequest, correlation_id: str) -> JobStream:
+        """Take a job in. Its events can be read from the stream.
+
+        Raises:
+            JobError: it is refused; nothing has changed then.
+        """
+        if self.supervisor.state is EngineState.GONE:
+            raise JobError(
+                ErrorCode.ENGINE_LOST, "the engine cannot be started; see /health", http_status=503
+            )
+        job, effects = self.dispatcher.submit(request, correlation_id, self._now())
+        stream = self._streams[job.run] = JobStream(job)
+        self._idle.clear()
+        self._carry_out(effects)
+        self._set_alarm()
+        return stream
+
+    async def measured(self, stream: JobStream, patience_sec: float) -> None:
+        """Wait until a prompt is known to fit, but not while there is no engine to ask.
+
+        Raises:
+            JobError: `INVALID_REQUEST`, the prompt was refused in that time.
+        """
+        job = stream.job
+        until = time.monotonic() + patience_sec
+        while self.engine and job.live and job.prompt_tokens is None and time.monotonic() < until:
+            await stream.changed(until - time.monotonic())
+        terminal = job.terminal
+        if isinstance(terminal, Error) and terminal.code is ErrorCode.INVALID_REQUEST:
+            raise JobError(
+                terminal.code, terminal.message, param=str(terminal.details.get("param") or "prompt")
+            )
+
+    def cancel(self, job_id: str, correlation_id: str) -> None:
+        """A client wants this job to stop. Whatever it is, or was, or is not: this is all right."""
+        known = self._stop(job_id, StopReason.CLIENT, correlation_id)
+        self.metrics.cancels.labels(known.value).inc()
+
+    def reader_left(self, stream: JobStream) -> None:
+        """A reader of a job is gone. When it was the last one, the job is stopped."""
+        stream.readers -= 1
+        job = stream.job
+        if stream.readers > 0 or not job.live:
+            return
+        if not job.stop:
+            self._narrator.tell(
+                narration.Disconnect(job_id=job.job_id, phase=job.phase.value, on_disconnect="cancel"),
+                correlation_id=job.correlation_id,
+            )
+        self.stop(job, StopReason.DISCONNECT)
+
+    def stop(self, job: Job, reason: StopReason) -> None:
+        """Stop this very job, if it is still live."""
+        if job.live:
+            self._stop(job.job_id, reason, job.correlation_id)
+
+    def _stop(self, job_id: str, reason: StopReason, correlation_id: str) -> Known:
+        """The one way in which a job is stopped, whoever wants it."""
+        job = self.dispatcher.tracker.live(job_id)
+        now = self._now()
+        known, effects = self.dispatcher.stop(job_id, Stop(reason, now.mono, correlation_id), now)
+        # The engine is asked first and everybody else is told afterwards: it is the one who is in a hurry.
+        self._carry_out([effect for effect in effects if isinstance(effect, Halt)])
+        self._narrator.tell(
+            narration.Cancel(
+                job_id=job_id,
+                known="live" if known is Known.STOPPING else known.value,
+                reason=reason.value,
+                phase=job.phase.value if job else None,
+                repeated=known is Known.STOPPING,
+            ),
+            correlation_id=correlation_id,
+        )
+        self._carry_out([effect for effect in effects if not isinstance(effect, Halt)])
+        return known
+
+    # The engine (SupervisorListener).
+
+    def heard(self, message: messages.FromEngine) -> None:
+        """The engine says something."""
+        now = self._now()
+        match message:
+            case messages.Step():
+                self._step(message, now)
+            case messages.Stopped():
+                self.books = Books(message.cells_used, message.sequences_used)
+                freed = Freed(
+                    stopped_at=now.mono - message.stopped_ago_ms / 1000,
+                    freed_at=now.mono - message.freed_ago_ms / 1000,
+                    cells_before=message.cells_before,
+                    cells_after=message.cells_after,
+                    prompt_processed=message.prompt_processed,
+                )
+                self._carry_out(self.dispatcher.stopped(message.run, freed, now))
+            case messages.Prepared():
+                self._carry_out(self.dispatcher.prepared(message.run, message.prompt, now))
+                self._wake([message.run])
+            case messages.Refused():
+                code = ErrorCode.INVALID_REQUEST if message.param else ErrorCode.INTERNAL
+                error = JobError(code, message.message, param=message.param)
+                self._carry_out(self.dispatcher.failed(message.run, error, Freed(now.mono, now.mono), now))
+            case messages.Loading():
+                if not self.supervisor.ever_ready:
+                    self._narrator.tell(
+                        narration.ModelLoadProgress(path=self._model_path, percent=message.percent)
+                    )
+            case messages.Ready():
+                self._ready(message)
+            case messages.LoadFailed():
+                self._narrator.tell(narration.Error(code=message.code, message=message.message))
+
+    def lost(self, death: Death) -> None:
+        """The engine is dead."""
+        now = self._now()
+        self.engine = None
+        self.books = Books()
+        self._lost_at = now.mono
+        if self.dispatcher.draining and not len(self.dispatcher.tracker):
+            return
+        self._narrator.tell(
+            narration.EngineLost(
+                engine_pid=death.pid or 0,
+                why=death.why,
+                exit_code=death.exit_code,
+                signal=death.signal,
+                jobs_lost=self.dispatcher.queue.running,
+            )
+        )
+        self._carry_out(self.dispatcher.engine_lost(f"The engine was lost: {death.why}", now))
+
+    def gone(self, reason: str, code: str) -> None:
+        """There will be no engine any more: every job that waits for one ends."""
+        now = self._now()
+        self._narrator.tell(narration.Error(code=code, message=reason))
+        error = JobError(ErrorCode.ENGINE_LOST, f"The engine cannot be started: {reason}")
+        for job in self.dispatcher.tracker:
+            self._carry_out(self.dispatcher.failed(job.run, error, Freed(now.mono, now.mono), now))
+        self.hopeless.set()
+
+    def give_up(self, run: int) -> None:
+        """This run's stop is not confirmed by its deadline, not even by the engine's death."""
+        job = self.dispatcher.tracker.by_run(run)
+        if job is not None:
+            self._carry_out(self.dispatcher.give_up(job, self._now()))
+
+    def _ready(self, ready: messages.Ready) -> None:
+        self.engine = ready
+        self.ready.set()
+        if self._lost_at is None:
+            self._narrator.tell(
+                narration.ModelLoadComplete(
+                    path=self._model_path,
+                    load_ms=ready.load_ms,
+                    device=ready.device,
+                    context_length=ready.cells_per_job,
+                    cells=ready.cells,
+                    vocab_size=ready.vocab_size,
+                    exact=ready.exact,
+                )
+            )
+        else:
+            self._narrator.tell(
+                narration.EngineRestarted(
+                    engine_pid=self.supervisor.pid or 0,
+                    restarts=self.supervisor.restarts,
+                    ready_ms=millis(self._lost_at, time.monotonic()),
+                )
+            )
+        capacity = Capacity(ready.cells, ready.cells_per_job, ready.sequences)
+        self._carry_out(self.dispatcher.engine_ready(ReadyEngine(capacity, ready.model)))
+
+    def _step(self, step: messages.Step, now: Moment) -> None:
+        """Everything that one step brought: the front's only work per token is in here."""
+        self.books = Books(step.cells_used, step.sequences_used)
+        self.metrics.steps.labels("aborted" if step.aborted else "done").inc()
+        self.metrics.step_seconds.observe(step.duration_ms / 1000)
+        for progress in step.progress:
+            self.dispatcher.progress(progress.run, progress.prompt_processed)
+        for out in step.tokens:
+            self._token(out, now)
+        effects: list[Effect] = []
+        for end in step.ended:
+            freed = Freed(now.mono, now.mono, end.cells_before, end.cells_after)
+            if end.reason is not None:
+                effects += self.dispatcher.finished(end.run, end.reason, freed, now)
+            else:
+                error = JobError(ErrorCode(end.error_code or "INTERNAL"), end.error_message)
+                effects += self.dispatcher.failed(end.run, error, freed, now)
+        self._carry_out(effects)
+        self._wake(out.run for out in step.tokens)
+
+    def _token(self, out: messages.TokenOut, now: Moment) -> None:
+        stream = self._streams.get(out.run)
+        last_token_at = stream.job.last_token_at if stream else None
+        job = self.dispatcher.token(out.run, out.token, out.text, now)
+        if job is None:
+            return
+        if out.token is not None:
+            self.metrics.tokens.inc()
+        if last_token_at is None:
+            self.metrics.first_token.observe(now.mono - job.accepted.mono)
+        else:
+            self.metrics.inter_token.observe(now.mono - last_token_at)
+
+    # What the core decided.
+
+    def _carry_out(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Prepare(job):
+                    self.supervisor.prepare(to_prepare(job))
+                case Run(job):
+                    self.supervisor.run(to_run(job))
+                    self._wake([job.run])
+                case Halt(job):
+                    self.supervisor.stop(job.run)
+                case Ended(job):
+                    self._ended(job)
+
+    def _ended(self, job: Job) -> None:
+        stream = self._streams.pop(job.run)
+        stream.wake()
+        self.metrics.job_ended(job)
+        self._tell_of_end(job)
+        if not self._streams:
+            self._idle.set()
+
+    def _wake(self, runs: Iterable[int]) -> None:
+        for run in runs:
+            stream = self._streams.get(run)
+            if stream is not None:
+                stream.wake()
+
+    def _tell_of_end(self, job: Job) -> None:
+        terminal, receipt = job.terminal, job.receipt
+        if receipt is not None:
+            self._narrator.tell(
+                narration.CancelComplete(
+                    job_id=job.job_id,
+                    reason="timeout" if receipt.reason is StopReason.DEADLINE else receipt.reason.value,
+                    phase=job.phase.value,
+                    stopped_ms=receipt.stopped_ms,
+                    freed_ms=receipt.freed_ms,
+                    told_ms=receipt.told_ms,
+                    prompt_tokens=receipt.prompt_tokens,
+                    tokens_out=receipt.tokens_out,
+                    cells_before=receipt.kv_cells_before,
+                    cells_after=receipt.kv_cells_after,
+                    cancel_correlation_id=receipt.cancel_correlation_id,
+                ),
+                correlation_id=job.correlation_id,
+            )
+        elif isinstance(terminal, End):
+            self._narrator.tell(
+                narration.ExecuteEnd(
+                    job_id=job.job_id,
+                    tokens_out=terminal.tokens_out,
+                    decode_time_ms=terminal.decode_time_ms,
+                    stop_reason=terminal.stop_reason,
+                    queue_ms=millis(job.accepted.mono, job.started_at or job.accepted.mono),
+                    first_token_ms=millis(job.accepted.mono, job.first_token_at)
+                    if job.first_token_at
+                    else None,
+                ),
+                correlation_id=job.correlation_id,
+            )
+        elif isinstance(terminal, Error):
+            self._narrator.tell(
+                narration.Error(code=terminal.code.value, message=terminal.message, job_id=job.job_id),
+                correlation_id=job.correlation_id,
+            )
+
+    # Time.
+
+    def _now(self) -> Moment:
+        return Moment(time.monotonic(), time.time())
+
+    def _set_alarm(self) -> None:
+        """Wake up at the next deadline."""
+        next_at = self.dispatcher.next_deadline()
+        if next_at is None or next_at >= self._alarm_at:
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = next_at
+        delay = max(0.0, next_at - time.monotonic())
+        self._alarm = asyncio.get_running_loop().call_later(delay, self._deadline_passed)
+
+    def _deadline_passed(self) -> None:
+        self._alarm, self._alarm_at = None, float("inf")
+        late, effects = self.dispatcher.expire(self._now())
+        for job in late:
+            self._narrator.tell(
+                narration.Timeout(
+                    job_id=job.job_id, timeout_ms=round(job.timeout_sec * 1000), phase=job.phase.value
+                ),
+                correlation_id=job.correlation_id,
+            )
+        self._carry_out(effects)
+        self._set_alarm()
+
+    # The end.
+
+    async def drain(self) -> None:
+        """Take nothing more, let jobs finish for the drain time, stop those that have not, and end the engine."""
+        self.dispatcher.draining = True
+        self._narrator.tell(
+            narration.Drain(
+                jobs_running=self.dispatcher.queue.running,
+                jobs_queued=len(self.dispatcher.queue),
+                drain_sec=self.policy.drain_sec,
+            )
+        )
+        if not await self._quiet(self.policy.drain_sec):
+            now = self._now()
+            self._carry_out(self.dispatcher.stop_all(Stop(StopReason.SHUTDOWN, now.mono), now))
+            if not await self._quiet(SHUTDOWN_STOP_SEC):
+                self.supervisor.kill()
+                await self._quiet(SHUTDOWN_STOP_SEC)
+        await self.supervisor.close()
+
+    async def _quiet(self, timeout_sec: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_sec):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True

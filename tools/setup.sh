@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# Makes .venv what requirements.lock says, with worker-orcd installed editable in it. Called by `make setup`.
+# Nothing to do takes well under a second; the first time llama.cpp is compiled.
+# What it takes from outside: PYTHON, CXX, CMAKE_ARGS (for CUDA, Metal, Vulkan …), and the indexes of pip and uv.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+uv_version=$1
+python=${PYTHON:-python3}
+stamp=.venv/.worker-orcd-stamp
+
+# These would send an installer somewhere else than .venv.
+unset PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_HASHES UV_PYTHON UV_SYSTEM_PYTHON UV_TARGET UV_PREFIX
+
+# Two set-ups at once wait for each other's build of llama.cpp, which takes longer than uv's usual five minutes.
+export UV_LOCK_TIMEOUT=${UV_LOCK_TIMEOUT:-1800}
+
+give_up() {
+    echo "setup: $1" >&2
+    exit 1
+}
+
+digest() {
+    "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'
+}
+
+command -v "$python" >/dev/null || give_up "'$python' not found; Python 3.11 or newer is required (or say PYTHON=/path/to/python3)"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    give_up "Python 3.11 or newer is required, '$python' is $("$python" -V 2>&1) (or say PYTHON=/path/to/python3)"
+
+# What .venv was made from and for, one fact a line.
+wanted=$(
+    echo "at $PWD"
+    echo "with $("$python" -c 'import sys; print(sys.base_prefix, sys.version.split()[0])')"
+    echo "uv $uv_version"
+    echo "CMAKE_ARGS ${CMAKE_ARGS:-}"
+    echo "files $(cat requirements.lock pyproject.toml tools/setup.sh | digest)"
+)
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+    exit 0
+fi
+
+# A .venv that was moved, or made with another Python, has scripts and libraries that point elsewhere.
+if [ -d .venv ] && { [ ! -x .venv/bin/python ] || { [ -f "$stamp" ] && [ "$(head -n 2 "$stamp")" != "$(head -n 2 <<<"$wanted")" ]; }; }; then
+    echo "setup: .venv was made elsewhere or with another Python; making it anew"
+    rm -rf .venv
+fi
+previous_cmake_args=$([ ! -f "$stamp" ] || sed -n 's/^CMAKE_ARGS //p' "$stamp")
+rm -f "$stamp"
+if [ ! -x .venv/bin/pip ]; then
+    "$python" -m venv .venv || give_up "'$python' could not make .venv (on Debian and Ubuntu: apt-get install python3-venv)"
+fi
+if [ "$(.venv/bin/uv --version 2>/dev/null | cut -d ' ' -f 2)" != "$uv_version" ]; then
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check "uv==$uv_version"
+fi
+
+# llama-cpp-python has no wheels: its llama.cpp is compiled here. LLAVA_BUILD=OFF saves a third of that.
+# uv's cache of built wheels does not look at CMAKE_ARGS, so they are made part of the settings it looks at.
+settings=(--config-settings-package llama-cpp-python:cmake.define.LLAVA_BUILD=OFF)
+if [ -n "${CMAKE_ARGS:-}" ]; then
+    settings+=(--config-settings-package "llama-cpp-python:cmake.define.WORKER_ORCD_CMAKE_ARGS=$(digest <<<"$CMAKE_ARGS")")
+fi
+if [ "$previous_cmake_args" != "${CMAKE_ARGS:-}" ]; then
+    .venv/bin/uv pip uninstall --quiet --python .venv/bin/python llama-cpp-python 2>/dev/null || true
+fi
+
+locked=$(sed -n 's/^llama-cpp-python==\([^ ]*\).*/\1/p' requirements.lock)
+installed=$(.venv/bin/python -c 'from importlib import metadata; print(metadata.version("llama-cpp-python"))' 2>/dev/null || true)
+builder=
+if [ "$installed" != "$locked" ]; then
+    command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null ||
+        give_up "a C++ compiler is required to build llama.cpp (on Debian and Ubuntu: apt-get install build-essential)"
+    echo "setup: building llama.cpp (llama-cpp-python $locked). Without a built copy in uv's cache this takes"
+    echo "setup: about 5 to 10 minutes on 2 cores, once."
+    started=$SECONDS
+    (while sleep 30; do echo "setup: still building, $((SECONDS - started)) s so far"; done) &
+    builder=$!
+    trap 'kill "$builder" 2>/dev/null || true' EXIT
+fi
+.venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes "${settings[@]}" requirements.lock
+if [ -n "$builder" ]; then
+    echo "setup: llama.cpp is built and everything installed, after $((SECONDS - started)) s"
+fi
+
+# The build backend is in the lock: nothing is fetched.
+.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --no-index --editable .
+printf '%s\n' "$wanted" >"$stamp"
+echo "setup: .venv is ready"
