@@ -1,6 +1,7 @@
 """The one shape of every answer that is an error, wherever it comes from."""
 
 import json
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
@@ -26,13 +27,15 @@ def error_headers(error: JobError) -> dict[str, str]:
 def install(app: FastAPI, worker: Worker, narrator: narration.Narrator) -> None:
     """Give every error of this app the one shape, count it and narrate it."""
 
-    def answer(error: JobError) -> JSONResponse:
+    def answer(error: JobError, headers: Mapping[str, str] | None = None) -> JSONResponse:
         worker.metrics.refusals.labels(error.code.value).inc()
         narrator.tell(
             narration.Error(code=error.code.value, message=error.message, http_status=error.http_status)
         )
         return JSONResponse(
-            {"error": error.body()}, status_code=error.http_status, headers=error_headers(error)
+            {"error": error.body()},
+            status_code=error.http_status,
+            headers={**(headers or {}), **error_headers(error)},
         )
 
     @app.exception_handler(JobError)
@@ -41,7 +44,7 @@ def install(app: FastAPI, worker: Worker, narrator: narration.Narrator) -> None:
 
     @app.exception_handler(HTTPException)
     async def by_framework(_: Request, error: HTTPException) -> JSONResponse:
-        return answer(from_framework(error))
+        return answer(from_framework(error), error.headers)
 
 
 def from_framework(error: HTTPException) -> JobError:

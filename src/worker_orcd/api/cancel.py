@@ -22,7 +22,9 @@ def router(worker: Worker) -> APIRouter:
         summary="Stop a job (idempotent)",
         status_code=202,
         response_class=JSONResponse,
-        responses={202: schema.answer(_ANSWER, "Accepted, whatever the job is, was, or is not")}
+        responses=schema.answer(
+            202, "Whatever the job is, was, or is not", "application/json", example=_ANSWER
+        )
         | schema.errors(400, 413),
         openapi_extra=schema.body(CancelRequest, _EXAMPLE),
     )

@@ -19,10 +19,12 @@ _EXAMPLE: dict[str, object] = {
     "temperature": 0.7,
     "seed": 42,
 }
-_STREAM = {
-    "description": "The job's events: `started`, `token`*, then exactly one of `end` or `error`; or just `error`",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
-}
+_STREAM = schema.answer(
+    200,
+    "The job's events: `started`, `token`*, then exactly one of `end` or `error`; or just `error`",
+    "text/event-stream",
+    schema={"type": "string"},
+)
 
 
 def router(worker: Worker) -> APIRouter:
@@ -33,7 +35,7 @@ def router(worker: Worker) -> APIRouter:
         "/execute",
         summary="Run a job and stream its tokens",
         response_class=Response,
-        responses={200: _STREAM} | schema.errors(400, 409, 413, 429, 503),
+        responses=_STREAM | schema.errors(400, 409, 413, 429, 503),
         openapi_extra=schema.body(ExecuteRequest, _EXAMPLE),
     )
     async def execute(request: Request) -> Response:

@@ -4,10 +4,11 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from worker_orcd.api import schema
 from worker_orcd.worker.health import Status, health_of, status_of
 from worker_orcd.worker.worker import Worker
 
-_UNAVAILABLE = {503: {"description": "Jobs make no progress now, or none are taken"}}
+_UNAVAILABLE: schema.Responses = {503: {"description": "Jobs make no progress now, or none are taken"}}
 
 
 def router(worker: Worker) -> APIRouter:

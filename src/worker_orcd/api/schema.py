@@ -4,6 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+Responses = dict[int | str, dict[str, Any]]
+
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -33,7 +35,7 @@ def body(model: type[BaseModel], example: dict[str, object]) -> dict[str, Any]:
     }
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def errors(*statuses: int) -> Responses:
     """The error answers of an operation."""
     described = {
         400: "`INVALID_REQUEST`, with the field at fault in `param`",
@@ -49,6 +51,6 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def answer(example: dict[str, object], description: str) -> dict[str, Any]:
-    """A successful JSON answer."""
-    return {"description": description, "content": {"application/json": {"example": example}}}
+def answer(status: int, description: str, content_type: str, **content: object) -> Responses:
+    """One other answer of an operation; `content` says `schema` or `example`."""
+    return {status: {"description": description, "content": {content_type: content}}}

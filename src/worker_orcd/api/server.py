@@ -4,6 +4,7 @@ import contextlib
 import socket
 from collections.abc import Iterator
 
+import anyio
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -32,6 +33,12 @@ class OneShapeProtocol(HttpToolsProtocol):
 
 class Server(uvicorn.Server):
     """Leaves signals to us: uvicorn would close its listeners first, and `/cancel` with them, while jobs drain."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Load what the first stream would otherwise stop the whole front for (about 100 ms), then listen."""
+        async with anyio.create_task_group():
+            pass
+        await super().startup(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

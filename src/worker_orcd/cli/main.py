@@ -1,1 +1,156 @@
-"""The entry point: `worker-orcd [COMMAND]`; without a command it serves."""
+"""The entry point: `worker-orcd [COMMAND]`; without a command it serves.
+
+A command's module is imported when the command is used, so that `worker-orcd cancel` does not wait for a web server
+to be imported.
+"""
+
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from worker_orcd import __version__
+from worker_orcd.cli.failure import fail
+
+_COMMANDS = ("serve", "execute", "cancel", "ps", "demo")
+_OF_THE_GROUP = ("--help", "--version")
+
+
+class _Commands(TyperGroup):
+    """The commands, each made when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002  # typer's signature
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        app = _typer()
+        app.command(cmd_name)(_serve() if cmd_name == "serve" else _function(cmd_name))
+        return typer.main.get_command(app)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """`worker-orcd --port 9000` is `worker-orcd serve --port 9000`."""
+        if not args or (args[0].startswith("-") and args[0] not in _OF_THE_GROUP):
+            args = ["serve", *args]
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The commands, and below them the options of the one that is meant when none is named."""
+        super().format_help(ctx, formatter)
+        serve = self.get_command(ctx, "serve")
+        with typer.Context(serve, info_name="[serve]", parent=ctx) as below:
+            formatter.write("\nWithout a command, the options are those of serve:\n")
+            serve.format_options(below, formatter)
+
+
+def _typer(**more: Any) -> typer.Typer:
+    # Help is plain text: typer's boxes cut names of variables short on a terminal of 80 columns.
+    return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **more)
+
+
+app = _typer(cls=_Commands)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"worker-orcd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def worker_orcd(
+    version: Annotated[  # acted upon by its callback
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """An LLM inference worker whose jobs can always be cancelled: quickly, from anywhere, and provably.
+
+    Without a command it serves.
+    """
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="worker-orcd")
+
+
+def _function(command: str) -> Callable[..., None]:
+    function: Callable[..., None] = import_module(f"worker_orcd.cli.{command}").command
+    return function
+
+
+def _serve() -> Callable[..., None]:
+    """The `serve` command, with a flag for each field of `Settings`.
+
+    A flag hands its text on as it is, and one that is not given hands on nothing: `Settings` alone reads the
+    environment and judges values.
+    """
+    from worker_orcd import settings  # noqa: PLC0415  # client commands do without it
+
+    def serve(**given: str | bool | None) -> None:
+        """Load a model and serve it over HTTP."""
+        _run({name: value for name, value in given.items() if value is not None})
+
+    parameters = [
+        inspect.Parameter(
+            option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_flag(settings, option)
+        )
+        for option in settings.options()
+    ]
+    serve.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    serve.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return serve
+
+
+def _flag(settings: Any, option: Any) -> Any:
+    """What typer is told of an option."""
+    default = (
+        "" if option.default in ("none", "generated", "cores", "bundled model") else f"{option.default}; "
+    )
+    text = f"{option.description} ({default}{option.variable})"
+    if settings.Settings.model_fields[option.name].annotation is bool:
+        decl = f"{option.flag}/{option.flag.replace('--', '--no-', 1)}"
+        return Annotated[bool | None, typer.Option(decl, help=text, show_default=False)]
+    return Annotated[
+        str | None,
+        typer.Option(option.flag, metavar=_metavar(option.requirement), help=text, show_default=False),
+    ]
+
+
+def _metavar(requirement: str) -> str:
+    """`a whole number from 1 to 64` → `N`."""
+    if requirement.startswith("a whole number"):
+        return "N"
+    if requirement.startswith("a number"):
+        return "SEC"
+    if requirement.startswith("a "):
+        return requirement.rsplit(maxsplit=1)[-1].upper()
+    return requirement.replace(", ", "|").replace(" or ", "|")
+
+
+def _run(given: dict[str, Any]) -> None:
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    from worker_orcd import settings  # noqa: PLC0415
+
+    try:
+        options = settings.Settings(**given)
+    except ValidationError as error:
+        fail("INVALID_REQUEST", settings.explain(error))
+
+    from worker_orcd.cli.serve import StartupFailed, serve  # noqa: PLC0415
+
+    try:
+        code = serve(options)
+    except StartupFailed as error:
+        fail(error.code, str(error))
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    main()

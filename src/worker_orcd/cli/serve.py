@@ -56,10 +56,9 @@ def open_up(settings: Settings, *, check_model: bool = True) -> Opening:
     try:
         listener = bind(settings.host, settings.port)
     except OSError as error:
-        raise StartupFailed(
-            "INVALID_REQUEST",
-            f"--host {settings.host} --port {settings.port}: required a free address, but {os.strerror(error.errno or 0)}",
-        ) from error
+        wanted = f"--host {settings.host} --port {settings.port}: required a free address"
+        why = os.strerror(error.errno or 0)
+        raise StartupFailed("INVALID_REQUEST", f"{wanted}, but {why}") from error
     return Opening(settings, str(path), listener)
 
 
@@ -123,7 +122,11 @@ class _Serving:
         self._server = make_server(create_app(self._worker, self._narrator, self._shut_down))
 
     async def run(self) -> int:
-        """Serve. Returns the exit code."""
+        """Serve. Returns the exit code.
+
+        Raises:
+            StartupFailed: the engine could not load the model.
+        """
         loop = asyncio.get_running_loop()
         for sig in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sig, self._shut_down, signal.Signals(sig).name)
@@ -146,6 +149,9 @@ class _Serving:
                 exit_code=code,
             )
         )
+        if never_ready:
+            # Everything is cleaned up; the one clear line comes last, where it is seen.
+            raise StartupFailed("MODEL_LOAD_FAILED", self._worker.supervisor.reason or "the engine is gone")
         return code
 
     def _shut_down(self, why: str) -> None:
@@ -164,11 +170,10 @@ class _Serving:
         os._exit(0)
 
     async def _stop_when_gone(self) -> None:
-        """A model that never loaded is a failed start. An engine lost later leaves the worker, unhealthy, to be seen."""
+        """A model that never loaded is a failed start. An engine lost later leaves the worker there, unhealthy."""
         await self._worker.hopeless.wait()
         if not self._worker.supervisor.ever_ready:
             self._why = "the model cannot be loaded"
-            print(f"worker-orcd: {self._worker.supervisor.reason}", file=sys.stderr, flush=True)
             self._server.should_exit = True
 
     async def _tell_when_ready(self) -> None:

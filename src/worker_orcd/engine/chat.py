@@ -30,7 +30,7 @@ class ChatTemplate:
         )
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
         self._template = environment.from_string(source)
         self._special = {"bos_token": bos, "eos_token": eos}
         before, probe, after = self._render(_PROBE).partition(_PROBE)

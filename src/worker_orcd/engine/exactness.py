@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from worker_orcd.engine.model import Batch, Model, Outcome
+from worker_orcd.engine.model import Batch, Model, ModelLoadError, Outcome
 
 _PROMPT_LENGTHS = (9, 70, 200, 33, 5, 64, 17, 120, 3, 12)
 """More than eight together: some kernels switch at eight rows; 64 and more: others switch there."""
@@ -26,6 +26,15 @@ class _Probe:
     tokens: list[int]
     computed: int = 0
     scores: list[bytes] = field(default_factory=list)
+
+
+def require_exactness(model: Model, path: str) -> None:
+    """Raise ModelLoadError if streams are not byte-identical here."""
+    if not streams_are_exact(model):
+        raise ModelLoadError(
+            f"{path}: --exact required, but with this model, build and device streams depend on what runs beside "
+            "them (the self-check failed)"
+        )
 
 
 def streams_are_exact(model: Model) -> bool:

@@ -77,6 +77,11 @@ class LlamaModel:
         progress(100)
 
     @property
+    def abortable(self) -> bool:
+        """ggml's CPU backend asks before every graph node; its GPU backends do not."""
+        return self.facts.device == "cpu"
+
+    @property
     def dense_ids(self) -> bool:
         """Separate streams of cells are computed up to the highest id in a step."""
         return self._exact

@@ -18,7 +18,7 @@ from worker_orcd.engine.sequence import Sequence
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import EndOfRun, FromEngine, Progress, Run, Step, Stop, Stopped, TokenOut
 
-WORTH_ABORTING_MS = 20.0
+WORTH_ABORTING_MS = 12.0
 """Steps predicted to be shorter are not interrupted: they end soon enough, and would have to be done again."""
 MOST_UNARMED_MS = 100.0
 """No step predicted to be longer runs uninterruptible, not even after an aborted one."""
@@ -124,7 +124,10 @@ class EngineLoop:
 
     def _step(self) -> None:
         plan = plan_step(
-            [sequence.pending for sequence in self._sequences.values()], self._cost, gentle=self._just_aborted
+            [sequence.pending for sequence in self._sequences.values()],
+            self._cost,
+            gentle=self._just_aborted,
+            abortable=self._model.abortable,
         )
         armed = plan.predicted_ms > (MOST_UNARMED_MS if self._just_aborted else WORTH_ABORTING_MS)
         batch, last_rows = self._batch(plan)
@@ -132,23 +135,19 @@ class EngineLoop:
         outcome = self._model.decode(batch, armed=armed)
         took_ms = (self._clock() - started) * 1000
         self._just_aborted = outcome is Outcome.ABORTED
+        tokens: list[TokenOut] = []
+        progress: list[Progress] = []
+        ends: list[EndOfRun] = []
+        if outcome is not Outcome.DONE:
+            self._undo(plan)
         match outcome:
             case Outcome.DONE:
                 self._cost.learn(plan, took_ms)
                 tokens, progress, ends = self._harvest(plan, last_rows)
-            case Outcome.ABORTED:
-                self._undo(plan)
-                tokens, progress, ends = [], [], []
             case Outcome.NO_ROOM:
-                self._undo(plan)
-                tokens, progress, ends = (
-                    [],
-                    [],
-                    [self._failed(plan.shares[-1].key, "INTERNAL", "no free KV cells")],
-                )
+                ends = [self._failed(plan.shares[-1].key, "INTERNAL", "no free KV cells")]
             case Outcome.FAILED:
-                self._undo(plan)
-                tokens, progress, ends = [], [], [self._device_failed(share.key) for share in plan.shares]
+                ends = [self._device_failed(share.key) for share in plan.shares]
         cells, sequences = self._books()
         self._send(
             Step(

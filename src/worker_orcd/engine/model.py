@@ -16,7 +16,7 @@ class ModelLoadError(Exception):
 
 
 class PromptRefused(Exception):
-    """A prompt that cannot be rendered or tokenized. `param` names the field at fault, None if it is not the client's."""
+    """A prompt that cannot be rendered or tokenized. `param` names the field at fault, None if it is our fault."""
 
     def __init__(self, message: str, param: str | None = "prompt") -> None:
         super().__init__(message)
@@ -64,6 +64,10 @@ class Model(Protocol):
     @property
     def facts(self) -> Ready:
         """What it is and holds; `exact` and `load_ms` are filled in by the process."""
+
+    @property
+    def abortable(self) -> bool:
+        """Whether the interrupt byte can end a running step."""
 
     @property
     def dense_ids(self) -> bool:

@@ -42,7 +42,7 @@ def prepare_all(
         request = requests.get()
         try:
             answer: FromEngine = prepare(request, model)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # Told as INTERNAL; the thread must live on for the next prompt.
             narrator.tell(
                 narration.Error.from_exception(
                     error, code="INTERNAL", message="preparing a prompt failed", job_id=request.job_id

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import msgspec
 
 from worker_orcd import narration
-from worker_orcd.engine.exactness import streams_are_exact
+from worker_orcd.engine.exactness import require_exactness
 from worker_orcd.engine.loop import EngineLoop
 from worker_orcd.engine.mailbox import Mailbox
 from worker_orcd.engine.model import Model, ModelLoadError
@@ -55,17 +55,13 @@ def _load(load: Load, load_model: ModelLoader, interrupt: InterruptByte, mailbox
     started = time.monotonic()
     try:
         model = load_model(load, interrupt, lambda percent: mailbox.send(Loading(percent)))
-        exact = load.exact and streams_are_exact(model)
-        if load.exact and not exact:
-            raise ModelLoadError(
-                f"{load.model_path}: --exact required, but with this model, build and device streams depend on what "
-                "runs beside them (self-check failed)"
-            )
+        if load.exact:
+            require_exactness(model, load.model_path)
     except ModelLoadError as error:
         mailbox.send(LoadFailed(error.code, str(error)))
         sys.exit(1)
     load_ms = (time.monotonic() - started) * 1000
-    mailbox.send(msgspec.structs.replace(model.facts, exact=exact, load_ms=load_ms))
+    mailbox.send(msgspec.structs.replace(model.facts, exact=load.exact, load_ms=load_ms))
     return model
 
 

@@ -93,7 +93,9 @@ class Dispatcher:
 
     def stop_all(self, stop: Stop, now: Moment) -> list[Effect]:
         """Stop every live job."""
-        return [effect for job in self.tracker for effect in self.stop(job.job_id, stop, now)[1]]
+        # The latest first: so none that waits is started in the place of one that went, only to be stopped too.
+        latest_first = reversed(tuple(self.tracker))
+        return [effect for job in latest_first for effect in self.stop(job.job_id, stop, now)[1]]
 
     # Time.
 
@@ -101,7 +103,7 @@ class Dispatcher:
         """Stop the jobs whose deadline has passed; returns them too, for the telling."""
         late = [job for job in self.tracker if job.deadline <= now.mono and not job.stop]
         effects: list[Effect] = []
-        for job in late:
+        for job in reversed(late):  # As in `stop_all`.
             effects += self.stop(job.job_id, Stop(StopReason.DEADLINE, now.mono, job.correlation_id), now)[1]
         self.tracker.forget_old(now)
         return late, effects
@@ -115,6 +117,8 @@ class Dispatcher:
         if job.state is not State.STOPPING:
             return []
         job.give_up(now)
+        # Nobody knows what such an engine still holds: who waits, waits for the next one.
+        self._engine = None
         return self._ended(job, now)
 
     # The engine.

@@ -135,7 +135,7 @@ class Job:
             self._end(Trigger.STOP, now, Freed(stopped_at=now, freed_at=now))
             return True
         self.state = following(self.state, Trigger.STOP)
-        return self.stop.set(stop)
+        return self.live and self.stop.set(stop)
 
     def stopped(self, now: Moment, freed: Freed) -> None:
         """The engine confirms that nothing is computed or held for it."""
@@ -148,7 +148,8 @@ class Job:
 
     def failed(self, now: Moment, error: JobError, freed: Freed) -> None:
         """It cannot go on."""
-        self._end(Trigger.FAIL, now.mono, freed, self._error(error.code, error.message))
+        at_fault = {} if error.param is None else {"param": error.param}
+        self._end(Trigger.FAIL, now.mono, freed, self._error(error.code, error.message, **at_fault))
 
     def engine_lost(self, now: Moment, message: str) -> None:
         """The engine is dead: a queued job waits for the next one, all others end."""

@@ -142,7 +142,8 @@ class ExecuteRequest(Body):
         """Seconds this job may take from acceptance on: its own deadline, cut to the worker's."""
         if self.timeout_ms is None:
             return ceilings.inference_timeout_sec
-        return min(self.timeout_ms / 1000, ceilings.inference_timeout_sec)
+        # Compared before it is divided: a whole number may be too large for a float.
+        return min(self.timeout_ms, ceilings.inference_timeout_sec * 1000) / 1000
 
     def seed_or_drawn(self) -> int:
         """The seed to use: the client's, or a fresh one."""

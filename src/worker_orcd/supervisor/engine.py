@@ -1,4 +1,4 @@
-"""The seam: the engine as the front sees it. Whether it is a process on this machine is the implementation's business."""
+"""The seam: the engine as the front sees it. Whether it is a process of this machine is its own business."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from worker_orcd.protocol.messages import FromEngine, Prepare, Run
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """How an engine ended. `exit_code` or `signal` (a number), as far as known; `why` for people."""
+    """How an engine ended. `exit_code` or `signal` (its name), as far as known; `why` for people."""
 
     why: str
     pid: int | None = None
     exit_code: int | None = None
-    signal: int | None = None
+    signal: str | None = None
 
 
 class Engine(Protocol):

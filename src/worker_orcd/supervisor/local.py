@@ -148,19 +148,15 @@ class LocalEngine(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         self._interrupt.close()
-        self._listener.lost(
-            Death(
-                why=self._killed_because or _cause(code),
-                pid=self._process.pid,
-                exit_code=code if code >= 0 else None,
-                signal=-code if code < 0 else None,
-            )
-        )
+        self._listener.lost(_death(self._process.pid, code, self._killed_because))
 
 
-def _cause(code: int) -> str:
+def _death(pid: int, code: int, killed_because: str | None) -> Death:
+    """What a return code says; a negative one is the number of a signal."""
     if code >= 0:
-        return f"it exited with code {code}"
-    with contextlib.suppress(ValueError):
-        return f"it died of {signal.Signals(-code).name}"
-    return f"it died of signal {-code}"
+        return Death(killed_because or f"it exited with code {code}", pid, exit_code=code)
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return Death(killed_because or f"it died of {name}", pid, signal=name)

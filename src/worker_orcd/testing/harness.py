@@ -1,9 +1,11 @@
 """Run a real worker process, follow its streams, and wait for things instead of sleeping."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -19,6 +21,10 @@ import httpx2
 
 EngineKind = Literal["scripted", "llama"]
 _MODULES: dict[EngineKind, str] = {"scripted": "worker_orcd.testing.serve", "llama": "worker_orcd.cli.main"}
+_NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Plain HTTP is spoken here; a client that loads certificates first takes 70 ms to make."""
+_LOOK_EVERY_SEC = 0.02
+"""Looking costs the worker's cores, which are what is being measured."""
 T = TypeVar("T")
 
 
@@ -35,7 +41,7 @@ def wait_until(look: Callable[[], T | None], *, within_sec: float = 10.0, what: 
             return seen
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {within_sec} s for {what}")
-        threading.Event().wait(0.002)
+        threading.Event().wait(_LOOK_EVERY_SEC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +68,8 @@ class Stream:
         self.refusal: dict[str, Any] | None = None
         self.closed_at: float | None = None
         self._changed = threading.Condition()
-        self._client = httpx2.Client(base_url=worker.url, timeout=httpx2.Timeout(60.0), trust_env=False)
-        self._leave = threading.Event()
+        self._client = httpx2.Client(base_url=worker.url, timeout=60.0, trust_env=False, verify=_NO_TLS)
+        self._socket: socket.socket | None = None
         self._thread = threading.Thread(target=self._read, args=(body, headers or {}), daemon=True)
         self._thread.start()
 
@@ -71,6 +77,7 @@ class Stream:
         try:
             with self._client.sse("/execute", method="POST", json=body, headers=headers) as source:
                 response = source.response
+                self._socket = response.extensions["network_stream"].get_extra_info("socket")
                 self.headers = dict(response.headers)
                 if response.status_code != 200:
                     response.read()
@@ -80,8 +87,6 @@ class Stream:
                     for sse in source:
                         received = Received(time.monotonic(), int(sse.id), sse.event, json.loads(sse.data))
                         self._tell(lambda received=received: self.events.append(received))  # type: ignore[misc]
-                        if self._leave.is_set():
-                            break
         except (httpx2.HTTPError, OSError):
             pass
         finally:
@@ -110,6 +115,14 @@ class Stream:
         """Wait for `started`."""
         return self.wait(lambda s: bool(s.events), within_sec=within_sec, what="started")
 
+    def events_seen(self, count: int, within_sec: float = 60.0) -> Self:
+        """Wait for so many events, or for the end if there are not as many."""
+        return self.wait(
+            lambda s: len(s.events) >= count or s.closed_at is not None,
+            within_sec=within_sec,
+            what=f"{count} events",
+        )
+
     def tokens_seen(self, count: int, within_sec: float = 60.0) -> Self:
         """Wait for so many tokens."""
         return self.wait(lambda s: len(s.tokens) >= count, within_sec=within_sec, what=f"{count} tokens")
@@ -119,9 +132,12 @@ class Stream:
         return self.wait(lambda s: s.closed_at is not None, within_sec=within_sec, what="the end")
 
     def leave(self) -> None:
-        """Go away without a word: the socket is closed."""
-        self._leave.set()
-        self._client.close()
+        """Go away without a word, once there is an answer: the socket is closed, also while nothing comes."""
+        self.wait(lambda s: s.status is not None, what="an answer")
+        if self._socket is not None:
+            # Closing it would wait for the reading thread to let go of it.
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     @property
     def tokens(self) -> list[Received]:
@@ -157,7 +173,7 @@ class RunningWorker:
         self.port = port
         self.log = log
         self.url = f"http://127.0.0.1:{port}"
-        self.client = httpx2.Client(base_url=self.url, timeout=30.0, trust_env=False)
+        self.client = httpx2.Client(base_url=self.url, timeout=30.0, trust_env=False, verify=_NO_TLS)
 
     # Asking it.
 
@@ -168,7 +184,7 @@ class RunningWorker:
 
     def ready(self, within_sec: float = 60.0) -> Self:
         """Wait until it is healthy."""
-        wait_until(lambda: self._healthy(), within_sec=within_sec, what="a healthy worker")
+        wait_until(self._healthy, within_sec=within_sec, what="a healthy worker")
         return self
 
     def _healthy(self) -> bool:

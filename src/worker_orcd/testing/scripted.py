@@ -106,6 +106,7 @@ class ScriptedModel:
             load_ms=0.0,
         )
         self.dense_ids = load.exact
+        self.abortable = True
 
     def encode(self, prompt: str, template: Literal["auto", "none"]) -> list[int]:
         """A token for each byte."""
@@ -141,10 +142,10 @@ class ScriptedModel:
             cells.append(token)
         if sum(map(len, self._cells.values())) > self.facts.cells:
             raise AssertionError("more cells in use than there are")
-        for sequence in before:
+        for sequence, length in before.items():
             script = _script(self._cells[sequence])
             rows = batch.sequences.count(sequence)
-            decoding = rows == 1 and before[sequence] > 0
+            decoding = rows == 1 and length > 0
             duration_ms += script.token_ms if decoding else script.row_ms * rows
             place = self._place(sequence)
             if script.die_at == place:

@@ -19,55 +19,61 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        into = {"registry": self.registry}
+        into = self.registry
         self.requests = Counter(
             "worker_requests",
             "Jobs by how they ended: outcome and its reason.",
             ["outcome", "reason"],
-            **into,
+            registry=into,
         )
         self.refusals = Counter(
-            "worker_refusals", "Requests that were refused, by error code.", ["code"], **into
+            "worker_refusals", "Requests that were refused, by error code.", ["code"], registry=into
         )
         self.cancels = Counter(
-            "worker_cancel_requests", "Cancel requests, by what was known of the job.", ["known"], **into
+            "worker_cancel_requests",
+            "Cancel requests, by what was known of the job.",
+            ["known"],
+            registry=into,
         )
-        self.tokens = Counter("worker_tokens_generated", "Tokens generated and told.", **into)
+        self.tokens = Counter("worker_tokens_generated", "Tokens generated and told.", registry=into)
         self.prompt_tokens = Counter(
-            "worker_prompt_tokens", "Prompt tokens processed, of jobs that ended.", **into
+            "worker_prompt_tokens", "Prompt tokens processed, of jobs that ended.", registry=into
         )
         self.steps = Counter(
-            "worker_engine_steps", "Steps of the engine, by how they ended.", ["outcome"], **into
+            "worker_engine_steps", "Steps of the engine, by how they ended.", ["outcome"], registry=into
         )
         self.step_seconds = Histogram(
             "worker_engine_step_duration_seconds",
             "Duration of a step of the engine.",
             buckets=_LATENCY,
-            **into,
+            registry=into,
         )
         self.first_token = Histogram(
             "worker_time_to_first_token_seconds",
             "From acceptance to the first token.",
             buckets=_DURATION,
-            **into,
+            registry=into,
         )
         self.inter_token = Histogram(
-            "worker_inter_token_latency_seconds", "Between two tokens of a job.", buckets=_LATENCY, **into
+            "worker_inter_token_latency_seconds",
+            "Between two tokens of a job.",
+            buckets=_LATENCY,
+            registry=into,
         )
         self.inference = Histogram(
             "worker_inference_duration_seconds",
             "From acceptance to the terminal event.",
             buckets=_DURATION,
-            **into,
+            registry=into,
         )
         self.cancel_latency = Histogram(
             "worker_cancel_latency_seconds",
             "From a stop's acceptance to its stages.",
             ["stage", "phase"],
             buckets=_LATENCY,
-            **into,
+            registry=into,
         )
-        self.info = Info("worker_build", "Which worker this is.", **into)
+        self.info = Info("worker_build", "Which worker this is.", registry=into)
 
     def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """A gauge that is read when it is asked for."""

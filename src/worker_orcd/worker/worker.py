@@ -8,7 +8,8 @@ is in the job's events, and its readers are woken.
 import asyncio
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from worker_orcd import narration
 from worker_orcd.jobs.dispatcher import Dispatcher, Known, ReadyEngine
@@ -28,6 +29,12 @@ from worker_orcd.worker.metrics import Metrics
 from worker_orcd.worker.orders import to_prepare, to_run
 from worker_orcd.worker.streams import JobStream
 
+_NARRATED: dict[Known, Literal["live", "finished", "unknown"]] = {
+    Known.LIVE: "live",
+    Known.STOPPING: "live",
+    Known.FINISHED: "finished",
+    Known.UNKNOWN: "unknown",
+}
 SHUTDOWN_STOP_SEC = 0.5
 """How long a stop at shutdown may go unconfirmed before the engine is killed; the drain time comes before it."""
 
@@ -36,7 +43,7 @@ SHUTDOWN_STOP_SEC = 0.5
 class Policy:
     """What an operator decides about jobs. Seconds and counts, as in `Settings`."""
 
-    ceilings: Ceilings = Ceilings()
+    ceilings: Ceilings = field(default_factory=Ceilings)
     max_queue: int = 512
     cancel_deadline_sec: float = 5.0
     drain_sec: float = 4.0
@@ -150,7 +157,7 @@ class Worker:
         self._narrator.tell(
             narration.Cancel(
                 job_id=job_id,
-                known="live" if known is Known.STOPPING else known.value,
+                known=_NARRATED[known],
                 reason=reason.value,
                 phase=job.phase.value if job else None,
                 repeated=known is Known.STOPPING,

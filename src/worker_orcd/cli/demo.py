@@ -1,0 +1,320 @@
+"""`worker-orcd demo`: a cancel at work on the bundled model, each promise looked at. A demo that can fail."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+from worker_orcd.cli.client import Answer, ClientError, Event, Json, WorkerClient, receipt_line
+from worker_orcd.cli.failure import fail
+from worker_orcd.settings import VARIABLE_PREFIX
+
+STOPPED_WITHIN_MS = 100.0
+"""What the contract promises (section 3)."""
+
+_STORY_TOKENS = 240
+_LOAD_PATIENCE_SEC = 120.0
+_STOP_PATIENCE_SEC = 15.0
+_POLL_SEC = 0.005
+_NOTE_SENTENCES = 115
+"""About 2,000 tokens."""
+
+
+def command() -> None:
+    """Start a worker on the bundled model and see three cancels at work: about 15 seconds.
+
+    Exit codes: 0 everything was as promised, 1 something was not, and what.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    checks = _Checks(console)
+    _end_properly_when_terminated()
+    log = _new_log()
+    try:
+        # The pool is left last: its threads end when the worker's streams do.
+        with ThreadPoolExecutor(1, "client") as pool, _worker(console, checks, log) as url:
+            stage = _Stage(console, checks, url, pool)
+            with WorkerClient(url) as first, WorkerClient(url) as second:
+                _while_generating(stage, first, second)
+                _while_reading(stage, first, second)
+                _unknown_job(stage, second)
+    except ClientError as error:
+        fail(error.code, f"{error}; the worker's narration is in {log}")
+    if checks.failed:
+        fail("INTERNAL", f"not as promised: {'; '.join(checks.failed)}; the worker's narration is in {log}")
+    log.unlink()
+    console.print("\n[bold green]Everything as promised.[/]")
+
+
+@dataclass(slots=True)
+class _Checks:
+    """What was promised and what was seen."""
+
+    console: Console
+    failed: list[str] = field(default_factory=list)
+
+    def check(self, kept: bool, what: str) -> None:
+        """Show one promise as kept or broken."""
+        self.console.print("  [green]✓[/]" if kept else "  [bold red]✗ NOT AS PROMISED:[/]", end=" ")
+        self.console.print(what, markup=False)
+        if not kept:
+            self.failed.append(what)
+
+    def accepted(self, answer: Answer, job_id: str, what: str) -> None:
+        """A cancel was answered with 202 and exactly the body of the contract."""
+        expected = {"status": "cancelling", "job_id": job_id}
+        self.check(answer == Answer(202, expected), f"{what}: {answer.status} {answer.body}")
+
+    def receipt(self, last: Event, record: Json | None) -> None:
+        """The stream ended with CANCELLED, in time, and the record proves that everything was freed."""
+        self.check(last.data.get("code") == "CANCELLED", f"the stream's last event: {last.name} {last.data}")
+        receipt = record["receipt"] if record else None
+        if record is None or receipt is None:
+            self.check(False, "the record of the job holds a receipt")
+            return
+        self.check(
+            receipt["stopped_ms"] <= STOPPED_WITHIN_MS
+            and receipt["freed_ms"] is not None
+            and receipt["freed_ms"] <= receipt["told_ms"]
+            and receipt["kv_cells_after"] == 0,
+            f"from the cancel: {receipt_line(record)}",
+        )
+
+    def cells_are_free(self, before: int, after: int) -> None:
+        """The worker's own count of cells went down to nothing."""
+        self.check(before > 0 and after == 0, f"KV cells in /health: {before} before, {after} after")
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """What each act plays on. The pool has one thread: the other client."""
+
+    console: Console
+    checks: _Checks
+    url: str
+    pool: ThreadPoolExecutor
+
+    def title(self, text: str) -> None:
+        """Begin an act."""
+        self.console.print(f"\n[bold]{text}[/]")
+
+
+def _while_generating(stage: _Stage, first: WorkerClient, second: WorkerClient) -> None:
+    stage.title("1. A long story, cancelled half-way by a second client")
+    job = _job("demo-story", "Write a long story about a lighthouse keeper.", _STORY_TOKENS)
+    job_id = job["job_id"]
+
+    def cancel_it() -> tuple[int, Answer]:
+        return second.health()["kv_cells_used"], second.cancel(job_id)
+
+    cancelling = None
+    tokens, last = 0, None
+    with first.execute(job) as events:
+        for event in events:
+            last = event
+            if event.name == "token":
+                tokens += 1
+                stage.console.print(event.data["t"], end="", style="cyan", markup=False, emoji=False)
+                stage.console.file.flush()
+            if tokens == _STORY_TOKENS // 2 and cancelling is None:
+                cancelling = stage.pool.submit(cancel_it)
+    after = first.health()["kv_cells_used"]
+    stage.console.print()
+    if cancelling is None or last is None:
+        stage.checks.check(
+            False, f"the story is {_STORY_TOKENS} tokens long: it ended after {tokens}: {last}"
+        )
+        return
+    before, answer = cancelling.result()
+    stage.checks.accepted(answer, job_id, "the cancel")
+    stage.checks.receipt(last, first.record(job_id))
+    stage.checks.cells_are_free(before, after)
+    stage.checks.accepted(second.cancel(job_id), job_id, "a second cancel of the same job")
+
+
+def _while_reading(stage: _Stage, first: WorkerClient, second: WorkerClient) -> None:
+    stage.title("2. A cancel in the middle of reading a long prompt")
+    idle_ms = sorted(_first_token_ms(second, f"demo-idle-{number}") for number in (1, 2, 3))[1]
+    job = _job("demo-report", _long_prompt(), 16, template="none")
+    job_id = job["job_id"]
+
+    def read() -> list[Event]:
+        with first.execute(job) as events:
+            return list(events)
+
+    reading = stage.pool.submit(read)
+    record = _once(lambda: _a_third_read(second, job_id), "the prompt to be a third read")
+    if record["ended_ms"] is None:
+        total, done = record["prompt_tokens"], record["prompt_tokens_processed"]
+        stage.console.print(f"  {done} of {total} prompt tokens are read, and it is cancelled")
+    before = second.health()["kv_cells_used"]
+    answer = second.cancel(job_id)
+    seen = reading.result()
+    after = second.health()["kv_cells_used"]
+    next_ms = _first_token_ms(second, "demo-next")
+    stage.checks.accepted(answer, job_id, "the cancel")
+    stage.checks.receipt(seen[-1], first.record(job_id))
+    stage.checks.check(
+        [event.name for event in seen] == ["started", "error"] and seen[-1].data.get("phase") == "prefill",
+        "it was still reading its prompt, and no token came",
+    )
+    stage.checks.cells_are_free(before, after)
+    stage.console.print(
+        f"  the next job's first token came after {next_ms:.0f} ms; on the idle worker, before: {idle_ms:.0f} ms"
+    )
+
+
+def _unknown_job(stage: _Stage, client: WorkerClient) -> None:
+    stage.title("3. A cancel of a job that never was")
+    stage.checks.accepted(client.cancel("demo-never-was"), "demo-never-was", "the cancel")
+
+
+def _job(job_id: str, prompt: str, max_tokens: int, **more: object) -> Json:
+    return {
+        "job_id": job_id,
+        "prompt": prompt,
+        "max_tokens": max_tokens,
+        "temperature": 0.7,
+        "seed": 42,
+        "ignore_eos": True,
+        **more,
+    }
+
+
+def _first_token_ms(client: WorkerClient, job_id: str) -> float:
+    """From sending a short job to its first token."""
+    started = time.monotonic()
+    first: float | None = None
+    with client.execute(_job(job_id, "Name three birds.", 4)) as events:
+        for event in events:
+            if event.name == "token" and first is None:
+                first = time.monotonic()
+    if first is None:
+        raise ClientError("INTERNAL", f"{job_id} brought no token")
+    return (first - started) * 1000
+
+
+def _a_third_read(client: WorkerClient, job_id: str) -> Json | None:
+    record = client.record(job_id)
+    if record is None:
+        return None
+    far_enough = record["prompt_tokens_processed"] * 3 > (record["prompt_tokens"] or float("inf"))
+    return record if far_enough or record["ended_ms"] is not None else None
+
+
+def _long_prompt() -> str:
+    """A prompt of about 2,000 tokens in which no two sentences are the same."""
+    who = ("keeper", "captain", "baker", "painter", "doctor", "sailor", "teacher")
+    did = ("wrote down", "talked about", "forgot", "measured", "described", "drew")
+    what = ("the tide", "an old map", "seven lanterns", "the northern wind", "a broken clock")
+    where = ("in the harbour", "by the river", "on the hill", "near the station")
+    sentences = (
+        f"On day {day} the {who[day % 7]} {did[day % 6]} {what[day % 5]} {where[day % 4]}."
+        for day in count(1)
+    )
+    return " ".join(islice(sentences, _NOTE_SENTENCES)) + " In short,"
+
+
+# The worker.
+
+
+@contextmanager
+def _worker(console: Console, checks: _Checks, log: Path) -> Iterator[str]:
+    """A worker process on a free port, from its start to its end. Yields its address."""
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(VARIABLE_PREFIX)}
+    console.print("Starting a worker on the bundled model …")
+    started = time.monotonic()
+    with log.open("wb") as narration:
+        process = subprocess.Popen(  # noqa: S603  # ourselves
+            [sys.executable, "-m", "worker_orcd", "serve", "--port", str(port), "--log-format", "json"],
+            stdin=subprocess.DEVNULL,
+            stdout=narration,
+            stderr=narration,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the demo, which ends the worker itself.
+        )
+    try:
+        with WorkerClient(url) as client:
+            health = _once(lambda: _healthy(client, process, log), "the model to load", _LOAD_PATIENCE_SEC)
+        console.print(
+            f"{health['model']} is ready on {health['device']} after {time.monotonic() - started:.1f} s: {url}, "
+            f"{health['kv_cells_total']} KV cells"
+        )
+        yield url
+        console.print("\n[bold]The worker is told to stop (SIGTERM)[/]")
+        process.terminate()
+        code = process.wait(_STOP_PATIENCE_SEC)
+        checks.check(code == 0, f"its exit code: {code}")
+    except subprocess.TimeoutExpired:
+        checks.check(False, f"it ends within {_STOP_PATIENCE_SEC:.0f} s")
+    finally:
+        _end(process)
+
+
+def _healthy(client: WorkerClient, process: "subprocess.Popen[bytes]", log: Path) -> Json | None:
+    if process.poll() is not None:
+        lines = log.read_text(errors="replace").splitlines() or ["it said nothing"]
+        raise ClientError("MODEL_LOAD_FAILED", f"the worker exited with {process.returncode}: {lines[-1]}")
+    with contextlib.suppress(ClientError):
+        health = client.health()
+        return health if health["status"] == "healthy" else None
+    return None
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Whatever happened: no worker is left behind. SIGTERM first, so that it takes its engine along."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_STOP_PATIENCE_SEC)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _once(look: Callable[[], Json | None], what: str, within_sec: float = 60.0) -> Json:
+    """Look again and again until there is something to see."""
+    deadline = time.monotonic() + within_sec
+    while (seen := look()) is None:
+        if time.monotonic() > deadline:
+            raise ClientError("INTERNAL", f"waited {within_sec:.0f} s for {what}")
+        time.sleep(_POLL_SEC)
+    return seen
+
+
+def _new_log() -> Path:
+    descriptor, name = tempfile.mkstemp(prefix="worker-orcd-demo-", suffix=".jsonl")
+    os.close(descriptor)
+    return Path(name)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _end_properly_when_terminated() -> None:
+    """The worker has a session of its own, so a signal that ends the demo has to end the worker, too."""
+
+    def leave(number: int, _: Any) -> NoReturn:
+        sys.exit(128 + number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), leave)

@@ -1,0 +1,22 @@
+"""How every command fails: one clear line on stderr, and exit code 1."""
+
+import sys
+from typing import NoReturn
+
+import typer
+
+
+def tell(line: str) -> None:
+    """Say something beside the output proper."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def fail(code: str, message: str) -> NoReturn:
+    """Leave with one line.
+
+    Args:
+        code: an error code of the contract.
+        message: what was required against what was there.
+    """
+    tell(f"worker-orcd: {code}: {' '.join(message.split())}")
+    raise typer.Exit(1)

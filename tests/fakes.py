@@ -1,0 +1,273 @@
+"""Stand-ins and builders that several test modules share."""
+
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from hashlib import blake2b
+from typing import Any
+
+from worker_orcd.engine.loop import EngineLoop
+from worker_orcd.engine.model import Batch, Outcome, Sampler
+from worker_orcd.jobs.job import Job
+from worker_orcd.jobs.moment import Moment
+from worker_orcd.jobs.receipt import Freed
+from worker_orcd.jobs.request import ExecuteRequest
+from worker_orcd.jobs.stops import Stop, StopFlag, StopReason
+from worker_orcd.narration import Narrator
+from worker_orcd.protocol.interrupt import InterruptByte
+from worker_orcd.protocol.messages import FromEngine, Load, Run, Sampling, Step, Stop as StopRun, Stopped
+from worker_orcd.testing.scripted import FIRST_WORD, ScriptedModel
+
+UNIX_ZERO = 1_700_000_000.0
+"""The date at second 0 of the tests' monotonic clock: 2023-11-14T22:13:20Z."""
+
+
+def at(seconds: float) -> Moment:
+    """The moment when the monotonic clock shows so many seconds."""
+    return Moment(seconds, UNIX_ZERO + seconds)
+
+
+def execute(job_id: str = "job-1", **given: Any) -> ExecuteRequest:
+    """A valid request."""
+    return ExecuteRequest(**{"job_id": job_id, "prompt": "Say something.", "seed": 7, **given})
+
+
+def queued_job(job_id: str = "job-1", *, run: int = 1, timeout_sec: float = 300.0, **given: Any) -> Job:
+    """A job that was just accepted, at second 0."""
+    return Job(
+        request=execute(job_id, **given),
+        run=run,
+        correlation_id=f"cor-{run}",
+        seed=7,
+        timeout_sec=timeout_sec,
+        accepted=at(0),
+    )
+
+
+def running_job(job_id: str = "job-1", *, run: int = 1, **given: Any) -> Job:
+    """A job of three prompt tokens that the engine was given at second 1."""
+    job = queued_job(job_id, run=run, **given)
+    job.measured((1, 2, 3), max_tokens=8)
+    job.start(at(1), "a-model")
+    return job
+
+
+def wish(
+    reason: StopReason = StopReason.CLIENT, seconds: float = 2.0, correlation_id: str | None = "cor-cancel"
+) -> Stop:
+    """A wish to stop, accepted at that second."""
+    return Stop(reason, seconds, correlation_id)
+
+
+def freed_at(seconds: float, cells_before: int = 5) -> Freed:
+    """An engine's word that all was free at that second."""
+    return Freed(stopped_at=seconds, freed_at=seconds, cells_before=cells_before)
+
+
+def books_of(job: Job) -> dict[str, object]:
+    """All that a job holds, as values that can be compared later."""
+    books: dict[str, object] = {}
+    for field in fields(job):
+        value = getattr(job, field.name)
+        if isinstance(value, StopFlag):
+            books[field.name] = value.stop
+        else:
+            books[field.name] = list(value) if isinstance(value, list) else value
+    return books
+
+
+# An engine's loop, turned by hand.
+
+QUICK = '{"token_ms": 0, "row_ms": 0}'
+"""A script that takes no real time. The hand-turned model's time is the clock that the test holds."""
+
+
+def run_message(run: int, prompt: str = "", **given: Any) -> Run:
+    """Generate; `prompt` follows a script that takes no time, unless it is a script itself."""
+    text = prompt if prompt.startswith("{") else QUICK + prompt
+    values: dict[str, Any] = {
+        "run": run,
+        "job_id": f"job-{run}",
+        "correlation_id": f"cor-{run}",
+        "prompt": tuple(text.encode()),
+        "generated": (),
+        "max_tokens": 4,
+        "ignore_eos": False,
+        "stop": (),
+        "sampling": Sampling(temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, seed=run),
+        "prompt_chars": len(text),
+        "prompt_sha256": "0" * 64,
+    }
+    return Run(**values | given)
+
+
+class HandClock:
+    """A clock that goes on when it is told to. Seconds."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A step that the model was asked to compute."""
+
+    batch: Batch
+    armed: bool
+    outcome: Outcome
+
+    def rows_of(self, sequence: int) -> int:
+        """Rows that the sequence with this id had in it."""
+        return self.batch.sequences.count(sequence)
+
+
+class CellSampler:
+    """Draws tokens that depend on every cell behind the row, so a cell out of place shows in the text."""
+
+    def __init__(self, model: "HandModel", seed: int) -> None:
+        self._model = model
+        self._seed = seed
+
+    def draw(self, row: int, index: int) -> int:
+        """Token number `index`."""
+        seen = (self._seed, index, self._model.behind_row[row])
+        digest = blake2b(repr(seen).encode(), digest_size=4).digest()
+        return FIRST_WORD + int.from_bytes(digest, "little") % 40_000
+
+    def close(self) -> None:
+        """Note it: each is to be closed once."""
+        self._model.samplers_open -= 1
+
+
+class HandModel(ScriptedModel):
+    """The scripted model with its strict books, on a clock held by the test.
+
+    Scripts with a `text` or a fault are followed; all others get tokens that depend on their cells.
+    """
+
+    def __init__(self, load: Load, interrupt: InterruptByte, clock: HandClock) -> None:
+        super().__init__(load, interrupt, lambda percent: None)
+        self.clock = clock
+        self.byte = interrupt
+        self.decode_ms = 5.0
+        self.prefill_row_ms = 1.0
+        self.during_step: Callable[[], None] = lambda: None
+        """Called while each step is being computed."""
+        self.next_outcome: Outcome | None = None
+        """How the next step ends, if not as the script says."""
+        self.steps: list[Decoded] = []
+        self.behind_row: list[tuple[int, ...]] = []
+        self.samplers_open = 0
+
+    def sampler(self, sampling: Sampling, history: list[int]) -> Sampler:
+        """The script's own, if it says something."""
+        head = bytes(token for token in history[:400] if token < 256)
+        if b'"text"' in head:
+            return super().sampler(sampling, history)
+        self.samplers_open += 1
+        return CellSampler(self, sampling.seed)
+
+    def decode(self, batch: Batch, *, armed: bool) -> Outcome:
+        """Take the clock's time; end early if armed and the byte is set while it runs."""
+        assert list(batch.sequences) == sorted(batch.sequences), "rows are not sorted by sequence id"
+        self.during_step()
+        decoding = {s for s in batch.sequences if batch.sequences.count(s) == 1 and self.cells(s) > 0}
+        prefill_rows = len(batch.sequences) - len(decoding)
+        self.clock.now += (self.decode_ms * len(decoding) + self.prefill_row_ms * prefill_rows) / 1000
+        if self.next_outcome is Outcome.NO_ROOM:
+            outcome = Outcome.NO_ROOM
+        else:
+            outcome = super().decode(batch, armed=False)
+            if self.next_outcome is not None:
+                outcome = self.next_outcome
+            elif armed and self.byte.is_set():
+                outcome = Outcome.ABORTED
+        self.next_outcome = None
+        places = zip(batch.positions, batch.sequences, strict=True)
+        self.behind_row = [tuple(self._cells.get(s, [])[: position + 1]) for position, s in places]
+        self.steps.append(Decoded(batch, armed, outcome))
+        return outcome
+
+
+class HandLoop:
+    """An engine's loop with its model, its inbox and all that it sent."""
+
+    def __init__(self, *, parallel: int = 4, cells: int = 4096, exact: bool = False) -> None:
+        self.byte = InterruptByte.create()
+        self.clock = HandClock()
+        load = Load("scripted", "worker", None, parallel, cells, exact, 1, "json")
+        self.model = HandModel(load, self.byte, self.clock)
+        self.sent: list[FromEngine] = []
+        self.after_drain: Callable[[], None] = lambda: None
+        self._inbox: list[Run | StopRun] = []
+        narrator = Narrator.configure("worker", process="engine", log_format="json", stream=io.StringIO())
+        self._loop = EngineLoop(
+            self.model, self.byte, self._drain, self.sent.append, narrator, clock=self.clock
+        )
+
+    def _drain(self) -> Iterable[Run | StopRun]:
+        messages, self._inbox = self._inbox, []
+        self.after_drain()
+        return messages
+
+    def post(self, *messages: Run | StopRun) -> None:
+        """Put messages into the socket; a front sets the byte after a `Stop`."""
+        for message in messages:
+            self._inbox.append(message)
+            if isinstance(message, StopRun):
+                self.byte.set()
+
+    def turn(self, times: int = 1) -> None:
+        """So many turns, each of which has something to compute."""
+        for _ in range(times):
+            assert self._loop.turn(), "there was nothing to compute"
+
+    def turn_idle(self) -> bool:
+        """One turn. Whether it had nothing to compute."""
+        return not self._loop.turn()
+
+    def finish(self, most: int = 2000) -> None:
+        """Turn until there is nothing to compute."""
+        for _ in range(most):
+            if not self._loop.turn() and not self._inbox:
+                return
+        raise AssertionError(f"still computing after {most} turns")
+
+    def close(self) -> None:
+        """Unmap the byte."""
+        self.byte.close()
+
+    # What it said.
+
+    @property
+    def steps(self) -> list[Step]:
+        """Its reports of steps."""
+        return [message for message in self.sent if isinstance(message, Step)]
+
+    @property
+    def stopped(self) -> list[Stopped]:
+        """Its confirmations of stops."""
+        return [message for message in self.sent if isinstance(message, Stopped)]
+
+    def tokens(self, run: int) -> list[int]:
+        """Ids of the tokens that it reported for a run."""
+        return [
+            out.token for step in self.steps for out in step.tokens if out.run == run and out.token is not None
+        ]
+
+    def text(self, run: int) -> str:
+        """The text that it reported for a run."""
+        return "".join(out.text for step in self.steps for out in step.tokens if out.run == run)
+
+    def ends(self, run: int) -> list[str]:
+        """How a run ended: a reason, or an error's code. More than one would be a defect."""
+        return [
+            end.reason or end.error_code or "?" for step in self.steps for end in step.ended if end.run == run
+        ]
+
+    def cells_held(self) -> list[int]:
+        """Cells of each sequence id."""
+        return [self.model.cells(sequence) for sequence in range(self.model.facts.sequences)]

@@ -1,0 +1,86 @@
+"""What tests over HTTP say again and again."""
+
+import json
+import socket
+import time
+from itertools import count
+
+import psutil
+
+from worker_orcd.testing.harness import RunningWorker, Stream, wait_until
+
+_numbers = count(1)
+
+
+def fresh_id(name: str = "job") -> str:
+    """A job id that no test has used before."""
+    return f"{name}-{next(_numbers)}"
+
+
+def script(length: int = 0, **does: object) -> str:
+    """A prompt that tells the scripted engine what to do, `length` tokens long at least."""
+    return f"{json.dumps(does)} ".ljust(length, "x")
+
+
+def at_rest(worker: RunningWorker) -> None:
+    """Wait until it is healthy and nothing runs, waits, or holds a cell."""
+
+    def look() -> bool:
+        health = worker.health()
+        busy = health["jobs_running"] + health["jobs_queued"] + health["kv_cells_used"]
+        return health["status"] == "healthy" and busy == 0
+
+    wait_until(look, within_sec=15.0, what="a worker at rest")
+
+
+def in_prefill(worker: RunningWorker, stream: Stream, least: int = 1) -> None:
+    """Wait until some of a job's prompt is read."""
+    wait_until(
+        lambda: worker.record(stream.job_id)["prompt_tokens_processed"] >= least, what="some prefill"
+    )
+
+
+def queued(worker: RunningWorker, stream: Stream) -> Stream:
+    """Wait until a job stands in the queue, its prompt counted."""
+    stream.wait(lambda s: s.status is not None, what="an answer")
+    wait_until(lambda: worker.record(stream.job_id)["prompt_tokens"] is not None, what="a counted prompt")
+    assert worker.record(stream.job_id)["state"] == "queued"
+    return stream
+
+
+def ended_state(worker: RunningWorker, job_id: str) -> dict[str, object]:
+    """Wait until a job has ended, and return its record."""
+    return wait_until(
+        lambda: record if (record := worker.record(job_id)).get("ended_ms") is not None else None,
+        what=f"the end of {job_id}",
+    )
+
+
+def raw_exchange(worker: RunningWorker, sent: bytes) -> bytes:
+    """Send bytes on a connection of their own and read until the worker closes it."""
+    with socket.create_connection(("127.0.0.1", worker.port), timeout=10.0) as connection:
+        connection.sendall(sent)
+        received = b""
+        while chunk := connection.recv(65536):
+            received += chunk
+        return received
+
+
+def raw_body(answer: bytes) -> tuple[int, bytes]:
+    """Status and body of a raw answer."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split(b" ", 2)[1]), body
+
+
+def is_gone(pid: int) -> bool:
+    """Whether no process has this id any more; one that only waits to be reaped counts as gone."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def wall(rfc3339: str) -> float:
+    """Seconds since the epoch of a time as the worker writes it."""
+    seconds, _, fraction = rfc3339.removesuffix("Z").partition(".")
+    return time.mktime(time.strptime(seconds, "%Y-%m-%dT%H:%M:%S")) - time.timezone + float(f"0.{fraction}")

@@ -1,0 +1,43 @@
+"""Workers for tests over HTTP. Each test must leave its worker at rest: nothing running, waiting, or held."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.helpers import at_rest
+from worker_orcd.testing.harness import RunningWorker, running_worker
+
+
+@pytest.fixture
+def worker(scripted_worker: RunningWorker) -> Iterator[RunningWorker]:
+    """A worker that is shared with other tests and not to be harmed."""
+    yield scripted_worker
+    at_rest(scripted_worker)
+
+
+@pytest.fixture(scope="session")
+def narrow_session() -> Iterator[RunningWorker]:
+    """One job at a time, two may wait."""
+    with running_worker(parallel=1, max_queue=2) as narrow:
+        yield narrow
+
+
+@pytest.fixture
+def narrow(narrow_session: RunningWorker) -> Iterator[RunningWorker]:
+    """A shared worker on which jobs wait: one runs at a time, two may wait."""
+    yield narrow_session
+    at_rest(narrow_session)
+
+
+@pytest.fixture(scope="session")
+def battered_session() -> Iterator[RunningWorker]:
+    """One whose engine dies again and again."""
+    with running_worker(parallel=2) as battered:
+        yield battered
+
+
+@pytest.fixture
+def battered(battered_session: RunningWorker) -> Iterator[RunningWorker]:
+    """A worker whose engine may be harmed: two jobs at a time. It must come back by itself."""
+    yield battered_session.ready()
+    at_rest(battered_session)

@@ -1,0 +1,426 @@
+"""Looking at a worker: jobs and receipts, health, metrics, docs, and what it narrates (contract, 5, 6, 9)."""
+
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.helpers import fresh_id, queued, script
+from worker_orcd import narration
+from worker_orcd.testing.harness import RunningWorker, Stream, running_worker
+
+ENDLESS = script(token_ms=5)
+
+RECORD_FIELDS = {
+    "job_id",
+    "incarnation",
+    "state",
+    "phase",
+    "correlation_id",
+    "accepted_at",
+    "queue_ms",
+    "first_token_ms",
+    "ended_ms",
+    "decode_time_ms",
+    "prompt_tokens",
+    "prompt_tokens_processed",
+    "tokens_out",
+    "max_tokens",
+    "seed",
+    "timeout_ms",
+    "stop_reason",
+    "error",
+    "receipt",
+}
+HEALTH_FIELDS = {
+    "status",
+    "worker_id",
+    "model",
+    "device",
+    "resident",
+    "quant_kind",
+    "vram_bytes_used",
+    "tokenizer_kind",
+    "vocab_size",
+    "context_length",
+    "kv_cells_total",
+    "kv_cells_used",
+    "kv_cells_cached",
+    "jobs_running",
+    "jobs_queued",
+    "engine_pid",
+    "engine_restarts",
+    "exact",
+    "uptime_seconds",
+}
+
+
+# Jobs.
+
+
+def test_a_record_follows_its_job_from_queued_to_completed(narrow: RunningWorker) -> None:
+    """With every field at every time; what is not known yet is null."""
+    running = narrow.execute(fresh_id(), ENDLESS).tokens_seen(1)
+    waiting = queued(narrow, narrow.execute(fresh_id(), "abc", max_tokens=2, seed=9))
+    record = narrow.record(waiting.job_id)
+    assert set(record) == RECORD_FIELDS
+    assert (record["state"], record["phase"], record["queue_ms"]) == ("queued", "queued", None)
+    assert (record["prompt_tokens"], record["max_tokens"], record["seed"]) == (3, 2, 9)
+    record = narrow.record(running.job_id)
+    assert (record["state"], record["phase"], record["ended_ms"]) == ("running", "decode", None)
+    narrow.cancel(running.job_id)
+    waiting.finished()
+    record = narrow.record(waiting.job_id)
+    assert (record["state"], record["stop_reason"], record["error"]) == ("completed", "length", None)
+    assert (record["prompt_tokens_processed"], record["tokens_out"], record["receipt"]) == (3, 2, None)
+    assert 0 < record["queue_ms"] <= record["first_token_ms"] <= record["ended_ms"]
+    assert record["correlation_id"] == waiting.headers["x-correlation-id"]
+
+
+def test_the_list_has_live_jobs_oldest_first_then_ended_ones_latest_first(narrow: RunningWorker) -> None:
+    """All of them are the very records that `/jobs/{id}` shows."""
+    ended = [narrow.execute(fresh_id("ended"), max_tokens=1).finished() for _ in range(2)]
+    live = [narrow.execute(fresh_id("live"), ENDLESS).started()]
+    live += [queued(narrow, narrow.execute(fresh_id("live"), ENDLESS)) for _ in range(2)]
+    jobs = narrow.client.get("/jobs").json()["jobs"]
+    wanted = [stream.job_id for stream in [*live, *reversed(ended)]]
+    assert [job["job_id"] for job in jobs][:5] == wanted
+    assert jobs[3] == narrow.record(wanted[3])
+    for stream in live:
+        narrow.cancel(stream.job_id)
+        stream.finished()
+
+
+def test_a_receipt_says_what_the_stop_did_and_when(worker: RunningWorker) -> None:
+    """accepted ≤ stopped ≤ freed ≤ told, cells before and after, what was processed, and who asked."""
+    prompt = script(120, token_ms=5)
+    stream = worker.execute(fresh_id(), prompt).tokens_seen(4)
+    worker.cancel(stream.job_id, **{"X-Correlation-Id": f"ends-{stream.job_id}"})
+    stream.finished()
+    record = worker.record(stream.job_id)
+    receipt = record["receipt"]
+    assert set(receipt) == {
+        "reason",
+        "phase",
+        "accepted_ms",
+        "stopped_ms",
+        "freed_ms",
+        "told_ms",
+        "prompt_tokens",
+        "tokens_out",
+        "kv_cells_before",
+        "kv_cells_after",
+        "cancel_correlation_id",
+    }
+    assert 0 == receipt["accepted_ms"] <= receipt["stopped_ms"] <= receipt["freed_ms"] <= receipt["told_ms"]
+    assert receipt["stopped_ms"] <= 100
+    assert (receipt["reason"], receipt["phase"]) == ("client", "decode")
+    assert (receipt["prompt_tokens"], receipt["tokens_out"]) == (len(prompt), len(stream.tokens))
+    # The last token drawn is not in a cell yet; one more may have been drawn and not be told.
+    assert len(prompt) + len(stream.tokens) - 1 <= receipt["kv_cells_before"] <= len(prompt) + len(stream.tokens)
+    assert receipt["kv_cells_after"] == 0
+    assert receipt["cancel_correlation_id"] == f"ends-{stream.job_id}"
+    assert record["error"] == stream.events[-1].data
+    complete = worker.narrated("cancel_complete", job_id=stream.job_id)
+    for told, written in (("stopped_ms", "stopped_ms"), ("freed_ms", "freed_ms"), ("told_ms", "told_ms")):
+        assert complete[told] == pytest.approx(receipt[written], abs=0.1)
+    assert (complete["cells_before"], complete["cells_after"]) == (receipt["kv_cells_before"], 0)
+
+
+@pytest.mark.parametrize("job_id", ["nobody", "x" * 256, "%E2%82%AC", "a%20b"])
+def test_a_job_that_nobody_knows_is_not_found(worker: RunningWorker, job_id: str) -> None:
+    """404 JOB_NOT_FOUND in the one shape, never 422."""
+    answer = worker.client.get(f"/jobs/{job_id}")
+    assert answer.status_code == 404
+    error = answer.json()["error"]
+    assert (error["code"], error["retriable"]) == ("JOB_NOT_FOUND", False)
+
+
+# Health.
+
+
+def test_health_tells_everything(worker: RunningWorker) -> None:
+    """The fields of the contract, and sane values in them; `reason` comes with bad news only."""
+    stream = worker.execute(fresh_id(), script(300, token_ms=5)).tokens_seen(1)
+    health = worker.health()
+    assert set(health) - {"reason"} == HEALTH_FIELDS
+    assert health.get("reason") is None
+    assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", health["worker_id"])
+    assert (health["status"], health["model"], health["device"]) == ("healthy", "scripted", "cpu")
+    assert (health["resident"], health["exact"], health["vram_bytes_used"]) == (True, False, 0)
+    assert (health["jobs_running"], health["jobs_queued"]) == (1, 0)
+    assert 300 <= health["kv_cells_used"] < 2400
+    assert (health["kv_cells_total"], health["kv_cells_cached"]) == (16384, 0)
+    assert health["context_length"] == 8192
+    assert health["uptime_seconds"] > 0
+    worker.cancel(stream.job_id)
+    stream.finished()
+
+
+def test_health_answers_quickly_also_while_the_engine_is_in_a_long_step(worker: RunningWorker) -> None:
+    """It never asks the engine: the median of fifty is under 10 ms."""
+    stream = worker.execute(fresh_id(), script(token_ms=300)).tokens_seen(1)
+    took_ms = []
+    for _ in range(50):
+        began = time.monotonic()
+        assert worker.client.get("/health").status_code == 200
+        took_ms.append((time.monotonic() - began) * 1000)
+    assert sorted(took_ms)[25] < 10, took_ms
+    worker.cancel(stream.job_id)
+    stream.finished()
+
+
+def test_liveness_and_readiness_are_separate(worker: RunningWorker) -> None:
+    """Both say 200 of a worker that is well."""
+    assert worker.client.get("/livez").json() == {"status": "alive"}
+    ready = worker.client.get("/readyz")
+    assert (ready.status_code, ready.json()) == (200, {"status": "healthy"})
+
+
+# Metrics.
+
+
+def _metrics(worker: RunningWorker) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    answer = worker.client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+def test_metrics_count_what_happened(worker: RunningWorker) -> None:
+    """One job that ends, one cancelled in decode, one refused: the counters move by exactly that."""
+    before = _metrics(worker)
+    worker.execute(fresh_id(), max_tokens=3, stop=[]).finished()
+    stream = worker.execute(fresh_id(), ENDLESS).tokens_seen(2)
+    worker.cancel(stream.job_id)
+    stream.finished()
+    worker.client.post("/execute", content=b"{}")
+    after = _metrics(worker)
+
+    def grown(name: str, **labels: str) -> float:
+        key = (name, tuple(sorted(labels.items())))
+        return after[key] - before.get(key, 0.0)
+
+    assert grown("worker_requests_total", outcome="completed", reason="length") == 1
+    assert grown("worker_requests_total", outcome="cancelled", reason="client") == 1
+    assert grown("worker_refusals_total", code="INVALID_REQUEST") == 1
+    assert grown("worker_tokens_generated_total") == 3 + len(stream.tokens)
+    assert grown("worker_inference_duration_seconds_count") == 2
+    assert grown("worker_time_to_first_token_seconds_count") == 2
+    assert grown("worker_inter_token_latency_seconds_count") == 1 + len(stream.tokens)
+    for stage in ("stopped", "freed", "terminal"):
+        labels = {"stage": stage, "phase": "decode"}
+        assert grown("worker_cancel_latency_seconds_count", **labels) == 1
+        assert 0 <= grown("worker_cancel_latency_seconds_sum", **labels) < 1
+
+
+def test_metrics_have_the_gauges_of_health(worker: RunningWorker) -> None:
+    """Running, queued and KV use; every name has the prefix."""
+    stream = worker.execute(fresh_id(), ENDLESS).tokens_seen(1)
+    metrics = _metrics(worker)
+    assert metrics["worker_jobs_running", ()] == 1
+    assert metrics["worker_jobs_queued", ()] == 0
+    assert metrics["worker_kv_cells_used", ()] > 0
+    assert metrics["worker_kv_cells_total", ()] == 16384
+    assert all(name.startswith("worker_") for name, _ in metrics)
+    worker.cancel(stream.job_id)
+    stream.finished()
+
+
+# Docs.
+
+
+def test_the_docs_work_offline(worker: RunningWorker) -> None:
+    """The page names no other host, and everything it loads is served here."""
+    page = worker.client.get("/docs")
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+    assert not re.findall(r"""(?:https?:)?//[\w.-]+\.\w+/""", page.text)
+    assets = re.findall(r"""(?:src|href)="([^"]+)"|url: '([^']+)'""", page.text)
+    paths = [one or other for one, other in assets]
+    assert len(paths) >= 4
+    for path in paths:
+        assert path.startswith("/")
+        assert worker.client.get(path).status_code == 200, path
+
+
+def test_the_api_is_described(worker: RunningWorker) -> None:
+    """OpenAPI 3 with every resource, real references, and no 422, which is never answered."""
+    described = worker.client.get("/openapi.json").json()
+    assert described["openapi"].startswith("3.")
+    assert {(method, path) for path, methods in described["paths"].items() for method in methods} == {
+        ("post", "/execute"),
+        ("post", "/cancel"),
+        ("get", "/jobs"),
+        ("get", "/jobs/{job_id}"),
+        ("get", "/health"),
+        ("get", "/livez"),
+        ("get", "/readyz"),
+        ("get", "/metrics"),
+        ("post", "/shutdown"),
+    }
+    for reference in re.findall(r'"\$ref": "#/([^"]+)"', json.dumps(described)):
+        node = described
+        for part in reference.split("/"):
+            node = node[part]
+    for methods in described["paths"].values():
+        for operation in methods.values():
+            assert operation["summary"]
+            assert operation["responses"]
+            assert "422" not in operation["responses"]
+            assert all(answer["description"] for answer in operation["responses"].values())
+    job_id = described["paths"]["/execute"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert job_id["properties"]["job_id"]["maxLength"] == 256
+
+
+# Narration, over the whole life of one worker.
+
+
+@dataclass(frozen=True)
+class Life:
+    """What one worker narrated from its start to its end."""
+
+    log: str
+    events: list[dict[str, Any]]
+    imported_by_first_job: list[str]
+
+    def of(self, action: str, **fields: Any) -> list[dict[str, Any]]:
+        """Its events of this action with these fields."""
+        return [e for e in self.events if {"action": action, **fields}.items() <= e.items()]
+
+
+PROMPT_CANARY = "canaryprompt"
+OUTPUT_CANARY = "canaryoutput"
+
+
+@pytest.fixture(scope="module")
+def life() -> Iterator[Life]:
+    """Everything that can be narrated without harm: jobs that end, fail, time out, are cancelled, refused, left."""
+    with running_worker(env={"PYTHONPROFILEIMPORTTIME": "1"}, drain_sec=0.2) as worker:
+        born = len(worker.log.read_text())
+        first = worker.execute("first", ENDLESS).tokens_seen(2)
+        worker.cancel("first")
+        first.finished()
+        imported = re.findall(r"import time:.*", worker.log.read_text()[born:])
+        _live(worker)
+        worker.stop()
+        yield Life(worker.log.read_text(), worker.narration(), imported)
+
+
+def _live(worker: RunningWorker) -> None:
+    says = {"text": OUTPUT_CANARY}
+    prompt = script(**says) + PROMPT_CANARY
+    own_id = {"X-Correlation-Id": "correlation-of-ends"}
+    Stream(worker, {"job_id": "ends", "prompt": prompt}, own_id).finished()
+    worker.execute("fails", script(fail_at=1) + PROMPT_CANARY).finished()
+    worker.execute("late", script(token_ms=5) + PROMPT_CANARY, timeout_ms=60).finished()
+    worker.execute("left", script(token_ms=5) + PROMPT_CANARY).tokens_seen(1).leave()
+    worker.execute("too-long", PROMPT_CANARY * 800).finished()
+    for body in (
+        f'{{"job_id": "x", "prompt": "{PROMPT_CANARY}',
+        f'{{"job_id": "x", "prompt": ["{PROMPT_CANARY}"]}}',
+        f'{{"job_id": "x", "prompt": "{PROMPT_CANARY}", "temperature": 9}}',
+        f'"{PROMPT_CANARY}"',
+    ):
+        assert worker.client.post("/execute", content=body.encode()).status_code == 400
+    cancelled = worker.execute("cancelled", script(token_ms=5) + PROMPT_CANARY).tokens_seen(1)
+    worker.cancel("cancelled")
+    cancelled.finished()
+    worker.narrated("cancel_complete", job_id="left")
+
+
+def test_the_first_job_waits_for_no_imports(life: Life) -> None:
+    """What a job needs is loaded before the worker listens: the first cancel is as quick as any."""
+    assert life.imported_by_first_job == []
+
+
+def test_only_actions_of_the_catalogue_are_narrated(life: Life) -> None:
+    """Every event has one of them, the envelope, and a short sentence."""
+    catalogue = {action.name for action in narration.ACTIONS}
+    assert {event["action"] for event in life.events} <= catalogue
+    for event in life.events:
+        assert event["actor"] == "worker-orcd"
+        assert event["level"] in ("INFO", "WARN", "ERROR")
+        assert event["process"] in ("front", "engine")
+        assert event["target"]
+        assert 0 < len(event["human"]) <= 100
+    assert len({event["worker_id"] for event in life.events}) == 1
+    lines = [line for line in life.log.splitlines() if not line.startswith("import time:")]
+    assert all(line.startswith("{") for line in lines), "something wrote past the narrator"
+
+
+def test_the_life_of_a_worker_is_told_in_order(life: Life) -> None:
+    """From `startup` over the quarters of loading to `ready`, and from `drain` to `shutdown`."""
+    actions = [event["action"] for event in life.events]
+    assert actions[:9] == [
+        "startup",
+        "model_load_start",
+        *["model_load_progress"] * 5,
+        "model_load_complete",
+        "ready",
+    ]
+    assert [event["percent"] for event in life.of("model_load_progress")] == [0, 25, 50, 75, 100]
+    assert actions[-2:] == ["drain", "shutdown"]
+
+
+def test_neither_prompt_nor_output_is_ever_narrated(life: Life) -> None:
+    """Jobs that end, fail, time out, are refused, cancelled or left: only lengths and a digest are told."""
+    assert PROMPT_CANARY not in life.log
+    assert OUTPUT_CANARY not in life.log
+    (start,) = life.of("execute_start", job_id="ends")
+    assert start["prompt_chars"] == len(script(text=OUTPUT_CANARY) + PROMPT_CANARY)
+    assert re.fullmatch(r"[0-9a-f]{64}", start["prompt_sha256"])
+
+
+def test_a_jobs_correlation_id_stands_in_the_events_of_both_processes(life: Life) -> None:
+    """The engine tells of its start, the front of its end, under the client's id."""
+    own = {"job_id": "ends", "correlation_id": "correlation-of-ends"}
+    assert len(life.of("execute_start", process="engine", **own)) == 1
+    assert len(life.of("execute_end", process="front", **own)) == 1
+
+
+def test_each_way_to_end_is_narrated_once(life: Life) -> None:
+    """With the job's own words: an end, an error, a deadline, a lost reader, a cancel."""
+    assert len(life.of("execute_end", job_id="ends", tokens_out=len(OUTPUT_CANARY), stop_reason="stop")) == 1
+    assert life.of("error", job_id="fails", code="INTERNAL")
+    assert len(life.of("timeout", job_id="late", timeout_ms=60)) == 1
+    assert len(life.of("cancel_complete", job_id="late", reason="timeout")) == 1
+    assert len(life.of("disconnect", job_id="left")) == 1
+    assert len(life.of("cancel_complete", job_id="left", reason="disconnect")) == 1
+    (complete,) = life.of("cancel_complete", job_id="cancelled")
+    assert complete["human"] == "Job cancelled cancelled successfully"
+    assert (complete["level"], complete["reason"]) == ("INFO", "client")
+    refusals = life.of("error", level="WARN")
+    assert len(refusals) == 5
+    assert {event["code"] for event in refusals} == {"INVALID_REQUEST"}
+
+
+def test_many_readers_of_health_and_jobs_do_not_disturb_a_stream(worker: RunningWorker) -> None:
+    """Hundreds of looks beside a job: it loses nothing."""
+    stream = worker.execute(fresh_id(), script(token_ms=2), max_tokens=100, seed=3).tokens_seen(1)
+    done = threading.Event()
+
+    def look(path: str) -> int:
+        looks = 0
+        while not done.is_set():
+            assert worker.client.get(path).status_code == 200
+            looks += 1
+        return looks
+
+    with ThreadPoolExecutor(4) as pool:
+        looks = [pool.submit(look, path) for path in ("/health", "/jobs", "/metrics", f"/jobs/{stream.job_id}")]
+        stream.finished()
+        done.set()
+        assert all(seen.result() > 0 for seen in looks)
+    stream.assert_whole()
+    assert len(stream.tokens) == 100

@@ -1,0 +1,128 @@
+"""SIGTERM and `POST /shutdown`: drain, tell everyone, leave nothing behind, exit 0 in time (contract, 6)."""
+
+import signal
+import time
+
+import pytest
+
+from tests.helpers import fresh_id, is_gone, script
+from worker_orcd.testing.harness import RunningWorker, running_worker, wait_until
+
+SLOW = script(token_ms=10)
+
+
+def _exit_code(worker: RunningWorker, within_sec: float) -> int:
+    """Wait for its end."""
+    wait_until(lambda: worker.process.poll() is not None, within_sec=within_sec, what="the exit")
+    code = worker.process.returncode
+    assert isinstance(code, int)
+    return code
+
+
+def _assert_gone(pid: int) -> None:
+    """No engine process is left, or soon none."""
+    wait_until(lambda: is_gone(pid), within_sec=2.0, what=f"the end of process {pid}")
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "POST /shutdown"])
+def test_a_worker_drains_before_it_goes(how: str) -> None:
+    """New work is refused, `/cancel` still answers, jobs finish or are told, and then it exits 0."""
+    with running_worker(drain_sec=1.5, parallel=3) as worker:
+        engine = worker.engine_pid
+        short = worker.execute("short", SLOW, max_tokens=20)
+        cancelled = worker.execute("cancelled", SLOW)
+        endless = worker.execute("endless", SLOW)
+        for stream in (short, cancelled, endless):
+            stream.tokens_seen(1)
+        waiting = worker.execute("waiting", SLOW).wait(lambda s: s.status == 200, what="200")
+        asked_at = time.monotonic()
+        if how == "SIGTERM":
+            worker.process.send_signal(signal.SIGTERM)
+        else:
+            answer = worker.client.post("/shutdown")
+            assert (answer.status_code, answer.json()) == (202, {"status": "draining"})
+        wait_until(lambda: worker.health()["status"] == "draining", what="draining")
+
+        assert worker.client.get("/health").status_code == 503
+        assert worker.client.get("/readyz").status_code == 503
+        assert worker.client.get("/livez").status_code == 200
+        refused = worker.execute("too-late").finished()
+        assert refused.status == 503
+        assert refused.refusal is not None
+        assert (refused.refusal["code"], refused.refusal["retriable"]) == ("DRAINING", True)
+        assert int(refused.headers["retry-after"]) >= 1
+        assert worker.cancel("cancelled").status_code == 202
+        assert worker.cancel("unknown").status_code == 202
+
+        assert _exit_code(worker, within_sec=5.0) == 0
+        assert 1.5 <= time.monotonic() - asked_at <= 3.5
+        reasons = {}
+        for stream in (short, cancelled, endless, waiting):
+            stream.finished(within_sec=1.0).assert_whole()
+            reasons[stream.job_id] = stream.events[-1].data.get("reason")
+        assert short.events[-1].event == "end"
+        assert reasons == {"short": None, "cancelled": "client", "endless": "shutdown", "waiting": "shutdown"}
+        assert endless.events[-1].data["code"] == "CANCELLED"
+        _assert_gone(engine)
+        told = worker.narration()
+        assert (told[-1]["action"], told[-1]["exit_code"]) == ("shutdown", 0)
+        assert told[-1]["reason"] == how
+        assert [event["action"] for event in told].count("drain") == 1
+        assert "engine_lost" not in {event["action"] for event in told}
+
+
+def test_by_default_it_is_gone_within_five_seconds_even_if_the_engine_is_stopped() -> None:
+    """4 s of drain, then the job is told `shutdown`, the stuck engine is killed, and the exit is still in time."""
+    with running_worker() as worker:
+        engine = worker.engine_pid
+        stream = worker.execute("stuck", SLOW).tokens_seen(1)
+        worker.signal_engine(signal.SIGSTOP)
+        asked_at = time.monotonic()
+        worker.process.send_signal(signal.SIGTERM)
+        assert _exit_code(worker, within_sec=8.0) == 0
+        assert time.monotonic() - asked_at <= 5.0
+        stream.finished(within_sec=1.0).assert_whole()
+        error = stream.events[-1].data
+        assert (error["code"], error["reason"]) == ("CANCELLED", "shutdown")
+        _assert_gone(engine)
+
+
+def test_an_idle_worker_goes_at_once_even_if_the_engine_is_stopped() -> None:
+    """Nothing to drain: no need to wait, and nothing is left."""
+    with running_worker() as worker:
+        engine = worker.engine_pid
+        worker.signal_engine(signal.SIGSTOP)
+        asked_at = time.monotonic()
+        worker.process.send_signal(signal.SIGINT)
+        assert _exit_code(worker, within_sec=5.0) == 0
+        assert time.monotonic() - asked_at <= 2.0
+        _assert_gone(engine)
+
+
+def test_a_second_signal_stops_at_once() -> None:
+    """No drain any more; the engine goes with it."""
+    with running_worker() as worker:
+        engine = worker.engine_pid
+        stream = worker.execute("running", SLOW).tokens_seen(1)
+        worker.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: worker.health()["status"] == "draining", what="draining")
+        asked_at = time.monotonic()
+        worker.process.send_signal(signal.SIGTERM)
+        assert _exit_code(worker, within_sec=5.0) == 0
+        assert time.monotonic() - asked_at <= 1.0
+        stream.finished(within_sec=1.0)
+        _assert_gone(engine)
+
+
+@pytest.mark.parametrize("engine_is", ["running", "stopped"])
+def test_no_engine_outlives_a_front_that_is_killed(engine_is: str) -> None:
+    """kill -9 of the front in the middle of a job: the engine process goes as well, in whatever state it is."""
+    with running_worker() as worker:
+        engine = worker.engine_pid
+        stream = worker.execute(fresh_id(), SLOW).tokens_seen(1)
+        if engine_is == "stopped":
+            worker.signal_engine(signal.SIGSTOP)
+        worker.process.kill()
+        assert _exit_code(worker, within_sec=5.0) == -signal.SIGKILL
+        _assert_gone(engine)
+        stream.finished(within_sec=1.0)

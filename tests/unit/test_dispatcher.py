@@ -1,0 +1,501 @@
+"""The core's one face: which effects each fact has."""
+
+import pytest
+
+from tests.fakes import at, books_of, execute, freed_at, wish
+from worker_orcd.jobs.dispatcher import Dispatcher, Known, ReadyEngine
+from worker_orcd.jobs.effects import Ended, Halt, Prepare, Run
+from worker_orcd.jobs.errors import ErrorCode, JobError
+from worker_orcd.jobs.events import Error
+from worker_orcd.jobs.job import Job, Phase
+from worker_orcd.jobs.lifecycle import State
+from worker_orcd.jobs.queue import Capacity
+from worker_orcd.jobs.receipt import Freed
+from worker_orcd.jobs.request import Ceilings
+from worker_orcd.jobs.stops import StopReason
+
+ENGINE = ReadyEngine(Capacity(cells=100, cells_per_job=60, sequences=2), "a-model")
+PROMPT = (1,) * 10
+
+
+def dispatcher(*, ready: bool = True, max_queue: int = 10) -> Dispatcher:
+    """A dispatcher, with an engine or still without."""
+    it = Dispatcher(Ceilings(max_tokens_out=40, inference_timeout_sec=300.0), max_queue)
+    if ready:
+        it.engine_ready(ENGINE)
+    return it
+
+
+def submitted(it: Dispatcher, job_id: str = "job-1", **given: object) -> Job:
+    """A job that was taken in, at second 0."""
+    return it.submit(execute(job_id, **given), f"cor-{job_id}", at(0))[0]
+
+
+def running(it: Dispatcher, job_id: str = "job-1", **given: object) -> Job:
+    """A job that was handed to the engine, at second 1."""
+    job = submitted(it, job_id, **given)
+    assert Run(job) in it.prepared(job.run, PROMPT, at(1))
+    return job
+
+
+def error_code(job: Job) -> str:
+    """The code of a job's `error` event."""
+    assert isinstance(job.terminal, Error)
+    return job.terminal.code.value
+
+
+# Taking jobs in.
+
+
+def test_a_job_is_prepared_when_it_is_taken_in() -> None:
+    """Its prompt is counted while it waits."""
+    it = dispatcher()
+    job, effects = it.submit(execute(), "cor-1", at(0))
+    assert effects == [Prepare(job)]
+    assert (job.state, job.phase, job.correlation_id, job.seed) == (State.QUEUED, Phase.QUEUED, "cor-1", 7)
+    assert it.tracker.live("job-1") is job
+    assert len(it.queue) == 1
+
+
+def test_a_job_is_taken_while_the_model_is_loading_and_waits() -> None:
+    """There is nobody to prepare it yet; its phase says why it waits."""
+    it = dispatcher(ready=False)
+    job, effects = it.submit(execute(), "cor-1", at(0))
+    assert effects == []
+    assert job.phase is Phase.LOADING
+
+
+def test_each_use_of_an_id_has_its_own_run() -> None:
+    """So nothing that is meant for one incarnation can reach another (G8)."""
+    it = dispatcher()
+    first = submitted(it)
+    it.stop("job-1", wish(), at(2))
+    second = submitted(it)
+    assert first.run != second.run
+    assert not second.stop
+
+
+def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
+    """429, retriable, and nothing has changed."""
+    it = dispatcher(ready=False, max_queue=2)
+    submitted(it, "job-1")
+    submitted(it, "job-2")
+    with pytest.raises(JobError) as refused:
+        submitted(it, "job-3")
+    assert (refused.value.code, refused.value.http_status) == (ErrorCode.QUEUE_FULL, 429)
+    assert refused.value.retriable
+    assert refused.value.retry_after_sec == 1
+    assert it.tracker.live("job-3") is None
+    assert len(it.queue) == 2
+
+
+def test_running_jobs_do_not_fill_the_queue() -> None:
+    """It bounds those that wait."""
+    it = dispatcher(max_queue=1)
+    running(it, "job-1")
+    running(it, "job-2")
+    submitted(it, "job-3")
+    with pytest.raises(JobError):
+        submitted(it, "job-4")
+
+
+def test_a_live_id_is_in_use_even_when_the_queue_is_full() -> None:
+    """The more useful of the two refusals is given."""
+    it = dispatcher(max_queue=1)
+    submitted(it)
+    with pytest.raises(JobError) as refused:
+        submitted(it)
+    assert refused.value.code is ErrorCode.JOB_ID_IN_USE
+
+
+def test_a_draining_worker_takes_nothing_but_finishes_what_it_has() -> None:
+    """503 for new work; jobs that wait are still started, and cancels still count."""
+    it = dispatcher()
+    waiting, other = submitted(it, "job-1"), submitted(it, "job-2")
+    it.draining = True
+    with pytest.raises(JobError) as refused:
+        submitted(it, "job-3")
+    assert (refused.value.code, refused.value.http_status) == (ErrorCode.DRAINING, 503)
+    assert refused.value.retry_after_sec is not None
+    assert it.prepared(waiting.run, PROMPT, at(1)) == [Run(waiting)]
+    assert it.stop("job-2", wish(), at(2)) == (Known.LIVE, [Ended(other)])
+
+
+def test_a_refused_submit_leaves_a_live_job_of_that_id_alone() -> None:
+    """A 409 is no news for the job that is there."""
+    it = dispatcher()
+    job = running(it)
+    before = books_of(job)
+    with pytest.raises(JobError):
+        submitted(it)
+    assert books_of(job) == before
+
+
+# Starting them.
+
+
+def test_a_counted_prompt_that_fits_runs_at_once() -> None:
+    """It gets what it asked for, and `started` is its first event."""
+    it = dispatcher()
+    job = submitted(it, max_tokens=20)
+    assert it.prepared(job.run, PROMPT, at(1)) == [Run(job)]
+    assert (job.state, job.phase, job.cells_needed) == (State.RUNNING, Phase.PREFILL, 30)
+    assert [event.name for event in job.events] == ["started"]
+    assert (len(it.queue), it.queue.running) == (0, 1)
+
+
+def test_without_max_tokens_a_job_gets_what_fits_up_to_the_ceiling() -> None:
+    """50 cells are left beside 10 prompt tokens, the ceiling is 40; beside 30 prompt tokens only 30 are left."""
+    it = dispatcher()
+    small, large = submitted(it, "job-1"), submitted(it, "job-2")
+    it.prepared(small.run, PROMPT, at(1))
+    it.prepared(large.run, (1,) * 30, at(1))
+    assert (small.max_tokens, large.max_tokens) == (40, 30)
+
+
+def test_a_job_waits_until_the_one_before_it_is_counted() -> None:
+    """Order is that of arrival, not of tokenization; then both go in one go."""
+    it = dispatcher()
+    first, second = submitted(it, "job-1"), submitted(it, "job-2")
+    assert it.prepared(second.run, PROMPT, at(1)) == []
+    assert it.prepared(first.run, PROMPT, at(2)) == [Run(first), Run(second)]
+
+
+def test_a_prompt_that_never_fits_is_refused_and_makes_room_for_the_next() -> None:
+    """It ends with the field's name and never started; the one behind it runs."""
+    it = dispatcher()
+    too_long, next_one = submitted(it, "job-1"), submitted(it, "job-2")
+    it.prepared(next_one.run, PROMPT, at(1))
+    assert it.prepared(too_long.run, (1,) * 60, at(2)) == [Ended(too_long), Run(next_one)]
+    assert [event.name for event in too_long.events] == ["error"]
+    assert too_long.terminal is not None
+    data = too_long.terminal.data()
+    assert (data["code"], data["param"], data["retriable"]) == ("INVALID_REQUEST", "prompt", False)
+
+
+def test_output_that_never_fits_names_max_tokens() -> None:
+    """The prompt alone would fit."""
+    it = dispatcher()
+    job = submitted(it, max_tokens=40)
+    assert it.prepared(job.run, (1,) * 30, at(1)) == [Ended(job)]
+    assert job.terminal is not None
+    assert job.terminal.data()["param"] == "max_tokens"
+
+
+def test_what_the_engine_refuses_names_the_field_it_named() -> None:
+    """A stop string too long in tokens is known to the engine only."""
+    it = dispatcher()
+    job = submitted(it)
+    refused = JobError(ErrorCode.INVALID_REQUEST, "a stop string has 40 tokens", param="stop")
+    assert it.failed(job.run, refused, freed_at(1), at(1)) == [Ended(job)]
+    assert job.terminal is not None
+    assert job.terminal.data()["param"] == "stop"
+
+
+def test_a_prompt_counted_after_its_job_was_cancelled_is_no_news() -> None:
+    """The side thread was at it when the cancel came."""
+    it = dispatcher()
+    job = submitted(it)
+    it.stop("job-1", wish(), at(2))
+    before = books_of(job)
+    assert it.prepared(job.run, PROMPT, at(3)) == []
+    assert books_of(job) == before
+
+
+# What the engine reports.
+
+
+def test_tokens_go_to_their_job_and_its_readers_have_something_new() -> None:
+    """The job is returned, for those who wake readers."""
+    it = dispatcher()
+    job, other = running(it, "job-1"), running(it, "job-2")
+    it.progress(job.run, 10)
+    assert it.token(job.run, 5, "Hi", at(2)) is job
+    assert job.prompt_processed == 10
+    assert [event.name for event in job.events] == ["started", "token"]
+    assert [event.name for event in other.events] == ["started"]
+
+
+def test_tokens_after_a_stop_wake_nobody() -> None:
+    """They were under way when the cancel came."""
+    it = dispatcher()
+    job = running(it)
+    it.stop("job-1", wish(), at(2))
+    assert it.token(job.run, 5, "Hi", at(3)) is None
+    assert [event.name for event in job.events] == ["started"]
+
+
+def test_a_natural_end_frees_its_place_for_the_next() -> None:
+    """First the end, then the one that can run because of it."""
+    it = dispatcher()
+    first = running(it, "job-1")
+    running(it, "job-2")
+    waiting = submitted(it, "job-3")
+    assert it.prepared(waiting.run, PROMPT, at(2)) == []
+    assert it.finished(first.run, "stop", freed_at(3), at(3)) == [Ended(first), Run(waiting)]
+    assert it.tracker.live("job-1") is None
+    assert it.queue.running == 2
+
+
+def test_a_failure_of_the_device_ends_the_job_and_frees_its_place() -> None:
+    """The others go on."""
+    it = dispatcher()
+    job, other = running(it, "job-1"), running(it, "job-2")
+    error = JobError(ErrorCode.CUDA_ERROR, "GPU 0 failed")
+    assert it.failed(job.run, error, freed_at(2), at(2)) == [Ended(job)]
+    assert error_code(job) == "CUDA_ERROR"
+    assert other.live
+    assert it.queue.running == 1
+
+
+def test_late_messages_for_ended_runs_are_no_news() -> None:
+    """Every kind of them: nothing happens, nobody is touched, also if the id is live again."""
+    it = dispatcher()
+    old = running(it)
+    it.finished(old.run, "stop", freed_at(2), at(2))
+    new = running(it)
+    before = (books_of(old), books_of(new))
+    run = old.run
+    assert it.token(run, 5, "late", at(3)) is None
+    it.progress(run, 99)
+    assert it.prepared(run, PROMPT, at(3)) == []
+    assert it.finished(run, "stop", freed_at(3), at(3)) == []
+    assert it.failed(run, JobError(ErrorCode.INTERNAL, "late"), freed_at(3), at(3)) == []
+    assert it.stopped(run, freed_at(3), at(3)) == []
+    assert it.give_up(old, at(3)) == []
+    assert (books_of(old), books_of(new)) == before
+
+
+def test_a_confirmation_without_a_stop_is_no_news() -> None:
+    """An engine that confirms what nobody asked for ends nothing."""
+    it = dispatcher()
+    job = running(it)
+    assert it.stopped(job.run, freed_at(2), at(2)) == []
+    assert job.state is State.RUNNING
+
+
+# Stopping.
+
+
+def test_a_running_job_is_halted_and_ends_with_the_engine_s_word() -> None:
+    """Its place is free only then, and only then may the next one have it (G4)."""
+    it = dispatcher()
+    job = running(it, "job-1")
+    running(it, "job-2")
+    waiting = submitted(it, "job-3")
+    it.prepared(waiting.run, PROMPT, at(2))
+    assert it.stop("job-1", wish(), at(2)) == (Known.LIVE, [Halt(job)])
+    assert it.queue.running == 2
+    assert it.stopped(job.run, Freed(2.1, 2.2, 5, 0, 10), at(2.3)) == [Ended(job), Run(waiting)]
+    assert error_code(job) == "CANCELLED"
+    assert job.receipt is not None
+    assert job.receipt.prompt_tokens == 10
+
+
+def test_a_waiting_job_ends_at_once_without_the_engine() -> None:
+    """No Halt: the engine never knew of it as a run."""
+    it = dispatcher()
+    job = submitted(it)
+    assert it.stop("job-1", wish(), at(2)) == (Known.LIVE, [Ended(job)])
+    assert error_code(job) == "CANCELLED"
+    assert len(it.queue) == 0
+    assert [event.name for event in job.events] == ["error"]
+
+
+def test_a_waiting_head_that_is_cancelled_lets_the_next_one_run() -> None:
+    """The one behind it may have been held up by it alone."""
+    it = dispatcher()
+    head, next_one = submitted(it, "job-1"), submitted(it, "job-2")
+    it.prepared(next_one.run, PROMPT, at(1))
+    assert it.stop("job-1", wish(), at(2)) == (Known.LIVE, [Ended(head), Run(next_one)])
+
+
+def test_a_second_stop_asks_nobody_again() -> None:
+    """Known as stopping, no effect, nothing changed (G3)."""
+    it = dispatcher()
+    job = running(it)
+    it.stop("job-1", wish(), at(2))
+    before = books_of(job)
+    assert it.stop("job-1", wish(StopReason.SHUTDOWN, 3), at(3)) == (Known.STOPPING, [])
+    assert books_of(job) == before
+
+
+def test_a_stop_says_what_was_known_of_the_id() -> None:
+    """Unknown, live, stopping, finished; it is never an error."""
+    it = dispatcher()
+    known = [it.stop("job-1", wish(), at(0))[0]]
+    job = running(it)
+    known.append(it.stop("job-1", wish(), at(2))[0])
+    known.append(it.stop("job-1", wish(), at(2))[0])
+    it.stopped(job.run, freed_at(3), at(3))
+    known.append(it.stop("job-1", wish(), at(4))[0])
+    assert known == [Known.UNKNOWN, Known.LIVE, Known.STOPPING, Known.FINISHED]
+
+
+def test_a_natural_end_that_crosses_a_stop_ends_once() -> None:
+    """The step that ended it was under way; its confirmation comes afterwards and is no news."""
+    it = dispatcher()
+    job = running(it)
+    it.stop("job-1", wish(), at(2))
+    assert it.finished(job.run, "length", freed_at(2.1), at(2.2)) == [Ended(job)]
+    events = list(job.events)
+    assert it.stopped(job.run, freed_at(2.3), at(2.3)) == []
+    assert job.events == events
+    assert error_code(job) == "CANCELLED"
+
+
+def test_stopping_everybody_ends_those_that_wait_and_halts_those_that_run() -> None:
+    """None that waits is started in the place of another, only to be stopped too."""
+    it = dispatcher()
+    first, second = running(it, "job-1", max_tokens=40), running(it, "job-2", max_tokens=10)
+    large, small = submitted(it, "job-3", max_tokens=40), submitted(it, "job-4", max_tokens=10)
+    it.prepared(large.run, PROMPT, at(1))
+    it.prepared(small.run, PROMPT, at(1))
+    it.finished(second.run, "stop", freed_at(2), at(2))
+    assert it.queue.running == 2, "the large one took the free place"
+    late = submitted(it, "job-5")
+    effects = it.stop_all(wish(StopReason.SHUTDOWN), at(3))
+    assert sorted(effect.job.job_id for effect in effects if isinstance(effect, Halt)) == ["job-1", "job-3"]
+    assert sorted(effect.job.job_id for effect in effects if isinstance(effect, Ended)) == ["job-4", "job-5"]
+    assert not any(isinstance(effect, Run) for effect in effects)
+    assert [event.name for event in late.events] == ["error"]
+    assert first.stop.stop == wish(StopReason.SHUTDOWN)
+
+
+def test_a_head_that_held_up_a_smaller_one_does_not_start_it_while_all_are_stopped() -> None:
+    """The large head goes, and the small one that would fit now goes with it, unstarted."""
+    it = dispatcher()
+    running(it, "job-1", max_tokens=40)
+    large, small = submitted(it, "job-2", prompt="large"), submitted(it, "job-3", max_tokens=5)
+    it.prepared(large.run, (1,) * 20, at(1))
+    assert it.queue.running == 1 or large.cells_needed <= 50
+    it.prepared(small.run, PROMPT, at(1))
+    effects = it.stop_all(wish(StopReason.SHUTDOWN), at(3))
+    assert not any(isinstance(effect, Run) for effect in effects)
+    assert [event.name for event in small.events] == ["error"]
+
+
+# Deadlines.
+
+
+def test_jobs_whose_deadline_has_passed_are_stopped_whatever_they_do() -> None:
+    """Queue time counts; a running one waits for the engine's word, as with any stop."""
+    it = dispatcher()
+    runs = running(it, "job-1", timeout_ms=2000)
+    waits = submitted(it, "job-2", timeout_ms=3000)
+    patient = submitted(it, "job-3")
+    assert it.next_deadline() == 2.0
+    assert it.expire(at(1.9)) == ([], [])
+    late, effects = it.expire(at(3.0))
+    assert late == [runs, waits]
+    assert sorted(effects, key=repr) == sorted([Halt(runs), Ended(waits)], key=repr)
+    assert error_code(waits) == "INFERENCE_TIMEOUT"
+    assert runs.state is State.STOPPING
+    assert patient.live
+    it.stopped(runs.run, freed_at(3.1), at(3.1))
+    assert error_code(runs) == "INFERENCE_TIMEOUT"
+
+
+def test_a_deadline_is_not_looked_at_twice() -> None:
+    """A job that is stopping already is neither late again nor the next one to be."""
+    it = dispatcher()
+    running(it, "job-1", timeout_ms=2000)
+    it.expire(at(2))
+    assert it.next_deadline() is None
+    assert it.expire(at(2.5)) == ([], [])
+
+
+def test_a_deadline_that_passes_during_a_cancel_changes_nothing() -> None:
+    """The first reason wins."""
+    it = dispatcher()
+    job = running(it, timeout_ms=2000)
+    it.stop("job-1", wish(seconds=1.5), at(1.5))
+    assert it.expire(at(5)) == ([], [])
+    it.stopped(job.run, freed_at(5.1), at(5.1))
+    assert error_code(job) == "CANCELLED"
+
+
+def test_two_that_wait_and_are_late_end_without_starting_each_other() -> None:
+    """The second is not handed to the engine in the moment in which it is stopped."""
+    it = dispatcher()
+    head, second = submitted(it, "job-1", timeout_ms=2000), submitted(it, "job-2", timeout_ms=2000)
+    it.prepared(second.run, PROMPT, at(1))
+    late, effects = it.expire(at(2))
+    assert late == [head, second]
+    assert effects == [Ended(second), Ended(head)]
+    assert [event.name for event in second.events] == ["error"]
+
+
+def test_old_records_are_forgotten_when_time_passes() -> None:
+    """`expire` is the core's only clock."""
+    it = dispatcher()
+    job = running(it)
+    it.finished(job.run, "stop", freed_at(2), at(2))
+    it.expire(at(302))
+    assert it.tracker.ended("job-1")
+    it.expire(at(303))
+    assert not it.tracker.ended("job-1")
+
+
+# Engines that come and go.
+
+
+def test_an_engine_that_is_ready_gets_everything_that_waited_for_it() -> None:
+    """In order; and what they wait for now is a place."""
+    it = dispatcher(ready=False)
+    jobs = [submitted(it, f"job-{n}") for n in range(3)]
+    assert it.engine_ready(ENGINE) == [Prepare(job) for job in jobs]
+    assert {job.phase for job in jobs} == {Phase.QUEUED}
+
+
+def test_when_the_engine_dies_what_it_ran_ends_and_what_waits_is_prepared_again() -> None:
+    """Cancelled ones are CANCELLED, the rest ENGINE_LOST; another engine may count tokens differently."""
+    it = dispatcher()
+    cancelled, lost = running(it, "job-1"), running(it, "job-2")
+    waiting = submitted(it, "job-3")
+    it.prepared(waiting.run, PROMPT, at(1))
+    it.stop("job-1", wish(), at(2))
+    assert it.engine_lost("it is dead", at(3)) == [Ended(cancelled), Ended(lost)]
+    assert (error_code(cancelled), error_code(lost)) == ("CANCELLED", "ENGINE_LOST")
+    assert (waiting.state, waiting.phase) == (State.QUEUED, Phase.LOADING)
+    assert it.queue.running == 0
+    assert it.engine_ready(ENGINE) == [Prepare(waiting)]
+    assert waiting.prompt_tokens is None
+    assert it.prepared(waiting.run, PROMPT, at(5)) == [Run(waiting)]
+
+
+def test_nothing_is_started_while_there_is_no_engine() -> None:
+    """Not even a job that was counted already and whose place is free now."""
+    it = dispatcher()
+    running(it, "job-1")
+    running(it, "job-2")
+    waiting = submitted(it, "job-3")
+    it.prepared(waiting.run, PROMPT, at(1))
+    effects = it.engine_lost("it is dead", at(3))
+    assert not any(isinstance(effect, Run) for effect in effects)
+    assert it.prepared(waiting.run, PROMPT, at(4)) == []
+    assert waiting.state is State.QUEUED
+
+
+def test_a_stop_that_nobody_confirms_is_given_up_and_told() -> None:
+    """The client is told at the deadline; who waits is not handed to an engine that does not answer."""
+    it = dispatcher()
+    job, beside = running(it, "job-1"), running(it, "job-2")
+    waiting = submitted(it, "job-3")
+    it.prepared(waiting.run, PROMPT, at(1))
+    it.stop("job-1", wish(), at(2))
+    assert it.give_up(job, at(7)) == [Ended(job)]
+    assert job.receipt is not None
+    assert job.receipt.freed_ms is None
+    assert waiting.state is State.QUEUED
+    assert it.submit(execute("job-4"), "cor-4", at(8))[1] == []
+    assert it.engine_lost("killed at last", at(9)) == [Ended(beside)]
+    assert [effect.job.job_id for effect in it.engine_ready(ENGINE)] == ["job-3", "job-4"]
+
+
+def test_only_a_stopping_job_is_given_up() -> None:
+    """A running one is not ended behind the engine's back."""
+    it = dispatcher()
+    job = running(it)
+    assert it.give_up(job, at(3)) == []
+    assert job.state is State.RUNNING

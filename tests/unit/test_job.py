@@ -1,0 +1,393 @@
+"""One job's books: its events, its one ending, its receipt."""
+
+import pytest
+
+from tests.fakes import at, freed_at, queued_job, running_job, wish
+from worker_orcd.jobs.errors import ErrorCode, JobError
+from worker_orcd.jobs.events import End, Error, Started, Token
+from worker_orcd.jobs.job import Job, Phase
+from worker_orcd.jobs.lifecycle import State
+from worker_orcd.jobs.receipt import Freed
+from worker_orcd.jobs.stops import StopReason
+
+
+def decoding_job() -> Job:
+    """A job that put out two tokens, at seconds 2 and 3."""
+    job = running_job()
+    job.prompt_processed = 3
+    job.token(at(2), 11, "Hello")
+    job.token(at(3), 12, " world")
+    return job
+
+
+def error_of(job: Job) -> dict[str, object]:
+    """The data of the job's `error` event, which is its last."""
+    assert isinstance(job.terminal, Error)
+    assert job.events[-1] is job.terminal
+    return job.terminal.data()
+
+
+def receipt_of(job: Job) -> dict[str, object]:
+    """The job's receipt."""
+    assert job.receipt is not None
+    return job.receipt.data()
+
+
+# Events.
+
+
+def test_a_job_s_events_are_started_tokens_end() -> None:
+    """In this order, numbered by their place, with the data of the contract (2)."""
+    job = decoding_job()
+    job.finished(at(4), "length", freed_at(4))
+    assert [event.name for event in job.events] == ["started", "token", "token", "end"]
+    assert [event.data() for event in job.events] == [
+        {"job_id": "job-1", "model": "a-model", "started_at": "2023-11-14T22:13:21.000Z", "seed": 7},
+        {"t": "Hello", "i": 0},
+        {"t": " world", "i": 1},
+        {"tokens_out": 2, "decode_time_ms": 1000, "stop_reason": "length"},
+    ]
+
+
+def test_a_job_that_never_started_sends_only_its_error() -> None:
+    """No `started` for what was never handed to the engine."""
+    job = queued_job()
+    job.ask_to_stop(wish())
+    assert [event.name for event in job.events] == ["error"]
+
+
+def test_text_held_to_the_end_is_a_token_event_that_counts_for_none() -> None:
+    """`i` goes on without a gap and `tokens_out` counts the model's tokens only."""
+    job = decoding_job()
+    assert job.token(at(4), None, "…")
+    job.finished(at(4), "stop", freed_at(4))
+    assert job.events[-2] == Token("…", 2)
+    assert job.events[-1] == End(tokens_out=2, decode_time_ms=2000, stop_reason="stop")
+    assert job.tokens == [11, 12]
+
+
+def test_a_token_may_bring_no_text() -> None:
+    """A character that is not whole yet: the event goes out all the same."""
+    job = running_job()
+    assert job.token(at(2), 11, "")
+    assert job.events[-1] == Token("", 0)
+
+
+def test_a_job_that_ends_without_a_token_took_no_time_to_decode() -> None:
+    """The first token may be the end of generation."""
+    job = running_job()
+    job.finished(at(4), "stop", freed_at(4))
+    assert job.events[-1] == End(0, 0, "stop")
+
+
+@pytest.mark.parametrize("reason", ["stop", "length", "stop_sequence"])
+def test_a_natural_end_says_why(reason: str) -> None:
+    """One of the three reasons."""
+    job = decoding_job()
+    job.finished(at(4), reason, freed_at(4))  # type: ignore[arg-type]  # One of the literals, from a list.
+    assert isinstance(job.terminal, End)
+    assert job.terminal.stop_reason == reason
+    assert job.record()["stop_reason"] == reason
+    assert job.record()["state"] == "completed"
+    assert job.receipt is None
+
+
+# Phases.
+
+
+def test_phases_follow_what_the_job_does() -> None:
+    """Queued by the front, prefill until its first token, then decode."""
+    job = queued_job()
+    job.phase = Phase.QUEUED
+    job.measured((1, 2, 3), 8)
+    assert job.phase is Phase.QUEUED
+    job.start(at(1), "a-model")
+    assert job.phase is Phase.PREFILL
+    job.token(at(2), 5, "")
+    assert job.phase is Phase.DECODE
+
+
+def test_the_phase_is_frozen_at_the_stop() -> None:
+    """A token that was under way does not turn a stop in prefill into one in decode."""
+    job = running_job()
+    job.ask_to_stop(wish())
+    assert not job.token(at(2.1), 5, "late")
+    job.stopped(at(2.2), freed_at(2.2))
+    assert error_of(job)["phase"] == "prefill"
+    assert error_of(job)["tokens_out"] == 0
+
+
+@pytest.mark.parametrize(("phase", "said"), [(Phase.LOADING, "loading"), (Phase.QUEUED, "queued")])
+def test_a_waiting_job_that_is_stopped_says_what_it_waited_for(phase: Phase, said: str) -> None:
+    """The model, or a place."""
+    job = queued_job()
+    job.phase = phase
+    job.ask_to_stop(wish())
+    assert error_of(job)["phase"] == said
+    assert receipt_of(job)["phase"] == said
+
+
+# Stopping.
+
+
+def test_a_cancelled_job_s_error_is_exactly_that_of_the_contract() -> None:
+    """Every key, in every value (contract, 3)."""
+    job = decoding_job()
+    job.ask_to_stop(wish())
+    job.stopped(at(3.1), freed_at(3.1))
+    assert error_of(job) == {
+        "code": "CANCELLED",
+        "message": "Job cancelled by client request",
+        "retriable": False,
+        "reason": "client",
+        "phase": "decode",
+        "prompt_tokens": 3,
+        "tokens_out": 2,
+    }
+
+
+def test_asked_to_stop_is_not_stopped() -> None:
+    """A running job has no terminal event before the engine's word (G4)."""
+    job = decoding_job()
+    assert job.ask_to_stop(wish())
+    assert job.state is State.STOPPING
+    assert job.live
+    assert job.terminal is None
+    assert job.receipt is None
+
+
+def test_a_queued_job_ends_with_the_wish_itself() -> None:
+    """It holds nothing, so nobody has to be asked."""
+    job = queued_job()
+    assert job.ask_to_stop(wish())
+    assert not job.live
+    assert job.ended_at == 2.0
+    assert receipt_of(job) == {
+        "reason": "client",
+        "phase": "loading",
+        "accepted_ms": 0.0,
+        "stopped_ms": 0.0,
+        "freed_ms": 0.0,
+        "told_ms": 0.0,
+        "prompt_tokens": 0,
+        "tokens_out": 0,
+        "kv_cells_before": 0,
+        "kv_cells_after": 0,
+        "cancel_correlation_id": "cor-cancel",
+    }
+
+
+def test_the_first_reason_wins() -> None:
+    """A lost reader, then a client, a deadline and a shutdown: it was the reader."""
+    job = decoding_job()
+    assert job.ask_to_stop(wish(StopReason.DISCONNECT, 3.0, "first"))
+    for later in (StopReason.CLIENT, StopReason.DEADLINE, StopReason.SHUTDOWN):
+        assert not job.ask_to_stop(wish(later, 4.0, "later"))
+    job.stopped(at(5), freed_at(5))
+    assert error_of(job)["reason"] == "disconnect"
+    assert receipt_of(job)["reason"] == "disconnect"
+    assert receipt_of(job)["cancel_correlation_id"] == "first"
+    assert receipt_of(job)["told_ms"] == 2000.0
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        (StopReason.CLIENT, "Job cancelled by client request"),
+        (StopReason.DISCONNECT, "Job cancelled because its last reader left"),
+        (StopReason.SHUTDOWN, "Job cancelled because the worker shuts down"),
+        (StopReason.SUPERSEDED, "Job cancelled because a newer one replaced it"),
+    ],
+)
+def test_every_reason_but_the_deadline_ends_in_cancelled(reason: StopReason, message: str) -> None:
+    """One code, one machinery; the reason and the sentence differ."""
+    job = decoding_job()
+    job.ask_to_stop(wish(reason))
+    job.stopped(at(4), freed_at(4))
+    assert (error_of(job)["code"], error_of(job)["reason"]) == ("CANCELLED", reason.value)
+    assert error_of(job)["message"] == message
+    assert job.record()["state"] == "cancelled"
+
+
+def test_a_deadline_ends_in_inference_timeout() -> None:
+    """By the same machinery, with another last word and a retry worth a try."""
+    job = decoding_job()
+    job.ask_to_stop(wish(StopReason.DEADLINE))
+    job.stopped(at(4), freed_at(4))
+    assert error_of(job) == {
+        "code": "INFERENCE_TIMEOUT",
+        "message": "Job took longer than 300000 ms",
+        "retriable": True,
+        "phase": "decode",
+        "prompt_tokens": 3,
+        "tokens_out": 2,
+    }
+    assert job.record()["state"] == "timed_out"
+
+
+def test_a_natural_end_after_a_stop_is_cancelled_all_the_same() -> None:
+    """The client was told that it is being cancelled: what the engine did in the meantime does not change that."""
+    job = decoding_job()
+    job.ask_to_stop(wish(seconds=3))
+    job.finished(at(3.5), "length", freed_at(3.4))
+    assert error_of(job)["code"] == "CANCELLED"
+    assert (receipt_of(job)["freed_ms"], receipt_of(job)["told_ms"]) == (400.0, 500.0)
+    assert [event.name for event in job.events] == ["started", "token", "token", "error"]
+
+
+def test_a_failure_after_a_stop_is_cancelled_all_the_same() -> None:
+    """Whoever asked to stop first has the last word."""
+    job = decoding_job()
+    job.ask_to_stop(wish())
+    job.failed(at(4), JobError(ErrorCode.CUDA_ERROR, "it broke"), freed_at(4))
+    assert error_of(job)["code"] == "CANCELLED"
+
+
+def test_what_arrives_after_a_stop_is_not_told() -> None:
+    """Token generation has stopped for whoever asked, though the engine was in the middle of a step."""
+    job = decoding_job()
+    events = list(job.events)
+    job.ask_to_stop(wish())
+    assert not job.token(at(4), 13, "!")
+    assert job.events == events
+    assert job.tokens == [11, 12]
+
+
+def test_a_receipt_counts_from_the_acceptance_of_the_stop_that_counted() -> None:
+    """Milliseconds to stopped, freed and told, and the cells by the engine's own count."""
+    job = decoding_job()
+    job.ask_to_stop(wish(seconds=3.0))
+    job.stopped(at(3.02), Freed(3.004, 3.0065, cells_before=5, cells_after=0, prompt_processed=3))
+    assert receipt_of(job) == {
+        "reason": "client",
+        "phase": "decode",
+        "accepted_ms": 0.0,
+        "stopped_ms": 4.0,
+        "freed_ms": 6.5,
+        "told_ms": 20.0,
+        "prompt_tokens": 3,
+        "tokens_out": 2,
+        "kv_cells_before": 5,
+        "kv_cells_after": 0,
+        "cancel_correlation_id": "cor-cancel",
+    }
+    assert job.record()["receipt"] == receipt_of(job)
+
+
+def test_no_time_of_a_receipt_is_negative() -> None:
+    """An engine may have freed a job an instant before the cancel was accepted: it ended by itself."""
+    job = decoding_job()
+    job.ask_to_stop(wish(seconds=3.0))
+    job.finished(at(3.0), "stop", freed_at(2.99))
+    assert (receipt_of(job)["stopped_ms"], receipt_of(job)["freed_ms"]) == (0.0, 0.0)
+
+
+def test_the_engine_s_count_of_prompt_tokens_is_taken_over_at_the_end() -> None:
+    """The step that was aborted may have been reported in the confirmation only."""
+    job = running_job()
+    job.prompt_processed = 1
+    job.ask_to_stop(wish())
+    job.stopped(at(3), Freed(3, 3, prompt_processed=2))
+    assert error_of(job)["prompt_tokens"] == 2
+
+
+# Engines and devices.
+
+
+def test_a_failure_has_its_code_and_what_was_used() -> None:
+    """The device's fault, and how far the job had come."""
+    job = decoding_job()
+    job.failed(at(4), JobError(ErrorCode.CUDA_ERROR, "GPU 0 failed"), freed_at(4))
+    assert error_of(job) == {
+        "code": "CUDA_ERROR",
+        "message": "GPU 0 failed",
+        "retriable": True,
+        "phase": "decode",
+        "prompt_tokens": 3,
+        "tokens_out": 2,
+    }
+    assert job.record()["state"] == "failed"
+    assert job.receipt is None
+
+
+def test_a_prompt_that_is_refused_in_the_stream_names_the_field() -> None:
+    """As a 400 would, for a job that was taken while the model was loading."""
+    job = queued_job()
+    refused = JobError(ErrorCode.INVALID_REQUEST, "top_k is 60000", param="top_k")
+    job.failed(at(4), refused, freed_at(4))
+    assert [event.name for event in job.events] == ["error"]
+    assert (error_of(job)["code"], error_of(job)["param"]) == ("INVALID_REQUEST", "top_k")
+
+
+def test_a_running_job_whose_engine_dies_ends_in_engine_lost() -> None:
+    """Until jobs are carried on: one error, worth a retry."""
+    job = decoding_job()
+    job.engine_lost(at(4), "The engine was lost: it died of SIGKILL")
+    assert (error_of(job)["code"], error_of(job)["retriable"]) == ("ENGINE_LOST", True)
+    assert error_of(job)["message"] == "The engine was lost: it died of SIGKILL"
+
+
+def test_a_job_that_was_asked_to_stop_before_the_engine_died_is_cancelled() -> None:
+    """The death confirms the stop: nothing is computed or held any more."""
+    job = decoding_job()
+    job.ask_to_stop(wish(seconds=3))
+    job.engine_lost(at(5), "gone")
+    assert error_of(job)["code"] == "CANCELLED"
+    assert (receipt_of(job)["freed_ms"], receipt_of(job)["kv_cells_after"]) == (2000.0, 0)
+
+
+def test_a_queued_job_outlives_the_engine() -> None:
+    """It was never handed over, so it lost nothing."""
+    job = queued_job()
+    job.engine_lost(at(4), "gone")
+    assert job.state is State.QUEUED
+    assert job.events == []
+
+
+def test_a_stop_that_nobody_could_confirm_says_so_in_its_receipt() -> None:
+    """Told all the same, with `freed_ms` null: no claim is made that was not confirmed."""
+    job = decoding_job()
+    job.ask_to_stop(wish(seconds=3))
+    job.give_up(at(8))
+    assert error_of(job)["code"] == "CANCELLED"
+    assert receipt_of(job)["freed_ms"] is None
+    assert receipt_of(job)["kv_cells_after"] is None
+    assert receipt_of(job)["told_ms"] == 5000.0
+
+
+# What can be looked up.
+
+
+def test_what_is_needed_to_carry_a_job_on_stands_in_its_books() -> None:
+    """Prompt tokens, tokens so far, limits and seed (design.md)."""
+    job = decoding_job()
+    assert (job.prompt_tokens, job.tokens, job.max_tokens, job.seed) == ((1, 2, 3), [11, 12], 8, 7)
+    assert job.cells_needed == 11
+    assert isinstance(job.events[0], Started)
+    assert job.events[0].seed == job.seed
+
+
+def test_a_record_counts_milliseconds_from_acceptance() -> None:
+    """Queueing, first token, end, and the time in between."""
+    job = decoding_job()
+    job.finished(at(4.5), "stop", freed_at(4.5))
+    record = job.record()
+    assert (record["queue_ms"], record["first_token_ms"], record["ended_ms"]) == (1000.0, 2000.0, 4500.0)
+    assert (record["decode_time_ms"], record["prompt_tokens"], record["max_tokens"]) == (1000.0, 3, 8)
+    assert (record["accepted_at"], record["correlation_id"]) == ("2023-11-14T22:13:20.000Z", "cor-1")
+
+
+def test_the_record_of_a_queued_job_has_no_times_yet() -> None:
+    """Unknown is null, not zero."""
+    record = queued_job().record()
+    unknown = ["queue_ms", "first_token_ms", "ended_ms", "prompt_tokens", "max_tokens", "error", "receipt"]
+    assert {name: record[name] for name in unknown} == dict.fromkeys(unknown)
+    assert record["state"] == "queued"
+
+
+def test_the_deadline_counts_from_acceptance() -> None:
+    """Queue time included."""
+    job = queued_job(timeout_sec=12.0)
+    job.measured((1,), 1)
+    job.start(at(9), "a-model")
+    assert job.deadline == 12.0

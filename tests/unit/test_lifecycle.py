@@ -1,0 +1,142 @@
+"""The lifecycle table, row by row, against an expectation that was written down without looking at it."""
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+
+from tests.fakes import at, books_of, freed_at, queued_job, running_job, wish
+from worker_orcd.jobs.errors import ErrorCode, JobError
+from worker_orcd.jobs.job import Job
+from worker_orcd.jobs.lifecycle import IllegalTransition, State, Trigger, following, mermaid
+
+EXPECTED = {
+    ("queued", "start"): "running",
+    ("queued", "stop"): "ended",
+    ("queued", "fail"): "ended",
+    ("queued", "engine_lost"): "queued",
+    ("running", "token"): "running",
+    ("running", "stop"): "stopping",
+    ("running", "finish"): "ended",
+    ("running", "fail"): "ended",
+    ("running", "engine_lost"): "ended",
+    ("stopping", "token"): "stopping",
+    ("stopping", "stop"): "stopping",
+    ("stopping", "stopped"): "ended",
+    ("stopping", "finish"): "ended",
+    ("stopping", "fail"): "ended",
+    ("stopping", "engine_lost"): "ended",
+    ("stopping", "give_up"): "ended",
+    ("ended", "stop"): "ended",
+}
+STATES = ["queued", "running", "stopping", "ended"]
+TRIGGERS = ["start", "token", "stop", "stopped", "finish", "fail", "engine_lost", "give_up"]
+ILLEGAL = [pair for pair in itertools.product(STATES, TRIGGERS) if pair not in EXPECTED]
+
+ACTS: dict[str, Callable[[Job], object]] = {
+    "start": lambda job: job.start(at(9), "a-model"),
+    "token": lambda job: job.token(at(9), 5, "x"),
+    "stop": lambda job: job.ask_to_stop(wish(seconds=9)),
+    "stopped": lambda job: job.stopped(at(9), freed_at(9)),
+    "finish": lambda job: job.finished(at(9), "stop", freed_at(9)),
+    "fail": lambda job: job.failed(at(9), JobError(ErrorCode.INTERNAL, "oh"), freed_at(9)),
+    "engine_lost": lambda job: job.engine_lost(at(9), "it is dead"),
+    "give_up": lambda job: job.give_up(at(9)),
+}
+
+
+def job_in(state: str) -> Job:
+    """A job that got there the ordinary way."""
+    if state == "queued":
+        return queued_job()
+    job = running_job()
+    job.token(at(2), 4, "a")
+    if state == "stopping":
+        job.ask_to_stop(wish(seconds=3))
+    if state == "ended":
+        job.finished(at(4), "length", freed_at(4))
+    assert job.state == state
+    return job
+
+
+def test_the_expectation_speaks_of_every_state_and_trigger_there_is() -> None:
+    """A state or trigger that is added has to be added here too."""
+    assert list(State) == STATES
+    assert list(Trigger) == TRIGGERS
+
+
+@pytest.mark.parametrize(("state", "trigger"), EXPECTED)
+def test_each_row_of_the_table_leads_where_it_should(state: str, trigger: str) -> None:
+    """What may happen, and where it leads."""
+    assert following(State(state), Trigger(trigger)) == EXPECTED[state, trigger]
+
+
+@pytest.mark.parametrize(("state", "trigger"), ILLEGAL)
+def test_what_the_table_does_not_list_is_illegal_and_says_so(state: str, trigger: str) -> None:
+    """The message names both, for whoever has to find out how it came to that."""
+    with pytest.raises(IllegalTransition, match=f"a {state} job cannot {trigger}"):
+        following(State(state), Trigger(trigger))
+
+
+@pytest.mark.parametrize(("state", "trigger"), EXPECTED)
+def test_a_real_job_follows_each_row(state: str, trigger: str) -> None:
+    """The job's own methods are the rows, and only an ended job has a terminal event."""
+    job = job_in(state)
+    ACTS[trigger](job)
+    assert job.state == EXPECTED[state, trigger]
+    assert (job.terminal is not None) == (job.state is State.ENDED)
+
+
+@pytest.mark.parametrize(("state", "trigger"), ILLEGAL)
+def test_an_illegal_event_leaves_a_real_job_as_it_was(state: str, trigger: str) -> None:
+    """It raises, and nothing about the job has changed: no event, no time, no receipt, no flag."""
+    job = job_in(state)
+    before = books_of(job)
+    with pytest.raises(IllegalTransition):
+        ACTS[trigger](job)
+    assert books_of(job) == before
+
+
+def test_a_stop_of_an_ended_job_changes_nothing_at_all() -> None:
+    """It is legal, because a cancel may come late; it is not the one that counts, and leaves no mark."""
+    job = job_in("ended")
+    before = books_of(job)
+    assert not job.ask_to_stop(wish())
+    assert books_of(job) == before
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_only_an_ended_job_is_not_live(state: str) -> None:
+    """`live` means that the terminal event is still to come."""
+    assert job_in(state).live == (state != "ended")
+
+
+def test_no_way_leads_out_of_ended() -> None:
+    """Once decided, never reversed (G2)."""
+    assert {trigger: target for (state, trigger), target in EXPECTED.items() if state == "ended"} == {
+        "stop": "ended"
+    }
+
+
+@pytest.mark.parametrize(("state", "trigger"), EXPECTED)
+def test_the_diagram_names_every_row(state: str, trigger: str) -> None:
+    """Each row stands on the one arrow between its two states."""
+    target = EXPECTED[state, trigger]
+    arrows = [line.strip() for line in mermaid().splitlines() if f"{state} --> {target}:" in line]
+    assert len(arrows) == 1
+    assert trigger in arrows[0].partition(": ")[2].split(", ")
+
+
+def test_the_diagram_names_nothing_else() -> None:
+    """It begins where jobs begin, ends where they end, and has no row that is not expected."""
+    lines = [line.strip() for line in mermaid().splitlines()]
+    assert lines[0] == "stateDiagram-v2"
+    assert lines[1] == "[*] --> queued"
+    assert lines[-1] == "ended --> [*]"
+    named = {
+        (arrow.split(" --> ")[0], trigger)
+        for line in lines[2:-1]
+        for arrow, triggers in [line.split(": ")]
+        for trigger in triggers.split(", ")
+    }
+    assert named == set(EXPECTED)

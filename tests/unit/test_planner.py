@@ -1,0 +1,307 @@
+"""Steps are planned by predicted time (G1, G12): order, budgets, and how the estimate learns."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from worker_orcd.engine import planner
+from worker_orcd.engine.planner import CostEstimate, Pending, Plan, Share, plan_step
+
+
+def decoding(key: int, context: int = 100) -> Pending:
+    """A sequence that wants its next token."""
+    return Pending(key, 1, context, decoding=True)
+
+
+def reading(key: int, rows: int, context: int = 0) -> Pending:
+    """A sequence with so many prompt tokens to read."""
+    return Pending(key, rows, context, decoding=False)
+
+
+def knowing(decode_ms: float, row_ms: float, decode_rows: int = 1) -> CostEstimate:
+    """An estimate of a machine on which a decode step of so many rows and a prefill row take so long."""
+    cost = CostEstimate()
+    cost.learn(Plan((), decode_rows, 0, 0, 0.0), decode_ms)
+    cost.learn(Plan((), 0, 100, 0, 0.0), row_ms * 100)
+    return cost
+
+
+PENDING = st.lists(
+    st.tuples(st.booleans(), st.integers(1, 3000), st.integers(0, 8000)), min_size=1, max_size=24
+).map(
+    lambda wishes: [
+        Pending(key, 1 if decodes else rows, context, decoding=decodes)
+        for key, (decodes, rows, context) in enumerate(wishes)
+    ]
+)
+COSTS = st.builds(knowing, st.floats(0.5, 200), st.floats(0.01, 50), st.integers(1, 16))
+
+
+# What is in a step.
+
+
+def test_every_decoding_sequence_has_its_one_row_before_any_prefill() -> None:
+    """Wherever they stand in the line."""
+    plan = plan_step([reading(1, 50), decoding(2), reading(3, 50), decoding(4)], knowing(5, 1, 2))
+    assert plan.shares[:2] == (Share(2, 1), Share(4, 1))
+    assert plan.decode_rows == 2
+    assert plan.shares[2].key == 1
+
+
+def test_prefill_is_filled_in_the_order_given() -> None:
+    """The oldest prompt first; the next gets what is left of the time."""
+    cost = knowing(5, 1)
+    plan = plan_step([decoding(1), reading(2, 12), reading(3, 100)], cost)
+    assert plan.shares == (Share(1, 1), Share(2, 12), Share(3, 8))
+    assert plan.predicted_ms == pytest.approx(25)
+
+
+def test_a_mixed_step_lasts_25_ms_when_decoding_is_cheap() -> None:
+    """A floor: fewer rows would make reading prompts needlessly slow."""
+    plan = plan_step([decoding(1), reading(2, 3000)], knowing(5, 1))
+    assert planner.MIXED_MS == 25
+    assert plan.prefill_rows == 20
+
+
+def test_a_mixed_step_lasts_two_and_a_half_times_its_decode_part_when_that_is_dear() -> None:
+    """G12 allows a gap of three times the normal one."""
+    plan = plan_step([decoding(n) for n in range(16)] + [reading(99, 3000)], knowing(60, 1, 16))
+    assert plan.predicted_ms == pytest.approx(150)
+    assert plan.prefill_rows == 90
+
+
+def test_a_prompt_goes_on_by_eight_rows_however_slow_decoding_is() -> None:
+    """Nobody starves behind a full house."""
+    plan = plan_step([decoding(1), reading(2, 3000)], knowing(24, 100))
+    assert plan.prefill_rows == 8
+
+
+def test_the_eight_rows_are_those_of_the_step_not_of_one_prompt() -> None:
+    """The last three rows of one prompt and five of the next."""
+    plan = plan_step([decoding(1), reading(2, 3), reading(3, 3000)], knowing(24, 100))
+    assert plan.shares == (Share(1, 1), Share(2, 3), Share(3, 5))
+
+
+def test_a_step_of_prefill_only_lasts_as_long_as_an_arrival_may_wait() -> None:
+    """A stop aborts it anyway."""
+    plan = plan_step([reading(1, 3000)], knowing(5, 1))
+    assert plan.prefill_rows == planner.PREFILL_MS
+    assert planner.PREFILL_MS <= 200
+
+
+def test_a_step_of_prefill_only_is_short_where_it_cannot_be_aborted() -> None:
+    """There the time budget alone gives the bound of G1."""
+    plan = plan_step([reading(1, 3000)], knowing(5, 1), abortable=False)
+    assert plan.predicted_ms == pytest.approx(25)
+
+
+def test_a_gentle_step_is_short_also_beside_decoding() -> None:
+    """It will not be aborted, so the next stop has to wait for it."""
+    cost = knowing(5, 1)
+    assert plan_step([reading(1, 3000)], cost, gentle=True).predicted_ms == pytest.approx(20)
+    assert plan_step([decoding(1), reading(2, 3000)], cost, gentle=True).predicted_ms == pytest.approx(20)
+
+
+def test_a_short_prompt_is_read_whole() -> None:
+    """No more rows than it has."""
+    plan = plan_step([reading(1, 5)], knowing(5, 1))
+    assert (plan.shares, plan.prefill_rows, plan.decode_rows) == ((Share(1, 5),), 5, 0)
+
+
+def test_the_context_that_the_estimate_learns_from_is_the_deepest_of_the_prefill() -> None:
+    """Rows behind many cells are the dear ones."""
+    plan = plan_step([reading(1, 2, 100), reading(2, 2, 5000), decoding(3, 9000)], knowing(5, 1))
+    assert plan.prefill_context == 5000
+
+
+def test_nobody_wants_anything_is_an_empty_step() -> None:
+    """And takes no time."""
+    assert plan_step([], CostEstimate()) == Plan((), 0, 0, 0, 0.0)
+
+
+@given(PENDING, COSTS, st.booleans(), st.booleans())
+@settings(deadline=None)
+def test_no_step_breaks_the_rules(
+    pending: list[Pending], cost: CostEstimate, gentle: bool, abortable: bool
+) -> None:
+    """Whoever is there and whatever it costs: completeness, order, size and time."""
+    plan = plan_step(pending, cost, gentle=gentle, abortable=abortable)
+    wants = {wish.key: wish for wish in pending}
+    keys = [share.key for share in plan.shares]
+    assert len(keys) == len(set(keys))
+    assert all(1 <= share.rows <= wants[share.key].rows for share in plan.shares)
+    # Decode first and complete.
+    decoders = [wish.key for wish in pending if wish.decoding]
+    assert keys[: len(decoders)] == decoders
+    assert plan.decode_rows == len(decoders)
+    # Prefill: a beginning of the line, in its order, all but the last of them whole.
+    readers = [wish for wish in pending if not wish.decoding]
+    shares = plan.shares[len(decoders) :]
+    assert [share.key for share in shares] == [wish.key for wish in readers[: len(shares)]]
+    assert all(share.rows == wants[share.key].rows for share in shares[:-1])
+    assert plan.prefill_rows == sum(share.rows for share in shares)
+    # Size.
+    assert sum(share.rows for share in plan.shares) <= 512
+    assert plan.prefill_rows >= min(8, sum(wish.rows for wish in readers))
+    # Time: beyond the budget only by what the eight rows need.
+    decode_ms = cost.decode_ms(len(decoders))
+    alone = planner.PREFILL_MS if abortable else 25
+    budget = max(25, 2.5 * decode_ms) if decoders else alone
+    budget = min(budget, 20) if gentle else budget
+    if plan.prefill_rows > 8:
+        assert plan.predicted_ms <= budget + 1e-6
+    assert plan.predicted_ms >= decode_ms
+
+
+@given(PENDING, st.floats(0.5, 100), st.floats(0.01, 20), st.floats(1.0, 10.0))
+@settings(deadline=None)
+def test_dearer_rows_never_make_a_step_larger(
+    pending: list[Pending], decode_ms: float, row_ms: float, factor: float
+) -> None:
+    """On a machine that reads prompts more slowly, a step reads no more of them."""
+    cheap = plan_step(pending, knowing(decode_ms, row_ms))
+    dear = plan_step(pending, knowing(decode_ms, row_ms * factor))
+    assert dear.prefill_rows <= cheap.prefill_rows
+    assert dear.decode_rows == cheap.decode_rows
+
+
+# What rows cost.
+
+
+def test_an_unknown_machine_is_taken_to_be_slow() -> None:
+    """The first step of all is short, and no division by nothing."""
+    cost = CostEstimate()
+    assert cost.decode_ms(0) == 0
+    assert cost.decode_ms(3) == 24
+    assert cost.prefill_row_ms(0) == 8
+    assert 8 <= plan_step([reading(1, 3000)], cost).prefill_rows <= planner.PREFILL_MS / 8
+
+
+def test_a_number_of_rows_never_seen_is_taken_from_its_neighbours_on_the_slow_side() -> None:
+    """In proportion to a smaller one, but no more than a larger one took."""
+    cost = knowing(10, 1, decode_rows=2)
+    assert cost.decode_ms(2) == 10
+    assert cost.decode_ms(4) == 20
+    assert cost.decode_ms(1) == 10
+    cost.learn(Plan((), 8, 0, 0, 0.0), 16)
+    assert cost.decode_ms(4) == 16
+    assert cost.decode_ms(16) == 32
+
+
+def test_a_context_deeper_than_any_seen_is_taken_to_be_dearer() -> None:
+    """Attention grows with it; a shallower one is taken as the nearest seen."""
+    cost = knowing(10, 1)
+    costs = [cost.prefill_row_ms(context) for context in (0, 511, 512, 2048, 8192)]
+    assert costs[0] == costs[1] == 1
+    assert costs == sorted(costs)
+    assert costs[-1] > 2
+
+
+def test_a_single_slow_step_moves_the_estimate_by_a_fifth() -> None:
+    """A neighbour on the machine is not the machine."""
+    cost = knowing(10, 1)
+    cost.learn(Plan((), 1, 0, 0, 0.0), 110)
+    assert cost.decode_ms(1) == pytest.approx(30)
+
+
+def test_a_mixed_step_teaches_about_prefill_only() -> None:
+    """What its decode rows take is known from steps without prefill."""
+    cost = knowing(10, 1)
+    cost.learn(Plan((), 1, 10, 0, 0.0), 40)
+    assert cost.decode_ms(1) == 10
+    assert cost.prefill_row_ms(0) == pytest.approx(1 + 0.2 * (3 - 1))
+
+
+def test_a_mixed_step_that_was_faster_than_its_decode_part_does_not_make_prefill_free() -> None:
+    """Noise never teaches a cost of nothing, which would plan steps without end."""
+    cost = knowing(50, 1)
+    for _ in range(100):
+        cost.learn(Plan((), 1, 10, 0, 0.0), 5)
+    assert cost.prefill_row_ms(0) == pytest.approx(0.05, rel=0.1)
+
+
+Machine = Callable[[Plan], float]
+
+
+def machine(overhead_ms: float, decode_ms: float, row_ms: float, per_cell_ms: float) -> Machine:
+    """A machine on which a step has a fixed cost, rows have one each, and prefill rows one for each cell behind them."""
+
+    def took_ms(plan: Plan) -> float:
+        prefill = plan.prefill_rows * (row_ms + per_cell_ms * plan.prefill_context)
+        return overhead_ms + plan.decode_rows * decode_ms + prefill
+
+    return took_ms
+
+
+def read_a_prompt(
+    cost: CostEstimate, took: Machine, rows: int, decoders: int
+) -> list[tuple[Plan, float]]:
+    """Have a prompt read beside so many decoding sequences. Returns each step and how long it took."""
+    steps = []
+    done = 0
+    while done < rows:
+        pending = [decoding(n) for n in range(decoders)] + [reading(99, rows - done, done)]
+        plan = plan_step(pending, cost)
+        steps.append((plan, took(plan)))
+        cost.learn(plan, steps[-1][1])
+        done += plan.prefill_rows
+    return steps
+
+
+@given(
+    overhead_ms=st.floats(0, 6),
+    decode_ms=st.floats(0.5, 8),
+    row_ms=st.floats(0.3, 4),
+    decoders=st.integers(0, 8),
+)
+@settings(deadline=None, max_examples=40)
+def test_the_prediction_comes_to_track_the_machine(
+    overhead_ms: float, decode_ms: float, row_ms: float, decoders: int
+) -> None:
+    """After a few long prompts, full steps take as long as was predicted, to a quarter, fixed costs included."""
+    cost, took = CostEstimate(), machine(overhead_ms, decode_ms, row_ms, 0.0)
+    if decoders:
+        for _ in range(30):
+            alone = plan_step([decoding(n) for n in range(decoders)], cost)
+            cost.learn(alone, took(alone))
+    for _ in range(4):
+        read_a_prompt(cost, took, 2000, decoders)
+    steps = read_a_prompt(cost, took, 2000, decoders)
+    full = [(plan, ms) for plan, ms in steps[:-1] if plan.prefill_rows > 8]
+    for plan, ms in full:
+        assert ms == pytest.approx(plan.predicted_ms, rel=0.25)
+
+
+def test_the_prediction_follows_a_cost_that_grows_with_the_context() -> None:
+    """A row behind 6,000 cells costs seven times one behind none here; the steps last the same, with fewer rows."""
+    cost, took = CostEstimate(), machine(5.0, 4.0, 2.0, 0.002)
+    for _ in range(3):
+        read_a_prompt(cost, took, 6000, 0)
+    steps = read_a_prompt(cost, took, 6000, 0)[:-1]
+    rows = [plan.prefill_rows for plan, _ in steps]
+    assert rows[0] > 3 * rows[-1]
+    assert all(ms == pytest.approx(planner.PREFILL_MS, rel=0.3) for _, ms in steps)
+
+
+def test_streams_beside_a_long_prompt_wait_at_most_three_times_as_long() -> None:
+    """G12 on a machine like the one measured: 8 ms for one row, 57 ms for sixteen, 3 ms for a prefill row."""
+    took = machine(4.7, 3.3, 3.0, 0.0)
+    for decoders in (4, 8, 16):
+        cost = CostEstimate()
+        for _ in range(30):
+            alone = plan_step([decoding(n) for n in range(decoders)], cost)
+            cost.learn(alone, took(alone))
+        normal = took(alone)
+        read_a_prompt(cost, took, 2000, decoders)
+        gaps = [ms for _, ms in read_a_prompt(cost, took, 2000, decoders)]
+        assert max(gaps) <= max(3 * normal, 30)
+
+
+def test_short_last_chunks_never_make_full_steps_too_long() -> None:
+    """A chunk of one row pays the whole fixed cost: that errs on the slow side, so steps get shorter, not longer."""
+    cost, took = CostEstimate(), machine(6.0, 4.0, 2.0, 0.0)
+    for _ in range(20):
+        read_a_prompt(cost, took, 1, 0)
+        for plan, ms in read_a_prompt(cost, took, 700, 0):
+            assert ms <= max(planner.PREFILL_MS * 1.15, plan.predicted_ms * 1.15) or plan.prefill_rows <= 8

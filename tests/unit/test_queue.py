@@ -1,0 +1,162 @@
+"""The waiting line: order, reservations, and what fits (contract, 2)."""
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from tests.fakes import queued_job
+from worker_orcd.jobs.errors import ErrorCode, JobError
+from worker_orcd.jobs.job import Job
+from worker_orcd.jobs.queue import Capacity, JobQueue
+
+ROOMY = Capacity(cells=1000, cells_per_job=500, sequences=4)
+
+
+def measured(run: int, prompt: int, out: int) -> Job:
+    """A job whose prompt is counted."""
+    job = queued_job(f"job-{run}", run=run)
+    job.measured((1,) * prompt, out)
+    return job
+
+
+def line(*jobs: Job) -> JobQueue:
+    """A queue with these jobs in this order."""
+    queue = JobQueue()
+    for job in jobs:
+        queue.append(job)
+    return queue
+
+
+def test_an_empty_line_has_nobody_to_run() -> None:
+    """None, and nothing is held."""
+    queue = JobQueue()
+    assert queue.next_to_run(ROOMY) is None
+    assert (len(queue), queue.running) == (0, 0)
+
+
+def test_jobs_run_in_the_order_they_came() -> None:
+    """First come, first served."""
+    jobs = [measured(run, 10, 10) for run in (3, 1, 2)]
+    queue = line(*jobs)
+    assert [queue.next_to_run(ROOMY) for _ in range(4)] == [*jobs, None]
+    assert (len(queue), queue.running) == (0, 3)
+
+
+def test_a_head_whose_prompt_is_not_counted_yet_holds_the_line() -> None:
+    """A later job that was counted sooner does not overtake it."""
+    head, second = queued_job("job-1", run=1), measured(2, 1, 1)
+    queue = line(head, second)
+    assert queue.next_to_run(ROOMY) is None
+    head.measured((1,), 1)
+    assert queue.next_to_run(ROOMY) is head
+    assert queue.next_to_run(ROOMY) is second
+
+
+def test_a_job_runs_only_when_prompt_and_output_fit_beside_the_running_ones() -> None:
+    """Reservations are for all it may come to hold, to the cell."""
+    first, exact, one_more = measured(1, 300, 200), measured(2, 400, 100), measured(3, 1, 1)
+    queue = line(first, exact, one_more)
+    assert queue.next_to_run(ROOMY) is first
+    assert queue.next_to_run(ROOMY) is exact
+    assert queue.next_to_run(ROOMY) is None
+    queue.leave(first)
+    assert queue.next_to_run(ROOMY) is one_more
+
+
+def test_nobody_overtakes_a_head_that_does_not_fit() -> None:
+    """A small job behind a large one waits too, so the large one is not starved."""
+    first, large, small = measured(1, 500, 300), measured(2, 200, 200), measured(3, 1, 1)
+    queue = line(first, large, small)
+    assert queue.next_to_run(ROOMY) is first
+    assert queue.next_to_run(ROOMY) is None
+    queue.leave(large)
+    assert queue.next_to_run(ROOMY) is small
+
+
+def test_no_more_jobs_run_than_there_are_sequences() -> None:
+    """However few cells they need."""
+    queue = line(*(measured(run, 1, 1) for run in range(6)))
+    assert [queue.next_to_run(ROOMY) is not None for _ in range(5)] == [True] * 4 + [False]
+    assert queue.running == 4
+
+
+def test_leaving_gives_back_a_place_in_the_line_or_in_the_engine() -> None:
+    """Whichever it has."""
+    runs, waits = measured(1, 1, 1), measured(2, 1, 1)
+    queue = line(runs, waits)
+    queue.next_to_run(ROOMY)
+    queue.leave(waits)
+    assert (len(queue), queue.running) == (0, 1)
+    queue.leave(runs)
+    assert (len(queue), queue.running) == (0, 0)
+
+
+def test_leaving_without_a_place_or_twice_is_harmless() -> None:
+    """Nobody else's place is given back."""
+    runs, stranger = measured(1, 600, 1), measured(2, 600, 1)
+    queue = line(runs)
+    queue.next_to_run(ROOMY)
+    queue.leave(stranger)
+    assert queue.running == 1
+    queue.leave(runs)
+    queue.leave(runs)
+    assert queue.running == 0
+
+
+def test_what_a_job_is_given_at_most_is_what_it_asked_for() -> None:
+    """If it fits beside the prompt, to the token."""
+    capacity = Capacity(cells=1000, cells_per_job=100, sequences=4)
+    assert capacity.max_tokens_for(40, 60, 2048) == 60
+    assert capacity.max_tokens_for(40, 1, 2048) == 1
+
+
+def test_output_that_does_not_fit_beside_the_prompt_is_refused_with_the_sum() -> None:
+    """The client can see by how much."""
+    with pytest.raises(JobError, match=r"40 tokens.*61.*101 tokens.*a job has 100") as refused:
+        Capacity(1000, 100, 4).max_tokens_for(40, 61, 2048)
+    assert (refused.value.code, refused.value.param) == (ErrorCode.INVALID_REQUEST, "max_tokens")
+
+
+@pytest.mark.parametrize("prompt", [100, 101, 100_000])
+@pytest.mark.parametrize("asked", [None, 1])
+def test_a_prompt_that_leaves_no_room_for_output_is_refused(prompt: int, asked: int | None) -> None:
+    """It can never fit, with or without `max_tokens`."""
+    with pytest.raises(JobError) as refused:
+        Capacity(1000, 100, 4).max_tokens_for(prompt, asked, 2048)
+    assert (refused.value.http_status, refused.value.param) == (400, "prompt")
+
+
+@pytest.mark.parametrize(("prompt", "given"), [(1, 99), (50, 50), (99, 1)])
+def test_without_max_tokens_a_job_gets_as_many_as_fit(prompt: int, given: int) -> None:
+    """The default of 2048 is clamped to the room beside the prompt, never refused for it."""
+    assert Capacity(1000, 100, 4).max_tokens_for(prompt, None, 2048) == given
+
+
+def test_without_max_tokens_a_job_gets_no_more_than_the_ceiling() -> None:
+    """`--max-tokens-out` is the default."""
+    assert Capacity(100_000, 50_000, 4).max_tokens_for(10, None, 2048) == 2048
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=30),
+    leaving=st.lists(st.integers(0, 29), max_size=60),
+    sequences=st.integers(1, 5),
+)
+@settings(deadline=None)
+def test_reservations_never_exceed_the_engine_and_order_is_never_broken(
+    sizes: list[tuple[int, int]], leaving: list[int], sequences: int
+) -> None:
+    """Whatever comes and goes: cells and sequences suffice, and the started ones are in the order they came."""
+    capacity = Capacity(cells=150, cells_per_job=120, sequences=sequences)
+    jobs = [measured(run, prompt, out) for run, (prompt, out) in enumerate(sizes)]
+    queue = line(*jobs)
+    started: list[int] = []
+    inside: dict[int, Job] = {}
+    for place in [*leaving, *range(len(jobs))]:
+        while (job := queue.next_to_run(capacity)) is not None:
+            started.append(job.run)
+            inside[job.run] = job
+        assert sum(job.cells_needed for job in inside.values()) <= capacity.cells
+        assert queue.running == len(inside) <= sequences
+        if inside:
+            queue.leave(inside.pop(sorted(inside)[place % len(inside)]))
+    assert started == sorted(started)

@@ -1,0 +1,252 @@
+"""JobTracker: register makes a flag, cancel sets it, unregister removes (M0-W-1330)."""
+
+import json
+
+import pytest
+
+from tests.fakes import at, books_of, freed_at, queued_job, running_job, wish
+from worker_orcd.jobs.errors import ErrorCode, JobError
+from worker_orcd.jobs.lifecycle import State
+from worker_orcd.jobs.stops import StopFlag, StopReason
+from worker_orcd.jobs.tracker import JobTracker
+
+
+def ended(tracker: JobTracker, job_id: str, run: int, seconds: float) -> None:
+    """Have a job live and end at that second."""
+    job = running_job(job_id, run=run)
+    tracker.register(job)
+    job.finished(at(seconds), "stop", freed_at(seconds))
+    tracker.unregister(job, at(seconds))
+
+
+def test_register_makes_a_flag_that_is_not_set() -> None:
+    """A job that was just registered is live, and nobody wants it to stop."""
+    tracker, job = JobTracker(), queued_job()
+    flag = tracker.register(job)
+    assert not flag
+    assert flag.stop is None
+    assert tracker.live("job-1") is job
+    assert len(tracker) == 1
+
+
+def test_cancel_sets_the_flag() -> None:
+    """The flag holds the wish that was accepted."""
+    tracker = JobTracker()
+    flag = tracker.register(running_job())
+    assert tracker.cancel("job-1", wish())
+    assert flag
+    assert flag.stop == wish()
+
+
+def test_cancel_of_an_unknown_id_is_false_and_harmless() -> None:
+    """Nothing is remembered of it and nobody is touched."""
+    tracker, job = JobTracker(), running_job()
+    tracker.register(job)
+    before = books_of(job)
+    assert not tracker.cancel("unknown-123", wish())
+    assert books_of(job) == before
+    assert tracker.record("unknown-123") is None
+    assert not tracker.ended("unknown-123")
+
+
+def test_cancel_of_an_ended_id_is_false_and_its_record_stays_as_it_was() -> None:
+    """Once decided, never reversed."""
+    tracker = JobTracker()
+    ended(tracker, "job-1", 1, 3)
+    before = tracker.record("job-1")
+    assert not tracker.cancel("job-1", wish())
+    assert tracker.record("job-1") == before
+    assert tracker.ended("job-1")
+
+
+def test_unregister_removes_and_keeps_a_record() -> None:
+    """The id is free, by id and by run, and what happened can be looked up."""
+    tracker = JobTracker()
+    ended(tracker, "job-1", 1, 3)
+    assert len(tracker) == 0
+    assert tracker.live("job-1") is None
+    assert tracker.by_run(1) is None
+    record = tracker.record("job-1")
+    assert record is not None
+    assert record["state"] == "completed"
+
+
+def test_unregister_twice_is_harmless() -> None:
+    """Neither the record nor anybody else is touched by a second one."""
+    tracker, job = JobTracker(), running_job()
+    tracker.register(job)
+    job.finished(at(3), "stop", freed_at(3))
+    tracker.unregister(job, at(3))
+    successor = queued_job(run=2)
+    tracker.register(successor)
+    tracker.unregister(job, at(4))
+    assert tracker.live("job-1") is successor
+
+
+@pytest.mark.parametrize("times", [1, 2, 10])
+def test_repeated_cancels_equal_one(times: int) -> None:
+    """The first decides; all are true, and later ones change nothing at all."""
+    tracker, job = JobTracker(), running_job()
+    tracker.register(job)
+    tracker.cancel("job-1", wish())
+    before = books_of(job)
+    for n in range(times):
+        assert tracker.cancel("job-1", wish(StopReason.SHUTDOWN, 3.0 + n, "another"))
+    assert books_of(job) == before
+    assert job.stop.stop == wish()
+
+
+def test_a_flag_remembers_the_first_wish_only() -> None:
+    """`set` says whether it was the one that counts."""
+    flag = StopFlag()
+    assert flag.set(wish(StopReason.DISCONNECT))
+    assert not flag.set(wish(StopReason.CLIENT))
+    assert flag.stop == wish(StopReason.DISCONNECT)
+
+
+def test_a_live_id_is_in_use() -> None:
+    """A second job with it is refused, and the first does not notice."""
+    tracker, job = JobTracker(), running_job()
+    tracker.register(job)
+    before = books_of(job)
+    with pytest.raises(JobError) as refused:
+        tracker.register(queued_job(run=2))
+    assert (refused.value.code, refused.value.http_status, refused.value.param) == (
+        ErrorCode.JOB_ID_IN_USE,
+        409,
+        "job_id",
+    )
+    assert not refused.value.retriable
+    assert tracker.live("job-1") is job
+    assert tracker.by_run(2) is None
+    assert books_of(job) == before
+
+
+def test_an_id_in_stopping_is_still_in_use() -> None:
+    """Asked to stop is not stopped: what it holds may not be free yet."""
+    tracker, job = JobTracker(), running_job()
+    tracker.register(job)
+    tracker.cancel("job-1", wish())
+    assert job.state is State.STOPPING
+    with pytest.raises(JobError):
+        tracker.register(queued_job(run=2))
+
+
+def test_an_id_can_be_used_again_after_its_end() -> None:
+    """A new incarnation: its own flag, its own run, and its own record in the end."""
+    tracker = JobTracker()
+    first = running_job(run=1)
+    old_flag = tracker.register(first)
+    tracker.cancel("job-1", wish())
+    first.stopped(at(3), freed_at(3))
+    tracker.unregister(first, at(3))
+    second = running_job(run=2)
+    new_flag = tracker.register(second)
+    assert old_flag
+    assert not new_flag
+    assert not tracker.ended("job-1")
+    assert tracker.by_run(2) is second
+    second.finished(at(5), "length", freed_at(5))
+    tracker.unregister(second, at(5))
+    record = tracker.record("job-1")
+    assert record is not None
+    assert (record["incarnation"], record["state"]) == (2, "completed")
+    assert len(tracker.records()) == 1
+
+
+@pytest.mark.parametrize("other", ["job-10", "job-", "job", "JOB-1", "job-1.", "xjob-1"])
+def test_an_id_matches_exactly_or_not_at_all(other: str) -> None:
+    """A cancel of `job-1` leaves `job-10` alone, and the other way round."""
+    tracker, one, ten = JobTracker(), running_job("job-1", run=1), running_job(other, run=2)
+    tracker.register(one)
+    tracker.register(ten)
+    tracker.cancel("job-1", wish())
+    assert one.stop
+    assert not ten.stop
+    tracker.unregister(one, at(3))
+    assert not tracker.cancel("job-1", wish())
+    assert not ten.stop
+
+
+def test_records_are_bounded_in_number_and_the_oldest_go_first() -> None:
+    """The newest `keep` remain."""
+    tracker = JobTracker(keep=3)
+    for n in range(5):
+        ended(tracker, f"job-{n}", n, float(n))
+    assert [record["job_id"] for record in tracker.records()] == ["job-4", "job-3", "job-2"]
+    assert tracker.record("job-1") is None
+    assert not tracker.ended("job-1")
+
+
+def test_records_are_bounded_in_age() -> None:
+    """After `keep_sec` a record is gone; at that age it is still there."""
+    tracker = JobTracker(keep_sec=10)
+    ended(tracker, "old", 1, 0)
+    ended(tracker, "young", 2, 5)
+    tracker.forget_old(at(10))
+    assert tracker.ended("old")
+    tracker.forget_old(at(10.5))
+    assert not tracker.ended("old")
+    assert tracker.ended("young")
+
+
+def test_an_id_used_again_counts_as_young() -> None:
+    """Its record stands where its last use ended, so an older id is forgotten before it."""
+    tracker = JobTracker(keep=2)
+    ended(tracker, "again", 1, 0)
+    ended(tracker, "once", 2, 1)
+    ended(tracker, "again", 3, 2)
+    ended(tracker, "last", 4, 3)
+    assert [record["job_id"] for record in tracker.records()] == ["last", "again"]
+
+
+def test_the_defaults_keep_five_minutes_and_ten_thousand() -> None:
+    """As the contract says (5)."""
+    tracker = JobTracker()
+    ended(tracker, "job-x", 1, 0)
+    tracker.forget_old(at(300))
+    assert tracker.ended("job-x")
+    tracker.forget_old(at(300.1))
+    assert not tracker.ended("job-x")
+    for n in range(10_001):
+        ended(tracker, f"job-{n}", n, 400)
+    assert len(tracker.records()) == 10_000
+
+
+def test_a_record_holds_no_tokens_no_prompt_and_no_text() -> None:
+    """Counts only: neither ids nor what a reader saw outlive the job."""
+    tracker = JobTracker()
+    job = running_job(prompt="a secret prompt")
+    tracker.register(job)
+    job.token(at(2), 4711, "a secret answer")
+    job.finished(at(3), "stop", freed_at(3))
+    tracker.unregister(job, at(3))
+    record = tracker.record("job-1")
+    assert record is not None
+    assert "secret" not in json.dumps(record)
+    assert "4711" not in json.dumps(record)
+    assert (record["tokens_out"], record["prompt_tokens"]) == (1, 3)
+    assert not any(isinstance(value, list | tuple) for value in record.values())
+
+
+def test_the_record_of_a_live_job_shows_it_as_it_is_now() -> None:
+    """A live id's record is its own, not that of an earlier use."""
+    tracker = JobTracker()
+    ended(tracker, "job-1", 1, 1)
+    tracker.register(queued_job(run=2))
+    record = tracker.record("job-1")
+    assert record is not None
+    assert (record["incarnation"], record["state"]) == (2, "queued")
+
+
+def test_jobs_can_be_unregistered_while_they_are_walked() -> None:
+    """Iterating is over those that were there when it began, oldest first."""
+    tracker = JobTracker()
+    for n in range(3):
+        tracker.register(running_job(f"job-{n}", run=n))
+    walked = []
+    for job in tracker:
+        walked.append(job.job_id)
+        tracker.unregister(job, at(1))
+    assert walked == ["job-0", "job-1", "job-2"]
+    assert len(tracker) == 0
