@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from worker_orcd.testing.harness import RunningWorker, Stream, running_worker, wait_until
 
@@ -47,7 +48,9 @@ def in_decode(worker: RunningWorker, job_id: str, trial: random.Random) -> Strea
 
 def in_prefill(worker: RunningWorker, job_id: str, trial: random.Random) -> Stream:
     """A job somewhere in the reading of its prompt."""
-    stream = worker.execute(job_id, long_prompt(trial.randint(0, 10**6)), template="none", max_tokens=50).started()
+    stream = worker.execute(
+        job_id, long_prompt(trial.randint(0, 10**6)), template="none", max_tokens=50
+    ).started()
     depth = trial.randint(1, 1500)
     wait_until(
         lambda: worker.record(job_id)["prompt_tokens_processed"] >= depth, within_sec=120, what="prefill"
@@ -55,12 +58,12 @@ def in_prefill(worker: RunningWorker, job_id: str, trial: random.Random) -> Stre
     return stream
 
 
-def at_first_token(worker: RunningWorker, job_id: str, trial: random.Random) -> Stream:
+def at_first_token(worker: RunningWorker, job_id: str, _trial: random.Random) -> Stream:
     """A job that has just been handed to the engine."""
     return worker.execute(job_id, STORY, max_tokens=50).started()
 
 
-def at_last_token(worker: RunningWorker, job_id: str, trial: random.Random) -> Stream:
+def at_last_token(worker: RunningWorker, job_id: str, _trial: random.Random) -> Stream:
     """A job with one token to go."""
     return worker.execute(job_id, STORY, ignore_eos=True, max_tokens=6).tokens_seen(5)
 
@@ -178,7 +181,7 @@ def worker_prefill(worker: RunningWorker, round_number: int) -> float:
 
 def bare(*arguments: object) -> float:
     """The same in a process of its own, without a worker."""
-    command = [sys.executable, os.path.join(os.path.dirname(__file__), "bare_loop.py"), *map(str, arguments)]
+    command = [sys.executable, str(Path(__file__).with_name("bare_loop.py")), *map(str, arguments)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 

@@ -108,6 +108,7 @@ class HandClock:
         self.now = 100.0
 
     def __call__(self) -> float:
+        """The time."""
         return self.now
 
 
@@ -170,6 +171,11 @@ class HandModel(ScriptedModel):
         self.samplers_open += 1
         return CellSampler(self, sampling.seed)
 
+    def move(self, source: int, target: int) -> None:
+        """Take another id, also before the first cell is written."""
+        self._cells.setdefault(source, [])
+        super().move(source, target)
+
     def decode(self, batch: Batch, *, armed: bool) -> Outcome:
         """Take the clock's time; end early if armed and the byte is set while it runs."""
         assert list(batch.sequences) == sorted(batch.sequences), "rows are not sorted by sequence id"
@@ -202,11 +208,14 @@ class HandLoop:
         self.model = HandModel(load, self.byte, self.clock)
         self.sent: list[FromEngine] = []
         self.after_drain: Callable[[], None] = lambda: None
+        self.on_send: Callable[[FromEngine], None] = lambda message: None
         self._inbox: list[Run | StopRun] = []
         narrator = Narrator.configure("worker", process="engine", log_format="json", stream=io.StringIO())
-        self._loop = EngineLoop(
-            self.model, self.byte, self._drain, self.sent.append, narrator, clock=self.clock
-        )
+        self._loop = EngineLoop(self.model, self.byte, self._drain, self._send, narrator, clock=self.clock)
+
+    def _send(self, message: FromEngine) -> None:
+        self.on_send(message)
+        self.sent.append(message)
 
     def _drain(self) -> Iterable[Run | StopRun]:
         messages, self._inbox = self._inbox, []
@@ -236,6 +245,10 @@ class HandLoop:
                 return
         raise AssertionError(f"still computing after {most} turns")
 
+    def warm_up(self) -> None:
+        """As a process does before it is ready."""
+        self._loop.warm_up()
+
     def close(self) -> None:
         """Unmap the byte."""
         self.byte.close()
@@ -255,7 +268,10 @@ class HandLoop:
     def tokens(self, run: int) -> list[int]:
         """Ids of the tokens that it reported for a run."""
         return [
-            out.token for step in self.steps for out in step.tokens if out.run == run and out.token is not None
+            out.token
+            for step in self.steps
+            for out in step.tokens
+            if out.run == run and out.token is not None
         ]
 
     def text(self, run: int) -> str:

@@ -27,17 +27,15 @@ def at_rest(worker: RunningWorker) -> None:
 
     def look() -> bool:
         health = worker.health()
-        busy = health["jobs_running"] + health["jobs_queued"] + health["kv_cells_used"]
-        return health["status"] == "healthy" and busy == 0
+        busy = health["jobs_running"] or health["jobs_queued"] or health["kv_cells_used"]
+        return health["status"] == "healthy" and not busy
 
     wait_until(look, within_sec=15.0, what="a worker at rest")
 
 
 def in_prefill(worker: RunningWorker, stream: Stream, least: int = 1) -> None:
     """Wait until some of a job's prompt is read."""
-    wait_until(
-        lambda: worker.record(stream.job_id)["prompt_tokens_processed"] >= least, what="some prefill"
-    )
+    wait_until(lambda: worker.record(stream.job_id)["prompt_tokens_processed"] >= least, what="some prefill")
 
 
 def queued(worker: RunningWorker, stream: Stream) -> Stream:

@@ -3,7 +3,7 @@
 The flags of the command line, the `WORKER_ORCD_…` variables, the help text and the table in the docs are all made
 from the fields of `Settings`. A flag beats its variable, and a variable beats the default.
 
-Source: contract.md, section 1.
+Source: the contract, section 1.
 """
 
 import importlib.util

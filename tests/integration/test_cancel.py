@@ -74,11 +74,14 @@ def test_the_cancel_is_narrated_by_what_is_known_of_the_job(narrow: RunningWorke
     assert told["job_id"] == job_id
     assert told["known"] == known
     assert told["level"] == ("INFO" if known == "live" else "WARN")
-    assert told["human"] == {
-        "live": f"Cancelling job {job_id}",
-        "unknown": f"Cancel requested for unknown job {job_id}",
-        "finished": f"Cancel requested for finished job {job_id}",
-    }[known]
+    assert (
+        told["human"]
+        == {
+            "live": f"Cancelling job {job_id}",
+            "unknown": f"Cancel requested for unknown job {job_id}",
+            "finished": f"Cancel requested for finished job {job_id}",
+        }[known]
+    )
 
 
 def test_the_stream_gets_one_cancelled_event_with_all_fields_and_closes(worker: RunningWorker) -> None:
@@ -261,7 +264,15 @@ def test_what_a_cancelled_job_held_is_free_before_its_reader_is_told(worker: Run
 def test_a_cancel_touches_no_job_whose_id_only_resembles(worker: RunningWorker) -> None:
     """Prefixes, suffixes, other cases: ids are matched exactly."""
     job_id = fresh_id("Job")
-    others = [f"{job_id}0", f"0{job_id}", job_id[:-1] + ".", job_id.lower(), job_id[1:], f"{job_id}:", f"{job_id}-"]
+    others = [
+        f"{job_id}0",
+        f"0{job_id}",
+        job_id[:-1] + ".",
+        job_id.lower(),
+        job_id[1:],
+        f"{job_id}:",
+        f"{job_id}-",
+    ]
     streams = [worker.execute(other, script(token_ms=1), max_tokens=40) for other in others]
     victim = worker.execute(job_id, ENDLESS).tokens_seen(1)
     worker.cancel(job_id)
@@ -457,7 +468,9 @@ def test_cancels_at_random_moments_of_a_jobs_life_end_it_once_and_free_it(worker
     assert outcomes == {"end", "error"}
 
 
-def test_the_answer_is_json_and_the_accepted_status_is_narrated_without_the_body(worker: RunningWorker) -> None:
+def test_the_answer_is_json_and_the_accepted_status_is_narrated_without_the_body(
+    worker: RunningWorker,
+) -> None:
     """The longest id there is goes through whole, in answer, record and narration."""
     job_id = "x" * 250 + fresh_id(".:_-")[-6:].rjust(6, "A")
     assert len(job_id) == 256

@@ -19,7 +19,7 @@ from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.moment import Moment
 from worker_orcd.jobs.request import ExecuteRequest
-from worker_orcd.testing.harness import RunningWorker, Stream
+from worker_orcd.testing.harness import RunningWorker, Stream, wait_until
 from worker_orcd.worker.streams import JobStream
 from worker_orcd.worker.worker import Worker
 
@@ -57,6 +57,12 @@ def test_leaving_during_decode_stops_the_job(worker: RunningWorker) -> None:
         took_ms.append(_leave_and_measure(worker, stream, "decode"))
     _assert_prompt(took_ms)
     assert worker.health()["kv_cells_used"] == 0
+
+
+def test_a_lost_reader_is_narrated(worker: RunningWorker) -> None:
+    """`disconnect`, with the phase and the job's own correlation id."""
+    stream = worker.execute(fresh_id(), script(token_ms=5)).tokens_seen(2)
+    stream.leave()
     told = worker.narrated("disconnect", job_id=stream.job_id)
     assert (told["phase"], told["on_disconnect"]) == ("decode", "cancel")
     assert told["correlation_id"] == stream.headers["x-correlation-id"]
@@ -105,18 +111,16 @@ def test_a_client_that_never_reads_its_answer_is_noticed(worker: RunningWorker) 
         with socket.create_connection(("127.0.0.1", worker.port)) as connection:
             connection.sendall(head.encode() + body)
             # Until the worker has it: before that there is nothing to leave.
-            wait_for_job(worker, job_id)
+            _wait_for_job(worker, job_id)
     for job_id in job_ids:
         record = ended_state(worker, job_id)
         assert record["state"] == "cancelled"
         assert cast(dict[str, Any], record["receipt"])["reason"] == "disconnect"
 
 
-def wait_for_job(worker: RunningWorker, job_id: str) -> None:
+def _wait_for_job(worker: RunningWorker, job_id: str) -> None:
     """Wait until the worker knows a job."""
-    deadline = time.monotonic() + 10
-    while worker.client.get(f"/jobs/{job_id}").status_code != 200:
-        assert time.monotonic() < deadline
+    wait_until(lambda: worker.client.get(f"/jobs/{job_id}").status_code == 200, what=job_id)
 
 
 def test_a_reader_who_leaves_after_the_end_changes_nothing(worker: RunningWorker) -> None:

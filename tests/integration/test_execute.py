@@ -4,7 +4,6 @@ import json
 import re
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,8 +67,7 @@ def test_the_wire_is_plain_server_sent_events(worker: RunningWorker) -> None:
 def test_the_same_seed_brings_the_same_tokens_and_another_seed_others(worker: RunningWorker) -> None:
     """The largest seed too."""
     runs = [
-        worker.execute(fresh_id(), max_tokens=12, seed=seed).finished()
-        for seed in (2**64 - 1, 2**64 - 1, 7)
+        worker.execute(fresh_id(), max_tokens=12, seed=seed).finished() for seed in (2**64 - 1, 2**64 - 1, 7)
     ]
     assert runs[0].events[0].data["seed"] == 2**64 - 1
     assert texts(runs[0]) == texts(runs[1]) != texts(runs[2])
@@ -103,7 +101,15 @@ def test_stop_sequences_end_the_text_before_them(
     assert stream.events[-1].data["stop_reason"] == reason
 
 
-@pytest.mark.parametrize("said", ["Hi \U0001f44b\U0001f3fd!", "\u6625\u7720\u4e0d\u89ba\u6681", "na\u00efve \u20ac", "\U0001f468\u200d\U0001f469\u200d\U0001f467"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Hi \U0001f44b\U0001f3fd!",
+        "\u6625\u7720\u4e0d\u89ba\u6681",
+        "na\u00efve \u20ac",
+        "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+    ],
+)
 def test_characters_split_over_tokens_are_shown_whole(worker: RunningWorker, said: str) -> None:
     """One byte a token: `t` is empty until the character is whole, and no byte of it is lost."""
     stream = worker.execute(fresh_id(), script(text=said, token_ms=1)).finished()
@@ -206,7 +212,9 @@ def _assert_refused(answer: Any, param: str | None, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "param", "message"), REFUSALS, ids=[f"{param}-{message[:24]}" for _, param, message in REFUSALS]
+    ("fields", "param", "message"),
+    REFUSALS,
+    ids=[f"{param}-{message[:24]}" for _, param, message in REFUSALS],
 )
 def test_a_bad_field_is_refused_by_its_name(
     worker: RunningWorker, fields: dict[str, Any], param: str, message: str
@@ -457,9 +465,7 @@ def test_an_engine_that_dies_over_a_prompt_takes_only_that_job_with_it(battered:
 def test_a_model_that_cannot_be_loaded_ends_the_worker_with_one_clear_line() -> None:
     """Exit code 1, MODEL_LOAD_FAILED narrated, a client that waited for the model told, nothing left."""
     with running_worker(wait=False, env={"WORKER_ORCD_SCRIPTED_LOAD_SEC": "-1"}) as failing:
-        began = time.monotonic()
-        assert wait_until(lambda: failing.process.poll(), within_sec=20.0, what="the exit") == 1
-        assert time.monotonic() - began < 20
+        assert wait_until(failing.process.poll, within_sec=20.0, what="the exit") == 1
         lines = [line for line in failing.log.read_text().splitlines() if not line.startswith("{")]
         assert len(lines) == 1
         assert "the scripted model was told to fail to load" in lines[0]

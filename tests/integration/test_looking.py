@@ -124,7 +124,9 @@ def test_a_receipt_says_what_the_stop_did_and_when(worker: RunningWorker) -> Non
     assert (receipt["reason"], receipt["phase"]) == ("client", "decode")
     assert (receipt["prompt_tokens"], receipt["tokens_out"]) == (len(prompt), len(stream.tokens))
     # The last token drawn is not in a cell yet; one more may have been drawn and not be told.
-    assert len(prompt) + len(stream.tokens) - 1 <= receipt["kv_cells_before"] <= len(prompt) + len(stream.tokens)
+    assert (
+        len(prompt) + len(stream.tokens) - 1 <= receipt["kv_cells_before"] <= len(prompt) + len(stream.tokens)
+    )
     assert receipt["kv_cells_after"] == 0
     assert receipt["cancel_correlation_id"] == f"ends-{stream.job_id}"
     assert record["error"] == stream.events[-1].data
@@ -318,8 +320,7 @@ def life() -> Iterator[Life]:
 
 
 def _live(worker: RunningWorker) -> None:
-    says = {"text": OUTPUT_CANARY}
-    prompt = script(**says) + PROMPT_CANARY
+    prompt = script(text=OUTPUT_CANARY) + PROMPT_CANARY
     own_id = {"X-Correlation-Id": "correlation-of-ends"}
     Stream(worker, {"job_id": "ends", "prompt": prompt}, own_id).finished()
     worker.execute("fails", script(fail_at=1) + PROMPT_CANARY).finished()
@@ -418,7 +419,9 @@ def test_many_readers_of_health_and_jobs_do_not_disturb_a_stream(worker: Running
         return looks
 
     with ThreadPoolExecutor(4) as pool:
-        looks = [pool.submit(look, path) for path in ("/health", "/jobs", "/metrics", f"/jobs/{stream.job_id}")]
+        looks = [
+            pool.submit(look, path) for path in ("/health", "/jobs", "/metrics", f"/jobs/{stream.job_id}")
+        ]
         stream.finished()
         done.set()
         assert all(seen.result() > 0 for seen in looks)

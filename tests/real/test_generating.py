@@ -58,6 +58,48 @@ def test_seed_reported_is_the_seed_used(real_worker: RunningWorker) -> None:
 
 
 @pytest.mark.parametrize(
+    "sampling",
+    [
+        {"top_k": 5},
+        {"top_p": 0.5},
+        {"top_p": 0.0},
+        {"repetition_penalty": 1.3},
+        {"repetition_penalty": 2.0, "temperature": 0.0},
+        {"repetition_penalty": 0.01, "temperature": 0.00001},
+        {"temperature": 2.0, "top_k": 49152, "top_p": 0.99, "repetition_penalty": 1.1},
+    ],
+)
+def test_every_way_of_sampling_works(real_worker: RunningWorker, sampling: dict[str, float]) -> None:
+    """Each filter, alone and together, to the ends of its range."""
+    name = "-".join(f"{key}-{value}" for key, value in sampling.items())
+    stream = whole(
+        real_worker.execute(f"s-{name}", STORY, max_tokens=12, ignore_eos=True, seed=1, **sampling)
+    )
+    assert len(stream.tokens) == 12
+
+
+def test_repetition_penalty_keeps_a_model_from_repeating_itself(real_worker: RunningWorker) -> None:
+    """Greedy decoding of a repetitive prompt goes round in circles; a penalty makes it use other words."""
+    prompt = "one two three one two three one two three one two three"
+    bodies = {"plain": 1.0, "penalised": 1.8}
+    words = {
+        name: whole(
+            real_worker.execute(
+                name,
+                prompt,
+                template="none",
+                temperature=0.0,
+                max_tokens=30,
+                ignore_eos=True,
+                repetition_penalty=penalty,
+            )
+        ).text.split()
+        for name, penalty in bodies.items()
+    }
+    assert len(set(words["penalised"])) > len(set(words["plain"]))
+
+
+@pytest.mark.parametrize(
     "prompt",
     [
         "请用中文写一首关于大海的短诗。",

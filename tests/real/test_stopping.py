@@ -22,7 +22,9 @@ def decoding(worker: RunningWorker, job_id: str, moment: random.Random) -> Strea
 
 def prefilling(worker: RunningWorker, job_id: str, moment: random.Random) -> Stream:
     """A job somewhere in the reading of a 2,000-token prompt."""
-    stream = worker.execute(job_id, long_prompt(moment.randint(0, 10**6)), template="none", max_tokens=20).started()
+    stream = worker.execute(
+        job_id, long_prompt(moment.randint(0, 10**6)), template="none", max_tokens=20
+    ).started()
     depth = moment.randint(1, 300)
     wait_until(
         lambda: worker.record(job_id)["prompt_tokens_processed"] >= depth, within_sec=90, what="prefill"

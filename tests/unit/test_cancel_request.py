@@ -203,8 +203,18 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     """Only `job_id` and `prompt` are required; all else is off."""
     request = taken()
     assert (request.template, request.ignore_eos, request.max_tokens) == ("auto", False, None)
-    assert (request.temperature, request.top_p, request.top_k, request.repetition_penalty) == (1.0, 1.0, 0, 1.0)
-    assert (request.stop, request.seed, request.timeout_ms, request.on_disconnect) == ((), None, None, "cancel")
+    assert (request.temperature, request.top_p, request.top_k, request.repetition_penalty) == (
+        1.0,
+        1.0,
+        0,
+        1.0,
+    )
+    assert (request.stop, request.seed, request.timeout_ms, request.on_disconnect) == (
+        (),
+        None,
+        None,
+        "cancel",
+    )
 
 
 @pytest.mark.parametrize("name", ["job_id", "prompt"])

@@ -100,11 +100,12 @@ def test_phases_follow_what_the_job_does() -> None:
     job = queued_job()
     job.phase = Phase.QUEUED
     job.measured((1, 2, 3), 8)
-    assert job.phase is Phase.QUEUED
+    phases = [job.phase]
     job.start(at(1), "a-model")
-    assert job.phase is Phase.PREFILL
+    phases.append(job.phase)
     job.token(at(2), 5, "")
-    assert job.phase is Phase.DECODE
+    phases.append(job.phase)
+    assert phases == ["queued", "prefill", "decode"]
 
 
 def test_the_phase_is_frozen_at_the_stop() -> None:
@@ -334,6 +335,9 @@ def test_a_job_that_was_asked_to_stop_before_the_engine_died_is_cancelled() -> N
     job.engine_lost(at(5), "gone")
     assert error_of(job)["code"] == "CANCELLED"
     assert (receipt_of(job)["freed_ms"], receipt_of(job)["kv_cells_after"]) == (2000.0, 0)
+    assert receipt_of(job)["kv_cells_before"] == 4, (
+        "three of the prompt and the first token; the second had no cell yet"
+    )
 
 
 def test_a_queued_job_outlives_the_engine() -> None:

@@ -64,11 +64,12 @@ def test_a_mixed_step_lasts_25_ms_when_decoding_is_cheap() -> None:
     assert plan.prefill_rows == 20
 
 
-def test_a_mixed_step_lasts_two_and_a_half_times_its_decode_part_when_that_is_dear() -> None:
-    """G12 allows a gap of three times the normal one."""
+def test_a_mixed_step_lasts_a_fixed_ratio_of_its_decode_part_when_that_is_dear() -> None:
+    """At most two and a half times: G12 allows a gap of three times the normal one."""
     plan = plan_step([decoding(n) for n in range(16)] + [reading(99, 3000)], knowing(60, 1, 16))
-    assert plan.predicted_ms == pytest.approx(150)
-    assert plan.prefill_rows == 90
+    assert 2 <= planner.MIXED_RATIO <= 2.5
+    assert plan.predicted_ms == pytest.approx(60 * planner.MIXED_RATIO, abs=1)
+    assert plan.prefill_rows == round(60 * planner.MIXED_RATIO - 60)
 
 
 def test_a_prompt_goes_on_by_eight_rows_however_slow_decoding_is() -> None:
@@ -121,7 +122,7 @@ def test_nobody_wants_anything_is_an_empty_step() -> None:
 
 
 @given(PENDING, COSTS, st.booleans(), st.booleans())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=300)
 def test_no_step_breaks_the_rules(
     pending: list[Pending], cost: CostEstimate, gentle: bool, abortable: bool
 ) -> None:
@@ -135,11 +136,15 @@ def test_no_step_breaks_the_rules(
     decoders = [wish.key for wish in pending if wish.decoding]
     assert keys[: len(decoders)] == decoders
     assert plan.decode_rows == len(decoders)
-    # Prefill: a beginning of the line, in its order, all but the last of them whole.
+    # Prefill: a beginning of the line, in its order. Who does not get all gets what fits; what time is left then may
+    # only do for cheaper rows.
     readers = [wish for wish in pending if not wish.decoding]
     shares = plan.shares[len(decoders) :]
     assert [share.key for share in shares] == [wish.key for wish in readers[: len(shares)]]
-    assert all(share.rows == wants[share.key].rows for share in shares[:-1])
+    row_ms = [cost.prefill_row_ms(wants[share.key].context) for share in shares]
+    for n, share in enumerate(shares):
+        if share.rows < wants[share.key].rows:
+            assert all(later <= row_ms[n] for later in row_ms[n + 1 :])
     assert plan.prefill_rows == sum(share.rows for share in shares)
     # Size.
     assert sum(share.rows for share in plan.shares) <= 512
@@ -147,7 +152,7 @@ def test_no_step_breaks_the_rules(
     # Time: beyond the budget only by what the eight rows need.
     decode_ms = cost.decode_ms(len(decoders))
     alone = planner.PREFILL_MS if abortable else 25
-    budget = max(25, 2.5 * decode_ms) if decoders else alone
+    budget = max(25, planner.MIXED_RATIO * decode_ms) if decoders else alone
     budget = min(budget, 20) if gentle else budget
     if plan.prefill_rows > 8:
         assert plan.predicted_ms <= budget + 1e-6
@@ -225,7 +230,7 @@ Machine = Callable[[Plan], float]
 
 
 def machine(overhead_ms: float, decode_ms: float, row_ms: float, per_cell_ms: float) -> Machine:
-    """A machine on which a step has a fixed cost, rows have one each, and prefill rows one for each cell behind them."""
+    """A machine: a fixed cost for a step, one for each row, and for prefill rows one for each cell behind them."""
 
     def took_ms(plan: Plan) -> float:
         prefill = plan.prefill_rows * (row_ms + per_cell_ms * plan.prefill_context)
@@ -234,9 +239,7 @@ def machine(overhead_ms: float, decode_ms: float, row_ms: float, per_cell_ms: fl
     return took_ms
 
 
-def read_a_prompt(
-    cost: CostEstimate, took: Machine, rows: int, decoders: int
-) -> list[tuple[Plan, float]]:
+def read_a_prompt(cost: CostEstimate, took: Machine, rows: int, decoders: int) -> list[tuple[Plan, float]]:
     """Have a prompt read beside so many decoding sequences. Returns each step and how long it took."""
     steps = []
     done = 0
@@ -289,10 +292,10 @@ def test_streams_beside_a_long_prompt_wait_at_most_three_times_as_long() -> None
     took = machine(4.7, 3.3, 3.0, 0.0)
     for decoders in (4, 8, 16):
         cost = CostEstimate()
-        for _ in range(30):
-            alone = plan_step([decoding(n) for n in range(decoders)], cost)
-            cost.learn(alone, took(alone))
+        alone = plan_step([decoding(n) for n in range(decoders)], cost)
         normal = took(alone)
+        for _ in range(30):
+            cost.learn(alone, normal)
         read_a_prompt(cost, took, 2000, decoders)
         gaps = [ms for _, ms in read_a_prompt(cost, took, 2000, decoders)]
         assert max(gaps) <= max(3 * normal, 30)

@@ -26,7 +26,7 @@ def refusal(**options: object) -> str:
 
 
 def test_defaults_are_those_of_the_contract() -> None:
-    """Without any option the worker is what contract.md section 1 says."""
+    """Without any option the worker is what the contract's section 1 says."""
     plain = Settings()
     assert (plain.host, plain.port, plain.gpu_device) == ("127.0.0.1", 8080, None)
     assert (plain.parallel, plain.exact, plain.context_length) == (16, False, 16384)

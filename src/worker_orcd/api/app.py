@@ -24,7 +24,12 @@ def create_app(worker: Worker, narrator: narration.Narrator, shut_down: Callable
         shut_down: begins the drain; given what asked for it.
     """
     app = FastAPIOffline(
-        title="worker-orcd", version=__version__, description=_DESCRIPTION, docs_url="/docs", redoc_url=None
+        title="worker-orcd",
+        version=__version__,
+        description=_DESCRIPTION,
+        docs_url="/docs",
+        redoc_url=None,
+        redirect_slashes=False,
     )
     answers.install(app, worker, narrator)
     for routes in (

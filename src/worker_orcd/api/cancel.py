@@ -30,7 +30,8 @@ def router(worker: Worker) -> APIRouter:
     )
     async def cancel(request: Request) -> JSONResponse:
         asked = CancelRequest.parse(await request.body())
-        if "wait" in request.headers.get("prefer", ""):
+        preferences = request.headers.get("prefer", "").lower().split(",")
+        if any(preference.strip().startswith("wait") for preference in preferences):
             raise invalid("Prefer: wait is not supported by this release", "Prefer")
         worker.cancel(asked.job_id, correlation_id.get() or "")
         return JSONResponse(asked.answer(), status_code=202)

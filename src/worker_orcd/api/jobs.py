@@ -16,6 +16,7 @@ def router(worker: Worker) -> APIRouter:
 
     @routes.get("/jobs", summary="Live jobs, oldest first, then ended ones, latest first")
     async def jobs() -> dict[str, list[dict[str, Any]]]:
+        worker.forget_old()
         return {"jobs": tracker.records()}
 
     @routes.get(
@@ -24,6 +25,7 @@ def router(worker: Worker) -> APIRouter:
         responses=schema.errors(404),
     )
     async def job(job_id: str) -> dict[str, Any]:
+        worker.forget_old()
         record = tracker.record(job_id)
         if record is None:
             raise JobError(ErrorCode.JOB_NOT_FOUND, "no job with this id is live or remembered")

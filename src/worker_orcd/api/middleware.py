@@ -3,6 +3,8 @@
 Never `BaseHTTPMiddleware`: it hides disconnects from the streams behind it.
 """
 
+import re
+
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -12,6 +14,7 @@ from worker_orcd.jobs.errors import JobError, invalid
 from worker_orcd.narration import context
 
 MAX_BODY_BYTES = 1 << 20
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 
 
 class CorrelationMiddleware:
@@ -26,7 +29,8 @@ class CorrelationMiddleware:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        chosen = context.accept_correlation_id(headers.get("x-correlation-id") or headers.get("x-request-id"))
+        offered = headers.get("x-correlation-id") or headers.get("x-request-id")
+        chosen = context.accept_correlation_id(offered or _trace_id(headers.get("traceparent")))
         token = context.correlation_id.set(chosen)
 
         async def send_with_id(message: Message) -> None:
@@ -83,13 +87,13 @@ class BodyLimitMiddleware:
             await self.app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
-            await send_error(_too_large(), send)
-            return
+        expected = int(declared) if declared.isdigit() else 0
         received = 0
 
         async def receive_counted() -> Message:
             nonlocal received
+            if expected > MAX_BODY_BYTES:
+                raise _too_large()
             message = await receive()
             received += len(message.get("body", b""))
             if received > MAX_BODY_BYTES:
@@ -97,6 +101,12 @@ class BodyLimitMiddleware:
             return message
 
         await self.app(scope, receive_counted, send)
+
+
+def _trace_id(traceparent: str | None) -> str | None:
+    """The trace id of a W3C `traceparent`: without an id of its own, a request is known by its trace's."""
+    found = _TRACEPARENT.fullmatch(traceparent or "")
+    return found[1] if found and int(found[1], 16) else None
 
 
 def _too_large() -> JobError:

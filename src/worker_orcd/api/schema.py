@@ -45,10 +45,13 @@ def errors(*statuses: int) -> Responses:
         429: "`QUEUE_FULL`, with `Retry-After`",
         503: "`DRAINING` with `Retry-After`, or not healthy",
     }
-    return {
-        status: {"description": described[status], "content": {"application/json": {"schema": _ERROR}}}
-        for status in statuses
+    content = {"application/json": {"schema": _ERROR}}
+    answers: Responses = {
+        status: {"description": described[status], "content": content} for status in statuses
     }
+    # Saying so also keeps FastAPI from describing its own 422, which is never answered.
+    answers["default"] = {"description": "Any other error, in the same shape", "content": content}
+    return answers
 
 
 def answer(status: int, description: str, content_type: str, **content: object) -> Responses:

@@ -1,6 +1,7 @@
 """`worker-orcd demo`: a cancel at work on the bundled model, each promise looked at. A demo that can fail."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -19,17 +20,18 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from worker_orcd.cli.client import Answer, ClientError, Event, Json, WorkerClient, receipt_line
-from worker_orcd.cli.failure import fail
+from worker_orcd.cli.failure import fail, tell
 from worker_orcd.settings import VARIABLE_PREFIX
 
 STOPPED_WITHIN_MS = 100.0
 """What the contract promises (section 3)."""
 
+_WORKER = (sys.executable, "-m", "worker_orcd", "serve", "--log-format", "json", "--drain-sec", "1")
 _STORY_TOKENS = 240
 _LOAD_PATIENCE_SEC = 120.0
 _STOP_PATIENCE_SEC = 15.0
 _POLL_SEC = 0.005
-_NOTE_SENTENCES = 115
+_LONG_PROMPT_SENTENCES = 133
 """About 2,000 tokens."""
 
 
@@ -52,6 +54,10 @@ def command() -> None:
                 _unknown_job(stage, second)
     except ClientError as error:
         fail(error.code, f"{error}; the worker's narration is in {log}")
+    except (KeyboardInterrupt, SystemExit):
+        log.unlink()
+        tell("worker-orcd: interrupted; the worker is stopped")
+        raise
     if checks.failed:
         fail("INTERNAL", f"not as promised: {'; '.join(checks.failed)}; the worker's narration is in {log}")
     log.unlink()
@@ -75,11 +81,14 @@ class _Checks:
     def accepted(self, answer: Answer, job_id: str, what: str) -> None:
         """A cancel was answered with 202 and exactly the body of the contract."""
         expected = {"status": "cancelling", "job_id": job_id}
-        self.check(answer == Answer(202, expected), f"{what}: {answer.status} {answer.body}")
+        self.check(answer == Answer(202, expected), f"{what}: {answer.status} {json.dumps(answer.body)}")
 
     def receipt(self, last: Event, record: Json | None) -> None:
         """The stream ended with CANCELLED, in time, and the record proves that everything was freed."""
-        self.check(last.data.get("code") == "CANCELLED", f"the stream's last event: {last.name} {last.data}")
+        self.check(
+            last.data.get("code") == "CANCELLED",
+            f"the stream's last event: {last.name} {json.dumps(last.data)}",
+        )
         receipt = record["receipt"] if record else None
         if record is None or receipt is None:
             self.check(False, "the record of the job holds a receipt")
@@ -224,7 +233,7 @@ def _long_prompt() -> str:
         f"On day {day} the {who[day % 7]} {did[day % 6]} {what[day % 5]} {where[day % 4]}."
         for day in count(1)
     )
-    return " ".join(islice(sentences, _NOTE_SENTENCES)) + " In short,"
+    return " ".join(islice(sentences, _LONG_PROMPT_SENTENCES)) + " In short,"
 
 
 # The worker.
@@ -240,7 +249,7 @@ def _worker(console: Console, checks: _Checks, log: Path) -> Iterator[str]:
     started = time.monotonic()
     with log.open("wb") as narration:
         process = subprocess.Popen(  # noqa: S603  # ourselves
-            [sys.executable, "-m", "worker_orcd", "serve", "--port", str(port), "--log-format", "json"],
+            [*_WORKER, "--port", str(port)],
             stdin=subprocess.DEVNULL,
             stdout=narration,
             stderr=narration,
@@ -286,7 +295,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
             process.wait()
 
 
-def _once(look: Callable[[], Json | None], what: str, within_sec: float = 60.0) -> Json:
+def _once(look: Callable[[], Json | None], what: str, within_sec: float = 120.0) -> Json:
     """Look again and again until there is something to see."""
     deadline = time.monotonic() + within_sec
     while (seen := look()) is None:

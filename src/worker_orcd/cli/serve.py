@@ -140,8 +140,9 @@ class _Serving:
         if self._draining is not None:
             await self._draining
         await self._worker.supervisor.close()
-        never_ready = self._worker.hopeless.is_set() and not self._worker.supervisor.ever_ready
-        code = 1 if never_ready else 0
+        supervisor = self._worker.supervisor
+        failure = None if supervisor.ever_ready else supervisor.failure
+        code = 0 if failure is None else 1
         self._narrator.tell(
             narration.Shutdown(
                 reason=self._why or "stopped",
@@ -149,9 +150,9 @@ class _Serving:
                 exit_code=code,
             )
         )
-        if never_ready:
+        if failure is not None:
             # Everything is cleaned up; the one clear line comes last, where it is seen.
-            raise StartupFailed("MODEL_LOAD_FAILED", self._worker.supervisor.reason or "the engine is gone")
+            raise StartupFailed(failure.code, failure.message)
         return code
 
     def _shut_down(self, why: str) -> None:
@@ -166,7 +167,7 @@ class _Serving:
         self._server.should_exit = True
 
     def _stop_at_once(self) -> NoReturn:
-        self._worker.supervisor.kill()
+        self._worker.supervisor.kill("a second signal came")
         os._exit(0)
 
     async def _stop_when_gone(self) -> None:

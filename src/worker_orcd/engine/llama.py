@@ -23,7 +23,8 @@ _COLDEST = 1e-4
 """Temperatures below are greedy: logits divided by them leave the range of a float."""
 _SMALLEST_PENALTY = 1e-6
 _BF16, _F16 = 30, 1
-_DONE, _NO_ROOM, _ABORTED = 0, 1, 2
+_OUTCOMES = {0: Outcome.DONE, 1: Outcome.NO_ROOM, 2: Outcome.ABORTED, -2: Outcome.NO_MEMORY}
+"""What `llama_decode` returns; everything else is a failure."""
 
 _strlen = ctypes.CDLL(None).strlen
 _never = ctypes.create_string_buffer(2)
@@ -153,11 +154,7 @@ class LlamaModel:
         watched = self._interrupt.address if armed else ctypes.addressof(_never)
         lib.llama_set_abort_callback(self._context, self._abort, watched)
         code = lib.llama_decode(self._context, self._rows.fill(batch))
-        if code == _DONE:
-            return Outcome.DONE
-        if code == _ABORTED:
-            return Outcome.ABORTED
-        return Outcome.NO_ROOM if code == _NO_ROOM else Outcome.FAILED
+        return _OUTCOMES.get(code, Outcome.FAILED)
 
     def logits(self, row: int) -> bytes:
         """The raw scores of a row, 32-bit floats over the vocabulary."""
@@ -165,7 +162,7 @@ class LlamaModel:
 
     def sampler(self, sampling: Sampling, history: list[int]) -> Sampler:
         """A chain of llama.cpp's samplers: penalties, top-k, top-p, temperature, then the draw."""
-        return _LlamaSampler(self._context, sampling, history[-PENALTY_WINDOW:])
+        return _LlamaSampler(self._context, self.facts.vocab_size, sampling, history[-PENALTY_WINDOW:])
 
     # KV cells.
 
@@ -194,7 +191,8 @@ class LlamaModel:
         params.progress_callback = callback
         model = lib.llama_model_load_from_file(load.model_path.encode(), params)
         if not model:
-            code = "INSUFFICIENT_VRAM" if self._complaints.about_memory() else "MODEL_LOAD_FAILED"
+            on_gpu = load.gpu_device is not None
+            code = "INSUFFICIENT_VRAM" if on_gpu and self._complaints.about_memory() else "MODEL_LOAD_FAILED"
             raise ModelLoadError(
                 f"{load.model_path}: llama.cpp cannot load it: {self._complaints.last()}", code
             )
@@ -272,7 +270,7 @@ class _RowBuffers:
 class _LlamaSampler:
     """The kept part of the chain, and a fresh draw for each token, seeded by (seed, index)."""
 
-    def __init__(self, context: Any, sampling: Sampling, history: list[int]) -> None:
+    def __init__(self, context: Any, vocab_size: int, sampling: Sampling, history: list[int]) -> None:
         self._context = context
         self._seed = sampling.seed
         self._greedy = sampling.temperature < _COLDEST
@@ -280,7 +278,7 @@ class _LlamaSampler:
         add = lib.llama_sampler_chain_add
         if sampling.repetition_penalty != 1.0:
             penalty = max(sampling.repetition_penalty, _SMALLEST_PENALTY)
-            add(chain, lib.llama_sampler_init_penalties(PENALTY_WINDOW, penalty, 0.0, 0.0))
+            add(chain, lib.llama_sampler_init_penalties(vocab_size, PENALTY_WINDOW, penalty, 0.0, 0.0))
         if self._greedy:
             add(chain, lib.llama_sampler_init_greedy())
         else:

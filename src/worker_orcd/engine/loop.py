@@ -20,6 +20,7 @@ from worker_orcd.protocol.messages import EndOfRun, FromEngine, Progress, Run, S
 
 WORTH_ABORTING_MS = 12.0
 """Steps predicted to be shorter are not interrupted: they end soon enough, and would have to be done again."""
+_WARM_UP_ROWS = 16
 MOST_UNARMED_MS = 100.0
 """No step predicted to be longer runs uninterruptible, not even after an aborted one."""
 
@@ -46,6 +47,19 @@ class EngineLoop:
         self._free_ids = list(range(model.facts.sequences))
         self._cost = CostEstimate()
         self._just_aborted = False
+
+    def warm_up(self) -> None:
+        """Run a prefill and a decode step for nobody: so that the first job's steps are predicted, not guessed."""
+        rows = _WARM_UP_ROWS
+        reading = Batch([0] * rows, list(range(rows)), [0] * rows, [False] * (rows - 1) + [True])
+        for batch, plan in (
+            (reading, Plan((), decode_rows=0, prefill_rows=rows, prefill_context=0, predicted_ms=0.0)),
+            (Batch([0], [rows], [0], [True]), Plan((), 1, 0, 0, 0.0)),
+        ):
+            started = self._clock()
+            self._model.decode(batch, armed=False)
+            self._cost.learn(plan, (self._clock() - started) * 1000)
+        self._model.trim(0, 0)
 
     def turn(self) -> bool:
         """Look at messages, then run one step. False if there was nothing to compute."""
@@ -146,8 +160,8 @@ class EngineLoop:
                 tokens, progress, ends = self._harvest(plan, last_rows)
             case Outcome.NO_ROOM:
                 ends = [self._failed(plan.shares[-1].key, "INTERNAL", "no free KV cells")]
-            case Outcome.FAILED:
-                ends = [self._device_failed(share.key) for share in plan.shares]
+            case Outcome.FAILED | Outcome.NO_MEMORY:
+                ends = [self._device_failed(share.key, outcome) for share in plan.shares]
         cells, sequences = self._books()
         self._send(
             Step(
@@ -207,10 +221,13 @@ class EngineLoop:
             sequence = self._sequences[share.key]
             self._model.trim(sequence.id, sequence.computed)
 
-    def _device_failed(self, key: int) -> EndOfRun:
-        if self._model.facts.device == "cpu":
+    def _device_failed(self, key: int, outcome: Outcome) -> EndOfRun:
+        device = self._model.facts.device
+        if device == "cpu":
             return self._failed(key, "INTERNAL", "the computation failed")
-        return self._failed(key, "CUDA_ERROR", f"{self._model.facts.device} failed during the computation")
+        if outcome is Outcome.NO_MEMORY:
+            return self._failed(key, "VRAM_OOM", f"{device} has no memory left for the computation")
+        return self._failed(key, "CUDA_ERROR", f"{device} failed during the computation")
 
     def _failed(self, key: int, code: str, message: str) -> EndOfRun:
         run = self._sequences[key].run

@@ -31,6 +31,8 @@ class Outcome(Enum):
     """The interrupt byte ended it. What it wrote must be trimmed from every sequence that was in it."""
     NO_ROOM = "no room"
     """There were not enough free KV cells; nothing was written."""
+    NO_MEMORY = "no memory"
+    """The device had no memory left for the step."""
     FAILED = "failed"
     """The device or backend failed."""
 

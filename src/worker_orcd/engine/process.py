@@ -19,11 +19,12 @@ from worker_orcd.engine.mailbox import Mailbox
 from worker_orcd.engine.model import Model, ModelLoadError
 from worker_orcd.engine.preparer import prepare_all
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import Load, LoadFailed, Loading, Percent
+from worker_orcd.protocol.messages import Load, LoadFailed, Loading, Percent, Ready
 
 ModelLoader = Callable[[Load, InterruptByte, Callable[[Percent], None]], Model]
 
 _PR_SET_PDEATHSIG = 1
+_LOOP_FAILED = 70
 
 
 def main(load_model: ModelLoader) -> None:
@@ -37,21 +38,30 @@ def main(load_model: ModelLoader) -> None:
     interrupt = InterruptByte(given.interrupt)
     load = mailbox.first()
     narrator = narration.Narrator.configure(load.worker_id, process="engine", log_format=load.log_format)
-    model = _load(load, load_model, interrupt, mailbox)
+    model, ready = _load(load, load_model, interrupt, mailbox)
+    loop = EngineLoop(model, interrupt, mailbox.drain, mailbox.send, narrator)
+    loop.warm_up()
+    mailbox.send(ready)
     threading.Thread(
         target=prepare_all,
         args=(mailbox.to_prepare, model, mailbox.send, narrator),
         name="preparer",
         daemon=True,
     ).start()
-    loop = EngineLoop(model, interrupt, mailbox.drain, mailbox.send, narrator)
-    while True:
-        if not loop.turn():
-            mailbox.wait()
+    try:
+        while True:
+            if not loop.turn():
+                mailbox.wait()
+    except Exception as error:  # noqa: BLE001  # Told, then over: a loop whose books may be wrong must not go on.
+        message = "the engine's loop failed"
+        narrator.tell(narration.Error.from_exception(error, code="INTERNAL", message=message))
+        sys.exit(_LOOP_FAILED)
 
 
-def _load(load: Load, load_model: ModelLoader, interrupt: InterruptByte, mailbox: Mailbox) -> Model:
-    """Load, check, warm up and report; a model that cannot be had ends the process with 1."""
+def _load(
+    load: Load, load_model: ModelLoader, interrupt: InterruptByte, mailbox: Mailbox
+) -> tuple[Model, Ready]:
+    """Load and check; a model that cannot be had ends the process with 1. Returns it and what to say of it."""
     started = time.monotonic()
     try:
         model = load_model(load, interrupt, lambda percent: mailbox.send(Loading(percent)))
@@ -61,8 +71,7 @@ def _load(load: Load, load_model: ModelLoader, interrupt: InterruptByte, mailbox
         mailbox.send(LoadFailed(error.code, str(error)))
         sys.exit(1)
     load_ms = (time.monotonic() - started) * 1000
-    mailbox.send(msgspec.structs.replace(model.facts, exact=load.exact, load_ms=load_ms))
-    return model
+    return model, msgspec.structs.replace(model.facts, exact=load.exact, load_ms=load_ms)
 
 
 def _die_with_front(front: int) -> None:

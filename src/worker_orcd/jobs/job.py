@@ -85,6 +85,11 @@ class Job:
         return len(self.prompt_tokens or ()) + self.max_tokens
 
     @property
+    def cells_held(self) -> int:
+        """KV cells it holds, by what the engine has reported; its newest token is not in a cell yet."""
+        return self.prompt_processed + max(0, len(self.tokens) - 1)
+
+    @property
     def decode_time_ms(self) -> float:
         """Milliseconds from its first token to its last."""
         if self.first_token_at is None or self.last_token_at is None:
@@ -156,12 +161,12 @@ class Job:
         if self.state is State.QUEUED:
             self.state = following(self.state, Trigger.ENGINE_LOST)
             return
-        freed = Freed(now.mono, now.mono, prompt_processed=self.prompt_processed)
+        freed = Freed(now.mono, now.mono, self.cells_held, prompt_processed=self.prompt_processed)
         self._end(Trigger.ENGINE_LOST, now.mono, freed, self._error(ErrorCode.ENGINE_LOST, message))
 
     def give_up(self, now: Moment) -> None:
         """Not even the engine's death could be confirmed in time: its reader is told all the same."""
-        freed = Freed(now.mono, None, cells_after=None, prompt_processed=self.prompt_processed)
+        freed = Freed(now.mono, None, self.cells_held, None, self.prompt_processed)
         self._end(Trigger.GIVE_UP, now.mono, freed)
 
     def _end(self, trigger: Trigger, now: float, freed: Freed, otherwise: Terminal | None = None) -> None:

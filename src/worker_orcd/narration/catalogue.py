@@ -79,7 +79,7 @@ class Startup(_Told):
     host: Annotated[str, "address listened on"]
     port: Annotated[int, "port listened on"]
     model: Annotated[str, "the model's name or path"]
-    device: Annotated[str, "where the model is to be: `cpu` or `gpu:N`"]
+    device: Annotated[str, "where the model is to be: `cpu` or `gpu N`"]
     parallel: Annotated[int, "sequences decoded together"]
     context_length: Annotated[int, "KV cells shared by all sequences"]
     exact: Annotated[bool, "whether byte-identical streams are asked for"]
@@ -121,7 +121,7 @@ class ModelLoadComplete(_Told):
 
     path: Annotated[str, "the model file"]
     load_ms: Annotated[float, "ms from the start of loading"]
-    device: Annotated[str, "where the model is: `cpu` or `gpu:N`"]
+    device: Annotated[str, "where the model is: `cpu` or `gpu N`"]
     context_length: Annotated[int, "tokens one job can have, prompt and output together"]
     cells: Annotated[int, "KV cells in all"]
     vocab_size: Annotated[int, "tokens in the vocabulary"]
@@ -166,7 +166,7 @@ class Shutdown(_Told):
     acts_on: ClassVar = "worker"
     sentences: ClassVar = {ALWAYS: Sentence("INFO", "Worker is shutting down: {reason}")}
 
-    reason: Annotated[str, "who asked: `SIGTERM`, `SIGINT`, `request`, or the error code that ended it"]
+    reason: Annotated[str, "who asked: `SIGTERM`, `SIGINT`, `POST /shutdown`, or what ended it"]
     uptime_s: Annotated[float, "s since the process started"]
     exit_code: Annotated[int, "what the process is about to exit with"]
 
@@ -176,7 +176,7 @@ class Shutdown(_Told):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecuteStart(_ToldOfJob):
-    """A job is accepted. Of the prompt only what `prompt_digest` returns is told."""
+    """The engine begins with a job. Of the prompt only what `prompt_digest` returns is told."""
 
     name: ClassVar = "execute_start"
     sentences: ClassVar = {ALWAYS: Sentence("INFO", "Starting job {job_id}")}
@@ -201,7 +201,7 @@ class ExecuteEnd(_ToldOfJob):
 
     job_id: Annotated[str, "the job"]
     tokens_out: Annotated[int, "tokens generated"]
-    decode_time_ms: Annotated[float, "ms from the first step of the job to its last"]
+    decode_time_ms: Annotated[float, "ms from the job's first token to its last"]
     stop_reason: Annotated[str, "`stop`, `length` or `stop_sequence`"]
     queue_ms: Annotated[float, "ms from acceptance to the engine"]
     first_token_ms: Annotated[float | None, "ms from acceptance to the first token, if any"] = None
@@ -370,7 +370,7 @@ class EngineLost(_Told):
     why: Annotated[str, "how it was noticed, or why it was killed"]
     exit_code: Annotated[int | None, "if it exited"] = None
     signal: Annotated[str | None, "name of the signal that ended it, for example `SIGKILL`"] = None
-    jobs_lost: Annotated[int, "jobs that were running in it; they are carried on after the restart"]
+    jobs_lost: Annotated[int, "jobs that were running in it and end with it"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,8 +33,8 @@ class Engine(Protocol):
     def stop(self, run: int) -> None:
         """Have a run stopped now, whatever is being computed. Its confirmation is a `Stopped`, or the death."""
 
-    def kill(self) -> None:
-        """End it for certain. Its death is told to the listener, once it is confirmed."""
+    def kill(self, why: str) -> None:
+        """End it for certain; `why` for people. Its death is told to the listener, once it is confirmed."""
 
     async def close(self) -> None:
         """End it, gently first, and wait until it is dead."""

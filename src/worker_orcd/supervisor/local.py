@@ -91,9 +91,9 @@ class LocalEngine(asyncio.Protocol):
         else:
             self._interrupt.set()
 
-    def kill(self) -> None:
+    def kill(self, why: str) -> None:
         """SIGKILL: works on a stopped and on a hung process too."""
-        self._killed_because = "it was killed because it was stuck"
+        self._killed_because = f"it was killed because {why}"
         self._kill()
 
     async def close(self) -> None:

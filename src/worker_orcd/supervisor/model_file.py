@@ -3,7 +3,7 @@
 Everything before the tensors' data is read, and the end of the last tensor compared with the end of the file, so that
 a download that stopped half-way is refused here, with one clear line, and not by a crash deep in the engine.
 
-Source: contract.md, section 1 (M0-W-1500).
+Source: the contract, section 1 (M0-W-1500).
 """
 
 import mmap

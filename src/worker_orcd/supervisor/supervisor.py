@@ -54,6 +54,7 @@ class Supervisor:
         self.restarts = 0
         self.ever_ready = False
         self.reason: str | None = None
+        self.failure: LoadFailed | None = None
         self.launched_at = time.monotonic()
 
     @property
@@ -82,11 +83,11 @@ class Supervisor:
             self._engine.stop(run)
         self._judge()
 
-    def kill(self) -> None:
+    def kill(self, why: str) -> None:
         """End the engine at once, for good."""
         self._closing = True
         if self._engine is not None:
-            self._engine.kill()
+            self._engine.kill(why)
 
     async def close(self) -> None:
         """End the engine for good and wait until it is dead."""
@@ -131,9 +132,9 @@ class Supervisor:
         self._failed_starts += 0 if was_ready else 1
         never_will = self._load_failed is not None and not self.ever_ready
         if never_will or self._failed_starts >= STARTS_BEFORE_GIVING_UP:
-            failure = self._load_failed or LoadFailed(
-                "ENGINE_LOST", f"the engine cannot be started: {death.why}"
-            )
+            code = "ENGINE_LOST" if self.ever_ready else "MODEL_LOAD_FAILED"
+            failure = self._load_failed or LoadFailed(code, f"the engine cannot be started: {death.why}")
+            self.failure = failure
             self.state = EngineState.GONE
             self.reason = failure.message
             self._listener.lost(death)
@@ -170,7 +171,7 @@ class Supervisor:
         if verdict.stuck and self._engine is not None and self.state is not EngineState.STUCK:
             self.state = EngineState.STUCK
             self.reason = "it does not confirm a stop"
-            self._engine.kill()
+            self._engine.kill(self.reason)
         if verdict.look_again_at is not None:
             delay = max(0.001, verdict.look_again_at - now)
             self._look = asyncio.get_running_loop().call_later(delay, self._judge)

@@ -1,5 +1,6 @@
 """A worker on the scripted engine: `python -m worker_orcd.testing.serve --port 9000`, with the worker's own options."""
 
+import os
 import sys
 
 from worker_orcd.cli.serve import StartupFailed, serve
@@ -18,10 +19,11 @@ def main() -> int:
             given[name] = word
     settings = Settings(**given)  # type: ignore[arg-type]  # Settings reads its values from text.
     try:
-        return serve(settings, engine_module="worker_orcd.testing.scripted_engine")
+        code = serve(settings, engine_module="worker_orcd.testing.scripted_engine")
     except StartupFailed as error:
         print(f"worker-orcd: {error.code}: {error}", file=sys.stderr)
         return 1
+    os._exit(code)  # As `worker-orcd serve` does.
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import time
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
+from worker_orcd import __version__
 from worker_orcd.supervisor.supervisor import EngineState
 from worker_orcd.worker.worker import Worker
 
@@ -91,6 +92,7 @@ def health_of(worker: Worker) -> Health:
 
 def publish(worker: Worker) -> None:
     """Give the worker's metrics the gauges that health shows."""
+    worker.metrics.info.info({"version": __version__, "worker_id": worker.worker_id})
     gauge = worker.metrics.gauge
     gauge(
         "worker_jobs_running",

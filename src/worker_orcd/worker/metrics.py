@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
-from worker_orcd.jobs.errors import ErrorCode
+from worker_orcd.jobs.errors import KINDS, ErrorCode
 from worker_orcd.jobs.events import End, Terminal
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.receipt import Receipt
@@ -22,8 +22,8 @@ class Metrics:
         into = self.registry
         self.requests = Counter(
             "worker_requests",
-            "Jobs by how they ended: outcome and its reason.",
-            ["outcome", "reason"],
+            "Jobs by how they ended: outcome, its reason, and the HTTP status it stands for.",
+            ["outcome", "reason", "status"],
             registry=into,
         )
         self.refusals = Counter(
@@ -84,8 +84,7 @@ class Metrics:
         terminal = job.terminal
         if terminal is None:
             return
-        outcome, reason = _labels(terminal, job.receipt)
-        self.requests.labels(outcome, reason).inc()
+        self.requests.labels(*_labels(terminal, job.receipt)).inc()
         self.prompt_tokens.inc(job.prompt_processed)
         if job.ended_at is not None:
             self.inference.observe(job.ended_at - job.accepted.mono)
@@ -103,10 +102,12 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-def _labels(terminal: Terminal, receipt: Receipt | None) -> tuple[str, str]:
-    """Outcome and reason, both out of closed sets."""
+def _labels(terminal: Terminal, receipt: Receipt | None) -> tuple[str, str, str]:
+    """Outcome, reason and status, all out of closed sets."""
     if isinstance(terminal, End):
-        return "completed", terminal.stop_reason
+        return "completed", terminal.stop_reason, "200"
+    status = str(KINDS[terminal.code].http_status)
     if terminal.code is ErrorCode.CANCELLED and receipt is not None:
-        return "cancelled", receipt.reason.value
-    return ("timeout" if terminal.code is ErrorCode.INFERENCE_TIMEOUT else "failed"), terminal.code.value
+        return "cancelled", receipt.reason.value, status
+    outcome = "timeout" if terminal.code is ErrorCode.INFERENCE_TIMEOUT else "failed"
+    return outcome, terminal.code.value, status

@@ -9,15 +9,14 @@ import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
 
 from worker_orcd import narration
 from worker_orcd.jobs.dispatcher import Dispatcher, Known, ReadyEngine
 from worker_orcd.jobs.effects import Effect, Ended, Halt, Prepare, Run
 from worker_orcd.jobs.errors import ErrorCode, JobError
-from worker_orcd.jobs.events import End, Error
+from worker_orcd.jobs.events import Error
 from worker_orcd.jobs.job import Job
-from worker_orcd.jobs.moment import Moment, millis
+from worker_orcd.jobs.moment import Moment
 from worker_orcd.jobs.queue import Capacity
 from worker_orcd.jobs.receipt import Freed
 from worker_orcd.jobs.request import Ceilings, ExecuteRequest
@@ -27,15 +26,10 @@ from worker_orcd.supervisor.engine import Death, Launch
 from worker_orcd.supervisor.supervisor import EngineState, Supervisor
 from worker_orcd.worker.metrics import Metrics
 from worker_orcd.worker.orders import to_prepare, to_run
+from worker_orcd.worker.story import Story
 from worker_orcd.worker.streams import JobStream
 
-_NARRATED: dict[Known, Literal["live", "finished", "unknown"]] = {
-    Known.LIVE: "live",
-    Known.STOPPING: "live",
-    Known.FINISHED: "finished",
-    Known.UNKNOWN: "unknown",
-}
-SHUTDOWN_STOP_SEC = 0.5
+SHUTDOWN_STOP_SEC = 0.2
 """How long a stop at shutdown may go unconfirmed before the engine is killed; the drain time comes before it."""
 
 
@@ -75,8 +69,7 @@ class Worker:
         self.ready = asyncio.Event()
         """Set when the first engine is ready."""
         self.policy = policy
-        self._narrator = narrator
-        self._model_path = model_path
+        self._story = Story(narrator, model_path)
         self._streams: dict[int, JobStream] = {}
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = float("inf")
@@ -86,7 +79,7 @@ class Worker:
 
     def start(self) -> None:
         """Begin to load the model; jobs are taken from now on."""
-        self._narrator.tell(narration.ModelLoadStart(path=self._model_path))
+        self._story.loading()
         self.supervisor.start()
 
     # Clients.
@@ -136,10 +129,7 @@ class Worker:
         if stream.readers > 0 or not job.live:
             return
         if not job.stop:
-            self._narrator.tell(
-                narration.Disconnect(job_id=job.job_id, phase=job.phase.value, on_disconnect="cancel"),
-                correlation_id=job.correlation_id,
-            )
+            self._story.reader_left(job)
         self.stop(job, StopReason.DISCONNECT)
 
     def stop(self, job: Job, reason: StopReason) -> None:
@@ -151,21 +141,17 @@ class Worker:
         """The one way in which a job is stopped, whoever wants it."""
         job = self.dispatcher.tracker.live(job_id)
         now = self._now()
-        known, effects = self.dispatcher.stop(job_id, Stop(reason, now.mono, correlation_id), now)
+        stop = Stop(reason, now.mono, correlation_id)
+        known, effects = self.dispatcher.stop(job_id, stop, now)
         # The engine is asked first and everybody else is told afterwards: it is the one who is in a hurry.
         self._carry_out([effect for effect in effects if isinstance(effect, Halt)])
-        self._narrator.tell(
-            narration.Cancel(
-                job_id=job_id,
-                known=_NARRATED[known],
-                reason=reason.value,
-                phase=job.phase.value if job else None,
-                repeated=known is Known.STOPPING,
-            ),
-            correlation_id=correlation_id,
-        )
+        self._story.stop_asked(job_id, job, known, stop)
         self._carry_out([effect for effect in effects if not isinstance(effect, Halt)])
         return known
+
+    def forget_old(self) -> None:
+        """Drop records that are too old to be shown."""
+        self.dispatcher.tracker.forget_old(self._now())
 
     # The engine (SupervisorListener).
 
@@ -194,13 +180,9 @@ class Worker:
                 self._carry_out(self.dispatcher.failed(message.run, error, Freed(now.mono, now.mono), now))
             case messages.Loading():
                 if not self.supervisor.ever_ready:
-                    self._narrator.tell(
-                        narration.ModelLoadProgress(path=self._model_path, percent=message.percent)
-                    )
+                    self._story.progress(message.percent)
             case messages.Ready():
                 self._ready(message)
-            case messages.LoadFailed():
-                self._narrator.tell(narration.Error(code=message.code, message=message.message))
 
     def lost(self, death: Death) -> None:
         """The engine is dead."""
@@ -208,23 +190,17 @@ class Worker:
         self.engine = None
         self.books = Books()
         self._lost_at = now.mono
-        if self.dispatcher.draining and not len(self.dispatcher.tracker):
-            return
-        self._narrator.tell(
-            narration.EngineLost(
-                engine_pid=death.pid or 0,
-                why=death.why,
-                exit_code=death.exit_code,
-                signal=death.signal,
-                jobs_lost=self.dispatcher.queue.running,
-            )
-        )
+        ended_as_asked = self.dispatcher.draining and not len(self.dispatcher.tracker)
+        never_loaded = self.supervisor.state is EngineState.GONE and not self.supervisor.ever_ready
+        if ended_as_asked or never_loaded:
+            return  # No loss: it was closed, or `gone` tells why it could not start.
+        self._story.lost(death, self.dispatcher.queue.running)
         self._carry_out(self.dispatcher.engine_lost(f"The engine was lost: {death.why}", now))
 
     def gone(self, reason: str, code: str) -> None:
         """There will be no engine any more: every job that waits for one ends."""
         now = self._now()
-        self._narrator.tell(narration.Error(code=code, message=reason))
+        self._story.gone(reason, code)
         error = JobError(ErrorCode.ENGINE_LOST, f"The engine cannot be started: {reason}")
         for job in self.dispatcher.tracker:
             self._carry_out(self.dispatcher.failed(job.run, error, Freed(now.mono, now.mono), now))
@@ -240,25 +216,9 @@ class Worker:
         self.engine = ready
         self.ready.set()
         if self._lost_at is None:
-            self._narrator.tell(
-                narration.ModelLoadComplete(
-                    path=self._model_path,
-                    load_ms=ready.load_ms,
-                    device=ready.device,
-                    context_length=ready.cells_per_job,
-                    cells=ready.cells,
-                    vocab_size=ready.vocab_size,
-                    exact=ready.exact,
-                )
-            )
+            self._story.loaded(ready)
         else:
-            self._narrator.tell(
-                narration.EngineRestarted(
-                    engine_pid=self.supervisor.pid or 0,
-                    restarts=self.supervisor.restarts,
-                    ready_ms=millis(self._lost_at, time.monotonic()),
-                )
-            )
+            self._story.restarted(self.supervisor.pid, self.supervisor.restarts, self._lost_at)
         capacity = Capacity(ready.cells, ready.cells_per_job, ready.sequences)
         self._carry_out(self.dispatcher.engine_ready(ReadyEngine(capacity, ready.model)))
 
@@ -314,7 +274,7 @@ class Worker:
         stream = self._streams.pop(job.run)
         stream.wake()
         self.metrics.job_ended(job)
-        self._tell_of_end(job)
+        self._story.ended(job)
         if not self._streams:
             self._idle.set()
 
@@ -323,45 +283,6 @@ class Worker:
             stream = self._streams.get(run)
             if stream is not None:
                 stream.wake()
-
-    def _tell_of_end(self, job: Job) -> None:
-        terminal, receipt = job.terminal, job.receipt
-        if receipt is not None:
-            self._narrator.tell(
-                narration.CancelComplete(
-                    job_id=job.job_id,
-                    reason="timeout" if receipt.reason is StopReason.DEADLINE else receipt.reason.value,
-                    phase=job.phase.value,
-                    stopped_ms=receipt.stopped_ms,
-                    freed_ms=receipt.freed_ms,
-                    told_ms=receipt.told_ms,
-                    prompt_tokens=receipt.prompt_tokens,
-                    tokens_out=receipt.tokens_out,
-                    cells_before=receipt.kv_cells_before,
-                    cells_after=receipt.kv_cells_after,
-                    cancel_correlation_id=receipt.cancel_correlation_id,
-                ),
-                correlation_id=job.correlation_id,
-            )
-        elif isinstance(terminal, End):
-            self._narrator.tell(
-                narration.ExecuteEnd(
-                    job_id=job.job_id,
-                    tokens_out=terminal.tokens_out,
-                    decode_time_ms=terminal.decode_time_ms,
-                    stop_reason=terminal.stop_reason,
-                    queue_ms=millis(job.accepted.mono, job.started_at or job.accepted.mono),
-                    first_token_ms=millis(job.accepted.mono, job.first_token_at)
-                    if job.first_token_at
-                    else None,
-                ),
-                correlation_id=job.correlation_id,
-            )
-        elif isinstance(terminal, Error):
-            self._narrator.tell(
-                narration.Error(code=terminal.code.value, message=terminal.message, job_id=job.job_id),
-                correlation_id=job.correlation_id,
-            )
 
     # Time.
 
@@ -383,12 +304,7 @@ class Worker:
         self._alarm, self._alarm_at = None, float("inf")
         late, effects = self.dispatcher.expire(self._now())
         for job in late:
-            self._narrator.tell(
-                narration.Timeout(
-                    job_id=job.job_id, timeout_ms=round(job.timeout_sec * 1000), phase=job.phase.value
-                ),
-                correlation_id=job.correlation_id,
-            )
+            self._story.too_late(job)
         self._carry_out(effects)
         self._set_alarm()
 
@@ -397,18 +313,13 @@ class Worker:
     async def drain(self) -> None:
         """Take nothing more, let jobs finish for the drain time, stop those that have not, and end the engine."""
         self.dispatcher.draining = True
-        self._narrator.tell(
-            narration.Drain(
-                jobs_running=self.dispatcher.queue.running,
-                jobs_queued=len(self.dispatcher.queue),
-                drain_sec=self.policy.drain_sec,
-            )
-        )
+        queue = self.dispatcher.queue
+        self._story.draining(queue.running, len(queue), self.policy.drain_sec)
         if not await self._quiet(self.policy.drain_sec):
             now = self._now()
             self._carry_out(self.dispatcher.stop_all(Stop(StopReason.SHUTDOWN, now.mono), now))
             if not await self._quiet(SHUTDOWN_STOP_SEC):
-                self.supervisor.kill()
+                self.supervisor.kill("it does not stop its jobs at shutdown")
                 await self._quiet(SHUTDOWN_STOP_SEC)
         await self.supervisor.close()
 

@@ -1,0 +1,150 @@
+"""What the worker tells of its jobs and of its engine: facts of the core put into the words of the narration."""
+
+import time
+from typing import Literal
+
+from worker_orcd import narration
+from worker_orcd.jobs.dispatcher import Known
+from worker_orcd.jobs.events import End, Error
+from worker_orcd.jobs.job import Job
+from worker_orcd.jobs.moment import millis
+from worker_orcd.jobs.receipt import Receipt
+from worker_orcd.jobs.stops import Stop, StopReason
+from worker_orcd.protocol.messages import Percent, Ready
+from worker_orcd.supervisor.engine import Death
+
+_KNOWN: dict[Known, Literal["live", "finished", "unknown"]] = {
+    Known.LIVE: "live",
+    Known.STOPPING: "live",
+    Known.FINISHED: "finished",
+    Known.UNKNOWN: "unknown",
+}
+
+
+class Story:
+    """Tells it, each event with the correlation id of the request it belongs to."""
+
+    def __init__(self, narrator: narration.Narrator, model_path: str) -> None:
+        self._narrator = narrator
+        self._model_path = model_path
+
+    # Jobs.
+
+    def stop_asked(self, job_id: str, job: Job | None, known: Known, stop: Stop) -> None:
+        """Somebody wants a job to stop."""
+        self._narrator.tell(
+            narration.Cancel(
+                job_id=job_id,
+                known=_KNOWN[known],
+                reason=stop.reason.value,
+                phase=job.phase.value if job else None,
+                repeated=known is Known.STOPPING,
+            ),
+            correlation_id=stop.correlation_id,
+        )
+
+    def reader_left(self, job: Job) -> None:
+        """The last reader of a job is gone."""
+        self._narrator.tell(
+            narration.Disconnect(job_id=job.job_id, phase=job.phase.value, on_disconnect="cancel"),
+            correlation_id=job.correlation_id,
+        )
+
+    def too_late(self, job: Job) -> None:
+        """A job's deadline has passed."""
+        self._narrator.tell(
+            narration.Timeout(
+                job_id=job.job_id, timeout_ms=round(job.timeout_sec * 1000), phase=job.phase.value
+            ),
+            correlation_id=job.correlation_id,
+        )
+
+    def ended(self, job: Job) -> None:
+        """A job has its terminal event."""
+        action = _ending(job)
+        if action is not None:
+            self._narrator.tell(action, correlation_id=job.correlation_id)
+
+    # The engine.
+
+    def loading(self) -> None:
+        """The model is about to be loaded."""
+        self._narrator.tell(narration.ModelLoadStart(path=self._model_path))
+
+    def progress(self, percent: Percent) -> None:
+        """So much of it is loaded."""
+        self._narrator.tell(narration.ModelLoadProgress(path=self._model_path, percent=percent))
+
+    def loaded(self, ready: Ready) -> None:
+        """The first engine can take work."""
+        self._narrator.tell(
+            narration.ModelLoadComplete(
+                path=self._model_path,
+                load_ms=ready.load_ms,
+                device=ready.device,
+                context_length=ready.cells_per_job,
+                cells=ready.cells,
+                vocab_size=ready.vocab_size,
+                exact=ready.exact,
+            )
+        )
+
+    def restarted(self, pid: int | None, restarts: int, lost_at: float) -> None:
+        """An engine stands in for one that was lost at `lost_at` (monotonic seconds)."""
+        ready_ms = millis(lost_at, time.monotonic())
+        self._narrator.tell(
+            narration.EngineRestarted(engine_pid=pid or 0, restarts=restarts, ready_ms=ready_ms)
+        )
+
+    def lost(self, death: Death, jobs_lost: int) -> None:
+        """An engine is dead that nobody wanted dead."""
+        self._narrator.tell(
+            narration.EngineLost(
+                engine_pid=death.pid or 0,
+                why=death.why,
+                exit_code=death.exit_code,
+                signal=death.signal,
+                jobs_lost=jobs_lost,
+            )
+        )
+
+    def gone(self, reason: str, code: str) -> None:
+        """No engine can be had any more."""
+        self._narrator.tell(narration.Error(code=code, message=reason))
+
+    # The worker.
+
+    def draining(self, running: int, queued: int, drain_sec: float) -> None:
+        """Nothing more is taken."""
+        self._narrator.tell(narration.Drain(jobs_running=running, jobs_queued=queued, drain_sec=drain_sec))
+
+
+def _ending(job: Job) -> narration.Action | None:
+    match job.receipt, job.terminal:
+        case Receipt() as receipt, _:
+            return narration.CancelComplete(
+                job_id=job.job_id,
+                reason="timeout" if receipt.reason is StopReason.DEADLINE else receipt.reason.value,
+                phase=receipt.phase,
+                stopped_ms=receipt.stopped_ms,
+                freed_ms=receipt.freed_ms,
+                told_ms=receipt.told_ms,
+                prompt_tokens=receipt.prompt_tokens,
+                tokens_out=receipt.tokens_out,
+                cells_before=receipt.kv_cells_before,
+                cells_after=receipt.kv_cells_after,
+                cancel_correlation_id=receipt.cancel_correlation_id,
+            )
+        case None, End() as end:
+            return narration.ExecuteEnd(
+                job_id=job.job_id,
+                tokens_out=end.tokens_out,
+                decode_time_ms=end.decode_time_ms,
+                stop_reason=end.stop_reason,
+                queue_ms=millis(job.accepted.mono, job.started_at or job.accepted.mono),
+                first_token_ms=millis(job.accepted.mono, job.first_token_at) if job.first_token_at else None,
+            )
+        case None, Error() as error:
+            return narration.Error(code=error.code.value, message=error.message, job_id=job.job_id)
+        case _:
+            return None

@@ -1,0 +1,494 @@
+"""The command line as a user has it: real processes, their output, and their exit codes."""
+
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker_orcd import __version__
+from worker_orcd.settings import bundled_model
+from worker_orcd.testing.harness import RunningWorker, free_port, running_worker, wait_until
+
+CLI = [sys.executable, "-m", "worker_orcd"]
+PATIENCE_SEC = 60
+ENDLESS = '{"token_ms": 5}'
+"""A prompt whose job runs for about ten seconds."""
+
+
+@pytest.fixture
+def worker(narrow: RunningWorker) -> RunningWorker:
+    """A shared worker that runs one job at a time."""
+    return narrow
+
+
+def environment(worker: RunningWorker | None = None, **more: str) -> dict[str, str]:
+    """Our own without options of the worker, and with the address of one."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("WORKER_ORCD_")}
+    address = {"WORKER_ORCD_URL": worker.url} if worker else {}
+    return {**plain, "PYTHONIOENCODING": "utf-8", **address, **more}
+
+
+def run(
+    *words: str, worker: RunningWorker | None = None, stdin: str = "", **env: str
+) -> "subprocess.CompletedProcess[str]":
+    """Run `worker-orcd` to its end."""
+    return subprocess.run(
+        [*CLI, *words],
+        input=stdin,
+        capture_output=True,
+        encoding="utf-8",
+        env=environment(worker, **env),
+        timeout=PATIENCE_SEC,
+        check=False,
+    )
+
+
+class Executing:
+    """A `worker-orcd execute` that still runs."""
+
+    def __init__(self, worker: RunningWorker, job_id: str, *words: str) -> None:
+        self.process = subprocess.Popen(
+            [*CLI, "execute", "--job-id", job_id, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(worker),
+        )
+        self._worker = worker
+        self.job_id = job_id
+
+    def first_output(self, size: int = 20) -> bytes:
+        """Wait for the job's first words."""
+        assert self.process.stdout is not None
+        return self.process.stdout.read(size)
+
+    def state(self, *wanted: str) -> str:
+        """Wait until the worker says that the job is in one of these states."""
+
+        def look() -> str | None:
+            state = self._worker.record(self.job_id).get("state")
+            return state if state in wanted else None
+
+        return wait_until(look, within_sec=PATIENCE_SEC, what=f"{self.job_id} to be {wanted}")
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        self.process.send_signal(signal.SIGINT)
+
+    def end(self) -> tuple[int, str]:
+        """Wait for its end. Returns the exit code and what it said on stderr."""
+        _, errors = self.process.communicate(timeout=PATIENCE_SEC)
+        return self.process.returncode, errors.decode()
+
+
+def assert_one_line(result: "subprocess.CompletedProcess[str]", code: str, *parts: str) -> None:
+    """A failure is one line on stderr that begins with its code, and exit code 1."""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith(f"worker-orcd: {code}: ")
+    for part in parts:
+        assert part in lines[0]
+    assert result.stdout == ""
+    assert result.returncode == 1
+
+
+# The command itself.
+
+
+def test_version() -> None:
+    """`--version` says the version."""
+    result = run("--version")
+    assert (result.stdout, result.returncode) == (f"worker-orcd {__version__}\n", 0)
+
+
+def test_help_shows_commands_and_the_options_of_serve_with_their_variables() -> None:
+    """`--help` shows every command, and every option of the default command with its environment variable."""
+    shown = run("--help").stdout
+    for command in ("serve", "execute", "cancel", "ps", "demo"):
+        assert re.search(rf"^  {command} ", shown, re.MULTILINE)
+    assert "--port N" in shown
+    assert "WORKER_ORCD_PORT" in shown
+    assert "WORKER_ORCD_INFERENCE_TIMEOUT_SEC" in shown
+
+
+def test_client_commands_import_no_server() -> None:
+    """`worker-orcd cancel` does not pay for the import of what only `serve` needs."""
+    script = (
+        "import sys; from worker_orcd.cli.main import main\n"
+        "try: main()\n"
+        "finally: print(sorted({'fastapi', 'uvicorn', 'pydantic_settings', 'llama_cpp', 'rich'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, "cancel", "job-1", "--url", "http://127.0.0.1:1"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=PATIENCE_SEC,
+        check=False,
+    )
+    assert result.stdout == "[]\n"
+
+
+# execute
+
+
+def test_execute_streams_the_text_and_exits_0(worker: RunningWorker) -> None:
+    """The text of the job is the output, and nothing else is."""
+    result = run("execute", '{"text": "Grüße 👋"}', worker=worker)
+    assert (result.stdout, result.stderr, result.returncode) == ("Grüße 👋\n", "", 0)
+
+
+def test_execute_hands_its_options_on(worker: RunningWorker) -> None:
+    """What is given on the command line reaches the worker, and the job is known by its id."""
+    options = ("--job-id", "cli-options", "--max-tokens", "3", "--seed", "7", "--temperature", "0.5")
+    more = ("--top-p", "0.9", "--top-k", "5", "--template", "none", "--ignore-eos", "--timeout-ms", "9000")
+    result = run("execute", "hello", *options, *more, "--stop", "zz", "--stop", "yy", worker=worker)
+    assert (len(result.stdout.split()), result.returncode) == (3, 0)
+    record = worker.record("cli-options")
+    assert (record["state"], record["tokens_out"], record["seed"]) == ("completed", 3, 7)
+    assert record["timeout_ms"] == 9000
+
+
+def test_execute_reads_the_prompt_from_standard_input(worker: RunningWorker) -> None:
+    """`-` stands for standard input."""
+    assert run("execute", "-", worker=worker, stdin='{"text": "from stdin"}').stdout == "from stdin\n"
+
+
+def test_execute_makes_up_a_job_id(worker: RunningWorker) -> None:
+    """Without `--job-id` the job is called `cli-` and 8 hex digits."""
+    result = run("execute", "hello", "--max-tokens", "1", "--json", worker=worker)
+    started = json.loads(result.stdout.splitlines()[0])
+    assert re.fullmatch(r"cli-[0-9a-f]{8}", started["data"]["job_id"])
+
+
+def test_execute_shows_events_as_json_lines(worker: RunningWorker) -> None:
+    """`--json` prints one event a line, with its number, name and data."""
+    result = run("execute", '{"text": "ab"}', "--json", worker=worker)
+    events: list[dict[str, Any]] = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [event["event"] for event in events] == ["started", "token", "token", "end"]
+    assert [event["id"] for event in events] == [0, 1, 2, 3]
+    assert events[1]["data"] == {"t": "a", "i": 0}
+    assert result.returncode == 0
+
+
+def test_execute_that_is_refused_is_one_line_with_the_correlation_id(worker: RunningWorker) -> None:
+    """A refusal shows its code, its message and the id under which the worker has narrated it."""
+    result = run("execute", "hello", "--temperature", "3", worker=worker)
+    assert_one_line(result, "INVALID_REQUEST", "temperature", "correlation id")
+    found = re.search(r"correlation id ([0-9a-f]{32})", result.stderr)
+    assert found is not None
+    worker.narrated("error", correlation_id=found[1])
+
+
+def test_execute_that_fails_is_one_line(worker: RunningWorker) -> None:
+    """A job that fails on the way ends the command with its code and exit code 1."""
+    result = run("execute", '{"fail_at": 1}', worker=worker)
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("worker-orcd: INTERNAL: ")
+
+
+def test_ctrl_c_cancels_the_job_and_shows_the_receipt(worker: RunningWorker) -> None:
+    """Ctrl-C cancels over HTTP, waits for CANCELLED, shows the receipt and exits 130."""
+    executing = Executing(worker, "cli-ctrl-c", ENDLESS)
+    executing.first_output()
+    executing.interrupt()
+    code, said = executing.end()
+    assert code == 130
+    assert re.search(r"job cli-ctrl-c cancelled: stopped after [\d.]+ ms, freed after [\d.]+ ms", said), said
+    assert re.search(r"told after [\d.]+ ms; KV cells \d+ → 0 \(decode, ", said), said
+    record = worker.record("cli-ctrl-c")
+    assert (record["state"], record["receipt"]["reason"]) == ("cancelled", "client")
+
+
+def test_ctrl_c_shows_the_cancelled_event_as_json(worker: RunningWorker) -> None:
+    """With `--json` the stream is read to its very end, the CANCELLED event included."""
+    executing = Executing(worker, "cli-ctrl-c-json", ENDLESS, "--json")
+    begun = executing.first_output()
+    executing.interrupt()
+    output, _ = executing.process.communicate(timeout=PATIENCE_SEC)
+    last = json.loads((begun + output).splitlines()[-1])
+    assert (last["event"], last["data"]["code"]) == ("error", "CANCELLED")
+    assert executing.process.returncode == 130
+
+
+def test_ctrl_c_cancels_a_job_that_waits_in_the_queue(worker: RunningWorker) -> None:
+    """Ctrl-C does the same for a job that has not begun."""
+    running = worker.execute("cli-in-front", ENDLESS).started()
+    executing = Executing(worker, "cli-queued", "hello")
+    executing.state("queued")
+    executing.interrupt()
+    code, said = executing.end()
+    worker.cancel("cli-in-front")
+    running.finished()
+    assert code == 130
+    assert "(queued, 0 prompt tokens read, 0 tokens out)" in said
+
+
+def test_second_ctrl_c_leaves_at_once() -> None:
+    """Whoever presses Ctrl-C twice does not wait for a stuck engine."""
+    with running_worker(cancel_deadline_sec=30, drain_sec=0) as stuck:
+        executing = Executing(stuck, "cli-stuck", '{"hang_at": 3}')
+        wait_until(lambda: stuck.record("cli-stuck").get("tokens_out") == 3, within_sec=PATIENCE_SEC)
+        executing.interrupt()
+        executing.state("stopping")
+        executing.interrupt()
+        code, said = executing.end()
+        assert (code, said) == (130, "")
+
+
+def test_execute_cancelled_from_elsewhere_says_so(worker: RunningWorker) -> None:
+    """A cancel by somebody else is told with its receipt, and the command fails."""
+    executing = Executing(worker, "cli-elsewhere", ENDLESS)
+    executing.first_output()
+    assert worker.cancel("cli-elsewhere").status_code == 202
+    code, said = executing.end()
+    assert code == 1
+    assert said.startswith("job cli-elsewhere was cancelled from elsewhere (reason client): stopped after ")
+
+
+def test_execute_into_a_closed_pipe_stops_the_job(worker: RunningWorker) -> None:
+    """When nobody reads the text any more (`| head`), the job is stopped, without a word."""
+    executing = Executing(worker, "cli-pipe", ENDLESS)
+    executing.first_output()
+    assert executing.process.stdout is not None
+    executing.process.stdout.close()
+    executing.process.stdout = None
+    code, said = executing.end()
+    assert (code, said) == (1, "")
+    executing.state("cancelled")
+    assert worker.record("cli-pipe")["receipt"]["reason"] == "disconnect"
+
+
+def test_execute_says_when_the_worker_dies() -> None:
+    """A stream that breaks off is one clear line."""
+    with running_worker() as doomed:
+        executing = Executing(doomed, "cli-doomed", ENDLESS)
+        executing.first_output()
+        doomed.process.kill()
+        code, said = executing.end()
+    assert code == 1
+    assert said.count("\n") == 1
+    assert said.startswith("worker-orcd: UNREACHABLE: ")
+
+
+# cancel
+
+
+def test_cancel_shows_the_answer_and_the_receipt(worker: RunningWorker) -> None:
+    """The 202, its exact body, and how long it took until nothing was left of the job."""
+    stream = worker.execute("cli-cancel", ENDLESS).tokens_seen(3)
+    result = run("cancel", "cli-cancel", worker=worker)
+    stream.finished()
+    answer, receipt = result.stdout.splitlines()
+    assert answer == '202 {"status": "cancelling", "job_id": "cli-cancel"}'
+    assert receipt.startswith("job cli-cancel cancelled (reason client): stopped after ")
+    assert result.returncode == 0
+    assert stream.terminal is not None
+    assert stream.terminal.data["code"] == "CANCELLED"
+
+
+def test_cancel_twice_is_as_good_as_once(worker: RunningWorker) -> None:
+    """A second cancel is answered like the first, and shows the first one's receipt."""
+    worker.execute("cli-twice", ENDLESS).tokens_seen(1)
+    first = run("cancel", "cli-twice", worker=worker)
+    second = run("cancel", "cli-twice", worker=worker)
+    assert first.returncode == second.returncode == 0
+    assert first.stdout == second.stdout
+
+
+def test_cancel_of_a_job_that_ended_or_never_was(worker: RunningWorker) -> None:
+    """Both are 202 and exit 0, and it is said what was found."""
+    worker.execute("cli-ended", '{"text": "a"}').finished()
+    assert "job cli-ended had already ended: completed" in run("cancel", "cli-ended", worker=worker).stdout
+    unknown = run("cancel", "cli-unknown", worker=worker)
+    assert (unknown.returncode, unknown.stderr) == (0, "")
+    assert "no job cli-unknown is known" in unknown.stdout
+
+
+def test_cancel_of_an_id_that_looks_like_a_path(worker: RunningWorker) -> None:
+    """`..` is a job id like any other."""
+    worker.execute("..", '{"text": "a"}').finished()
+    assert "job .. had already ended: completed" in run("cancel", "..", worker=worker).stdout
+
+
+def test_cancel_as_json(worker: RunningWorker) -> None:
+    """`--json` gives status, answer and record, for scripts."""
+    worker.execute("cli-json", ENDLESS).tokens_seen(1)
+    shown = json.loads(run("cancel", "cli-json", "--json", worker=worker).stdout)
+    assert shown["status"] == 202
+    assert shown["answer"] == {"status": "cancelling", "job_id": "cli-json"}
+    assert shown["record"]["receipt"]["kv_cells_after"] == 0
+
+
+def test_cancel_of_a_malformed_id_is_one_line(worker: RunningWorker) -> None:
+    """The worker's 400 is shown with its code."""
+    assert_one_line(run("cancel", "a b", worker=worker), "INVALID_REQUEST", "job_id", "correlation id")
+
+
+# ps
+
+
+def test_ps_shows_the_worker_and_its_jobs(worker: RunningWorker) -> None:
+    """Piped, it is printed once: a line on the worker, then live jobs before ended ones."""
+    worker.execute("cli-ps-old", ENDLESS).tokens_seen(1)
+    worker.cancel("cli-ps-old")
+    stream = worker.execute("cli-ps-live", ENDLESS).tokens_seen(1)
+    result = run("ps", worker=worker)
+    worker.cancel("cli-ps-live")
+    stream.finished()
+    header, titles, *rows = result.stdout.splitlines()
+    assert header.startswith("healthy  scripted on cpu  KV cells ")
+    assert "running 1  queued 0  engine " in header
+    assert titles.split() == ["JOB", "STATE", "PHASE", "PROMPT", "OUT", "AGE", "STOPPED", "FREED"]
+    assert rows[0].split()[:3] == ["cli-ps-live", "running", "decode"]
+    assert rows[1].split()[:3] == ["cli-ps-old", "cancelled", "decode"]
+    assert rows[1].rstrip().endswith(" ms")
+    assert result.returncode == 0
+
+
+def test_ps_as_json(worker: RunningWorker) -> None:
+    """`--json` gives health and records, for scripts."""
+    worker.execute("cli-ps-json", '{"text": "a"}').finished()
+    shown = json.loads(run("ps", "--json", "--recent", "1", worker=worker).stdout)
+    assert shown["health"]["status"] == "healthy"
+    assert [job["job_id"] for job in shown["jobs"]] == ["cli-ps-json"]
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_ps_on_a_terminal(worker: RunningWorker, once: bool) -> None:
+    """On a terminal it goes on until Ctrl-C, and exits 0; with `--once` it ends by itself."""
+    ours, its = pty.openpty()
+    process = subprocess.Popen(
+        [*CLI, "ps", *(["--once"] if once else [])],
+        stdin=subprocess.DEVNULL,
+        stdout=its,
+        stderr=its,
+        env=environment(worker, TERM="xterm", COLUMNS="120"),
+    )
+    os.close(its)
+    shown = b""
+    refreshes = 1 if once else 2
+    while shown.count(b"healthy") < refreshes:
+        shown += os.read(ours, 4096)
+    if not once:
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE_SEC) == 0
+    os.close(ours)
+
+
+# A worker that is not there.
+
+
+@pytest.mark.parametrize(
+    "words", [("execute", "hello"), ("cancel", "job-1"), ("ps",), ("ps", "--json")], ids=" ".join
+)
+def test_a_worker_that_cannot_be_reached_is_one_clear_line(words: tuple[str, ...]) -> None:
+    """Every client command says where it looked, and what to do."""
+    url = f"http://127.0.0.1:{free_port()}"
+    assert_one_line(run(*words, "--url", url), "UNREACHABLE", url, "worker-orcd serve")
+
+
+@pytest.mark.parametrize("url", ["localhost:8080", "http://[::1", "ftp://127.0.0.1"])
+def test_an_address_that_is_none_is_one_clear_line(url: str) -> None:
+    """A wrong `--url` is told as it is."""
+    assert_one_line(run("ps", "--url", url), "UNREACHABLE", url)
+
+
+def test_the_url_flag_beats_its_variable(worker: RunningWorker) -> None:
+    """`--url` is stronger than WORKER_ORCD_URL."""
+    result = run("ps", "--json", "--url", worker.url, WORKER_ORCD_URL="http://127.0.0.1:1")
+    assert json.loads(result.stdout)["health"]["status"] == "healthy"
+
+
+# serve: what it refuses before anything is loaded.
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("--port", "80"), ("--port", "'80'", "1024 to 65535")),
+        (("--port", "http"), ("--port", "'http'", "1024 to 65535")),
+        (("--worker-id", "worker-1"), ("--worker-id", "'worker-1'", "UUID")),
+        (("--host", "0.0.0.0"), ("--host", "loopback")),  # noqa: S104  # it is refused
+        (("--api-key-file", "keys.txt"), ("--api-key-file", "next release")),
+        (("--insecure",), ("--insecure", "next release")),
+        (("--exact", "--parallel", "64"), ("--exact", "256 cells")),
+        (("--gpu-device", "-1"), ("--gpu-device", "'-1'")),
+    ],
+    ids=lambda value: value[0] if value[0].startswith("--") and len(value) <= 3 else None,
+)
+def test_serve_refuses_a_bad_option(words: tuple[str, ...], parts: tuple[str, ...]) -> None:
+    """An option that cannot be is one line with what was given and what was required."""
+    if words[0] == "--exact":
+        words, parts = (*words, "--context-length", "8192"), ("--exact", "= 128 cells", "256 or more")
+    assert_one_line(run(*words), "INVALID_REQUEST", *parts)
+
+
+def test_serve_is_the_default_command() -> None:
+    """`worker-orcd --port 80` and `worker-orcd serve --port 80` are the same."""
+    assert run("--port", "80").stderr == run("serve", "--port", "80").stderr
+
+
+def test_serve_takes_options_from_the_environment() -> None:
+    """A variable that is wrong is refused like a flag."""
+    assert_one_line(run("serve", WORKER_ORCD_PORT="80"), "INVALID_REQUEST", "WORKER_ORCD_PORT", "'80'")
+
+
+def test_a_flag_beats_its_variable(tmp_path: Path) -> None:
+    """With the flag given, its variable is not even looked at; other variables still count."""
+    missing = tmp_path / "missing.gguf"
+    result = run("--port", str(free_port()), WORKER_ORCD_PORT="80", WORKER_ORCD_MODEL=str(missing))
+    assert_one_line(result, "MODEL_LOAD_FAILED", str(missing))
+    result = run("--no-insecure", "--model", str(missing), WORKER_ORCD_INSECURE="true")
+    assert_one_line(result, "MODEL_LOAD_FAILED", str(missing))
+
+
+def test_serve_refuses_a_model_that_is_not_there(tmp_path: Path) -> None:
+    """A missing file is named."""
+    assert_one_line(run("--model", str(tmp_path / "test.gguf")), "MODEL_LOAD_FAILED", "test.gguf")
+
+
+def test_serve_refuses_a_file_that_is_not_gguf(tmp_path: Path) -> None:
+    """What was required and what was found instead is said."""
+    model = tmp_path / "story.gguf"
+    model.write_text("Once upon a time there was a file that was no model at all.")
+    assert_one_line(run("--model", str(model)), "MODEL_LOAD_FAILED", str(model), "GGUF")
+
+
+@pytest.mark.parametrize("kept", [20, 100_000, 50_000_000])
+def test_serve_refuses_a_truncated_model(tmp_path: Path, kept: int) -> None:
+    """A download that broke off is refused, wherever it broke off."""
+    model = tmp_path / "half.gguf"
+    with bundled_model().open("rb") as whole:
+        model.write_bytes(whole.read(kept))
+    assert_one_line(run("--model", str(model)), "MODEL_LOAD_FAILED", str(model))
+
+
+def test_serve_refuses_a_port_in_use() -> None:
+    """Somebody else's port is named, before anything is loaded."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert_one_line(run("--port", port), "INVALID_REQUEST", port, "in use")
+
+
+@pytest.mark.real
+def test_serve_refuses_a_gpu_that_the_build_cannot_use() -> None:
+    """The engine finds it out; the worker cleans up, and its last word is the one clear line."""
+    result = run("--port", str(free_port()), "--gpu-device", "0", "--log-format", "json")
+    *narrated, last = result.stderr.splitlines()
+    assert last.startswith("worker-orcd: MODEL_LOAD_FAILED: --gpu-device 0: required ")
+    assert all(line.startswith("{") for line in narrated)
+    assert json.loads(narrated[-1])["action"] == "shutdown"
+    assert (result.stdout, result.returncode) == ("", 1)

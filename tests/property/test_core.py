@@ -1,0 +1,479 @@
+"""Any sequence of events against the pure core, with a model of an engine beside it (G2, G3, G4, G8).
+
+The model engine knows only what the effects told it. It answers each `Prepare` and each `Halt` some time later, and
+goes on generating until it has answered: so every crossing of a cancel with an end, a failure, a death or another
+cancel is tried.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from hypothesis import settings, strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.fakes import at, books_of, execute
+from worker_orcd.jobs.dispatcher import Dispatcher, Known, ReadyEngine
+from worker_orcd.jobs.effects import Effect, Ended, Halt, Prepare, Run
+from worker_orcd.jobs.errors import ErrorCode, JobError
+from worker_orcd.jobs.events import End, Error, Event, Started, Token
+from worker_orcd.jobs.job import Job
+from worker_orcd.jobs.lifecycle import State
+from worker_orcd.jobs.moment import Moment
+from worker_orcd.jobs.queue import Capacity
+from worker_orcd.jobs.receipt import Freed
+from worker_orcd.jobs.request import Ceilings
+from worker_orcd.jobs.stops import Stop, StopReason
+
+IDS = ("job-1", "job-10", "job-2", "job", "JOB-1")
+CAPACITY = Capacity(cells=60, cells_per_job=30, sequences=3)
+MAX_QUEUE = 6
+WHOLE_STREAM = re.compile(r"started (token )*(end|error) |error ")
+BEGINNING = re.compile(r"(started (token )*)?")
+LETTER = st.sampled_from(["", "a", "漢"])
+ANY = st.integers(0, 1_000_000)
+
+
+@dataclass
+class Seen:
+    """What was seen of a job so far."""
+
+    job: Job
+    events: list[Event] = field(default_factory=list)
+    over: dict[str, object] | None = None
+    """Its books when it had ended: nothing about it changes any more."""
+
+
+@dataclass
+class ModelEngine:
+    """What the engine holds, as far as effects told it."""
+
+    to_prepare: list[int] = field(default_factory=list)
+    holds: dict[int, int] = field(default_factory=dict)
+    """Cells reserved for each run that it was given and has not released."""
+    to_confirm: list[int] = field(default_factory=list)
+
+
+class Core(RuleBasedStateMachine):
+    """Clients, an engine and time do what they like."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = Dispatcher(Ceilings(max_tokens_out=20, inference_timeout_sec=50.0), MAX_QUEUE)
+        self.engine: ModelEngine | None = None
+        self.seconds = 0.0
+        self.seen: dict[int, Seen] = {}
+        self.ended: list[int] = []
+        self.given_up: set[int] = set()
+        self.written_off = False
+        """Whether a stop was given up on: such an engine gets nothing new, and its death is only a matter of time."""
+
+    # Bookkeeping.
+
+    def now(self) -> Moment:
+        """Every event has its own moment."""
+        self.seconds += 0.001
+        return at(self.seconds)
+
+    def freed(self) -> Freed:
+        """The engine's word."""
+        return Freed(self.seconds, self.seconds, cells_before=3)
+
+    def live_jobs(self) -> list[Job]:
+        """Jobs whose terminal event is still to come."""
+        return [seen.job for seen in self.seen.values() if seen.job.live]
+
+    def carry_out(self, effects: Iterable[Effect]) -> None:
+        """Do what the core wants done, as the worker does, and check that it may be wanted."""
+        for effect in effects:
+            run = effect.job.run
+            if isinstance(effect, Ended):
+                assert run not in self.ended, "ended twice"
+                assert effect.job.terminal is not None
+                holds = self.engine is not None and run in self.engine.holds
+                assert not holds or run in self.given_up, "told before the engine's word (G4)"
+                self.ended.append(run)
+                continue
+            assert self.engine is not None, "an order without an engine"
+            assert effect.job.live
+            match effect:
+                case Prepare():
+                    self.engine.to_prepare.append(run)
+                case Run():
+                    assert run not in self.engine.holds, "run twice"
+                    assert not effect.job.stop, "handed over though somebody wants it to stop"
+                    self.engine.holds[run] = effect.job.cells_needed
+                case Halt():
+                    assert run in self.engine.holds, "halted what does not run"
+                    assert run not in self.engine.to_confirm, "asked twice"
+                    self.engine.to_confirm.append(run)
+
+    def books(self) -> object:
+        """All that there is to know, as a value."""
+        queue = self.core.queue
+        return (
+            [books_of(seen.job) for seen in self.seen.values()],
+            [job.run for job in self.core.tracker],
+            self.core.tracker.records(),
+            (list(queue._waiting), dict(queue._held)),
+        )
+
+    def pick(self, runs: Iterable[int], which: int) -> int | None:
+        """One of these runs, if there are any."""
+        candidates = sorted(runs)
+        return candidates[which % len(candidates)] if candidates else None
+
+    # Clients.
+
+    @initialize(ready=st.booleans())
+    def begin(self, ready: bool) -> None:
+        """With an engine, or while it is still loading."""
+        if ready:
+            self.engine_becomes_ready()
+
+    @rule(
+        job_id=st.sampled_from(IDS),
+        max_tokens=st.none() | st.integers(1, 20),
+        timeout_ms=st.none() | st.integers(1, 60_000),
+    )
+    def submit(self, job_id: str, max_tokens: int | None, timeout_ms: int | None) -> None:
+        """A client wants a job run; possibly with an id that was used before."""
+        in_use = self.core.tracker.live(job_id) is not None
+        full = len(self.core.queue) >= MAX_QUEUE
+        before = self.books()
+        request = execute(job_id, max_tokens=max_tokens, timeout_ms=timeout_ms)
+        try:
+            job, effects = self.core.submit(request, f"cor-{len(self.seen)}", self.now())
+        except JobError as refused:
+            expected = (
+                ErrorCode.DRAINING
+                if self.core.draining
+                else ErrorCode.JOB_ID_IN_USE
+                if in_use
+                else ErrorCode.QUEUE_FULL
+            )
+            assert refused.code is expected  # noqa: PT017  # Being taken is as right as being refused.
+            assert self.books() == before
+            return
+        assert (self.core.draining, in_use, full) == (False, False, False)
+        assert job.run not in self.seen, "an incarnation has its own run"
+        assert not job.stop, "a cancel of an earlier use has reached a later one (G8)"
+        self.seen[job.run] = Seen(job)
+        self.carry_out(effects)
+
+    @rule(job_id=st.sampled_from([*IDS, "never-used"]), repeat=st.integers(0, 3))
+    def cancel(self, job_id: str, repeat: int) -> None:
+        """A client cancels, perhaps again and again: the first decides, the others change nothing (G3)."""
+        self.stop_by_id(job_id, StopReason.CLIENT)
+        before = self.books()
+        for n in range(repeat):
+            stop = Stop(StopReason.CLIENT, self.now().mono, f"again-{n}")
+            known, effects = self.core.stop(job_id, stop, self.now())
+            assert effects == []
+            assert known is not Known.LIVE
+            assert self.books() == before
+
+    def stop_by_id(self, job_id: str, reason: StopReason) -> None:
+        """Ask, and see that nobody else was asked."""
+        job = self.core.tracker.live(job_id)
+        state = None if job is None else job.state
+        others = {
+            run: (seen.job.stop.stop, seen.job.terminal)
+            for run, seen in self.seen.items()
+            if seen.job is not job
+        }
+        stop = Stop(reason, self.now().mono, "cor-stop")
+        known, effects = self.core.stop(job_id, stop, self.now())
+        self.carry_out(effects)
+        match state:
+            case None:
+                assert known in (Known.UNKNOWN, Known.FINISHED)
+                assert effects == []
+            case State.STOPPING:
+                assert known is Known.STOPPING
+                assert effects == []
+            case State.QUEUED:
+                assert known is Known.LIVE
+                assert job is not None
+                assert effects[0] == Ended(job)
+            case _:
+                assert known is Known.LIVE
+                assert effects == [Halt(job)] if job else False
+        if job is not None:
+            assert job.stop.stop is not None
+            assert (job.stop.stop == stop) == (state is not State.STOPPING), "the first reason wins"
+        for run, before in others.items():
+            assert (self.seen[run].job.stop.stop, self.seen[run].job.terminal) == before
+
+    @precondition(lambda self: self.live_jobs())
+    @rule(which=ANY)
+    def last_reader_leaves(self, which: int) -> None:
+        """The same machinery with another reason."""
+        jobs = self.live_jobs()
+        self.stop_by_id(jobs[which % len(jobs)].job_id, StopReason.DISCONNECT)
+
+    # Time.
+
+    @rule(seconds=st.floats(0.01, 60))
+    def time_passes(self, seconds: float) -> None:
+        """Deadlines pass with it."""
+        self.seconds += seconds
+        now = self.now()
+        late, effects = self.core.expire(now)
+        assert all(job.deadline <= now.mono for job in late)
+        self.carry_out(effects)
+        next_at = self.core.next_deadline()
+        assert next_at is None or next_at > now.mono
+
+    @rule(which=ANY)
+    def a_stop_is_overdue(self, which: int) -> None:
+        """The supervisor gives up on a job; if it is not being stopped, that is no news."""
+        if not self.seen:
+            return
+        job = self.seen[self.pick(self.seen, which) or min(self.seen)].job
+        stopping = job.state is State.STOPPING
+        if stopping:
+            self.given_up.add(job.run)
+            self.written_off = True
+        effects = self.core.give_up(job, self.now())
+        assert bool(effects) == stopping
+        self.carry_out(effects)
+        if stopping:
+            assert effects == [Ended(job)], "nothing new is handed to an engine that does not answer"
+
+    # The engine.
+
+    @precondition(lambda self: self.engine is None)
+    @rule()
+    def engine_becomes_ready(self) -> None:
+        """Whoever waits is prepared, in order."""
+        self.engine, self.written_off = ModelEngine(), False
+        effects = self.core.engine_ready(ReadyEngine(CAPACITY, "a-model"))
+        assert [effect.job.run for effect in effects] == [job.run for job in self.core.tracker]
+        assert all(isinstance(effect, Prepare) for effect in effects)
+        self.carry_out(effects)
+
+    @precondition(lambda self: self.engine is not None)
+    @rule()
+    def engine_dies(self) -> None:
+        """What it held is free by that; what waits goes on waiting."""
+        waiting = [job for job in self.live_jobs() if job.state is State.QUEUED]
+        cancelled = {job.run for job in self.live_jobs() if job.stop}
+        self.engine, self.written_off = None, False
+        effects = self.core.engine_lost("it is dead", self.now())
+        self.carry_out(effects)
+        assert all(isinstance(effect, Ended) for effect in effects)
+        for effect in effects:
+            assert isinstance(effect.job.terminal, Error)
+            asked = effect.job.run in cancelled
+            assert (effect.job.terminal.code is ErrorCode.ENGINE_LOST) != asked
+        assert self.live_jobs() == waiting
+
+    @precondition(lambda self: self.engine is not None and self.engine.to_prepare)
+    @rule(which=ANY, tokens=st.integers(1, 35))
+    def a_prompt_is_counted(self, which: int, tokens: int) -> None:
+        """In any order; some never fit."""
+        assert self.engine is not None
+        run = self.engine.to_prepare.pop(which % len(self.engine.to_prepare))
+        self.carry_out(self.core.prepared(run, (1,) * tokens, self.now()))
+
+    @precondition(lambda self: self.engine is not None and self.engine.to_prepare)
+    @rule(which=ANY)
+    def a_prompt_is_refused(self, which: int) -> None:
+        """A stop string may be too long, or the template may fail."""
+        assert self.engine is not None
+        run = self.engine.to_prepare.pop(which % len(self.engine.to_prepare))
+        error = JobError(ErrorCode.INVALID_REQUEST, "a stop string is too long", param="stop")
+        self.carry_out(self.core.failed(run, error, self.freed(), self.now()))
+
+    @precondition(lambda self: self.engine is not None and self.engine.holds)
+    @rule(which=ANY, texts=st.lists(LETTER, min_size=1, max_size=4))
+    def tokens_are_generated(self, which: int, texts: list[str]) -> None:
+        """Also for a run whose stop it has not read yet."""
+        assert self.engine is not None
+        run = self.pick(self.engine.holds, which)
+        assert run is not None
+        job = self.seen[run].job
+        told = job.state is State.RUNNING
+        for n, text in enumerate(texts):
+            self.core.progress(run, 3)
+            assert (self.core.token(run, 1000 + n, text, self.now()) is job) == told
+
+    @precondition(lambda self: self.engine is not None and self.engine.holds)
+    @rule(which=ANY, held=st.booleans())
+    def a_run_ends_by_itself(self, which: int, held: bool) -> None:
+        """With or without text that was held back; a stop may be on its way."""
+        assert self.engine is not None
+        run = self.pick(self.engine.holds, which)
+        assert run is not None
+        if held:
+            self.core.token(run, None, "…", self.now())
+        del self.engine.holds[run]
+        self.carry_out(self.core.finished(run, "length", self.freed(), self.now()))
+
+    @precondition(lambda self: self.engine is not None and self.engine.holds)
+    @rule(which=ANY)
+    def the_device_fails(self, which: int) -> None:
+        """On one run."""
+        assert self.engine is not None
+        run = self.pick(self.engine.holds, which)
+        assert run is not None
+        del self.engine.holds[run]
+        error = JobError(ErrorCode.CUDA_ERROR, "GPU 0 failed")
+        self.carry_out(self.core.failed(run, error, self.freed(), self.now()))
+
+    @precondition(lambda self: self.engine is not None and self.engine.to_confirm)
+    @rule(which=ANY)
+    def a_stop_is_confirmed(self, which: int) -> None:
+        """Always answered; for a run that ended meanwhile it is no news."""
+        assert self.engine is not None
+        run = self.engine.to_confirm.pop(which % len(self.engine.to_confirm))
+        held = self.engine.holds.pop(run, None) is not None
+        effects = self.core.stopped(run, self.freed(), self.now())
+        self.carry_out(effects)
+        assert bool(effects) == (held and run not in self.given_up)
+
+    @precondition(lambda self: self.ended)
+    @rule(which=ANY)
+    def a_message_for_an_ended_run_arrives(self, which: int) -> None:
+        """It is no news, whatever it says, and whoever has the id now."""
+        run = self.ended[which % len(self.ended)]
+        before = self.books()
+        now = self.now()
+        assert self.core.token(run, 5, "late", now) is None
+        self.core.progress(run, 99)
+        assert self.core.prepared(run, (1, 2), now) == []
+        assert self.core.finished(run, "stop", self.freed(), now) == []
+        assert self.core.failed(run, JobError(ErrorCode.INTERNAL, "late"), self.freed(), now) == []
+        assert self.core.stopped(run, self.freed(), now) == []
+        assert self.books() == before
+
+    # The end.
+
+    @precondition(lambda self: len(self.seen) > 6)
+    @rule()
+    def the_worker_drains(self) -> None:
+        """Nothing is taken any more."""
+        self.core.draining = True
+
+    @precondition(lambda self: self.core.draining)
+    @rule()
+    def everybody_is_stopped(self) -> None:
+        """The drain time is over: those that wait end, those that run are asked, and nobody is started."""
+        effects = self.core.stop_all(Stop(StopReason.SHUTDOWN, self.now().mono), self.now())
+        assert not any(isinstance(effect, Run | Prepare) for effect in effects)
+        self.carry_out(effects)
+        assert all(job.state is State.STOPPING for job in self.live_jobs())
+
+    # What must always hold.
+
+    @invariant()
+    def each_stream_is_started_tokens_and_one_ending(self) -> None:
+        """`started token* (end|error)` or `error`, a beginning of it while the job is live (G2)."""
+        for seen in self.seen.values():
+            names = "".join(event.name + " " for event in seen.job.events)
+            if seen.job.live:
+                assert BEGINNING.fullmatch(names), names
+                assert seen.job.terminal is None
+            else:
+                assert WHOLE_STREAM.fullmatch(names), names
+
+    @invariant()
+    def what_was_told_is_never_changed(self) -> None:
+        """Events are only added, and after the terminal one nothing about a job changes, not even its books."""
+        for seen in self.seen.values():
+            events = seen.job.events
+            assert events[: len(seen.events)] == seen.events
+            if seen.over is not None:
+                assert books_of(seen.job) == seen.over
+            elif not seen.job.live:
+                seen.over = books_of(seen.job)
+            seen.events = list(events)
+
+    @invariant()
+    def tokens_are_numbered_without_a_gap(self) -> None:
+        """0, 1, 2 …; `tokens_out` counts them but for a last one that brought held text only."""
+        for seen in self.seen.values():
+            numbers = [event.i for event in seen.job.events if isinstance(event, Token)]
+            assert numbers == list(range(len(numbers)))
+            terminal = seen.job.terminal
+            if isinstance(terminal, End):
+                assert terminal.tokens_out == len(seen.job.tokens)
+                assert len(numbers) - terminal.tokens_out in (0, 1)
+
+    @invariant()
+    def who_asked_first_has_the_last_word(self) -> None:
+        """A stopped job's error and receipt are of its first reason; one that nobody stopped has no receipt."""
+        for seen in self.seen.values():
+            job, stop, terminal = seen.job, seen.job.stop.stop, seen.job.terminal
+            assert (job.receipt is not None) == (terminal is not None and stop is not None)
+            if terminal is None or stop is None:
+                continue
+            assert isinstance(terminal, Error)
+            assert job.receipt is not None
+            assert job.receipt.reason is stop.reason
+            assert (job.receipt.freed_ms is None) == (job.run in self.given_up)
+            if stop.reason is StopReason.DEADLINE:
+                assert terminal.code is ErrorCode.INFERENCE_TIMEOUT
+            else:
+                assert (terminal.code, terminal.details["reason"]) == (ErrorCode.CANCELLED, stop.reason.value)
+
+    @invariant()
+    def the_books_agree(self) -> None:
+        """Tracker, queue and engine know the same jobs; what is held fits."""
+        live = self.live_jobs()
+        queued = [job.run for job in live if job.state is State.QUEUED]
+        started = {job.run: job.cells_needed for job in live if job.state is not State.QUEUED}
+        assert {job.run for job in self.core.tracker} == {job.run for job in live}
+        assert len({job.job_id for job in live}) == len(live)
+        assert list(self.core.queue._waiting) == sorted(queued), "order of arrival"
+        assert self.core.queue._held == started
+        assert sum(started.values()) <= CAPACITY.cells
+        assert len(started) <= CAPACITY.sequences
+        if self.engine is None:
+            assert not started
+        else:
+            still = {run: cells for run, cells in self.engine.holds.items() if run not in self.given_up}
+            assert still == started
+        assert sorted(self.ended) == sorted(run for run, seen in self.seen.items() if not seen.job.live)
+
+    @invariant()
+    def nobody_waits_who_could_run(self) -> None:
+        """With an engine that answers, the head of the line runs as soon as it is counted and fits."""
+        if self.engine is None or self.written_off:
+            return
+        head = next(iter(self.core.queue._waiting.values()), None)
+        if head is not None and head.prompt_tokens is not None:
+            held = self.core.queue._held
+            fits = sum(held.values()) + head.cells_needed <= CAPACITY.cells
+            assert not (fits and len(held) < CAPACITY.sequences)
+
+    def teardown(self) -> None:
+        """Let the engine finish what it has: nothing is left, and everybody was told."""
+        if self.written_off:
+            self.engine_dies()
+        if self.engine is None:
+            self.engine_becomes_ready()
+        assert self.engine is not None
+        for _ in range(1000):
+            if self.engine.to_prepare:
+                self.a_prompt_is_counted(0, 5)
+            elif self.engine.to_confirm:
+                self.a_stop_is_confirmed(0)
+            elif self.engine.holds:
+                self.a_run_ends_by_itself(0, held=False)
+            else:
+                break
+        assert self.live_jobs() == []
+        assert len(self.core.tracker) == 0
+        assert (len(self.core.queue), self.core.queue.running) == (0, 0)
+        assert self.core.next_deadline() is None
+        for seen in self.seen.values():
+            assert isinstance(seen.job.terminal, End | Error)
+            assert isinstance(seen.job.events[0], Started | Error)
+        self.what_was_told_is_never_changed()
+        self.who_asked_first_has_the_last_word()
+
+
+TestCore = Core.TestCase
+TestCore.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)

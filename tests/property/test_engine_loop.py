@@ -1,0 +1,188 @@
+"""Any schedule of runs, stops and interrupts through the engine's loop: nobody notices his neighbours (G4, G6)."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+from hypothesis import given, settings, strategies as st
+
+from tests.fakes import HandLoop, run_message
+from worker_orcd.engine.model import Outcome
+from worker_orcd.protocol.messages import FromEngine, Run, Step, Stop, Stopped
+
+SEQUENCES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One run: when it comes, what it is, and when it is stopped, if it is."""
+
+    comes: int
+    prompt: int
+    max_tokens: int
+    text: str | None
+    carried: int
+    stopped_after: int | None
+    late: bool
+    """Whether its stop arrives after the look at messages, so that it has to end the step."""
+
+
+PLANS = st.lists(
+    st.builds(
+        Plan,
+        comes=st.integers(0, 25),
+        prompt=st.integers(0, 120) | st.integers(200, 500),
+        max_tokens=st.integers(1, 20),
+        text=st.none() | st.text("aSTOP漢👋 ", max_size=12),
+        carried=st.integers(0, 6),
+        stopped_after=st.none() | st.integers(0, 20),
+        late=st.booleans(),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+def message(run: int, plan: Plan) -> Run:
+    """The order to generate it, from its beginning."""
+    given: dict[str, Any] = {"max_tokens": plan.max_tokens, "stop": ("STOP",)}
+    if plan.text is None:
+        return run_message(run, "p" * plan.prompt, **given)
+    escaped = plan.text.encode("unicode_escape").decode() if plan.text.isascii() else plan.text
+    return run_message(
+        run, f'{{"text": "{escaped}", "token_ms": 0, "row_ms": 0}}' + "p" * plan.prompt, **given
+    )
+
+
+@lru_cache(maxsize=4096)
+def alone(order: Run) -> tuple[tuple[tuple[int | None, str], ...], str]:
+    """What a run puts out when it has the engine to itself, and how it ends."""
+    loop = HandLoop(parallel=1)
+    loop.post(order)
+    loop.finish()
+    out = tuple((o.token, o.text) for step in loop.steps for o in step.tokens)
+    (end,) = loop.ends(order.run)
+    loop.close()
+    return out, end
+
+
+def carried_on(order: Run, plan: Plan) -> Run:
+    """The order with its first tokens generated already, but not its last: a run that had ended is not carried on."""
+    tokens = [token for token, _ in alone(order)[0] if token is not None]
+    return msgspec.structs.replace(
+        order, generated=tuple(tokens[: min(plan.carried, max(0, len(tokens) - 1))])
+    )
+
+
+class Schedule:
+    """Plays plans against a loop, turn by turn."""
+
+    def __init__(self, loop: HandLoop, plans: list[Plan]) -> None:
+        self.loop = loop
+        self.plans = plans
+        self.orders = [carried_on(message(run, plan), plan) for run, plan in enumerate(plans)]
+        self.waiting = sorted(range(len(plans)), key=lambda run: (plans[run].comes, run))
+        self.inside: dict[int, int] = {}
+        """Runs in the engine, and the turn in which each came."""
+        self.asked: set[int] = set()
+
+    def play(self, interrupts: set[int]) -> None:
+        """Until everybody has come and gone."""
+        turn = 0
+        while self.waiting or self.inside:
+            assert turn < 3000, "it does not come to an end"
+            self._post(turn)
+            self.loop.model.during_step = self.loop.byte.set if turn in interrupts else lambda: None
+            before = len(self.loop.sent)
+            self.loop.turn_idle()
+            check_books(self.loop)
+            for said in self.loop.sent[before:]:
+                self._hear(said)
+            turn += 1
+        # Stops that came too late are answered all the same.
+        self.loop.finish()
+
+    def _post(self, turn: int) -> None:
+        """Send whom it is time for, and stop whom it is time for: before the look at messages, or right after it."""
+        while self.waiting and self.plans[self.waiting[0]].comes <= turn and len(self.inside) < SEQUENCES:
+            self.inside[self.waiting[0]] = turn
+            self.loop.post(self.orders[self.waiting.pop(0)])
+        due = [run for run, came in self.inside.items() if self._due(run, turn - came)]
+        self.asked.update(due)
+        self.loop.post(*(Stop(run) for run in due if not self.plans[run].late))
+        late = [Stop(run) for run in due if self.plans[run].late]
+
+        def arrive() -> None:
+            self.loop.after_drain = lambda: None
+            self.loop.post(*late)
+
+        self.loop.after_drain = arrive
+
+    def _due(self, run: int, age: int) -> bool:
+        after = self.plans[run].stopped_after
+        return after is not None and age >= after and run not in self.asked
+
+    def _hear(self, said: FromEngine) -> None:
+        if isinstance(said, Stopped):
+            self.inside.pop(said.run, None)
+        if isinstance(said, Step):
+            for end in said.ended:
+                del self.inside[end.run]
+
+
+@given(
+    plans=PLANS,
+    interrupts=st.sets(st.integers(0, 60)),
+    exact=st.booleans(),
+    decode_ms=st.sampled_from([1.0, 9.0, 40.0, 150.0]),
+    row_ms=st.sampled_from([0.05, 1.0, 6.0]),
+)
+@settings(deadline=None, max_examples=120)
+def test_whatever_happens_beside_it_a_run_s_output_is_that_of_the_run_alone(
+    plans: list[Plan], interrupts: set[int], exact: bool, decode_ms: float, row_ms: float
+) -> None:
+    """Runs come, are carried on, end and are stopped; steps are interrupted; nothing is lost, doubled or reordered."""
+    loop = HandLoop(parallel=SEQUENCES, cells=8192, exact=exact)
+    loop.model.decode_ms, loop.model.prefill_row_ms = decode_ms, row_ms
+    schedule = Schedule(loop, plans)
+    schedule.play(interrupts)
+    for run, plan in enumerate(plans):
+        check_output(schedule, run, plan)
+    assert loop.cells_held() == [0] * SEQUENCES
+    assert loop.model.samplers_open == 0
+    loop.close()
+
+
+def check_output(schedule: Schedule, run: int, plan: Plan) -> None:
+    """A run's tokens, texts and end are those of the run alone; one that was stopped has a beginning of them."""
+    told_before = len(schedule.orders[run].generated)
+    whole, how = alone(message(run, plan))
+    got = tuple(
+        (out.token, out.text) for step in schedule.loop.steps for out in step.tokens if out.run == run
+    )
+    ends = schedule.loop.ends(run)
+    if ends:
+        assert ends == [how]
+        assert got == whole[told_before:]
+    else:
+        assert run in schedule.asked
+        assert got == whole[told_before:][: len(got)]
+    confirmations = [said for said in schedule.loop.stopped if said.run == run]
+    assert len(confirmations) == (run in schedule.asked)
+    assert all(said.cells_after == 0 for said in confirmations)
+
+
+def check_books(loop: HandLoop) -> None:
+    """What the last report says is what the model holds; an aborted step changed nothing; ids are dense if wanted."""
+    held = loop.cells_held()
+    last = loop.sent[-1] if loop.sent else None
+    if isinstance(last, Step):
+        assert (last.cells_used, last.sequences_used) == (sum(held), sum(cells > 0 for cells in held))
+        if last.aborted:
+            assert (last.tokens, last.progress, last.ended) == ((), (), ())
+            assert loop.model.steps[-1].armed
+    outcomes = [step.outcome for step in loop.model.steps[-2:]]
+    if outcomes == [Outcome.ABORTED] * 2:
+        assert isinstance(last, Step)
+        assert last.next_ms > 100, "only a step of over 100 ms is interrupted right after another"

@@ -1,0 +1,602 @@
+"""One engine kept alive: restarts, pauses, giving up, and the kill of one that does not stop.
+
+Real asyncio on a loop whose clock jumps to the next timer, so seconds of patience take no time here.
+"""
+
+import asyncio
+import selectors
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+
+from worker_orcd.protocol.messages import (
+    EndOfRun,
+    FromEngine,
+    LoadFailed,
+    Prepare,
+    Ready,
+    Run,
+    Sampling,
+    Step,
+    Stopped,
+)
+from worker_orcd.supervisor import supervisor as supervisor_module
+from worker_orcd.supervisor.engine import Death, Engine, EngineListener
+from worker_orcd.supervisor.supervisor import EngineState, Supervisor
+
+READY = Ready("m", "cpu", True, 0, "F16", "bpe", 1000, 100, 100, 4, False, 1.0)
+PREPARE = Prepare(1, "job-1", "cor", "x", "none", (), 32, 0)
+RUN = Run(1, "job-1", "cor", (1,), (), 1, False, (), Sampling(0, 0, 1, 1, 1), 1, "0")
+
+
+def stopped(run: int) -> Stopped:
+    """A confirmation."""
+    return Stopped(run, 0.0, 0.0, 1, 0, 1, 0, 0)
+
+
+def step(next_ms: float = 10.0, *ended: int) -> Step:
+    """A step that ended these runs."""
+    ends = tuple(EndOfRun(run, "stop", 1, 0) for run in ended)
+    return Step(10.0, (), (), ends, 0, 0, next_ms)
+
+
+class JumpingSelector(selectors.SelectSelector):
+    """Does not wait: when nothing is there to be read, the loop's clock goes on by the time it would have waited."""
+
+    now = 1000.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """What can be read now."""
+        ready = super().select(0)
+        if not ready:
+            assert timeout is not None, "nothing will ever happen any more"
+            self.now += max(0.0, timeout)
+        return ready
+
+
+class JumpingLoop(asyncio.SelectorEventLoop):
+    """A loop whose time passes only by waiting for it."""
+
+    def __init__(self) -> None:
+        self.selector = JumpingSelector()
+        super().__init__(self.selector)
+
+    def time(self) -> float:
+        """Seconds of its clock."""
+        return self.selector.now
+
+
+class FakeEngine:
+    """An engine that does nothing but note what it is told, and dies when the test (or a kill) says so."""
+
+    def __init__(self, listener: EngineListener, pid: int) -> None:
+        self.pid: int | None = pid
+        self.told: list[object] = []
+        self.listener = listener
+        self.dies_when_killed = True
+        self.killed_at: list[float] = []
+        self.closed = False
+
+    def prepare(self, message: Prepare) -> None:
+        """Note it."""
+        self.told.append(message)
+
+    def run(self, message: Run) -> None:
+        """Note it."""
+        self.told.append(message)
+
+    def stop(self, run: int) -> None:
+        """Note it."""
+        self.told.append(run)
+
+    def kill(self, why: str) -> None:
+        """Die soon, unless it is one of those that can't."""
+        loop = asyncio.get_running_loop()
+        self.killed_at.append(loop.time())
+        if self.dies_when_killed:
+            loop.call_soon(self.die, f"it was killed because {why}")
+
+    async def close(self) -> None:
+        """Die gently."""
+        self.closed = True
+        self.die("it was closed")
+
+    def die(self, why: str = "it died of SIGSEGV") -> None:
+        """Be dead."""
+        self.listener.lost(Death(why, self.pid))
+
+    def says(self, message: FromEngine) -> None:
+        """Send a message to the front."""
+        self.listener.heard(message)
+
+
+class Bench:
+    """A supervisor on fakes: it listens to it and launches for it."""
+
+    def __init__(self, loop: JumpingLoop, deadline_sec: float) -> None:
+        self._loop = loop
+        self.supervisor = Supervisor(self.launch, self, deadline_sec)
+        self.engines: list[FakeEngine] = []
+        self.launched_at: list[float] = []
+        self.said: list[object] = []
+        self.dies_at_once: list[LoadFailed | OSError | None] = []
+        """For the next launches in turn: a failed load, no process at all, or (None) a death without a word."""
+
+    async def launch(self, listener: EngineListener) -> Engine:
+        """Start a fake one."""
+        self.launched_at.append(self.now)
+        failure = self.dies_at_once.pop(0) if self.dies_at_once else False
+        if isinstance(failure, OSError):
+            raise failure
+        engine = FakeEngine(listener, pid=100 + len(self.launched_at))
+        self.engines.append(engine)
+        if isinstance(failure, LoadFailed):
+            self._loop.call_soon(engine.says, failure)
+        if failure is not False:
+            self._loop.call_soon(engine.die, "it exited with code 1")
+        return engine
+
+    @property
+    def now(self) -> float:
+        """The loop's time."""
+        return self._loop.time()
+
+    @property
+    def engine(self) -> FakeEngine:
+        """The latest engine."""
+        return self.engines[-1]
+
+    @property
+    def pauses(self) -> list[float]:
+        """Seconds between launches."""
+        return [round(later - earlier, 3) for earlier, later in pairwise(self.launched_at)]
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        """Let things happen until it is so; time passes when nothing else does."""
+        deadline = self.now + 100.0
+        while not true():
+            assert self.now < deadline, "it does not happen"
+            await asyncio.sleep(0.0625)
+
+    async def ready(self) -> FakeEngine:
+        """Have an engine that is launched and ready."""
+        launched = len(self.engines)
+        if not launched:
+            self.supervisor.start()
+            await self.until(lambda: len(self.engines) > 0)
+        self.engine.says(READY)
+        return self.engine
+
+    # SupervisorListener
+
+    def heard(self, message: FromEngine) -> None:
+        """Note it."""
+        self.said.append(message)
+
+    def lost(self, death: Death) -> None:
+        """Note it."""
+        self.said.append(death)
+
+    def gone(self, reason: str, code: str) -> None:
+        """Note it."""
+        self.said.append(("gone", reason, code))
+
+    def give_up(self, run: int) -> None:
+        """Note it."""
+        self.said.append(("give up", run, self.now))
+
+
+Scenario = Callable[[Bench], Awaitable[None]]
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
+    """Play a scenario on a jumping loop; gives back the bench."""
+
+    def played(scenario: Scenario, deadline_sec: float = 5.0) -> Bench:
+        benches: list[Bench] = []
+
+        async def scene() -> None:
+            loop = asyncio.get_running_loop()
+            assert isinstance(loop, JumpingLoop)
+            monkeypatch.setattr(supervisor_module, "time", SimpleNamespace(monotonic=loop.time))
+            benches.append(Bench(loop, deadline_sec))
+            await scenario(benches[0])
+
+        with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+            runner.run(scene())
+        return benches[0]
+
+    return played
+
+
+# Starting.
+
+
+def test_a_supervisor_is_ready_when_its_engine_says_so(play: Callable[..., Bench]) -> None:
+    """Loading until then; what the engine says is passed on."""
+
+    seen: list[tuple[EngineState, bool, int | None]] = []
+
+    async def scenario(bench: Bench) -> None:
+        it = bench.supervisor
+        seen.append((it.state, it.ever_ready, it.pid))
+        await bench.ready()
+        seen.append((it.state, it.ever_ready, it.pid))
+
+    assert play(scenario).said == [READY]
+    assert seen == [(EngineState.LOADING, False, None), (EngineState.READY, True, 101)]
+
+
+def test_what_is_sent_reaches_the_engine_in_order(play: Callable[..., Bench]) -> None:
+    """Prepare, run, stop."""
+
+    async def scenario(bench: Bench) -> None:
+        engine = await bench.ready()
+        bench.supervisor.prepare(PREPARE)
+        bench.supervisor.run(RUN)
+        bench.supervisor.stop(1)
+        engine.says(stopped(1))
+        assert engine.told == [PREPARE, RUN, 1]
+
+    play(scenario)
+
+
+def test_what_is_sent_while_there_is_no_engine_is_dropped(play: Callable[..., Bench]) -> None:
+    """Whoever holds the jobs sends it again once the next one is ready."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.supervisor.prepare(PREPARE)
+        bench.supervisor.run(RUN)
+        assert (await bench.ready()).told == []
+
+    play(scenario)
+
+
+def test_a_dead_engine_that_was_ready_is_replaced_at_once(play: Callable[..., Bench]) -> None:
+    """Its death is told, then the next one loads."""
+    seen: list[tuple[EngineState, int | None]] = []
+
+    async def scenario(bench: Bench) -> None:
+        first = await bench.ready()
+        first.die()
+        seen.append((bench.supervisor.state, bench.supervisor.pid))
+        assert bench.supervisor.reason == "it died of SIGSEGV"
+        await bench.until(lambda: len(bench.engines) == 2)
+        seen.append((bench.supervisor.state, bench.supervisor.pid))
+        bench.engine.says(READY)
+        seen.append((bench.supervisor.state, bench.supervisor.pid))
+        assert bench.supervisor.restarts == 1
+
+    bench = play(scenario)
+    assert bench.said == [READY, Death("it died of SIGSEGV", 101), READY]
+    assert bench.pauses[0] < 0.1
+    assert seen == [(EngineState.LOST, None), (EngineState.LOADING, 102), (EngineState.READY, 102)]
+
+
+def test_an_engine_that_keeps_dying_after_it_was_ready_is_restarted_again_and_again(
+    play: Callable[..., Bench],
+) -> None:
+    """Each ready start counts: only starts in a row that never got there lead to giving up."""
+
+    async def scenario(bench: Bench) -> None:
+        await bench.ready()
+        for n in range(1, 12):
+            bench.engine.die()
+            await bench.until(lambda n=n: len(bench.engines) == n + 1)  # type: ignore[misc]  # Bound now, not later.
+            bench.engine.says(READY)
+        assert bench.supervisor.state is EngineState.READY
+        assert bench.supervisor.restarts == 11
+
+    play(scenario)
+
+
+# Starts that fail.
+
+
+def test_starts_that_fail_are_tried_five_times_with_growing_pauses(play: Callable[..., Bench]) -> None:
+    """Then there will be no engine any more; the death is told before that."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.dies_at_once = [None] * 9
+        bench.supervisor.start()
+        await bench.until(lambda: bench.supervisor.state is EngineState.GONE)
+        await asyncio.sleep(60)
+
+    bench = play(scenario)
+    assert len(bench.launched_at) == 5
+    assert bench.pauses == sorted(bench.pauses)
+    assert bench.pauses[0] >= 0.1
+    assert all(later >= 2 * earlier - 0.01 for earlier, later in pairwise(bench.pauses))
+    assert isinstance(bench.said[-2], Death)
+    assert bench.said[-1] == (
+        "gone",
+        "the engine cannot be started: it exited with code 1",
+        "MODEL_LOAD_FAILED",
+    )
+    assert [type(said) for said in bench.said[:-1]] == [Death] * 5
+
+
+def test_an_engine_that_worked_once_and_cannot_be_brought_back_is_lost(play: Callable[..., Bench]) -> None:
+    """Not a model that cannot be loaded: another code, after as many tries."""
+
+    async def scenario(bench: Bench) -> None:
+        await bench.ready()
+        bench.dies_at_once = [None] * 9
+        bench.engine.die()
+        await bench.until(lambda: bench.supervisor.state is EngineState.GONE)
+
+    bench = play(scenario)
+    assert len(bench.launched_at) == 1 + 5
+    assert bench.said[-1] == ("gone", "the engine cannot be started: it exited with code 1", "ENGINE_LOST")
+
+
+def test_a_process_that_cannot_even_be_started_counts_as_a_failed_start(play: Callable[..., Bench]) -> None:
+    """No more processes, no more memory: tried again, then given up with the reason."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.dies_at_once = [OSError("no more processes")] * 5
+        bench.supervisor.start()
+        await bench.until(lambda: bench.supervisor.state is EngineState.GONE)
+
+    bench = play(scenario)
+    assert len(bench.launched_at) == 5
+    assert bench.supervisor.reason is not None
+    assert bench.supervisor.reason.endswith("its process cannot be started: no more processes")
+
+
+def test_a_start_that_succeeds_after_failures_sets_the_count_back(play: Callable[..., Bench]) -> None:
+    """Four failures, ready, then four more: still not given up."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.dies_at_once = [None] * 4
+        bench.supervisor.start()
+        await bench.until(lambda: len(bench.engines) == 5)
+        bench.engine.says(READY)
+        bench.dies_at_once = [None] * 4
+        bench.engine.die()
+        await bench.until(lambda: len(bench.engines) == 10)
+        assert bench.supervisor.state is EngineState.LOADING
+        bench.engine.says(READY)
+
+    assert play(scenario).supervisor.state is EngineState.READY
+
+
+def test_a_model_that_cannot_be_loaded_at_first_is_not_tried_again(play: Callable[..., Bench]) -> None:
+    """The operator has to change something; the engine's own words and code are passed on."""
+    failure = LoadFailed("INSUFFICIENT_VRAM", "m.gguf: 8 GB required, 4 available")
+
+    async def scenario(bench: Bench) -> None:
+        bench.dies_at_once = [failure]
+        bench.supervisor.start()
+        await bench.until(lambda: bench.supervisor.state is EngineState.GONE)
+        await asyncio.sleep(60)
+
+    bench = play(scenario)
+    assert len(bench.launched_at) == 1
+    assert bench.said == [
+        failure,
+        Death("it exited with code 1", 101),
+        ("gone", failure.message, "INSUFFICIENT_VRAM"),
+    ]
+    assert bench.supervisor.reason == failure.message
+
+
+def test_a_model_that_was_loaded_once_is_tried_again_when_a_load_fails(play: Callable[..., Bench]) -> None:
+    """It may be memory that the dead engine still held."""
+    failure = LoadFailed("INSUFFICIENT_VRAM", "not yet free")
+
+    async def scenario(bench: Bench) -> None:
+        await bench.ready()
+        bench.dies_at_once = [failure, failure]
+        bench.engine.die()
+        await bench.until(lambda: len(bench.engines) == 4)
+        bench.engine.says(READY)
+
+    assert play(scenario).supervisor.state is EngineState.READY
+
+
+# Stops that are not confirmed.
+
+
+def test_a_stop_that_is_confirmed_in_time_kills_nobody(play: Callable[..., Bench]) -> None:
+    """Whatever time passes afterwards."""
+
+    async def scenario(bench: Bench) -> None:
+        engine = await bench.ready()
+        bench.supervisor.stop(1)
+        await asyncio.sleep(0.9)
+        engine.says(stopped(1))
+        await asyncio.sleep(60)
+        assert engine.killed_at == []
+
+    assert play(scenario).supervisor.state is EngineState.READY
+
+
+def test_a_natural_end_confirms_a_stop_too(play: Callable[..., Bench]) -> None:
+    """The run holds nothing any more, whoever ended it."""
+
+    async def scenario(bench: Bench) -> None:
+        engine = await bench.ready()
+        bench.supervisor.stop(1)
+        engine.says(step(10.0, 1))
+        await asyncio.sleep(60)
+        assert engine.killed_at == []
+
+    play(scenario)
+
+
+def test_an_engine_that_does_not_confirm_is_killed_and_replaced(play: Callable[..., Bench]) -> None:
+    """After a second, once; until its death is confirmed it is stuck."""
+
+    async def scenario(bench: Bench) -> None:
+        engine = await bench.ready()
+        asked_at = bench.now
+        bench.supervisor.stop(1)
+        await bench.until(lambda: len(bench.engines) == 2)
+        assert engine.killed_at == [pytest.approx(asked_at + 1.0, abs=0.01)]
+        bench.engine.says(READY)
+        await asyncio.sleep(60)
+
+    bench = play(scenario)
+    assert bench.said == [READY, Death("it was killed because it does not confirm a stop", 101), READY]
+    assert bench.engines[1].killed_at == []
+
+
+def test_an_engine_with_long_steps_is_given_ten_of_them(play: Callable[..., Bench]) -> None:
+    """As it last predicted."""
+
+    async def scenario(bench: Bench) -> None:
+        engine = await bench.ready()
+        engine.says(step(200.0))
+        asked_at = bench.now
+        bench.supervisor.stop(1)
+        await bench.until(lambda: bool(engine.killed_at))
+        assert engine.killed_at == [pytest.approx(asked_at + 2.0, abs=0.01)]
+
+    play(scenario)
+
+
+def test_an_engine_that_still_talks_but_does_not_confirm_is_killed_all_the_same(
+    play: Callable[..., Bench],
+) -> None:
+    """Steps are no confirmation."""
+
+    async def scenario(bench: Bench) -> None:
+        engine = await bench.ready()
+        bench.supervisor.stop(1)
+        for _ in range(11):
+            await asyncio.sleep(0.1)
+            engine.says(step(10.0))
+        assert len(engine.killed_at) == 1
+
+    play(scenario)
+
+
+def test_a_stuck_engine_shows_as_stuck_until_it_is_dead(play: Callable[..., Bench]) -> None:
+    """Health is not to say otherwise (G11), and it is killed once only, however many stops are outstanding."""
+
+    async def scenario(bench: Bench) -> None:
+        engine = await bench.ready()
+        engine.dies_when_killed = False
+        bench.supervisor.stop(1)
+        await bench.until(lambda: bool(engine.killed_at))
+        assert bench.supervisor.state is EngineState.STUCK
+        assert bench.supervisor.reason == "it does not confirm a stop"
+        bench.supervisor.stop(2)
+        await asyncio.sleep(3.5)
+        assert bench.supervisor.state is EngineState.STUCK
+        assert len(engine.killed_at) == 1
+        engine.die()
+        await bench.until(lambda: len(bench.engines) == 2)
+
+    play(scenario)
+
+
+def test_when_not_even_the_death_is_confirmed_the_stop_is_given_up_at_its_deadline(
+    play: Callable[..., Bench],
+) -> None:
+    """Five seconds after it was asked for, each in its own time (G5)."""
+    asked: dict[int, float] = {}
+
+    async def scenario(bench: Bench) -> None:
+        engine = await bench.ready()
+        engine.dies_when_killed = False
+        asked[1] = bench.now
+        bench.supervisor.stop(1)
+        await asyncio.sleep(2.0)
+        asked[2] = bench.now
+        bench.supervisor.stop(2)
+        bench.supervisor.stop(1)
+        await asyncio.sleep(20)
+
+    bench = play(scenario)
+    assert bench.said[1:] == [
+        ("give up", 1, pytest.approx(asked[1] + 5.0, abs=0.01)),
+        ("give up", 2, pytest.approx(asked[2] + 5.0, abs=0.01)),
+    ]
+
+
+def test_the_kill_leaves_two_seconds_of_a_shorter_deadline(play: Callable[..., Bench]) -> None:
+    """The shortest deadline that can be configured is three seconds."""
+
+    async def scenario(bench: Bench) -> None:
+        engine = await bench.ready()
+        engine.says(step(5000.0))
+        asked_at = bench.now
+        bench.supervisor.stop(1)
+        await bench.until(lambda: bool(engine.killed_at))
+        assert engine.killed_at == [pytest.approx(asked_at + 1.0, abs=0.01)]
+
+    play(scenario, 3.0)
+
+
+def test_the_death_confirms_every_stop_and_the_next_engine_is_not_blamed(play: Callable[..., Bench]) -> None:
+    """Nothing of the old one's is outstanding."""
+
+    async def scenario(bench: Bench) -> None:
+        engine = await bench.ready()
+        bench.supervisor.stop(1)
+        bench.supervisor.stop(2)
+        engine.die()
+        await bench.until(lambda: len(bench.engines) == 2)
+        bench.engine.says(READY)
+        await asyncio.sleep(60)
+        assert bench.engine.killed_at == []
+
+    assert not [said for said in play(scenario).said if isinstance(said, tuple)]
+
+
+# The end.
+
+
+def test_closing_ends_the_engine_and_starts_no_other(play: Callable[..., Bench]) -> None:
+    """Its death is told; that is all."""
+
+    async def scenario(bench: Bench) -> None:
+        engine = await bench.ready()
+        await bench.supervisor.close()
+        assert engine.closed
+        await asyncio.sleep(60)
+
+    bench = play(scenario)
+    assert len(bench.engines) == 1
+    assert bench.said == [READY, Death("it was closed", 101)]
+
+
+def test_closing_during_a_pause_between_starts_starts_no_other(play: Callable[..., Bench]) -> None:
+    """The pause may be longer than anybody waits at shutdown."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.dies_at_once = [None] * 9
+        bench.supervisor.start()
+        await bench.until(lambda: len(bench.launched_at) == 4)
+        before = bench.now
+        await bench.supervisor.close()
+        assert bench.now - before <= 1.1
+        await asyncio.sleep(60)
+
+    assert len(play(scenario).launched_at) == 4
+
+
+def test_killing_for_good_starts_no_other(play: Callable[..., Bench]) -> None:
+    """A shutdown that has no more time."""
+
+    async def scenario(bench: Bench) -> None:
+        engine = await bench.ready()
+        bench.supervisor.kill("the worker shuts down")
+        await asyncio.sleep(60)
+        assert len(engine.killed_at) == 1
+
+    assert len(play(scenario).engines) == 1
+
+
+def test_closing_before_anything_was_launched_is_harmless(play: Callable[..., Bench]) -> None:
+    """A start-up that failed elsewhere."""
+
+    async def scenario(bench: Bench) -> None:
+        await bench.supervisor.close()
+
+    assert play(scenario).engines == []
