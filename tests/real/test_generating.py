@@ -5,7 +5,7 @@ import random
 import psutil
 import pytest
 
-from tests.real.prompts import HAIKU, STORY
+from worker_orcd.testing.trials import HAIKU, STORY
 from worker_orcd.testing.harness import RunningWorker, Stream, wait_until
 
 

@@ -3,67 +3,35 @@
 import itertools
 import random
 import statistics
-from collections.abc import Callable
 
 import pytest
 
-from tests.real.prompts import HAIKU, STORY, long_prompt
-from worker_orcd.testing.harness import RunningWorker, Stream, wait_until
+from worker_orcd.testing.harness import RunningWorker, Stream
+from worker_orcd.testing.trials import (
+    HAIKU,
+    STORY,
+    Begin,
+    decoding,
+    ending,
+    first_token_ms,
+    long_prompt,
+    prefilling,
+    starting,
+    stop_trials,
+)
 
 STOPPED_WITHIN_MS = 100.0
 """The contract's bound. One trial in twenty may miss it: other tenants of a shared machine may take its cores."""
 
 
-def decoding(worker: RunningWorker, job_id: str, moment: random.Random) -> Stream:
-    """A job somewhere in its decode."""
-    stream = worker.execute(job_id, STORY, ignore_eos=True, max_tokens=200)
-    return stream.tokens_seen(moment.randint(1, 6))
-
-
-def prefilling(worker: RunningWorker, job_id: str, moment: random.Random) -> Stream:
-    """A job somewhere in the reading of a 2,000-token prompt."""
-    stream = worker.execute(
-        job_id, long_prompt(moment.randint(0, 10**6)), template="none", max_tokens=20
-    ).started()
-    depth = moment.randint(1, 300)
-    wait_until(
-        lambda: worker.record(job_id)["prompt_tokens_processed"] >= depth, within_sec=90, what="prefill"
-    )
-    return stream
-
-
-def starting(worker: RunningWorker, job_id: str, _moment: random.Random) -> Stream:
-    """A job that has just been handed to the engine."""
-    return worker.execute(job_id, HAIKU, max_tokens=20).started()
-
-
-def ending(worker: RunningWorker, job_id: str, _moment: random.Random) -> Stream:
-    """A job with one token to go."""
-    return worker.execute(job_id, HAIKU, max_tokens=4, ignore_eos=True).tokens_seen(3)
-
-
 @pytest.mark.parametrize(
     ("begin", "trials"), [(decoding, 25), (prefilling, 15), (starting, 20), (ending, 20)]
 )
-def test_computing_stops_in_time(
-    real_worker: RunningWorker,
-    begin: Callable[..., Stream],
-    trials: int,
-    record_property: Callable[..., None],
-) -> None:
+def test_computing_stops_in_time(real_worker: RunningWorker, begin: Begin, trials: int) -> None:
     """Cancels at random moments of each phase: the distribution of the time until computing stopped."""
-    stopped: list[float] = []
-    for number in range(trials):
-        job_id = f"{begin.__name__}-{number}"
-        stream = begin(real_worker, job_id, random.Random(number))
-        assert real_worker.cancel(job_id).json() == {"status": "cancelling", "job_id": job_id}
-        stream.finished().assert_whole()
-        record = real_worker.record(job_id)
-        if record["receipt"] is not None:  # The last token may have been faster.
-            assert record["receipt"]["kv_cells_after"] == 0
-            stopped.append(record["receipt"]["stopped_ms"])
-    stopped.sort()
-    record_property("stopped_ms", stopped)
+    receipts = stop_trials(real_worker, begin, trials)
+    assert all(receipt["kv_cells_after"] == 0 for receipt in receipts)
+    stopped = sorted(receipt["stopped_ms"] for receipt in receipts)
     print(
         f"{begin.__name__}: median {statistics.median(stopped):.1f} ms, largest {stopped[-1]:.1f} ms, n={len(stopped)}"
     )
@@ -74,18 +42,13 @@ def test_computing_stops_in_time(
 
 def test_job_after_a_cancelled_long_prefill_starts_as_on_an_idle_worker(real_worker: RunningWorker) -> None:
     """Nothing of the cancelled prompt is computed any more when the next job comes (within 50 ms, by the median)."""
-
-    def first_token_ms(job_id: str) -> float:
-        stream = real_worker.execute(job_id, "Hello", max_tokens=1, template="none").finished()
-        return (stream.tokens[0].at - stream.sent_at) * 1000
-
-    first_token_ms("warm-up")
+    first_token_ms(real_worker, "warm-up")
     later: list[float] = []
     for number in range(5):
-        idle = first_token_ms(f"idle-{number}")
+        idle = first_token_ms(real_worker, f"idle-{number}")
         stream = prefilling(real_worker, f"blocker-{number}", random.Random(number))
         real_worker.cancel(stream.job_id)
-        later.append(first_token_ms(f"after-{number}") - idle)
+        later.append(first_token_ms(real_worker, f"after-{number}") - idle)
         stream.finished()
     print("later by", [round(ms) for ms in later])
     assert statistics.median(later) <= 50

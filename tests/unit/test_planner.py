@@ -262,18 +262,22 @@ def read_a_prompt(cost: CostEstimate, took: Machine, rows: int, decoders: int) -
 def test_the_prediction_comes_to_track_the_machine(
     overhead_ms: float, decode_ms: float, row_ms: float, decoders: int
 ) -> None:
-    """After a few long prompts, full steps take as long as was predicted, to a quarter, fixed costs included."""
+    """After a few long prompts, full steps take as long as was predicted, to a quarter, fixed costs included.
+
+    But for the last ones: a short last chunk pays the whole fixed cost, so there the estimate is on the slow side.
+    """
     cost, took = CostEstimate(), machine(overhead_ms, decode_ms, row_ms, 0.0)
     if decoders:
         for _ in range(30):
             alone = plan_step([decoding(n) for n in range(decoders)], cost)
             cost.learn(alone, took(alone))
     for _ in range(4):
-        read_a_prompt(cost, took, 2000, decoders)
-    steps = read_a_prompt(cost, took, 2000, decoders)
-    full = [(plan, ms) for plan, ms in steps[:-1] if plan.prefill_rows > 8]
-    for plan, ms in full:
-        assert ms == pytest.approx(plan.predicted_ms, rel=0.25)
+        read_a_prompt(cost, took, 3000, decoders)
+    for plan, ms in read_a_prompt(cost, took, 3000, decoders):
+        if plan.prefill_rows > 8:
+            assert ms <= plan.predicted_ms * 1.25
+            if plan.prefill_context < 2048:
+                assert ms >= plan.predicted_ms * 0.75
 
 
 def test_the_prediction_follows_a_cost_that_grows_with_the_context() -> None:

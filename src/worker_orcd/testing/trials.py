@@ -1,0 +1,88 @@
+"""Jobs of the bundled model that are somewhere: in their decode, in a long prefill, at their first or last token.
+
+For trials of stopping, which begin a job, let a random moment pass and cancel it.
+"""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from worker_orcd.testing.harness import RunningWorker, Stream, wait_until
+
+HAIKU = "Write a haiku about the sea."
+STORY = "Write a long story about a lighthouse keeper."
+
+Begin = Callable[[RunningWorker, str, random.Random], Stream]
+"""Starts the job with this id and returns its stream once it is where the name says."""
+
+
+def long_prompt(number: int, tokens: int = 2000) -> str:
+    """About so many tokens of raw text, different for each number."""
+    ships = random.Random(number)
+    sentence = (
+        "On day {n} the keeper wrote down the wind, the height of the waves and {m} ships that passed by. "
+    )
+    return "".join(sentence.format(n=n, m=ships.randint(2, 99)) for n in range(tokens // 23))
+
+
+def decoding(worker: RunningWorker, job_id: str, moment: random.Random) -> Stream:
+    """A job somewhere in its decode."""
+    stream = worker.execute(job_id, STORY, ignore_eos=True, max_tokens=200)
+    return stream.tokens_seen(moment.randint(1, 6))
+
+
+def prefilling(worker: RunningWorker, job_id: str, moment: random.Random, *, tokens: int = 2000) -> Stream:
+    """A job somewhere in the first part of reading a long prompt."""
+    prompt = long_prompt(moment.randint(0, 10**6), tokens)
+    stream = worker.execute(job_id, prompt, template="none", max_tokens=20).started(within_sec=90)
+    depth = moment.randint(1, 300)
+    wait_until(
+        lambda: worker.record(job_id)["prompt_tokens_processed"] >= depth, within_sec=90, what="prefill"
+    )
+    return stream
+
+
+def starting(worker: RunningWorker, job_id: str, _moment: random.Random) -> Stream:
+    """A job that has just been handed to the engine."""
+    return worker.execute(job_id, HAIKU, max_tokens=20).started()
+
+
+def ending(worker: RunningWorker, job_id: str, _moment: random.Random) -> Stream:
+    """A job with one token to go."""
+    return worker.execute(job_id, HAIKU, max_tokens=4, ignore_eos=True).tokens_seen(3)
+
+
+def stop_trials(
+    worker: RunningWorker,
+    begin: Begin,
+    trials: int,
+    name: str = "",
+    pause: Callable[[float], Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Cancel so many jobs, each at a random moment, and return the receipts of those that were stopped.
+
+    A job that was faster than its cancel has none. Every stream is checked to be whole.
+
+    Args:
+        pause: waits so many seconds, to hit a random moment inside a step; none: cancel right away.
+    """
+    receipts = []
+    for number in range(trials):
+        moment = random.Random(number)
+        job_id = f"{name or begin.__name__}-{number}"
+        stream = begin(worker, job_id, moment)
+        if pause is not None:
+            pause(moment.random() * 0.03)
+        answer = worker.cancel(job_id)
+        assert (answer.status_code, answer.json()) == (202, {"status": "cancelling", "job_id": job_id})
+        stream.finished().assert_whole()
+        receipt = worker.record(job_id)["receipt"]
+        if receipt is not None:
+            receipts.append(receipt)
+    return receipts
+
+
+def first_token_ms(worker: RunningWorker, job_id: str) -> float:
+    """Milliseconds from sending a short job to its first token."""
+    stream = worker.execute(job_id, "Hello", max_tokens=1, template="none").finished()
+    return (stream.tokens[0].at - stream.sent_at) * 1000
