@@ -8,14 +8,13 @@ Prints tokens per second. `cancel.py` runs it beside the worker.
 import sys
 import time
 
-from cancel import STORY, long_prompt
-
 from worker_orcd.engine.llama import LlamaModel
 from worker_orcd.engine.model import Batch
 from worker_orcd.engine.planner import MAX_ROWS
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import Load, Sampling
 from worker_orcd.settings import available_cores, bundled_model
+from worker_orcd.testing.trials import STORY, long_prompt
 
 
 def load(*, exact: bool) -> LlamaModel:

@@ -86,8 +86,8 @@ def next_job(worker: RunningWorker, trials: int) -> None:
         stream.finished()
     later = sorted(b - a for a, b in zip(idle, after, strict=True))
     say(
-        f"  first token: idle worker {statistics.median(idle):.1f} ms, after the cancel {statistics.median(after):.1f} ms "
-        f"(medians); later by {statistics.median(later):.1f} ms, at most {later[-1]:.1f} ms (n={trials})"
+        f"  first token: idle worker {statistics.median(idle):.1f} ms, after the cancel "
+        f"{statistics.median(after):.1f} ms (medians); later by {statistics.median(later):.1f} ms, at most {later[-1]:.1f} ms (n={trials})"
     )
 
 

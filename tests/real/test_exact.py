@@ -2,9 +2,9 @@
 
 import pytest
 
-from worker_orcd.testing.trials import HAIKU, STORY, long_prompt
 from tests.real.test_stopping import storm
 from worker_orcd.testing.harness import RunningWorker, Stream
+from worker_orcd.testing.trials import HAIKU, STORY, long_prompt
 
 JOBS: list[dict[str, object]] = [
     {"prompt": STORY, "temperature": 0.0},

@@ -5,8 +5,8 @@ import random
 import psutil
 import pytest
 
-from worker_orcd.testing.trials import HAIKU, STORY
 from worker_orcd.testing.harness import RunningWorker, Stream, wait_until
+from worker_orcd.testing.trials import HAIKU, STORY
 
 
 def whole(stream: Stream) -> Stream:

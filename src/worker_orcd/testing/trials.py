@@ -31,13 +31,20 @@ def decoding(worker: RunningWorker, job_id: str, moment: random.Random) -> Strea
     return stream.tokens_seen(moment.randint(1, 6))
 
 
-def prefilling(worker: RunningWorker, job_id: str, moment: random.Random, *, tokens: int = 2000) -> Stream:
-    """A job somewhere in the first part of reading a long prompt."""
-    prompt = long_prompt(moment.randint(0, 10**6), tokens)
+def prefilling(worker: RunningWorker, job_id: str, moment: random.Random) -> Stream:
+    """A job somewhere in the first part of reading a 2,000-token prompt."""
+    return _reading(worker, job_id, long_prompt(moment.randint(0, 10**6)), moment.randint(1, 300))
+
+
+def prefilling_deep(worker: RunningWorker, job_id: str, moment: random.Random) -> Stream:
+    """A job that is reading a prompt near the limit of the context: more than 5,000 tokens are in cells."""
+    return _reading(worker, job_id, long_prompt(moment.randint(0, 10**6), 7000), moment.randint(5000, 5500))
+
+
+def _reading(worker: RunningWorker, job_id: str, prompt: str, depth: int) -> Stream:
     stream = worker.execute(job_id, prompt, template="none", max_tokens=20).started(within_sec=90)
-    depth = moment.randint(1, 300)
     wait_until(
-        lambda: worker.record(job_id)["prompt_tokens_processed"] >= depth, within_sec=90, what="prefill"
+        lambda: worker.record(job_id)["prompt_tokens_processed"] >= depth, within_sec=240, what="prefill"
     )
     return stream
 
