@@ -85,10 +85,9 @@ def next_job(worker: RunningWorker, trials: int) -> None:
         after.append(first_token_ms(worker, f"after-{number}"))
         stream.finished()
     later = sorted(b - a for a, b in zip(idle, after, strict=True))
-    say(
-        f"  first token: idle worker {statistics.median(idle):.1f} ms, after the cancel "
-        f"{statistics.median(after):.1f} ms (medians); later by {statistics.median(later):.1f} ms, at most {later[-1]:.1f} ms (n={trials})"
-    )
+    medians = f"idle worker {statistics.median(idle):.1f} ms, after the cancel {statistics.median(after):.1f} ms"
+    say(f"  first token, medians: {medians}")
+    say(f"  later by {statistics.median(later):.1f} ms (median), at most {later[-1]:.1f} ms (n={trials})")
 
 
 # Throughput.

@@ -448,6 +448,22 @@ def test_computing_stops_within_100_ms_also_in_the_middle_of_a_long_step(
     assert sorted(stopped)[len(stopped) // 2] <= 20, sorted(stopped)
 
 
+def test_where_steps_cannot_be_aborted_they_are_short_enough_to_wait_for() -> None:
+    """A backend that never asks for the interrupt byte: the planned time of a step alone keeps the bound."""
+    moments = random.Random(13)
+    stopped: list[float] = []
+    with running_worker(env={"WORKER_ORCD_SCRIPTED_UNABORTABLE": "1"}) as worker:
+        worker.execute(fresh_id("teaches-the-planner"), script(1500, row_ms=1), max_tokens=2).finished()
+        for _ in range(15):
+            stream = worker.execute(fresh_id(), script(1500, row_ms=1)).started()
+            in_prefill(worker, stream)
+            threading.Event().wait(moments.uniform(0.0, 0.1))  # The random moment itself.
+            worker.cancel(stream.job_id)
+            stream.finished(within_sec=5.0).assert_whole()
+            stopped.append(worker.record(stream.job_id)["receipt"]["stopped_ms"])
+    assert max(stopped) <= 100, sorted(stopped)
+
+
 def test_cancels_at_random_moments_of_a_jobs_life_end_it_once_and_free_it(worker: RunningWorker) -> None:
     """Before the first token, between tokens, on the last one, after the end: one ending, in agreement everywhere."""
     moments = random.Random(11)

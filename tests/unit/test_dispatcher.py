@@ -368,8 +368,8 @@ def test_a_head_that_held_up_a_smaller_one_does_not_start_it_while_all_are_stopp
     running(it, "job-1", max_tokens=40)
     large, small = submitted(it, "job-2", prompt="large"), submitted(it, "job-3", max_tokens=5)
     it.prepared(large.run, (1,) * 20, at(1))
-    assert it.queue.running == 1 or large.cells_needed <= 50
     it.prepared(small.run, PROMPT, at(1))
+    assert it.queue.running == 1, "60 cells do not fit beside 50"
     effects = it.stop_all(wish(StopReason.SHUTDOWN), at(3))
     assert not any(isinstance(effect, Run) for effect in effects)
     assert [event.name for event in small.events] == ["error"]

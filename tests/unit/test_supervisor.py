@@ -566,19 +566,22 @@ def test_closing_ends_the_engine_and_starts_no_other(play: Callable[..., Bench])
     assert bench.said == [READY, Death("it was closed", 101)]
 
 
-def test_closing_during_a_pause_between_starts_starts_no_other(play: Callable[..., Bench]) -> None:
-    """The pause may be longer than anybody waits at shutdown."""
+@pytest.mark.parametrize("launches", [1, 2, 3, 4])
+def test_closing_during_a_pause_between_starts_starts_no_other(
+    play: Callable[..., Bench], launches: int
+) -> None:
+    """Whether the pause is shorter or longer than anybody waits at shutdown."""
 
     async def scenario(bench: Bench) -> None:
         bench.dies_at_once = [None] * 9
         bench.supervisor.start()
-        await bench.until(lambda: len(bench.launched_at) == 4)
+        await bench.until(lambda: len(bench.launched_at) == launches)
         before = bench.now
         await bench.supervisor.close()
         assert bench.now - before <= 1.1
         await asyncio.sleep(60)
 
-    assert len(play(scenario).launched_at) == 4
+    assert len(play(scenario).launched_at) == launches
 
 
 def test_killing_for_good_starts_no_other(play: Callable[..., Bench]) -> None:

@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import uvloop
 
@@ -128,6 +128,7 @@ class _Serving:
             StartupFailed: the engine could not load the model.
         """
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._tell_failure)
         for sig in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sig, self._shut_down, signal.Signals(sig).name)
         self._tell_startup()
@@ -185,6 +186,15 @@ class _Serving:
                 host=host, port=port, startup_ms=round((time.monotonic() - self._started_at) * 1000, 1)
             )
         )
+
+    def _tell_failure(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What goes wrong outside of any request is narrated, too."""
+        error = context.get("exception")
+        message = str(context.get("message", "a callback failed"))
+        if isinstance(error, Exception):
+            self._narrator.tell(narration.Error.from_exception(error, code="INTERNAL", message=message))
+        else:
+            self._narrator.tell(narration.Error(code="INTERNAL", message=message))
 
     def _tell_startup(self) -> None:
         settings = self._settings

@@ -121,8 +121,13 @@ class LocalEngine(asyncio.Protocol):
             self._killed_because = f"it sent a broken frame: {error}"
             self._kill()
             return
-        for message in messages:
-            self._listener.heard(message)
+        try:
+            for message in messages:
+                self._listener.heard(message)
+        except Exception:
+            # What it said makes no sense here; its jobs end with it, and the next one starts from clean books.
+            self.kill("what it says cannot be followed")
+            raise
 
     def resume_writing(self) -> None:
         """Everything is in the socket."""

@@ -7,6 +7,9 @@ A prompt may begin with a JSON object, its script:
     {"fail_at": 3}                      the device fails on token 3
     {"die_at": 3} / {"hang_at": 3}      the process dies / hangs for ever on token 3 (0: on the first prompt row)
 
+Two variables change the engine as a whole: `WORKER_ORCD_SCRIPTED_LOAD_SEC` is how long it takes to load (negative: it
+fails to), `WORKER_ORCD_SCRIPTED_UNABORTABLE` makes it a backend whose steps cannot be aborted, as GPUs are.
+
 Without `text` it says `w0 w1 w2 …` until `max_tokens`. Like the real one it keeps cells for each sequence, and it is
 strict: positions that are not consecutive, or more rows than there is room for, end the process.
 """
@@ -106,7 +109,7 @@ class ScriptedModel:
             load_ms=0.0,
         )
         self.dense_ids = load.exact
-        self.abortable = True
+        self.abortable = "WORKER_ORCD_SCRIPTED_UNABORTABLE" not in os.environ
 
     def encode(self, prompt: str, template: Literal["auto", "none"]) -> list[int]:
         """A token for each byte."""
@@ -157,7 +160,7 @@ class ScriptedModel:
         self._scores = [blake2b(bytes(str(self._cells[s]), "ascii")).digest() for s in before]
         until = time.monotonic() + duration_ms / 1000
         while time.monotonic() < until:
-            if armed and self._interrupt.is_set():
+            if armed and self.abortable and self._interrupt.is_set():
                 return Outcome.ABORTED
             time.sleep(_SLICE_SEC)
         return outcome
