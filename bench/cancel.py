@@ -85,9 +85,23 @@ def next_job(worker: RunningWorker, trials: int) -> None:
         after.append(first_token_ms(worker, f"after-{number}"))
         stream.finished()
     later = sorted(b - a for a, b in zip(idle, after, strict=True))
-    medians = f"idle worker {statistics.median(idle):.1f} ms, after the cancel {statistics.median(after):.1f} ms"
+    medians = (
+        f"idle worker {statistics.median(idle):.1f} ms, after the cancel {statistics.median(after):.1f} ms"
+    )
     say(f"  first token, medians: {medians}")
     say(f"  later by {statistics.median(later):.1f} ms (median), at most {later[-1]:.1f} ms (n={trials})")
+
+
+def cancels(worker: RunningWorker, trials: int) -> None:
+    """Every phase, alone and beside others, and what comes after."""
+    say("accepted → stopped → freed → told, ms")
+    for begin in (decoding, prefilling, starting, ending):
+        report(begin.__name__, stop_trials(worker, begin, trials, pause=time.sleep))
+    report("prefilling_deep", stop_trials(worker, prefilling_deep, max(2, trials // 10), pause=time.sleep))
+    beside(worker, decoding, 4, trials)
+    beside(worker, prefilling, 4, max(2, trials // 4))
+    say("after a cancelled 2,000-token prefill")
+    next_job(worker, max(3, trials // 4))
 
 
 # Throughput.
@@ -152,8 +166,8 @@ def throughput(worker: RunningWorker, rounds: int, *, exact: bool) -> None:
 def main() -> None:
     """Run it all."""
     parser = argparse.ArgumentParser(description="How fast a cancel is, and what the way to it costs.")
-    parser.add_argument("--trials", type=int, default=40, help="cancels for each phase")
-    parser.add_argument("--rounds", type=int, default=3, help="pairs of throughput runs")
+    parser.add_argument("--trials", type=int, default=40, help="cancels for each phase; 0: none")
+    parser.add_argument("--rounds", type=int, default=3, help="pairs of throughput runs; 0: none")
     parser.add_argument("--exact", action="store_true", help="with --exact")
     given = parser.parse_args()
     options: dict[str, Any] = {"exact": True, "context_length": 49152} if given.exact else {}
@@ -163,19 +177,11 @@ def main() -> None:
     with running_worker("llama", wait=False, **options) as worker:
         worker.ready(within_sec=180)
         first_token_ms(worker, "warm-up")
-        say("throughput beside a bare loop")
-        throughput(worker, given.rounds, exact=given.exact)
-        say("accepted → stopped → freed → told, ms")
-        for begin in (decoding, prefilling, starting, ending):
-            report(begin.__name__, stop_trials(worker, begin, given.trials, pause=time.sleep))
-        report(
-            "prefilling_deep",
-            stop_trials(worker, prefilling_deep, max(2, given.trials // 10), pause=time.sleep),
-        )
-        beside(worker, decoding, 4, given.trials)
-        beside(worker, prefilling, 4, max(2, given.trials // 4))
-        say("after a cancelled 2,000-token prefill")
-        next_job(worker, max(3, given.trials // 4))
+        if given.rounds:
+            say("throughput beside a bare loop")
+            throughput(worker, given.rounds, exact=given.exact)
+        if given.trials:
+            cancels(worker, given.trials)
 
 
 if __name__ == "__main__":

@@ -156,9 +156,11 @@ def framed(body: bytes) -> bytes:
         msgspec.msgpack.encode(["Loading", 33]),
         msgspec.msgpack.encode({"run": 1}),
         msgspec.msgpack.encode(["LoadFailed", b"\xff", "m"]),
+        b"\x91\xa6\x00\x00\x00\x00\x00\x80",
+        b"\x93\xa7Loading\x19" + b"\x91" * 100_000 + b"\x00",
         encode(messages.Prepared(1, (2,)))[4:] + b"\x00",
     ],
-    ids=repr,
+    ids=lambda body: repr(body[:20]),
 )
 def test_what_is_no_message_is_a_broken_frame(body: bytes) -> None:
     """One kind of exception, whatever is wrong with it."""

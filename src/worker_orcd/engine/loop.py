@@ -46,7 +46,8 @@ class EngineLoop:
         self._sequences: dict[int, Sequence] = {}
         self._free_ids = list(range(model.facts.sequences))
         self._cost = CostEstimate()
-        self._just_aborted = False
+        self._owed: frozenset[int] = frozenset()
+        """The runs whose last step was aborted for another's sake: their next one is let through."""
 
     def warm_up(self) -> None:
         """Run a prefill and a decode step for nobody: so that the first job's steps are predicted, not guessed."""
@@ -137,18 +138,19 @@ class EngineLoop:
     # Steps.
 
     def _step(self) -> None:
+        owed = not self._owed.isdisjoint(self._sequences)
         plan = plan_step(
             [sequence.pending for sequence in self._sequences.values()],
             self._cost,
-            gentle=self._just_aborted,
+            gentle=owed,
             abortable=self._model.abortable,
         )
-        armed = plan.predicted_ms > (MOST_UNARMED_MS if self._just_aborted else WORTH_ABORTING_MS)
+        armed = plan.predicted_ms > (MOST_UNARMED_MS if owed else WORTH_ABORTING_MS)
         batch, last_rows = self._batch(plan)
         started = self._clock()
         outcome = self._model.decode(batch, armed=armed)
         took_ms = (self._clock() - started) * 1000
-        self._just_aborted = outcome is Outcome.ABORTED
+        self._owed = frozenset(s.key for s in plan.shares) if outcome is Outcome.ABORTED else frozenset()
         tokens: list[TokenOut] = []
         progress: list[Progress] = []
         ends: list[EndOfRun] = []

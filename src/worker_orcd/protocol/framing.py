@@ -50,7 +50,7 @@ class FrameReader(Generic[M]):
                 break
             try:
                 messages.append(self._decoder.decode(memoryview(self._buffer)[start + _LENGTH.size : end]))
-            except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise BrokenFrame(str(error)) from error
             start = end
         del self._buffer[:start]

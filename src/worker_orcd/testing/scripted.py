@@ -179,7 +179,7 @@ class ScriptedModel:
 
     def move(self, source: int, target: int) -> None:
         """Take another id."""
-        self._cells[target] = self._cells.pop(source)
+        self._cells[target] = self._cells.pop(source, [])
 
     def cells(self, sequence: int) -> int:
         """Cells held."""
