@@ -155,7 +155,7 @@ def test_a_prompt_of_one_token_is_read_and_then_decoded(loop: HandLoop) -> None:
 
 def test_reports_carry_the_books_and_a_prediction(loop: HandLoop) -> None:
     """Cells and sequences by the model's own count, and how long the next step is thought to take."""
-    loop.post(run_message(1, LONG, max_tokens=5), run_message(2, max_tokens=5))
+    loop.post(run_message(1, LONG, max_tokens=5), run_message(2, max_tokens=50))
     in_decode(loop, 1, 2)
     report = loop.steps[-1]
     assert report.cells_used == sum(loop.cells_held()) > 400
@@ -590,14 +590,14 @@ def test_a_failure_says_what_the_device_did(loop: HandLoop, device: str, outcome
 
 def test_warming_up_leaves_nothing_behind_and_teaches_what_steps_cost(loop: HandLoop) -> None:
     """The first job's first step is planned by what the machine can do, not by a guess."""
-    loop.model.prefill_row_ms = 0.5
+    loop.model.prefill_row_ms = 2.0
     loop.warm_up()
     assert loop.cells_held() == [0, 0, 0, 0]
     assert loop.sent == []
     loop.post(run_message(1, LONG * 2))
     loop.turn()
-    assert loop.steps[0].next_ms == pytest.approx(200, rel=0.1)
-    assert loop.model.steps[-1].rows_of(0) == pytest.approx(400, rel=0.1)
+    assert loop.steps[0].next_ms == pytest.approx(500, rel=0.1)
+    assert loop.model.steps[-1].rows_of(0) == pytest.approx(250, rel=0.1)
 
 
 def test_when_cells_run_out_one_run_ends_and_the_others_go_on(loop: HandLoop, make_loop: MakeLoop) -> None:

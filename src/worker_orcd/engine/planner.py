@@ -12,9 +12,10 @@ MIXED_MS = 25.0
 """A step with decode rows lasts this long at least, if there is prefill to fill it."""
 MIXED_RATIO = 2.2
 """… and at most this many times its decode part: G12 allows a gap of three, and a prediction is only that."""
-PREFILL_MS = 200.0
-"""A step with prefill only, where a stop can abort it: an arrival waits for its end, half of it on average. Smaller
-steps cost throughput: ggml's CPU kernels are a third slower below 64 rows."""
+PREFILL_MS = 500.0
+"""A step with prefill only, where a stop can abort it. An arrival waits for its end, half of it on average; smaller
+steps cost throughput, since ggml's CPU kernels are slow below about 64 rows (0.48 of a bare loop's rate at 200 ms on a
+slow machine)."""
 UNABORTABLE_MS = 25.0
 """The same where a stop has to wait for its end, too."""
 GENTLE_MS = 20.0
@@ -112,7 +113,7 @@ def _context_range(context: int) -> int:
 def plan_step(
     pending: Rows[Pending], cost: CostEstimate, *, gentle: bool = False, abortable: bool = True
 ) -> Plan:
-    """Fill a step: all decode rows first, then prefill in the order given.
+    """Fill a step: all decode rows first, then prefill; short prompts first, but the oldest always gets on.
 
     Args:
         pending: what each sequence wants, oldest first.
@@ -128,19 +129,25 @@ def plan_step(
     if gentle:
         budget = min(budget, GENTLE_MS)
     predicted = decode_ms
-    prefill_rows = 0
+    taken: dict[int, int] = {}
     deepest = 0
-    for wish in pending:
-        if wish.decoding:
-            continue
+    for wish, at_most in _reading_order(pending):
         row_ms = cost.prefill_row_ms(wish.context)
         affordable = int((budget - predicted) / row_ms) if row_ms > 0 else MAX_ROWS
-        affordable = max(affordable, MIN_PREFILL_ROWS - prefill_rows)
-        rows = min(wish.rows, affordable, MAX_ROWS - decode_rows - prefill_rows)
-        if rows <= 0:
-            break
-        shares.append(Share(wish.key, rows))
-        prefill_rows += rows
-        deepest = max(deepest, wish.context)
-        predicted += rows * row_ms
-    return Plan(tuple(shares), decode_rows, prefill_rows, deepest, predicted)
+        affordable = max(affordable, MIN_PREFILL_ROWS - sum(taken.values()))
+        room = MAX_ROWS - decode_rows - sum(taken.values())
+        rows = min(wish.rows - taken.get(wish.key, 0), at_most, affordable, room)
+        if rows > 0:
+            taken[wish.key] = taken.get(wish.key, 0) + rows
+            deepest = max(deepest, wish.context)
+            predicted += rows * row_ms
+    shares += [Share(key, rows) for key, rows in taken.items()]
+    return Plan(tuple(shares), decode_rows, sum(taken.values()), deepest, predicted)
+
+
+def _reading_order(pending: Rows[Pending]) -> list[tuple[Pending, int]]:
+    """Who is given prefill rows, and how many at most: a few for the oldest, so that it gets on whatever comes; then
+    all that is left, to who needs the least: a short prompt does not wait until a long one is read."""
+    reading = [wish for wish in pending if not wish.decoding]
+    by_need = sorted(reading, key=lambda wish: wish.rows)
+    return [(wish, MIN_PREFILL_ROWS) for wish in reading[:1]] + [(wish, MAX_ROWS) for wish in by_need]
