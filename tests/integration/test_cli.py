@@ -1,5 +1,6 @@
 """The command line as a user has it: real processes, their output, and their exit codes."""
 
+import contextlib
 import json
 import os
 import pty
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -382,8 +384,17 @@ def test_ps_on_a_terminal(worker: RunningWorker, once: bool) -> None:
     if not once:
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
+    # A terminal that nobody reads would hold it up in the middle of a refresh.
+    threading.Thread(target=_read_all, args=(ours,), daemon=True).start()
     assert process.wait(PATIENCE_SEC) == 0
-    os.close(ours)
+
+
+def _read_all(terminal: int) -> None:
+    """Until the other side is closed."""
+    with contextlib.suppress(OSError):
+        while os.read(terminal, 4096):
+            pass
+    os.close(terminal)
 
 
 # A worker that is not there.

@@ -213,8 +213,8 @@ def test_metrics_count_what_happened(worker: RunningWorker) -> None:
         key = (name, tuple(sorted(labels.items())))
         return after[key] - before.get(key, 0.0)
 
-    assert grown("worker_requests_total", outcome="completed", reason="length") == 1
-    assert grown("worker_requests_total", outcome="cancelled", reason="client") == 1
+    assert grown("worker_requests_total", outcome="completed", reason="length", status="200") == 1
+    assert grown("worker_requests_total", outcome="cancelled", reason="client", status="499") == 1
     assert grown("worker_refusals_total", code="INVALID_REQUEST") == 1
     assert grown("worker_tokens_generated_total") == 3 + len(stream.tokens)
     assert grown("worker_inference_duration_seconds_count") == 2
@@ -427,3 +427,15 @@ def test_many_readers_of_health_and_jobs_do_not_disturb_a_stream(worker: Running
         assert all(seen.result() > 0 for seen in looks)
     stream.assert_whole()
     assert len(stream.tokens) == 100
+
+
+def test_a_trace_goes_on_as_correlation_id(worker: RunningWorker) -> None:
+    """A request that brings a `traceparent` and no id of its own is known by its trace; a broken one is ignored."""
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    good = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+    assert worker.client.get("/livez", headers=good).headers["x-correlation-id"] == trace
+    own = {**good, "X-Correlation-Id": "mine"}
+    assert worker.client.get("/livez", headers=own).headers["x-correlation-id"] == "mine"
+    for broken in (f"00-{'0' * 32}-00f067aa0ba902b7-01", "00-xyz-1-01", ""):
+        answer = worker.client.get("/livez", headers={"traceparent": broken})
+        assert answer.headers["x-correlation-id"] not in (trace, "0" * 32)
