@@ -1,8 +1,8 @@
 """`worker-orcd ps`: the worker and its jobs at a glance, kept up to date on a terminal."""
 
 import json
+import signal
 import time
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -47,10 +47,17 @@ def command(
         elif once or not console.is_terminal:
             console.print(_view(client, recent))
         else:
-            with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
-                while True:
-                    live.update(_view(client, recent), refresh=True)
-                    time.sleep(REFRESH_SEC)
+            _watch(console, client, recent)
+
+
+def _watch(console: Console, client: WorkerClient, recent: int) -> None:
+    """Show it again and again until Ctrl-C. A flag, since an exception at a random place may be swallowed there."""
+    asked_to_leave: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _frame: asked_to_leave.append(number))
+    with Live(console=console, auto_refresh=False) as live:
+        while not asked_to_leave:
+            live.update(_view(client, recent), refresh=True)
+            time.sleep(REFRESH_SEC)
 
 
 def _jobs(client: WorkerClient, recent: int) -> list[Json]:
