@@ -13,14 +13,13 @@ import msgspec
 
 from worker_orcd import narration
 from worker_orcd.engine.model import Batch, Model, Outcome
-from worker_orcd.engine.planner import CostEstimate, Plan, plan_step
+from worker_orcd.engine.planner import TILE_ROWS, CostEstimate, Plan, plan_step
 from worker_orcd.engine.sequence import Sequence
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import EndOfRun, FromEngine, Progress, Run, Step, Stop, Stopped, TokenOut
 
 WORTH_ABORTING_MS = 12.0
 """Steps predicted to be shorter are not interrupted: they end soon enough, and would have to be done again."""
-_WARM_UP_ROWS = 16
 MOST_UNARMED_MS = 100.0
 """No step predicted to be longer runs uninterruptible, not even after an aborted one."""
 
@@ -50,17 +49,15 @@ class EngineLoop:
         """The runs whose last step was aborted for another's sake: their next one is let through."""
 
     def warm_up(self) -> None:
-        """Run a prefill and a decode step for nobody: so that the first job's steps are predicted, not guessed."""
-        rows = _WARM_UP_ROWS
-        reading = Batch([0] * rows, list(range(rows)), [0] * rows, [False] * (rows - 1) + [True])
-        for batch, plan in (
-            (reading, Plan((), decode_rows=0, prefill_rows=rows, prefill_context=0, predicted_ms=0.0)),
-            (Batch([0], [rows], [0], [True]), Plan((), 1, 0, 0, 0.0)),
-        ):
+        """Run steps for nobody, of each kind: so that the first job's steps are predicted, not guessed."""
+        for rows in (TILE_ROWS, TILE_ROWS // 4, 1):
+            batch = Batch([0] * rows, list(range(rows)), [0] * rows, [False] * (rows - 1) + [True])
+            decoding = rows == 1
+            plan = Plan((), int(decoding), 0 if decoding else rows, prefill_context=0, predicted_ms=0.0)
             started = self._clock()
             self._model.decode(batch, armed=False)
             self._cost.learn(plan, (self._clock() - started) * 1000)
-        self._model.trim(0, 0)
+            self._model.trim(0, 0)
 
     def turn(self) -> bool:
         """Look at messages, then run one step. False if there was nothing to compute."""

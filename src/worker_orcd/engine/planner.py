@@ -13,9 +13,13 @@ MIXED_MS = 25.0
 MIXED_RATIO = 2.2
 """… and at most this many times its decode part: G12 allows a gap of three, and a prediction is only that."""
 PREFILL_MS = 500.0
-"""A step with prefill only, where a stop can abort it. An arrival waits for its end, half of it on average; smaller
-steps cost throughput, since ggml's CPU kernels are slow below about 64 rows (0.48 of a bare loop's rate at 200 ms on a
-slow machine)."""
+"""A step with prefill only, where a stop can abort it. An arrival waits for its end, half of it on average."""
+TILE_ROWS = 64
+"""From so many rows on ggml's CPU attention takes its tiled path: behind 1,000 cells a row then costs half as much,
+behind 7,000 a third (measured; docs/performance.md)."""
+TILE_MS = 700.0
+"""A step with prefill only may last so long for the sake of a whole tile. No longer: an abort waits for one graph
+node, and behind many cells nearly all of a step is attention, one node a layer."""
 UNABORTABLE_MS = 25.0
 """The same where a stop has to wait for its end, too."""
 GENTLE_MS = 20.0
@@ -60,14 +64,15 @@ class CostEstimate:
     """How long rows take here, learned from steps that ran. All in milliseconds.
 
     Decode steps are remembered by their number of rows, prefill rows by the context behind them (in ranges of 512
-    cells). What was never seen is taken from the nearest that was, on the slow side.
+    cells) and by whether their step had a whole tile of them. What was never seen is taken from the nearest that
+    was, on the slow side.
     """
 
     first_guess_ms: float = 8.0
     """A row of a machine and model nothing is known of."""
     smoothing: float = 0.2
     _decode: dict[int, float] = field(default_factory=dict)
-    _prefill: dict[int, float] = field(default_factory=dict)
+    _prefill: dict[bool, dict[int, float]] = field(default_factory=lambda: {False: {}, True: {}})
 
     def decode_ms(self, rows: int) -> float:
         """A step of so many decode rows."""
@@ -84,22 +89,25 @@ class CostEstimate:
         scaled = self._decode[below] * rows / below
         return scaled if above is None else min(scaled, self._decode[above])
 
-    def prefill_row_ms(self, context: int) -> float:
-        """One prefill row behind so many cells."""
-        if not self._prefill:
+    def prefill_row_ms(self, context: int, *, tiled: bool) -> float:
+        """One prefill row behind so many cells, in a step with a whole tile of them or with fewer."""
+        seen = self._prefill[tiled] or self._prefill[not tiled]
+        if not seen:
             return self.first_guess_ms
         wanted = _context_range(context)
-        known = min(self._prefill, key=lambda seen: (abs(seen - wanted), -seen))
+        known = min(seen, key=lambda range_: (abs(range_ - wanted), -range_))
         # Attention grows with the context: what lies further on than anything seen is taken to be dearer.
-        return self._prefill[known] * (1.0 + 0.1 * max(0, wanted - known))
+        return seen[known] * (1.0 + 0.1 * max(0, wanted - known))
 
     def learn(self, plan: Plan, took_ms: float) -> None:
-        """A step that was planned so took so long."""
+        """A step that was planned so took so long. A few last rows of a prompt teach nothing: they bear a whole
+        step's fixed cost."""
         if plan.prefill_rows == 0:
             self._blend(self._decode, plan.decode_rows, took_ms)
-            return
-        rest = max(took_ms - self.decode_ms(plan.decode_rows), took_ms * 0.1)
-        self._blend(self._prefill, _context_range(plan.prefill_context), rest / plan.prefill_rows)
+        elif plan.prefill_rows >= MIN_PREFILL_ROWS:
+            rest = max(took_ms - self.decode_ms(plan.decode_rows), took_ms * 0.1)
+            seen = self._prefill[plan.prefill_rows >= TILE_ROWS]
+            self._blend(seen, _context_range(plan.prefill_context), rest / plan.prefill_rows)
 
     def _blend(self, known: dict[int, float], key: int, value: float) -> None:
         old = known.get(key)
@@ -121,28 +129,57 @@ def plan_step(
         gentle: keep it short, for a step that will not be aborted.
         abortable: whether the backend can abort a step at all.
     """
-    shares = [Share(p.key, 1) for p in pending if p.decoding]
-    decode_rows = len(shares)
-    decode_ms = cost.decode_ms(decode_rows)
+    decoding = tuple(Share(wish.key, 1) for wish in pending if wish.decoding)
+    decode_ms = cost.decode_ms(len(decoding))
     alone_ms = PREFILL_MS if abortable else UNABORTABLE_MS
-    budget = max(MIXED_MS, MIXED_RATIO * decode_ms) if shares else alone_ms
+    budget = max(MIXED_MS, MIXED_RATIO * decode_ms) if decoding else alone_ms
     if gentle:
         budget = min(budget, GENTLE_MS)
-    predicted = decode_ms
+    tile_ms = TILE_MS if budget == PREFILL_MS else budget
+    reading = _reading_order(pending)
+    room = MAX_ROWS - len(decoding)
+    filled = _fill(reading, cost, decode_ms, budget, room, tiled=True)
+    if filled.rows < TILE_ROWS:
+        one_tile = _fill(reading, cost, decode_ms, tile_ms, min(room, TILE_ROWS), tiled=True)
+        fewer = _fill(reading, cost, decode_ms, budget, min(room, TILE_ROWS - 1), tiled=False)
+        filled = one_tile if one_tile.rows == TILE_ROWS and one_tile.predicted_ms <= tile_ms else fewer
+    shares = decoding + tuple(Share(key, rows) for key, rows in filled.taken.items())
+    return Plan(shares, len(decoding), filled.rows, filled.context, filled.predicted_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class _Filled:
+    """The prefill part of a step: rows by key, how many in all, the deepest context, and the step's time in ms."""
+
+    taken: dict[int, int]
+    rows: int
+    context: int
+    predicted_ms: float
+
+
+def _fill(
+    reading: list[tuple[Pending, int]],
+    cost: CostEstimate,
+    predicted: float,
+    budget: float,
+    room: int,
+    *,
+    tiled: bool,
+) -> _Filled:
+    """Give out prefill rows until the time or the room is used up; eight rows whatever they cost."""
     taken: dict[int, int] = {}
-    deepest = 0
-    for wish, at_most in _reading_order(pending):
-        row_ms = cost.prefill_row_ms(wish.context)
+    rows = deepest = 0
+    for wish, at_most in reading:
+        row_ms = cost.prefill_row_ms(wish.context, tiled=tiled)
         affordable = int((budget - predicted) / row_ms) if row_ms > 0 else MAX_ROWS
-        affordable = max(affordable, MIN_PREFILL_ROWS - sum(taken.values()))
-        room = MAX_ROWS - decode_rows - sum(taken.values())
-        rows = min(wish.rows - taken.get(wish.key, 0), at_most, affordable, room)
-        if rows > 0:
-            taken[wish.key] = taken.get(wish.key, 0) + rows
+        affordable = max(affordable, MIN_PREFILL_ROWS - rows)
+        more = min(wish.rows - taken.get(wish.key, 0), at_most, affordable, room - rows)
+        if more > 0:
+            taken[wish.key] = taken.get(wish.key, 0) + more
+            rows += more
             deepest = max(deepest, wish.context)
-            predicted += rows * row_ms
-    shares += [Share(key, rows) for key, rows in taken.items()]
-    return Plan(tuple(shares), decode_rows, sum(taken.values()), deepest, predicted)
+            predicted += more * row_ms
+    return _Filled(taken, rows, deepest, predicted)
 
 
 def _reading_order(pending: Rows[Pending]) -> list[tuple[Pending, int]]:
