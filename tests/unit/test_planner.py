@@ -326,7 +326,7 @@ def test_the_prediction_comes_to_track_the_machine(
 
 
 def test_the_prediction_follows_a_cost_that_grows_with_the_context() -> None:
-    """A row behind 6,000 cells costs seven times one behind none here; the steps last about the same, with fewer rows."""
+    """A row behind 6,000 cells costs seven times one behind none here; steps last about the same."""
     cost, took = CostEstimate(), machine(5.0, 4.0, 2.0, 0.002)
     for _ in range(3):
         read_a_prompt(cost, took, 6000, 0)
