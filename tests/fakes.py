@@ -15,7 +15,16 @@ from worker_orcd.jobs.request import ExecuteRequest
 from worker_orcd.jobs.stops import Stop, StopFlag, StopReason
 from worker_orcd.narration import Narrator
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import FromEngine, Load, Run, Sampling, Step, Stop as StopRun, Stopped
+from worker_orcd.protocol.messages import (
+    FromEngine,
+    Load,
+    Ping,
+    Run,
+    Sampling,
+    Step,
+    Stop as StopRun,
+    Stopped,
+)
 from worker_orcd.testing.scripted import FIRST_WORD, ScriptedModel
 
 UNIX_ZERO = 1_700_000_000.0
@@ -209,7 +218,7 @@ class HandLoop:
         self.sent: list[FromEngine] = []
         self.after_drain: Callable[[], None] = lambda: None
         self.on_send: Callable[[FromEngine], None] = lambda message: None
-        self._inbox: list[Run | StopRun] = []
+        self._inbox: list[Run | StopRun | Ping] = []
         narrator = Narrator.configure("worker", process="engine", log_format="json", stream=io.StringIO())
         self._loop = EngineLoop(self.model, self.byte, self._drain, self._send, narrator, clock=self.clock)
 
@@ -217,12 +226,12 @@ class HandLoop:
         self.on_send(message)
         self.sent.append(message)
 
-    def _drain(self) -> Iterable[Run | StopRun]:
+    def _drain(self) -> Iterable[Run | StopRun | Ping]:
         messages, self._inbox = self._inbox, []
         self.after_drain()
         return messages
 
-    def post(self, *messages: Run | StopRun) -> None:
+    def post(self, *messages: Run | StopRun | Ping) -> None:
         """Put messages into the socket; a front sets the byte after a `Stop`."""
         for message in messages:
             self._inbox.append(message)

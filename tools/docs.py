@@ -51,7 +51,7 @@ MEANINGS: dict[ErrorCode, str] = {
     ErrorCode.INSUFFICIENT_VRAM: "at startup with `--gpu-device`: one line on standard error, exit code 1",
     ErrorCode.VRAM_OOM: "kept for a GPU that runs out of memory during a job; not raised in this release",
     ErrorCode.CUDA_ERROR: "in a stream: the GPU failed during the job",
-    ErrorCode.ENGINE_LOST: "in a stream: the engine process died while it ran the job. "
+    ErrorCode.ENGINE_LOST: "in a stream: three engine processes died while they ran the job, without a token in between. "
     "As a 503: it cannot be started any more",
     ErrorCode.INTERNAL: "our fault; the correlation id is how it is found in the narration",
 }
@@ -133,7 +133,7 @@ def lifecycle_page() -> str:
                     ("anything, after a client, a lost reader or a shutdown asked", "`error` `CANCELLED`"),
                     ("anything, after its deadline asked", "`error` `INFERENCE_TIMEOUT`"),
                     ("it failed, and nobody had asked", "`error` with the failure's code"),
-                    ("the engine died, and nobody had asked", "`error` `ENGINE_LOST`"),
+                    ("three engines died with it, and nobody had asked", "`error` `ENGINE_LOST`"),
                 ],
             ),
             "For people, a record shows ended jobs as `completed`, `cancelled`, `timed_out` or `failed`.",
@@ -189,7 +189,6 @@ def _options() -> str:
             "Of `worker-orcd` and `worker-orcd serve`, which are the same. "
             "A flag beats its variable, a variable beats the default.",
             table(("flag", "variable", "what it has to be", "default", "meaning"), rows),
-            "`--cancel-memory-sec` is checked and has no effect yet: remembered cancels come with the next release.",
         ]
     )
 
@@ -414,7 +413,9 @@ def finished_job() -> Job:
 
 def _running_job() -> tuple[Dispatcher, Job]:
     dispatcher = Dispatcher(Ceilings(), max_queue=512)
-    dispatcher.engine_ready(ReadyEngine(Capacity(16384, 8192, 16), "Smollm2 135M 8k Lc100K Mix1 Ep2"))
+    dispatcher.engine_ready(
+        ReadyEngine(Capacity(16384, 8192, 16), "Smollm2 135M 8k Lc100K Mix1 Ep2"), _at(0.0)
+    )
     job, _ = dispatcher.submit(_REQUEST, "execute-51c9", _at(0.0))
     dispatcher.prepared(job.run, tuple(range(36)), _at(0.001))
     dispatcher.progress(job.run, 36)

@@ -32,6 +32,8 @@ RECORD_FIELDS = {
     "prompt_tokens",
     "prompt_tokens_processed",
     "tokens_out",
+    "carried_on",
+    "group",
     "max_tokens",
     "seed",
     "timeout_ms",

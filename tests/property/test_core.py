@@ -13,7 +13,7 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.fakes import at, books_of, execute
-from worker_orcd.jobs.dispatcher import Dispatcher, Known, ReadyEngine
+from worker_orcd.jobs.dispatcher import POISON_DEATHS, SUSPECT_DEATHS, Dispatcher, Known, ReadyEngine
 from worker_orcd.jobs.effects import Effect, Ended, Halt, Prepare, Run
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import End, Error, Event, Started, Token
@@ -28,6 +28,7 @@ from worker_orcd.jobs.stops import Stop, StopReason
 IDS = ("job-1", "job-10", "job-2", "job", "JOB-1")
 CAPACITY = Capacity(cells=60, cells_per_job=30, sequences=3)
 MAX_QUEUE = 6
+MEMORY_SEC = 5.0
 WHOLE_STREAM = re.compile(r"started (token )*(end|error) |error ")
 BEGINNING = re.compile(r"(started (token )*)?")
 LETTER = st.sampled_from(["", "a", "漢"])
@@ -49,8 +50,8 @@ class ModelEngine:
     """What the engine holds, as far as effects told it."""
 
     to_prepare: list[int] = field(default_factory=list)
-    holds: dict[int, int] = field(default_factory=dict)
-    """Cells reserved for each run that it was given and has not released."""
+    holds: set[int] = field(default_factory=set)
+    """Runs that it was given and has not released."""
     to_confirm: list[int] = field(default_factory=list)
 
 
@@ -59,12 +60,16 @@ class Core(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.core = Dispatcher(Ceilings(max_tokens_out=20, inference_timeout_sec=50.0), MAX_QUEUE)
+        self.core = Dispatcher(Ceilings(max_tokens_out=20, inference_timeout_sec=50.0), MAX_QUEUE, MEMORY_SEC)
         self.engine: ModelEngine | None = None
         self.seconds = 0.0
         self.seen: dict[int, Seen] = {}
         self.ended: list[int] = []
         self.given_up: set[int] = set()
+        self.cancels: dict[str, float] = {}
+        """Cancels that came before their job, and when."""
+        self.put_out_stopping: set[int] = set()
+        """Runs that the engine put out while their stop was on its way."""
         self.written_off = False
         """Whether a stop was given up on: such an engine gets nothing new, and its death is only a matter of time."""
 
@@ -102,7 +107,8 @@ class Core(RuleBasedStateMachine):
                 case Run():
                     assert run not in self.engine.holds, "run twice"
                     assert not effect.job.stop, "handed over though somebody wants it to stop"
-                    self.engine.holds[run] = effect.job.cells_needed
+                    self.engine.holds.add(run)
+                    assert effect.job.prompt_tokens is not None
                 case Halt():
                     assert run in self.engine.holds, "halted what does not run"
                     assert run not in self.engine.to_confirm, "asked twice"
@@ -115,7 +121,7 @@ class Core(RuleBasedStateMachine):
             [books_of(seen.job) for seen in self.seen.values()],
             [job.run for job in self.core.tracker],
             self.core.tracker.records(),
-            (list(queue._waiting), dict(queue._held)),
+            (list(queue._waiting), list(queue._inside)),
         )
 
     def pick(self, runs: Iterable[int], which: int) -> int | None:
@@ -135,13 +141,14 @@ class Core(RuleBasedStateMachine):
         job_id=st.sampled_from(IDS),
         max_tokens=st.none() | st.integers(1, 20),
         timeout_ms=st.none() | st.integers(1, 60_000),
+        group=st.sampled_from([None, "g", "g1"]),
     )
-    def submit(self, job_id: str, max_tokens: int | None, timeout_ms: int | None) -> None:
+    def submit(self, job_id: str, max_tokens: int | None, timeout_ms: int | None, group: str | None) -> None:
         """A client wants a job run; possibly with an id that was used before."""
         in_use = self.core.tracker.live(job_id) is not None
         full = len(self.core.queue) >= MAX_QUEUE
         before = self.books()
-        request = execute(job_id, max_tokens=max_tokens, timeout_ms=timeout_ms)
+        request = execute(job_id, max_tokens=max_tokens, timeout_ms=timeout_ms, group=group)
         try:
             job, effects = self.core.submit(request, f"cor-{len(self.seen)}", self.now())
         except JobError as refused:
@@ -155,11 +162,17 @@ class Core(RuleBasedStateMachine):
             assert refused.code is expected  # noqa: PT017  # Being taken is as right as being refused.
             assert self.books() == before
             return
-        assert (self.core.draining, in_use, full) == (False, False, False)
+        assert (self.core.draining, in_use) == (False, False)
+        assert not full or job.stop, "only a job that is over already finds a place in a full queue"
         assert job.run not in self.seen, "an incarnation has its own run"
-        assert not job.stop, "a cancel of an earlier use has reached a later one (G8)"
         self.seen[job.run] = Seen(job)
         self.carry_out(effects)
+        cancelled_at = self.cancels.pop(job_id, -100.0)
+        if self.seconds - cancelled_at <= MEMORY_SEC:
+            assert [event.name for event in job.events] == ["error"], "a cancel that was here first wins (G8)"
+            assert job.stop.stop is not None
+        else:
+            assert not job.stop, "a cancel of an earlier use has reached a later one (G8)"
 
     @rule(job_id=st.sampled_from([*IDS, "never-used"]), repeat=st.integers(0, 3))
     def cancel(self, job_id: str, repeat: int) -> None:
@@ -188,6 +201,8 @@ class Core(RuleBasedStateMachine):
         match state:
             case None:
                 assert known in (Known.UNKNOWN, Known.FINISHED)
+                if known is Known.UNKNOWN and reason is StopReason.CLIENT:
+                    self.remember(job_id, stop.accepted_at)
                 assert effects == []
             case State.STOPPING:
                 assert known is Known.STOPPING
@@ -204,6 +219,22 @@ class Core(RuleBasedStateMachine):
             assert (job.stop.stop == stop) == (state is not State.STOPPING), "the first reason wins"
         for run, before in others.items():
             assert (self.seen[run].job.stop.stop, self.seen[run].job.terminal) == before
+
+    def remember(self, job_id: str, seconds: float) -> None:
+        """The first one counts, until its time is over."""
+        if seconds - self.cancels.get(job_id, -100.0) > MEMORY_SEC:
+            self.cancels[job_id] = seconds
+
+    @rule(group=st.sampled_from(["g", "g1", "nobody"]))
+    def cancel_group(self, group: str) -> None:
+        """All of exactly this group, and nobody is started in the place of another of it."""
+        members = [job for job in self.live_jobs() if job.request.group == group]
+        others = {job.run: job.stop.stop for job in self.live_jobs() if job not in members}
+        jobs, effects = self.core.stop_group(group, Stop(StopReason.CLIENT, self.now().mono), self.now())
+        assert jobs == members
+        self.carry_out(effects)
+        assert all(job.stop for job in members)
+        assert {run: self.seen[run].job.stop.stop for run in others} == others
 
     @precondition(lambda self: self.live_jobs())
     @rule(which=ANY)
@@ -248,18 +279,18 @@ class Core(RuleBasedStateMachine):
     def engine_becomes_ready(self) -> None:
         """Whoever waits is prepared, in order."""
         self.engine, self.written_off = ModelEngine(), False
-        effects = self.core.engine_ready(ReadyEngine(CAPACITY, "a-model"))
-        assert [effect.job.run for effect in effects] == [job.run for job in self.core.tracker]
-        assert all(isinstance(effect, Prepare) for effect in effects)
+        effects = self.core.engine_ready(ReadyEngine(CAPACITY, "a-model"), self.now())
+        assert all(isinstance(effect, Prepare | Run) for effect in effects)
         self.carry_out(effects)
 
     @precondition(lambda self: self.engine is not None)
     @rule()
     def engine_dies(self) -> None:
-        """What it held is free by that; what waits goes on waiting."""
-        waiting = [job for job in self.live_jobs() if job.state is State.QUEUED]
+        """What it held is free by that; everybody but those who were being stopped waits for the next (G7)."""
         cancelled = {job.run for job in self.live_jobs() if job.stop}
+        waiting = [job for job in self.live_jobs() if not job.stop]
         self.engine, self.written_off = None, False
+        self.put_out_stopping.clear()
         effects = self.core.engine_lost("it is dead", self.now())
         self.carry_out(effects)
         assert all(isinstance(effect, Ended) for effect in effects)
@@ -267,7 +298,9 @@ class Core(RuleBasedStateMachine):
             assert isinstance(effect.job.terminal, Error)
             asked = effect.job.run in cancelled
             assert (effect.job.terminal.code is ErrorCode.ENGINE_LOST) != asked
-        assert self.live_jobs() == waiting
+            assert asked or effect.job.deaths == POISON_DEATHS
+        assert self.live_jobs() == [job for job in waiting if job.deaths < POISON_DEATHS]
+        assert all(job.state is State.QUEUED for job in self.live_jobs())
 
     @precondition(lambda self: self.engine is not None and self.engine.to_prepare)
     @rule(which=ANY, tokens=st.integers(1, 35))
@@ -298,6 +331,20 @@ class Core(RuleBasedStateMachine):
         for n, text in enumerate(texts):
             self.core.progress(run, 3)
             assert (self.core.token(run, 1000 + n, text, self.now()) is job) == told
+        self.carry_out(self.core.go_on(self.now()))
+
+    @precondition(lambda self: self.engine is not None and len(self.engine.holds) > 1)
+    @rule()
+    def the_youngest_is_put_out(self) -> None:
+        """Cells have run out; it may be being stopped."""
+        assert self.engine is not None
+        run = max(self.engine.holds)
+        self.engine.holds.remove(run)
+        job = self.seen[run].job
+        if job.state is State.STOPPING:
+            self.put_out_stopping.add(run)
+        self.core.preempted(run)
+        self.carry_out(self.core.go_on(self.now()))
 
     @precondition(lambda self: self.engine is not None and self.engine.holds)
     @rule(which=ANY, held=st.booleans())
@@ -308,7 +355,7 @@ class Core(RuleBasedStateMachine):
         assert run is not None
         if held:
             self.core.token(run, None, "…", self.now())
-        del self.engine.holds[run]
+        self.engine.holds.remove(run)
         self.carry_out(self.core.finished(run, "length", self.freed(), self.now()))
 
     @precondition(lambda self: self.engine is not None and self.engine.holds)
@@ -318,7 +365,7 @@ class Core(RuleBasedStateMachine):
         assert self.engine is not None
         run = self.pick(self.engine.holds, which)
         assert run is not None
-        del self.engine.holds[run]
+        self.engine.holds.remove(run)
         error = JobError(ErrorCode.CUDA_ERROR, "GPU 0 failed")
         self.carry_out(self.core.failed(run, error, self.freed(), self.now()))
 
@@ -328,10 +375,12 @@ class Core(RuleBasedStateMachine):
         """Always answered; for a run that ended meanwhile it is no news."""
         assert self.engine is not None
         run = self.engine.to_confirm.pop(which % len(self.engine.to_confirm))
-        held = self.engine.holds.pop(run, None) is not None
+        waits = run in self.engine.holds or run in self.put_out_stopping
+        self.engine.holds.discard(run)
+        self.put_out_stopping.discard(run)
         effects = self.core.stopped(run, self.freed(), self.now())
         self.carry_out(effects)
-        assert bool(effects) == (held and run not in self.given_up)
+        assert bool(effects) == (waits and run not in self.given_up)
 
     @precondition(lambda self: self.ended)
     @rule(which=ANY)
@@ -423,18 +472,18 @@ class Core(RuleBasedStateMachine):
         """Tracker, queue and engine know the same jobs; what is held fits."""
         live = self.live_jobs()
         queued = [job.run for job in live if job.state is State.QUEUED]
-        started = {job.run: job.cells_needed for job in live if job.state is not State.QUEUED}
+        started = {job.run for job in live if job.state is not State.QUEUED}
         assert {job.run for job in self.core.tracker} == {job.run for job in live}
         assert len({job.job_id for job in live}) == len(live)
         assert list(self.core.queue._waiting) == sorted(queued), "order of arrival"
-        assert self.core.queue._held == started
-        assert sum(started.values()) <= CAPACITY.cells
+        assert set(self.core.queue._inside) == started
         assert len(started) <= CAPACITY.sequences
         if self.engine is None:
             assert not started
         else:
-            still = {run: cells for run, cells in self.engine.holds.items() if run not in self.given_up}
-            assert still == started
+            assert (self.engine.holds | self.put_out_stopping) - self.given_up == started
+        if any(job.deaths >= SUSPECT_DEATHS for job in live):
+            assert len(started) <= 1, "nobody runs beside who is suspected of killing engines"
         assert sorted(self.ended) == sorted(run for run, seen in self.seen.items() if not seen.job.live)
 
     @invariant()
@@ -443,10 +492,12 @@ class Core(RuleBasedStateMachine):
         if self.engine is None or self.written_off:
             return
         head = next(iter(self.core.queue._waiting.values()), None)
-        if head is not None and head.prompt_tokens is not None:
-            held = self.core.queue._held
-            fits = sum(held.values()) + head.cells_needed <= CAPACITY.cells
-            assert not (fits and len(held) < CAPACITY.sequences)
+        suspected = any(job.deaths >= SUSPECT_DEATHS for job in self.live_jobs())
+        if head is not None and head.prompt_tokens is not None and not suspected:
+            inside = self.core.queue._inside.values()
+            fits = sum(job.cells_expected for job in inside) + head.cells_expected <= CAPACITY.cells
+            assert not (fits and len(inside) < CAPACITY.sequences)
+            assert inside
 
     def teardown(self) -> None:
         """Let the engine finish what it has: nothing is left, and everybody was told."""

@@ -4,15 +4,16 @@ import pytest
 
 from tests.fakes import at, books_of, execute, freed_at, wish
 from worker_orcd.jobs.dispatcher import Dispatcher, Known, ReadyEngine
-from worker_orcd.jobs.effects import Ended, Halt, Prepare, Run
+from worker_orcd.jobs.effects import Effect, Ended, Halt, Prepare, Run
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import Error
 from worker_orcd.jobs.job import Job, Phase
 from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.queue import Capacity
 from worker_orcd.jobs.receipt import Freed
+from worker_orcd.jobs.remembered import RememberedCancels
 from worker_orcd.jobs.request import Ceilings
-from worker_orcd.jobs.stops import StopReason
+from worker_orcd.jobs.stops import Stop, StopReason
 
 ENGINE = ReadyEngine(Capacity(cells=100, cells_per_job=60, sequences=2), "a-model")
 PROMPT = (1,) * 10
@@ -22,7 +23,7 @@ def dispatcher(*, ready: bool = True, max_queue: int = 10) -> Dispatcher:
     """A dispatcher, with an engine or still without."""
     it = Dispatcher(Ceilings(max_tokens_out=40, inference_timeout_sec=300.0), max_queue)
     if ready:
-        it.engine_ready(ENGINE)
+        it.engine_ready(ENGINE, at(0))
     return it
 
 
@@ -139,7 +140,7 @@ def test_a_counted_prompt_that_fits_runs_at_once() -> None:
     it = dispatcher()
     job = submitted(it, max_tokens=20)
     assert it.prepared(job.run, PROMPT, at(1)) == [Run(job)]
-    assert (job.state, job.phase, job.cells_needed) == (State.RUNNING, Phase.PREFILL, 30)
+    assert (job.state, job.phase, job.max_tokens) == (State.RUNNING, Phase.PREFILL, 20)
     assert [event.name for event in job.events] == ["started"]
     assert (len(it.queue), it.queue.running) == (0, 1)
 
@@ -323,7 +324,7 @@ def test_a_second_stop_asks_nobody_again() -> None:
 def test_a_stop_says_what_was_known_of_the_id() -> None:
     """Unknown, live, stopping, finished; it is never an error."""
     it = dispatcher()
-    known = [it.stop("job-1", wish(), at(0))[0]]
+    known = [it.stop("job-1", wish(StopReason.SHUTDOWN), at(0))[0]]
     job = running(it)
     known.append(it.stop("job-1", wish(), at(2))[0])
     known.append(it.stop("job-1", wish(), at(2))[0])
@@ -422,7 +423,7 @@ def test_two_that_wait_and_are_late_end_without_starting_each_other() -> None:
     it.prepared(second.run, PROMPT, at(1))
     late, effects = it.expire(at(2))
     assert late == [head, second]
-    assert effects == [Ended(second), Ended(head)]
+    assert effects == [Ended(head), Ended(second)]
     assert [event.name for event in second.events] == ["error"]
 
 
@@ -444,24 +445,192 @@ def test_an_engine_that_is_ready_gets_everything_that_waited_for_it() -> None:
     """In order; and what they wait for now is a place."""
     it = dispatcher(ready=False)
     jobs = [submitted(it, f"job-{n}") for n in range(3)]
-    assert it.engine_ready(ENGINE) == [Prepare(job) for job in jobs]
+    assert it.engine_ready(ENGINE, at(0)) == [Prepare(job) for job in jobs]
     assert {job.phase for job in jobs} == {Phase.QUEUED}
 
 
-def test_when_the_engine_dies_what_it_ran_ends_and_what_waits_is_prepared_again() -> None:
-    """Cancelled ones are CANCELLED, the rest ENGINE_LOST; another engine may count tokens differently."""
+def test_when_the_engine_dies_what_it_ran_goes_on_with_the_next() -> None:
+    """Cancelled ones are CANCELLED; the rest waits in the order it came, and nobody is asked to count again (G7)."""
     it = dispatcher()
-    cancelled, lost = running(it, "job-1"), running(it, "job-2")
+    cancelled, ran = running(it, "job-1"), running(it, "job-2")
     waiting = submitted(it, "job-3")
     it.prepared(waiting.run, PROMPT, at(1))
+    it.token(ran.run, 5, "Hi", at(2))
     it.stop("job-1", wish(), at(2))
-    assert it.engine_lost("it is dead", at(3)) == [Ended(cancelled), Ended(lost)]
-    assert (error_code(cancelled), error_code(lost)) == ("CANCELLED", "ENGINE_LOST")
-    assert (waiting.state, waiting.phase) == (State.QUEUED, Phase.LOADING)
-    assert it.queue.running == 0
-    assert it.engine_ready(ENGINE) == [Prepare(waiting)]
-    assert waiting.prompt_tokens is None
+    assert it.engine_lost("it is dead", at(3)) == [Ended(cancelled)]
+    assert error_code(cancelled) == "CANCELLED"
+    assert [(job.state, job.phase) for job in (ran, waiting)] == [(State.QUEUED, Phase.LOADING)] * 2
+    assert (it.queue.running, list(it.queue)) == (0, [ran, waiting])
+    assert it.engine_ready(ENGINE, at(4)) == [Run(ran), Run(waiting)]
+    assert [event.name for event in ran.events] == ["started", "token"]
+    assert (ran.tokens, ran.carried_on, waiting.carried_on) == ([5], 1, 0)
+    it.token(ran.run, 6, " you", at(5))
+    assert [event.data()["i"] for event in ran.events[1:]] == [0, 1]
+
+
+def test_a_prompt_that_was_not_counted_yet_is_counted_by_the_next_engine() -> None:
+    """The question died with the engine that was asked."""
+    it = dispatcher()
+    waiting = submitted(it)
+    it.engine_lost("it is dead", at(3))
+    assert it.engine_ready(ENGINE, at(4)) == [Prepare(waiting)]
     assert it.prepared(waiting.run, PROMPT, at(5)) == [Run(waiting)]
+
+
+def dies(it: Dispatcher) -> list[Effect]:
+    """An engine dies and the next is ready."""
+    return it.engine_lost("it is dead", at(3)) + it.engine_ready(ENGINE, at(4))
+
+
+def test_a_job_that_engines_die_with_is_tried_alone_and_fails_with_the_third() -> None:
+    """The others live: whoever brings a token is cleared, and nobody runs beside who is suspected (poison)."""
+    it = dispatcher()
+    poison, innocent = running(it, "job-1"), running(it, "job-2")
+    late = submitted(it, "job-3")
+    it.prepared(late.run, PROMPT, at(1))
+    assert dies(it) == [Run(poison), Run(innocent)]
+    assert dies(it) == [Run(poison)], "both are suspected now, so one is tried alone"
+    effects = dies(it)
+    assert effects == [Ended(poison), Run(innocent)]
+    assert error_code(poison) == "ENGINE_LOST"
+    it.token(innocent.run, 5, "Hi", at(5))
+    assert it.go_on(at(5)) == [Run(late)], "cleared by its token, it is not alone any more"
+    assert dies(it) == [Run(innocent), Run(late)]
+
+
+def test_a_prompt_that_engines_die_of_fails_with_the_third() -> None:
+    """Only the first in line is suspected: that is the one whose prompt is being read."""
+    it = dispatcher()
+    poison, behind = submitted(it, "job-1"), submitted(it, "job-2")
+    assert dies(it) == [Prepare(poison), Prepare(behind)]
+    assert dies(it) == [Prepare(poison)]
+    assert dies(it) == [Ended(poison), Prepare(behind)]
+    assert (poison.deaths, behind.deaths) == (3, 0)
+
+
+def test_a_death_while_loading_is_nobodys_fault() -> None:
+    """No engine had them."""
+    it = dispatcher(ready=False)
+    job = submitted(it)
+    for _ in range(5):
+        it.engine_lost("it cannot be loaded", at(3))
+    assert (job.deaths, job.state) == (0, State.QUEUED)
+
+
+def test_a_suspect_that_is_cancelled_lets_the_others_go_on() -> None:
+    """Whichever way it goes."""
+    it = dispatcher()
+    running(it, "job-1")
+    other = running(it, "job-2")
+    dies(it)
+    dies(it)
+    other.deaths = 0
+    effects = it.stop("job-1", wish(), at(5))[1]
+    assert [type(effect) for effect in effects] == [Halt]
+    suspect = it.tracker.live("job-1")
+    assert suspect is not None
+    assert it.stopped(suspect.run, freed_at(6), at(6)) == [Ended(suspect), Run(other)]
+
+
+def test_a_job_that_is_put_out_waits_in_front_and_goes_on_where_it_was() -> None:
+    """Its readers notice nothing but the pause (preemption)."""
+    it = dispatcher()
+    older, younger = running(it, "job-1"), running(it, "job-2")
+    behind = submitted(it, "job-3")
+    it.prepared(behind.run, PROMPT, at(1))
+    it.token(younger.run, 5, "Hi", at(2))
+    it.preempted(younger.run)
+    assert (younger.state, younger.phase, list(it.queue)) == (State.QUEUED, Phase.QUEUED, [younger, behind])
+    assert it.finished(older.run, "stop", freed_at(3), at(3)) == [Ended(older), Run(younger), Run(behind)]
+    assert (younger.tokens, younger.carried_on) == ([5], 1)
+    assert [event.name for event in younger.events] == ["started", "token"]
+
+
+def test_a_job_that_is_put_out_while_it_is_being_stopped_still_waits_for_the_engines_word() -> None:
+    """The confirmation is on its way; nobody runs it again."""
+    it = dispatcher()
+    job = running(it)
+    it.stop("job-1", wish(), at(2))
+    it.preempted(job.run)
+    assert (job.state, it.go_on(at(2))) == (State.STOPPING, [])
+    assert it.stopped(job.run, freed_at(3), at(3)) == [Ended(job)]
+
+
+# Cancels that come first, and groups.
+
+
+def test_a_cancel_that_overtakes_its_job_wins_once() -> None:
+    """The job ends at its acceptance, with an `error` only; the next use of the id is not touched (G8)."""
+    it = dispatcher(max_queue=0)
+    assert it.stop("job-1", Stop(StopReason.CLIENT, 1.0, "cor-cancel"), at(1)) == (Known.UNKNOWN, [])
+    job, effects = it.submit(execute(), "cor-1", at(3))
+    assert effects == [Ended(job)], "and it needs no place in the queue"
+    assert [event.name for event in job.events] == ["error"]
+    assert error_code(job) == "CANCELLED"
+    assert job.receipt is not None
+    assert (job.receipt.told_ms, job.receipt.cancel_correlation_id) == (0.0, "cor-cancel")
+    with pytest.raises(JobError, match="waiting"):
+        it.submit(execute(), "cor-2", at(3.5))
+
+
+def test_a_cancel_is_forgotten_after_its_time() -> None:
+    """Five seconds from the first one; a repeated one does not make it last longer."""
+    it = dispatcher()
+    it.stop("job-1", wish(seconds=1), at(1))
+    it.stop("job-1", wish(seconds=4), at(4))
+    assert submitted_at(it, 6.1).live
+
+
+def test_only_a_clients_cancel_of_an_id_never_seen_is_remembered() -> None:
+    """Not one for a job that has ended, and no other reason."""
+    it = dispatcher()
+    job = running(it)
+    it.finished(job.run, "stop", freed_at(2), at(2))
+    it.stop("job-1", wish(seconds=2.5), at(2.5))
+    it.stop("job-2", wish(StopReason.DISCONNECT, 2.5), at(2.5))
+    assert len(it.remembered) == 0
+    assert submitted_at(it, 3).live
+
+
+def test_remembered_cancels_are_bounded() -> None:
+    """The oldest go."""
+    remembered = RememberedCancels(5.0, most=3)
+    for n in range(5):
+        remembered.add(("", f"job-{n}"), wish(seconds=n / 10))
+    assert len(remembered) == 3
+    assert remembered.of(("", "job-1"), at(1)) is None
+    assert remembered.of(("", "job-4"), at(1)) == wish(seconds=0.4)
+
+
+def submitted_at(it: Dispatcher, seconds: float) -> Job:
+    """`job-1`, taken in then."""
+    return it.submit(execute(), "cor-1", at(seconds))[0]
+
+
+def test_a_group_is_stopped_as_a_whole_and_by_its_exact_name() -> None:
+    """`g` stops neither `g1` nor who has no group."""
+    it = dispatcher()
+    members = [submitted(it, f"job-{n}", group="g") for n in (1, 2)]
+    others = [submitted(it, "job-3", group="g1"), submitted(it, "job-4"), submitted(it, "g")]
+    jobs, effects = it.stop_group("g", wish(), at(2))
+    assert jobs == members
+    assert effects == [Ended(job) for job in members]
+    assert all(job.live for job in others)
+    assert it.stop_group("g", wish(), at(2)) == ([], [])
+
+
+def test_owners_never_meet() -> None:
+    """The same id is two jobs; neither owner can stop, see or be told of the other's (G9)."""
+    it = dispatcher()
+    mine = it.submit(execute("job-1", group="g"), "cor-1", at(0), "anna")[0]
+    theirs = it.submit(execute("job-1", group="g"), "cor-2", at(0), "berta")[0]
+    assert it.stop_group("g", wish(), at(1), "carl") == ([], [])
+    assert it.stop("job-1", wish(), at(1), "carl") == (Known.UNKNOWN, [])
+    assert it.stop("job-1", wish(), at(1), "anna") == (Known.LIVE, [Ended(mine)])
+    assert theirs.live
+    assert it.tracker.record("job-1", "carl") is None
+    assert [record["state"] for record in it.tracker.records("anna")] == ["cancelled"]
+    assert [record["state"] for record in it.tracker.records("berta")] == ["queued"]
 
 
 def test_nothing_is_started_while_there_is_no_engine() -> None:
@@ -489,8 +658,10 @@ def test_a_stop_that_nobody_confirms_is_given_up_and_told() -> None:
     assert job.receipt.freed_ms is None
     assert waiting.state is State.QUEUED
     assert it.submit(execute("job-4"), "cor-4", at(8))[1] == []
-    assert it.engine_lost("killed at last", at(9)) == [Ended(beside)]
-    assert [effect.job.job_id for effect in it.engine_ready(ENGINE)] == ["job-3", "job-4"]
+    assert it.engine_lost("killed at last", at(9)) == []
+    assert beside.live
+    effects = it.engine_ready(ENGINE, at(10))
+    assert [effect.job.job_id for effect in effects] == ["job-4", "job-2", "job-3"]
 
 
 def test_only_a_stopping_job_is_given_up() -> None:

@@ -12,7 +12,7 @@ from tests.fakes import HandLoop, run_message
 from worker_orcd.engine.loop import MOST_UNARMED_MS
 from worker_orcd.engine.model import Outcome
 from worker_orcd.engine.planner import GENTLE_MS
-from worker_orcd.protocol.messages import FromEngine, Step, Stop, Stopped
+from worker_orcd.protocol.messages import FromEngine, Ping, Pong, Step, Stop, Stopped
 from worker_orcd.testing.scripted import END, FIRST_WORD
 
 LONG = "x" * 400
@@ -600,15 +600,57 @@ def test_warming_up_leaves_nothing_behind_and_teaches_what_steps_cost(loop: Hand
     assert loop.model.steps[-1].rows_of(0) == pytest.approx(250, rel=0.1)
 
 
-def test_when_cells_run_out_one_run_ends_and_the_others_go_on(loop: HandLoop, make_loop: MakeLoop) -> None:
-    """It should not happen, as admission reserves cells; if it does, it costs one run, not the engine."""
+def carry_on(it: HandLoop, run: int, **given: Any) -> None:
+    """Run it again from where it was, as a front does."""
+    it.post(run_message(run, generated=tuple(it.tokens(run)), **given))
+
+
+def test_when_cells_run_out_the_youngest_is_put_out_and_goes_on_later(make_loop: MakeLoop) -> None:
+    """Nobody fails, the oldest is never put out, and what was told before stands."""
+    room = 3 * len(run_message(1).prompt) + 40
+    cramped = make_loop(cells=room)
+    cramped.post(*(run_message(run, max_tokens=30) for run in (3, 1, 2)))
+    put_out: list[int] = []
+    for _ in range(400):
+        if cramped.turn_idle():
+            if not put_out:
+                break
+            carry_on(cramped, put_out.pop(0), max_tokens=30)
+            continue
+        put_out += cramped.steps[-1].preempted
+        assert sum(cramped.cells_held()) <= room
+    assert next(step.preempted for step in cramped.steps if step.preempted) == (3,)
+    assert 1 not in {run for step in cramped.steps for run in step.preempted}
+    for run in (1, 2, 3):
+        assert cramped.tokens(run) == alone(make_loop, run, max_tokens=30)
+    assert cramped.cells_held() == [0, 0, 0, 0]
+
+
+def test_a_model_that_finds_no_room_has_the_youngest_put_out(loop: HandLoop) -> None:
+    """By its own count there was some; the others do the step again."""
     loop.post(run_message(1, max_tokens=9), run_message(2, max_tokens=9))
     in_decode(loop, 1, 2)
     loop.model.next_outcome = Outcome.NO_ROOM
     loop.turn()
-    assert [(end.run, end.error_code) for end in loop.steps[-1].ended] == [(2, "INTERNAL")]
+    assert (loop.steps[-1].preempted, loop.steps[-1].ended) == ((2,), ())
     loop.finish()
-    assert loop.tokens(1) == alone(make_loop, 1, max_tokens=9)
+    assert loop.ends(1) == ["length"]
+
+
+def test_a_run_alone_that_finds_no_room_fails(loop: HandLoop) -> None:
+    """There is nobody to put out; the engine goes on."""
+    loop.post(run_message(1, max_tokens=9))
+    in_decode(loop, 1)
+    loop.model.next_outcome = Outcome.NO_ROOM
+    loop.turn()
+    assert [(end.run, end.error_code) for end in loop.steps[-1].ended] == [(1, "INTERNAL")]
+
+
+def test_a_ping_is_answered_between_two_steps(loop: HandLoop) -> None:
+    """With or without something to compute."""
+    loop.post(Ping())
+    assert loop.turn_idle()
+    assert loop.sent == [Pong()]
 
 
 # Sequence ids.

@@ -320,19 +320,23 @@ def test_a_prompt_that_is_refused_in_the_stream_names_the_field() -> None:
     assert (error_of(job)["code"], error_of(job)["param"]) == ("INVALID_REQUEST", "top_k")
 
 
-def test_a_running_job_whose_engine_dies_ends_in_engine_lost() -> None:
-    """Until jobs are carried on: one error, worth a retry."""
+def test_a_running_job_whose_engine_dies_waits_for_the_next() -> None:
+    """Nothing of it is told, and nothing it had is lost (G7)."""
     job = decoding_job()
-    job.engine_lost(at(4), "The engine was lost: it died of SIGKILL")
-    assert (error_of(job)["code"], error_of(job)["retriable"]) == ("ENGINE_LOST", True)
-    assert error_of(job)["message"] == "The engine was lost: it died of SIGKILL"
+    events = list(job.events)
+    job.engine_lost(at(4))
+    assert (job.state, job.events, job.tokens, job.carried_on) == (State.QUEUED, events, [11, 12], 1)
+    job.start(at(5), "a-model")
+    job.token(at(6), 13, "c")
+    assert job.events[:-1] == events, "it is not started twice for its readers"
+    assert job.events[-1].data() == {"t": "c", "i": 2}
 
 
 def test_a_job_that_was_asked_to_stop_before_the_engine_died_is_cancelled() -> None:
     """The death confirms the stop: nothing is computed or held any more."""
     job = decoding_job()
     job.ask_to_stop(wish(seconds=3))
-    job.engine_lost(at(5), "gone")
+    job.engine_lost(at(5))
     assert error_of(job)["code"] == "CANCELLED"
     assert (receipt_of(job)["freed_ms"], receipt_of(job)["kv_cells_after"]) == (2000.0, 0)
     assert receipt_of(job)["kv_cells_before"] == 4, (
@@ -343,7 +347,7 @@ def test_a_job_that_was_asked_to_stop_before_the_engine_died_is_cancelled() -> N
 def test_a_queued_job_outlives_the_engine() -> None:
     """It was never handed over, so it lost nothing."""
     job = queued_job()
-    job.engine_lost(at(4), "gone")
+    job.engine_lost(at(4))
     assert job.state is State.QUEUED
     assert job.events == []
 
@@ -366,7 +370,7 @@ def test_what_is_needed_to_carry_a_job_on_stands_in_its_books() -> None:
     """Prompt tokens, tokens so far, limits and seed (design.md)."""
     job = decoding_job()
     assert (job.prompt_tokens, job.tokens, job.max_tokens, job.seed) == ((1, 2, 3), [11, 12], 8, 7)
-    assert job.cells_needed == 11
+    assert job.cells_expected == 11
     assert isinstance(job.events[0], Started)
     assert job.events[0].seed == job.seed
 

@@ -19,18 +19,20 @@ EXPECTED = {
     ("running", "stop"): "stopping",
     ("running", "finish"): "ended",
     ("running", "fail"): "ended",
-    ("running", "engine_lost"): "ended",
+    ("running", "engine_lost"): "queued",
+    ("running", "preempt"): "queued",
     ("stopping", "token"): "stopping",
     ("stopping", "stop"): "stopping",
     ("stopping", "stopped"): "ended",
     ("stopping", "finish"): "ended",
     ("stopping", "fail"): "ended",
     ("stopping", "engine_lost"): "ended",
+    ("stopping", "preempt"): "stopping",
     ("stopping", "give_up"): "ended",
     ("ended", "stop"): "ended",
 }
 STATES = ["queued", "running", "stopping", "ended"]
-TRIGGERS = ["start", "token", "stop", "stopped", "finish", "fail", "engine_lost", "give_up"]
+TRIGGERS = ["start", "token", "stop", "stopped", "finish", "fail", "engine_lost", "preempt", "give_up"]
 ILLEGAL = [pair for pair in itertools.product(STATES, TRIGGERS) if pair not in EXPECTED]
 
 ACTS: dict[str, Callable[[Job], object]] = {
@@ -40,7 +42,8 @@ ACTS: dict[str, Callable[[Job], object]] = {
     "stopped": lambda job: job.stopped(at(9), freed_at(9)),
     "finish": lambda job: job.finished(at(9), "stop", freed_at(9)),
     "fail": lambda job: job.failed(at(9), JobError(ErrorCode.INTERNAL, "oh"), freed_at(9)),
-    "engine_lost": lambda job: job.engine_lost(at(9), "it is dead"),
+    "engine_lost": lambda job: job.engine_lost(at(9)),
+    "preempt": lambda job: job.preempted(),
     "give_up": lambda job: job.give_up(at(9)),
 }
 

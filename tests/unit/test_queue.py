@@ -51,9 +51,9 @@ def test_a_head_whose_prompt_is_not_counted_yet_holds_the_line() -> None:
     assert queue.next_to_run(ROOMY) is second
 
 
-def test_a_job_runs_only_when_prompt_and_output_fit_beside_the_running_ones() -> None:
-    """Reservations are for all it may come to hold, to the cell."""
-    first, exact, one_more = measured(1, 300, 200), measured(2, 400, 100), measured(3, 1, 1)
+def test_a_job_runs_when_what_it_is_about_to_hold_fits_beside_the_running_ones() -> None:
+    """Its prompt and 64 tokens of growth, to the cell; not all that it may come to put out."""
+    first, exact, one_more = measured(1, 400, 500), measured(2, 472, 500), measured(3, 1, 1)
     queue = line(first, exact, one_more)
     assert queue.next_to_run(ROOMY) is first
     assert queue.next_to_run(ROOMY) is exact
@@ -62,9 +62,35 @@ def test_a_job_runs_only_when_prompt_and_output_fit_beside_the_running_ones() ->
     assert queue.next_to_run(ROOMY) is one_more
 
 
+def test_a_job_that_grew_leaves_less_room() -> None:
+    """What it has put out is held, too."""
+    first, second = measured(1, 400, 500), measured(2, 472, 500)
+    queue = line(first, second)
+    assert queue.next_to_run(ROOMY) is first
+    first.tokens.append(7)
+    assert queue.next_to_run(ROOMY) is None
+
+
+def test_a_job_alone_always_runs() -> None:
+    """It fits its context, so it fits an empty engine, whatever growth is expected."""
+    queue = line(measured(1, 480, 500))
+    assert queue.next_to_run(Capacity(cells=500, cells_per_job=500, sequences=4)) is not None
+
+
+def test_who_is_put_back_waits_in_front_of_those_who_came_later() -> None:
+    """In the order they came, in whatever order they are put back."""
+    jobs = [measured(run, 10, 10) for run in range(1, 6)]
+    queue = line(*jobs)
+    inside = [queue.next_to_run(ROOMY) for _ in range(3)]
+    assert inside == jobs[:3]
+    for job in (jobs[1], jobs[0], jobs[2]):
+        queue.put_back(job)
+    assert (list(queue), queue.running) == (jobs, 0)
+
+
 def test_nobody_overtakes_a_head_that_does_not_fit() -> None:
     """A small job behind a large one waits too, so the large one is not starved."""
-    first, large, small = measured(1, 500, 300), measured(2, 200, 200), measured(3, 1, 1)
+    first, large, small = measured(1, 500, 300), measured(2, 400, 200), measured(3, 1, 1)
     queue = line(first, large, small)
     assert queue.next_to_run(ROOMY) is first
     assert queue.next_to_run(ROOMY) is None
@@ -142,7 +168,7 @@ def test_without_max_tokens_a_job_gets_no_more_than_the_ceiling() -> None:
     sequences=st.integers(1, 5),
 )
 @settings(deadline=None)
-def test_reservations_never_exceed_the_engine_and_order_is_never_broken(
+def test_what_is_expected_never_exceeds_the_engine_and_order_is_never_broken(
     sizes: list[tuple[int, int]], leaving: list[int], sequences: int
 ) -> None:
     """Whatever comes and goes: cells and sequences suffice, and the started ones are in the order they came."""
@@ -155,7 +181,7 @@ def test_reservations_never_exceed_the_engine_and_order_is_never_broken(
         while (job := queue.next_to_run(capacity)) is not None:
             started.append(job.run)
             inside[job.run] = job
-        assert sum(job.cells_needed for job in inside.values()) <= capacity.cells
+        assert sum(job.cells_expected for job in inside.values()) <= capacity.cells
         assert queue.running == len(inside) <= sequences
         if inside:
             queue.leave(inside.pop(sorted(inside)[place % len(inside)]))

@@ -6,6 +6,7 @@ Real asyncio on a loop whose clock jumps to the next timer, so seconds of patien
 import asyncio
 import selectors
 from collections.abc import Awaitable, Callable
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from worker_orcd.protocol.messages import (
     EndOfRun,
     FromEngine,
     LoadFailed,
+    Pong,
     Prepare,
     Ready,
     Run,
@@ -76,6 +78,8 @@ class FakeEngine:
         self.told: list[object] = []
         self.listener = listener
         self.dies_when_killed = True
+        self.answers_pings = True
+        self.pings = 0
         self.killed_at: list[float] = []
         self.closed = False
 
@@ -90,6 +94,12 @@ class FakeEngine:
     def stop(self, run: int) -> None:
         """Note it."""
         self.told.append(run)
+
+    def ping(self) -> None:
+        """Say that it is there, unless it is one of those that don't."""
+        self.pings += 1
+        if self.answers_pings:
+            asyncio.get_running_loop().call_soon(self.says, Pong())
 
     def kill(self, why: str) -> None:
         """Die soon, unless it is one of those that can't."""
@@ -251,6 +261,99 @@ def test_what_is_sent_while_there_is_no_engine_is_dropped(play: Callable[..., Be
         bench.supervisor.prepare(PREPARE)
         bench.supervisor.run(RUN)
         assert (await bench.ready()).told == []
+
+    play(scenario)
+
+
+def has_started(bench: Bench, number: int) -> bool:
+    """Whether so many engines were launched."""
+    return len(bench.engines) == number
+
+
+def test_engines_that_die_as_soon_as_they_are_ready_are_replaced_with_growing_pauses(
+    play: Callable[..., Bench],
+) -> None:
+    """Never given up for it, never in a tight loop; one that lived for a while is replaced at once again."""
+
+    async def scenario(bench: Bench) -> None:
+        engine = await bench.ready()
+        for number in range(2, 10):
+            engine.die()
+            await bench.until(partial(has_started, bench, number))
+            engine = bench.engine
+            engine.says(READY)
+        assert bench.supervisor.state is EngineState.READY
+        await asyncio.sleep(3)
+        engine.die()
+        await bench.until(lambda: len(bench.engines) == 10)
+
+    bench = play(scenario)
+    assert bench.pauses[0] < 0.1
+    assert bench.pauses[1:5] == [pytest.approx(0.1 * 2**n, abs=0.1) for n in range(4)]
+    assert bench.pauses[7] == pytest.approx(5.0, abs=0.1)
+
+
+def test_an_engine_that_does_not_answer_is_killed_without_anybody_asking_for_a_stop(
+    play: Callable[..., Bench],
+) -> None:
+    """Three seconds of silence; until its death is confirmed it is stuck, so health tells the truth (G11)."""
+    seen: list[EngineState] = []
+
+    async def scenario(bench: Bench) -> None:
+        engine = await bench.ready()
+        await asyncio.sleep(30)
+        assert engine.pings >= 25, "a quiet one is asked"
+        engine.answers_pings = False
+        engine.dies_when_killed = False
+        silent_from = bench.now
+        await bench.until(lambda: bool(engine.killed_at))
+        assert 2 < engine.killed_at[0] - silent_from < 4.5
+        seen.append(bench.supervisor.state)
+        engine.die("it was killed because it has not answered for 3 s")
+        await bench.until(lambda: len(bench.engines) == 2)
+
+    bench = play(scenario)
+    assert seen == [EngineState.STUCK]
+    assert len(bench.engines) == 2
+
+
+def test_an_engine_whose_steps_are_long_is_given_the_time_of_ten(play: Callable[..., Bench]) -> None:
+    """It cannot answer in the middle of one."""
+
+    async def scenario(bench: Bench) -> None:
+        engine = await bench.ready()
+        engine.says(step(next_ms=700.0))
+        engine.answers_pings = False
+        silent_from = bench.now
+        await bench.until(lambda: bool(engine.killed_at))
+        assert 6.5 < engine.killed_at[0] - silent_from < 8.5
+
+    play(scenario)
+
+
+def test_an_engine_that_loads_is_given_a_minute(play: Callable[..., Bench]) -> None:
+    """Disks are slow; a stopped process is noticed all the same."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.supervisor.start()
+        await bench.until(lambda: len(bench.engines) == 1)
+        bench.engine.answers_pings = False
+        loads_from = bench.now
+        await bench.until(lambda: bool(bench.engines[0].killed_at))
+        assert 59 < bench.engines[0].killed_at[0] - loads_from < 62
+
+    play(scenario)
+
+
+def test_an_engine_that_is_at_one_prompt_for_ever_is_killed(play: Callable[..., Bench]) -> None:
+    """Its loop answers, but nobody behind that prompt would ever run."""
+
+    async def scenario(bench: Bench) -> None:
+        engine = await bench.ready()
+        bench.supervisor.prepare(PREPARE)
+        asked_at = bench.now
+        await bench.until(lambda: bool(engine.killed_at))
+        assert 9.5 < engine.killed_at[0] - asked_at < 12
 
     play(scenario)
 

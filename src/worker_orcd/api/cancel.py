@@ -4,13 +4,14 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from worker_orcd.api import schema
-from worker_orcd.jobs.errors import invalid
+from worker_orcd.api.prefer import wait_of
 from worker_orcd.jobs.request import CancelRequest
 from worker_orcd.narration.context import correlation_id
 from worker_orcd.worker.worker import Worker
 
 _EXAMPLE: dict[str, object] = {"job_id": "test-123"}
 _ANSWER: dict[str, object] = {"status": "cancelling", "job_id": "test-123"}
+_RECEIPT: dict[str, object] = {"status": "cancelled", "job_id": "test-123", "receipt": {"stopped_ms": 3.1}}
 
 
 def router(worker: Worker) -> APIRouter:
@@ -25,15 +26,38 @@ def router(worker: Worker) -> APIRouter:
         responses=schema.answer(
             202, "Whatever the job is, was, or is not", "application/json", example=_ANSWER
         )
+        | schema.answer(
+            200,
+            "With `Prefer: wait=N`: it has ended, and this is its receipt",
+            "application/json",
+            example=_RECEIPT,
+        )
         | schema.errors(400, 413),
         openapi_extra=schema.body(CancelRequest, _EXAMPLE),
     )
     async def cancel(request: Request) -> JSONResponse:
         asked = CancelRequest.parse(await request.body())
-        preferences = request.headers.get("prefer", "").lower().split(",")
-        if any(preference.strip().startswith("wait") for preference in preferences):
-            raise invalid("Prefer: wait is not supported by this release", "Prefer")
-        worker.cancel(asked.job_id, correlation_id.get() or "")
+        wait_sec = wait_of(request.headers.get("prefer"))
+        asker, owner = correlation_id.get() or "", ""
+        if asked.job_id is not None:
+            stopped = [asked.job_id]
+            worker.cancel(asked.job_id, asker, owner)
+        else:
+            group = asked.group or ""
+            stopped = [job.job_id for job in worker.dispatcher.tracker.in_group(group, owner)]
+            worker.cancel_group(group, asker, owner)
+        if wait_sec and (receipts := await worker.receipts(stopped, owner, wait_sec)):
+            return _with_receipts(asked, receipts, wait_sec)
         return JSONResponse(asked.answer(), status_code=202)
 
     return routes
+
+
+def _with_receipts(asked: CancelRequest, records: list[dict[str, object]], wait_sec: int) -> JSONResponse:
+    """What the stops did, for a client that waited for it."""
+    body: dict[str, object] = {**asked.answer(), "status": "cancelled"}
+    if asked.job_id is not None:
+        body["receipt"] = records[0]["receipt"]
+    else:
+        body["jobs"] = [{"job_id": record["job_id"], "receipt": record["receipt"]} for record in records]
+    return JSONResponse(body, headers={"Preference-Applied": f"wait={wait_sec}"})

@@ -221,6 +221,7 @@ def policy_of(settings: Settings) -> Policy:
         ceilings=Ceilings(settings.max_tokens_out, settings.max_prompt_chars, settings.inference_timeout_sec),
         max_queue=settings.max_queue,
         cancel_deadline_sec=settings.cancel_deadline_sec,
+        cancel_memory_sec=settings.cancel_memory_sec,
         drain_sec=settings.drain_sec,
     )
 

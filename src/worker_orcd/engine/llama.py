@@ -83,6 +83,11 @@ class LlamaModel:
         return self.facts.device == "cpu"
 
     @property
+    def layers(self) -> int:
+        """By the model's own word."""
+        return int(lib.llama_model_n_layer(self._model))
+
+    @property
     def dense_ids(self) -> bool:
         """Separate streams of cells are computed up to the highest id in a step."""
         return self._exact

@@ -16,7 +16,18 @@ from worker_orcd.engine.model import Batch, Model, Outcome
 from worker_orcd.engine.planner import TILE_ROWS, CostEstimate, Plan, plan_step
 from worker_orcd.engine.sequence import Sequence
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import EndOfRun, FromEngine, Progress, Run, Step, Stop, Stopped, TokenOut
+from worker_orcd.protocol.messages import (
+    EndOfRun,
+    FromEngine,
+    Ping,
+    Pong,
+    Progress,
+    Run,
+    Step,
+    Stop,
+    Stopped,
+    TokenOut,
+)
 
 WORTH_ABORTING_MS = 12.0
 """Steps predicted to be shorter are not interrupted: they end soon enough, and would have to be done again."""
@@ -31,7 +42,7 @@ class EngineLoop:
         self,
         model: Model,
         interrupt: InterruptByte,
-        drain: Callable[[], Iterable[Run | Stop]],
+        drain: Callable[[], Iterable[Run | Stop | Ping]],
         send: Callable[[FromEngine], None],
         narrator: narration.Narrator,
         clock: Callable[[], float] = time.monotonic,
@@ -68,6 +79,8 @@ class EngineLoop:
                     self._take(message)
                 case Stop():
                     self._stop(message.run)
+                case Ping():
+                    self._send(Pong())
         if not self._sequences:
             return False
         self._step()
@@ -136,12 +149,7 @@ class EngineLoop:
 
     def _step(self) -> None:
         owed = not self._owed.isdisjoint(self._sequences)
-        plan = plan_step(
-            [sequence.pending for sequence in self._sequences.values()],
-            self._cost,
-            gentle=owed,
-            abortable=self._model.abortable,
-        )
+        plan, preempted = self._plan_within_cells(gentle=owed)
         armed = plan.predicted_ms > (MOST_UNARMED_MS if owed else WORTH_ABORTING_MS)
         batch, last_rows = self._batch(plan)
         started = self._clock()
@@ -157,6 +165,8 @@ class EngineLoop:
             case Outcome.DONE:
                 self._cost.learn(plan, took_ms)
                 tokens, progress, ends = self._harvest(plan, last_rows)
+            case Outcome.NO_ROOM if len(self._sequences) > 1:
+                preempted.append(self._preempt())
             case Outcome.NO_ROOM:
                 ends = [self._failed(plan.shares[-1].key, "INTERNAL", "no free KV cells")]
             case Outcome.FAILED | Outcome.NO_MEMORY:
@@ -172,8 +182,33 @@ class EngineLoop:
                 sequences_used=sequences,
                 next_ms=plan.predicted_ms if self._sequences else 0.0,
                 aborted=outcome is Outcome.ABORTED,
+                preempted=tuple(preempted),
             )
         )
+
+    def _plan_within_cells(self, *, gentle: bool) -> tuple[Plan, list[int]]:
+        """Plan a step; when the cells do not last for it, put out the youngest until they do. The oldest goes on."""
+        preempted: list[int] = []
+        while True:
+            sequences = self._sequences.values()
+            pending = [sequence.pending for sequence in sequences]
+            plan = plan_step(
+                pending,
+                self._cost,
+                gentle=gentle,
+                abortable=self._model.abortable,
+                layers=self._model.layers,
+            )
+            held = sum(sequence.computed for sequence in sequences)
+            if held + plan.decode_rows + plan.prefill_rows <= self._model.facts.cells or len(sequences) == 1:
+                return plan, preempted
+            preempted.append(self._preempt())
+
+    def _preempt(self) -> int:
+        """Put the youngest run out. The front runs it again when it fits."""
+        youngest = self._sequences[max(self._sequences)]
+        self._free(youngest)
+        return youngest.run.run
 
     def _batch(self, plan: Plan) -> tuple[Batch, dict[int, int]]:
         """The plan's rows, sorted by sequence id, and for each run whose tokens are then all in cells its last row."""

@@ -8,7 +8,7 @@ from collections import deque
 from queue import SimpleQueue
 
 from worker_orcd.protocol.framing import BrokenFrame, encode, engine_side
-from worker_orcd.protocol.messages import FromEngine, Load, Message, Prepare, Run, Stop
+from worker_orcd.protocol.messages import FromEngine, Load, Message, Ping, Pong, Prepare, Run, Stop
 
 _CHUNK = 1 << 18
 
@@ -27,7 +27,8 @@ class Mailbox:
         self._pumping = threading.Lock()
         self._sending = threading.Lock()
         self._arrived = threading.Condition()
-        self._for_loop: deque[Run | Stop] = deque()
+        self._for_loop: deque[Run | Stop | Ping] = deque()
+        self._looping = False
         self._loads: SimpleQueue[Load] = SimpleQueue()
         self.to_prepare: SimpleQueue[Prepare] = SimpleQueue()
         threading.Thread(target=self._read, name="mailbox", daemon=True).start()
@@ -36,8 +37,9 @@ class Mailbox:
         """Wait for the message that comes first."""
         return self._loads.get()
 
-    def drain(self) -> list[Run | Stop]:
+    def drain(self) -> list[Run | Stop | Ping]:
         """Everything for the loop that is in the socket now or was there before."""
+        self._looping = True
         self._pump()
         with self._arrived:
             messages = list(self._for_loop)
@@ -85,7 +87,11 @@ class Mailbox:
 
     def _sort(self, message: Message) -> None:
         match message:
-            case Run() | Stop():
+            case Ping() if (
+                not self._looping
+            ):  # The loop cannot answer while the model is loading; this thread can.
+                self.send(Pong())
+            case Run() | Stop() | Ping():
                 with self._arrived:
                     self._for_loop.append(message)
                     self._arrived.notify()

@@ -72,6 +72,10 @@ class Model(Protocol):
         """Whether the interrupt byte can end a running step."""
 
     @property
+    def layers(self) -> int:
+        """Of the model: a step's share of one is about how long an abort may have to wait."""
+
+    @property
     def dense_ids(self) -> bool:
         """Whether steps are faster when sequence ids have no holes."""
 

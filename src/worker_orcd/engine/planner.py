@@ -17,15 +17,21 @@ PREFILL_MS = 500.0
 TILE_ROWS = 64
 """From so many rows on ggml's CPU attention takes its tiled path: behind 1,000 cells a row then costs half as much,
 behind 7,000 a third (measured; docs/performance.md)."""
-TILE_MS = 700.0
-"""A step with prefill only may last so long for the sake of a whole tile. No longer: an abort waits for one graph
-node, and behind many cells nearly all of a step is attention, one node a layer."""
+TILE_STRETCH = 1.4
+"""A step with prefill only may last so much longer for the sake of a whole tile."""
+NODE_MS = 17.0
+"""… but an abort waits for one graph node, and behind many cells nearly all of a step is attention, one node a layer:
+so a step lasts at most so long for each layer."""
 UNABORTABLE_MS = 25.0
 """The same where a stop has to wait for its end, too."""
 GENTLE_MS = 20.0
 """A step after an aborted one, which is not aborted itself: short, so that the next stop does not wait for it."""
 MIN_PREFILL_ROWS = 8
 """However slow decoding is, a prompt goes on by so many rows a step."""
+MIXED_IN_A_ROW = 16
+"""After so many steps with both kinds of rows one decodes only: or a machine that has become slower would never be
+told from a dear prompt, which then goes on by eight rows a step."""
+PROBE_SMOOTHING = 0.5
 MAX_ROWS = 512
 """Rows of one step: the micro-batch that the context is built with."""
 
@@ -71,6 +77,7 @@ class CostEstimate:
     first_guess_ms: float = 8.0
     """A row of a machine and model nothing is known of."""
     smoothing: float = 0.2
+    _mixed_in_a_row: int = 0
     _decode: dict[int, float] = field(default_factory=dict)
     _prefill: dict[bool, dict[int, float]] = field(default_factory=lambda: {False: {}, True: {}})
 
@@ -99,19 +106,29 @@ class CostEstimate:
         # Attention grows with the context: what lies further on than anything seen is taken to be dearer.
         return seen[known] * (1.0 + 0.1 * max(0, wanted - known))
 
+    @property
+    def wants_decode_alone(self) -> bool:
+        """Whether what decoding takes has not been seen by itself for long, as a long prompt is being read."""
+        return self._mixed_in_a_row >= MIXED_IN_A_ROW
+
     def learn(self, plan: Plan, took_ms: float) -> None:
         """A step that was planned so took so long. A few last rows of a prompt teach nothing: they bear a whole
         step's fixed cost."""
         if plan.prefill_rows == 0:
-            self._blend(self._decode, plan.decode_rows, took_ms)
-        elif plan.prefill_rows >= MIN_PREFILL_ROWS:
+            smoothing = PROBE_SMOOTHING if self.wants_decode_alone else self.smoothing
+            self._blend(self._decode, plan.decode_rows, took_ms, smoothing)
+            self._mixed_in_a_row = 0
+            return
+        self._mixed_in_a_row += plan.decode_rows > 0
+        if plan.prefill_rows >= MIN_PREFILL_ROWS:
             rest = max(took_ms - self.decode_ms(plan.decode_rows), took_ms * 0.1)
             seen = self._prefill[plan.prefill_rows >= TILE_ROWS]
-            self._blend(seen, _context_range(plan.prefill_context), rest / plan.prefill_rows)
+            place = _context_range(plan.prefill_context)
+            self._blend(seen, place, rest / plan.prefill_rows, self.smoothing)
 
-    def _blend(self, known: dict[int, float], key: int, value: float) -> None:
+    def _blend(self, known: dict[int, float], key: int, value: float, smoothing: float) -> None:
         old = known.get(key)
-        known[key] = value if old is None else old + self.smoothing * (value - old)
+        known[key] = value if old is None else old + smoothing * (value - old)
 
 
 def _context_range(context: int) -> int:
@@ -119,7 +136,12 @@ def _context_range(context: int) -> int:
 
 
 def plan_step(
-    pending: Rows[Pending], cost: CostEstimate, *, gentle: bool = False, abortable: bool = True
+    pending: Rows[Pending],
+    cost: CostEstimate,
+    *,
+    gentle: bool = False,
+    abortable: bool = True,
+    layers: int = 30,
 ) -> Plan:
     """Fill a step: all decode rows first, then prefill; short prompts first, but the oldest always gets on.
 
@@ -128,15 +150,16 @@ def plan_step(
         cost: what rows are known to take.
         gentle: keep it short, for a step that will not be aborted.
         abortable: whether the backend can abort a step at all.
+        layers: of the model.
     """
     decoding = tuple(Share(wish.key, 1) for wish in pending if wish.decoding)
     decode_ms = cost.decode_ms(len(decoding))
-    alone_ms = PREFILL_MS if abortable else UNABORTABLE_MS
+    alone_ms = min(PREFILL_MS, NODE_MS * layers) if abortable else UNABORTABLE_MS
     budget = max(MIXED_MS, MIXED_RATIO * decode_ms) if decoding else alone_ms
     if gentle:
         budget = min(budget, GENTLE_MS)
-    tile_ms = TILE_MS if budget == PREFILL_MS else budget
-    reading = _reading_order(pending)
+    tile_ms = budget * TILE_STRETCH if abortable and not decoding and not gentle else budget
+    reading = [] if decoding and cost.wants_decode_alone else _reading_order(pending)
     room = MAX_ROWS - len(decoding)
     filled = _fill(reading, cost, decode_ms, budget, room, tiled=True)
     if filled.rows < TILE_ROWS:

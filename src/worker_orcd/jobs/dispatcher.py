@@ -15,9 +15,15 @@ from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.moment import Moment
 from worker_orcd.jobs.queue import Capacity, JobQueue
 from worker_orcd.jobs.receipt import Freed
+from worker_orcd.jobs.remembered import RememberedCancels
 from worker_orcd.jobs.request import Ceilings, ExecuteRequest
 from worker_orcd.jobs.stops import Stop, StopReason
 from worker_orcd.jobs.tracker import JobTracker
+
+SUSPECT_DEATHS = 2
+"""A job that two engines died with, without a token in between, is tried alone."""
+POISON_DEATHS = 3
+"""… and fails with the third."""
 
 
 class Known(StrEnum):
@@ -40,29 +46,29 @@ class ReadyEngine:
 class Dispatcher:
     """Takes jobs in, hands them to the engine in order when they fit, and ends each exactly once."""
 
-    def __init__(self, ceilings: Ceilings, max_queue: int) -> None:
+    def __init__(self, ceilings: Ceilings, max_queue: int, cancel_memory_sec: float = 5.0) -> None:
         self.tracker = JobTracker()
         self.queue = JobQueue()
+        self.remembered = RememberedCancels(cancel_memory_sec)
         self.draining = False
         self._ceilings = ceilings
         self._max_queue = max_queue
         self._engine: ReadyEngine | None = None
+        self._stopping_together = False
         self._runs = count(1)
 
     # Clients.
 
-    def submit(self, request: ExecuteRequest, correlation_id: str, now: Moment) -> tuple[Job, list[Effect]]:
-        """Take a job in.
+    def submit(
+        self, request: ExecuteRequest, correlation_id: str, now: Moment, owner: str = ""
+    ) -> tuple[Job, list[Effect]]:
+        """Take a job in. One whose cancel was here before it has ended already when this returns.
 
         Raises:
             JobError: `DRAINING`, `JOB_ID_IN_USE` or `QUEUE_FULL`; nothing has changed then.
         """
         if self.draining:
             raise JobError(ErrorCode.DRAINING, "the worker is shutting down", retry_after_sec=5)
-        if len(self.queue) >= self._max_queue and self.tracker.live(request.job_id) is None:
-            raise JobError(
-                ErrorCode.QUEUE_FULL, f"{len(self.queue)} jobs are waiting already", retry_after_sec=1
-            )
         job = Job(
             request=request,
             run=next(self._runs),
@@ -70,19 +76,38 @@ class Dispatcher:
             seed=request.seed_or_drawn(),
             timeout_sec=request.timeout_within(self._ceilings),
             accepted=now,
+            owner=owner,
             phase=self._waiting_phase(),
         )
+        cancel = self.remembered.of(job.key, now)
+        in_use = self.tracker.live(request.job_id, owner) is not None
+        if len(self.queue) >= self._max_queue and not in_use and cancel is None:
+            raise JobError(
+                ErrorCode.QUEUE_FULL, f"{len(self.queue)} jobs are waiting already", retry_after_sec=1
+            )
         self.tracker.register(job)
         self.queue.append(job)
-        return job, [Prepare(job)] if self._engine else []
+        if cancel is None:
+            return job, self.go_on(now)
+        self.remembered.use(job.key)
+        # It counts from where there was something to cancel.
+        job.ask_to_stop(Stop(cancel.reason, now.mono, cancel.correlation_id))
+        return job, self._ended(job, now)
 
-    def stop(self, job_id: str, stop: Stop, now: Moment) -> tuple[Known, list[Effect]]:
-        """Stop the live job with this id, if there is one. The one way in which any job is stopped."""
-        job = self.tracker.live(job_id)
+    def stop(self, job_id: str, stop: Stop, now: Moment, owner: str = "") -> tuple[Known, list[Effect]]:
+        """Stop the live job with this id, if there is one. The one way in which any job is stopped.
+
+        A client's cancel of an id that was never seen waits for it a while.
+        """
+        job = self.tracker.live(job_id, owner)
         if job is None:
-            return (Known.FINISHED if self.tracker.ended(job_id) else Known.UNKNOWN), []
+            if self.tracker.ended(job_id, owner):
+                return Known.FINISHED, []
+            if stop.reason is StopReason.CLIENT:
+                self.remembered.add((owner, job_id), stop)
+            return Known.UNKNOWN, []
         before = job.state
-        self.tracker.cancel(job_id, stop)
+        self.tracker.cancel(job_id, stop, owner)
         match before, job.state:
             case State.STOPPING, _:
                 return Known.STOPPING, []
@@ -91,22 +116,37 @@ class Dispatcher:
             case _:
                 return Known.LIVE, [Halt(job)]
 
+    def stop_group(
+        self, group: str, stop: Stop, now: Moment, owner: str = ""
+    ) -> tuple[list[Job], list[Effect]]:
+        """Stop every live job of exactly this group; returns them too, for the telling."""
+        jobs = self.tracker.in_group(group, owner)
+        return jobs, self._stop_together([(job, stop) for job in jobs], now)
+
     def stop_all(self, stop: Stop, now: Moment) -> list[Effect]:
         """Stop every live job."""
-        # The latest first: so none that waits is started in the place of one that went, only to be stopped too.
-        latest_first = reversed(tuple(self.tracker))
-        return [effect for job in latest_first for effect in self.stop(job.job_id, stop, now)[1]]
+        return self._stop_together([(job, stop) for job in self.tracker], now)
 
     # Time.
 
     def expire(self, now: Moment) -> tuple[list[Job], list[Effect]]:
         """Stop the jobs whose deadline has passed; returns them too, for the telling."""
         late = [job for job in self.tracker if job.deadline <= now.mono and not job.stop]
-        effects: list[Effect] = []
-        for job in reversed(late):  # As in `stop_all`.
-            effects += self.stop(job.job_id, Stop(StopReason.DEADLINE, now.mono, job.correlation_id), now)[1]
+        reason = StopReason.DEADLINE
+        effects = self._stop_together(
+            [(job, Stop(reason, now.mono, job.correlation_id)) for job in late], now
+        )
         self.tracker.forget_old(now)
         return late, effects
+
+    def _stop_together(self, wishes: list[tuple[Job, Stop]], now: Moment) -> list[Effect]:
+        """Stop some jobs, none of which is started in the place of another, only to be stopped too."""
+        self._stopping_together = True
+        effects = [
+            effect for job, stop in wishes for effect in self.stop(job.job_id, stop, now, job.owner)[1]
+        ]
+        self._stopping_together = False
+        return effects + self.go_on(now)
 
     def next_deadline(self) -> float | None:
         """When `expire` has something to do next."""
@@ -123,26 +163,47 @@ class Dispatcher:
 
     # The engine.
 
-    def engine_ready(self, engine: ReadyEngine) -> list[Effect]:
-        """An engine can take work: measure what has been waiting for it."""
+    def engine_ready(self, engine: ReadyEngine, now: Moment) -> list[Effect]:
+        """An engine can take work: what has been waiting goes on."""
         self._engine = engine
-        waiting = [job for job in self.tracker if job.state is State.QUEUED]
-        for job in waiting:
+        for job in self.queue:
             job.phase = self._waiting_phase()
-            job.prompt_tokens = None
-        return [Prepare(job) for job in waiting]
+        return self.go_on(now)
 
-    def engine_lost(self, message: str, now: Moment) -> list[Effect]:
-        """The engine is dead: what it was running ends, what waits goes on waiting for the next one."""
-        self._engine = None
+    def engine_lost(self, why: str, now: Moment) -> list[Effect]:
+        """The engine is dead: what it was stopping has stopped, all else waits for the next one.
+
+        Who was in it is counted a death, and so is whose prompt it was reading: that may have been the cause.
+        """
+        was_ready, self._engine = self._engine is not None, None
+        reading = next((job for job in self.queue if job.preparing), None) if was_ready else None
         effects: list[Effect] = []
         for job in self.tracker:
-            job.engine_lost(now, message)
-            if job.live:
-                job.phase = self._waiting_phase()
-            else:
+            was_running = job.state is State.RUNNING
+            job.engine_lost(now)
+            if not job.live:
                 effects += self._ended(job, now)
+                continue
+            job.phase = self._waiting_phase()
+            if was_running:
+                self.queue.put_back(job)
+            job.deaths += was_running or job is reading
+            if job.deaths >= POISON_DEATHS:
+                message = f"The engine died {job.deaths} times with this job, at last because {why}"
+                effects += self._failed(
+                    job, JobError(ErrorCode.ENGINE_LOST, message), Freed(now.mono, now.mono), now
+                )
         return effects
+
+    def preempted(self, run: int) -> None:
+        """The engine has put a job out, as the others need its cells."""
+        job = self.tracker.by_run(run)
+        if job is None:
+            return
+        job.preempted()
+        if job.state is State.QUEUED:
+            job.phase = self._waiting_phase()
+            self.queue.put_back(job)
 
     def prepared(self, run: int, prompt_tokens: tuple[int, ...], now: Moment) -> list[Effect]:
         """The engine has counted a prompt: does the job fit at all, and does it fit now?"""
@@ -156,7 +217,33 @@ class Dispatcher:
         except JobError as error:
             return self._failed(job, error, Freed(now.mono, now.mono), now)
         job.measured(prompt_tokens, max_tokens)
-        return self._admit(now)
+        return self.go_on(now)
+
+    def go_on(self, now: Moment) -> list[Effect]:
+        """Have prepared what is not, and run what fits: everything that may go on now. Right at any time.
+
+        While a job is suspected of killing engines, it alone goes on, so that nobody dies with it.
+        """
+        engine = self._engine
+        if engine is None or self._stopping_together:
+            return []
+        suspect = next((job for job in self.tracker if job.deaths >= SUSPECT_DEATHS), None)
+        effects: list[Effect] = []
+        for job in self.queue if suspect is None else (suspect,):
+            if job.prompt_tokens is None and not job.preparing:
+                job.preparing = True
+                effects.append(Prepare(job))
+        if suspect is None:
+            while head := self.queue.next_to_run(engine.capacity):
+                effects.append(self._started(head, engine, now))
+        elif suspect.state is State.QUEUED and suspect.prompt_tokens is not None and not self.queue.running:
+            self.queue.enter(suspect)
+            effects.append(self._started(suspect, engine, now))
+        return effects
+
+    def _started(self, job: Job, engine: ReadyEngine, now: Moment) -> Run:
+        job.start(now, engine.model)
+        return Run(job)
 
     def token(self, run: int, token: int | None, text: str, now: Moment) -> Job | None:
         """The engine reports a token. Returns the job whose readers have something new."""
@@ -167,7 +254,7 @@ class Dispatcher:
         """The engine has read so many prompt tokens of a job."""
         job = self.tracker.by_run(run)
         if job is not None:
-            job.prompt_processed = prompt_processed
+            job.prompt_processed = max(job.prompt_processed, prompt_processed)
 
     def finished(self, run: int, reason: EndReason, freed: Freed, now: Moment) -> list[Effect]:
         """The engine reports a job's natural end; it holds nothing any more."""
@@ -197,14 +284,7 @@ class Dispatcher:
     def _ended(self, job: Job, now: Moment) -> list[Effect]:
         self.queue.leave(job)
         self.tracker.unregister(job, now)
-        return [Ended(job), *self._admit(now)]
-
-    def _admit(self, now: Moment) -> list[Effect]:
-        effects: list[Effect] = []
-        while self._engine and (job := self.queue.next_to_run(self._engine.capacity)):
-            job.start(now, self._engine.model)
-            effects.append(Run(job))
-        return effects
+        return [Ended(job), *self.go_on(now)]
 
     def _waiting_phase(self) -> Phase:
         return Phase.QUEUED if self._engine else Phase.LOADING

@@ -21,6 +21,13 @@ class Phase(StrEnum):
     DECODE = "decode"
 
 
+JobKey = tuple[str, str]
+"""Whose it is, and what they call it: two owners' jobs never meet, whatever their ids."""
+
+GROWTH_CELLS = 64
+"""What a job that is being generated is expected to grow by before somebody else makes room."""
+
+
 @dataclass(eq=False, slots=True)
 class Job:
     """A job's books. Times are seconds of the front's monotonic clock.
@@ -39,12 +46,20 @@ class Job:
     seed: int
     timeout_sec: float
     accepted: Moment
+    owner: str = ""
+    """Whose job it is: an API key's name, or nobody's in particular."""
     state: State = State.QUEUED
     stop: StopFlag = field(default_factory=StopFlag)
     phase: Phase = Phase.LOADING
     """What it waits for or does; frozen at its stop, or at its end."""
     prompt_tokens: tuple[int, ...] | None = None
     """Token ids, once the engine has counted them."""
+    preparing: bool = False
+    """Whether the engine has been asked to count them."""
+    deaths: int = 0
+    """Engines that died while they had it, since its last token."""
+    carried_on: int = 0
+    """How often it was put back into the queue after it had been started."""
     max_tokens: int = 0
     """Tokens it may put out, once its prompt is measured."""
     prompt_processed: int = 0
@@ -80,9 +95,15 @@ class Job:
         return last if isinstance(last, End | Error) else None
 
     @property
-    def cells_needed(self) -> int:
-        """KV cells it may come to hold: prompt and output."""
-        return len(self.prompt_tokens or ()) + self.max_tokens
+    def key(self) -> JobKey:
+        """What it is found by."""
+        return self.owner, self.job_id
+
+    @property
+    def cells_expected(self) -> int:
+        """KV cells it holds or will hold soon: prompt, tokens so far, and some growth."""
+        growth = min(self.max_tokens - len(self.tokens), GROWTH_CELLS)
+        return len(self.prompt_tokens or ()) + len(self.tokens) + growth
 
     @property
     def cells_held(self) -> int:
@@ -102,13 +123,16 @@ class Job:
         """Its prompt is counted and fits."""
         self.prompt_tokens = prompt_tokens
         self.max_tokens = max_tokens
+        self.preparing = False
+        self.deaths = 0
 
     def start(self, now: Moment, model: str) -> None:
-        """It is handed to the engine."""
+        """It is handed to the engine; its readers are told the first time."""
         self.state = following(self.state, Trigger.START)
         self.phase = Phase.PREFILL
-        self.started_at = now.mono
-        self.events.append(Started(self.job_id, model, rfc3339(now.unix), self.seed))
+        if self.started_at is None:
+            self.started_at = now.mono
+            self.events.append(Started(self.job_id, model, rfc3339(now.unix), self.seed))
 
     def token(self, now: Moment, token: int | None, text: str) -> bool:
         """The engine reports a token (None: only text that was held back to the end).
@@ -121,7 +145,8 @@ class Job:
             return False
         if self.first_token_at is None:
             self.first_token_at = now.mono
-            self.phase = Phase.DECODE
+        self.phase = Phase.DECODE
+        self.deaths = 0
         self.last_token_at = now.mono
         self.events.append(Token(text, len(self.tokens)))
         if token is not None:
@@ -156,13 +181,23 @@ class Job:
         at_fault = {} if error.param is None else {"param": error.param}
         self._end(Trigger.FAIL, now.mono, freed, self._error(error.code, error.message, **at_fault))
 
-    def engine_lost(self, now: Moment, message: str) -> None:
-        """The engine is dead: a queued job waits for the next one, all others end."""
-        if self.state is State.QUEUED:
-            self.state = following(self.state, Trigger.ENGINE_LOST)
+    def engine_lost(self, now: Moment) -> None:
+        """The engine is dead: a job that is being stopped has stopped with that, any other waits for the next one."""
+        state = following(self.state, Trigger.ENGINE_LOST)
+        if state is State.ENDED:
+            freed = Freed(now.mono, now.mono, self.cells_held, prompt_processed=self.prompt_processed)
+            self._end(Trigger.ENGINE_LOST, now.mono, freed)
             return
-        freed = Freed(now.mono, now.mono, self.cells_held, prompt_processed=self.prompt_processed)
-        self._end(Trigger.ENGINE_LOST, now.mono, freed, self._error(ErrorCode.ENGINE_LOST, message))
+        if self.state is State.RUNNING:
+            self.carried_on += 1
+        self.state = state
+        self.preparing = False
+
+    def preempted(self) -> None:
+        """The engine has put it out: it waits again, unless it is being stopped."""
+        if self.state is State.RUNNING:
+            self.carried_on += 1
+        self.state = following(self.state, Trigger.PREEMPT)
 
     def give_up(self, now: Moment) -> None:
         """Not even the engine's death could be confirmed in time: its reader is told all the same."""
@@ -179,7 +214,7 @@ class Job:
             self.receipt = self._receipt(stop, freed, told_at=now)
         elif otherwise is not None:
             self.events.append(otherwise)
-        else:  # The table lets a job without a stop end only by triggers that bring their own terminal event.
+        else:  # The table ends a job that nobody stopped only by triggers that bring their own terminal event.
             raise AssertionError(f"{trigger} ended a job that nobody asked to stop")
         self.state = state
         self.ended_at = now
@@ -231,6 +266,8 @@ class Job:
             "prompt_tokens_processed": self.prompt_processed,
             "tokens_out": len(self.tokens),
             "max_tokens": self.max_tokens or None,
+            "carried_on": self.carried_on,
+            "group": self.request.group,
             "seed": self.seed,
             "timeout_ms": round(self.timeout_sec * 1000),
             "stop_reason": terminal.stop_reason if isinstance(terminal, End) else None,

@@ -5,7 +5,8 @@ it raises and leaves the job as it was.
 
 Two facts are kept apart. *Asked to stop* (`STOP`) moves a running job to `STOPPING`. *Has stopped*
 (`STOPPED`, `ENGINE_LOST`) is stated by the engine or by its death alone, and only that ends the job:
-whatever a job held is free before it is `ENDED` (guarantee G4). `GIVE_UP` is the one exception, for an engine
+whatever a job held is free before it is `ENDED` (guarantee G4). A running job that loses its engine, or its cells,
+is queued again and goes on from where it was (G7). `GIVE_UP` is the one exception, for an engine
 whose very death could not be confirmed in time (contract, section 3).
 """
 
@@ -16,7 +17,7 @@ class State(StrEnum):
     """Where a job is."""
 
     QUEUED = "queued"
-    """Taken, but never handed to the engine's loop: it can be ended without asking anyone."""
+    """Taken, and not in the engine's loop, or not any more: it can be ended without asking anyone."""
     RUNNING = "running"
     """Handed to the engine, which holds a sequence and KV cells for it."""
     STOPPING = "stopping"
@@ -29,7 +30,7 @@ class Trigger(StrEnum):
     """What can happen to a job."""
 
     START = "start"
-    """It is handed to the engine."""
+    """It is handed to the engine, from the tokens it has so far on."""
     TOKEN = "token"
     """The engine reports a token of it."""
     STOP = "stop"
@@ -42,6 +43,8 @@ class Trigger(StrEnum):
     """It cannot go on: the engine failed on it (its cells are free), or its prompt can never fit."""
     ENGINE_LOST = "engine_lost"
     """The engine process is dead, and with it all that it held."""
+    PREEMPT = "preempt"
+    """The engine has put it out: the others need its cells."""
     GIVE_UP = "give_up"
     """The cancel deadline passed and not even the engine's death is confirmed."""
 
@@ -58,7 +61,8 @@ TRANSITIONS: dict[State, dict[Trigger, State]] = {
         Trigger.STOP: State.STOPPING,
         Trigger.FINISH: State.ENDED,
         Trigger.FAIL: State.ENDED,
-        Trigger.ENGINE_LOST: State.ENDED,
+        Trigger.ENGINE_LOST: State.QUEUED,
+        Trigger.PREEMPT: State.QUEUED,
     },
     State.STOPPING: {
         Trigger.TOKEN: State.STOPPING,
@@ -67,6 +71,7 @@ TRANSITIONS: dict[State, dict[Trigger, State]] = {
         Trigger.FINISH: State.ENDED,
         Trigger.FAIL: State.ENDED,
         Trigger.ENGINE_LOST: State.ENDED,
+        Trigger.PREEMPT: State.STOPPING,
         Trigger.GIVE_UP: State.ENDED,
     },
     State.ENDED: {

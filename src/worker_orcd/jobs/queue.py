@@ -1,6 +1,7 @@
 """The waiting line in front of the engine, and what of it fits beside the running jobs."""
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from worker_orcd.jobs.errors import invalid
@@ -46,43 +47,58 @@ class Capacity:
 
 
 class JobQueue:
-    """Jobs in the order they came, and the running ones' reservations.
+    """Jobs in the order they came, and those that hold a place in the engine.
 
-    A job runs only when its prompt and output fit beside the running ones. The head waits until it fits, and
-    nobody overtakes it.
+    Jobs are let in by what they hold and are about to hold, not by all that they may come to hold: the engine puts
+    the youngest out when its cells do not last (`put_back`). The head waits until it fits, and nobody overtakes it.
     """
 
     def __init__(self) -> None:
         self._waiting: OrderedDict[int, Job] = OrderedDict()
-        self._held: dict[int, int] = {}
+        self._inside: dict[int, Job] = {}
 
     def __len__(self) -> int:
         """Jobs that wait."""
         return len(self._waiting)
 
+    def __iter__(self) -> Iterator[Job]:
+        """Jobs that wait, in order."""
+        return iter(tuple(self._waiting.values()))
+
     @property
     def running(self) -> int:
         """Jobs that hold a place in the engine."""
-        return len(self._held)
+        return len(self._inside)
 
     def append(self, job: Job) -> None:
         """Join the end of the line."""
         self._waiting[job.run] = job
 
+    def put_back(self, job: Job) -> None:
+        """Wait again, in front of everybody who came later."""
+        self._inside.pop(job.run, None)
+        earlier = [run for run in self._waiting if run < job.run]
+        self._waiting[job.run] = job
+        for run in (job.run, *reversed(earlier)):
+            self._waiting.move_to_end(run, last=False)
+
     def leave(self, job: Job) -> None:
         """Give back a place in the line or in the engine. Harmless if it has neither."""
         self._waiting.pop(job.run, None)
-        self._held.pop(job.run, None)
+        self._inside.pop(job.run, None)
 
     def next_to_run(self, capacity: Capacity) -> Job | None:
         """Take the head of the line, if it fits now; it then holds its place until it leaves."""
         head = next(iter(self._waiting.values()), None)
-        if head is None or head.prompt_tokens is None:
+        if head is None or head.prompt_tokens is None or len(self._inside) >= capacity.sequences:
             return None
-        if len(self._held) >= capacity.sequences:
+        expected = sum(job.cells_expected for job in self._inside.values()) + head.cells_expected
+        if self._inside and expected > capacity.cells:
             return None
-        if sum(self._held.values()) + head.cells_needed > capacity.cells:
-            return None
-        del self._waiting[head.run]
-        self._held[head.run] = head.cells_needed
+        self.enter(head)
         return head
+
+    def enter(self, job: Job) -> None:
+        """Take this one out of the line, whoever is before it."""
+        del self._waiting[job.run]
+        self._inside[job.run] = job

@@ -102,20 +102,13 @@ class ExecuteRequest(Body):
         default="cancel",
         description="what happens when the last reader leaves; only `cancel` in this release",
     )
-    group: JobId | None = Field(default=None, description="not in this release: refused")
+    group: JobId | None = Field(default=None, description="jobs of one group can be cancelled together")
 
     @field_validator("on_disconnect")
     @classmethod
     def _only_cancel_yet(cls, value: str) -> str:
         if value != "cancel":
             raise ValueError("'continue' is not supported by this release, only 'cancel'")
-        return value
-
-    @field_validator("group")
-    @classmethod
-    def _no_groups_yet(cls, value: str | None) -> str | None:
-        if value is not None:
-            raise ValueError("groups are not supported by this release")
         return value
 
     @classmethod
@@ -151,27 +144,29 @@ class ExecuteRequest(Body):
 
 
 class CancelRequest(Body):
-    """Stop the job with this id, whatever state it is in."""
+    """Stop the job with this id, or the live jobs of this group, whatever state they are in."""
 
-    job_id: JobId
+    job_id: JobId | None = None
+    group: JobId | None = None
 
     @classmethod
     def parse(cls, raw: bytes) -> Self:
-        """Read a body; a `group` gets its own clear refusal.
+        """Read a body: exactly one of the two.
 
         Raises:
             JobError: `INVALID_REQUEST` naming the field at fault.
         """
-        try:
-            return super().parse(raw)
-        except JobError as error:
-            if error.param == "group":
-                raise invalid("cancelling a group is not supported by this release", "group") from None
-            raise
+        request = super().parse(raw)
+        if request.job_id is not None and request.group is not None:
+            raise invalid("job_id and group cannot both be given", "group")
+        if request.job_id is None and request.group is None:
+            raise invalid("job_id is required", "job_id")
+        return request
 
     def answer(self) -> dict[str, str]:
         """The body of every 202."""
-        return {"status": "cancelling", "job_id": self.job_id}
+        named = {"job_id": self.job_id} if self.job_id is not None else {"group": self.group or ""}
+        return {"status": "cancelling", **named}
 
 
 def _refusal(error: ValidationError) -> JobError:

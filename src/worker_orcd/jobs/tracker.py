@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from worker_orcd.jobs.errors import ErrorCode, JobError
-from worker_orcd.jobs.job import Job
+from worker_orcd.jobs.job import Job, JobKey
 from worker_orcd.jobs.moment import Moment
 from worker_orcd.jobs.stops import Stop, StopFlag
 
@@ -15,14 +15,14 @@ RECORDS_KEPT_SEC = 300.0
 class JobTracker:
     """Register a job, cancel it by id, unregister it when it has ended.
 
-    An id has at most one live job. Of ended jobs the latest record of each id is kept for five minutes, at most
-    10,000 of them; a record holds no tokens.
+    An id has at most one live job for each owner; without API keys all jobs are of the owner "". Of ended jobs the
+    latest record of each id is kept for five minutes, at most 10,000 of them; a record holds no tokens.
     """
 
     def __init__(self, *, keep: int = RECORDS_KEPT, keep_sec: float = RECORDS_KEPT_SEC) -> None:
-        self._live: dict[str, Job] = {}
+        self._live: dict[JobKey, Job] = {}
         self._by_run: dict[int, Job] = {}
-        self._records: OrderedDict[str, tuple[float, dict[str, object]]] = OrderedDict()
+        self._records: OrderedDict[JobKey, tuple[float, dict[str, object]]] = OrderedDict()
         self._keep = keep
         self._keep_sec = keep_sec
 
@@ -39,18 +39,18 @@ class JobTracker:
         Raises:
             JobError: `JOB_ID_IN_USE`, a live job has this id.
         """
-        if job.job_id in self._live:
+        if job.key in self._live:
             raise JobError(ErrorCode.JOB_ID_IN_USE, "a live job has this job_id", param="job_id")
-        self._live[job.job_id] = job
+        self._live[job.key] = job
         self._by_run[job.run] = job
         return job.stop
 
-    def cancel(self, job_id: str, stop: Stop) -> bool:
+    def cancel(self, job_id: str, stop: Stop, owner: str = "") -> bool:
         """Ask the live job with exactly this id to stop. False, and nothing happens, if there is none.
 
         A repeated cancel is True and changes nothing.
         """
-        job = self._live.get(job_id)
+        job = self._live.get((owner, job_id))
         if job is None:
             return False
         job.ask_to_stop(stop)
@@ -58,37 +58,44 @@ class JobTracker:
 
     def unregister(self, job: Job, now: Moment) -> None:
         """A job has ended: its id is free again and its record is kept. Harmless if it is not registered."""
-        if self._live.get(job.job_id) is not job:
+        if self._live.get(job.key) is not job:
             return
-        del self._live[job.job_id]
+        del self._live[job.key]
         del self._by_run[job.run]
-        self._records.pop(job.job_id, None)
-        self._records[job.job_id] = (now.mono, job.record())
+        self._records.pop(job.key, None)
+        self._records[job.key] = (now.mono, job.record())
         self.forget_old(now)
 
-    def live(self, job_id: str) -> Job | None:
+    def live(self, job_id: str, owner: str = "") -> Job | None:
         """The live job with exactly this id."""
-        return self._live.get(job_id)
+        return self._live.get((owner, job_id))
+
+    def in_group(self, group: str, owner: str = "") -> list[Job]:
+        """The live jobs of exactly this group, oldest first."""
+        return [job for job in self if job.owner == owner and job.request.group == group]
 
     def by_run(self, run: int) -> Job | None:
         """The live job that the engine knows as `run`."""
         return self._by_run.get(run)
 
-    def ended(self, job_id: str) -> bool:
+    def ended(self, job_id: str, owner: str = "") -> bool:
         """Whether the last use of this id is remembered as ended."""
-        return job_id not in self._live and job_id in self._records
+        return (owner, job_id) not in self._live and (owner, job_id) in self._records
 
-    def record(self, job_id: str) -> dict[str, object] | None:
+    def record(self, job_id: str, owner: str = "") -> dict[str, object] | None:
         """The record of the live job with this id, or else of the last one that ended."""
-        job = self._live.get(job_id)
+        job = self._live.get((owner, job_id))
         if job is not None:
             return job.record()
-        kept = self._records.get(job_id)
+        kept = self._records.get((owner, job_id))
         return None if kept is None else kept[1]
 
-    def records(self) -> list[dict[str, object]]:
-        """All records: live jobs oldest first, then ended ones, latest first."""
-        return [job.record() for job in self] + [record for _, record in reversed(self._records.values())]
+    def records(self, owner: str = "") -> list[dict[str, object]]:
+        """All records of an owner: live jobs oldest first, then ended ones, latest first."""
+        live = [job.record() for job in self if job.owner == owner]
+        return live + [
+            record for (whose, _), (_, record) in reversed(self._records.items()) if whose == owner
+        ]
 
     def forget_old(self, now: Moment) -> None:
         """Drop records that are too old or too many."""

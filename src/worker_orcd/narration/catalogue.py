@@ -370,7 +370,7 @@ class EngineLost(_Told):
     why: Annotated[str, "how it was noticed, or why it was killed"]
     exit_code: Annotated[int | None, "if it exited"] = None
     signal: Annotated[str | None, "name of the signal that ended it, for example `SIGKILL`"] = None
-    jobs_lost: Annotated[int, "jobs that were running in it and end with it"]
+    jobs_running: Annotated[int, "jobs that were running in it and wait for the next one"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,7 +92,11 @@ class Stop(Message, frozen=True):
     run: int
 
 
-ToEngine = Load | Prepare | Run | Stop
+class Ping(Message, frozen=True):
+    """Are you there? Answered by `Pong` between two steps, and while the model is loading at once."""
+
+
+ToEngine = Load | Prepare | Run | Stop | Ping
 
 # Engine to front.
 
@@ -194,6 +198,8 @@ class Step(Message, frozen=True):
         cells_used: KV cells in use over all sequences, by the engine's own count, after it.
         sequences_used: sequences in use.
         next_ms: how long the next step is predicted to take; 0 if there is none.
+        aborted: whether it was, and has to be done again.
+        preempted: runs that were put out because the others need their cells. They hold nothing any more.
     """
 
     duration_ms: float
@@ -204,6 +210,7 @@ class Step(Message, frozen=True):
     sequences_used: int
     next_ms: float
     aborted: bool = False
+    preempted: tuple[int, ...] = ()
 
 
 class Stopped(Message, frozen=True):
@@ -228,4 +235,8 @@ class Stopped(Message, frozen=True):
     sequences_used: int
 
 
-FromEngine = Loading | Ready | LoadFailed | Prepared | Refused | Step | Stopped
+class Pong(Message, frozen=True):
+    """Here, and getting on."""
+
+
+FromEngine = Loading | Ready | LoadFailed | Prepared | Refused | Step | Stopped | Pong

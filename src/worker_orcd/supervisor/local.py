@@ -10,7 +10,7 @@ from typing import cast
 
 from worker_orcd.protocol.framing import BrokenFrame, encode, front_side
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import Load, Message, Prepare, Run, Stop
+from worker_orcd.protocol.messages import Load, Message, Ping, Prepare, Run, Stop
 from worker_orcd.supervisor.engine import Death, EngineListener
 
 LLAMA_ENGINE = "worker_orcd.engine"
@@ -90,6 +90,10 @@ class LocalEngine(asyncio.Protocol):
             self._interrupt_when_flushed = True
         else:
             self._interrupt.set()
+
+    def ping(self) -> None:
+        """Have it say that it is there."""
+        self._send(Ping())
 
     def kill(self, why: str) -> None:
         """SIGKILL: works on a stopped and on a hung process too."""

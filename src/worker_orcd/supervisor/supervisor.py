@@ -5,12 +5,26 @@ import time
 from enum import StrEnum
 from typing import Protocol
 
-from worker_orcd.protocol.messages import FromEngine, LoadFailed, Prepare, Ready, Run, Step, Stopped
+from worker_orcd.protocol.messages import (
+    FromEngine,
+    LoadFailed,
+    Pong,
+    Prepare,
+    Prepared,
+    Ready,
+    Refused,
+    Run,
+    Step,
+    Stopped,
+)
 from worker_orcd.supervisor.engine import Death, Engine, EngineListener, Launch
-from worker_orcd.supervisor.ladder import StopLadder
+from worker_orcd.supervisor.ladder import STEPS_OF_PATIENCE, StopLadder
+from worker_orcd.supervisor.pulse import LOADING_SILENCE_SEC, PING_AFTER_SEC, SILENCE_SEC, Pulse
 
 STARTS_BEFORE_GIVING_UP = 5
 """Starts in a row that never became ready."""
+STEADY_SEC = 2.0
+"""An engine that was ready for so long was a healthy one: its successor is started at once."""
 _FIRST_PAUSE_SEC = 0.1
 _LONGEST_PAUSE_SEC = 5.0
 
@@ -47,7 +61,12 @@ class Supervisor:
         self._engine: Engine | None = None
         self._look: asyncio.TimerHandle | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._beat: asyncio.TimerHandle | None = None
+        self._pulse = Pulse(time.monotonic())
+        self._step_sec = 0.0
         self._failed_starts = 0
+        self._short_lives = 0
+        self._ready_at = 0.0
         self._closing = False
         self._load_failed: LoadFailed | None = None
         self.state = EngineState.LOADING
@@ -69,6 +88,7 @@ class Supervisor:
     def prepare(self, message: Prepare) -> None:
         """Have a prompt tokenized."""
         if self._engine is not None:
+            self._pulse.prepare(message.run, time.monotonic())
             self._engine.prepare(message)
 
     def run(self, message: Run) -> None:
@@ -95,8 +115,9 @@ class Supervisor:
         if self._starting is not None:
             await asyncio.wait([self._starting], timeout=1.0)
             self._starting.cancel()
-        if self._look is not None:
-            self._look.cancel()
+        for timer in (self._look, self._beat):
+            if timer is not None:
+                timer.cancel()
         if self._engine is not None:
             await self._engine.close()
 
@@ -104,17 +125,25 @@ class Supervisor:
 
     def heard(self, message: FromEngine) -> None:
         """The engine says something."""
+        now = time.monotonic()
+        self._pulse.heard(now)
         match message:
             case Ready():
                 self._failed_starts = 0
+                self._ready_at = now
                 self.state = EngineState.READY
                 self.ever_ready = True
             case LoadFailed():
                 self._load_failed = message
-            case Step(next_ms=next_ms, ended=ended):
+            case Step(next_ms=next_ms, ended=ended, preempted=preempted):
+                self._step_sec = next_ms / 1000
                 self._ladder.predict(next_ms)
-                for end in ended:
-                    self._ladder.confirmed(end.run)
+                for run in (*(end.run for end in ended), *preempted):
+                    self._ladder.confirmed(run)
+            case Prepared(run=run) | Refused(run=run):
+                self._pulse.prepared(run, now)
+            case Pong():
+                return
             case Stopped(run=run):
                 self._ladder.confirmed(run)
         self._listener.heard(message)
@@ -129,7 +158,11 @@ class Supervisor:
         if self._closing:
             self._listener.lost(death)
             return
-        self._failed_starts += 0 if was_ready else 1
+        if was_ready:
+            steady = time.monotonic() - self._ready_at >= STEADY_SEC
+            self._short_lives = 0 if steady else self._short_lives + 1
+        else:
+            self._failed_starts += 1
         never_will = self._load_failed is not None and not self.ever_ready
         if never_will or self._failed_starts >= STARTS_BEFORE_GIVING_UP:
             code = "ENGINE_LOST" if self.ever_ready else "MODEL_LOAD_FAILED"
@@ -141,7 +174,8 @@ class Supervisor:
             self._listener.gone(failure.message, failure.code)
             return
         self._listener.lost(death)
-        pause = 0.0 if was_ready else min(_FIRST_PAUSE_SEC * 2**self._failed_starts, _LONGEST_PAUSE_SEC)
+        in_a_row = self._failed_starts + max(0, self._short_lives - 1)
+        pause = min(_FIRST_PAUSE_SEC * 2 ** (in_a_row - 1), _LONGEST_PAUSE_SEC) if in_a_row else 0.0
         self.restarts += 1
         self._starting = asyncio.create_task(self._start(pause), name="engine-start")
 
@@ -154,10 +188,38 @@ class Supervisor:
         self._load_failed = None
         self.state = EngineState.LOADING
         self.launched_at = time.monotonic()
+        self._pulse = Pulse(self.launched_at)
+        self._step_sec = 0.0
         try:
             self._engine = await self._launch(self)
         except OSError as error:
             self.lost(Death(f"its process cannot be started: {error}"))
+            return
+        self._feel_pulse()
+
+    def _feel_pulse(self) -> None:
+        """Every second: ask an engine that is quiet, kill one that does not answer."""
+        if self._beat is not None:
+            self._beat.cancel()
+        self._beat = None
+        engine = self._engine
+        if engine is None or self._closing or self.state not in (EngineState.LOADING, EngineState.READY):
+            return
+        now = time.monotonic()
+        ready = self.state is EngineState.READY
+        patience = max(SILENCE_SEC, STEPS_OF_PATIENCE * self._step_sec) if ready else LOADING_SILENCE_SEC
+        why = self._pulse.stuck(now, patience_sec=patience)
+        if why is not None:
+            self._kill_stuck(engine, why)
+            return
+        if self._pulse.quiet(now):
+            engine.ping()
+        self._beat = asyncio.get_running_loop().call_later(PING_AFTER_SEC, self._feel_pulse)
+
+    def _kill_stuck(self, engine: Engine, why: str) -> None:
+        self.state = EngineState.STUCK
+        self.reason = why
+        engine.kill(why)
 
     def _judge(self) -> None:
         """Look at the ladder now, act, and come back when the next rung is due."""
@@ -169,9 +231,7 @@ class Supervisor:
         for run in verdict.given_up:
             self._listener.give_up(run)
         if verdict.stuck and self._engine is not None and self.state is not EngineState.STUCK:
-            self.state = EngineState.STUCK
-            self.reason = "it does not confirm a stop"
-            self._engine.kill(self.reason)
+            self._kill_stuck(self._engine, "it does not confirm a stop")
         if verdict.look_again_at is not None:
             delay = max(0.001, verdict.look_again_at - now)
             self._look = asyncio.get_running_loop().call_later(delay, self._judge)

@@ -109,6 +109,7 @@ class ScriptedModel:
             load_ms=0.0,
         )
         self.dense_ids = load.exact
+        self.layers = 30
         self.abortable = "WORKER_ORCD_SCRIPTED_UNABORTABLE" not in os.environ
 
     def encode(self, prompt: str, template: Literal["auto", "none"]) -> list[int]:

@@ -42,6 +42,9 @@ class Metrics:
         self.steps = Counter(
             "worker_engine_steps", "Steps of the engine, by how they ended.", ["outcome"], registry=into
         )
+        self.preemptions = Counter(
+            "worker_preemptions", "Jobs put back into the queue because KV cells ran out.", registry=into
+        )
         self.step_seconds = Histogram(
             "worker_engine_step_duration_seconds",
             "Duration of a step of the engine.",

@@ -30,8 +30,10 @@ class Story:
 
     # Jobs.
 
-    def stop_asked(self, job_id: str, job: Job | None, known: Known, stop: Stop) -> None:
-        """Somebody wants a job to stop."""
+    def stop_asked(
+        self, job_id: str | None, job: Job | None, known: Known, stop: Stop, group: str | None = None
+    ) -> None:
+        """Somebody wants a job to stop, by its id or with its group; no job if the group has none."""
         self._narrator.tell(
             narration.Cancel(
                 job_id=job_id,
@@ -39,6 +41,7 @@ class Story:
                 reason=stop.reason.value,
                 phase=job.phase.value if job else None,
                 repeated=known is Known.STOPPING,
+                group=group,
             ),
             correlation_id=stop.correlation_id,
         )
@@ -96,7 +99,7 @@ class Story:
             narration.EngineRestarted(engine_pid=pid or 0, restarts=restarts, ready_ms=ready_ms)
         )
 
-    def lost(self, death: Death, jobs_lost: int) -> None:
+    def lost(self, death: Death, jobs_running: int) -> None:
         """An engine is dead that nobody wanted dead."""
         self._narrator.tell(
             narration.EngineLost(
@@ -104,7 +107,7 @@ class Story:
                 why=death.why,
                 exit_code=death.exit_code,
                 signal=death.signal,
-                jobs_lost=jobs_lost,
+                jobs_running=jobs_running,
             )
         )
 

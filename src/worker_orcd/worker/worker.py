@@ -40,6 +40,7 @@ class Policy:
     ceilings: Ceilings = field(default_factory=Ceilings)
     max_queue: int = 512
     cancel_deadline_sec: float = 5.0
+    cancel_memory_sec: float = 5.0
     drain_sec: float = 4.0
 
 
@@ -59,7 +60,7 @@ class Worker:
     ) -> None:
         self.worker_id = worker_id
         self.started_at = time.monotonic()
-        self.dispatcher = Dispatcher(policy.ceilings, policy.max_queue)
+        self.dispatcher = Dispatcher(policy.ceilings, policy.max_queue, policy.cancel_memory_sec)
         self.supervisor = Supervisor(launch, self, policy.cancel_deadline_sec)
         self.metrics = Metrics()
         self.engine: messages.Ready | None = None
@@ -84,7 +85,7 @@ class Worker:
 
     # Clients.
 
-    def execute(self, request: ExecuteRequest, correlation_id: str) -> JobStream:
+    def execute(self, request: ExecuteRequest, correlation_id: str, owner: str = "") -> JobStream:
         """Take a job in. Its events can be read from the stream.
 
         Raises:
@@ -94,7 +95,7 @@ class Worker:
             raise JobError(
                 ErrorCode.ENGINE_LOST, "the engine cannot be started; see /health", http_status=503
             )
-        job, effects = self.dispatcher.submit(request, correlation_id, self._now())
+        job, effects = self.dispatcher.submit(request, correlation_id, self._now(), owner)
         stream = self._streams[job.run] = JobStream(job)
         self._idle.clear()
         self._carry_out(effects)
@@ -117,10 +118,46 @@ class Worker:
                 terminal.code, terminal.message, param=str(terminal.details.get("param") or "prompt")
             )
 
-    def cancel(self, job_id: str, correlation_id: str) -> None:
+    def cancel(self, job_id: str, correlation_id: str, owner: str = "") -> None:
         """A client wants this job to stop. Whatever it is, or was, or is not: this is all right."""
-        known = self._stop(job_id, StopReason.CLIENT, correlation_id)
+        known = self._stop(job_id, StopReason.CLIENT, correlation_id, owner)
         self.metrics.cancels.labels(known.value).inc()
+
+    def cancel_group(self, group: str, correlation_id: str, owner: str = "") -> None:
+        """A client wants all live jobs of this group to stop."""
+        now = self._now()
+        stop = Stop(StopReason.CLIENT, now.mono, correlation_id)
+        states = {job.run: bool(job.stop) for job in self.dispatcher.tracker.in_group(group, owner)}
+        jobs, effects = self.dispatcher.stop_group(group, stop, now, owner)
+        self._carry_out([effect for effect in effects if isinstance(effect, Halt)])
+        for job in jobs:
+            known = Known.STOPPING if states[job.run] else Known.LIVE
+            self._story.stop_asked(job.job_id, job, known, stop, group)
+            self.metrics.cancels.labels(known.value).inc()
+        if not jobs:
+            self._story.stop_asked(None, None, Known.UNKNOWN, stop, group)
+            self.metrics.cancels.labels(Known.UNKNOWN.value).inc()
+        self._carry_out([effect for effect in effects if not isinstance(effect, Halt)])
+
+    async def receipts(
+        self, job_ids: list[str], owner: str, patience_sec: float
+    ) -> list[dict[str, object]] | None:
+        """Wait until these jobs have ended; None if one has not in that time.
+
+        Returns:
+            The records of those that were stopped: their receipts are in them.
+        """
+        tracker = self.dispatcher.tracker
+        records: list[dict[str, object] | None] = []
+        until = time.monotonic() + patience_sec
+        for job_id, job in [(job_id, tracker.live(job_id, owner)) for job_id in job_ids]:
+            while job is not None and job.live:
+                left = until - time.monotonic()
+                if left <= 0:
+                    return None
+                await self._streams[job.run].changed(left)
+            records.append(tracker.record(job_id, owner) if job is None else job.record())
+        return [record for record in records if record is not None and record["receipt"] is not None]
 
     def reader_left(self, stream: JobStream) -> None:
         """A reader of a job is gone. When it was the last one, the job is stopped."""
@@ -135,14 +172,14 @@ class Worker:
     def stop(self, job: Job, reason: StopReason) -> None:
         """Stop this very job, if it is still live."""
         if job.live:
-            self._stop(job.job_id, reason, job.correlation_id)
+            self._stop(job.job_id, reason, job.correlation_id, job.owner)
 
-    def _stop(self, job_id: str, reason: StopReason, correlation_id: str) -> Known:
+    def _stop(self, job_id: str, reason: StopReason, correlation_id: str, owner: str) -> Known:
         """The one way in which a job is stopped, whoever wants it."""
-        job = self.dispatcher.tracker.live(job_id)
+        job = self.dispatcher.tracker.live(job_id, owner)
         now = self._now()
         stop = Stop(reason, now.mono, correlation_id)
-        known, effects = self.dispatcher.stop(job_id, stop, now)
+        known, effects = self.dispatcher.stop(job_id, stop, now, owner)
         # The engine is asked first and everybody else is told afterwards: it is the one who is in a hurry.
         self._carry_out([effect for effect in effects if isinstance(effect, Halt)])
         self._story.stop_asked(job_id, job, known, stop)
@@ -195,7 +232,7 @@ class Worker:
         if ended_as_asked or never_loaded:
             return  # No loss: it was closed, or `gone` tells why it could not start.
         self._story.lost(death, self.dispatcher.queue.running)
-        self._carry_out(self.dispatcher.engine_lost(f"The engine was lost: {death.why}", now))
+        self._carry_out(self.dispatcher.engine_lost(death.why, now))
 
     def gone(self, reason: str, code: str) -> None:
         """There will be no engine any more: every job that waits for one ends."""
@@ -220,7 +257,7 @@ class Worker:
         else:
             self._story.restarted(self.supervisor.pid, self.supervisor.restarts, self._lost_at)
         capacity = Capacity(ready.cells, ready.cells_per_job, ready.sequences)
-        self._carry_out(self.dispatcher.engine_ready(ReadyEngine(capacity, ready.model)))
+        self._carry_out(self.dispatcher.engine_ready(ReadyEngine(capacity, ready.model), self._now()))
 
     def _step(self, step: messages.Step, now: Moment) -> None:
         """Everything that one step brought: the front's only work per token is in here."""
@@ -239,6 +276,11 @@ class Worker:
             else:
                 error = JobError(ErrorCode(end.error_code or "INTERNAL"), end.error_message)
                 effects += self.dispatcher.failed(end.run, error, freed, now)
+        for run in step.preempted:
+            self.dispatcher.preempted(run)
+            self.metrics.preemptions.inc()
+        if len(self.dispatcher.queue):
+            effects += self.dispatcher.go_on(now)
         self._carry_out(effects)
         self._wake(out.run for out in step.tokens)
 
