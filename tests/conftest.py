@@ -23,6 +23,20 @@ def scripted_worker() -> Iterator[RunningWorker]:
 
 @pytest.fixture(scope="session")
 def real_worker() -> Iterator[RunningWorker]:
-    """llama.cpp with the bundled model."""
-    with running_worker("llama") as worker:
+    """llama.cpp with the bundled model, as the worker comes."""
+    with running_worker("llama", context_length=32768) as worker:
         yield worker
+
+
+@pytest.fixture(scope="session")
+def exact_worker() -> Iterator[RunningWorker]:
+    """The same with `--exact`, eight sequences of 1,024 cells."""
+    with running_worker("llama", wait=False, exact=True, parallel=8, context_length=8192) as worker:
+        yield worker.ready(within_sec=180)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Who uses one of these needs the real model."""
+    for item in items:
+        if {"real_worker", "exact_worker"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.real)

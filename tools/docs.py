@@ -51,7 +51,7 @@ MEANINGS: dict[ErrorCode, str] = {
     ErrorCode.INSUFFICIENT_VRAM: "at startup with `--gpu-device`: one line on standard error, exit code 1",
     ErrorCode.VRAM_OOM: "kept for a GPU that runs out of memory during a job; not raised in this release",
     ErrorCode.CUDA_ERROR: "in a stream: the GPU failed during the job",
-    ErrorCode.ENGINE_LOST: "in a stream: three engine processes died while they ran the job, without a token in between. "
+    ErrorCode.ENGINE_LOST: "in a stream: three engines in a row died with the job, without a token in between. "
     "As a 503: it cannot be started any more",
     ErrorCode.INTERNAL: "our fault; the correlation id is how it is found in the narration",
 }

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
+import msgspec
 import uvloop
 
 from worker_orcd import __version__, narration
@@ -109,7 +110,8 @@ class _Serving:
         load = load_order(settings, opening.model_path)
 
         async def launch(listener: EngineListener) -> Engine:
-            return await LocalEngine.launch(load, listener, engine_module)
+            again = msgspec.structs.replace(load, self_check=not self._worker.supervisor.ever_ready)
+            return await LocalEngine.launch(again, listener, engine_module)
 
         self._worker = Worker(
             policy_of(settings),

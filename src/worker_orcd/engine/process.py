@@ -65,7 +65,7 @@ def _load(
     started = time.monotonic()
     try:
         model = load_model(load, interrupt, lambda percent: mailbox.send(Loading(percent)))
-        if load.exact:
+        if load.exact and load.self_check:
             require_exactness(model, load.model_path)
     except ModelLoadError as error:
         mailbox.send(LoadFailed(error.code, str(error)))

@@ -38,6 +38,8 @@ class Load(Message, frozen=True):
         exact: byte-identical streams whatever runs beside them.
         threads: compute threads.
         log_format: how the engine narrates, `json` or `pretty`.
+        self_check: whether to prove exactness before it is ready; one proof holds for the successors on the same
+            machine, too.
     """
 
     model_path: str
@@ -48,6 +50,7 @@ class Load(Message, frozen=True):
     exact: bool
     threads: int
     log_format: Literal["json", "pretty"]
+    self_check: bool = True
 
 
 class Prepare(Message, frozen=True):

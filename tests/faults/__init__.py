@@ -1,0 +1,1 @@
+"""What goes wrong on real processes, again and again."""
