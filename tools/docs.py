@@ -40,7 +40,7 @@ _MADE = "<!-- Made by `make docs` from the code; change it there. -->"
 MEANINGS: dict[ErrorCode, str] = {
     ErrorCode.INVALID_REQUEST: "the request is malformed or can never be met; `param` names the field. "
     "Also 404 for a wrong path, 405 for a wrong method, 413 for a body over 1 MiB",
-    ErrorCode.UNAUTHORIZED: "kept for API keys, which this release does not have",
+    ErrorCode.UNAUTHORIZED: "keys are configured (`--api-key-file`), and the request has none that fits",
     ErrorCode.JOB_NOT_FOUND: "only `GET /jobs/{job_id}`: no such job is live or remembered",
     ErrorCode.JOB_ID_IN_USE: "a live job has this id; an id is free again once its job has ended",
     ErrorCode.QUEUE_FULL: "`--max-queue` jobs are waiting; comes with `Retry-After`",
@@ -49,7 +49,7 @@ MEANINGS: dict[ErrorCode, str] = {
     ErrorCode.INFERENCE_TIMEOUT: "in a stream: the job's deadline passed, waiting included",
     ErrorCode.MODEL_LOAD_FAILED: "at startup: one line on standard error, exit code 1",
     ErrorCode.INSUFFICIENT_VRAM: "at startup with `--gpu-device`: one line on standard error, exit code 1",
-    ErrorCode.VRAM_OOM: "kept for a GPU that runs out of memory during a job; not raised in this release",
+    ErrorCode.VRAM_OOM: "in a stream: the GPU ran out of memory during the job",
     ErrorCode.CUDA_ERROR: "in a stream: the GPU failed during the job",
     ErrorCode.ENGINE_LOST: "in a stream: three engines in a row died with the job, without a token in between. "
     "As a 503: it cannot be started any more",

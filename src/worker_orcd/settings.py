@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from uuid import UUID, uuid4
 
 from annotated_types import Ge, Gt, Le
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -137,10 +137,11 @@ class Settings(BaseSettings):
         default="auto", description="narration as JSON lines or for reading; auto: pretty on a terminal"
     )
     api_key_file: Path | None = Field(
-        default=None, description="file with API keys (not in this release: refused)"
+        default=None, description="file with one API key on each line; SIGHUP reads it again"
     )
     insecure: bool = Field(
-        default=False, description="listen beyond this machine without keys (not in this release: refused)"
+        default=False,
+        description="listen beyond this machine without API keys: whoever reaches it may use it",
     )
 
     @property
@@ -153,24 +154,14 @@ class Settings(BaseSettings):
         """Most KV cells one sequence may hold, before the model's own training length is looked at."""
         return self.context_length // self.parallel if self.exact else self.context_length
 
-    @field_validator("host")
-    @classmethod
-    def _host_is_this_machine(cls, host: str) -> str:
-        if not _is_loopback(host):
+    @model_validator(mode="after")
+    def _who_may_is_decided(self) -> Self:
+        if not _is_loopback(self.host) and self.api_key_file is None and not self.insecure:
             raise ValueError(
-                "must be a loopback address (127.0.0.1, ::1 or localhost): without API keys anyone who reaches "
-                "the port could read and cancel jobs, and keys come with the next release"
+                f"--host {self.host} can be reached from elsewhere: it requires --api-key-file, or --insecure to let "
+                "everybody read and cancel jobs"
             )
-        return host
-
-    @field_validator("api_key_file", "insecure")
-    @classmethod
-    def _not_in_this_release(cls, value: object) -> object:
-        if value:
-            raise ValueError(
-                "must be left out: API keys come with the next release, until then it is refused"
-            )
-        return value
+        return self
 
     @model_validator(mode="after")
     def _exact_shares_are_usable(self) -> Self:

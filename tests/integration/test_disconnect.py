@@ -13,7 +13,7 @@ from fastapi.sse import KEEPALIVE_COMMENT
 
 from tests.helpers import ended_state, fresh_id, in_prefill, queued, script, wall
 from worker_orcd.api import sse
-from worker_orcd.api.server import OneShapeProtocol, Server, bind
+from worker_orcd.api.server import BoundedProtocol, Server, bind
 from worker_orcd.jobs.events import End, Token
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.lifecycle import State
@@ -107,7 +107,7 @@ def test_a_client_that_never_reads_its_answer_is_noticed(worker: RunningWorker) 
     job_ids = [fresh_id("hasty") for _ in range(10)]
     for job_id in job_ids:
         body = json.dumps({"job_id": job_id, "prompt": script(token_ms=20)}).encode()
-        head = f"POST /execute HTTP/1.1\r\nHost: worker\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /execute HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         with socket.create_connection(("127.0.0.1", worker.port)) as connection:
             connection.sendall(head.encode() + body)
             # Until the worker has it: before that there is nothing to leave.
@@ -206,7 +206,7 @@ def test_the_server_speaks_the_asgi_version_under_which_an_idle_stream_is_cancel
     async def ask() -> None:
         listener = bind("127.0.0.1", 0)
         server = Server(
-            uvicorn.Config(app, http=OneShapeProtocol, lifespan="off", log_config=None, access_log=False)
+            uvicorn.Config(app, http=BoundedProtocol, lifespan="off", log_config=None, access_log=False)
         )
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         reader, writer = await asyncio.open_connection(*listener.getsockname()[:2])

@@ -135,17 +135,16 @@ def test_loopback_hosts_are_accepted(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org", ""])  # noqa: S104  # refused
-def test_other_hosts_are_refused_until_keys_exist(host: str) -> None:
+def test_other_hosts_are_refused_without_keys(host: str) -> None:
     """Listening beyond this machine without keys would give every job to everyone."""
     line = refusal(host=host)
-    assert line.startswith(f"--host (or WORKER_ORCD_HOST) is '{host}': must be a loopback address")
-    assert "keys come with the next release" in line
+    assert f"--host {host} can be reached from elsewhere: it requires --api-key-file" in line
 
 
-@pytest.mark.parametrize(("option", "value"), [("api_key_file", "keys.txt"), ("insecure", True)])
-def test_security_options_of_a_later_release_are_refused_not_ignored(option: str, value: object) -> None:
-    """Nobody may believe that keys are checked when they are not."""
-    assert "API keys come with the next release" in refusal(**{option: value})
+def test_another_host_needs_keys_or_a_decision_without(tmp_path: Path) -> None:
+    """Either is said on purpose."""
+    assert Settings(host="10.1.2.3", insecure=True).insecure
+    assert Settings(host="10.1.2.3", api_key_file=tmp_path / "keys").host == "10.1.2.3"
 
 
 def test_exact_needs_a_usable_share_of_cells_for_each_sequence() -> None:

@@ -1,11 +1,11 @@
 """The one shape of every answer that is an error, wherever it comes from."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from worker_orcd import narration
@@ -21,16 +21,28 @@ def error_body(error: JobError) -> bytes:
 
 def error_headers(error: JobError) -> dict[str, str]:
     """Headers that go with it."""
-    return {} if error.retry_after_sec is None else {"Retry-After": str(error.retry_after_sec)}
+    headers = {"WWW-Authenticate": "Bearer"} if error.code is ErrorCode.UNAUTHORIZED else {}
+    if error.retry_after_sec is not None:
+        headers["Retry-After"] = str(error.retry_after_sec)
+    return headers
 
 
-def install(app: FastAPI, worker: Worker, narrator: narration.Narrator) -> None:
-    """Give every error of this app the one shape, count it and narrate it."""
+Refuse = Callable[[JobError], Response]
+"""Makes the answer to a refused request, counts it and narrates it."""
+
+
+def install(app: FastAPI, worker: Worker, narrator: narration.Narrator) -> Refuse:
+    """Give every error of this app the one shape, count it and narrate it. Returns what does so."""
 
     def answer(error: JobError, headers: Mapping[str, str] | None = None) -> JSONResponse:
         worker.metrics.refusals.labels(error.code.value).inc()
         narrator.tell(
-            narration.Error(code=error.code.value, message=error.message, http_status=error.http_status)
+            narration.Error(
+                code=error.code.value,
+                message=error.message,
+                http_status=error.http_status,
+                param=error.param,
+            )
         )
         return JSONResponse(
             {"error": error.body()},
@@ -45,6 +57,8 @@ def install(app: FastAPI, worker: Worker, narrator: narration.Narrator) -> None:
     @app.exception_handler(HTTPException)
     async def by_framework(_: Request, error: HTTPException) -> JSONResponse:
         return answer(from_framework(error), error.headers)
+
+    return answer
 
 
 def from_framework(error: HTTPException) -> JobError:

@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from worker_orcd.api import schema
+from worker_orcd.api.access import owner_of
 from worker_orcd.api.prefer import wait_of
 from worker_orcd.jobs.request import CancelRequest
 from worker_orcd.narration.context import correlation_id
@@ -37,8 +38,8 @@ def router(worker: Worker) -> APIRouter:
     )
     async def cancel(request: Request) -> JSONResponse:
         asked = CancelRequest.parse(await request.body())
-        wait_sec = wait_of(request.headers.get("prefer"))
-        asker, owner = correlation_id.get() or "", ""
+        wait_sec = wait_of(",".join(request.headers.getlist("prefer")))
+        asker, owner = correlation_id.get() or "", owner_of(request)
         if asked.job_id is not None:
             stopped = [asked.job_id]
             worker.cancel(asked.job_id, asker, owner)

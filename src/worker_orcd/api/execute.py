@@ -1,8 +1,14 @@
 """`POST /execute`: take a job in and stream it."""
 
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
+from starlette.requests import ClientDisconnect
 
 from worker_orcd.api import schema
+from worker_orcd.api.access import owner_of
 from worker_orcd.api.sse import JobStreamResponse
 from worker_orcd.jobs.request import ExecuteRequest
 from worker_orcd.jobs.stops import StopReason
@@ -35,17 +41,44 @@ def router(worker: Worker) -> APIRouter:
         "/execute",
         summary="Run a job and stream its tokens",
         response_class=Response,
-        responses=_STREAM | schema.errors(400, 409, 413, 429, 503),
+        responses=_STREAM | schema.errors(400, 401, 409, 413, 429, 503),
         openapi_extra=schema.body(ExecuteRequest, _EXAMPLE),
     )
     async def execute(request: Request) -> Response:
         asked = ExecuteRequest.parse_within(await request.body(), worker.policy.ceilings)
-        stream = worker.execute(asked, correlation_id.get() or "")
+        stream = worker.execute(asked, correlation_id.get() or "", owner_of(request))
         try:
-            await worker.measured(stream, MEASURE_PATIENCE_SEC)
+            await _unless_it_leaves(request, worker.measured(stream, MEASURE_PATIENCE_SEC))
             return JobStreamResponse(worker, stream)
+        except ClientDisconnect:
+            stream.join()
+            worker.reader_left(stream)
+            raise
         except BaseException:
             worker.stop(stream.job, StopReason.DISCONNECT)
             raise
 
     return routes
+
+
+async def _unless_it_leaves(request: Request, waiting: Coroutine[Any, Any, None]) -> None:
+    """Wait, but no longer than the client is there.
+
+    Raises:
+        ClientDisconnect: it has left.
+    """
+    done = asyncio.ensure_future(waiting)
+    left = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({done, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            raise ClientDisconnect
+        await done
+    finally:
+        done.cancel()
+        left.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

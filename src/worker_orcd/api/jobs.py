@@ -1,12 +1,19 @@
-"""`GET /jobs` and `GET /jobs/{job_id}`: live jobs, recent ones, and their receipts."""
+"""`GET /jobs`, `/jobs/{job_id}` and `/jobs/{job_id}/events`: live jobs, recent ones, their receipts and streams."""
 
-from typing import Any
-
-from fastapi import APIRouter
+import msgspec
+from fastapi import APIRouter, Request, Response
 
 from worker_orcd.api import schema
-from worker_orcd.jobs.errors import ErrorCode, JobError
+from worker_orcd.api.access import owner_of
+from worker_orcd.api.sse import JobStreamResponse
+from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
 from worker_orcd.worker.worker import Worker
+
+DEFAULT_LIMIT = 100
+MOST_LIMIT = 1000
+"""Ended jobs in one answer: it is made in one go, and nobody else is served meanwhile."""
+
+_encoder = msgspec.json.Encoder()
 
 
 def router(worker: Worker) -> APIRouter:
@@ -14,21 +21,67 @@ def router(worker: Worker) -> APIRouter:
     routes = APIRouter(tags=["jobs"])
     tracker = worker.dispatcher.tracker
 
-    @routes.get("/jobs", summary="Live jobs, oldest first, then ended ones, latest first")
-    async def jobs() -> dict[str, list[dict[str, Any]]]:
+    @routes.get(
+        "/jobs",
+        summary="Live jobs, oldest first, then ended ones, latest first",
+        response_class=Response,
+        responses=schema.answer(200, "Their records", "application/json", schema={"type": "object"})
+        | schema.errors(400),
+        openapi_extra=schema.query(
+            "limit", f"ended jobs to show, 0 to {MOST_LIMIT}; default {DEFAULT_LIMIT}"
+        ),
+    )
+    async def jobs(request: Request) -> Response:
         worker.forget_old()
-        return {"jobs": tracker.records()}
+        limit = _limit(request.query_params.get("limit"))
+        return _json({"jobs": tracker.records(owner_of(request), limit)})
 
     @routes.get(
         "/jobs/{job_id}",
         summary="One job's record; its receipt, if it was stopped",
-        responses=schema.errors(404),
+        response_class=Response,
+        responses=schema.answer(200, "Its record", "application/json", schema={"type": "object"})
+        | schema.errors(404),
     )
-    async def job(job_id: str) -> dict[str, Any]:
+    async def job(request: Request, job_id: str) -> Response:
         worker.forget_old()
-        record = tracker.record(job_id)
+        record = tracker.record(job_id, owner_of(request))
         if record is None:
             raise JobError(ErrorCode.JOB_NOT_FOUND, "no job with this id is live or remembered")
-        return record
+        return _json(record)
+
+    @routes.get(
+        "/jobs/{job_id}/events",
+        summary="A job's stream, from the start or after Last-Event-ID; also of a job that has ended",
+        response_class=Response,
+        responses=schema.answer(200, "Its events", "text/event-stream", schema={"type": "string"})
+        | schema.errors(400, 404, 429),
+        openapi_extra=schema.header("Last-Event-ID", "the `id:` of the last event that was seen"),
+    )
+    async def events(request: Request, job_id: str) -> Response:
+        worker.forget_old()
+        start = _after(request.headers.get("last-event-id"))
+        return JobStreamResponse(worker, worker.stream_of(job_id, owner_of(request)), start)
 
     return routes
+
+
+def _json(body: dict[str, object]) -> Response:
+    return Response(_encoder.encode(body), media_type="application/json")
+
+
+def _limit(given: str | None) -> int:
+    if given is None:
+        return DEFAULT_LIMIT
+    if not (given.isascii() and given.isdigit() and len(given) <= 6 and int(given) <= MOST_LIMIT):
+        raise invalid(f"limit must be a whole number from 0 to {MOST_LIMIT}", "limit")
+    return int(given)
+
+
+def _after(last_event_id: str | None) -> int:
+    """The number of the first event that is wanted."""
+    if last_event_id is None or last_event_id == "":
+        return 0
+    if not (last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) <= 18):
+        raise invalid("Last-Event-ID must be the number of an event: 0, 1, 2 …", "Last-Event-ID")
+    return int(last_event_id) + 1

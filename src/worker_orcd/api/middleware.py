@@ -6,10 +6,11 @@ Never `BaseHTTPMiddleware`: it hides disconnects from the streams behind it.
 import re
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker_orcd import narration
-from worker_orcd.api.answers import error_body, internal
+from worker_orcd.api.answers import Refuse, error_body, internal
 from worker_orcd.jobs.errors import JobError, invalid
 from worker_orcd.narration import context
 
@@ -47,8 +48,9 @@ class CorrelationMiddleware:
 class ErrorMiddleware:
     """The last line: whatever goes wrong behind it is answered in the one shape, and narrated with its traceback."""
 
-    def __init__(self, app: ASGIApp, narrator: narration.Narrator) -> None:
+    def __init__(self, app: ASGIApp, refuse: Refuse, narrator: narration.Narrator) -> None:
         self.app = app
+        self._refuse = refuse
         self._narrator = narrator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,6 +64,10 @@ class ErrorMiddleware:
 
         try:
             await self.app(scope, receive, send_watched)
+        except ClientDisconnect:
+            return  # It left while it was sending its body: nothing was begun, and there is nobody to answer.
+        except JobError as error:
+            await self._refuse(error)(scope, receive, send_watched)
         except Exception as error:
             if scope["type"] != "http":
                 raise

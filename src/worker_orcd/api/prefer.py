@@ -8,13 +8,13 @@ MOST_WAIT_SEC = 10
 _WAIT = re.compile(r"wait(?:\s*=\s*(?:(\d{1,9})|\"(\d{1,9})\"))?(?:\s*;.*)?", re.IGNORECASE)
 
 
-def wait_of(header: str | None) -> int:
+def wait_of(header: str) -> int:
     """Seconds to wait, at most `MOST_WAIT_SEC`; 0 without the preference. Other preferences are not ours to know.
 
     Raises:
         JobError: `INVALID_REQUEST`, `wait` has no whole number of seconds.
     """
-    for preference in (header or "").split(","):
+    for preference in header.split(","):
         name = preference.strip()
         if not re.match(r"wait\b", name, re.IGNORECASE):
             continue

@@ -39,6 +39,7 @@ def errors(*statuses: int) -> Responses:
     """The error answers of an operation."""
     described = {
         400: "`INVALID_REQUEST`, with the field at fault in `param`",
+        401: "`UNAUTHORIZED`: keys are configured, and none fits",
         404: "`JOB_NOT_FOUND`",
         409: "`JOB_ID_IN_USE`",
         413: "`INVALID_REQUEST`: the body is over 1 MiB",
@@ -57,3 +58,15 @@ def errors(*statuses: int) -> Responses:
 def answer(status: int, description: str, content_type: str, **content: object) -> Responses:
     """One other answer of an operation; `content` says `schema` or `example`."""
     return {status: {"description": description, "content": {content_type: content}}}
+
+
+def query(name: str, description: str) -> dict[str, Any]:
+    """An optional parameter of the query, a whole number."""
+    schema = {"type": "integer", "minimum": 0}
+    return {"parameters": [{"name": name, "in": "query", "description": description, "schema": schema}]}
+
+
+def header(name: str, description: str) -> dict[str, Any]:
+    """An optional header, a whole number."""
+    schema = {"type": "integer", "minimum": 0}
+    return {"parameters": [{"name": name, "in": "header", "description": description, "schema": schema}]}

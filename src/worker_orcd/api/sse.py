@@ -29,7 +29,7 @@ class JobStreamResponse(EventSourceResponse):
     def __init__(self, worker: Worker, stream: JobStream, start: int = 0) -> None:
         self._worker = worker
         self._stream = stream
-        stream.readers += 1
+        stream.join()
         super().__init__(
             self._chunks(start),
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Job-Id": stream.job.job_id},

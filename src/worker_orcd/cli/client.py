@@ -1,6 +1,7 @@
 """What the commands that talk to a running worker share: its client, its errors, and how a receipt reads."""
 
 import json
+import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ class WorkerClient:
         with self._clear_errors():
             self._http = httpx2.Client(
                 base_url=url,
-                headers={"X-Correlation-Id": self.correlation_id},
+                headers={"X-Correlation-Id": self.correlation_id} | _authorization(),
                 timeout=_ANSWER_SEC,
                 trust_env=False,
             )
@@ -165,6 +166,12 @@ def connected(url: str) -> Iterator[WorkerClient]:
             yield client
     except ClientError as error:
         fail(error.code, str(error))
+
+
+def _authorization() -> dict[str, str]:
+    """The key in `WORKER_ORCD_API_KEY`, if there is one: on a command line everybody on the machine could read it."""
+    key = os.environ.get("WORKER_ORCD_API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _in_path(job_id: str) -> str:

@@ -14,6 +14,7 @@ import uvloop
 
 from worker_orcd import __version__, narration
 from worker_orcd.api.app import create_app
+from worker_orcd.api.keys import ApiKeys, KeyFileError
 from worker_orcd.api.server import bind, make_server
 from worker_orcd.jobs.request import Ceilings
 from worker_orcd.protocol.messages import Load
@@ -40,6 +41,7 @@ class Opening:
     settings: Settings
     model_path: str
     listener: socket.socket
+    keys: ApiKeys | None
 
 
 def open_up(settings: Settings, *, check_model: bool = True) -> Opening:
@@ -55,12 +57,16 @@ def open_up(settings: Settings, *, check_model: bool = True) -> Opening:
     except (model_file.ModelFileError, FileNotFoundError) as error:
         raise StartupFailed("MODEL_LOAD_FAILED", str(error)) from error
     try:
+        keys = None if settings.api_key_file is None else ApiKeys(settings.api_key_file)
+    except KeyFileError as error:
+        raise StartupFailed("INVALID_REQUEST", str(error)) from error
+    try:
         listener = bind(settings.host, settings.port)
     except OSError as error:
         wanted = f"--host {settings.host} --port {settings.port}: required a free address"
         why = os.strerror(error.errno or 0)
         raise StartupFailed("INVALID_REQUEST", f"{wanted}, but {why}") from error
-    return Opening(settings, str(path), listener)
+    return Opening(settings, str(path), listener, keys)
 
 
 def serve(settings: Settings, *, engine_module: str = LLAMA_ENGINE) -> int:
@@ -121,7 +127,16 @@ class _Serving:
             model_path=opening.model_path,
         )
         publish(self._worker)
-        self._server = make_server(create_app(self._worker, self._narrator, self._shut_down))
+        self._server = make_server(
+            create_app(
+                self._worker,
+                self._narrator,
+                self._shut_down,
+                keys=opening.keys,
+                host=settings.host,
+                insecure=settings.insecure,
+            )
+        )
 
     async def run(self) -> int:
         """Serve. Returns the exit code.
@@ -133,6 +148,8 @@ class _Serving:
         loop.set_exception_handler(self._tell_failure)
         for sig in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sig, self._shut_down, signal.Signals(sig).name)
+        if self._opening.keys is not None:
+            loop.add_signal_handler(signal.SIGHUP, self._reload_keys, self._opening.keys)
         self._tell_startup()
         self._worker.start()
         gone = asyncio.create_task(self._stop_when_gone())
@@ -189,6 +206,15 @@ class _Serving:
             )
         )
 
+    def _reload_keys(self, keys: ApiKeys) -> None:
+        """Bad ones are told and change nothing."""
+        try:
+            keys.reload()
+        except KeyFileError as error:
+            self._narrator.tell(narration.Error(code="INVALID_REQUEST", message=str(error)))
+        else:
+            self._tell_startup()
+
     def _tell_failure(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """What goes wrong outside of any request is narrated, too."""
         error = context.get("exception")
@@ -212,7 +238,8 @@ class _Serving:
                 exact=settings.exact,
                 max_queue=settings.max_queue,
                 inference_timeout_sec=settings.inference_timeout_sec,
-                api_keys=0,
+                api_keys=0 if self._opening.keys is None else len(self._opening.keys),
+                insecure=settings.insecure and self._opening.keys is None,
             )
         )
 

@@ -4,7 +4,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from worker_orcd.jobs.errors import JobError, invalid
 
@@ -100,16 +100,10 @@ class ExecuteRequest(Body):
     )
     on_disconnect: Literal["cancel", "continue"] = Field(
         default="cancel",
-        description="what happens when the last reader leaves; only `cancel` in this release",
+        description="what happens when the last reader leaves: the job is cancelled, or it goes on and its stream can "
+        "be picked up again",
     )
     group: JobId | None = Field(default=None, description="jobs of one group can be cancelled together")
-
-    @field_validator("on_disconnect")
-    @classmethod
-    def _only_cancel_yet(cls, value: str) -> str:
-        if value != "cancel":
-            raise ValueError("'continue' is not supported by this release, only 'cancel'")
-        return value
 
     @classmethod
     def parse_within(cls, raw: bytes, ceilings: Ceilings) -> Self:

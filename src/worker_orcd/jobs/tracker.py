@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from itertools import islice
 
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job, JobKey
@@ -10,19 +11,28 @@ from worker_orcd.jobs.stops import Stop, StopFlag
 
 RECORDS_KEPT = 10_000
 RECORDS_KEPT_SEC = 300.0
+EVENTS_KEPT = 200_000
+"""Of all ended jobs together: some 30 MB. The oldest lose theirs first, their records stay."""
 
 
 class JobTracker:
     """Register a job, cancel it by id, unregister it when it has ended.
 
     An id has at most one live job for each owner; without API keys all jobs are of the owner "". Of ended jobs the
-    latest record of each id is kept for five minutes, at most 10,000 of them; a record holds no tokens.
+    latest record of each id is kept for five minutes, at most 10,000 of them; its stream can be read again as long
+    as its events are kept.
     """
 
-    def __init__(self, *, keep: int = RECORDS_KEPT, keep_sec: float = RECORDS_KEPT_SEC) -> None:
+    def __init__(
+        self, *, keep: int = RECORDS_KEPT, keep_sec: float = RECORDS_KEPT_SEC, keep_events: int = EVENTS_KEPT
+    ) -> None:
         self._live: dict[JobKey, Job] = {}
         self._by_run: dict[int, Job] = {}
         self._records: OrderedDict[JobKey, tuple[float, dict[str, object]]] = OrderedDict()
+        self._whole: OrderedDict[JobKey, Job] = OrderedDict()
+        """Ended jobs whose events are kept."""
+        self._events = 0
+        self._keep_events = keep_events
         self._keep = keep
         self._keep_sec = keep_sec
 
@@ -62,7 +72,11 @@ class JobTracker:
             return
         del self._live[job.key]
         del self._by_run[job.run]
-        self._records.pop(job.key, None)
+        self._forget(job.key)
+        self._whole[job.key] = job
+        self._events += len(job.events)
+        while self._events > self._keep_events:
+            self._forget_events(next(iter(self._whole)))
         self._records[job.key] = (now.mono, job.record())
         self.forget_old(now)
 
@@ -82,6 +96,10 @@ class JobTracker:
         """Whether the last use of this id is remembered as ended."""
         return (owner, job_id) not in self._live and (owner, job_id) in self._records
 
+    def ended_job(self, job_id: str, owner: str = "") -> Job | None:
+        """The last job with this id that ended, while its events are kept."""
+        return self._whole.get((owner, job_id))
+
     def record(self, job_id: str, owner: str = "") -> dict[str, object] | None:
         """The record of the live job with this id, or else of the last one that ended."""
         job = self._live.get((owner, job_id))
@@ -90,12 +108,11 @@ class JobTracker:
         kept = self._records.get((owner, job_id))
         return None if kept is None else kept[1]
 
-    def records(self, owner: str = "") -> list[dict[str, object]]:
-        """All records of an owner: live jobs oldest first, then ended ones, latest first."""
+    def records(self, owner: str = "", limit: int = RECORDS_KEPT) -> list[dict[str, object]]:
+        """An owner's records: live jobs oldest first, then ended ones, latest first, at most `limit` of these."""
         live = [job.record() for job in self if job.owner == owner]
-        return live + [
-            record for (whose, _), (_, record) in reversed(self._records.items()) if whose == owner
-        ]
+        ended = (record for (whose, _), (_, record) in reversed(self._records.items()) if whose == owner)
+        return live + list(islice(ended, limit))
 
     def forget_old(self, now: Moment) -> None:
         """Drop records that are too old or too many."""
@@ -103,4 +120,13 @@ class JobTracker:
             _, (ended_at, _) = next(iter(self._records.items()))
             if len(self._records) <= self._keep and now.mono - ended_at <= self._keep_sec:
                 return
-            self._records.popitem(last=False)
+            self._forget(next(iter(self._records)))
+
+    def _forget(self, key: JobKey) -> None:
+        self._records.pop(key, None)
+        self._forget_events(key)
+
+    def _forget_events(self, key: JobKey) -> None:
+        job = self._whole.pop(key, None)
+        if job is not None:
+            self._events -= len(job.events)

@@ -72,7 +72,10 @@ class Startup(_Told):
     name: ClassVar = "startup"
     acts_on: ClassVar = "worker"
     sentences: ClassVar = {
-        ALWAYS: Sentence("INFO", "Worker {version} is starting on {host}:{port} with model {model}"),
+        "closed": Sentence("INFO", "Worker {version} is starting on {host}:{port} with model {model}"),
+        "open to everybody": Sentence(
+            "WARN", "Worker {version} is starting on {host}:{port}, open to everybody"
+        ),
     }
 
     version: Annotated[str, "of worker-orcd"]
@@ -85,7 +88,12 @@ class Startup(_Told):
     exact: Annotated[bool, "whether byte-identical streams are asked for"]
     max_queue: Annotated[int, "jobs that may wait"]
     inference_timeout_sec: Annotated[float, "s a job may take, waiting included"]
-    api_keys: Annotated[int, "API keys configured; 0 is open to all"]
+    api_keys: Annotated[int, "API keys configured; 0 is open to all who reach it"]
+    insecure: Annotated[bool, "whether it may be reached from elsewhere without keys"] = False
+
+    def variant(self) -> str:
+        """Tell by who may use it."""
+        return "open to everybody" if self.insecure else "closed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,13 @@
-"""A worker on the scripted engine: `python -m worker_orcd.testing.serve --port 9000`, with the worker's own options."""
+"""A worker on the scripted engine: `python -m worker_orcd.testing.serve --port 9000`, with the worker's own options.
+
+Two variables make its patience with slow clients short, in seconds: `WORKER_ORCD_TEST_REQUEST_SEC` for a request that
+does not get complete, `WORKER_ORCD_TEST_STALL_SEC` for an answer that is not taken.
+"""
 
 import os
 import sys
 
+from worker_orcd.api import server
 from worker_orcd.cli.serve import StartupFailed, serve
 from worker_orcd.settings import Settings
 
@@ -17,6 +22,8 @@ def main() -> int:
             given[name] = "true"
         else:
             given[name] = word
+    server.REQUEST_SEC = float(os.environ.get("WORKER_ORCD_TEST_REQUEST_SEC", server.REQUEST_SEC))
+    server.STALL_SEC = float(os.environ.get("WORKER_ORCD_TEST_STALL_SEC", server.STALL_SEC))
     settings = Settings(**given)  # type: ignore[arg-type]  # Settings reads its values from text.
     try:
         code = serve(settings, engine_module="worker_orcd.testing.scripted_engine")

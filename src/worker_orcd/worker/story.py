@@ -49,7 +49,9 @@ class Story:
     def reader_left(self, job: Job) -> None:
         """The last reader of a job is gone."""
         self._narrator.tell(
-            narration.Disconnect(job_id=job.job_id, phase=job.phase.value, on_disconnect="cancel"),
+            narration.Disconnect(
+                job_id=job.job_id, phase=job.phase.value, on_disconnect=job.request.on_disconnect
+            ),
             correlation_id=job.correlation_id,
         )
 

@@ -3,8 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
+from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import Event
 from worker_orcd.jobs.job import Job
+
+MOST_READERS = 32
+"""Of one job."""
 
 Numbered = tuple[int, Event]
 
@@ -16,7 +20,20 @@ class JobStream:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.readers = 0
+        """Who follows it now."""
         self._waiting: set[asyncio.Future[None]] = set()
+
+    def join(self) -> None:
+        """One more reader.
+
+        Raises:
+            JobError: `QUEUE_FULL`, there are too many.
+        """
+        if self.readers >= MOST_READERS:
+            raise JobError(
+                ErrorCode.QUEUE_FULL, f"{self.readers} readers follow this job already", retry_after_sec=1
+            )
+        self.readers += 1
 
     def wake(self) -> None:
         """Something happened to the job."""

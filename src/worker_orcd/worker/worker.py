@@ -159,15 +159,33 @@ class Worker:
             records.append(tracker.record(job_id, owner) if job is None else job.record())
         return [record for record in records if record is not None and record["receipt"] is not None]
 
+    def stream_of(self, job_id: str, owner: str = "") -> JobStream:
+        """A job's stream, for one more reader; also of a job that has ended.
+
+        Raises:
+            JobError: `JOB_NOT_FOUND`, nothing of it is kept.
+        """
+        tracker = self.dispatcher.tracker
+        live = tracker.live(job_id, owner)
+        if live is not None:
+            return self._streams[live.run]
+        ended = tracker.ended_job(job_id, owner)
+        if ended is not None:
+            return JobStream(ended)
+        if tracker.ended(job_id, owner):
+            raise JobError(ErrorCode.JOB_NOT_FOUND, "the job has ended and its events are no longer kept")
+        raise JobError(ErrorCode.JOB_NOT_FOUND, "no job with this id is live or remembered")
+
     def reader_left(self, stream: JobStream) -> None:
-        """A reader of a job is gone. When it was the last one, the job is stopped."""
+        """A reader of a job is gone. With the last one the job is stopped, if it is not to go on without."""
         stream.readers -= 1
         job = stream.job
         if stream.readers > 0 or not job.live:
             return
         if not job.stop:
             self._story.reader_left(job)
-        self.stop(job, StopReason.DISCONNECT)
+        if job.request.on_disconnect == "cancel":
+            self.stop(job, StopReason.DISCONNECT)
 
     def stop(self, job: Job, reason: StopReason) -> None:
         """Stop this very job, if it is still live."""

@@ -1,0 +1,71 @@
+"""Who may ask: API keys, or else only what comes from this machine and was meant for it. Pure ASGI."""
+
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from worker_orcd.api.keys import ApiKeys
+from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
+
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
+"""What orchestrators ask without a key."""
+_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
+_OWNER = "worker_orcd.owner"
+
+
+def owner_of(request: HTTPConnection) -> str:
+    """Whose request it is; everybody's are the same without keys."""
+    owner: str = request.scope.get(_OWNER, "")
+    return owner
+
+
+class AccessMiddleware:
+    """With keys: no request without one. Without keys, on a loopback address: no page in a browser may ask in a
+    user's name, neither by a name that was rebound to this machine (`Host`) nor across origins (`Origin`)."""
+
+    def __init__(self, app: ASGIApp, *, keys: ApiKeys | None, host: str, insecure: bool) -> None:
+        self.app = app
+        self._keys = keys
+        self._hosts = None if keys or insecure else _THIS_MACHINE | {host.lower()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or refuse it.
+
+        Raises:
+            JobError: `UNAUTHORIZED` or `INVALID_REQUEST`.
+        """
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            if self._keys is not None:
+                if scope["path"] not in OPEN_PATHS:
+                    scope[_OWNER] = self._owner(headers, self._keys)
+            elif self._hosts is not None:
+                self._check_origin(headers, self._hosts)
+        await self.app(scope, receive, send)
+
+    @staticmethod
+    def _owner(headers: Headers, keys: ApiKeys) -> str:
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        key = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        owner = keys.owner_of(key)
+        if owner is None:
+            raise JobError(ErrorCode.UNAUTHORIZED, "a valid API key is required: Authorization: Bearer KEY")
+        return owner
+
+    @staticmethod
+    def _check_origin(headers: Headers, hosts: frozenset[str]) -> None:
+        host = headers.get("host")
+        if host is not None and _name(f"//{host}") not in hosts:
+            raise invalid("Host is not this machine; without API keys it has to be", "Host")
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != (host or "").lower():
+            raise invalid("Origin is another site; without API keys it cannot be", "Origin")
+
+
+def _name(address: str) -> str | None:
+    try:
+        return urlsplit(address).hostname
+    except ValueError:
+        return None

@@ -1,0 +1,214 @@
+"""Who may ask (G9), and clients that want to be a burden (G10)."""
+
+import contextlib
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import fresh_id, raw_body, raw_exchange, script
+from worker_orcd.testing.harness import RunningWorker, running_worker, wait_until
+
+ANNA, BERTA = "anna-0123456789abcdef", "berta-0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two keys."""
+    path = tmp_path_factory.mktemp("keys") / "keys.txt"
+    path.write_text(f"# anna, berta\n{ANNA}\n\n{BERTA}\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def guarded(key_file: Path) -> Iterator[RunningWorker]:
+    """A worker with keys."""
+    with running_worker(api_key_file=str(key_file)) as worker:
+        yield worker
+
+
+def by(key: str) -> dict[str, str]:
+    """The headers of somebody with this key."""
+    return {"Authorization": f"Bearer {key}"}
+
+
+def code(answer: Any) -> tuple[int, str]:
+    """Status and error code."""
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/execute"),
+        ("POST", "/cancel"),
+        ("POST", "/shutdown"),
+        ("GET", "/jobs"),
+        ("GET", "/jobs/x"),
+        ("GET", "/jobs/x/events"),
+        ("GET", "/metrics"),
+        ("GET", "/docs"),
+        ("GET", "/openapi.json"),
+        ("GET", "/nowhere"),
+    ],
+)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        by("wrong-0123456789abcdef"),
+        by(ANNA[:-1]),
+        by(ANNA + "x"),
+        {"Authorization": f"Basic {ANNA}"},
+        {"X-API-Key": "ä"},
+    ],
+)
+def test_nothing_is_answered_without_a_key(
+    guarded: RunningWorker, method: str, path: str, headers: dict[str, str]
+) -> None:
+    """401 in the one shape, whatever is behind the path, with a correlation id; and nothing happened."""
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    answer = guarded.client.request(method, path, json={"job_id": "x", "prompt": "x"}, headers=raw)
+    assert code(answer) == (401, "UNAUTHORIZED")
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.headers["x-correlation-id"]
+
+
+def test_orchestrators_need_no_key(guarded: RunningWorker) -> None:
+    """They ask whether it lives; jobs are not shown there."""
+    for path in ("/health", "/livez", "/readyz"):
+        assert guarded.client.get(path).status_code == 200
+
+
+def test_both_ways_of_showing_a_key_are_good(guarded: RunningWorker) -> None:
+    """`Authorization: Bearer` and `X-API-Key`."""
+    for headers in (by(ANNA), {"authorization": f"bearer {ANNA}"}, {"X-API-Key": ANNA}):
+        assert guarded.client.get("/jobs", headers=headers).status_code == 200
+
+
+def test_a_foreign_job_looks_exactly_like_an_unknown_one(guarded: RunningWorker) -> None:
+    """For cancel, records, lists, streams and groups; even its id is free for somebody else (G9)."""
+    job_id, unknown, group = fresh_id("secret"), fresh_id("unknown"), fresh_id("group")
+    client = guarded.client
+    body = {"job_id": job_id, "prompt": script(token_ms=5), "group": group}
+    with client.stream("POST", "/execute", json=body, headers=by(ANNA)) as annas:
+        lines = annas.iter_lines()
+        next(lines)
+        mine = client.get(f"/jobs/{job_id}", headers=by(ANNA)).json()
+        assert mine["state"] == "running"
+        for path in (f"/jobs/{job_id}", f"/jobs/{job_id}/events"):
+            foreign = client.get(path, headers=by(BERTA))
+            nothing = client.get(path.replace(job_id, unknown), headers=by(BERTA))
+            assert (foreign.status_code, foreign.json()) == (nothing.status_code, nothing.json())
+        assert client.get("/jobs", headers=by(BERTA)).json() == {"jobs": []}
+        for name, value in (("job_id", job_id), ("group", group)):
+            answer = client.post("/cancel", json={name: value}, headers=by(BERTA) | {"Prefer": "wait=1"})
+            assert (answer.status_code, answer.json()) == (202, {"status": "cancelling", name: value})
+        assert client.get(f"/jobs/{job_id}", headers=by(ANNA)).json()["state"] == "running"
+        answer = client.post("/execute", json=body | {"max_tokens": 2}, headers=by(BERTA))
+        assert answer.status_code == 200
+        assert b"CANCELLED" in answer.content, "berta's own early cancel waits for berta's own job"
+        assert client.get(f"/jobs/{job_id}", headers=by(ANNA)).json()["state"] == "running"
+        assert client.post("/cancel", json={"job_id": job_id}, headers=by(ANNA)).status_code == 202
+        assert "CANCELLED" in "".join(lines)
+    assert ANNA not in guarded.log.read_text()
+
+
+def test_keys_are_read_again_on_a_hangup_and_bad_ones_change_nothing(
+    guarded: RunningWorker, key_file: Path
+) -> None:
+    """A file with no key is told and the old keys stay; then a new key is good."""
+    before = key_file.read_text()
+    fresh = "carla-0123456789abcdef"
+    key_file.write_text("short\n")
+    guarded.process.send_signal(signal.SIGHUP)
+    told = guarded.narrated("error", code="INVALID_REQUEST", level="ERROR")
+    assert "short" not in told["human"]
+    assert guarded.client.get("/jobs", headers=by(ANNA)).status_code == 200
+    key_file.write_text(before + fresh + "\n")
+    guarded.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: guarded.client.get("/jobs", headers=by(fresh)).status_code == 200, what="the new key")
+    key_file.write_text(before)
+    guarded.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: guarded.client.get("/jobs", headers=by(fresh)).status_code == 401, what="its end")
+
+
+# Without keys.
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "[::2]", "10.0.0.1"]
+)
+def test_a_name_that_is_not_this_machines_is_refused(worker: RunningWorker, host: str) -> None:
+    """DNS rebinding: a page's own name that was pointed at this machine."""
+    answer = worker.client.get("/jobs", headers={"Host": host})
+    assert code(answer) == (400, "INVALID_REQUEST")
+    assert answer.json()["error"]["param"] == "Host"
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:8080", "[::1]:8080"])
+def test_this_machines_names_are_good(worker: RunningWorker, host: str) -> None:
+    """With any port."""
+    assert worker.client.get("/jobs", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1"])
+def test_another_sites_page_cannot_ask(worker: RunningWorker, origin: str) -> None:
+    """A form or a simple `fetch` needs no permission of ours; so it is refused, and no CORS header is ever sent."""
+    answer = worker.client.post("/cancel", json={"job_id": "x"}, headers={"Origin": origin})
+    assert code(answer) == (400, "INVALID_REQUEST")
+    assert not any(name.startswith("access-control") for name in answer.headers)
+    own = {"Origin": f"http://127.0.0.1:{worker.port}"}
+    assert worker.client.post("/cancel", json={"job_id": "x"}, headers=own).status_code == 202
+
+
+# Burdens.
+
+
+def test_a_head_that_is_too_large_is_refused(worker: RunningWorker) -> None:
+    """In the one shape, and the worker's memory does not grow with it."""
+    status, body = raw_body(
+        raw_exchange(worker, b"GET /jobs HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 70_000)
+    )
+    assert status == 400
+    assert b"larger than 65536 bytes" in body
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        b"",
+        b"POST /cancel HTTP/1.1\r\nHost: loc",
+        b"POST /cancel HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\n\r\n{",
+    ],
+)
+def test_a_client_that_does_not_finish_its_request_is_dropped(part: bytes) -> None:
+    """Slow loris, in the head and in the body; others are served meanwhile."""
+    with running_worker(env={"WORKER_ORCD_TEST_REQUEST_SEC": "0.5"}) as worker:
+        with socket.create_connection(("127.0.0.1", worker.port), timeout=10) as slow:
+            slow.sendall(part)
+            assert worker.execute(fresh_id(), max_tokens=2).finished().events[-1].event == "end"
+            with contextlib.suppress(ConnectionResetError):
+                assert slow.recv(1000) == b""
+        assert "error" not in {event["action"] for event in worker.narration()}
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_nobodys_fault(worker: RunningWorker) -> None:
+    """No error is narrated for it."""
+    before = len([event for event in worker.narration() if event["action"] == "error"])
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", worker.port)) as hasty:
+            hasty.sendall(b"POST /execute HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200\r\n\r\n{")
+    assert worker.execute(fresh_id(), max_tokens=2).finished().events[-1].event == "end"
+    assert len([event for event in worker.narration() if event["action"] == "error"]) == before
+
+
+def test_another_address_without_keys_is_told_at_the_start() -> None:
+    """`--insecure` is a decision, and the first line says so."""
+    with running_worker(host="0.0.0.0", insecure=True) as worker:  # noqa: S104
+        startup = worker.narrated("startup")
+        assert (startup["level"], startup["insecure"]) == ("WARN", True)
+        assert worker.client.get("/jobs", headers={"Host": "anything.example"}).status_code == 200

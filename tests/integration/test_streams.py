@@ -1,0 +1,160 @@
+"""Streams that can be picked up again (contract, 2 and 5), and readers that do not read (G10)."""
+
+import json
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.helpers import at_rest, ended_state, fresh_id, script
+from worker_orcd.testing.harness import RunningWorker, Stream, running_worker, wait_until
+
+ENDLESS = script(token_ms=5)
+
+
+def events_of(worker: RunningWorker, job_id: str, after: int | None = None) -> list[tuple[int, str, Any]]:
+    """A job's stream to its end: number, name and data of each event."""
+    return list(following(worker, job_id, after))
+
+
+def following(worker: RunningWorker, job_id: str, after: int | None = None) -> Iterator[tuple[int, str, Any]]:
+    """A job's events as they come."""
+    headers = {} if after is None else {"Last-Event-ID": str(after)}
+    with worker.client.stream("GET", f"/jobs/{job_id}/events", headers=headers) as answer:
+        assert answer.status_code == 200, answer.read()
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        fields: dict[str, str] = {}
+        for line in answer.iter_lines():
+            if line.startswith(":"):
+                continue
+            if line:
+                name, _, value = line.partition(": ")
+                fields[name] = value
+            elif fields:
+                yield int(fields["id"]), fields["event"], json.loads(fields["data"])
+                fields = {}
+
+
+def told(stream: Stream) -> list[tuple[int, str, Any]]:
+    """What the first reader got."""
+    return [(event.id, event.event, event.data) for event in stream.events]
+
+
+@pytest.mark.parametrize("how", ["completed", "failed", "cancelled"])
+def test_a_late_reader_gets_the_same_events_and_the_one_ending(worker: RunningWorker, how: str) -> None:
+    """From the start or from anywhere, byte for byte, as often as anybody asks (G2)."""
+    prompt = script(token_ms=1, fail_at=4) if how == "failed" else script(token_ms=3)
+    stream = worker.execute(fresh_id(how), prompt, max_tokens=8 if how != "cancelled" else 500)
+    if how == "cancelled":
+        stream.tokens_seen(3)
+        worker.cancel(stream.job_id)
+    stream.finished().assert_whole()
+    assert ended_state(worker, stream.job_id)["state"] == how
+    whole = told(stream)
+    assert events_of(worker, stream.job_id) == whole
+    for after in (0, 2, len(whole) - 2):
+        assert events_of(worker, stream.job_id, after) == whole[after + 1 :]
+    assert events_of(worker, stream.job_id, len(whole) - 1) == []
+    assert events_of(worker, stream.job_id, 10**9) == []
+
+
+def test_two_readers_follow_one_job_each_at_its_own_pace(worker: RunningWorker) -> None:
+    """The second one joins in the middle; neither changes what the other gets."""
+    first = worker.execute(fresh_id(), script(token_ms=5), max_tokens=60).tokens_seen(5)
+    second = events_of(worker, first.job_id)
+    assert second == told(first.finished())
+    assert len(second) == 62
+
+
+def test_a_job_is_stopped_when_its_last_reader_leaves_whoever_that_is(worker: RunningWorker) -> None:
+    """The one who asked for it may go while another follows it."""
+    first = worker.execute(fresh_id(), ENDLESS).tokens_seen(1)
+    reading = following(worker, first.job_id)
+    next(reading)
+    first.leave()
+    first.finished()
+    for _ in range(20):
+        next(reading)
+    assert worker.record(first.job_id)["state"] == "running"
+    reading.close()  # type: ignore[attr-defined]
+    assert ended_state(worker, first.job_id)["state"] == "cancelled"
+
+
+def test_a_job_that_goes_on_without_readers_is_picked_up_again(worker: RunningWorker) -> None:
+    """Nothing is lost and nothing comes twice; its being left is narrated."""
+    stream = worker.execute(
+        fresh_id(), script(token_ms=5), max_tokens=80, on_disconnect="continue"
+    ).tokens_seen(5)
+    stream.leave()
+    stream.finished()
+    left = worker.narrated("disconnect", job_id=stream.job_id)
+    assert left["on_disconnect"] == "continue"
+    last_seen = stream.events[-1].id
+    rest = events_of(worker, stream.job_id, last_seen)
+    assert [number for number, _, _ in rest] == list(range(last_seen + 1, 82))
+    assert rest[-1][1] == "end"
+    assert ended_state(worker, stream.job_id)["state"] == "completed"
+
+
+def test_an_event_stream_of_nobody_is_404(worker: RunningWorker) -> None:
+    """In the one shape."""
+    answer = worker.client.get(f"/jobs/{fresh_id('nobody')}/events")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "JOB_NOT_FOUND")
+
+
+@pytest.mark.parametrize("after", ["-1", "one", "1.5", "0x1", "9" * 30])
+def test_a_last_event_id_that_is_no_number_is_refused(worker: RunningWorker, after: str) -> None:
+    """400, naming the header."""
+    stream = worker.execute(fresh_id(), max_tokens=1).finished()
+    answer = worker.client.get(f"/jobs/{stream.job_id}/events", headers={"Last-Event-ID": after})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Last-Event-ID")
+
+
+def test_readers_of_one_job_are_bounded(worker: RunningWorker) -> None:
+    """The 33rd is refused, and the others go on."""
+    stream = worker.execute(fresh_id(), ENDLESS).tokens_seen(1)
+    readers = [following(worker, stream.job_id) for _ in range(31)]
+    for reader in readers:
+        next(reader)
+    answer = worker.client.get(f"/jobs/{stream.job_id}/events")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "QUEUE_FULL")
+    worker.cancel(stream.job_id)
+    for reader in readers:
+        assert list(reader)[-1][1] == "error"
+    stream.finished().assert_whole()
+
+
+def test_a_client_that_leaves_while_its_prompt_is_counted_is_noticed_at_once(battered: RunningWorker) -> None:
+    """Its place in the queue is free although the engine does not answer."""
+    battered.signal_engine(signal.SIGSTOP)
+    job_id = fresh_id("hasty")
+    with pytest.raises(httpx2.TimeoutException):
+        battered.client.post("/execute", json={"job_id": job_id, "prompt": "x"}, timeout=0.2)
+    record = ended_state(battered, job_id)
+    assert record["state"] == "cancelled"
+    assert isinstance(record["ended_ms"], float)
+    assert record["ended_ms"] < 600
+    battered.ready(within_sec=20)
+
+
+def test_a_reader_that_takes_nothing_is_dropped_and_slows_nobody() -> None:
+    """Its neighbour's tokens flow meanwhile; its job ends as if it had left."""
+    with running_worker(env={"WORKER_ORCD_TEST_STALL_SEC": "0.5"}, max_tokens_out=8000) as worker:
+        job_id = fresh_id("stalled")
+        body = json.dumps({"job_id": job_id, "prompt": script(token_ms=2), "max_tokens": 8000}).encode()
+        head = f"POST /execute HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        with socket.socket() as stalled:
+            stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            stalled.connect(("127.0.0.1", worker.port))
+            stalled.sendall(head + body)
+            neighbour = worker.execute(fresh_id("neighbour"), script(token_ms=2), max_tokens=200).finished()
+            neighbour.assert_whole()
+            assert len(neighbour.tokens) == 200
+            wait_until(lambda: worker.record(job_id)["ended_ms"] is not None, within_sec=90, what="its end")
+        record = worker.record(job_id)
+        assert record["state"] == "cancelled"
+        assert record["receipt"]["reason"] == "disconnect"
+        at_rest(worker)
