@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="pairs of throughput runs; 0: none")
     parser.add_argument("--exact", action="store_true", help="with --exact")
     given = parser.parse_args()
-    options: dict[str, Any] = {"exact": True, "context_length": 49152} if given.exact else {}
+    options: dict[str, Any] = {"exact": True, "context_length": 65536} if given.exact else {}
     say(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     )

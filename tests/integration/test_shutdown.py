@@ -99,6 +99,19 @@ def test_an_idle_worker_goes_at_once_even_if_the_engine_is_stopped() -> None:
         _assert_gone(engine)
 
 
+def test_asking_again_over_http_changes_nothing_and_a_first_signal_still_drains() -> None:
+    """A client that retries, or a preStop hook with the orchestrator's SIGTERM after it, costs no job its end."""
+    with running_worker() as worker:
+        stream = worker.execute("running", script(token_ms=5), max_tokens=200).tokens_seen(1)
+        for _ in range(3):
+            answer = worker.client.post("/shutdown")
+            assert (answer.status_code, answer.json()) == (202, {"status": "draining"})
+        worker.process.send_signal(signal.SIGTERM)
+        assert _exit_code(worker, within_sec=8.0) == 0
+        stream.finished(within_sec=1.0).assert_whole()
+        assert stream.events[-1].event == "end"
+
+
 def test_a_second_signal_stops_at_once() -> None:
     """No drain any more; the engine goes with it."""
     with running_worker() as worker:

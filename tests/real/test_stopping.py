@@ -37,7 +37,9 @@ def test_computing_stops_in_time(real_worker: RunningWorker, begin: Begin, trial
     )
     assert len(stopped) >= trials // 2 or begin is ending
     late = [ms for ms in stopped if ms > STOPPED_WITHIN_MS]
+    # One in twenty may be the machine's fault, which is shared; not by much, and it is shown.
     assert len(late) <= trials // 20, late
+    assert stopped[-1] < 5 * STOPPED_WITHIN_MS
 
 
 def test_job_after_a_cancelled_long_prefill_starts_as_on_an_idle_worker(real_worker: RunningWorker) -> None:
@@ -90,7 +92,7 @@ def test_long_prompt_does_not_stall_streams_that_decode(real_worker: RunningWork
     print(
         f"gap: normal {normal * 1000:.1f} ms, beside a long prompt {beside * 1000:.1f} ms, x{beside / normal:.2f}"
     )
-    assert beside <= 3.5 * normal
+    assert beside <= 3.5 * normal  # Three is promised; the rest is for a machine that is shared.
 
 
 def gaps(stream: Stream, begin: float, end: float) -> list[float]:

@@ -109,6 +109,7 @@ class _Serving:
         self._opening = opening
         self._started_at = time.monotonic()
         self._why: str | None = None
+        self._signals = 0
         self._draining: asyncio.Task[None] | None = None
         self._narrator = narration.Narrator.configure(
             str(settings.worker_id), log_format=_log_format(settings)
@@ -147,7 +148,7 @@ class _Serving:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._tell_failure)
         for sig in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(sig, self._shut_down, signal.Signals(sig).name)
+            loop.add_signal_handler(sig, self._signalled, signal.Signals(sig).name)
         if self._opening.keys is not None:
             loop.add_signal_handler(signal.SIGHUP, self._reload_keys, self._opening.keys)
         self._tell_startup()
@@ -170,15 +171,23 @@ class _Serving:
                 exit_code=code,
             )
         )
+        self._narrator.flush()
         if failure is not None:
             # Everything is cleaned up; the one clear line comes last, where it is seen.
             raise StartupFailed(failure.code, failure.message)
         return code
 
-    def _shut_down(self, why: str) -> None:
-        """The first time: drain. The second time: stop at once."""
-        if self._draining is not None:
+    def _signalled(self, name: str) -> None:
+        """The first signal: drain. The second: stop at once."""
+        if self._signals:
             self._stop_at_once()
+        self._signals += 1
+        self._shut_down(name)
+
+    def _shut_down(self, why: str) -> None:
+        """Drain; asking again changes nothing."""
+        if self._draining is not None:
+            return
         self._why = why
         self._draining = asyncio.create_task(self._drain(), name="drain")
 
@@ -188,6 +197,7 @@ class _Serving:
 
     def _stop_at_once(self) -> NoReturn:
         self._worker.supervisor.kill("a second signal came")
+        self._narrator.flush()
         os._exit(0)
 
     async def _stop_when_gone(self) -> None:

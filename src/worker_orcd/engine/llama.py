@@ -60,7 +60,9 @@ class LlamaModel:
         self._rows = _RowBuffers(MAX_ROWS)
         self._exact = load.exact
         self._pieces: dict[int, bytes] = {}
-        self._template = self._chat_template()
+        self._template: ChatTemplate | None = None
+        self._template_fault: PromptRefused | None = None
+        self._read_chat_template()
         self.facts = Ready(
             model=self._meta("general.name") or Path(load.model_path).stem,
             device=device.name,
@@ -96,6 +98,8 @@ class LlamaModel:
 
     def encode(self, prompt: str, template: Literal["auto", "none"]) -> list[int]:
         """Token ids of a prompt, as raw text or as one user message of the model's chat template."""
+        if template == "auto" and self._template_fault is not None:
+            raise self._template_fault
         if template == "none" or self._template is None:
             return self._tokenize(prompt, special_text=True, add_bos=True)
         before, content, after = self._template.split(prompt)
@@ -137,15 +141,18 @@ class LlamaModel:
             raise PromptRefused("the prompt cannot be tokenized")
         return list(buffer[:count])
 
-    def _chat_template(self) -> ChatTemplate | None:
+    def _read_chat_template(self) -> None:
+        """A model without one takes prompts as they are; one whose template is broken only with `template: none`."""
         source = lib.llama_model_chat_template(self._model, None)
         if not source:
-            return None
+            return
         bos, eos = lib.llama_vocab_bos(self._vocab), lib.llama_vocab_eos(self._vocab)
         try:
-            return ChatTemplate(source.decode("utf-8", "replace"), bos=self._text(bos), eos=self._text(eos))
+            self._template = ChatTemplate(
+                source.decode("utf-8", "replace"), bos=self._text(bos), eos=self._text(eos)
+            )
         except PromptRefused as error:
-            raise ModelLoadError(str(error)) from error
+            self._template_fault = PromptRefused(f"{error}; send the prompt with template 'none'", "template")
 
     def _text(self, token: int) -> str:
         if token < 0:

@@ -88,6 +88,10 @@ class Narrator:
         except Exception:  # noqa: BLE001 - narration never takes down what it tells of
             self._sink.lost += 1
 
+    def flush(self, sec: float = 0.2) -> None:
+        """Give lines that wait for a slow reader so many seconds; before the process goes."""
+        self._sink.flush(sec)
+
     @property
     def lines_lost(self) -> int:
         """Events that could not be written since `configure`. From the first on, each line says how many."""

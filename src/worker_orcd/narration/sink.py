@@ -2,7 +2,9 @@
 
 import os
 import select
+import stat
 import threading
+from collections import deque
 from typing import TextIO
 
 LINE_LIMIT = 4096
@@ -11,14 +13,16 @@ LINE_LIMIT = 4096
 The engine process writes to the same pipe, and longer lines of the two could be torn into each other.
 """
 
-_PATIENCE_MS = 50
+PENDING_LINES = 256
+"""Lines that wait for a reader who is slow; more are lost."""
+_POLL_MS = 200
 
 
 class Sink:
     """A stream that swallows failure and counts it in `lost`.
 
-    A reader that stalls (a stopped terminal, a pager) costs the worker one wait of 50 ms, then lines, never
-    another wait: no cancel may hang on somebody reading the log.
+    Writing never waits: no cancel may hang on somebody reading the log. What a slow reader's pipe does not take at
+    once waits, bounded and in order, for a thread that is there only then; what a stalled one's never takes is lost.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -27,40 +31,88 @@ class Sink:
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
         # Reentrant, because a signal handler may narrate while its own thread is narrating.
         self._lock = threading.RLock()
-        self._stalled = False
+        self._pending: deque[bytes] = deque()
+        self._drainer: threading.Thread | None = None
         try:
-            self._fd: int | None = stream.fileno()
+            self._fd: int | None = _unblocking(stream.fileno())
         except (OSError, ValueError, AttributeError):
             self._fd = None
 
     def line(self, text: str) -> None:
-        """Write `text` and a newline, or count it as lost."""
+        """Write `text` and a newline, now or soon, or count it as lost."""
         with self._lock:
             try:
-                written = self._write(text + "\n")
+                self._write((text + "\n").encode(self._encoding, "backslashreplace"))
             except Exception:  # noqa: BLE001 - whatever a stream raises, the job being told of comes first
-                written = False
-            if not written:
                 self.lost += 1
 
-    def _write(self, text: str) -> bool:
-        data = text.encode(self._encoding, "backslashreplace")
+    def flush(self, sec: float) -> None:
+        """Give what waits so many seconds to be taken."""
+        drainer = self._drainer
+        if drainer is not None:
+            drainer.join(sec)
+
+    def _write(self, data: bytes) -> None:
         if self._fd is None:
             self._stream.write(data.decode(self._encoding))
             self._stream.flush()
-            return True
         # A closed stream's number may by now be somebody else's socket.
-        if self._stream.closed or not self._takes_a_line(self._fd):
+        elif self._stream.closed:
+            self.lost += 1
+        elif self._pending or not self._taken(self._fd, data):
+            self._wait_for_room(data)
+
+    def _taken(self, fd: int, data: bytes) -> bool:
+        """Write a line whole, if there is room for it now."""
+        if not _room(fd, 0):
             return False
         # Not through the stream: what its buffer can't get rid of would spoil the exit code.
-        while data:
-            data = data[os.write(self._fd, data) :]
+        try:
+            while data:
+                data = data[os.write(fd, data) :]
+        except BlockingIOError:
+            return False
         return True
 
-    def _takes_a_line(self, fd: int) -> bool:
-        if not hasattr(select, "poll"):
-            return True
-        poll = select.poll()
-        poll.register(fd, select.POLLOUT)
-        self._stalled = not poll.poll(0 if self._stalled else _PATIENCE_MS)
-        return not self._stalled
+    def _wait_for_room(self, data: bytes) -> None:
+        if len(self._pending) >= PENDING_LINES:
+            self.lost += 1
+            return
+        self._pending.append(data)
+        if self._drainer is None:
+            self._drainer = threading.Thread(target=self._drain, name="narration", daemon=True)
+            self._drainer.start()
+
+    def _drain(self) -> None:
+        fd = self._fd
+        while fd is not None:
+            _room(fd, _POLL_MS)
+            with self._lock:
+                try:
+                    while self._pending and self._taken(fd, self._pending[0]):
+                        self._pending.popleft()
+                except OSError:  # Nobody will ever read it.
+                    self.lost += len(self._pending)
+                    self._pending.clear()
+                if not self._pending or self._stream.closed:
+                    self._drainer = None
+                    return
+
+
+def _unblocking(fd: int) -> int:
+    """The same pipe, opened once more so that writes to it never block, whoever else writes to it; other things as
+    they are."""
+    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        return fd
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return fd
+
+
+def _room(fd: int, wait_ms: int) -> bool:
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(wait_ms))

@@ -64,6 +64,7 @@ class Supervisor:
         self._beat: asyncio.TimerHandle | None = None
         self._pulse = Pulse(time.monotonic())
         self._step_sec = 0.0
+        self._pausing = False
         self._failed_starts = 0
         self._short_lives = 0
         self._ready_at = 0.0
@@ -113,6 +114,8 @@ class Supervisor:
         """End the engine for good and wait until it is dead."""
         self._closing = True
         if self._starting is not None:
+            if self._pausing:
+                self._starting.cancel()
             await asyncio.wait([self._starting], timeout=1.0)
             self._starting.cancel()
         for timer in (self._look, self._beat):
@@ -182,7 +185,9 @@ class Supervisor:
     # Inside.
 
     async def _start(self, pause: float) -> None:
+        self._pausing = True
         await asyncio.sleep(pause)
+        self._pausing = False
         if self._closing:
             return
         self._load_failed = None

@@ -98,6 +98,11 @@ class Stream:
             change()
             self._changed.notify_all()
 
+    @property
+    def _refused_for_good(self) -> bool:
+        """Nothing will ever come."""
+        return self.refusal is not None and self.closed_at is not None
+
     def wait(
         self, ready: Callable[[Self], bool], *, within_sec: float = 30.0, what: str = "the stream"
     ) -> Self:
@@ -107,7 +112,8 @@ class Stream:
             TimeoutError: it is not, in time.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: ready(self), within_sec):
+            self._changed.wait_for(lambda: ready(self) or self._refused_for_good, within_sec)
+            if not ready(self):
                 raise TimeoutError(f"waited {within_sec} s for {what} of {self.job_id}: {self.events[-3:]}")
         return self
 

@@ -269,8 +269,9 @@ class Worker:
 
     def _ready(self, ready: messages.Ready) -> None:
         self.engine = ready
+        first = not self.ready.is_set()
         self.ready.set()
-        if self._lost_at is None:
+        if first or self._lost_at is None:
             self._story.loaded(ready)
         else:
             self._story.restarted(self.supervisor.pid, self.supervisor.restarts, self._lost_at)
