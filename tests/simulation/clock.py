@@ -1,0 +1,60 @@
+"""An event loop whose time passes only by waiting for it."""
+
+import asyncio
+import selectors
+import time as real_time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+from worker_orcd.supervisor import supervisor
+from worker_orcd.worker import worker
+
+
+class JumpingSelector(selectors.SelectSelector):
+    """Does not wait: when nothing can be read, its clock goes on by the time that it would have waited."""
+
+    now = 1000.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """What can be read now."""
+        ready = super().select(0)
+        if not ready:
+            assert timeout is not None, "nothing will ever happen any more"
+            self.now += max(0.0, timeout)
+        return ready
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """A loop on such a clock. Seconds."""
+
+    def __init__(self) -> None:
+        self.selector = JumpingSelector()
+        super().__init__(self.selector)
+        self.failures: list[str] = []
+        """What went wrong in callbacks and tasks that nobody waits for."""
+        self.set_exception_handler(lambda _, context: self.failures.append(repr(context)))
+
+    def cancel_everything(self) -> None:
+        """End all tasks."""
+        tasks = asyncio.all_tasks(self)
+        for task in tasks:
+            task.cancel()
+        self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+
+    def time(self) -> float:
+        """Its clock."""
+        return self.selector.now
+
+
+@contextmanager
+def virtual_time() -> Iterator[VirtualLoop]:
+    """A loop, and its clock in the place of the machine's wherever worker and supervisor look at one."""
+    loop = VirtualLoop()
+    clock = SimpleNamespace(monotonic=loop.time, time=lambda: 1.7e9 + loop.time())
+    worker.time = supervisor.time = clock  # type: ignore[attr-defined, assignment]
+    try:
+        yield loop
+    finally:
+        worker.time = supervisor.time = real_time  # type: ignore[attr-defined]
+        loop.close()

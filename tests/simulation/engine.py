@@ -1,0 +1,160 @@
+"""An engine in virtual time: the real loop, planner and text over a scripted model, and everything that can go wrong.
+
+A turn is computed when it begins and told when it would have ended. A stop that comes meanwhile finds the step just
+ending, as an abort would make it; aborts themselves are tried by setting the byte before steps at random.
+"""
+
+import asyncio
+import random
+from dataclasses import dataclass
+
+from tests.fakes import HandLoop
+from worker_orcd.protocol.messages import (
+    FromEngine,
+    Pong,
+    Prepare,
+    Prepared,
+    Ready,
+    Run,
+    Step,
+    Stop,
+    Stopped,
+)
+from worker_orcd.supervisor.engine import Death, EngineListener
+
+SEQUENCES, CELLS = 4, 700
+
+
+@dataclass(frozen=True, slots=True)
+class Weather:
+    """How likely things go wrong: for each step, a death, a hang, a needless abort; for each start, that it fails."""
+
+    dies: float = 0.0
+    hangs: float = 0.0
+    aborts: float = 0.0
+    fails_to_start: float = 0.0
+    ignores_kill_sec: float = 0.0
+    """How long a killed one takes to be dead, at most."""
+
+
+class VirtualEngine:
+    """One life of an engine."""
+
+    def __init__(self, listener: EngineListener, chance: random.Random, weather: Weather, pid: int) -> None:
+        self.pid: int | None = pid
+        self.dead = False
+        self.hung = False
+        self.hung_at = float("inf")
+        self._listener = listener
+        self._chance = chance
+        self._weather = weather
+        self._hand = HandLoop(parallel=SEQUENCES, cells=CELLS)
+        self._hand.model.decode_ms = chance.choice([2.0, 8.0, 30.0])
+        self._hand.model.prefill_row_ms = chance.choice([0.2, 2.0, 6.0])
+        self._busy = False
+        self._preparing: list[Prepare] = []
+        self._later(chance.uniform(0.05, 1.5), self._loaded)
+
+    def _loaded(self) -> None:
+        if self._chance.random() < self._weather.fails_to_start:
+            self.die("it died while it was loading")
+            return
+        self._hand.warm_up()
+        self._says(Ready("m", "cpu", True, 0, "F16", "bytes", 50_000, CELLS, CELLS, SEQUENCES, False, 1.0))
+        self._kick()
+
+    # Engine
+
+    def prepare(self, message: Prepare) -> None:
+        """One after the other, in a moment each."""
+        self._preparing.append(message)
+        if len(self._preparing) == 1:
+            self._later(self._chance.uniform(0.0005, 0.02), self._prepared)
+
+    def run(self, message: Run) -> None:
+        """Take it into the next turn."""
+        self._hand.post(message)
+        self._kick()
+
+    def stop(self, run: int) -> None:
+        """The same, and end the running step."""
+        self._hand.post(Stop(run))
+        self._kick()
+
+    def ping(self) -> None:
+        """Answered between two steps; here, if it is not hung."""
+        self._later(0.01, self._says, Pong())
+
+    def kill(self, why: str) -> None:
+        """It may take its time to be dead."""
+        self.hung = True
+        sec = self._chance.uniform(0, self._weather.ignores_kill_sec) + 0.002
+        asyncio.get_running_loop().call_later(sec, self.die, f"it was killed because {why}")
+
+    async def close(self) -> None:
+        """At once."""
+        self.die("it was closed")
+
+    def die(self, why: str = "it died of SIGKILL") -> None:
+        """Be dead, once."""
+        if not self.dead:
+            self.dead = True
+            self._hand.close()
+            self._listener.lost(Death(why, self.pid))
+
+    @property
+    def cells_held(self) -> int:
+        """By its model's own count."""
+        return sum(self._hand.cells_held())
+
+    # Inside
+
+    def _later(self, sec: float, what: object, *arguments: object) -> None:
+        def act() -> None:
+            if not self.dead and not self.hung:
+                what(*arguments)  # type: ignore[operator]
+
+        asyncio.get_running_loop().call_later(sec, act)
+
+    def _says(self, message: FromEngine) -> None:
+        self._listener.heard(message)
+
+    def _prepared(self) -> None:
+        message = self._preparing.pop(0)
+        self._says(Prepared(message.run, tuple(message.prompt.encode())))
+        if self._preparing:
+            self._later(self._chance.uniform(0.0005, 0.02), self._prepared)
+
+    def _kick(self) -> None:
+        if not self._busy:
+            self._busy = True
+            self._later(0.0, self._turn)
+
+    def _turn(self) -> None:
+        if self._chance.random() < self._weather.aborts:
+            self._hand.model.during_step = self._hand.byte.set
+        said, began = len(self._hand.sent), self._hand.clock.now
+        idle = self._hand.turn_idle()
+        self._hand.model.during_step = lambda: None
+        took = self._hand.clock.now - began
+        for message in self._hand.sent[said:]:
+            if isinstance(message, Stopped):
+                self._says(message)
+        step = next((m for m in self._hand.sent[said:] if isinstance(m, Step)), None)
+        if self.dead:
+            return
+        if self._chance.random() < self._weather.hangs:
+            self.hung = True
+            self.hung_at = asyncio.get_running_loop().time()
+            return
+        if self._chance.random() < self._weather.dies:
+            self._later(took * self._chance.random(), self.die)
+            return
+        self._later(took + 0.0005, self._told, step, idle)
+
+    def _told(self, step: Step | None, idle: bool) -> None:
+        self._busy = False
+        if step is not None:
+            self._says(step)
+        if not idle and not self.dead:
+            self._kick()

@@ -1,0 +1,228 @@
+"""One history: clients who start, cancel, leave, come back and use ids again, against a worker in bad weather."""
+
+import asyncio
+import io
+import random
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
+
+from tests.fakes import QUICK, HandLoop, run_message
+from tests.simulation.clock import VirtualLoop
+from tests.simulation.engine import VirtualEngine, Weather
+from worker_orcd.jobs.errors import JobError
+from worker_orcd.jobs.events import End, Error, Event, Started, Token
+from worker_orcd.jobs.job import Job
+from worker_orcd.jobs.request import Ceilings, ExecuteRequest
+from worker_orcd.narration import Narrator
+from worker_orcd.supervisor.engine import Engine, EngineListener
+from worker_orcd.supervisor.supervisor import EngineState
+from worker_orcd.worker.health import Status, status_of
+from worker_orcd.worker.streams import JobStream
+from worker_orcd.worker.worker import Policy, Worker
+
+DEADLINE_SEC = 5.0
+TOLD_WITHIN_SEC = DEADLINE_SEC + 0.1
+IDS = ("a", "a1", "b", "c", "d", "e", "f")
+
+
+@dataclass(eq=False)
+class Seen:
+    """A job, and what each of its readers got."""
+
+    job: Job
+    fields: dict[str, object]
+    readers: list[list[Event]] = field(default_factory=list)
+    cancelled_at: float | None = None
+
+
+class World:
+    """Everything there is, out of one seed."""
+
+    def __init__(self, seed: int, loop: VirtualLoop) -> None:
+        self.chance = random.Random(seed)
+        self.loop = loop
+        mood = self.chance.choice(["calm", "deadly", "hanging", "mixed", "unkillable"])
+        self.weather = {
+            "calm": Weather(aborts=0.1),
+            "deadly": Weather(dies=0.02, aborts=0.1, fails_to_start=0.2),
+            "hanging": Weather(hangs=0.005, aborts=0.2),
+            "mixed": Weather(dies=0.005, hangs=0.002, aborts=0.3, fails_to_start=0.1),
+            "unkillable": Weather(hangs=0.005, ignores_kill_sec=9.0),
+        }[mood]
+        self.engines: list[VirtualEngine] = []
+        self.seen: list[Seen] = []
+        self.wishes: dict[str, float] = {}
+        policy = Policy(
+            ceilings=Ceilings(max_tokens_out=400, inference_timeout_sec=self.chance.choice([20.0, 300.0])),
+            max_queue=self.chance.choice([2, 50]),
+            cancel_deadline_sec=DEADLINE_SEC,
+            drain_sec=2.0,
+        )
+        narrator = Narrator.configure("worker", log_format="json", stream=io.StringIO())
+        self.worker = Worker(policy, self.launch, narrator, worker_id="w", model_path="m")
+
+    async def launch(self, listener: EngineListener) -> Engine:
+        """Start the next engine."""
+        self.engines.append(VirtualEngine(listener, self.chance, self.weather, 100 + len(self.engines)))
+        return self.engines[-1]
+
+    # Clients.
+
+    async def live(self) -> None:
+        """The whole history."""
+        self.worker.start()
+        clients = [asyncio.create_task(self.client()) for _ in range(self.chance.randint(1, 12))]
+        watcher = asyncio.create_task(self.watch())
+        await asyncio.gather(*clients)
+        await self.all_ended()
+        await asyncio.sleep(12.0)
+        self.check_rest()
+        watcher.cancel()
+        await self.worker.drain()
+
+    async def client(self) -> None:
+        """Somebody who does a few things, one after the other."""
+        for _ in range(self.chance.randint(1, 5)):
+            await asyncio.sleep(self.chance.expovariate(2.0))
+            action = self.chance.choices(["run", "cancel", "group"], [6, 3, 1])[0]
+            if action == "run":
+                await self.run_a_job()
+            elif action == "cancel":
+                self.cancel(self.chance.choice(IDS))
+            else:
+                self.worker.cancel_group("g", "cor-group")
+
+    async def run_a_job(self) -> None:
+        """Start one and read it, perhaps not to the end, perhaps to be picked up again, perhaps cancelling it."""
+        fields: dict[str, object] = {
+            "job_id": self.chance.choice(IDS),
+            "prompt": QUICK + "x" * self.chance.choice([0, 5, 300]),
+            "max_tokens": self.chance.choice([1, 5, 40, 150]),
+            "seed": self.chance.randint(1, 10**6),
+            "temperature": self.chance.choice([0.0, 1.0]),
+            "on_disconnect": self.chance.choice(["cancel", "continue"]),
+            "group": self.chance.choice([None, "g", "g1"]),
+            "timeout_ms": self.chance.choice([None, None, 3000]),
+        }
+        early = (
+            self.worker.dispatcher.remembered.of(("", str(fields["job_id"])), self.worker._now()) is not None
+        )
+        try:
+            stream = self.worker.execute(ExecuteRequest(**fields), "cor")  # type: ignore[arg-type]
+        except JobError as refused:
+            assert refused.code in ("JOB_ID_IN_USE", "QUEUE_FULL", "ENGINE_LOST")  # noqa: PT017  # Either is right.
+            return
+        seen = Seen(stream.job, fields)
+        self.seen.append(seen)
+        if early:
+            assert [event.name for event in stream.job.events] == ["error"], (
+                "a cancel that was here first wins"
+            )
+        if self.chance.random() < 0.25:
+            self.loop.call_later(self.chance.expovariate(1.0), self.cancel_this, seen)
+        leaves_after = self.chance.choice([None, None, None, 1, 10])
+        await self.read(seen, stream, 0, leaves_after)
+        if leaves_after is not None and self.chance.random() < 0.7:
+            await asyncio.sleep(self.chance.random())
+            await self.read(seen, JobStream(stream.job) if not stream.job.live else stream, 0, None)
+
+    def cancel_this(self, seen: Seen) -> None:
+        """Cancel by its id, if that still means it."""
+        if self.worker.dispatcher.tracker.live(seen.job.job_id) is seen.job:
+            self.cancel(seen.job.job_id)
+
+    def cancel(self, job_id: str) -> None:
+        """Note which incarnation it is for."""
+        job = self.worker.dispatcher.tracker.live(job_id)
+        for seen in self.seen:
+            if seen.job is job and seen.cancelled_at is None and not seen.job.stop:
+                seen.cancelled_at = self.loop.time()
+        for _ in range(self.chance.randint(1, 3)):
+            self.worker.cancel(job_id, "cor-cancel")
+
+    async def read(self, seen: Seen, stream: JobStream, start: int, leaves_after: int | None) -> None:
+        """Follow it from an event on."""
+        got: list[Event] = []
+        stream.join()
+        try:
+            async for batch in stream.read(15.0, start):
+                assert [number for number, _ in batch] == list(range(len(got), len(got) + len(batch)))
+                got += [event for _, event in batch]
+                if leaves_after is not None and len(got) >= leaves_after:
+                    return
+                if self.chance.random() < 0.1:
+                    await asyncio.sleep(self.chance.random())
+            seen.readers.append(got)
+        finally:
+            self.worker.reader_left(stream)
+
+    # What must hold.
+
+    async def watch(self) -> None:
+        """Health is never good while the engine is dead; what is stopped is told in time."""
+        while True:
+            await asyncio.sleep(0.05)
+            supervisor = self.worker.supervisor
+            engine_lives = bool(self.engines) and not self.engines[-1].dead
+            if status_of(self.worker) is Status.HEALTHY:
+                assert engine_lives
+                assert supervisor.state is EngineState.READY
+            for seen in self.seen:
+                if seen.cancelled_at is not None and seen.job.live:
+                    assert self.loop.time() - seen.cancelled_at < TOLD_WITHIN_SEC, (
+                        "five seconds are over (G5)"
+                    )
+
+    async def all_ended(self) -> None:
+        """Everybody comes to an end."""
+        until = self.loop.time() + 900
+        while any(seen.job.live for seen in self.seen):
+            assert self.loop.time() < until, [seen.job.record() for seen in self.seen if seen.job.live]
+            await asyncio.sleep(0.5)
+
+    def check_rest(self) -> None:
+        """Every stream is whole, each reader got it, and nothing is left."""
+        for seen in self.seen:
+            self.check_stream(seen)
+        core = self.worker.dispatcher
+        assert (len(core.tracker), len(core.queue), core.queue.running) == (0, 0, 0)
+        assert self.worker._streams == {}
+        engine = self.engines[-1]
+        if not engine.dead and not engine.hung:
+            assert engine.cells_held == 0
+            assert self.worker.books.cells_used == 0
+
+    def check_stream(self, seen: Seen) -> None:
+        """`started token* (end|error)` or `error`; tokens are those of the job alone, without a gap or a repetition."""
+        events = seen.job.events
+        terminal = events[-1]
+        assert isinstance(terminal, End | Error)
+        assert not any(isinstance(event, End | Error) for event in events[:-1])
+        assert all(isinstance(event, Token) for event in events[1:-1])
+        assert len(events) == 1 or isinstance(events[0], Started)
+        tokens = [event for event in events if isinstance(event, Token)]
+        assert [event.i for event in tokens] == list(range(len(tokens)))
+        assert [event.t for event in tokens] == undisturbed(seen.fields)[: len(tokens)], "not its own tokens"
+        if isinstance(terminal, End):
+            assert len(tokens) == seen.fields["max_tokens"]
+        for got in seen.readers:
+            assert got == events, "a reader got something else (G2)"
+        if seen.cancelled_at is not None and seen.job.receipt is not None:
+            assert seen.job.receipt.told_ms <= TOLD_WITHIN_SEC * 1000
+
+
+_alone: dict[tuple[object, ...], list[str]] = {}
+
+
+def undisturbed(fields: dict[str, object]) -> list[str]:
+    """The texts of a job that has an engine to itself, computed by the real loop."""
+    key = (fields["prompt"], fields["max_tokens"], fields["seed"])
+    if key not in _alone:
+        hand = HandLoop(parallel=1, cells=2000)
+        message = run_message(1, str(fields["prompt"]), max_tokens=fields["max_tokens"])
+        hand.post(replace(message, sampling=replace(message.sampling, seed=fields["seed"])))
+        hand.finish()
+        _alone[key] = [out.text for step in hand.steps for out in step.tokens]
+        hand.close()
+    return _alone[key]
