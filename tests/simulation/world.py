@@ -23,6 +23,8 @@ from worker_orcd.worker.worker import Policy, Worker
 
 DEADLINE_SEC = 5.0
 TOLD_WITHIN_SEC = DEADLINE_SEC + 0.1
+FOUND_OUT_SEC = 10.0
+MEMORY_SEC = 5.0
 IDS = ("a", "a1", "b", "c", "d", "e", "f")
 
 
@@ -78,6 +80,8 @@ class World:
         await self.all_ended()
         await asyncio.sleep(12.0)
         self.check_rest()
+        if watcher.done():
+            watcher.result()
         watcher.cancel()
         await self.worker.drain()
 
@@ -105,9 +109,7 @@ class World:
             "group": self.chance.choice([None, "g", "g1"]),
             "timeout_ms": self.chance.choice([None, None, 3000]),
         }
-        early = (
-            self.worker.dispatcher.remembered.of(("", str(fields["job_id"])), self.worker._now()) is not None
-        )
+        wished_at = self.wishes.get(str(fields["job_id"]), -100.0)
         try:
             stream = self.worker.execute(ExecuteRequest(**fields), "cor")  # type: ignore[arg-type]
         except JobError as refused:
@@ -115,7 +117,8 @@ class World:
             return
         seen = Seen(stream.job, fields)
         self.seen.append(seen)
-        if early:
+        self.wishes.pop(stream.job.job_id, None)
+        if self.loop.time() - wished_at <= MEMORY_SEC:
             assert [event.name for event in stream.job.events] == ["error"], (
                 "a cancel that was here first wins"
             )
@@ -134,7 +137,10 @@ class World:
 
     def cancel(self, job_id: str) -> None:
         """Note which incarnation it is for."""
-        job = self.worker.dispatcher.tracker.live(job_id)
+        tracker, now = self.worker.dispatcher.tracker, self.loop.time()
+        job = tracker.live(job_id)
+        if job is None and not tracker.ended(job_id) and now - self.wishes.get(job_id, -100.0) > MEMORY_SEC:
+            self.wishes[job_id] = now
         for seen in self.seen:
             if seen.job is job and seen.cancelled_at is None and not seen.job.stop:
                 seen.cancelled_at = self.loop.time()
@@ -168,6 +174,7 @@ class World:
             if status_of(self.worker) is Status.HEALTHY:
                 assert engine_lives
                 assert supervisor.state is EngineState.READY
+                assert self.loop.time() - self.engines[-1].hung_at < FOUND_OUT_SEC, "nobody noticed (G11)"
             for seen in self.seen:
                 if seen.cancelled_at is not None and seen.job.live:
                     assert self.loop.time() - seen.cancelled_at < TOLD_WITHIN_SEC, (
