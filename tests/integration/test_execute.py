@@ -363,7 +363,7 @@ def test_bytes_that_are_no_http_get_the_one_shape_too(worker: RunningWorker, gar
 def test_a_client_that_sends_its_body_slowly_is_served(worker: RunningWorker) -> None:
     """Half a body, a look at health, the other half."""
     body = json.dumps({"job_id": fresh_id(), "prompt": "x", "max_tokens": 1}).encode()
-    head = f"POST /execute HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST /execute HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", worker.port), timeout=10.0) as connection:
         connection.sendall(head.encode() + body[:10])
         assert worker.health()["status"] == "healthy"

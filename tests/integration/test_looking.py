@@ -266,6 +266,7 @@ def test_the_api_is_described(worker: RunningWorker) -> None:
         ("post", "/execute"),
         ("post", "/cancel"),
         ("get", "/jobs"),
+        ("get", "/jobs/{job_id}/events"),
         ("get", "/jobs/{job_id}"),
         ("get", "/health"),
         ("get", "/livez"),

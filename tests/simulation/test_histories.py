@@ -12,7 +12,7 @@ import pytest
 from tests.simulation.clock import virtual_time
 from tests.simulation.world import World
 
-FIRST, LAST = (int(seed) for seed in os.environ.get("SIMULATION_SEEDS", "0:400").split(":"))
+FIRST, LAST = (int(seed) for seed in os.environ.get("SIMULATION_SEEDS", "0:160").split(":"))
 CHUNKS = 8
 
 
