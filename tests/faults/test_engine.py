@@ -44,7 +44,7 @@ def scripted_jobs(worker: RunningWorker, count: int, name: str) -> list[Stream]:
 
 @pytest.mark.parametrize("jobs", [1, 4, 16])
 def test_streams_go_on_after_kills_at_random_moments(victim: RunningWorker, jobs: int, trials: int) -> None:
-    """Two kills in each trial, wherever they are: reading, decoding, or while the next engine loads. Not a byte differs."""
+    """Two kills, wherever they are: reading, decoding, or while the next engine loads. Not a byte differs."""
     undisturbed = [
         [event.data for event in stream.finished().tokens] for stream in scripted_jobs(victim, jobs, "calm")
     ]
