@@ -26,6 +26,9 @@ test: setup lint types arrows ## Everything CI checks: lint, types, arrows and a
 faults: setup ## Kill, stop and storm, ten times the sample that is in `make test` (FAULT_TRIALS=10; half an hour)
 	FAULT_TRIALS=$${FAULT_TRIALS:-10} $(PY) -m pytest tests/faults -s --timeout 1800 </dev/null
 
+soak: setup ## 10,000 jobs on each engine, half of them stopped: nothing may grow (SOAK_JOBS=10000)
+	SOAK_JOBS=$${SOAK_JOBS:-10000} $(PY) -m pytest tests/soak -s --timeout 7200 </dev/null
+
 lint: setup ## Style and likely bugs (ruff)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -44,7 +47,7 @@ bench: setup ## Measure how fast a cancel is (bench/cancel.py)
 	$(PY) bench/cancel.py $(ARGS)
 
 lock: setup ## Regenerate requirements.lock (ARGS=--upgrade for newer versions)
-	.venv/bin/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+	.venv/bin/uv pip compile pyproject.toml --group dev --extra otel --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet \
 		$(ARGS) --output-file requirements.lock
 

@@ -185,6 +185,11 @@ class HandModel(ScriptedModel):
         self._cells.setdefault(source, [])
         super().move(source, target)
 
+    def disturb(self, sequence: int, by: int) -> None:
+        """Give a sequence so many cells more or, if negative, less, behind the books' back."""
+        cells = self._cells[sequence]
+        self._cells[sequence] = cells + [0] * by if by > 0 else cells[:by]
+
     def decode(self, batch: Batch, *, armed: bool) -> Outcome:
         """Take the clock's time; end early if armed and the byte is set while it runs."""
         assert list(batch.sequences) == sorted(batch.sequences), "rows are not sorted by sequence id"

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 from tests.fakes import HandLoop
 from worker_orcd.protocol.messages import (
+    AuditFault,
     FromEngine,
+    Ping,
     Pong,
     Prepare,
     Prepared,
@@ -81,9 +83,10 @@ class VirtualEngine:
         self._hand.post(Stop(run))
         self._kick()
 
-    def ping(self) -> None:
-        """Answered between two steps; here, if it is not hung."""
-        self._later(0.01, self._says, Pong())
+    def ping(self, runs: tuple[int, ...]) -> None:
+        """Answered between two steps."""
+        self._hand.post(Ping(runs))
+        self._kick()
 
     def kill(self, why: str) -> None:
         """It may take its time to be dead."""
@@ -138,7 +141,7 @@ class VirtualEngine:
         self._hand.model.during_step = lambda: None
         took = self._hand.clock.now - began
         for message in self._hand.sent[said:]:
-            if isinstance(message, Stopped):
+            if isinstance(message, Stopped | Pong | AuditFault):
                 self._says(message)
         step = next((m for m in self._hand.sent[said:] if isinstance(m, Step)), None)
         if self.dead:

@@ -195,6 +195,7 @@ class World:
         core = self.worker.dispatcher
         assert (len(core.tracker), len(core.queue), core.queue.running) == (0, 0, 0)
         assert self.worker._streams == {}
+        assert b"worker_audit_faults_total 0.0" in self.worker.metrics.render(), "books that do not agree"
         engine = self.engines[-1]
         if not engine.dead and not engine.hung:
             assert engine.cells_held == 0

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from tests.fakes import HandLoop, run_message
-from worker_orcd.engine.loop import MOST_UNARMED_MS
-from worker_orcd.engine.model import Outcome
+from worker_orcd.engine.loop import MOST_UNARMED_MS, BeyondRepair
+from worker_orcd.engine.model import Batch, Outcome
 from worker_orcd.engine.planner import GENTLE_MS
-from worker_orcd.protocol.messages import FromEngine, Ping, Pong, Step, Stop, Stopped
+from worker_orcd.protocol.messages import AuditFault, FromEngine, Ping, Pong, Step, Stop, Stopped
 from worker_orcd.testing.scripted import END, FIRST_WORD
 
 LONG = "x" * 400
@@ -651,6 +651,105 @@ def test_a_ping_is_answered_between_two_steps(loop: HandLoop) -> None:
     loop.post(Ping())
     assert loop.turn_idle()
     assert loop.sent == [Pong()]
+
+
+# The audit.
+
+
+def faults(it: HandLoop) -> list[AuditFault]:
+    """What the audits found."""
+    return [message for message in it.sent if isinstance(message, AuditFault)]
+
+
+def test_cells_that_nobody_holds_are_told_and_freed(loop: HandLoop) -> None:
+    """An idle engine finds them when it is asked whether it is there."""
+    loop.model.trim(2, 0)
+    loop.model.decode(Batch([1, 2, 3], [0, 1, 2], [2, 2, 2], [False] * 3), armed=False)
+    loop.post(Ping())
+    assert loop.turn_idle()
+    assert faults(loop) == [AuditFault(None, "sequence 2 held 3 KV cells instead of 0", repaired=True)]
+    assert loop.cells_held() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("cells", [2, 400])
+def test_a_run_whose_cells_are_not_what_they_should_be_goes_on_with_right_ones(
+    make_loop: MakeLoop, cells: int
+) -> None:
+    """Too many are trimmed; with too few all are computed anew: its tokens are those of the run alone."""
+    loop = make_loop()
+    loop.post(run_message(1, LONG, max_tokens=30))
+    in_decode(loop, 1)
+    held = loop.model.cells(0)
+    loop.model.disturb(0, cells - held)
+    loop.post(Stop(9))
+    loop.turn()
+    (fault,) = faults(loop)
+    assert (fault.run, fault.repaired) == (1, True)
+    assert f"held {cells} KV cells instead of {held}" in fault.message
+    loop.finish()
+    assert loop.tokens(1) == alone(make_loop, 1, LONG, max_tokens=30)
+
+
+def test_a_sequence_that_stays_dirty_is_not_used_until_it_is_clean(loop: HandLoop) -> None:
+    """It is told once; jobs get the other ids."""
+    loop.post(run_message(1, says("a", leak=4)))
+    loop.finish()
+    (fault,) = faults(loop)
+    assert (fault.run, fault.repaired) == (None, False)
+    assert loop.ends(1) == ["stop"]
+    loop.post(run_message(2, max_tokens=9))
+    loop.turn()
+    assert loop.model.cells(1) > 0, "it got the next id"
+    loop.post(Ping(runs=(2,)), Ping(runs=(2,)))
+    loop.finish()
+    assert len(faults(loop)) == 1
+    assert loop.cells_held() == [0, 0, 0, 0]
+    loop.post(run_message(3, max_tokens=9))
+    loop.turn()
+    assert loop.model.cells(0) > 0, "it is used again"
+
+
+def test_a_run_in_a_sequence_that_cannot_be_trimmed_moves_to_another(make_loop: MakeLoop) -> None:
+    """And loses nothing."""
+    loop = make_loop()
+    script = json.dumps({"leak": 1000})
+    loop.post(run_message(1, script, max_tokens=30))
+    in_decode(loop, 1)
+    loop.turn(3)
+    loop.model.disturb(0, -2)
+    loop.post(Stop(9))
+    loop.turn()
+    assert [(fault.run, fault.repaired) for fault in faults(loop)] == [(1, False)]
+    loop.turn()
+    assert loop.model.cells(1) > 0
+    for _ in range(200):
+        if loop.ends(1):
+            break
+        loop.turn_idle()
+    assert loop.tokens(1) == alone(make_loop, 1, script, max_tokens=30)
+
+
+def test_an_engine_without_a_clean_sequence_gives_up(make_loop: MakeLoop) -> None:
+    """Its successor has clean ones, and carries on what it held."""
+    loop = make_loop(parallel=1)
+    loop.post(run_message(1, says("a", leak=1000)))
+    loop.finish()
+    loop.post(run_message(2))
+    with pytest.raises(BeyondRepair):
+        loop.turn()
+
+
+def test_a_run_that_the_front_does_not_know_is_freed_and_told(loop: HandLoop) -> None:
+    """Nothing is computed for nobody; the others go on."""
+    loop.post(run_message(1, max_tokens=30), run_message(2, max_tokens=9))
+    in_decode(loop, 1, 2)
+    loop.post(Ping(runs=(2,)))
+    loop.turn()
+    assert faults(loop) == [AuditFault(1, "run 1 was computed for nobody", repaired=True)]
+    assert loop.model.cells(0) == 0
+    loop.finish()
+    assert (loop.ends(1), loop.ends(2)) == ([], ["length"])
+    assert loop.model.samplers_open == 0
 
 
 # Sequence ids.

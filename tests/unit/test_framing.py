@@ -27,7 +27,7 @@ TO_ENGINE: list[messages.ToEngine] = [
     messages.Run(1, "job-1", "cor", (1, 2), (3,), 8, True, ("x",), SAMPLING, 5, "0" * 64),
     messages.Run(2**40, "j", "c", (), (), 1, False, (), SAMPLING, 0, ""),
     messages.Stop(7),
-    messages.Ping(),
+    messages.Ping(runs=(1, 2)),
 ]
 FROM_ENGINE: list[messages.FromEngine] = [
     messages.Loading(25),
@@ -51,6 +51,7 @@ FROM_ENGINE: list[messages.FromEngine] = [
         (4, 5),
     ),
     messages.Pong(),
+    messages.AuditFault(7, "sequence 0 held 3 KV cells instead of 0", repaired=False),
     messages.Step(0.1, (), (), (), 0, 0, 0.0),
     messages.Stopped(1, 4.5, 0.25, 100, 0, 64, 0, 0),
 ]

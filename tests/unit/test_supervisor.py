@@ -95,7 +95,7 @@ class FakeEngine:
         """Note it."""
         self.told.append(run)
 
-    def ping(self) -> None:
+    def ping(self, runs: tuple[int, ...]) -> None:
         """Say that it is there, unless it is one of those that don't."""
         self.pings += 1
         if self.answers_pings:
@@ -192,6 +192,10 @@ class Bench:
     def gone(self, reason: str, code: str) -> None:
         """Note it."""
         self.said.append(("gone", reason, code))
+
+    def held(self) -> tuple[int, ...]:
+        """Nothing."""
+        return ()
 
     def give_up(self, run: int) -> None:
         """Note it."""

@@ -44,7 +44,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    refuse = answers.install(app, worker, narrator)
+    refuse = app.state.refuse = answers.install(app, worker, narrator)
     for routes in (
         execute.router(worker),
         cancel.router(worker),

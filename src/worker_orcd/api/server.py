@@ -3,9 +3,11 @@ shape."""
 
 import asyncio
 import contextlib
+import logging
 import resource
 import socket
 from collections.abc import Iterator
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -14,9 +16,9 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from worker_orcd.api.answers import error_body, error_headers
+from worker_orcd.api.answers import Refuse
 from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
-from worker_orcd.narration.context import new_correlation_id
+from worker_orcd.narration.context import correlation_id, new_correlation_id
 
 REQUEST_SEC = 10.0
 """A client that has not sent its whole request after so long is dropped."""
@@ -34,8 +36,9 @@ class BoundedProtocol(HttpToolsProtocol):
     """One connection, with a bound to everything: how many there are, how large a request's head is, how long its
     client may take to send it, and how long to take its answer. Refuses in the one shape."""
 
-    def __init__(self, *args: Any, **more: Any) -> None:
+    def __init__(self, *args: Any, refuse: Refuse, **more: Any) -> None:
         super().__init__(*args, **more)
+        self._answer = refuse
         self._in_head = True
         self._head_bytes = 0
         self._request_timer: asyncio.TimerHandle | None = None
@@ -111,17 +114,20 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stall_timer = self.loop.call_later(STALL_SEC, self._see_whether_it_reads, waiting)
 
     def _refuse(self, error: JobError) -> None:
-        body = error_body(error)
-        status = HTTPStatus(error.http_status)
+        asked = new_correlation_id()
+        token = correlation_id.set(asked)
+        try:
+            answer = self._answer(error)
+        finally:
+            correlation_id.reset(token)
+        status = HTTPStatus(answer.status_code)
         lines = [
-            f"HTTP/1.1 {status.value} {status.phrase}",
-            "content-type: application/json",
-            f"content-length: {len(body)}",
-            f"x-correlation-id: {new_correlation_id()}",
-            "connection: close",
-            *(f"{name.lower()}: {value}" for name, value in error_headers(error).items()),
+            f"HTTP/1.1 {status.value} {status.phrase}".encode(),
+            *(name + b": " + value for name, value in answer.raw_headers),
+            f"x-correlation-id: {asked}".encode(),
+            b"connection: close",
         ]
-        self.transport.write("\r\n".join([*lines, "", ""]).encode("ascii") + body)
+        self.transport.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
         self.transport.close()
 
 
@@ -147,6 +153,9 @@ class Server(uvicorn.Server):
 
 def make_server(app: FastAPI) -> Server:
     """A server for the app; narration takes the place of uvicorn's log."""
+    log = logging.getLogger("uvicorn")
+    log.propagate = False  # Its lines are no narration, and say nothing that is not narrated.
+    log.addHandler(logging.NullHandler())
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_CONNECTIONS + _SPARE_DESCRIPTORS
     if soft < wanted:
@@ -155,7 +164,7 @@ def make_server(app: FastAPI) -> Server:
     return Server(
         uvicorn.Config(
             app,
-            http=BoundedProtocol,
+            http=partial(BoundedProtocol, refuse=app.state.refuse),  # type: ignore[arg-type]  # Only called.
             loop="uvloop",
             lifespan="off",
             log_config=None,

@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from worker_orcd import narration
+from worker_orcd.engine.audit import Difference, differences
 from worker_orcd.engine.model import Batch, Model, Outcome
 from worker_orcd.engine.planner import TILE_ROWS, CostEstimate, Plan, plan_step
 from worker_orcd.engine.sequence import Sequence
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import (
+    AuditFault,
     EndOfRun,
     FromEngine,
     Ping,
@@ -33,6 +35,10 @@ WORTH_ABORTING_MS = 12.0
 """Steps predicted to be shorter are not interrupted: they end soon enough, and would have to be done again."""
 MOST_UNARMED_MS = 100.0
 """No step predicted to be longer runs uninterruptible, not even after an aborted one."""
+
+
+class BeyondRepair(Exception):
+    """The model's memory does not do what it is asked; only a new process helps."""
 
 
 class EngineLoop:
@@ -55,6 +61,8 @@ class EngineLoop:
         self._clock = clock
         self._sequences: dict[int, Sequence] = {}
         self._free_ids = list(range(model.facts.sequences))
+        self._quarantined: set[int] = set()
+        """Free ids whose cells could not be freed. They are tried again with every audit."""
         self._cost = CostEstimate()
         self._owed: frozenset[int] = frozenset()
         """The runs whose last step was aborted for another's sake: their next one is let through."""
@@ -71,7 +79,11 @@ class EngineLoop:
             self._model.trim(0, 0)
 
     def turn(self) -> bool:
-        """Look at messages, then run one step. False if there was nothing to compute."""
+        """Look at messages, then run one step. False if there was nothing to compute.
+
+        Raises:
+            BeyondRepair: the books and the model's memory cannot be made to agree.
+        """
         self._interrupt.clear()
         for message in self._drain():
             match message:
@@ -80,8 +92,10 @@ class EngineLoop:
                 case Stop():
                     self._stop(message.run)
                 case Ping():
+                    self._drop_strangers(message.runs)
                     self._send(Pong())
         if not self._sequences:
+            self._audit()
             return False
         self._step()
         return True
@@ -89,6 +103,8 @@ class EngineLoop:
     # Sequences.
 
     def _take(self, run: Run) -> None:
+        if not self._free_ids:
+            raise BeyondRepair("every sequence id is in use or in quarantine")
         sequence = Sequence(run, heapq.heappop(self._free_ids), self._model)
         self._sequences[run.run] = sequence
         self._narrator.tell(
@@ -109,7 +125,7 @@ class EngineLoop:
         sequence = self._sequences.get(run)
         before, after = self._free(sequence) if sequence else (0, 0)
         freed_at = self._clock()
-        cells, sequences = self._books()
+        cells, sequences = self._audit()
         now = self._clock()
         self._send(
             Stopped(
@@ -132,7 +148,7 @@ class EngineLoop:
         self._model.trim(sequence.id, 0)
         after = self._model.cells(sequence.id)
         hole = sequence.id
-        if self._model.dense_ids and self._sequences:
+        if self._model.dense_ids and self._sequences and after == 0:
             last = max(self._sequences.values(), key=lambda other: other.id)
             if last.id > hole:
                 self._model.move(last.id, hole)
@@ -140,10 +156,68 @@ class EngineLoop:
         heapq.heappush(self._free_ids, hole)
         return before, after
 
-    def _books(self) -> tuple[int, int]:
-        """Cells and sequences in use over all sequence ids, by the model's own count."""
-        held = [self._model.cells(sequence) for sequence in range(self._model.facts.sequences)]
-        return sum(held), sum(cells > 0 for cells in held)
+    # The audit.
+
+    def _audit(self) -> tuple[int, int]:
+        """Compare the books with the model's own count of every sequence id; tell and repair what differs.
+
+        This is done after every step and every stop, and with every ping while there is nothing to compute.
+
+        Returns:
+            Cells and sequences in use, by the model's count.
+        """
+        for sequence in [id_ for id_ in self._quarantined if self._trimmed(id_, 0)]:
+            self._quarantined.remove(sequence)
+            heapq.heappush(self._free_ids, sequence)
+        counted = self._counted()
+        expected = {sequence.id: sequence.computed for sequence in self._sequences.values()}
+        found = [d for d in differences(expected, counted) if d.sequence not in self._quarantined]
+        if found:
+            for difference in found:
+                self._repair(difference)
+            counted = self._counted()
+        return sum(counted), sum(cells > 0 for cells in counted)
+
+    def _counted(self) -> list[int]:
+        return [self._model.cells(sequence) for sequence in range(self._model.facts.sequences)]
+
+    def _repair(self, difference: Difference) -> None:
+        """Make one sequence id hold what it should: trim it, read its run again, or use the id no more."""
+        holder = next((s for s in self._sequences.values() if s.id == difference.sequence), None)
+        if not self._trimmed(difference.sequence, difference.expected):
+            if holder is not None:
+                self._read_again(holder)
+            else:
+                self._free_ids.remove(difference.sequence)
+                heapq.heapify(self._free_ids)
+                self._quarantined.add(difference.sequence)
+        self._send(
+            AuditFault(
+                holder.run.run if holder else None,
+                f"sequence {difference.sequence} held {difference.counted} KV cells instead of {difference.expected}",
+                repaired=difference.sequence not in self._quarantined,
+            )
+        )
+
+    def _trimmed(self, sequence: int, length: int) -> bool:
+        self._model.trim(sequence, length)
+        return self._model.cells(sequence) == length
+
+    def _read_again(self, sequence: Sequence) -> None:
+        """Its cells are not what they should be: compute all of them anew, with another id if this one stays dirty."""
+        sequence.computed = 0
+        if self._trimmed(sequence.id, 0):
+            return
+        if not self._free_ids:
+            raise BeyondRepair(f"sequence {sequence.id} cannot be freed and no other is free")
+        self._quarantined.add(sequence.id)
+        sequence.id = heapq.heappop(self._free_ids)
+
+    def _drop_strangers(self, runs: tuple[int, ...]) -> None:
+        """Free what the front does not know of. A run leaves its books only by what was said here, so there is none."""
+        for run in self._sequences.keys() - set(runs):
+            self._free(self._sequences[run])
+            self._send(AuditFault(run, f"run {run} was computed for nobody", repaired=True))
 
     # Steps.
 
@@ -171,7 +245,7 @@ class EngineLoop:
                 ends = [self._failed(plan.shares[-1].key, "INTERNAL", "no free KV cells")]
             case Outcome.FAILED | Outcome.NO_MEMORY:
                 ends = [self._device_failed(share.key, outcome) for share in plan.shares]
-        cells, sequences = self._books()
+        cells, sequences = self._audit()
         self._send(
             Step(
                 duration_ms=(self._clock() - started) * 1000,

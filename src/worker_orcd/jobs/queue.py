@@ -66,8 +66,13 @@ class JobQueue:
         return iter(tuple(self._waiting.values()))
 
     @property
-    def running(self) -> int:
+    def inside(self) -> tuple[Job, ...]:
         """Jobs that hold a place in the engine."""
+        return tuple(self._inside.values())
+
+    @property
+    def running(self) -> int:
+        """How many they are."""
         return len(self._inside)
 
     def append(self, job: Job) -> None:

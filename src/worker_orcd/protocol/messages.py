@@ -96,7 +96,12 @@ class Stop(Message, frozen=True):
 
 
 class Ping(Message, frozen=True):
-    """Are you there? Answered by `Pong` between two steps, and while the model is loading at once."""
+    """Are you there? Answered by `Pong` between two steps, and while the model is loading at once.
+
+    `runs` are all that were given to the engine and have not come back.
+    """
+
+    runs: tuple[int, ...] = ()
 
 
 ToEngine = Load | Prepare | Run | Stop | Ping
@@ -242,4 +247,18 @@ class Pong(Message, frozen=True):
     """Here, and getting on."""
 
 
-FromEngine = Loading | Ready | LoadFailed | Prepared | Refused | Step | Stopped | Pong
+class AuditFault(Message, frozen=True):
+    """The engine's books did not agree with what the model holds, or with the front's.
+
+    Attributes:
+        run: whose it was; None if nobody's.
+        message: what was found, for people.
+        repaired: whether it is all right now. If not, the sequence is not used until it is.
+    """
+
+    run: int | None
+    message: str
+    repaired: bool
+
+
+FromEngine = Loading | Ready | LoadFailed | Prepared | Refused | Step | Stopped | Pong | AuditFault

@@ -33,8 +33,8 @@ class Engine(Protocol):
     def stop(self, run: int) -> None:
         """Have a run stopped now, whatever is being computed. Its confirmation is a `Stopped`, or the death."""
 
-    def ping(self) -> None:
-        """Have it say that it is there."""
+    def ping(self, runs: tuple[int, ...]) -> None:
+        """Have it say that it is there. `runs` are all that it should hold."""
 
     def kill(self, why: str) -> None:
         """End it for certain; `why` for people. Its death is told to the listener, once it is confirmed."""

@@ -91,9 +91,9 @@ class LocalEngine(asyncio.Protocol):
         else:
             self._interrupt.set()
 
-    def ping(self) -> None:
+    def ping(self, runs: tuple[int, ...]) -> None:
         """Have it say that it is there."""
-        self._send(Ping())
+        self._send(Ping(runs))
 
     def kill(self, why: str) -> None:
         """SIGKILL: works on a stopped and on a hung process too."""

@@ -1,11 +1,11 @@
 """Whether an engine gets on, also when nobody wants anything stopped (G11). Pure.
 
-An engine that says nothing is asked, and one that does not answer either is stuck: stopped, deadlocked, or in a
-native call that does not end. Counting prompts happens on a thread of its own there, so that is watched for itself.
+An engine is asked each second, and one that does not answer is stuck: stopped, deadlocked, or in a native call that
+does not end. Counting prompts happens on a thread of its own there, so that is watched for itself.
 """
 
-PING_AFTER_SEC = 1.0
-"""An engine that has said nothing for so long is asked."""
+PING_EACH_SEC = 1.0
+"""How often an engine is asked."""
 SILENCE_SEC = 3.0
 """One that has not answered for so long is stuck, if its steps are not predicted to be longer than a tenth of that."""
 LOADING_SILENCE_SEC = 60.0
@@ -36,17 +36,13 @@ class Pulse:
         self._preparing.pop(run, None)
         self._prepared_at = now
 
-    def quiet(self, now: float) -> bool:
-        """Whether it is time to ask."""
-        return now - self._heard_at >= PING_AFTER_SEC
-
     def stuck(self, now: float, *, patience_sec: float) -> str | None:
         """Why it must be taken for stuck, if so. Look regularly: a look that comes late tells that the front itself was
         away (a suspended machine), and that is not held against the engine."""
-        away = now - self._looked_at > 2 * PING_AFTER_SEC
+        away = now - self._looked_at > 2 * PING_EACH_SEC
         self._looked_at = now
         if away:
-            self._heard_at = max(self._heard_at, now - PING_AFTER_SEC)
+            self._heard_at = max(self._heard_at, now - PING_EACH_SEC)
             self._prepared_at = now
         if now - self._heard_at >= patience_sec:
             return f"it has not answered for {now - self._heard_at:.0f} s"

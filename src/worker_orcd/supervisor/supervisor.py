@@ -19,7 +19,7 @@ from worker_orcd.protocol.messages import (
 )
 from worker_orcd.supervisor.engine import Death, Engine, EngineListener, Launch
 from worker_orcd.supervisor.ladder import STEPS_OF_PATIENCE, StopLadder
-from worker_orcd.supervisor.pulse import LOADING_SILENCE_SEC, PING_AFTER_SEC, SILENCE_SEC, Pulse
+from worker_orcd.supervisor.pulse import LOADING_SILENCE_SEC, PING_EACH_SEC, SILENCE_SEC, Pulse
 
 STARTS_BEFORE_GIVING_UP = 5
 """Starts in a row that never became ready."""
@@ -45,6 +45,9 @@ class SupervisorListener(EngineListener, Protocol):
 
     def gone(self, reason: str, code: str) -> None:
         """There will be no engine any more. `code` is an error code of the contract."""
+
+    def held(self) -> tuple[int, ...]:
+        """The runs that were given to the engine and have not come back."""
 
     def give_up(self, run: int) -> None:
         """This run's stop could not be confirmed by the deadline, not even by the engine's death."""
@@ -203,7 +206,7 @@ class Supervisor:
         self._feel_pulse()
 
     def _feel_pulse(self) -> None:
-        """Every second: ask an engine that is quiet, kill one that does not answer."""
+        """Every second: ask the engine whether it is there, and kill it if it does not answer."""
         if self._beat is not None:
             self._beat.cancel()
         self._beat = None
@@ -217,9 +220,8 @@ class Supervisor:
         if why is not None:
             self._kill_stuck(engine, why)
             return
-        if self._pulse.quiet(now):
-            engine.ping()
-        self._beat = asyncio.get_running_loop().call_later(PING_AFTER_SEC, self._feel_pulse)
+        engine.ping(self._listener.held())
+        self._beat = asyncio.get_running_loop().call_later(PING_EACH_SEC, self._feel_pulse)
 
     def _kill_stuck(self, engine: Engine, why: str) -> None:
         self.state = EngineState.STUCK

@@ -6,6 +6,7 @@ A prompt may begin with a JSON object, its script:
     {"row_ms": 1}                       1 ms for each prompt token
     {"fail_at": 3}                      the device fails on token 3
     {"die_at": 3} / {"hang_at": 3}      the process dies / hangs for ever on token 3 (0: on the first prompt row)
+    {"leak": 2}                         its cells outlast the first two attempts to free them
 
 Two variables change the engine as a whole: `WORKER_ORCD_SCRIPTED_LOAD_SEC` is how long it takes to load (negative: it
 fails to), `WORKER_ORCD_SCRIPTED_UNABORTABLE` makes it a backend whose steps cannot be aborted, as GPUs are.
@@ -44,6 +45,7 @@ class Script:
     fail_at: int | None = None
     die_at: int | None = None
     hang_at: int | None = None
+    leak: int = 0
 
     @classmethod
     def of(cls, prompt: str) -> "Script":
@@ -86,6 +88,7 @@ class ScriptedModel:
         self._interrupt = interrupt
         self._cells: dict[int, list[int]] = {}
         self._scores: list[bytes] = []
+        self._leaked: dict[int, int] = {}
         pause = float(os.environ.get("WORKER_ORCD_SCRIPTED_LOAD_SEC", "0"))
         if pause < 0:
             raise ModelLoadError("the scripted model was told to fail to load")
@@ -175,8 +178,12 @@ class ScriptedModel:
         return self._scores[0][:64]
 
     def trim(self, sequence: int, length: int) -> None:
-        """Forget what lies behind."""
-        del self._cells.setdefault(sequence, [])[length:]
+        """Forget what lies behind, or not: some leak."""
+        cells = self._cells.setdefault(sequence, [])
+        if length == 0 and cells and self._leaked.get(sequence, 0) < _script(cells).leak:
+            self._leaked[sequence] = self._leaked.get(sequence, 0) + 1
+            return
+        del cells[length:]
 
     def move(self, source: int, target: int) -> None:
         """Take another id."""

@@ -1,5 +1,6 @@
 """How the worker is, from what it knows already: nobody is asked, so the answer is quick and never blocks."""
 
+import asyncio
 import time
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -108,5 +109,13 @@ def publish(worker: Worker) -> None:
     )
     gauge("worker_kv_cells_cached", "KV cells kept for reuse.", lambda: 0)
     gauge("worker_healthy", "1 while jobs make progress.", lambda: status_of(worker) is Status.HEALTHY)
+    gauge("worker_event_loop_tasks", "Asyncio tasks of the front.", _tasks)
     gauge("worker_engine_restarts", "Engines started after the first.", lambda: worker.supervisor.restarts)
     gauge("worker_uptime_seconds", "Since the worker started.", lambda: time.monotonic() - worker.started_at)
+
+
+def _tasks() -> int:
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:  # Asked from outside of the loop.
+        return 0

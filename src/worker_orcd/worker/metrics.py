@@ -45,6 +45,9 @@ class Metrics:
         self.preemptions = Counter(
             "worker_preemptions", "Jobs put back into the queue because KV cells ran out.", registry=into
         )
+        self.audit_faults = Counter(
+            "worker_audit_faults", "Times that the engine's books did not agree.", registry=into
+        )
         self.step_seconds = Histogram(
             "worker_engine_step_duration_seconds",
             "Duration of a step of the engine.",

@@ -10,7 +10,7 @@ from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.moment import millis
 from worker_orcd.jobs.receipt import Receipt
 from worker_orcd.jobs.stops import Stop, StopReason
-from worker_orcd.protocol.messages import Percent, Ready
+from worker_orcd.protocol.messages import AuditFault, Percent, Ready
 from worker_orcd.supervisor.engine import Death
 
 _KNOWN: dict[Known, Literal["live", "finished", "unknown"]] = {
@@ -111,6 +111,14 @@ class Story:
                 signal=death.signal,
                 jobs_running=jobs_running,
             )
+        )
+
+    def audit_fault(self, fault: AuditFault, job: Job | None) -> None:
+        """The engine's books did not agree."""
+        now = "it is repaired" if fault.repaired else "the sequence is not used until it is clean"
+        self._narrator.tell(
+            narration.Error(code="INTERNAL", message=f"{fault.message}; {now}"),
+            correlation_id=job.correlation_id if job else None,
         )
 
     def gone(self, reason: str, code: str) -> None:

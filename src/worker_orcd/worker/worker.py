@@ -233,6 +233,9 @@ class Worker:
                 code = ErrorCode.INVALID_REQUEST if message.param else ErrorCode.INTERNAL
                 error = JobError(code, message.message, param=message.param)
                 self._carry_out(self.dispatcher.failed(message.run, error, Freed(now.mono, now.mono), now))
+            case messages.AuditFault():
+                self._story.audit_fault(message, self.dispatcher.tracker.by_run(message.run or 0))
+                self.metrics.audit_faults.inc()
             case messages.Loading():
                 if not self.supervisor.ever_ready:
                     self._story.progress(message.percent)
@@ -260,6 +263,10 @@ class Worker:
         for job in self.dispatcher.tracker:
             self._carry_out(self.dispatcher.failed(job.run, error, Freed(now.mono, now.mono), now))
         self.hopeless.set()
+
+    def held(self) -> tuple[int, ...]:
+        """The runs that the engine was given and has not given back: what it compares its own books with."""
+        return tuple(job.run for job in self.dispatcher.queue.inside)
 
     def give_up(self, run: int) -> None:
         """This run's stop is not confirmed by its deadline, not even by the engine's death."""

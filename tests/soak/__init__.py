@@ -1,0 +1,1 @@
+"""Nothing grows over thousands of jobs."""
