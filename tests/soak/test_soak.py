@@ -20,13 +20,13 @@ from worker_orcd.testing.harness import EngineKind, RunningWorker, running_worke
 
 SOAK_JOBS = int(os.environ.get("SOAK_JOBS", "0"))
 """How many; 0 is a short one."""
-SHORT: dict[EngineKind, int] = {"scripted": 2000, "llama": 300}
+SHORT: dict[EngineKind, int] = {"scripted": 1000, "llama": 160}
 AT_ONCE = 24
 """Clients at a time; sixteen of their jobs run, the rest wait."""
 IDS = 200
 """They are used again and again, so that records, which are kept a while, are as many soon and stay as many."""
 SAMPLES = 8
-GROWTH_MB = 12
+GROWTH_MB = 8
 """More memory than this after the first quarter is no allocator's noise."""
 SLACK = 4
 """Connections that are just being closed."""
@@ -83,14 +83,14 @@ class Crowd:
 
     async def _one_after_the_other(self, client: httpx2.AsyncClient, numbers: "Any", free: list[str]) -> None:
         for number in numbers:
-            job_id = free.pop(self.chance.randrange(len(free)))
+            job_id = free.pop(0)
             ending = await self._job(client, job_id, stopped=number % 2 == 1)
             self.endings[ending] = self.endings.get(ending, 0) + 1
             free.append(job_id)
 
     async def _job(self, client: httpx2.AsyncClient, job_id: str, *, stopped: bool) -> str:
         """One job; how it ended. A stopped one is cancelled at a random event, or left."""
-        body = {"job_id": job_id, **self._asked()}
+        body = {"job_id": job_id, **self._asked(stopped=stopped)}
         moment = self.chance.choice([0, 0, 1, 2, 4]) if stopped else None
         leaves = stopped and self.chance.random() < 0.2
         seen, ending = 0, "left"
@@ -115,15 +115,19 @@ class Crowd:
         answer = await client.post("/cancel", json={"job_id": job_id})
         assert answer.status_code == 202
 
-    def _asked(self) -> dict[str, Any]:
+    def _asked(self, *, stopped: bool) -> dict[str, Any]:
         length = self.chance.choice([10, 60, 300])
         if self.engine == "scripted":
             return {
                 "prompt": script(length, token_ms=0.5, row_ms=0.02),
-                "max_tokens": self.chance.randint(1, 20),
+                "max_tokens": 500 if stopped else self.chance.randint(1, 20),
             }
         words = " ".join(self.chance.choice(["sea", "wind", "stone", "light"]) for _ in range(length // 6))
-        return {"prompt": words, "max_tokens": self.chance.randint(1, 10), "template": "none"}
+        return {
+            "prompt": words,
+            "max_tokens": 500 if stopped else self.chance.randint(1, 10),
+            "ignore_eos": stopped,
+        }
 
 
 @pytest.mark.parametrize("engine", ["scripted", pytest.param("llama", marks=pytest.mark.real)])
@@ -141,7 +145,8 @@ def test_nothing_grows_over_many_jobs(engine: EngineKind) -> None:
         for sample in samples:
             print(f"  {sample}")
         assert set(crowd.endings) <= {"CANCELLED", "length", "stop", "left"}
-        assert crowd.endings["CANCELLED"] >= 0.3 * sum(crowd.endings.values())
+        stopped = crowd.endings["CANCELLED"] + crowd.endings["left"]
+        assert stopped >= 0.49 * sum(crowd.endings.values())
         first, last = samples[0], samples[-1]
         later = samples[-3:]
         assert statistics.median(s.front_mb for s in later) - first.front_mb < GROWTH_MB

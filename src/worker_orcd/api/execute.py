@@ -21,31 +21,33 @@ MEASURE_PATIENCE_SEC = 1.0
 _EXAMPLE: dict[str, object] = {
     "job_id": "test-123",
     "prompt": "Write a long story...",
-    "max_tokens": 1000,
     "temperature": 0.7,
     "seed": 42,
 }
-_STREAM = schema.answer(
-    200,
-    "The job's events: `started`, `token`*, then exactly one of `end` or `error`; or just `error`",
-    "text/event-stream",
-    schema={"type": "string"},
+_STREAM = schema.stream(
+    200, "The job's events: `started`, `token`*, then exactly one of `end` or `error`; or just `error`"
 )
 
 
 def router(worker: Worker) -> APIRouter:
     """The routes of this resource."""
     routes = APIRouter(tags=["jobs"])
+    ceilings = worker.policy.ceilings
 
     @routes.post(
         "/execute",
         summary="Run a job and stream its tokens",
         response_class=Response,
         responses=_STREAM | schema.errors(400, 401, 409, 413, 429, 503),
-        openapi_extra=schema.body(ExecuteRequest, _EXAMPLE),
+        openapi_extra=schema.body(
+            ExecuteRequest,
+            _EXAMPLE | {"max_tokens": min(1000, ceilings.max_tokens_out)},
+            prompt={"maxLength": ceilings.max_prompt_chars},
+            max_tokens={"maximum": ceilings.max_tokens_out},
+        ),
     )
     async def execute(request: Request) -> Response:
-        asked = ExecuteRequest.parse_within(await request.body(), worker.policy.ceilings)
+        asked = ExecuteRequest.parse_within(await request.body(), ceilings)
         stream = worker.execute(asked, correlation_id.get() or "", owner_of(request))
         try:
             await _unless_it_leaves(request, worker.measured(stream, MEASURE_PATIENCE_SEC))

@@ -28,7 +28,7 @@ def router(worker: Worker) -> APIRouter:
         responses=schema.answer(200, "Their records", "application/json", schema={"type": "object"})
         | schema.errors(400),
         openapi_extra=schema.query(
-            "limit", f"ended jobs to show, 0 to {MOST_LIMIT}; default {DEFAULT_LIMIT}"
+            "limit", f"ended jobs to show, 0 to {MOST_LIMIT}; default {DEFAULT_LIMIT}", MOST_LIMIT
         ),
     )
     async def jobs(request: Request) -> Response:
@@ -54,8 +54,7 @@ def router(worker: Worker) -> APIRouter:
         "/jobs/{job_id}/events",
         summary="A job's stream, from the start or after Last-Event-ID; also of a job that has ended",
         response_class=Response,
-        responses=schema.answer(200, "Its events", "text/event-stream", schema={"type": "string"})
-        | schema.errors(400, 404, 429),
+        responses=schema.stream(200, "Its events") | schema.errors(400, 404, 429),
         openapi_extra=schema.header("Last-Event-ID", "the `id:` of the last event that was seen"),
     )
     async def events(request: Request, job_id: str) -> Response:

@@ -24,9 +24,13 @@ _ERROR = {
 }
 
 
-def body(model: type[BaseModel], example: dict[str, object]) -> dict[str, Any]:
-    """The `requestBody` of an operation."""
+def body(model: type[BaseModel], example: dict[str, object], **bounds: dict[str, int]) -> dict[str, Any]:
+    """The `requestBody` of an operation. `bounds` are this worker's own, for each field in JSON Schema's words."""
     schema = model.model_json_schema()
+    for name, bound in bounds.items():
+        described = schema["properties"][name]
+        # One that may be null is described by its alternatives.
+        described.get("anyOf", [described])[0].update(bound)
     return {
         "requestBody": {
             "required": True,
@@ -56,17 +60,35 @@ def errors(*statuses: int) -> Responses:
 
 
 def answer(status: int, description: str, content_type: str, **content: object) -> Responses:
-    """One other answer of an operation; `content` says `schema` or `example`."""
+    """One other answer of an operation; `content` says `schema`, `itemSchema` or `example`."""
     return {status: {"description": description, "content": {content_type: content}}}
 
 
-def query(name: str, description: str) -> dict[str, Any]:
+def stream(status: int, description: str) -> Responses:
+    """An answer of a job's server-sent events; FastAPI describes those of its own making the same way."""
+    event = {
+        "type": "object",
+        "required": ["event", "id", "data"],
+        "properties": {
+            "event": {"enum": ["started", "token", "end", "error"]},
+            "id": {"type": "string", "pattern": "^[0-9]+$"},
+            "data": {
+                "type": "string",
+                "contentMediaType": "application/json",
+                "contentSchema": {"type": "object"},
+            },
+        },
+    }
+    return answer(status, description, "text/event-stream", itemSchema=event)
+
+
+def query(name: str, description: str, most: int) -> dict[str, Any]:
     """An optional parameter of the query, a whole number."""
-    schema = {"type": "integer", "minimum": 0}
+    schema = {"type": "integer", "minimum": 0, "maximum": most}
     return {"parameters": [{"name": name, "in": "query", "description": description, "schema": schema}]}
 
 
 def header(name: str, description: str) -> dict[str, Any]:
-    """An optional header, a whole number."""
-    schema = {"type": "integer", "minimum": 0}
+    """An optional header, a whole number; an empty one counts for none."""
+    schema = {"type": "string", "pattern": "^[0-9]{0,18}$"}
     return {"parameters": [{"name": name, "in": "header", "description": description, "schema": schema}]}

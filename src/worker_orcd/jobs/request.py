@@ -140,6 +140,18 @@ class ExecuteRequest(Body):
 class CancelRequest(Body):
     """Stop the job with this id, or the live jobs of this group, whatever state they are in."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {
+                    "required": [named],
+                    "properties": {named: {"type": "string"}, other: {"type": "null"}},
+                }
+                for named, other in (("job_id", "group"), ("group", "job_id"))
+            ]
+        }
+    )
+
     job_id: JobId | None = None
     group: JobId | None = None
 

@@ -1,0 +1,73 @@
+"""The OpenAPI description, tried against a worker: requests made from it, valid ones and not (schemathesis)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis.core.result import Ok
+
+from tests.helpers import at_rest
+from worker_orcd.testing.harness import RunningWorker, running_worker
+from worker_orcd.testing.scripted import VOCABULARY
+
+EXAMPLES = 40
+"""Requests for each operation and kind."""
+
+
+@pytest.fixture(scope="module")
+def described() -> Iterator[RunningWorker]:
+    """A worker whose jobs are short."""
+    with running_worker(max_tokens_out=2, inference_timeout_sec=5) as worker:
+        yield worker
+        at_rest(worker)
+        assert all("traceback" not in told for told in worker.narration())
+
+
+def beyond_the_model(body: object) -> bool:
+    """Whether it asks for what no description can say: more than the model has, or a whole number written as 1.0.
+
+    Both are refused, and have tests of their own.
+    """
+    if not isinstance(body, dict):
+        return False
+    top_k, stop, prompt = body.get("top_k"), body.get("stop"), body.get("prompt")
+    whole = (top_k, body.get("max_tokens"), body.get("seed"), body.get("timeout_ms"))
+    return (
+        any(isinstance(number, float) or (isinstance(number, int) and number >= 2**64) for number in whole)
+        or (isinstance(top_k, int) and top_k > VOCABULARY)
+        or (isinstance(stop, list) and any(isinstance(s, str) and len(s.encode()) > 32 for s in stop))
+        or (isinstance(prompt, str) and len(prompt.encode()) > 8000)
+    )
+
+
+@pytest.mark.parametrize("mode", schemathesis.GenerationMode)
+def test_every_answer_is_one_that_is_described(
+    described: RunningWorker, mode: schemathesis.GenerationMode
+) -> None:
+    """Status, content type and shape; nothing valid is refused as malformed, nothing malformed is taken; no 5xx.
+
+    Shutting down is tried elsewhere.
+    """
+    description = schemathesis.openapi.from_url(f"{described.url}/openapi.json").exclude(path="/shutdown")
+    tried = set()
+    for result in description.get_all_operations():
+        assert isinstance(result, Ok), result
+        operation = result.ok()
+        tried.add(operation.label)
+
+        @given(case=operation.as_strategy(generation_mode=mode))
+        @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+        def check(case: "schemathesis.Case[Any]") -> None:
+            assume(not beyond_the_model(case.body))
+            case.call_and_validate(timeout=20)
+
+        try:
+            check()
+        except Unsatisfiable:
+            # Nothing about it could be malformed: it takes no parameters.
+            assert mode is schemathesis.GenerationMode.NEGATIVE
+            assert operation.label.startswith("GET ")
+    assert {"POST /execute", "POST /cancel", "GET /jobs", "GET /jobs/{job_id}", "GET /health"} <= tried
