@@ -5,10 +5,12 @@ import contextlib
 import json
 import socket
 import time
+from functools import partial
 from typing import Any, cast
 
 import pytest
 import uvicorn
+from fastapi import Response
 from fastapi.sse import KEEPALIVE_COMMENT
 
 from tests.helpers import ended_state, fresh_id, in_prefill, queued, script, wall
@@ -205,9 +207,8 @@ def test_the_server_speaks_the_asgi_version_under_which_an_idle_stream_is_cancel
 
     async def ask() -> None:
         listener = bind("127.0.0.1", 0)
-        server = Server(
-            uvicorn.Config(app, http=BoundedProtocol, lifespan="off", log_config=None, access_log=False)
-        )
+        protocol: Any = partial(BoundedProtocol, refuse=lambda error: Response(status_code=error.http_status))
+        server = Server(uvicorn.Config(app, http=protocol, lifespan="off", log_config=None, access_log=False))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         reader, writer = await asyncio.open_connection(*listener.getsockname()[:2])
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")

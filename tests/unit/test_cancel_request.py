@@ -50,14 +50,14 @@ def refusal(**given: Any) -> JobError:
 def refusal_of_execute(raw: bytes, ceilings: Ceilings | None = None) -> JobError:
     """How this body of an execute is refused."""
     with pytest.raises(JobError) as refused:
-        ExecuteRequest.parse_within(raw, ceilings or Ceilings())
+        ExecuteRequest.parse(raw).within(ceilings or Ceilings())
     return refused.value
 
 
 def taken(**given: Any) -> ExecuteRequest:
     """An otherwise minimal execute body with these fields, taken."""
     raw = json.dumps({"job_id": "test-123", "prompt": "x", **given}).encode()
-    return ExecuteRequest.parse_within(raw, Ceilings())
+    return ExecuteRequest.parse(raw).within(Ceilings())
 
 
 # POST /cancel
@@ -198,7 +198,7 @@ def test_a_very_long_unknown_name_is_shortened_in_the_refusal() -> None:
 
 def test_the_body_of_the_contract_is_taken_as_written() -> None:
     """The curl line's body works."""
-    request = ExecuteRequest.parse_within(json.dumps(EXAMPLE).encode(), Ceilings())
+    request = ExecuteRequest.parse(json.dumps(EXAMPLE).encode()).within(Ceilings())
     assert (request.job_id, request.max_tokens, request.temperature, request.seed) == (
         "test-123",
         1000,
@@ -414,7 +414,7 @@ def test_a_prompt_with_a_lone_surrogate_is_refused(prompt: bytes) -> None:
 def test_the_worker_s_own_ceilings_bound_prompt_and_output() -> None:
     """`--max-prompt-chars` and `--max-tokens-out` replace the defaults."""
     ceilings = Ceilings(max_tokens_out=10, max_prompt_chars=3)
-    ExecuteRequest.parse_within(b'{"job_id": "a", "prompt": "xyz", "max_tokens": 10}', ceilings)
+    ExecuteRequest.parse(b'{"job_id": "a", "prompt": "xyz", "max_tokens": 10}').within(ceilings)
     assert refusal_of_execute(b'{"job_id": "a", "prompt": "wxyz"}', ceilings).param == "prompt"
     too_many = refusal_of_execute(b'{"job_id": "a", "prompt": "x", "max_tokens": 11}', ceilings)
     assert (too_many.param, too_many.message) == ("max_tokens", "max_tokens is 11, at most 10 is allowed")
@@ -423,7 +423,7 @@ def test_the_worker_s_own_ceilings_bound_prompt_and_output() -> None:
 def test_a_prompt_is_counted_in_characters_not_bytes() -> None:
     """Chinese has as much room as English."""
     raw = json.dumps({"job_id": "a", "prompt": "漢" * 32768}, ensure_ascii=False).encode()
-    assert len(ExecuteRequest.parse_within(raw, Ceilings()).prompt) == 32768
+    assert len(ExecuteRequest.parse(raw).within(Ceilings()).prompt) == 32768
 
 
 @pytest.mark.parametrize(

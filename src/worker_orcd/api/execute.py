@@ -1,22 +1,12 @@
 """`POST /execute`: take a job in and stream it."""
 
-import asyncio
-from collections.abc import Coroutine
-from typing import Any
-
 from fastapi import APIRouter, Request, Response
-from starlette.requests import ClientDisconnect
 
 from worker_orcd.api import schema
-from worker_orcd.api.access import owner_of
+from worker_orcd.api.begin import begin
 from worker_orcd.api.sse import JobStreamResponse
 from worker_orcd.jobs.request import ExecuteRequest
-from worker_orcd.jobs.stops import StopReason
-from worker_orcd.narration.context import correlation_id
 from worker_orcd.worker.worker import Worker
-
-MEASURE_PATIENCE_SEC = 1.0
-"""How long the answer waits to learn whether the prompt fits, so that a 400 can still be one."""
 
 _EXAMPLE: dict[str, object] = {
     "job_id": "test-123",
@@ -47,40 +37,8 @@ def router(worker: Worker) -> APIRouter:
         ),
     )
     async def execute(request: Request) -> Response:
-        asked = ExecuteRequest.parse_within(await request.body(), ceilings)
-        stream = worker.execute(asked, correlation_id.get() or "", owner_of(request))
-        try:
-            await _unless_it_leaves(request, worker.measured(stream, MEASURE_PATIENCE_SEC))
-            return JobStreamResponse(worker, stream)
-        except ClientDisconnect:
-            stream.join()
-            worker.reader_left(stream)
-            raise
-        except BaseException:
-            worker.stop(stream.job, StopReason.DISCONNECT)
-            raise
+        asked = ExecuteRequest.parse(await request.body()).within(ceilings)
+        (stream,) = await begin(worker, request, [asked])
+        return JobStreamResponse(worker, stream)
 
     return routes
-
-
-async def _unless_it_leaves(request: Request, waiting: Coroutine[Any, Any, None]) -> None:
-    """Wait, but no longer than the client is there.
-
-    Raises:
-        ClientDisconnect: it has left.
-    """
-    done = asyncio.ensure_future(waiting)
-    left = asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait({done, left}, return_when=asyncio.FIRST_COMPLETED)
-        if not done.done():
-            raise ClientDisconnect
-        await done
-    finally:
-        done.cancel()
-        left.cancel()
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

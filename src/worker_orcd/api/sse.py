@@ -6,6 +6,7 @@ import msgspec
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.types import Receive, Scope, Send
 
+from worker_orcd.jobs.errors import JobError
 from worker_orcd.worker.streams import JobStream, Numbered
 from worker_orcd.worker.worker import Worker
 
@@ -22,26 +23,48 @@ def encode(events: Sequence[Numbered]) -> bytes:
     )
 
 
-class JobStreamResponse(EventSourceResponse):
-    """One reader of one job. However it ends, also before its first byte, the reader is counted out: that is how a
-    job whose client went away is stopped."""
+class ReaderResponse(EventSourceResponse):
+    """One reader of one job, or of several. However it ends, also before its first byte, the reader is counted out:
+    that is how a job whose client went away is stopped."""
 
-    def __init__(self, worker: Worker, stream: JobStream, start: int = 0) -> None:
+    def __init__(self, worker: Worker, streams: Sequence[JobStream], chunks: AsyncIterator[bytes]) -> None:
         self._worker = worker
-        self._stream = stream
-        stream.join()
+        self._streams: list[JobStream] = []
+        try:
+            for stream in streams:
+                stream.join()
+                self._streams.append(stream)
+        except JobError:
+            self._leave()
+            raise
         super().__init__(
-            self._chunks(start),
-            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Job-Id": stream.job.job_id},
+            chunks, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **named(streams)}
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Stream until the terminal event is sent or the reader is gone."""
+        """Stream until the last terminal event is sent or the reader is gone."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._worker.reader_left(self._stream)
+            self._leave()
 
-    async def _chunks(self, start: int) -> AsyncIterator[bytes]:
-        async for events in self._stream.read(KEEP_ALIVE_SEC, start):
+    def _leave(self) -> None:
+        for stream in self._streams:
+            self._worker.reader_left(stream)
+
+
+class JobStreamResponse(ReaderResponse):
+    """One reader of one job's own events, from number `start` on."""
+
+    def __init__(self, worker: Worker, stream: JobStream, start: int = 0) -> None:
+        super().__init__(worker, [stream], self._chunks(stream, start))
+
+    @staticmethod
+    async def _chunks(stream: JobStream, start: int) -> AsyncIterator[bytes]:
+        async for events in stream.read(KEEP_ALIVE_SEC, start):
             yield encode(events) if events else KEEPALIVE_COMMENT
+
+
+def named(streams: Sequence[JobStream]) -> dict[str, str]:
+    """The header that tells a client its jobs' ids."""
+    return {"X-Job-Id": ", ".join(stream.job.job_id for stream in streams)}

@@ -1,10 +1,11 @@
 """llama.cpp behind the `Model` interface. The only file that touches `llama_cpp`."""
 
 import ctypes
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
@@ -15,7 +16,7 @@ from worker_orcd.engine.draws import draw_seed
 from worker_orcd.engine.model import Batch, ModelLoadError, Outcome, PromptRefused, Sampler
 from worker_orcd.engine.planner import MAX_ROWS
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import Load, Percent, Ready, Sampling
+from worker_orcd.protocol.messages import Load, Percent, Ready, Sampling, Template
 
 PENALTY_WINDOW = 64
 """Tokens that the repetition penalty looks back on, prompt included (contract, section 2)."""
@@ -96,19 +97,23 @@ class LlamaModel:
 
     # Text.
 
-    def encode(self, prompt: str, template: Literal["auto", "none"]) -> list[int]:
-        """Token ids of a prompt, as raw text or as one user message of the model's chat template."""
-        if template == "auto" and self._template_fault is not None:
+    def encode(self, prompt: str, template: Template) -> list[int]:
+        """Token ids of a prompt: raw text, or a conversation in the model's chat template."""
+        if template != "none" and self._template_fault is not None:
             raise self._template_fault
+        if template == "messages" and self._template is None:
+            raise PromptRefused("the model has no chat template")
         if template == "none" or self._template is None:
             return self._tokenize(prompt, special_text=True, add_bos=True)
-        before, content, after = self._template.split(prompt)
+        alone = [{"role": "user", "content": prompt}]
+        conversation = json.loads(prompt) if template == "messages" else alone
+        tokens: list[int] = []
+        for piece in self._template.pieces(conversation):
+            tokens += self._tokenize(piece.text, special_text=piece.of_template, add_bos=False)
         bos = lib.llama_vocab_bos(self._vocab)
-        tokens = self._tokenize(before, special_text=True, add_bos=False)
         if lib.llama_vocab_get_add_bos(self._vocab) and tokens[:1] != [bos]:
             tokens.insert(0, bos)
-        tokens += self._tokenize(content, special_text=False, add_bos=False)
-        return tokens + self._tokenize(after, special_text=True, add_bos=False)
+        return tokens
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a plain text."""

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal, Protocol
+from typing import Protocol
 
-from worker_orcd.protocol.messages import Ready, Sampling
+from worker_orcd.protocol.messages import Ready, Sampling, Template
 
 
 class ModelLoadError(Exception):
@@ -79,7 +79,7 @@ class Model(Protocol):
     def dense_ids(self) -> bool:
         """Whether steps are faster when sequence ids have no holes."""
 
-    def encode(self, prompt: str, template: Literal["auto", "none"]) -> list[int]:
+    def encode(self, prompt: str, template: Template) -> list[int]:
         """Token ids of a prompt. Safe to call while a step runs.
 
         Raises:

@@ -16,7 +16,7 @@ from worker_orcd.jobs.moment import Moment
 from worker_orcd.jobs.queue import Capacity, JobQueue
 from worker_orcd.jobs.receipt import Freed
 from worker_orcd.jobs.remembered import RememberedCancels
-from worker_orcd.jobs.request import Ceilings, ExecuteRequest
+from worker_orcd.jobs.request import Ceilings, JobRequest
 from worker_orcd.jobs.stops import Stop, StopReason
 from worker_orcd.jobs.tracker import JobTracker
 
@@ -60,7 +60,7 @@ class Dispatcher:
     # Clients.
 
     def submit(
-        self, request: ExecuteRequest, correlation_id: str, now: Moment, owner: str = ""
+        self, request: JobRequest, correlation_id: str, now: Moment, owner: str = ""
     ) -> tuple[Job, list[Effect]]:
         """Take a job in. One whose cancel was here before it has ended already when this returns.
 

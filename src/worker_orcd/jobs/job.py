@@ -8,7 +8,7 @@ from worker_orcd.jobs.events import End, Error, Event, Started, StopReason as En
 from worker_orcd.jobs.lifecycle import State, Trigger, following
 from worker_orcd.jobs.moment import Moment, millis, rfc3339
 from worker_orcd.jobs.receipt import Freed, Receipt
-from worker_orcd.jobs.request import ExecuteRequest
+from worker_orcd.jobs.request import JobRequest
 from worker_orcd.jobs.stops import Stop, StopFlag, StopReason
 
 
@@ -40,7 +40,7 @@ class Job:
     the job as it was, when the table does not have that row.
     """
 
-    request: ExecuteRequest
+    request: JobRequest
     run: int
     correlation_id: str
     seed: int

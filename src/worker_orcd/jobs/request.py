@@ -54,17 +54,16 @@ class Body(BaseModel):
             raise _refusal(error) from None
 
 
-class ExecuteRequest(Body):
-    """One inference job."""
+class JobRequest(Body):
+    """One inference job, whichever API it came by."""
 
     job_id: JobId
     prompt: str = Field(
         min_length=1, description="the text to go on from; at most `--max-prompt-chars` characters"
     )
-    template: Literal["auto", "none"] = Field(
+    template: Literal["auto", "none", "messages"] = Field(
         default="auto",
-        description="`auto`: the model's own chat template, the prompt as one user message whose special tokens "
-        "are not parsed; `none`: the prompt as it is",
+        description="as `Template` in the protocol",
     )
     ignore_eos: bool = Field(default=False, description="go on past end-of-generation tokens")
     max_tokens: int | None = Field(
@@ -105,25 +104,23 @@ class ExecuteRequest(Body):
     )
     group: JobId | None = Field(default=None, description="jobs of one group can be cancelled together")
 
-    @classmethod
-    def parse_within(cls, raw: bytes, ceilings: Ceilings) -> Self:
-        """Read a body and hold it against the worker's ceilings.
+    def within(self, ceilings: Ceilings) -> Self:
+        """This request, held against the worker's ceilings.
 
         Raises:
             JobError: `INVALID_REQUEST` naming the field at fault.
         """
-        request = cls.parse(raw)
-        if len(request.prompt) > ceilings.max_prompt_chars:
+        if len(self.prompt) > ceilings.max_prompt_chars:
             raise invalid(
-                f"prompt has {len(request.prompt)} characters, at most {ceilings.max_prompt_chars} are allowed",
+                f"prompt has {len(self.prompt)} characters, at most {ceilings.max_prompt_chars} are allowed",
                 "prompt",
             )
-        if request.max_tokens is not None and request.max_tokens > ceilings.max_tokens_out:
+        if self.max_tokens is not None and self.max_tokens > ceilings.max_tokens_out:
             raise invalid(
-                f"max_tokens is {request.max_tokens}, at most {ceilings.max_tokens_out} is allowed",
+                f"max_tokens is {self.max_tokens}, at most {ceilings.max_tokens_out} is allowed",
                 "max_tokens",
             )
-        return request
+        return self
 
     def timeout_within(self, ceilings: Ceilings) -> float:
         """Seconds this job may take from acceptance on: its own deadline, cut to the worker's."""
@@ -135,6 +132,16 @@ class ExecuteRequest(Body):
     def seed_or_drawn(self) -> int:
         """The seed to use: the client's, or a fresh one."""
         return secrets.randbits(64) if self.seed is None else self.seed
+
+
+class ExecuteRequest(JobRequest):
+    """The body of `POST /execute`."""
+
+    template: Literal["auto", "none"] = Field(
+        default="auto",
+        description="`auto`: the model's own chat template, the prompt as one user message whose special tokens "
+        "are not parsed; `none`: the prompt as it is",
+    )
 
 
 class CancelRequest(Body):

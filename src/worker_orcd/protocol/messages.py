@@ -13,6 +13,11 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Base of all messages: immutable, tagged by class name, encoded as arrays."""
 
 
+Template = Literal["auto", "none", "messages"]
+"""What a prompt is: one user message for the model's chat template, raw text, or a conversation for that template, as a
+JSON list of objects with `role` and `content`."""
+
+
 class Sampling(msgspec.Struct, frozen=True, array_like=True):
     """How tokens are drawn. Neutral values are off: `top_k` 0, `top_p` 1, `repetition_penalty` 1, `temperature` 0
     (greedy)."""
@@ -60,7 +65,7 @@ class Prepare(Message, frozen=True):
     job_id: str
     correlation_id: str
     prompt: str
-    template: Literal["auto", "none"]
+    template: Template
     stop: tuple[str, ...]
     max_stop_tokens: int
     top_k: int

@@ -21,12 +21,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Literal
 
 from worker_orcd.engine.draws import draw_seed
 from worker_orcd.engine.model import Batch, ModelLoadError, Outcome, Sampler
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import Load, Percent, Ready, Sampling
+from worker_orcd.protocol.messages import Load, Percent, Ready, Sampling, Template
 
 END = 256
 """The end-of-generation token. Below are bytes, above are words."""
@@ -115,8 +114,10 @@ class ScriptedModel:
         self.layers = 30
         self.abortable = "WORKER_ORCD_SCRIPTED_UNABORTABLE" not in os.environ
 
-    def encode(self, prompt: str, template: Literal["auto", "none"]) -> list[int]:
-        """A token for each byte."""
+    def encode(self, prompt: str, template: Template) -> list[int]:
+        """A token for each byte; of a conversation, the latest message first."""
+        if template == "messages":
+            prompt = "\n".join(message["content"] for message in reversed(json.loads(prompt)))
         return list(prompt.encode("utf-8"))
 
     def count_tokens(self, text: str) -> int:

@@ -21,7 +21,8 @@ class JobStream:
         self.job = job
         self.readers = 0
         """Who follows it now."""
-        self._waiting: set[asyncio.Future[None]] = set()
+        self.waiting: set[asyncio.Future[None]] = set()
+        """Who wants to know when something happens."""
 
     def join(self) -> None:
         """One more reader.
@@ -37,37 +38,60 @@ class JobStream:
 
     def wake(self) -> None:
         """Something happened to the job."""
-        waiting, self._waiting = self._waiting, set()
+        waiting, self.waiting = self.waiting, set()
         for future in waiting:
             if not future.done():
                 future.set_result(None)
 
     async def changed(self, timeout_sec: float) -> bool:
         """Wait until something happens to the job. False if nothing did for so long."""
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.add(future)
-        try:
-            async with asyncio.timeout(timeout_sec):
-                await future
-        except TimeoutError:
-            return False
-        finally:
-            self._waiting.discard(future)
-        return True
+        return await any_changed([self], timeout_sec)
 
     async def read(self, idle_sec: float, start: int = 0) -> AsyncIterator[Sequence[Numbered]]:
         """The job's events from number `start` on, as many at a time as there are; none when it idles so long.
 
         Ends after the terminal event.
         """
-        place = start
-        while True:
-            events = self.job.events
+        async for _, batch in read_together([self], idle_sec, start):
+            yield batch
+
+
+async def any_changed(streams: Sequence[JobStream], timeout_sec: float) -> bool:
+    """Wait until something happens to one of these jobs. False if nothing did for so long."""
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    for stream in streams:
+        stream.waiting.add(future)
+    try:
+        async with asyncio.timeout(timeout_sec):
+            await future
+    except TimeoutError:
+        return False
+    finally:
+        for stream in streams:
+            stream.waiting.discard(future)
+    return True
+
+
+async def read_together(
+    streams: Sequence[JobStream], idle_sec: float, start: int = 0
+) -> AsyncIterator[tuple[int, Sequence[Numbered]]]:
+    """Several jobs' events, each batch with the place of its job; none when all idle so long.
+
+    Ends after the last terminal event.
+    """
+    places = [start] * len(streams)
+    while True:
+        live = any(stream.job.live for stream in streams)
+        moved = False
+        for number, stream in enumerate(streams):
+            events, place = stream.job.events, places[number]
             if place < len(events):
-                batch = list(enumerate(events[place:], place))
-                place = len(events)
-                yield batch
-            elif not self.job.live:
-                return
-            elif not await self.changed(idle_sec):
-                yield []
+                places[number] = len(events)
+                moved = True
+                yield number, list(enumerate(events[place:], place))
+        if moved:
+            continue
+        if not live:
+            return
+        if not await any_changed(streams, idle_sec):
+            yield 0, []

@@ -19,7 +19,7 @@ from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.moment import Moment
 from worker_orcd.jobs.queue import Capacity
 from worker_orcd.jobs.receipt import Freed
-from worker_orcd.jobs.request import Ceilings, ExecuteRequest
+from worker_orcd.jobs.request import Ceilings, JobRequest
 from worker_orcd.jobs.stops import Stop, StopReason
 from worker_orcd.protocol import messages
 from worker_orcd.supervisor.engine import Death, Launch
@@ -85,7 +85,7 @@ class Worker:
 
     # Clients.
 
-    def execute(self, request: ExecuteRequest, correlation_id: str, owner: str = "") -> JobStream:
+    def execute(self, request: JobRequest, correlation_id: str, owner: str = "") -> JobStream:
         """Take a job in. Its events can be read from the stream.
 
         Raises:

@@ -1,0 +1,72 @@
+"""Take jobs in for one request: all of them or none."""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from worker_orcd.api.access import owner_of
+from worker_orcd.jobs.request import JobRequest
+from worker_orcd.jobs.stops import StopReason
+from worker_orcd.narration.context import correlation_id
+from worker_orcd.worker.streams import JobStream
+from worker_orcd.worker.worker import Worker
+
+MEASURE_PATIENCE_SEC = 1.0
+"""How long the answer waits to learn whether the prompts fit, so that a 400 can still be one."""
+T = TypeVar("T")
+
+
+async def begin(worker: Worker, request: Request, asked: Sequence[JobRequest]) -> list[JobStream]:
+    """Have these jobs taken in, and wait a while to learn that their prompts fit.
+
+    Raises:
+        JobError: one of them is refused; the others are stopped then.
+        ClientDisconnect: the client has left; so are all.
+    """
+    streams: list[JobStream] = []
+    try:
+        asker, owner = correlation_id.get() or "", owner_of(request)
+        # One by one, so that those which were taken in are known when another is refused.
+        streams.extend(worker.execute(one, asker, owner) for one in asked)
+        await unless_it_leaves(request, _measured(worker, streams))
+    except ClientDisconnect:
+        for stream in streams:
+            stream.join()
+            worker.reader_left(stream)
+        raise
+    except BaseException:
+        for stream in streams:
+            worker.stop(stream.job, StopReason.DISCONNECT)
+        raise
+    return streams
+
+
+async def _measured(worker: Worker, streams: Sequence[JobStream]) -> None:
+    for stream in streams:
+        await worker.measured(stream, MEASURE_PATIENCE_SEC)
+
+
+async def unless_it_leaves(request: Request, waiting: Coroutine[Any, Any, T]) -> T:
+    """Wait, but no longer than the client is there.
+
+    Raises:
+        ClientDisconnect: it has left.
+    """
+    done = asyncio.ensure_future(waiting)
+    left = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({done, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            raise ClientDisconnect
+        return await done
+    finally:
+        done.cancel()
+        left.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
