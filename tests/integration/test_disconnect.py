@@ -207,7 +207,7 @@ def test_the_server_speaks_the_asgi_version_under_which_an_idle_stream_is_cancel
 
     async def ask() -> None:
         listener = bind("127.0.0.1", 0)
-        protocol: Any = partial(BoundedProtocol, refuse=lambda error: Response(status_code=error.http_status))
+        protocol: Any = partial(BoundedProtocol, refuse=lambda error, path: Response())
         server = Server(uvicorn.Config(app, http=protocol, lifespan="off", log_config=None, access_log=False))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         reader, writer = await asyncio.open_connection(*listener.getsockname()[:2])

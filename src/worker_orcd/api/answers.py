@@ -1,6 +1,5 @@
 """The one shape of every answer that is an error, wherever it comes from."""
 
-import json
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
@@ -13,28 +12,44 @@ from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.narration.context import correlation_id
 from worker_orcd.worker.worker import Worker
 
+OPENAI_PATHS = "/v1/"
+"""Below these, errors are in the shape that OpenAI's clients know: ours and what they expect beside it."""
+_TYPES = {429: "rate_limit_error", 499: "cancelled_error"}
 
-def error_body(error: JobError) -> bytes:
-    """The JSON body of an error answer."""
-    return json.dumps({"error": error.body()}, ensure_ascii=False).encode()
+
+def error_content(error: JobError, path: str) -> dict[str, object]:
+    """The JSON object of an error answer to a request for `path`."""
+    return openai_error(error) if path.startswith(OPENAI_PATHS) else {"error": error.body()}
 
 
-def error_headers(error: JobError) -> dict[str, str]:
+def openai_error(error: JobError) -> dict[str, object]:
+    """An error as OpenAI's clients know it."""
+    whose = (
+        "invalid_request_error" if error.http_status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+    )
+    kind = _TYPES.get(error.http_status, whose)
+    return {"error": {"param": None, "type": kind, **error.body()}}
+
+
+def error_headers(error: JobError, path: str) -> dict[str, str]:
     """Headers that go with it."""
     headers = {"WWW-Authenticate": "Bearer"} if error.code is ErrorCode.UNAUTHORIZED else {}
     if error.retry_after_sec is not None:
         headers["Retry-After"] = str(error.retry_after_sec)
+    if path.startswith(OPENAI_PATHS):
+        # OpenAI's SDKs try a 409 and every 5xx again unless they are told.
+        headers["X-Should-Retry"] = "true" if error.retriable else "false"
     return headers
 
 
-Refuse = Callable[[JobError], Response]
-"""Makes the answer to a refused request, counts it and narrates it."""
+Refuse = Callable[[JobError, str], Response]
+"""Makes the answer to a refused request for a path, counts it and narrates it."""
 
 
 def install(app: FastAPI, worker: Worker, narrator: narration.Narrator) -> Refuse:
     """Give every error of this app the one shape, count it and narrate it. Returns what does so."""
 
-    def answer(error: JobError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    def answer(error: JobError, path: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
         worker.metrics.refusals.labels(error.code.value).inc()
         narrator.tell(
             narration.Error(
@@ -45,18 +60,18 @@ def install(app: FastAPI, worker: Worker, narrator: narration.Narrator) -> Refus
             )
         )
         return JSONResponse(
-            {"error": error.body()},
+            error_content(error, path),
             status_code=error.http_status,
-            headers={**(headers or {}), **error_headers(error)},
+            headers={**(headers or {}), **error_headers(error, path)},
         )
 
     @app.exception_handler(JobError)
-    async def refused(_: Request, error: JobError) -> JSONResponse:
-        return answer(error)
+    async def refused(request: Request, error: JobError) -> JSONResponse:
+        return answer(error, request.url.path)
 
     @app.exception_handler(HTTPException)
-    async def by_framework(_: Request, error: HTTPException) -> JSONResponse:
-        return answer(from_framework(error), error.headers)
+    async def by_framework(request: Request, error: HTTPException) -> JSONResponse:
+        return answer(from_framework(error), request.url.path, error.headers)
 
     return answer
 

@@ -10,6 +10,7 @@ from worker_orcd.api import answers, cancel, execute, health, jobs, shutdown
 from worker_orcd.api.access import AccessMiddleware
 from worker_orcd.api.keys import ApiKeys
 from worker_orcd.api.middleware import BodyLimitMiddleware, CorrelationMiddleware, ErrorMiddleware
+from worker_orcd.api.openai import completions, responses
 from worker_orcd.worker.worker import Worker
 
 _DESCRIPTION = """The LLM inference worker whose jobs can always be stopped.
@@ -49,6 +50,8 @@ def create_app(
         execute.router(worker),
         cancel.router(worker),
         jobs.router(worker),
+        completions.router(worker),
+        responses.router(worker),
         health.router(worker),
         shutdown.router(shut_down),
     ):

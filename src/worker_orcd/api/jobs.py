@@ -5,7 +5,7 @@ from fastapi import APIRouter, Request, Response
 
 from worker_orcd.api import schema
 from worker_orcd.api.access import owner_of
-from worker_orcd.api.sse import JobStreamResponse
+from worker_orcd.api.sse import JobStreamResponse, whole_number
 from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
 from worker_orcd.worker.worker import Worker
 
@@ -59,7 +59,8 @@ def router(worker: Worker) -> APIRouter:
     )
     async def events(request: Request, job_id: str) -> Response:
         worker.forget_old()
-        start = _after(request.headers.get("last-event-id"))
+        last = whole_number(request.headers.get("last-event-id"), "Last-Event-ID")
+        start = 0 if last is None else last + 1
         return JobStreamResponse(worker, worker.stream_of(job_id, owner_of(request)), start)
 
     return routes
@@ -75,12 +76,3 @@ def _limit(given: str | None) -> int:
     if not (given.isascii() and given.isdigit() and len(given) <= 6 and int(given) <= MOST_LIMIT):
         raise invalid(f"limit must be a whole number from 0 to {MOST_LIMIT}", "limit")
     return int(given)
-
-
-def _after(last_event_id: str | None) -> int:
-    """The number of the first event that is wanted."""
-    if last_event_id is None or last_event_id == "":
-        return 0
-    if not (last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) <= 18):
-        raise invalid("Last-Event-ID must be the number of an event: 0, 1, 2 …", "Last-Event-ID")
-    return int(last_event_id) + 1

@@ -3,6 +3,7 @@
 Never `BaseHTTPMiddleware`: it hides disconnects from the streams behind it.
 """
 
+import json
 import re
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -10,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker_orcd import narration
-from worker_orcd.api.answers import Refuse, error_body, internal
+from worker_orcd.api.answers import Refuse, error_content, internal
 from worker_orcd.jobs.errors import JobError, invalid
 from worker_orcd.narration import context
 
@@ -67,7 +68,7 @@ class ErrorMiddleware:
         except ClientDisconnect:
             return  # It left while it was sending its body: nothing was begun, and there is nobody to answer.
         except JobError as error:
-            await self._refuse(error)(scope, receive, send_watched)
+            await self._refuse(error, scope["path"])(scope, receive, send_watched)
         except Exception as error:
             if scope["type"] != "http":
                 raise
@@ -78,7 +79,7 @@ class ErrorMiddleware:
                 )
             )
             if not started:
-                await send_error(answer, send)
+                await send_error(answer, scope["path"], send)
 
 
 class BodyLimitMiddleware:
@@ -119,9 +120,9 @@ def _too_large() -> JobError:
     return invalid(f"the body is larger than {MAX_BODY_BYTES} bytes", http_status=413)
 
 
-async def send_error(error: JobError, send: Send) -> None:
+async def send_error(error: JobError, path: str, send: Send) -> None:
     """Answer with an error, straight to the server."""
-    body = error_body(error)
+    body = json.dumps(error_content(error, path)).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

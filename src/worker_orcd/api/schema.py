@@ -17,7 +17,7 @@ _ERROR = {
                 "code": {"type": "string"},
                 "message": {"type": "string"},
                 "retriable": {"type": "boolean"},
-                "param": {"type": "string"},
+                "param": {"type": ["string", "null"]},
             },
         }
     },

@@ -117,7 +117,7 @@ class BoundedProtocol(HttpToolsProtocol):
         asked = new_correlation_id()
         token = correlation_id.set(asked)
         try:
-            answer = self._answer(error)
+            answer = self._answer(error, "")
         finally:
             correlation_id.reset(token)
         status = HTTPStatus(answer.status_code)

@@ -1,12 +1,13 @@
 """A job's events as server-sent events."""
 
 from collections.abc import AsyncIterator, Sequence
+from typing import Self
 
 import msgspec
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.types import Receive, Scope, Send
 
-from worker_orcd.jobs.errors import JobError
+from worker_orcd.jobs.errors import JobError, invalid
 from worker_orcd.worker.streams import JobStream, Numbered
 from worker_orcd.worker.worker import Worker
 
@@ -23,20 +24,46 @@ def encode(events: Sequence[Numbered]) -> bytes:
     )
 
 
+class Readers:
+    """One reader of each of these jobs, while it is open. With a job's last reader the job is stopped."""
+
+    def __init__(self, worker: Worker, streams: Sequence[JobStream]) -> None:
+        self._worker = worker
+        self._streams = streams
+        self._joined: list[JobStream] = []
+
+    def __enter__(self) -> Self:
+        """Join them.
+
+        Raises:
+            JobError: one of them has too many.
+        """
+        try:
+            for stream in self._streams:
+                stream.join()
+                self._joined.append(stream)
+        except JobError:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave them."""
+        self.close()
+
+    def close(self) -> None:
+        """Leave them."""
+        for stream in self._joined:
+            self._worker.reader_left(stream)
+        self._joined = []
+
+
 class ReaderResponse(EventSourceResponse):
-    """One reader of one job, or of several. However it ends, also before its first byte, the reader is counted out:
-    that is how a job whose client went away is stopped."""
+    """One reader's answer. However it ends, also before its first byte, the reader is counted out: that is how a job
+    whose client went away is stopped."""
 
     def __init__(self, worker: Worker, streams: Sequence[JobStream], chunks: AsyncIterator[bytes]) -> None:
-        self._worker = worker
-        self._streams: list[JobStream] = []
-        try:
-            for stream in streams:
-                stream.join()
-                self._streams.append(stream)
-        except JobError:
-            self._leave()
-            raise
+        self._readers = Readers(worker, streams).__enter__()
         super().__init__(
             chunks, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **named(streams)}
         )
@@ -46,11 +73,7 @@ class ReaderResponse(EventSourceResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._leave()
-
-    def _leave(self) -> None:
-        for stream in self._streams:
-            self._worker.reader_left(stream)
+            self._readers.close()
 
 
 class JobStreamResponse(ReaderResponse):
@@ -68,3 +91,16 @@ class JobStreamResponse(ReaderResponse):
 def named(streams: Sequence[JobStream]) -> dict[str, str]:
     """The header that tells a client its jobs' ids."""
     return {"X-Job-Id": ", ".join(stream.job.job_id for stream in streams)}
+
+
+def whole_number(given: str | None, name: str) -> int | None:
+    """A number of an event, out of a header or the query; None if there is none.
+
+    Raises:
+        JobError: `INVALID_REQUEST`, it is something else.
+    """
+    if given is None or given == "":
+        return None
+    if not (given.isascii() and given.isdigit() and len(given) <= 18):
+        raise invalid(f"{name} must be the number of an event: 0, 1, 2 …", name)
+    return int(given)

@@ -78,6 +78,7 @@ class JobError(Exception):
         param: the request field at fault, if one is.
         http_status: overrides the code's status (413, 405 and 404 share `INVALID_REQUEST`).
         retry_after_sec: sent as `Retry-After`, seconds.
+        details: stand beside the rest in the answer.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class JobError(Exception):
         param: str | None = None,
         http_status: int | None = None,
         retry_after_sec: int | None = None,
+        details: dict[str, object] | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -95,6 +97,7 @@ class JobError(Exception):
         self.param = param
         self.http_status = http_status or KINDS[code].http_status
         self.retry_after_sec = retry_after_sec
+        self.details = details or {}
 
     @property
     def retriable(self) -> bool:
@@ -102,7 +105,7 @@ class JobError(Exception):
         return KINDS[self.code].retriable
 
     def body(self) -> dict[str, object]:
-        """The `error` object of an HTTP answer: `code`, `message`, `retriable` and, if known, `param`."""
+        """The `error` object of an HTTP answer: `code`, `message`, `retriable` and, if known, `param` and details."""
         error: dict[str, object] = {
             "code": self.code.value,
             "message": self.message,
@@ -110,7 +113,7 @@ class JobError(Exception):
         }
         if self.param is not None:
             error["param"] = self.param
-        return error
+        return error | self.details
 
 
 def invalid(message: str, param: str | None = None, *, http_status: int = 400) -> JobError:

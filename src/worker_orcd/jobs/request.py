@@ -53,6 +53,18 @@ class Body(BaseModel):
         except ValidationError as error:
             raise _refusal(error) from None
 
+    @classmethod
+    def of(cls, **fields: object) -> Self:
+        """One of these values, checked as a body is.
+
+        Raises:
+            JobError: `INVALID_REQUEST` naming the first field at fault.
+        """
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise _refusal(error) from None
+
 
 class JobRequest(Body):
     """One inference job, whichever API it came by."""

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from worker_orcd import narration
 from worker_orcd.jobs.dispatcher import Dispatcher, Known, ReadyEngine
@@ -60,16 +61,22 @@ class Worker:
     ) -> None:
         self.worker_id = worker_id
         self.started_at = time.monotonic()
+        self.started_unix = time.time()
         self.dispatcher = Dispatcher(policy.ceilings, policy.max_queue, policy.cancel_memory_sec)
         self.supervisor = Supervisor(launch, self, policy.cancel_deadline_sec)
         self.metrics = Metrics()
         self.engine: messages.Ready | None = None
+        self.model: str | None = None
+        """The model's name, once one engine has told it."""
+        self.model_names: frozenset[str] = frozenset()
+        """By which it may be asked for."""
         self.books = Books()
         self.hopeless = asyncio.Event()
         """Set when no engine can be had any more."""
         self.ready = asyncio.Event()
         """Set when the first engine is ready."""
         self.policy = policy
+        self._model_path = model_path
         self._story = Story(narrator, model_path)
         self._streams: dict[int, JobStream] = {}
         self._alarm: asyncio.TimerHandle | None = None
@@ -276,6 +283,8 @@ class Worker:
 
     def _ready(self, ready: messages.Ready) -> None:
         self.engine = ready
+        self.model = ready.model
+        self.model_names = frozenset({ready.model, Path(self._model_path).stem})
         first = not self.ready.is_set()
         self.ready.set()
         if first or self._lost_at is None:

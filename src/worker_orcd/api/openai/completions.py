@@ -1,0 +1,134 @@
+"""`GET /v1/models`, `POST /v1/completions` and `POST /v1/chat/completions`."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from worker_orcd.api import schema
+from worker_orcd.api.answers import error_headers, openai_error
+from worker_orcd.api.begin import begin, unless_it_leaves
+from worker_orcd.api.openai.told import ChatCompletion, Completion, failure_of, stream
+from worker_orcd.api.openai.wanted import ChatRequest, CompletionRequest, fresh_name
+from worker_orcd.api.sse import KEEP_ALIVE_SEC, ReaderResponse, Readers, named
+from worker_orcd.jobs.errors import JobError, invalid
+from worker_orcd.worker.streams import JobStream, any_changed
+from worker_orcd.worker.worker import Worker
+
+_CHAT_EXAMPLE: dict[str, object] = {
+    "messages": [{"role": "user", "content": "Write a haiku."}],
+    "max_tokens": 64,
+}
+_TEXT_EXAMPLE: dict[str, object] = {"prompt": "The sea is", "max_tokens": 32}
+
+
+def router(worker: Worker) -> APIRouter:
+    """The routes of these resources."""
+    routes = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
+
+    @routes.get("/models", summary="The one model")
+    async def models() -> JSONResponse:
+        known = [_model(worker)] if worker.model else []
+        return JSONResponse({"object": "list", "data": known})
+
+    @routes.get("/models/{model:path}", summary="A model", responses=schema.errors(404))
+    async def model(model: str) -> JSONResponse:
+        model_of(worker, model)
+        return JSONResponse(_model(worker))
+
+    @routes.post(
+        "/completions",
+        summary="Go on from a text",
+        response_class=Response,
+        responses=_answers("text_completion"),
+        openapi_extra=schema.body(CompletionRequest, _TEXT_EXAMPLE),
+    )
+    async def completions(request: Request) -> Response:
+        asked = CompletionRequest.parse(await request.body())
+        return await _answer(worker, request, asked, Completion, "cmpl-")
+
+    @routes.post(
+        "/chat/completions",
+        summary="Go on with a conversation",
+        response_class=Response,
+        responses=_answers("chat.completion"),
+        openapi_extra=schema.body(ChatRequest, _CHAT_EXAMPLE),
+    )
+    async def chat_completions(request: Request) -> Response:
+        asked = ChatRequest.parse(await request.body())
+        return await _answer(worker, request, asked, ChatCompletion, "chatcmpl-")
+
+    return routes
+
+
+def model_of(worker: Worker, model: str | None) -> str:
+    """The served model's name, which is also what may be asked for.
+
+    Raises:
+        JobError: `INVALID_REQUEST` with 404, another is asked for.
+    """
+    if model is not None and worker.model and model not in worker.model_names:
+        raise invalid(f"the model {model[:100]!r} does not exist; see /v1/models", "model", http_status=404)
+    return worker.model or model or ""
+
+
+async def _answer(
+    worker: Worker,
+    request: Request,
+    asked: CompletionRequest | ChatRequest,
+    words: type[Completion],
+    prefix: str,
+) -> Response:
+    model = model_of(worker, asked.model)
+    name = fresh_name(prefix, request.headers.get("x-job-id"))
+    with in_words_of({"prompt": words.param}):
+        wanted = [one.within(worker.policy.ceilings) for one in asked.wanted(name)]
+        streams = await begin(worker, request, wanted)
+    told = words(name, model, int(streams[0].job.accepted.unix), asked.n or 1, asked.include_usage)
+    if asked.stream:
+        return ReaderResponse(worker, streams, stream(told, streams))
+    with Readers(worker, streams):
+        await unless_it_leaves(request, ended(streams))
+    jobs = [one.job for one in streams]
+    for job in jobs:
+        failure = failure_of(job, told.param)
+        if failure is not None:
+            headers = {**named(streams), **error_headers(failure, request.url.path)}
+            return JSONResponse(openai_error(failure), status_code=failure.http_status, headers=headers)
+    return JSONResponse(told.whole(jobs), headers=named(streams))
+
+
+@contextmanager
+def in_words_of(request: dict[str, str]) -> Iterator[None]:
+    """Name the field at fault as this request calls it."""
+    try:
+        yield
+    except JobError as error:
+        error.param = request.get(error.param or "", error.param)
+        raise
+
+
+async def ended(streams: Sequence[JobStream]) -> None:
+    """Wait until all have come to their natural end, or one to another."""
+    while any(one.job.live for one in streams) and not any(failure_of(one.job) for one in streams):
+        await any_changed(streams, KEEP_ALIVE_SEC)
+
+
+def _model(worker: Worker) -> dict[str, object]:
+    context = worker.engine.cells_per_job if worker.engine else None
+    return {
+        "id": worker.model,
+        "object": "model",
+        "created": int(worker.started_unix),
+        "owned_by": "worker-orcd",
+        "max_model_len": context,
+    }
+
+
+def _answers(kind: str) -> schema.Responses:
+    described = schema.answer(
+        200, f"A `{kind}`, or its chunks with `stream`", "application/json", schema={"type": "object"}
+    )
+    described[200]["content"]["text/event-stream"] = {"itemSchema": {}}
+    return described | schema.errors(400, 401, 404, 409, 413, 429, 503)

@@ -1,0 +1,239 @@
+"""`POST /v1/responses` and what belongs to it.
+
+A response is a job; all that is shown of it follows from the job's books, so a stream picked up again is the same.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, cast
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.sse import KEEPALIVE_COMMENT
+
+from worker_orcd.api import schema
+from worker_orcd.api.access import owner_of
+from worker_orcd.api.begin import begin, unless_it_leaves
+from worker_orcd.api.openai.completions import ended, in_words_of, model_of
+from worker_orcd.api.openai.told import frame, text_of, usage_of
+from worker_orcd.api.openai.wanted import ResponseJob, ResponseRequest, fresh_name
+from worker_orcd.api.sse import KEEP_ALIVE_SEC, ReaderResponse, Readers, named, whole_number
+from worker_orcd.jobs.errors import ErrorCode, JobError
+from worker_orcd.jobs.events import End, Error, Event, Started, Token
+from worker_orcd.jobs.job import Job
+from worker_orcd.narration.context import correlation_id
+from worker_orcd.worker.streams import JobStream
+from worker_orcd.worker.worker import Worker
+
+CANCEL_MARGIN_SEC = 1.0
+"""A cancel is finished within its deadline; the answer waits no longer than this beyond it."""
+_EXAMPLE: dict[str, object] = {"input": "Write a haiku.", "max_output_tokens": 64}
+
+
+def router(worker: Worker) -> APIRouter:
+    """The routes of this resource."""
+    routes = APIRouter(prefix="/v1/responses", tags=["OpenAI-compatible"])
+
+    def stream_of(request: Request, response_id: str) -> JobStream:
+        worker.forget_old()
+        stream = worker.stream_of(response_id, owner_of(request))
+        if not isinstance(stream.job.request, ResponseJob):
+            raise JobError(ErrorCode.JOB_NOT_FOUND, "no response with this id is live or remembered")
+        return stream
+
+    @routes.post(
+        "",
+        summary="Answer, at once, as a stream or in the background",
+        response_class=Response,
+        responses=_answers() | schema.errors(400, 401, 404, 409, 413, 429, 503),
+        openapi_extra=schema.body(ResponseRequest, _EXAMPLE),
+    )
+    async def create(request: Request) -> Response:
+        asked = ResponseRequest.parse(await request.body())
+        model = model_of(worker, asked.model)
+        name = fresh_name("resp_", request.headers.get("x-job-id"))
+        with in_words_of({"prompt": "input", "max_tokens": "max_output_tokens"}):
+            (stream,) = await begin(worker, request, [asked.wanted(name).within(worker.policy.ceilings)])
+        if asked.stream:
+            return ReaderResponse(worker, [stream], _frames(stream, model, -1))
+        if not asked.background:
+            with Readers(worker, [stream]):
+                await unless_it_leaves(request, ended([stream]))
+        return JSONResponse(response_of(stream.job, model), headers=named([stream]))
+
+    @routes.get(
+        "/{response_id}",
+        summary="A response; with `stream` its events, after `starting_after`",
+        response_class=Response,
+        responses=_answers() | schema.errors(400, 404, 429),
+        openapi_extra=schema.query("starting_after", "the last `sequence_number` that was seen", 10**9),
+    )
+    async def get(request: Request, response_id: str) -> Response:
+        stream = stream_of(request, response_id)
+        model = model_of(worker, None)
+        after = whole_number(request.query_params.get("starting_after"), "starting_after")
+        if request.query_params.get("stream") == "true":
+            return ReaderResponse(worker, [stream], _frames(stream, model, -1 if after is None else after))
+        return JSONResponse(response_of(stream.job, model), headers=named([stream]))
+
+    @routes.post(
+        "/{response_id}/cancel",
+        summary="Stop a response (idempotent)",
+        response_class=Response,
+        responses=schema.answer(
+            200, "The response as it then is", "application/json", schema={"type": "object"}
+        )
+        | schema.errors(404),
+    )
+    async def cancel(request: Request, response_id: str) -> Response:
+        stream = stream_of(request, response_id)
+        if stream.job.live:
+            worker.cancel(response_id, correlation_id.get() or "", owner_of(request))
+            await worker.receipts(
+                [response_id], owner_of(request), worker.policy.cancel_deadline_sec + CANCEL_MARGIN_SEC
+            )
+        return JSONResponse(response_of(stream.job, model_of(worker, None)), headers=named([stream]))
+
+    return routes
+
+
+def response_of(job: Job, model: str) -> dict[str, Any]:
+    """The response object, as the job is now."""
+    said = text_of(job)
+    status = _status(job)
+    begun = status not in ("queued", "in_progress") and bool(said or status == "completed")
+    return {**_head(job, model, status), "output": [_item(job, said, status)] if begun else []}
+
+
+class Teller:
+    """Tells a response event by event, numbered from 0; those up to `seen` are left out."""
+
+    def __init__(self, job: Job, model: str, seen: int) -> None:
+        self._job = job
+        self._model = model
+        self._seen = seen
+        self._number = -1
+        self._text = ""
+
+    def opening(self) -> Iterator[bytes]:
+        """What comes before the job's first event."""
+        response = {**_head(self._job, self._model, "queued"), "output": []}
+        yield from self._tell("response.created", response=response)
+
+    def tell(self, event: Event) -> Iterator[bytes]:
+        """What one event of the job's amounts to."""
+        job, model = self._job, self._model
+        item = _item(job, "", "in_progress")
+        part: dict[str, Any] = {"item_id": item["id"], "output_index": 0, "content_index": 0}
+        match event:
+            case Started():
+                begun = {**_head(job, model, "in_progress"), "output": []}
+                yield from self._tell("response.in_progress", response=begun)
+                yield from self._tell(
+                    "response.output_item.added", output_index=0, item={**item, "content": []}
+                )
+                yield from self._tell("response.content_part.added", **part, part=_part(""))
+            case Token(t=piece) if piece:
+                self._text += piece
+                yield from self._tell("response.output_text.delta", **part, delta=piece, logprobs=[])
+            case End():
+                whole = response_of(job, model)
+                yield from self._tell("response.output_text.done", **part, text=self._text, logprobs=[])
+                yield from self._tell("response.content_part.done", **part, part=_part(self._text))
+                yield from self._tell("response.output_item.done", output_index=0, item=whole["output"][0])
+                yield from self._tell(f"response.{whole['status']}", response=whole)
+            case Error(code=code, message=message, details=details):
+                if code is not ErrorCode.CANCELLED:
+                    yield from self._tell("response.failed", response=response_of(job, model))
+                used = {"phase": details.get("phase"), "usage": _usage(job)}
+                yield from self._tell("error", code=code.value, message=message, param=None, **used)
+
+    def _tell(self, kind: str, **more: Any) -> Iterator[bytes]:
+        self._number += 1
+        if self._number > self._seen:
+            yield frame({"type": kind, "sequence_number": self._number, **more}, kind)
+
+
+async def _frames(stream: JobStream, model: str, seen: int) -> AsyncIterator[bytes]:
+    teller = Teller(stream.job, model, seen)
+    for data in teller.opening():
+        yield data
+    async for events in stream.read(KEEP_ALIVE_SEC):
+        told = b"".join(data for _, event in events for data in teller.tell(event))
+        if told or not events:
+            yield told or KEEPALIVE_COMMENT
+
+
+def _status(job: Job) -> str:
+    match job.terminal:
+        case End(stop_reason="length"):
+            return "incomplete"
+        case End():
+            return "completed"
+        case Error(code=ErrorCode.CANCELLED):
+            return "cancelled"
+        case Error():
+            return "failed"
+        case None:
+            return "queued" if job.started_at is None else "in_progress"
+
+
+def _head(job: Job, model: str, status: str) -> dict[str, Any]:
+    """All of a response object but its output."""
+    asked, terminal = cast("ResponseJob", job.request).asked, job.terminal
+    final = status not in ("queued", "in_progress")
+    error = None
+    if isinstance(terminal, Error) and status == "failed":
+        error = {"code": terminal.code.value, "message": terminal.message}
+    return {
+        "id": job.job_id,
+        "object": "response",
+        "created_at": int(job.accepted.unix),
+        "status": status,
+        "background": bool(asked.background),
+        "error": error,
+        "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+        "instructions": asked.instructions,
+        "max_output_tokens": asked.max_output_tokens,
+        "metadata": asked.metadata or {},
+        "model": model,
+        "parallel_tool_calls": True,
+        "previous_response_id": None,
+        "reasoning": {"effort": None, "summary": None},
+        "store": True,
+        "temperature": job.request.temperature,
+        "text": {"format": {"type": "text"}},
+        "tool_choice": "none",
+        "tools": [],
+        "top_p": job.request.top_p,
+        "truncation": "disabled",
+        "usage": _usage(job) if final else None,
+    }
+
+
+def _usage(job: Job) -> dict[str, Any]:
+    used = usage_of([job])
+    return {
+        "input_tokens": used["prompt_tokens"],
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": used["completion_tokens"],
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": used["total_tokens"],
+    }
+
+
+def _item(job: Job, text: str, status: str) -> dict[str, Any]:
+    kept = status if status in ("completed", "in_progress") else "incomplete"
+    name = "msg_" + job.job_id.removeprefix("resp_")
+    return {"id": name, "type": "message", "role": "assistant", "status": kept, "content": [_part(text)]}
+
+
+def _part(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def _answers() -> schema.Responses:
+    described = schema.answer(
+        200, "A `response`, or its events", "application/json", schema={"type": "object"}
+    )
+    described[200]["content"]["text/event-stream"] = {"itemSchema": {"type": "object"}}
+    return described

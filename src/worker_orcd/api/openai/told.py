@@ -1,0 +1,159 @@
+"""How jobs are told to OpenAI's clients: whole answers, and the chunks of a stream."""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from fastapi.sse import KEEPALIVE_COMMENT
+
+from worker_orcd.api.answers import openai_error
+from worker_orcd.api.sse import KEEP_ALIVE_SEC
+from worker_orcd.jobs.errors import JobError
+from worker_orcd.jobs.events import End, Error, Event, Started, Token
+from worker_orcd.jobs.job import Job
+from worker_orcd.worker.streams import JobStream, read_together
+
+DONE = b"data: [DONE]\n\n"
+_FINISH = {"stop": "stop", "stop_sequence": "stop", "length": "length"}
+_encoder = msgspec.json.Encoder()
+
+
+def text_of(job: Job) -> str:
+    """All that a job has said so far."""
+    return "".join(event.t for event in job.events if isinstance(event, Token))
+
+
+def failure_of(job: Job, param: str | None = None) -> JobError | None:
+    """Why a job did not come to its natural end, if so. What it used until then goes with it.
+
+    Args:
+        job: which one.
+        param: what its prompt is called in the request.
+    """
+    terminal = job.terminal
+    if not isinstance(terminal, Error):
+        return None
+    at_fault = terminal.details.get("param")
+    named = param if at_fault == "prompt" else at_fault
+    return JobError(
+        terminal.code,
+        terminal.message,
+        param=None if named is None else str(named),
+        details={"usage": usage_of([job])},
+    )
+
+
+def usage_of(jobs: Sequence[Job], choices: int = 1) -> dict[str, int]:
+    """Tokens in and out, of several jobs together; of one that was stopped, those that were computed.
+
+    Of every `choices` jobs in a row, which have their prompt in common, it counts once.
+    """
+    read = sum(
+        max(job.prompt_processed for job in jobs[n : n + choices]) for n in range(0, len(jobs), choices)
+    )
+    out = sum(len(job.tokens) for job in jobs)
+    return {"prompt_tokens": read, "completion_tokens": out, "total_tokens": read + out}
+
+
+def frame(data: dict[str, Any], event: str | None = None) -> bytes:
+    """One server-sent event."""
+    named = b"" if event is None else b"event: " + event.encode() + b"\n"
+    return named + b"data: " + _encoder.encode(data) + b"\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The words of `POST /v1/completions`."""
+
+    name: str
+    model: str
+    created: int
+    choices: int
+    include_usage: bool
+    param = "prompt"
+
+    def whole(self, jobs: Sequence[Job]) -> dict[str, Any]:
+        """The answer to a request that is not streamed, once all have ended."""
+        choices = [self._whole(place, job) for place, job in enumerate(jobs)]
+        return {**self._head(""), "choices": choices, "usage": usage_of(jobs, self.choices)}
+
+    def chunks(self, place: int, event: Event) -> Iterator[dict[str, Any]]:
+        """What one event of one choice adds to the stream."""
+        match event:
+            case Started():
+                yield from self._opening(place)
+            case Token(t=text) if text:
+                yield self._chunk(place, self._delta(text), None)
+            case End(stop_reason=reason):
+                yield self._chunk(place, self._delta(""), _FINISH[reason])
+
+    def usage(self, jobs: Sequence[Job]) -> dict[str, Any]:
+        """The chunk that says what was used."""
+        return {**self._head(".chunk"), "choices": [], "usage": usage_of(jobs, self.choices)}
+
+    def _object(self, chunk: str) -> str:  # noqa: ARG002  # Chunks of completions are called the same.
+        return "text_completion"
+
+    def _head(self, chunk: str) -> dict[str, Any]:
+        return {"id": self.name, "object": self._object(chunk), "created": self.created, "model": self.model}
+
+    def _whole(self, place: int, job: Job) -> dict[str, Any]:
+        return {"index": place, "text": text_of(job), "logprobs": None, "finish_reason": _finish(job)}
+
+    def _opening(self, place: int) -> Iterator[dict[str, Any]]:  # noqa: ARG002  # A completion has none.
+        return iter(())
+
+    def _delta(self, text: str) -> dict[str, Any]:
+        return {"text": text}
+
+    def _chunk(self, place: int, delta: dict[str, Any], finish: str | None) -> dict[str, Any]:
+        choice = {"index": place, **delta, "logprobs": None, "finish_reason": finish}
+        more = {"usage": None} if self.include_usage else {}
+        return {**self._head(".chunk"), "choices": [choice], **more}
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCompletion(Completion):
+    """The words of `POST /v1/chat/completions`."""
+
+    param = "messages"
+
+    def _object(self, chunk: str) -> str:
+        return f"chat.completion{chunk}"
+
+    def _whole(self, place: int, job: Job) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text_of(job), "refusal": None}
+        return {"index": place, "message": message, "logprobs": None, "finish_reason": _finish(job)}
+
+    def _opening(self, place: int) -> Iterator[dict[str, Any]]:
+        yield self._chunk(place, {"delta": {"role": "assistant", "content": ""}}, None)
+
+    def _delta(self, text: str) -> dict[str, Any]:
+        return {"delta": {"content": text} if text else {}}
+
+
+async def stream(told: Completion, streams: Sequence[JobStream]) -> AsyncIterator[bytes]:
+    """A request's stream. It ends with `[DONE]` only if every choice came to its natural end: the first that did not
+    ends it with one error chunk."""
+    jobs = [one.job for one in streams]
+    async for place, events in read_together(streams, KEEP_ALIVE_SEC):
+        if not events:
+            yield KEEPALIVE_COMMENT
+        for _, event in events:
+            if isinstance(event, Error):
+                if told.include_usage:
+                    yield frame(told.usage(jobs))
+                failure = failure_of(jobs[place], told.param)
+                if failure is not None:
+                    yield frame(openai_error(failure))
+                return
+            for chunk in told.chunks(place, event):
+                yield frame(chunk)
+    if told.include_usage:
+        yield frame(told.usage(jobs))
+    yield DONE
+
+
+def _finish(job: Job) -> str | None:
+    return _FINISH[job.terminal.stop_reason] if isinstance(job.terminal, End) else None

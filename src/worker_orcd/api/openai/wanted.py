@@ -1,0 +1,294 @@
+"""What OpenAI's clients may ask, and the jobs that it becomes.
+
+Fields that change what is generated and cannot be kept are refused by name; those that change nothing here (`user`,
+`store`, `metadata` …) and unknown ones are taken and ignored, as vLLM does.
+"""
+
+import json
+import secrets
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import ConfigDict, Field
+
+from worker_orcd.jobs.errors import JobError, invalid
+from worker_orcd.jobs.request import MAX_STOP_CHARS, MAX_STOP_STRINGS, Body, JobId, JobRequest
+
+MOST_CHOICES = 16
+"""`n`, and prompts of one request times `n`."""
+DEFAULT_COMPLETION_TOKENS = 16
+"""What OpenAI and vLLM give a completion that does not say."""
+
+Stop = str | list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]]
+
+
+class StreamOptions(Body):
+    """How a stream is to be told."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    include_usage: bool | None = None
+
+
+class Generation(Body):
+    """What every kind of request may say of how to generate."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    refused: ClassVar[dict[str, tuple[object, ...]]] = {}
+    """Fields that cannot be kept, with the values that ask for nothing."""
+
+    model: str | None = Field(default=None, description="as in `GET /v1/models`")
+    stream: bool | None = None
+    temperature: float | None = Field(default=None, ge=0.0, le=2.0)
+    top_p: float | None = Field(default=None, ge=0.0, le=1.0)
+    top_k: int | None = Field(default=None, ge=-1, le=2**31 - 1, description="0 and -1 are off")
+    repetition_penalty: float | None = Field(default=None, gt=0.0, le=2.0)
+    ignore_eos: bool | None = None
+    timeout_ms: int | None = Field(default=None, ge=1, description="as in `POST /execute`")
+    group: JobId | None = Field(default=None, description="as in `POST /execute`")
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Self:
+        """Read a body.
+
+        Raises:
+            JobError: `INVALID_REQUEST` naming the field at fault.
+        """
+        wanted = super().parse(raw)
+        fields = json.loads(raw)
+        for name, nothing in cls.refused.items():
+            if fields.get(name) not in (None, *nothing):
+                raise invalid(f"{name} is not supported", name)
+        return wanted
+
+    def job(self, job_id: str, group: str | None, **more: Any) -> JobRequest:
+        """A job of this request."""
+        return JobRequest.of(
+            job_id=job_id,
+            group=self.group or group,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=max(0, self.top_k or 0),
+            repetition_penalty=self.repetition_penalty or 1.0,
+            ignore_eos=bool(self.ignore_eos),
+            timeout_ms=self.timeout_ms,
+            **more,
+        )
+
+
+_NOTHING: tuple[object, ...] = (False, [], {}, 0, 0.0, "")
+_NEVER = {
+    "frequency_penalty": _NOTHING,
+    "presence_penalty": _NOTHING,
+    "logit_bias": _NOTHING,
+    "min_p": _NOTHING,
+    "beam_search": _NOTHING,
+    "use_beam_search": _NOTHING,
+    "logprobs": _NOTHING[:3],
+    "top_logprobs": _NOTHING,
+    "guided_json": _NOTHING,
+    "guided_regex": _NOTHING,
+    "guided_choice": _NOTHING,
+    "guided_grammar": _NOTHING,
+    "structured_outputs": _NOTHING,
+    "response_format": ({"type": "text"},),
+}
+
+
+class Completions(Generation):
+    """What `POST /v1/completions` and `POST /v1/chat/completions` have in common."""
+
+    n: int | None = Field(default=None, ge=1, le=MOST_CHOICES, description="choices, each a job of one group")
+    seed: int | None = Field(default=None, ge=-(2**63), le=2**64 - 1)
+    stop: Stop | None = Field(default=None, max_length=MAX_STOP_CHARS)
+    max_tokens: int | None = Field(default=None, ge=1)
+    stream_options: StreamOptions | None = None
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Self:
+        """Read a body.
+
+        Raises:
+            JobError: `INVALID_REQUEST` naming the field at fault.
+        """
+        wanted = super().parse(raw)
+        if wanted.stream_options is not None and not wanted.stream:
+            raise invalid("stream_options can only be given with stream", "stream_options")
+        if isinstance(wanted.stop, list) and len(wanted.stop) > MAX_STOP_STRINGS:
+            raise invalid(f"stop may have at most {MAX_STOP_STRINGS} strings", "stop")
+        return wanted
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with what was used."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def jobs(self, name: str, prompts: list[str], **more: Any) -> list[JobRequest]:
+        """One job for each choice of each prompt; siblings are of one group, so that they can be stopped together.
+
+        Raises:
+            JobError: `INVALID_REQUEST`, they would be too many.
+        """
+        number = len(prompts) * (self.n or 1)
+        if number > MOST_CHOICES:
+            raise invalid(f"a request may have at most {MOST_CHOICES} choices, not {number}", "n")
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        return [
+            self.job(
+                name if number == 1 else f"{name}.{place}",
+                name if number > 1 else None,
+                prompt=prompts[place // (self.n or 1)],
+                stop=tuple(text for text in stop or () if text),
+                seed=None if self.seed is None else (self.seed + place) % 2**64,
+                **more,
+            )
+            for place in range(number)
+        ]
+
+
+class CompletionRequest(Completions):
+    """The body of `POST /v1/completions`."""
+
+    refused: ClassVar = _NEVER | {"echo": (False,), "suffix": ("",), "best_of": (1,)}
+
+    prompt: str | list[str] = Field(description="one text or several; token ids are not taken")
+
+    def wanted(self, name: str) -> list[JobRequest]:
+        """Its jobs."""
+        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        if not prompts or not all(prompts):
+            raise invalid("prompt must not be empty", "prompt")
+        most = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+        return self.jobs(name, prompts, template="none", max_tokens=most)
+
+
+class ContentPart(Body):
+    """A part of a message. Text is all there is."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: str = "text"
+    text: str | None = None
+
+
+class ChatMessage(Body):
+    """One message of a conversation."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[ContentPart] | None = None
+
+
+def conversation(messages: list[ChatMessage], param: str) -> str:
+    """Messages as a prompt that is a conversation.
+
+    Raises:
+        JobError: `INVALID_REQUEST`, a part of one is no text.
+    """
+    said = []
+    for message in messages:
+        content = message.content or ""
+        if not isinstance(content, str):
+            if any(part.text is None for part in content):
+                raise invalid("only text is understood", param)
+            content = "\n".join(part.text or "" for part in content)
+        said.append({"role": "system" if message.role == "developer" else message.role, "content": content})
+    return json.dumps(said, ensure_ascii=False)
+
+
+class ChatRequest(Completions):
+    """The body of `POST /v1/chat/completions`."""
+
+    refused: ClassVar = _NEVER | {
+        "tools": ([],),
+        "functions": ([],),
+        "tool_choice": ("none", "auto"),
+        "audio": (),
+        "modalities": (["text"],),
+        "continue_final_message": (False,),
+        "add_generation_prompt": (True,),
+    }
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+
+    def wanted(self, name: str) -> list[JobRequest]:
+        """Its jobs."""
+        most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        prompt = conversation(self.messages, "messages")
+        return self.jobs(name, [prompt], template="messages", max_tokens=most)
+
+
+class InputItem(Body):
+    """One item of a response's input: a message."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[ContentPart]
+
+
+class ResponseRequest(Generation):
+    """The body of `POST /v1/responses`."""
+
+    refused: ClassVar = {
+        "previous_response_id": (),
+        "conversation": (),
+        "prompt": (),
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "text": ({}, {"format": {"type": "text"}}),
+        "top_logprobs": (0,),
+        "truncation": ("disabled",),
+    }
+
+    input: str | list[InputItem]
+    instructions: str | None = None
+    max_output_tokens: int | None = Field(default=None, ge=1)
+    background: bool | None = None
+    metadata: dict[str, str] | None = None
+
+    def wanted(self, name: str) -> "ResponseJob":
+        """Its job."""
+        said = [ChatMessage(role="system", content=self.instructions)] if self.instructions else []
+        if isinstance(self.input, str):
+            said.append(ChatMessage(role="user", content=self.input))
+        else:
+            said += [ChatMessage(role=item.role, content=item.content) for item in self.input]
+        if not said:
+            raise invalid("input must not be empty", "input")
+        job = self.job(
+            name,
+            None,
+            prompt=conversation(said, "input"),
+            template="messages",
+            max_tokens=self.max_output_tokens,
+            on_disconnect="continue" if self.background else "cancel",
+        )
+        return ResponseJob(**job.model_dump(), asked=self)
+
+
+class ResponseJob(JobRequest):
+    """A job that is somebody's response; what was asked is shown with it as long as the job is remembered."""
+
+    asked: ResponseRequest
+
+
+def fresh_name(prefix: str, offered: str | None) -> str:
+    """The id of a request's job: the client's own (`X-Job-Id`), or a new one.
+
+    Raises:
+        JobError: `INVALID_REQUEST`, the offered one is none.
+    """
+    if offered is None:
+        return f"{prefix}{secrets.token_hex(12)}"
+    try:
+        return _Named.parse(json.dumps({"job_id": offered}).encode()).job_id
+    except JobError as error:
+        raise invalid(f"X-Job-Id: {error.message}", "X-Job-Id") from None
+
+
+class _Named(Body):
+    job_id: JobId

@@ -1,0 +1,491 @@
+"""The official Python package: everything it can ask of a model, and every way in which its users stop."""
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import openai
+import pytest
+
+from tests.clients.conftest import accepted
+from tests.helpers import ended_state, fresh_id, script
+from worker_orcd.testing.harness import RunningWorker, running_worker, wait_until
+
+MODEL = "scripted"
+SLOW = script(token_ms=20)
+"""A prompt whose tokens take their time."""
+
+
+def says(text: str) -> str:
+    """A prompt that has the model say this."""
+    return script(text=text, token_ms=1)
+
+
+def user(prompt: str) -> Any:
+    """A conversation of one message."""
+    return [{"role": "user", "content": prompt}]
+
+
+def only_job(worker: RunningWorker) -> str:
+    """The id of the one job that is live."""
+
+    def look() -> str | None:
+        live = [job["job_id"] for job in worker.client.get("/jobs?limit=0").json()["jobs"]]
+        return live[0] if len(live) == 1 else None
+
+    return wait_until(look, what="one live job")
+
+
+def cancelled(worker: RunningWorker, job_id: str, reason: str) -> dict[str, Any]:
+    """Wait until a job has been stopped for this reason; its receipt."""
+    record = ended_state(worker, job_id)
+    assert record["state"] == "cancelled", record
+    receipt = cast("dict[str, Any]", record["receipt"])
+    assert receipt["reason"] == reason
+    assert receipt["kv_cells_after"] == 0
+    return receipt
+
+
+def read(stream: Iterable[Any], chunks: list[Any], *, at: int, do: Callable[[], object]) -> None:
+    """Read a stream to its end, and do something after so many chunks."""
+    for chunk in stream:
+        chunks.append(chunk)
+        if len(chunks) == at:
+            do()
+
+
+# Getting answers.
+
+
+def test_the_model_is_listed(client: openai.OpenAI) -> None:
+    """And found by its name, and no other is."""
+    (model,) = client.models.list().data
+    assert (model.id, model.object, model.owned_by) == (MODEL, "model", "worker-orcd")
+    assert client.models.retrieve(MODEL).id == MODEL
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("gpt-4o")
+    assert caught.value.param == "model"
+
+
+def test_a_chat_is_answered(client: openai.OpenAI) -> None:
+    """With its text, why it ended, and what it used."""
+    prompt = says("Hello 👋")
+    answer = client.chat.completions.create(model=MODEL, messages=user(prompt))
+    (choice,) = answer.choices
+    assert choice.message.role == "assistant"
+    assert choice.message.content == "Hello 👋"
+    assert choice.finish_reason == "stop"
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(prompt)
+    assert answer.usage.completion_tokens == len("Hello 👋".encode())
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_a_chat_streams(client: openai.OpenAI) -> None:
+    """Role first, then text as it comes, then why it ended, then the usage that was asked for."""
+    stream = client.chat.completions.create(
+        model=MODEL, messages=user(says("abc")), stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "abc"
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 3
+    assert all(c.usage is None for c in chunks[:-1])
+    assert len({c.id for c in chunks}) == 1
+
+
+def test_a_text_is_gone_on_with(client: openai.OpenAI) -> None:
+    """Sixteen tokens if nothing else is said, as OpenAI does."""
+    answer = client.completions.create(model=MODEL, prompt="go")
+    assert (answer.choices[0].text.count(" "), answer.choices[0].finish_reason) == (16, "length")
+    stream = client.completions.create(model=MODEL, prompt=says("abc"), stream=True, max_tokens=9)
+    assert "".join(chunk.choices[0].text for chunk in stream) == "abc"
+
+
+def test_choices_are_jobs_of_one_group_with_seeds_of_their_own(
+    client: openai.OpenAI, served: RunningWorker
+) -> None:
+    """`n` of each prompt, told apart by their index; the prompt is counted once."""
+    raw = client.completions.with_raw_response.create(
+        model=MODEL, prompt=["one", "three"], n=2, seed=7, max_tokens=3
+    )
+    answer = raw.parse()
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert len({choice.text for choice in answer.choices}) == 4
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len("one") + len("three")
+    ids = raw.headers["x-job-id"].split(", ")
+    assert ids == [f"{answer.id}.{place}" for place in range(4)]
+    records = [served.record(job_id) for job_id in ids]
+    assert {record["group"] for record in records} == {answer.id}
+    assert [record["seed"] for record in records] == [7, 8, 9, 10]
+
+
+def test_choices_stream_side_by_side(client: openai.OpenAI) -> None:
+    """Each by its index."""
+    texts = {0: "", 1: "", 2: ""}
+    ends = []
+    for chunk in client.chat.completions.create(
+        model=MODEL, messages=user("go"), n=3, seed=1, max_tokens=5, stream=True
+    ):
+        (choice,) = chunk.choices
+        texts[choice.index] += choice.delta.content or ""
+        ends += [choice.index] if choice.finish_reason else []
+    assert sorted(ends) == [0, 1, 2]
+    assert len(set(texts.values())) == 3
+
+
+def test_stop_and_seed_are_kept(client: openai.OpenAI) -> None:
+    """As in the other API."""
+    first = client.chat.completions.create(model=MODEL, messages=user(says("one two three")), stop=" thr")
+    assert first.choices[0].message.content == "one two"
+    texts = {
+        client.completions.create(model=MODEL, prompt="go", seed=-3, max_tokens=5).choices[0].text
+        for _ in range(2)
+    }
+    assert len(texts) == 1
+
+
+def test_a_conversation_is_all_read(client: openai.OpenAI) -> None:
+    """Every role that says text, in parts or in one piece."""
+    messages: Any = [
+        {"role": "developer", "content": "dev"},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {"role": "assistant", "content": "ok"},
+        {"role": "user", "content": says("hi")},
+    ]
+    answer = client.chat.completions.create(model=MODEL, messages=messages)
+    assert answer.choices[0].message.content == "hi"
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == sum(map(len, ["dev", "a\nb", "ok", says("hi")])) + 3
+
+
+def test_parsed_helpers_of_the_package_work(client: openai.OpenAI) -> None:
+    """Its own streaming helper accumulates what it knows."""
+    with client.chat.completions.stream(model=MODEL, messages=user(says("abc"))) as stream:
+        final = stream.get_final_completion()
+    assert final.choices[0].message.content == "abc"
+
+
+# Being refused.
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param"),
+    [
+        ({"model": "gpt-4o"}, 404, "model"),
+        ({"messages": []}, 400, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            400,
+            "messages",
+        ),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools"),
+        ({"logprobs": True}, 400, "logprobs"),
+        ({"frequency_penalty": 0.5}, 400, "frequency_penalty"),
+        ({"logit_bias": {"1": 2}}, 400, "logit_bias"),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format"),
+        ({"n": 17}, 400, "n"),
+        ({"n": 0}, 400, "n"),
+        ({"temperature": 3}, 400, "temperature"),
+        ({"max_tokens": 10**9}, 400, "max_tokens"),
+        ({"max_completion_tokens": 0}, 400, "max_completion_tokens"),
+        ({"stop": list("abcde")}, 400, "stop"),
+        ({"stream_options": {"include_usage": True}}, 400, "stream_options"),
+        ({"messages": user("x" * 40_000)}, 400, "messages"),
+        ({"messages": user("x" * 9_000)}, 400, "messages"),
+        ({"extra_headers": {"X-Job-Id": "a b"}}, 400, "X-Job-Id"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_by_its_name(
+    client: openai.OpenAI, fields: dict[str, Any], status: int, param: str
+) -> None:
+    """In the shape that the package knows, and without being tried again."""
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.chat.completions.create(**{"model": MODEL, "messages": user("x"), **fields})
+    assert caught.value.status_code == status
+    assert caught.value.param == param
+    assert caught.value.code == "INVALID_REQUEST"
+    assert caught.value.response.headers["x-should-retry"] == "false"
+    assert caught.value.response.headers["x-correlation-id"]
+
+
+def test_what_changes_nothing_is_taken(client: openai.OpenAI) -> None:
+    """Also what nobody has heard of, as vLLM does."""
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=user(says("ok")),
+        user="u",
+        store=True,
+        metadata={"a": "b"},
+        logit_bias={},
+        frequency_penalty=0,
+        tools=[],
+        response_format={"type": "text"},
+        extra_body={"something_new": {"x": 1}, "top_k": -1, "repetition_penalty": 1.1},
+    )
+    assert answer.choices[0].message.content == "ok"
+
+
+def test_a_full_queue_is_tried_again_by_the_package_itself(
+    client: openai.OpenAI, served: RunningWorker
+) -> None:
+    """429 with Retry-After; when there is room the answer comes."""
+    others = [served.execute(fresh_id("full"), SLOW, max_tokens=50) for _ in range(8)]
+    for other in others:
+        other.wait(lambda s: s.status == 200, what="an answer")
+    with pytest.raises(openai.RateLimitError) as caught:
+        client.with_options(max_retries=0).chat.completions.create(model=MODEL, messages=user("x"))
+    assert caught.value.code == "QUEUE_FULL"
+    answer = client.with_options(max_retries=5).chat.completions.create(
+        model=MODEL, messages=user(says("ok"))
+    )
+    assert answer.choices[0].message.content == "ok"
+    for other in others:
+        other.finished()
+
+
+# Stopping.
+
+
+def test_breaking_out_of_the_loop_and_closing_stops_the_job(
+    client: openai.OpenAI, served: RunningWorker
+) -> None:
+    """As everybody does it."""
+    with client.chat.completions.create(model=MODEL, messages=user(SLOW), stream=True) as stream:
+        job_id = stream.response.headers["x-job-id"]
+        for place, _ in enumerate(stream):
+            if place == 3:
+                break
+    cancelled(served, job_id, "disconnect")
+
+
+def test_a_cancelled_task_stops_the_job(served: RunningWorker) -> None:
+    """The asynchronous client, cancelled while it waits for a whole answer."""
+
+    async def ask() -> None:
+        async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none") as client:
+            task = asyncio.create_task(
+                client.chat.completions.create(
+                    model=MODEL, messages=user(SLOW), extra_headers={"X-Job-Id": "task-1"}
+                )
+            )
+            await asyncio.sleep(0.3)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(ask())
+    cancelled(served, "task-1", "disconnect")
+
+
+def test_a_timeout_of_the_client_stops_the_job_and_its_retries(
+    client: openai.OpenAI, served: RunningWorker
+) -> None:
+    """The package asks again after a timeout; each of its tries is stopped when it gives up."""
+    before = accepted(served)
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.4, max_retries=1).chat.completions.create(
+            model=MODEL, messages=user(SLOW)
+        )
+    wait_until(lambda: accepted(served) == before + 2, what="both to end")
+
+
+def test_a_stream_that_is_cancelled_from_elsewhere_ends_with_one_error(
+    client: openai.OpenAI, served: RunningWorker
+) -> None:
+    """Never with a `[DONE]` that looks like success; what was used until then is told."""
+    stream = client.chat.completions.create(
+        model=MODEL, messages=user(SLOW), stream=True, stream_options={"include_usage": True}
+    )
+    job_id = stream.response.headers["x-job-id"]
+    chunks: list[Any] = []
+    with pytest.raises(openai.APIError) as caught:
+        read(stream, chunks, at=4, do=lambda: served.cancel(job_id))
+    assert caught.value.code == "CANCELLED"
+    body = cast("dict[str, Any]", caught.value.body)
+    assert body["usage"]["completion_tokens"] >= 3
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == body["usage"]["completion_tokens"]
+    raw = served.client.post(
+        "/v1/chat/completions", json={"messages": user(SLOW), "stream": True, "timeout_ms": 200}
+    )
+    assert "[DONE]" not in raw.text
+    assert raw.text.count('"error"') == 1
+
+
+def test_an_answer_that_is_cancelled_from_elsewhere_is_an_error_that_is_not_tried_again(
+    client: openai.OpenAI, served: RunningWorker
+) -> None:
+    """By the id that the client chose, or that it found in the list of jobs."""
+    before = accepted(served)
+    threading.Timer(0.4, lambda: served.cancel("mine-1")).start()
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.with_options(max_retries=3).chat.completions.create(
+            model=MODEL, messages=user(SLOW), extra_headers={"X-Job-Id": "mine-1"}
+        )
+    assert (caught.value.status_code, caught.value.code) == (499, "CANCELLED")
+    assert caught.value.response.headers["x-job-id"] == "mine-1"
+    assert accepted(served) == before + 1
+    cancelled(served, "mine-1", "client")
+
+
+def test_choices_are_stopped_together(client: openai.OpenAI, served: RunningWorker) -> None:
+    """By their group; one of them alone ends the request, and so the others."""
+    for named in ({"group": "g-1"}, {"job_id": "g-1.1"}):
+        stream = client.chat.completions.create(
+            model=MODEL, messages=user(SLOW), n=3, stream=True, extra_headers={"X-Job-Id": "g-1"}
+        )
+        with pytest.raises(openai.APIError):
+            read(stream, [], at=5, do=partial(served.client.post, "/cancel", json=named))
+        assert {ended_state(served, f"g-1.{n}")["state"] for n in range(3)} == {"cancelled"}
+
+
+def test_a_killed_engine_is_not_noticed(client: openai.OpenAI, served: RunningWorker) -> None:
+    """The stream goes on where it was: nothing lost, nothing twice."""
+    words: list[str] = []
+    for chunk in client.completions.create(
+        model=MODEL, prompt=SLOW, max_tokens=30, stream=True, temperature=0
+    ):
+        words.append(chunk.choices[0].text)
+        if len(words) == 10:
+            served.signal_engine(signal.SIGKILL)
+    numbers = [int(word[1:]) for word in "".join(words).split()]
+    assert len(numbers) == 30
+    assert all(b - a == 1 for a, b in pairwise(numbers))
+
+
+# Responses.
+
+
+def test_a_response_is_answered_and_remembered(client: openai.OpenAI) -> None:
+    """With instructions and a conversation."""
+    answer = client.responses.create(
+        model=MODEL,
+        instructions="Be kind.",
+        input=[{"role": "user", "content": "x"}, {"role": "user", "content": says("hello")}],
+        metadata={"a": "b"},
+    )
+    assert (answer.status, answer.output_text, answer.metadata) == ("completed", "hello", {"a": "b"})
+    assert answer.usage is not None
+    assert answer.usage.output_tokens == 5
+    assert client.responses.retrieve(answer.id) == answer
+
+
+def test_a_response_that_runs_out_of_tokens_is_incomplete(client: openai.OpenAI) -> None:
+    """And says why."""
+    answer = client.responses.create(model=MODEL, input="go", max_output_tokens=4)
+    assert answer.status == "incomplete"
+    assert answer.incomplete_details is not None
+    assert answer.incomplete_details.reason == "max_output_tokens"
+
+
+def test_a_response_streams_and_is_picked_up_after_any_event(client: openai.OpenAI) -> None:
+    """The same events with the same numbers, from wherever."""
+    events = list(client.responses.create(model=MODEL, input=says("abcd"), stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert events[0].type == "response.created"
+    last = events[-1]
+    assert last.type == "response.completed"
+    assert last.response.output_text == "abcd"
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == "abcd"
+    for after in range(len(events) - 1):
+        again = list(client.responses.retrieve(last.response.id, stream=True, starting_after=after))
+        assert [e.model_dump() for e in again[1:-1]] == [e.model_dump() for e in events[after + 2 : -1]]
+        assert again[-1].sequence_number == last.sequence_number
+
+
+def test_a_response_in_the_background_is_cancelled_once_and_for_all(
+    client: openai.OpenAI, served: RunningWorker
+) -> None:
+    """Idempotent: the second cancel returns the final object; it never turns completed."""
+    begun = client.responses.create(model=MODEL, input=SLOW, background=True)
+    assert begun.status in ("queued", "in_progress")
+    wait_until(lambda: client.responses.retrieve(begun.id).status == "in_progress", what="its start")
+    first = client.responses.cancel(begun.id)
+    assert first.status == "cancelled"
+    assert first.usage is not None
+    assert client.responses.cancel(begun.id) == first
+    assert client.responses.retrieve(begun.id) == first
+    cancelled(served, begun.id, "client")
+    *_, last = client.responses.retrieve(begun.id, stream=True)
+    assert (last.type, getattr(last, "code", None)) == ("error", "CANCELLED")
+
+
+def test_a_response_in_the_background_goes_on_without_readers(client: openai.OpenAI) -> None:
+    """Its stream is left and picked up again."""
+    seen = []
+    with client.responses.create(
+        model=MODEL, input=script(text="abcdefgh", token_ms=30), background=True, stream=True
+    ) as stream:
+        for event in stream:
+            seen.append(event)
+            if event.type == "response.output_text.delta":
+                break
+    begun = seen[0]
+    assert begun.type == "response.created"
+    rest = list(
+        client.responses.retrieve(begun.response.id, stream=True, starting_after=seen[-1].sequence_number)
+    )
+    deltas = [e.delta for e in [*seen, *rest] if e.type == "response.output_text.delta"]
+    assert "".join(deltas) == "abcdefgh"
+    assert rest[-1].type == "response.completed"
+
+
+def test_leaving_a_response_that_is_not_in_the_background_stops_it(
+    client: openai.OpenAI, served: RunningWorker
+) -> None:
+    """Like every other stream."""
+    with client.responses.create(model=MODEL, input=SLOW, stream=True) as stream:
+        next(iter(stream))
+        job_id = only_job(served)
+    cancelled(served, job_id, "disconnect")
+
+
+def test_a_finished_response_stays_finished(client: openai.OpenAI) -> None:
+    """A late cancel changes nothing and is no error."""
+    done = client.responses.create(model=MODEL, input=says("ok"))
+    assert client.responses.cancel(done.id) == done
+
+
+def test_unknown_responses_are_not_found(client: openai.OpenAI, served: RunningWorker) -> None:
+    """Nor is a job that is none."""
+    plain = served.execute(fresh_id("plain"), max_tokens=1).finished()
+    for name in ("resp_nobody", plain.job_id):
+        for ask in (client.responses.retrieve, client.responses.cancel):
+            with pytest.raises(openai.NotFoundError) as caught:
+                ask(name)
+            assert caught.value.code == "JOB_NOT_FOUND"
+
+
+# Keys.
+
+
+def test_keys_are_the_packages_own(tmp_path: Path) -> None:
+    """A wrong one is an authentication error, and a foreign response looks like an unknown one."""
+    keys = tmp_path / "keys.txt"
+    keys.write_text("anna-0123456789abcdef\nberta-0123456789abcdef\n")
+    with running_worker(api_key_file=str(keys)) as guarded:
+        anna, berta, nobody = (
+            openai.OpenAI(base_url=f"{guarded.url}/v1", api_key=f"{name}-0123456789abcdef")
+            for name in ("anna", "berta", "nobody")
+        )
+        with pytest.raises(openai.AuthenticationError) as caught:
+            nobody.models.list()
+        assert caught.value.code == "UNAUTHORIZED"
+        begun = anna.responses.create(model=MODEL, input=SLOW, background=True)
+        for ask in (berta.responses.retrieve, berta.responses.cancel):
+            with pytest.raises(openai.NotFoundError):
+                ask(begun.id)
+        assert anna.responses.cancel(begun.id).status == "cancelled"
+        for made in (anna, berta, nobody):
+            made.close()
