@@ -1,0 +1,37 @@
+"""A client for programs: a job that you leave is cancelled, whichever way you leave it.
+
+    from worker_orcd.client import Client
+
+    async with Client("http://127.0.0.1:8080") as client:
+        async with client.execute("Write a long story", max_tokens=500) as job:
+            async for token in job:
+                print(token.text, end="")
+                if enough:
+                    receipt = await job.cancel()   # or just break: leaving the block cancels it, too
+
+Leaving the inner block early, an exception, `task.cancel()`, `asyncio.timeout` and a generator that is closed all stop
+the job on the worker, by `POST /cancel` and not by closing the connection, which a proxy may hide. `SyncClient` is the
+same without `async`; there it is Ctrl-C.
+"""
+
+from worker_orcd.client.aio import Client, Job
+from worker_orcd.client.errors import JobCancelled, JobFailed, WorkerError, WorkerRefused, WorkerUnreachable
+from worker_orcd.client.model import DEFAULT_URL, Ending, Event, Receipt, Token
+from worker_orcd.client.sync import SyncClient, SyncJob
+
+__all__ = [
+    "DEFAULT_URL",
+    "Client",
+    "Ending",
+    "Event",
+    "Job",
+    "JobCancelled",
+    "JobFailed",
+    "Receipt",
+    "SyncClient",
+    "SyncJob",
+    "Token",
+    "WorkerError",
+    "WorkerRefused",
+    "WorkerUnreachable",
+]

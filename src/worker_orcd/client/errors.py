@@ -1,0 +1,82 @@
+"""What may go wrong for a client."""
+
+from worker_orcd.client.model import Receipt
+
+
+class WorkerError(Exception):
+    """It did not work out. `code` is an error code of the worker's, or `UNREACHABLE`.
+
+    Attributes:
+        correlation_id: under which the worker narrates it.
+        retriable: whether the same may succeed later.
+    """
+
+    def __init__(
+        self, code: str, message: str, *, correlation_id: str | None = None, retriable: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.correlation_id = correlation_id
+        self.retriable = retriable
+
+
+class WorkerUnreachable(WorkerError):
+    """There is no worker, or it was lost."""
+
+    def __init__(self, message: str, *, correlation_id: str | None = None) -> None:
+        super().__init__("UNREACHABLE", message, correlation_id=correlation_id, retriable=True)
+
+
+class WorkerRefused(WorkerError):
+    """A request was refused; nothing was begun.
+
+    Attributes:
+        status: HTTP status.
+        param: the field at fault.
+        retry_after_sec: when to come back.
+    """
+
+    def __init__(  # noqa: PLR0913  # all that an answer says
+        self,
+        code: str,
+        message: str,
+        *,
+        status: int,
+        param: str | None = None,
+        retriable: bool = False,
+        retry_after_sec: float | None = None,
+        correlation_id: str | None = None,
+    ) -> None:
+        super().__init__(code, message, correlation_id=correlation_id, retriable=retriable)
+        self.status = status
+        self.param = param
+        self.retry_after_sec = retry_after_sec
+
+
+class JobFailed(WorkerError):
+    """A job ended with an error; what it had said until then is in the job."""
+
+
+class JobCancelled(JobFailed):
+    """A job was stopped.
+
+    Attributes:
+        reason: `client`, `disconnect`, `shutdown` …
+        phase: what it was doing.
+        receipt: what the stop did, if it could be had.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str,
+        phase: str,
+        receipt: Receipt | None,
+        correlation_id: str | None = None,
+    ) -> None:
+        super().__init__("CANCELLED", message, correlation_id=correlation_id)
+        self.reason = reason
+        self.phase = phase
+        self.receipt = receipt

@@ -1,0 +1,62 @@
+"""What a worker tells, with types."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of a job's stream: its number, its name (`started`, `token`, `end`, `error`), its data."""
+
+    id: int
+    name: str
+    data: Json
+
+    @property
+    def terminal(self) -> bool:
+        """Whether it is the last one."""
+        return self.name in ("end", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """Token number `index` of a job (0, 1, 2 …) and the text that became certain with it, possibly none."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """A job's natural end. `decode_time_ms` runs from the first token to the last."""
+
+    tokens_out: int
+    decode_time_ms: int
+    stop_reason: Literal["stop", "length", "stop_sequence"]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a stop did. Milliseconds from its acceptance; `freed_ms` and `kv_cells_after` are None if not even the
+    engine's death could be confirmed."""
+
+    reason: str
+    phase: str
+    stopped_ms: float
+    freed_ms: float | None
+    told_ms: float
+    prompt_tokens: int
+    tokens_out: int
+    kv_cells_before: int
+    kv_cells_after: int | None
+    cancel_correlation_id: str | None
+
+    @classmethod
+    def of(cls, data: Json) -> Self:
+        """Out of a record's `receipt`; what a newer worker adds is left out."""
+        known: dict[str, Any] = {field.name: data.get(field.name) for field in fields(cls)}
+        return cls(**known)
