@@ -139,6 +139,7 @@ class Settings(BaseSettings):
     api_key_file: Path | None = Field(
         default=None, description="file with one API key on each line; SIGHUP reads it again"
     )
+    console: bool = Field(default=True, description="serve a page for people at /")
     insecure: bool = Field(
         default=False,
         description="listen beyond this machine without API keys: whoever reaches it may use it",

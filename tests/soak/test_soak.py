@@ -96,7 +96,9 @@ class Crowd:
         seen, ending = 0, "left"
         async with client.stream("POST", "/execute", json=body) as answer:
             assert answer.status_code == 200, await answer.aread()
-            if moment == 0 and not leaves:
+            if moment == 0 and leaves:
+                return "left"
+            if moment == 0:
                 await self._cancel(client, job_id)
             async for line in answer.aiter_lines():
                 if line.startswith("event: "):

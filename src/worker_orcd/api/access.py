@@ -1,5 +1,6 @@
 """Who may ask: API keys, or else only what comes from this machine and was meant for it. Pure ASGI."""
 
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -8,9 +9,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from worker_orcd.api.keys import ApiKeys
 from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
+from worker_orcd.narration import context
 
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
-"""What orchestrators ask without a key."""
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/"})
+"""What orchestrators ask without a key, and the console's page."""
+OPEN_FILES = "/console/"
+"""The console's files: they are the same for everybody, and ask for a key."""
 _THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 _OWNER = "worker_orcd.owner"
 
@@ -21,14 +25,24 @@ def owner_of(request: HTTPConnection) -> str:
     return owner
 
 
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may ask: who has one of `keys`; without keys, whoever reaches `host`, if that is this machine only or the
+    operator said `insecure`."""
+
+    keys: ApiKeys | None = None
+    host: str = "127.0.0.1"
+    insecure: bool = False
+
+
 class AccessMiddleware:
     """With keys: no request without one. Without keys, on a loopback address: no page in a browser may ask in a
     user's name, neither by a name that was rebound to this machine (`Host`) nor across origins (`Origin`)."""
 
-    def __init__(self, app: ASGIApp, *, keys: ApiKeys | None, host: str, insecure: bool) -> None:
+    def __init__(self, app: ASGIApp, *, access: Access) -> None:
         self.app = app
-        self._keys = keys
-        self._hosts = None if keys or insecure else _THIS_MACHINE | {host.lower()}
+        self._keys = access.keys
+        self._hosts = None if access.keys or access.insecure else _THIS_MACHINE | {access.host.lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it.
@@ -39,8 +53,9 @@ class AccessMiddleware:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
             if self._keys is not None:
-                if scope["path"] not in OPEN_PATHS:
+                if scope["path"] not in OPEN_PATHS and not scope["path"].startswith(OPEN_FILES):
                     scope[_OWNER] = self._owner(headers, self._keys)
+                    context.owner.set(scope[_OWNER])  # Every request has a context of its own.
             elif self._hosts is not None:
                 self._check_origin(headers, self._hosts)
         await self.app(scope, receive, send)

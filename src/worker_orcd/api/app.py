@@ -6,9 +6,17 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from worker_orcd import __version__, narration
-from worker_orcd.api import answers, cancel, execute, health, jobs, shutdown
-from worker_orcd.api.access import AccessMiddleware
-from worker_orcd.api.keys import ApiKeys
+from worker_orcd.api import (
+    answers,
+    cancel,
+    console as console_page,
+    execute,
+    health,
+    jobs,
+    narrated,
+    shutdown,
+)
+from worker_orcd.api.access import Access, AccessMiddleware
 from worker_orcd.api.middleware import BodyLimitMiddleware, CorrelationMiddleware, ErrorMiddleware
 from worker_orcd.api.openai import completions, responses
 from worker_orcd.worker.worker import Worker
@@ -23,9 +31,8 @@ def create_app(
     narrator: narration.Narrator,
     shut_down: Callable[[str], None],
     *,
-    keys: ApiKeys | None = None,
-    host: str = "127.0.0.1",
-    insecure: bool = False,
+    access: Access | None = None,
+    console: bool = False,
 ) -> FastAPI:
     """Make it.
 
@@ -33,9 +40,8 @@ def create_app(
         worker: does the work.
         narrator: is told of refusals and failures.
         shut_down: begins the drain; given what asked for it.
-        keys: who may ask; None: whoever reaches it, see `host` and `insecure`.
-        host: where it listens.
-        insecure: whether that may be reached from elsewhere without keys.
+        access: who may ask; left out: whoever is on this machine.
+        console: whether to serve the page for people at `/`.
     """
     app = FastAPIOffline(
         title="worker-orcd",
@@ -53,12 +59,15 @@ def create_app(
         completions.router(worker),
         responses.router(worker),
         health.router(worker),
+        narrated.router(narrator.audience),
         shutdown.router(shut_down),
     ):
         app.include_router(routes)
+    if console:
+        app.include_router(console_page.router())
     # The last one added is the outermost.
     app.add_middleware(BodyLimitMiddleware)
-    app.add_middleware(AccessMiddleware, keys=keys, host=host, insecure=insecure)
+    app.add_middleware(AccessMiddleware, access=access or Access())
     app.add_middleware(ErrorMiddleware, refuse=refuse, narrator=narrator)
     app.add_middleware(CorrelationMiddleware)
     return app

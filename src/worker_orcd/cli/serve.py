@@ -13,6 +13,7 @@ import msgspec
 import uvloop
 
 from worker_orcd import __version__, narration
+from worker_orcd.api.access import Access
 from worker_orcd.api.app import create_app
 from worker_orcd.api.keys import ApiKeys, KeyFileError
 from worker_orcd.api.server import bind, make_server
@@ -133,9 +134,8 @@ class _Serving:
                 self._worker,
                 self._narrator,
                 self._shut_down,
-                keys=opening.keys,
-                host=settings.host,
-                insecure=settings.insecure,
+                access=Access(opening.keys, settings.host, settings.insecure),
+                console=settings.console,
             )
         )
 
@@ -193,6 +193,7 @@ class _Serving:
 
     async def _drain(self) -> None:
         await self._worker.drain()
+        self._narrator.audience.close()
         self._server.should_exit = True
 
     def _stop_at_once(self) -> NoReturn:

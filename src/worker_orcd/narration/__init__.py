@@ -9,6 +9,7 @@ For example:
 """
 
 from worker_orcd.narration import context
+from worker_orcd.narration.audience import Audience, Listener
 from worker_orcd.narration.catalogue import (
     ACTIONS,
     Action,
@@ -36,6 +37,7 @@ from worker_orcd.narration.text import prompt_digest
 __all__ = [
     "ACTIONS",
     "Action",
+    "Audience",
     "Cancel",
     "CancelComplete",
     "Disconnect",
@@ -45,6 +47,7 @@ __all__ = [
     "Error",
     "ExecuteEnd",
     "ExecuteStart",
+    "Listener",
     "LogFormat",
     "ModelLoadComplete",
     "ModelLoadProgress",

@@ -14,6 +14,9 @@ from contextvars import ContextVar
 correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=None)
 """Its `get`, `set` and `reset` are the whole interface; asyncio tasks inherit it from whoever starts them."""
 
+owner: ContextVar[str | None] = ContextVar("owner", default=None)
+"""Whose request it is, when there are API keys."""
+
 _VISIBLE_ASCII = re.compile(r"[\x21-\x7e]{1,128}")
 
 

@@ -16,8 +16,9 @@ from typing import Any, Literal, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from worker_orcd.narration.audience import Audience
 from worker_orcd.narration.catalogue import FIELDS, Action
-from worker_orcd.narration.context import correlation_id as current_correlation_id
+from worker_orcd.narration.context import correlation_id as current_correlation_id, owner as current_owner
 from worker_orcd.narration.render import BoundedLine, LogFormat, renderer
 from worker_orcd.narration.sink import Sink
 from worker_orcd.narration.text import fill
@@ -40,11 +41,12 @@ class _Log(structlog.BoundLoggerBase):
 class Narrator:
     """Tells actions of the catalogue. Immutable: `bind` returns another one that shares the stream."""
 
-    __slots__ = ("_log", "_sink")
+    __slots__ = ("_log", "_sink", "audience")
 
-    def __init__(self, log: _Log, sink: Sink) -> None:
+    def __init__(self, log: _Log, sink: Sink, audience: Audience) -> None:
         self._log = log
         self._sink = sink
+        self.audience = audience
 
     @classmethod
     def configure(
@@ -61,30 +63,35 @@ class Narrator:
         """
         out = sys.stderr if stream is None else stream
         sink = Sink(out)
+        audience = Audience()
         context = {"actor": ACTOR, "worker_id": worker_id, "pid": os.getpid(), "process": process}
         processors: list[Processor] = [
             _in_reading_order,
+            _to(audience),
             _to_captures,
             BoundedLine(renderer(log_format, out)),
         ]
-        return cls(_Log(sink, processors, context), sink)
+        return cls(_Log(sink, processors, context), sink, audience)
 
     def bind(self, *, job_id: str | None = None, correlation_id: str | None = None) -> "Narrator":
         """Return a narrator whose events carry these ids, unless an event brings its own."""
         given = {"job_id": job_id, "correlation_id": correlation_id}
-        return Narrator(self._log.bind(**{k: v for k, v in given.items() if v is not None}), self._sink)
+        bound = self._log.bind(**{k: v for k, v in given.items() if v is not None})
+        return Narrator(bound, self._sink, self.audience)
 
-    def tell(self, action: Action, *, correlation_id: str | None = None) -> None:
+    def tell(self, action: Action, *, correlation_id: str | None = None, owner: str | None = None) -> None:
         """Tell `action`. What goes wrong with telling is counted in `lines_lost`, never raised.
 
-        The correlation id is the one given, else the bound one, else that of the request being served.
+        The correlation id is the one given, else the bound one, else that of the request being served; so is the owner,
+        who is not written: only he hears of it in `audience`.
 
         Raises TypeError for what is not in the catalogue: that is a mistake in the program.
         """
         if type(action) not in FIELDS:
             raise TypeError(f"{type(action).__name__} is not an action of the narration catalogue")
         try:
-            self._log.line(self._event(action, correlation_id))
+            event = self._event(action, correlation_id)
+            self._log.line(event | {_OWNER: current_owner.get() if owner is None else owner})
         except Exception:  # noqa: BLE001 - narration never takes down what it tells of
             self._sink.lost += 1
 
@@ -136,6 +143,20 @@ ENVELOPE = {
     "lines_lost": "events that could not be written since the process started, once there are any",
 }
 """What every event carries, in the order in which it is written; then the action's own fields."""
+
+
+_OWNER = "_owner"
+
+
+def _to(audience: Audience) -> Processor:
+    """Have them hear it, too."""
+
+    def to_audience(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        owner = event.pop(_OWNER, None)
+        audience.tell(dict(event), owner or None)
+        return event
+
+    return to_audience
 
 
 def _in_reading_order(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

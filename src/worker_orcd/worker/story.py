@@ -44,6 +44,7 @@ class Story:
                 group=group,
             ),
             correlation_id=stop.correlation_id,
+            owner=job.owner if job else None,
         )
 
     def reader_left(self, job: Job) -> None:
@@ -53,6 +54,7 @@ class Story:
                 job_id=job.job_id, phase=job.phase.value, on_disconnect=job.request.on_disconnect
             ),
             correlation_id=job.correlation_id,
+            owner=job.owner,
         )
 
     def too_late(self, job: Job) -> None:
@@ -62,13 +64,14 @@ class Story:
                 job_id=job.job_id, timeout_ms=round(job.timeout_sec * 1000), phase=job.phase.value
             ),
             correlation_id=job.correlation_id,
+            owner=job.owner,
         )
 
     def ended(self, job: Job) -> None:
         """A job has its terminal event."""
         action = _ending(job)
         if action is not None:
-            self._narrator.tell(action, correlation_id=job.correlation_id)
+            self._narrator.tell(action, correlation_id=job.correlation_id, owner=job.owner)
 
     # The engine.
 
@@ -119,6 +122,7 @@ class Story:
         self._narrator.tell(
             narration.Error(code="INTERNAL", message=f"{fault.message}; {now}"),
             correlation_id=job.correlation_id if job else None,
+            owner=job.owner if job else None,
         )
 
     def gone(self, reason: str, code: str) -> None:

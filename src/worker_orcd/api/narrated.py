@@ -1,0 +1,54 @@
+"""`GET /narration`: what the worker narrates, while it happens."""
+
+from collections.abc import AsyncIterator
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
+from starlette.types import Receive, Scope, Send
+
+from worker_orcd import narration
+from worker_orcd.api import schema
+from worker_orcd.api.access import owner_of
+from worker_orcd.api.sse import KEEP_ALIVE_SEC
+from worker_orcd.jobs.errors import ErrorCode, JobError
+
+_encoder = msgspec.json.Encoder()
+
+
+def router(audience: narration.Audience) -> APIRouter:
+    """The route of this resource."""
+    routes = APIRouter(tags=["health"])
+
+    @routes.get(
+        "/narration",
+        summary="What the front process narrates, as server-sent events; the latest 200 first",
+        response_class=Response,
+        responses=schema.answer(200, "Each event's data is one object, as in the log", "text/event-stream")
+        | schema.errors(401, 429),
+    )
+    async def narrated(request: Request) -> Response:
+        listener = audience.join(owner_of(request))
+        if listener is None:
+            raise JobError(ErrorCode.QUEUE_FULL, "too many listen to the narration", retry_after_sec=5)
+        return _Narration(audience, listener)
+
+    return routes
+
+
+class _Narration(EventSourceResponse):
+    def __init__(self, audience: narration.Audience, listener: narration.Listener) -> None:
+        self._audience = audience
+        self._listener = listener
+        super().__init__(self._chunks(), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._audience.leave(self._listener)
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        async for events in self._listener.listen(KEEP_ALIVE_SEC):
+            told = b"".join(b"data: " + _encoder.encode(event) + b"\n\n" for event in events)
+            yield told or KEEPALIVE_COMMENT

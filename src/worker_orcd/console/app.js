@@ -1,0 +1,412 @@
+import { EDGES, Window, histogram, marks, metric, ms, quantile, rate } from "./figures.js";
+import { events } from "./sse.js";
+
+const $ = (id) => document.getElementById(id);
+const LOOK_MS = 1000;
+const KEPT_LINES = 300;
+const MOST_JOBS = 100;
+const SHOWN_SEC = 120;
+
+// Asking the worker.
+
+class Refused extends Error {
+  constructor(status, error) {
+    super(error?.message ?? `status ${status}`);
+    this.status = status;
+    this.code = error?.code ?? "";
+  }
+}
+
+async function ask(path, options = {}) {
+  const key = sessionStorage.getItem("key");
+  const headers = { ...(key ? { Authorization: `Bearer ${key}` } : {}), ...options.headers };
+  const response = await fetch(path, { ...options, headers, cache: "no-store" });
+  if (response.status === 401) askForKey(Boolean(key));
+  if (!response.ok && !options.anyStatus) {
+    const body = await response.json().catch(() => ({}));
+    throw new Refused(response.status, body.error);
+  }
+  return response;
+}
+
+const post = (path, body, more = {}) => ask(path, { method: "POST", body: JSON.stringify(body), ...more });
+
+function askForKey(wrong) {
+  $("key-button").hidden = false;
+  $("key-wrong").hidden = !wrong;
+  if (!$("key-dialog").open) $("key-dialog").showModal();
+}
+
+$("key-button").addEventListener("click", () => $("key-dialog").showModal());
+$("key-dialog").addEventListener("close", () => {
+  const key = $("key").value.trim();
+  $("key").value = "";
+  if (!key) return;
+  sessionStorage.setItem("key", key);
+  look();
+  listen();
+});
+
+// Prompts.
+
+const panes = new Set();
+
+class Pane {
+  #leave = null;
+
+  constructor(prompt) {
+    this.root = $("pane-template").content.firstElementChild.cloneNode(true);
+    this.form = this.root.querySelector("form");
+    this.output = this.root.querySelector(".output");
+    this.receipt = this.root.querySelector(".receipt");
+    this.state = this.root.querySelector(".state");
+    this.jobId = null;
+    if (prompt) this.form.prompt.value = prompt;
+    this.form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.run();
+    });
+    this.form.elements.stop.addEventListener("click", () => this.stop());
+    this.form.elements.close.addEventListener("click", () => this.close());
+    this.root.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") this.stop();
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.form.requestSubmit();
+    });
+    panes.add(this);
+    $("pane-list").append(this.root);
+  }
+
+  #body() {
+    const { prompt, max_tokens, temperature, seed, group, template } = this.form.elements;
+    const body = { job_id: `console-${crypto.getRandomValues(new Uint32Array(1))[0].toString(16).padStart(8, "0")}`, prompt: prompt.value, template: template.value };
+    if (max_tokens.value) body.max_tokens = Number(max_tokens.value);
+    if (temperature.value) body.temperature = Number(temperature.value);
+    if (group.value) body.group = group.value;
+    // A seed has 64 bits, more than a number of JavaScript's: it goes out as it was written.
+    return JSON.stringify(body).replace(/}$/, seed.value ? `,"seed":${BigInt(seed.value)}}` : "}");
+  }
+
+  async run() {
+    if (this.jobId) return;
+    const body = this.#body();
+    this.jobId = JSON.parse(body).job_id;
+    this.output.textContent = "";
+    this.receipt.replaceChildren();
+    this.#running(true, "waiting");
+    this.#leave = new AbortController();
+    const began = performance.now();
+    let tokens = 0;
+    let ended = false;
+    try {
+      const response = await ask("/execute", { method: "POST", body, signal: this.#leave.signal });
+      for await (const { event, data } of events(response)) {
+        const told = JSON.parse(data);
+        if (event === "started") this.state.textContent = `job ${told.job_id}, seed ${/"seed":(\d+)/.exec(data)[1]}`;
+        if (event === "token") {
+          tokens += 1;
+          this.#say(told.t);
+          if (tokens === 1) this.state.title = `first token after ${ms(performance.now() - began)}`;
+        }
+        if (event === "end") this.state.textContent = `${told.tokens_out} tokens in ${ms(told.decode_time_ms)} (${told.stop_reason})`;
+        if (event === "error") await this.#ended(told);
+        ended ||= event === "end" || event === "error";
+      }
+      if (!ended) this.#failed("the connection broke off; the worker stops a job whose reader is gone");
+    } catch (error) {
+      if (error.name !== "AbortError") this.#failed(error instanceof Refused ? `${error.code}: ${error.message}` : "the worker cannot be reached");
+    }
+    this.jobId = null;
+    this.#running(false);
+    look();
+  }
+
+  async stop() {
+    if (!this.jobId) return;
+    this.form.elements.stop.disabled = true;
+    this.state.textContent = "stopping";
+    await stopJob({ job_id: this.jobId });
+  }
+
+  close() {
+    this.#leave?.abort();
+    this.stop();
+    panes.delete(this);
+    this.root.remove();
+    if (!panes.size) new Pane();
+    [...panes].at(-1).form.elements.prompt.focus();
+  }
+
+  #say(text) {
+    const follows = this.output.scrollTop + this.output.clientHeight >= this.output.scrollHeight - 8;
+    this.output.append(text);
+    if (follows) this.output.scrollTop = this.output.scrollHeight;
+  }
+
+  #running(now, state) {
+    this.form.elements.run.disabled = now;
+    this.form.elements.stop.disabled = !now;
+    this.root.setAttribute("aria-busy", String(now));
+    if (state) this.state.textContent = state;
+  }
+
+  #failed(message) {
+    const line = document.createElement("p");
+    line.className = "failed";
+    line.textContent = message;
+    this.receipt.replaceChildren(line);
+    this.state.textContent = "failed";
+  }
+
+  async #ended(told) {
+    if (told.code !== "CANCELLED") return this.#failed(`${told.code}: ${told.message}`);
+    this.state.textContent = `cancelled (${told.reason})`;
+    const record = await (await ask(`/jobs/${encodeURIComponent(this.jobId)}`)).json();
+    if (record.receipt) this.receipt.replaceChildren(...timeline(record.receipt));
+  }
+}
+
+/** A receipt as a line of text and a drawing. */
+function timeline(receipt) {
+  const line = document.createElement("p");
+  const after = receipt.kv_cells_after ?? "unknown";
+  line.textContent =
+    `Stopped in ${receipt.phase} after ${ms(receipt.stopped_ms)}, freed after ${ms(receipt.freed_ms) || "?"}, told after ${ms(receipt.told_ms)}. ` +
+    `KV cells ${receipt.kv_cells_before} → ${after}; ${receipt.prompt_tokens} prompt tokens read, ${receipt.tokens_out} tokens out.`;
+  const svg = svgElement("svg", { class: "timeline", viewBox: "0 0 400 74", role: "img", "aria-label": "Timeline of the stop" });
+  svg.append(svgElement("line", { class: "axis", x1: 12, x2: 340, y1: 36, y2: 36 }));
+  for (const { name, at, place } of marks(receipt)) {
+    const x = 12 + place * 328;
+    const label = svgElement("text", { x: x - 6, y: 20 });
+    label.textContent = name;
+    const value = svgElement("text", { x: x - 6, y: 60 });
+    value.textContent = ms(at);
+    svg.append(svgElement("circle", { class: name, cx: x, cy: 36, r: 6 }), label, value);
+  }
+  return [line, svg];
+}
+
+function svgElement(name, attributes) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
+}
+
+async function stopJob(named) {
+  try {
+    await post("/cancel", named);
+  } catch {
+    // What became of it shows in the table.
+  }
+  look();
+}
+
+// The worker at a glance.
+
+const history = { rate: new Window(SHOWN_SEC), kv: new Window(SHOWN_SEC), jobs: new Window(SHOWN_SEC) };
+const plots = {};
+let counted = null;
+let looking = null;
+
+function look() {
+  clearTimeout(looking);
+  looking = setTimeout(async () => {
+    await Promise.all([lookAtHealth(), lookAtJobs(), lookAtMetrics()]).catch(() => {});
+    if (!document.hidden) draw();
+    look();
+  }, look.soon ? 0 : LOOK_MS);
+  look.soon = false;
+}
+
+async function lookAtHealth() {
+  let health;
+  try {
+    health = await (await ask("/health", { anyStatus: true })).json();
+  } catch {
+    return show("away", "the worker is away", "");
+  }
+  const about = health.model ? `${health.model} on ${health.device}${health.exact ? ", exact" : ""}` : "";
+  show(health.status, health.status + (health.reason ? `: ${health.reason}` : ""), about);
+  $("running").textContent = health.jobs_running;
+  $("queued").textContent = health.jobs_queued;
+  $("kv").max = health.kv_cells_total || 1;
+  $("kv").value = health.kv_cells_used;
+  $("kv-text").textContent = `${health.kv_cells_used} / ${health.kv_cells_total}`;
+  const now = Date.now() / 1000;
+  history.kv.add(now, health.kv_cells_used);
+  history.jobs.add(now, health.jobs_running, health.jobs_queued);
+}
+
+function show(status, text, about) {
+  $("status").className = `badge ${status}`;
+  if ($("status").textContent !== text) $("status").textContent = text;
+  if (about) $("model").textContent = about;
+}
+
+async function lookAtMetrics() {
+  const now = { time: Date.now() / 1000, count: metric(await (await ask("/metrics")).text(), "worker_tokens_generated_total") };
+  const perSecond = counted ? rate(counted, now) : 0;
+  counted = now;
+  $("rate").textContent = perSecond.toFixed(0);
+  history.rate.add(now.time, perSecond);
+}
+
+async function lookAtJobs() {
+  const { jobs } = await (await ask(`/jobs?limit=${MOST_JOBS}`)).json();
+  const rows = new Map([...$("jobs").children].map((row) => [row.dataset.run, row]));
+  $("no-jobs").hidden = jobs.length > 0;
+  jobs.forEach((job, place) => {
+    const run = String(job.incarnation);
+    const row = rows.get(run) ?? newRow(job);
+    rows.delete(run);
+    fill(row, job);
+    // Moved only if it is elsewhere: a button that has the focus keeps it.
+    if ($("jobs").children[place] !== row) $("jobs").insertBefore(row, $("jobs").children[place] ?? null);
+  });
+  rows.forEach((row) => row.remove());
+  latencies = jobs.filter((job) => job.receipt).map((job) => job.receipt.stopped_ms);
+}
+
+let latencies = [];
+
+function newRow(job) {
+  const row = document.createElement("tr");
+  row.dataset.run = job.incarnation;
+  for (let n = 0; n < 9; n += 1) row.append(document.createElement("td"));
+  for (const n of [4, 5, 6, 7]) row.children[n].className = "n";
+  const stop = button("Stop", `Stop job ${job.job_id}`, () => stopJob({ job_id: job.job_id }));
+  row.children[0].append(stop);
+  if (job.group) row.children[8].append(button(job.group, `Stop all of group ${job.group}`, () => stopJob({ group: job.group })));
+  return row;
+}
+
+function button(text, label, act) {
+  const made = document.createElement("button");
+  made.type = "button";
+  made.className = "stop";
+  made.textContent = text;
+  made.setAttribute("aria-label", label);
+  made.title = label;
+  made.addEventListener("click", act);
+  return made;
+}
+
+function fill(row, job) {
+  const live = job.ended_ms === null;
+  const read = job.prompt_tokens === null ? "" : live ? `${job.prompt_tokens_processed}/${job.prompt_tokens}` : job.prompt_tokens;
+  const cells = [job.job_id, job.state.replace("_", " "), job.phase, read, job.tokens_out, ms(job.receipt?.stopped_ms), ms(job.receipt?.freed_ms)];
+  row.className = job.state;
+  cells.forEach((value, n) => {
+    if (row.children[n + 1].textContent !== String(value)) row.children[n + 1].textContent = value;
+  });
+  row.children[1].title = job.job_id;
+  row.querySelectorAll("button").forEach((one) => (one.disabled = !live));
+}
+
+// Plots.
+
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+function plot(id, series, more = {}) {
+  const lately = {
+    splits: (_, __, least, most) => [least, (least + most) / 2, most],
+    values: (_, splits) => splits.map((at, n) => (n === 2 ? "now" : `−${Math.round(splits[2] - at)} s`)),
+  };
+  const axis = { stroke: () => colour("--soft"), grid: { stroke: () => colour("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
+  return new uPlot(
+    {
+      width: $(id).clientWidth || 240,
+      height: 120,
+      legend: { show: false },
+      cursor: { show: false },
+      scales: { x: { range: () => [Date.now() / 1000 - SHOWN_SEC, Date.now() / 1000] }, y: { range: (_, __, most) => [0, Math.max(1, most * 1.1)] }, ...more.scales },
+      axes: [{ ...axis, size: 24, ...lately, ...more.x }, { ...axis, size: 44 }],
+      series: [{}, ...series.map((name) => ({ stroke: () => colour(name), width: 1.5, points: { show: false }, ...more.series }))],
+    },
+    [[], ...series.map(() => [])],
+    $(id),
+  );
+}
+
+function draw() {
+  plots.rate.setData(history.rate.data);
+  plots.kv.setData(history.kv.data);
+  plots.jobs.setData(history.jobs.data);
+  const counts = histogram(latencies);
+  plots.latency.setData([counts.map((_, n) => n), counts]);
+  const [half, most] = [quantile(latencies, 0.5), quantile(latencies, 0.99)];
+  $("latency-text").textContent = latencies.length ? `(${latencies.length}; median ${ms(half)}, p99 ${ms(most)})` : "(none yet)";
+}
+
+function makePlots() {
+  for (const old of Object.values(plots)) old.destroy();
+  plots.rate = plot("plot-rate", ["--accent"]);
+  plots.kv = plot("plot-kv", ["--accent"]);
+  plots.jobs = plot("plot-jobs", ["--good", "--warn"]);
+  const label = (n) => (n === EDGES.length ? "more" : EDGES[n] === undefined ? "" : EDGES[n] >= 1000 ? `${EDGES[n] / 1000}s` : `${EDGES[n]}`);
+  plots.latency = plot("plot-latency", ["--stop"], {
+    scales: { x: { time: false, range: () => [-0.7, EDGES.length + 0.7] } },
+    x: { splits: () => EDGES.map((_, n) => n).concat(EDGES.length), values: (_, splits) => splits.map((n) => (n % 2 ? "" : label(n))), grid: { show: false } },
+    series: { paths: uPlot.paths.bars({ size: [0.8, 40] }), fill: () => colour("--stop") },
+  });
+  draw();
+}
+
+// Narration.
+
+let listening = null;
+
+async function listen() {
+  listening?.abort();
+  const mine = (listening = new AbortController());
+  for (let pause = 500; !mine.signal.aborted; pause = Math.min(pause * 2, 5000)) {
+    try {
+      const response = await ask("/narration", { signal: mine.signal });
+      $("narration").replaceChildren();
+      pause = 500;
+      for await (const { data } of events(response)) narrate(JSON.parse(data));
+    } catch (error) {
+      if (error instanceof Refused && error.status === 401) return; // Asked for; begins anew with a key.
+    }
+    await new Promise((done) => setTimeout(done, pause));
+  }
+}
+
+function narrate(told) {
+  const list = $("narration");
+  const follows = list.scrollTop + list.clientHeight >= list.scrollHeight - 8;
+  const line = document.createElement("li");
+  const time = document.createElement("time");
+  const text = document.createElement("span");
+  time.dateTime = told.time;
+  time.textContent = new Date(told.time).toLocaleTimeString();
+  text.className = told.level;
+  text.textContent = told.human;
+  text.title = told.correlation_id ? `correlation id ${told.correlation_id}` : "";
+  line.append(time, text);
+  list.append(line);
+  while (list.children.length > KEPT_LINES) list.firstElementChild.remove();
+  if (follows) list.scrollTop = list.scrollHeight;
+}
+
+// Light and dark, and the beginning.
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+$("theme").addEventListener("click", () => {
+  const root = document.documentElement;
+  const isDark = root.dataset.theme ? root.dataset.theme === "dark" : dark.matches;
+  root.dataset.theme = isDark ? "light" : "dark";
+  makePlots();
+});
+dark.addEventListener("change", makePlots);
+let resized = null;
+addEventListener("resize", () => {
+  clearTimeout(resized);
+  resized = setTimeout(makePlots, 150);
+});
+$("add").addEventListener("click", () => new Pane([...panes].at(-1)?.form.elements.prompt.value).form.elements.prompt.focus());
+
+new Pane();
+makePlots();
+look.soon = true;
+look();
+listen();
