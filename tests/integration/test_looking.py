@@ -273,6 +273,14 @@ def test_the_api_is_described(worker: RunningWorker) -> None:
         ("get", "/readyz"),
         ("get", "/metrics"),
         ("post", "/shutdown"),
+        ("get", "/narration"),
+        ("get", "/v1/models"),
+        ("get", "/v1/models/{model}"),
+        ("post", "/v1/completions"),
+        ("post", "/v1/chat/completions"),
+        ("post", "/v1/responses"),
+        ("get", "/v1/responses/{response_id}"),
+        ("post", "/v1/responses/{response_id}/cancel"),
     }
     for reference in re.findall(r'"\$ref": "#/([^"]+)"', json.dumps(described)):
         node = described

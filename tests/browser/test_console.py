@@ -1,0 +1,202 @@
+"""What a person does on the page."""
+
+import signal
+from pathlib import Path
+
+from playwright.sync_api import Locator, Page, expect
+
+from tests.browser.conftest import Open
+from tests.helpers import fresh_id, script
+from worker_orcd.testing.harness import RunningWorker, running_worker
+
+SLOW = script(token_ms=20)
+KEY = "anna-0123456789abcdef"
+
+
+def pane(page: Page, number: int = 0) -> Locator:
+    """One of the prompts."""
+    return page.get_by_role("article", name="Prompt").nth(number)
+
+
+def run(where: Locator, prompt: str) -> None:
+    """Write it and run it."""
+    where.get_by_label("Prompt", exact=True).fill(prompt)
+    where.get_by_role("button", name="Run").click()
+
+
+def row(page: Page, job_id: str) -> Locator:
+    """A job's row in the table."""
+    return page.locator("#jobs tr").filter(has_text=job_id)
+
+
+def test_a_prompt_streams(visit: Open, shown: RunningWorker) -> None:
+    """Its text as it is, and what became of it."""
+    page = visit(shown)
+    run(pane(page), script(text="<b>Hi</b> 👋", token_ms=5))
+    expect(pane(page).get_by_role("log")).to_have_text("<b>Hi</b> 👋")
+    expect(pane(page).get_by_role("status")).to_contain_text("(stop)")
+    expect(page.locator("#status")).to_have_text("healthy")
+    expect(page.locator("#narration")).to_contain_text("completed")
+
+
+def test_stop_in_decode_shows_the_receipt(visit: Open, shown: RunningWorker) -> None:
+    """Drawn, with its four stages."""
+    page = visit(shown)
+    run(pane(page), SLOW)
+    expect(pane(page).get_by_role("log")).to_contain_text("w")
+    pane(page).get_by_role("button", name="Stop").click()
+    expect(pane(page).get_by_role("status")).to_have_text("cancelled (client)")
+    receipt = pane(page).locator(".receipt")
+    expect(receipt).to_contain_text("Stopped in decode after")
+    expect(receipt).to_contain_text("→ 0;")
+    for stage in ("accepted", "stopped", "freed", "told"):
+        expect(receipt.get_by_role("img").get_by_text(stage)).to_be_visible()
+    expect(pane(page).get_by_role("button", name="Stop")).to_be_disabled()
+    expect(page.locator("#latency-text")).to_contain_text("median")
+
+
+def test_escape_stops_in_prefill(visit: Open, shown: RunningWorker) -> None:
+    """From the keyboard alone: Ctrl+Enter runs, Escape stops."""
+    page = visit(shown)
+    field = pane(page).get_by_label("Prompt", exact=True)
+    field.fill(script(4000, row_ms=3))
+    field.press("Control+Enter")
+    expect(pane(page).get_by_role("status")).to_contain_text("job console-")
+    field.press("Escape")
+    expect(pane(page).locator(".receipt")).to_contain_text("Stopped in prefill after")
+
+
+def test_prompts_run_side_by_side(visit: Open, shown: RunningWorker) -> None:
+    """Stopping one leaves the other alone; closing one stops it."""
+    page = visit(shown)
+    page.get_by_role("button", name="Add another prompt").click()
+    for number in (0, 1):
+        run(pane(page, number), SLOW)
+        expect(pane(page, number).get_by_role("log")).to_contain_text("w")
+    pane(page, 0).get_by_role("button", name="Stop").click()
+    expect(pane(page, 0).get_by_role("status")).to_have_text("cancelled (client)")
+    expect(pane(page, 1).get_by_role("button", name="Stop")).to_be_enabled()
+    pane(page, 1).get_by_role("button", name="Close this prompt").click()
+    expect(page.get_by_role("article", name="Prompt")).to_have_count(1)
+    expect(page.locator("#running")).to_have_text("0")
+
+
+def test_a_job_of_one_tab_is_stopped_in_another(visit: Open, shown: RunningWorker) -> None:
+    """Both show what became of it."""
+    one, other = visit(shown), visit(shown)
+    run(pane(one), SLOW)
+    expect(pane(one).get_by_role("status")).to_contain_text("job console-")
+    job_id = (pane(one).get_by_role("status").text_content() or "").split()[1].rstrip(",")
+    other.get_by_role("button", name=f"Stop job {job_id}").click()
+    expect(pane(one).get_by_role("status")).to_have_text("cancelled (client)")
+    expect(row(other, job_id)).to_contain_text("cancelled")
+    expect(row(one, job_id)).to_contain_text("cancelled")
+
+
+def test_a_group_is_stopped(visit: Open, shown: RunningWorker) -> None:
+    """Also jobs that came from elsewhere."""
+    page = visit(shown)
+    streams = [shown.execute(fresh_id("grouped"), SLOW, group="page-1") for _ in range(2)]
+    page.get_by_role("button", name="Stop all of group page-1").first.click()
+    for stream in streams:
+        assert stream.finished().events[-1].data["code"] == "CANCELLED"
+
+
+def test_a_refusal_is_shown(visit: Open, shown: RunningWorker) -> None:
+    """In the worker's words."""
+    page = visit(shown)
+    pane(page).get_by_text("Options").click()
+    pane(page).get_by_label("max tokens").fill("999999")
+    run(pane(page), "x")
+    expect(pane(page).locator(".receipt")).to_contain_text("INVALID_REQUEST: max_tokens is 999999")
+    expect(pane(page).get_by_role("button", name="Run")).to_be_enabled()
+
+
+def test_a_seed_of_64_bits_arrives_whole(visit: Open, shown: RunningWorker) -> None:
+    """More than a number of JavaScript's holds."""
+    page = visit(shown)
+    pane(page).get_by_text("Options").click()
+    pane(page).get_by_label("seed").fill("18446744073709551615")
+    run(pane(page), SLOW)
+    expect(pane(page).get_by_role("status")).to_contain_text("seed 18446744073709551615")
+    pane(page).get_by_role("button", name="Stop").click()
+    expect(pane(page).get_by_role("status")).to_have_text("cancelled (client)")
+
+
+def test_an_engine_that_is_killed_costs_nothing_but_a_moment(visit: Open, shown: RunningWorker) -> None:
+    """The text goes on, and the narration says what happened."""
+    page = visit(shown)
+    pane(page).get_by_text("Options").click()
+    pane(page).get_by_label("max tokens").fill("60")
+    pane(page).get_by_label("temperature").fill("0")
+    run(pane(page), SLOW)
+    expect(pane(page).get_by_role("log")).to_contain_text("w9 ")
+    shown.signal_engine(signal.SIGKILL)
+    expect(pane(page).get_by_role("status")).to_contain_text("60 tokens", timeout=20_000)
+    expect(pane(page).get_by_role("log")).to_have_text("".join(f"w{n} " for n in range(60)))
+    expect(page.locator("#narration")).to_contain_text("SIGKILL")
+
+
+def test_a_worker_that_goes_away_and_comes_back(visit: Open) -> None:
+    """The page says so, and finds it again by itself."""
+    with running_worker() as first:
+        page = visit(first)
+        expect(page.locator("#status")).to_have_text("healthy")
+        port = first.port
+    expect(page.locator("#status")).to_have_text("the worker is away")
+    with running_worker(port=port) as again:
+        again.client.base_url = f"http://127.0.0.1:{port}"
+        expect(page.locator("#status")).to_have_text("healthy", timeout=20_000)
+        run(pane(page), script(text="back"))
+        expect(pane(page).get_by_role("log")).to_have_text("back")
+
+
+def test_it_asks_for_a_key(visit: Open, tmp_path: Path) -> None:
+    """A wrong one is said to be; the right one is kept in the tab."""
+    keys = tmp_path / "keys.txt"
+    keys.write_text(f"{KEY}\nberta-0123456789abcdef\n")
+    with running_worker(api_key_file=str(keys)) as guarded:
+        page = visit(guarded)
+        field = page.get_by_label("API key", exact=True)
+        expect(field).to_be_visible()
+        field.fill("wrong-0123456789abcdef")
+        field.press("Enter")
+        expect(page.get_by_role("alert")).to_have_text("The worker does not know this key.")
+        field.fill(KEY)
+        field.press("Enter")
+        expect(page.get_by_role("dialog")).to_be_hidden()
+        run(pane(page), script(text="mine", token_ms=1))
+        expect(pane(page).get_by_role("log")).to_have_text("mine")
+        page.reload()
+        expect(row(page, "console-")).to_have_count(1)
+        expect(page.locator("#narration")).to_contain_text("completed")
+
+
+def test_every_control_has_a_name_and_a_place_in_the_order(visit: Open, shown: RunningWorker) -> None:
+    """For those who do not see the page."""
+    page = visit(shown)
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll("button, input, select, textarea, meter")].filter((one) =>
+            !(one.labels?.length || one.getAttribute("aria-label") || one.textContent.trim())).map((one) => one.outerHTML)"""
+    )
+    assert nameless == []
+    assert page.evaluate("document.documentElement.lang") == "en"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the prompts"
+
+
+def test_light_dark_and_narrow(visit: Open, shown: RunningWorker) -> None:
+    """By the system's wish, by the button, and without scrolling sideways."""
+    page = visit(shown)
+
+    def ground() -> str:
+        return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    light = ground()
+    page.emulate_media(color_scheme="dark")
+    dark = ground()
+    assert light != dark
+    page.get_by_role("button", name="Switch between light and dark").click()
+    assert ground() == light
+    page.set_viewport_size({"width": 360, "height": 700})
+    assert page.evaluate("document.documentElement.scrollWidth") == 360

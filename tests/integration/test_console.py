@@ -1,0 +1,161 @@
+"""The console's files, and the narration that it shows."""
+
+import json
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+
+from tests.helpers import fresh_id
+from worker_orcd.testing.harness import RunningWorker, running_worker, wait_until
+
+ANNA, BERTA = "anna-0123456789abcdef", "berta-0123456789abcdef"
+
+
+def test_the_page_and_all_its_files_are_there(worker: RunningWorker) -> None:
+    """With headers that let it talk to its worker only."""
+    page = worker.client.get("/")
+    assert page.status_code == 200
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "unsafe" not in page.headers["content-security-policy"]
+    names = re.findall(r'(?:href|src)="(/console/[^"]+)"', page.text)
+    assert len(names) >= 5
+    for name in names:
+        file = worker.client.get(name)
+        assert file.status_code == 200, name
+        assert file.headers["x-content-type-options"] == "nosniff"
+    assert not re.search(r'(?:href|src)="https?:', page.text)
+
+
+@pytest.mark.parametrize("name", ["nothing.js", "__init__.py", "uplot.LICENSE", "..%2fapp.js", ""])
+def test_nothing_else_is_served(worker: RunningWorker, name: str) -> None:
+    """404 in the one shape."""
+    answer = worker.client.get(f"/console/{name}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "INVALID_REQUEST")
+
+
+def test_no_console() -> None:
+    """If it is not wanted."""
+    with running_worker(no_console=True) as plain:
+        assert plain.client.get("/").status_code == 404
+        assert plain.client.get("/console/app.js").status_code == 404
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs Node")
+def test_the_consoles_own_tests() -> None:
+    """Those of its modules, in their own language."""
+    tests = Path(__file__).parents[1] / "console"
+    done = subprocess.run(
+        ["node", "--test", str(tests)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+# The narration.
+
+
+class Listening:
+    """Somebody who listens, from the moment it is made."""
+
+    def __init__(self, worker: RunningWorker, **headers: str) -> None:
+        self.heard: list[dict[str, object]] = []
+        self.ended = threading.Event()
+        self.began = threading.Event()
+        self._leave = threading.Event()
+        args = (worker, headers)
+        threading.Thread(target=self._listen, args=args, daemon=True).start()
+        assert self.began.wait(10)
+
+    def _listen(self, worker: RunningWorker, headers: dict[str, str]) -> None:
+        with httpx2.Client(base_url=worker.url, timeout=60, trust_env=False, headers=headers) as client:
+            with client.stream("GET", "/narration") as answer:
+                self.status = answer.status_code
+                self.began.set()
+                for line in answer.iter_lines():
+                    if line.startswith("data: "):
+                        self.heard.append(json.loads(line[6:]))
+                    if self._leave.is_set():
+                        break
+        self.ended.set()
+
+    def leave(self) -> None:
+        """After the next line."""
+        self._leave.set()
+
+    def actions_of(self, job_id: str) -> list[object]:
+        """What was told of a job."""
+        return [told["action"] for told in self.heard if told.get("job_id") == job_id]
+
+
+@pytest.fixture
+def listening(worker: RunningWorker) -> Iterator[Listening]:
+    """One who listens."""
+    made = Listening(worker)
+    yield made
+    made.leave()
+    worker.cancel("somebody")
+
+
+def test_what_is_narrated_is_heard(worker: RunningWorker, listening: Listening) -> None:
+    """The same objects as in the log: what was before, and what happens now."""
+    stream = worker.execute(fresh_id("told"), max_tokens=2).finished()
+    wait_until(lambda: "execute_end" in listening.actions_of(stream.job_id), what="its end to be told")
+    logged = worker.narration()
+    assert all(told in logged for told in listening.heard)
+    assert all("_owner" not in told for told in logged)
+
+
+def test_a_listener_that_leaves_leaves_nothing(worker: RunningWorker) -> None:
+    """And thirty-two are enough."""
+    before = psutil.Process(worker.process.pid).num_fds()
+    listeners = [Listening(worker) for _ in range(32)]
+    assert {one.status for one in listeners} == {200}
+    refused = worker.client.get("/narration")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "QUEUE_FULL")
+    for one in listeners:
+        one.leave()
+    worker.cancel("somebody")
+    for one in listeners:
+        assert one.ended.wait(10)
+    wait_until(
+        lambda: psutil.Process(worker.process.pid).num_fds() <= before + 1, what="descriptors given back"
+    )
+
+
+def test_a_shutdown_does_not_wait_for_listeners() -> None:
+    """They hear it and are let go."""
+    with running_worker() as going:
+        listener = Listening(going)
+        assert going.stop() == 0
+        assert listener.ended.wait(5)
+    assert "drain" in [told["action"] for told in listener.heard]
+
+
+def test_nobody_hears_of_others_with_keys(tmp_path: Path) -> None:
+    """Neither their jobs, nor their cancels, nor what they were refused."""
+    keys = tmp_path / "keys.txt"
+    keys.write_text(f"{ANNA}\n{BERTA}\n")
+    with running_worker(api_key_file=str(keys)) as guarded:
+        anna, berta = {"Authorization": f"Bearer {ANNA}"}, {"Authorization": f"Bearer {BERTA}"}
+        assert guarded.client.get("/narration").status_code == 401
+        listener = Listening(guarded, **anna)
+        for whose in (anna, berta):
+            name = "anna" if whose is anna else "berta"
+            body = {"job_id": f"of-{name}", "prompt": "x", "max_tokens": 1}
+            guarded.client.post("/execute", json=body, headers=whose)
+            guarded.client.post("/cancel", json={"job_id": f"unknown-{name}"}, headers=whose)
+            guarded.client.post("/execute", json={"job_id": name, "bad": 1}, headers=whose)
+        guarded.client.post("/cancel", json={"job_id": "last-anna"}, headers=anna)
+        wait_until(lambda: listener.actions_of("last-anna"), what="the last")
+        told = json.dumps(listener.heard)
+        assert "of-anna" in told
+        assert "berta" not in told
+        assert "model_load_complete" in told
+        assert len([one for one in listener.heard if one["action"] == "error"]) == 1
