@@ -20,7 +20,7 @@ def pane(page: Page, number: int = 0) -> Locator:
 
 def run(where: Locator, prompt: str) -> None:
     """Write it and run it."""
-    where.get_by_label("Prompt", exact=True).fill(prompt)
+    where.get_by_role("textbox", name="Prompt", exact=True).fill(prompt)
     where.get_by_role("button", name="Run").click()
 
 
@@ -36,7 +36,7 @@ def test_a_prompt_streams(visit: Open, shown: RunningWorker) -> None:
     expect(pane(page).get_by_role("log")).to_have_text("<b>Hi</b> 👋")
     expect(pane(page).get_by_role("status")).to_contain_text("(stop)")
     expect(page.locator("#status")).to_have_text("healthy")
-    expect(page.locator("#narration")).to_contain_text("completed")
+    expect(page.locator("#narration")).to_contain_text("ends after")
 
 
 def test_stop_in_decode_shows_the_receipt(visit: Open, shown: RunningWorker) -> None:
@@ -58,7 +58,7 @@ def test_stop_in_decode_shows_the_receipt(visit: Open, shown: RunningWorker) -> 
 def test_escape_stops_in_prefill(visit: Open, shown: RunningWorker) -> None:
     """From the keyboard alone: Ctrl+Enter runs, Escape stops."""
     page = visit(shown)
-    field = pane(page).get_by_label("Prompt", exact=True)
+    field = pane(page).get_by_role("textbox", name="Prompt", exact=True)
     field.fill(script(4000, row_ms=3))
     field.press("Control+Enter")
     expect(pane(page).get_by_role("status")).to_contain_text("job console-")
@@ -144,8 +144,7 @@ def test_a_worker_that_goes_away_and_comes_back(visit: Open) -> None:
         expect(page.locator("#status")).to_have_text("healthy")
         port = first.port
     expect(page.locator("#status")).to_have_text("the worker is away")
-    with running_worker(port=port) as again:
-        again.client.base_url = f"http://127.0.0.1:{port}"
+    with running_worker(port=port):
         expect(page.locator("#status")).to_have_text("healthy", timeout=20_000)
         run(pane(page), script(text="back"))
         expect(pane(page).get_by_role("log")).to_have_text("back")
@@ -169,7 +168,7 @@ def test_it_asks_for_a_key(visit: Open, tmp_path: Path) -> None:
         expect(pane(page).get_by_role("log")).to_have_text("mine")
         page.reload()
         expect(row(page, "console-")).to_have_count(1)
-        expect(page.locator("#narration")).to_contain_text("completed")
+        expect(page.locator("#narration")).to_contain_text("ends after")
 
 
 def test_every_control_has_a_name_and_a_place_in_the_order(visit: Open, shown: RunningWorker) -> None:
@@ -177,7 +176,8 @@ def test_every_control_has_a_name_and_a_place_in_the_order(visit: Open, shown: R
     page = visit(shown)
     nameless = page.evaluate(
         """() => [...document.querySelectorAll("button, input, select, textarea, meter")].filter((one) =>
-            !(one.labels?.length || one.getAttribute("aria-label") || one.textContent.trim())).map((one) => one.outerHTML)"""
+            !(one.labels?.length || one.getAttribute("aria-label") || one.textContent.trim())
+        ).map((one) => one.outerHTML)"""
     )
     assert nameless == []
     assert page.evaluate("document.documentElement.lang") == "en"

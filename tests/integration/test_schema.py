@@ -32,16 +32,19 @@ def described() -> Iterator[RunningWorker]:
 
 
 def beyond_the_model(body: object) -> bool:
-    """Whether it asks for what no description can say: more than the model has, or a whole number written as 1.0.
+    """Whether it asks for what no description can say: more than the model has, or a whole number written as 1.0; or
+    for so little time that a whole answer is a 504.
 
-    Both are refused, and have tests of their own.
+    All have tests of their own.
     """
     if not isinstance(body, dict):
         return False
     top_k, stop, prompt = body.get("top_k"), body.get("stop"), body.get("prompt")
-    whole = (top_k, body.get("max_tokens"), body.get("seed"), body.get("timeout_ms"))
+    timeout_ms = body.get("timeout_ms")
+    whole = (top_k, body.get("max_tokens"), body.get("seed"), timeout_ms)
     return (
-        any(isinstance(number, float) or (isinstance(number, int) and number >= 2**64) for number in whole)
+        (isinstance(timeout_ms, int) and 1 <= timeout_ms < 1000)
+        or any(isinstance(number, float) or (isinstance(number, int) and number >= 2**64) for number in whole)
         or (isinstance(top_k, int) and top_k > VOCABULARY)
         or (isinstance(stop, list) and any(isinstance(s, str) and len(s.encode()) > 32 for s in stop))
         or (isinstance(prompt, str) and len(prompt.encode()) > 8000)

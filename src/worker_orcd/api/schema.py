@@ -26,7 +26,7 @@ _ERROR = {
 
 def body(model: type[BaseModel], example: dict[str, object], **bounds: dict[str, int]) -> dict[str, Any]:
     """The `requestBody` of an operation. `bounds` are this worker's own, for each field in JSON Schema's words."""
-    schema = model.model_json_schema()
+    schema = _whole(model.model_json_schema())
     for name, bound in bounds.items():
         described = schema["properties"][name]
         # One that may be null is described by its alternatives.
@@ -37,6 +37,24 @@ def body(model: type[BaseModel], example: dict[str, object], **bounds: dict[str,
             "content": {"application/json": {"schema": schema, "example": example}},
         }
     }
+
+
+def _whole(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema with what it refers to put in its place: within an operation there is nowhere to refer to."""
+    definitions = schema.pop("$defs", {})
+
+    def whole(part: Any) -> Any:
+        match part:
+            case {"$ref": str(reference)}:
+                return whole(definitions[reference.rpartition("/")[2]])
+            case dict():
+                return {name: whole(value) for name, value in part.items()}
+            case list():
+                return [whole(one) for one in part]
+        return part
+
+    described: dict[str, Any] = whole(schema)
+    return described
 
 
 def errors(*statuses: int) -> Responses:

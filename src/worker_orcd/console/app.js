@@ -378,7 +378,7 @@ function narrate(told) {
   const time = document.createElement("time");
   const text = document.createElement("span");
   time.dateTime = told.time;
-  time.textContent = new Date(told.time).toLocaleTimeString();
+  time.textContent = new Date(told.time).toLocaleTimeString([], { hour12: false });
   text.className = told.level;
   text.textContent = told.human;
   text.title = told.correlation_id ? `correlation id ${told.correlation_id}` : "";

@@ -19,7 +19,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from worker_orcd.narration.audience import Audience
 from worker_orcd.narration.catalogue import FIELDS, Action
 from worker_orcd.narration.context import correlation_id as current_correlation_id, owner as current_owner
-from worker_orcd.narration.render import BoundedLine, LogFormat, renderer
+from worker_orcd.narration.render import BoundedLine, LogFormat, plain, renderer
 from worker_orcd.narration.sink import Sink
 from worker_orcd.narration.text import fill
 
@@ -153,7 +153,10 @@ def _to(audience: Audience) -> Processor:
 
     def to_audience(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
         owner = event.pop(_OWNER, None)
-        audience.tell(dict(event), owner or None)
+        # As it is written, but for tracebacks: those are for whoever can read the log.
+        audience.tell(
+            {name: plain(value) for name, value in event.items() if name != "traceback"}, owner or None
+        )
         return event
 
     return to_audience

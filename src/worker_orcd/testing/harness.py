@@ -259,17 +259,23 @@ class RunningWorker:
 
 @contextmanager
 def running_worker(
-    engine: EngineKind = "scripted", *, wait: bool = True, env: dict[str, str] | None = None, **options: Any
+    engine: EngineKind = "scripted",
+    *,
+    port: int | None = None,
+    wait: bool = True,
+    env: dict[str, str] | None = None,
+    **options: Any,
 ) -> Iterator[RunningWorker]:
     """A worker process, from its start to its end.
 
     Args:
         engine: the scripted engine, or llama.cpp with the bundled model.
+        port: where it listens; a free one if left out.
         wait: until it is healthy.
         env: further environment variables.
         options: as on the command line, `max_queue=2` for `--max-queue 2`; True for a flag without value.
     """
-    port = free_port()
+    port = port or free_port()
     with tempfile.TemporaryDirectory(prefix="worker-orcd-") as folder:
         log = Path(folder) / "narration.jsonl"
         arguments = [sys.executable, "-m", _MODULES[engine], "--port", str(port)]

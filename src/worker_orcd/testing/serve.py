@@ -19,7 +19,10 @@ def main() -> int:
     for word in sys.argv[1:]:
         if word.startswith("--"):
             name = word.removeprefix("--").replace("-", "_")
-            given[name] = "true"
+            if name.startswith("no_"):
+                given[name.removeprefix("no_")] = "false"
+            else:
+                given[name] = "true"
         else:
             given[name] = word
     server.REQUEST_SEC = float(os.environ.get("WORKER_ORCD_TEST_REQUEST_SEC", server.REQUEST_SEC))
