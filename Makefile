@@ -6,13 +6,16 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo run test faults soak lint types arrows format bench lock docs clean
+.PHONY: help setup outside demo run test faults soak lint types arrows format bench lock docs clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
 setup: ## Make .venv from requirements.lock (builds llama.cpp the first time: 5-10 minutes on 2 cores)
 	@tools/setup.sh $(UV_VERSION)
+
+outside: ## Install what some tests need beside it, where apt-get may: Chromium, nginx, promtool, Node
+	@tools/outside.sh
 
 demo: setup ## See a cancel at work on the bundled model
 	@.venv/bin/worker-orcd demo

@@ -109,6 +109,9 @@ def test_what_is_narrated_is_heard(worker: RunningWorker, listening: Listening) 
     """The same objects as in the log: what was before, and what happens now."""
     stream = worker.execute(fresh_id("told"), max_tokens=2).finished()
     wait_until(lambda: "execute_end" in listening.actions_of(stream.job_id), what="its end to be told")
+    wait_until(
+        lambda: "execute_start" in listening.actions_of(stream.job_id), what="what the engine says of it"
+    )
     logged = worker.narration()
     assert [told for told in listening.heard if told not in logged] == []
     assert all("_owner" not in told for told in logged)
@@ -158,6 +161,7 @@ def test_nobody_hears_of_others_with_keys(tmp_path: Path) -> None:
         wait_until(lambda: listener.actions_of("last-anna"), what="the last")
         told = json.dumps(listener.heard)
         assert "of-anna" in told
+        assert "execute_start" in listener.actions_of("of-anna")
         assert "berta" not in told
         assert "model_load_complete" in told
         refused = [one["code"] for one in listener.heard if one["action"] == "error"]

@@ -31,6 +31,9 @@ TO_ENGINE: list[messages.ToEngine] = [
 ]
 FROM_ENGINE: list[messages.FromEngine] = [
     messages.Loading(25),
+    messages.Narrated(
+        {"human": "Starting job a", "prompt_tokens": 3, "x": None, "y": 1.5, "z": True}, "owner"
+    ),
     messages.Ready("m", "cpu", True, 0, "Q8_0", "gpt2", 49152, 16384, 2048, 16, True, 812.5),
     messages.LoadFailed("INSUFFICIENT_VRAM", "8 GB required, 4 available"),
     messages.Prepared(1, tuple(range(500))),

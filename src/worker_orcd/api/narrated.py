@@ -22,7 +22,7 @@ def router(audience: narration.Audience) -> APIRouter:
 
     @routes.get(
         "/narration",
-        summary="What the front process narrates, as server-sent events; the latest 200 first",
+        summary="What the worker narrates, as server-sent events; the latest 200 first",
         response_class=Response,
         responses=schema.answer(200, "Each event's data is one object, as in the log", "text/event-stream")
         | schema.errors(401, 429),

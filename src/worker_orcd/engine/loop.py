@@ -117,6 +117,7 @@ class EngineLoop:
                 seed=run.sampling.seed,
             ),
             correlation_id=run.correlation_id,
+            owner=run.owner,
         )
 
     def _stop(self, run: int) -> None:
@@ -340,6 +341,8 @@ class EngineLoop:
     def _failed(self, key: int, code: str, message: str) -> EndOfRun:
         run = self._sequences[key].run
         self._narrator.tell(
-            narration.Error(code=code, message=message, job_id=run.job_id), correlation_id=run.correlation_id
+            narration.Error(code=code, message=message, job_id=run.job_id),
+            correlation_id=run.correlation_id,
+            owner=run.owner,
         )
         return self._end(EndOfRun(key, None, 0, 0, code, message))

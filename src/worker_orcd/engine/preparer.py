@@ -48,6 +48,7 @@ def prepare_all(
                     error, code="INTERNAL", message="preparing a prompt failed", job_id=request.job_id
                 ),
                 correlation_id=request.correlation_id,
+                owner=request.owner,
             )
             answer = Refused(request.run, "the prompt could not be prepared", None)
         send(answer)

@@ -19,7 +19,20 @@ from worker_orcd.engine.mailbox import Mailbox
 from worker_orcd.engine.model import Model, ModelLoadError
 from worker_orcd.engine.preparer import prepare_all
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import Load, LoadFailed, Loading, Percent, Ready
+from worker_orcd.protocol.messages import Load, LoadFailed, Loading, Narrated, Percent, Ready
+
+
+class _AtTheFront(narration.Audience):
+    """Those who listen to the engine's narration: all of them are at the front."""
+
+    def __init__(self, send: Callable[[Narrated], None]) -> None:
+        super().__init__()
+        self._send = send
+
+    def tell(self, event: narration.Told, owner: str | None) -> None:
+        """An event, which is in the engine's own log already."""
+        self._send(Narrated(event, owner))
+
 
 ModelLoader = Callable[[Load, InterruptByte, Callable[[Percent], None]], Model]
 
@@ -37,7 +50,9 @@ def main(load_model: ModelLoader) -> None:
     mailbox = Mailbox(socket.socket(fileno=given.socket))
     interrupt = InterruptByte(given.interrupt)
     load = mailbox.first()
-    narrator = narration.Narrator.configure(load.worker_id, process="engine", log_format=load.log_format)
+    narrator = narration.Narrator.configure(
+        load.worker_id, process="engine", log_format=load.log_format, audience=_AtTheFront(mailbox.send)
+    )
     model, ready = _load(load, load_model, interrupt, mailbox)
     loop = EngineLoop(model, interrupt, mailbox.drain, mailbox.send, narrator)
     loop.warm_up()

@@ -9,7 +9,7 @@ For example:
 """
 
 from worker_orcd.narration import context
-from worker_orcd.narration.audience import Audience, Listener
+from worker_orcd.narration.audience import Audience, Listener, Told
 from worker_orcd.narration.catalogue import (
     ACTIONS,
     Action,
@@ -57,6 +57,7 @@ __all__ = [
     "Shutdown",
     "Startup",
     "Timeout",
+    "Told",
     "context",
     "prompt_digest",
 ]

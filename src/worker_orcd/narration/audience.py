@@ -3,7 +3,6 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import Any
 
 BACKLOG = 200
 """Events that a new listener is told of what was before."""
@@ -11,7 +10,8 @@ MOST_BEHIND = 1000
 """A listener that is further behind loses the oldest."""
 MOST_LISTENERS = 32
 
-Told = dict[str, Any]
+Told = dict[str, str | int | float | bool | None]
+"""One event, as it is written."""
 
 
 class Listener:

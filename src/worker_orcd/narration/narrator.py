@@ -56,14 +56,15 @@ class Narrator:
         process: Process = "front",
         log_format: LogFormat = "auto",
         stream: TextIO | None = None,
+        audience: Audience | None = None,
     ) -> "Narrator":
-        """Return the narrator of this process. `stream` is standard error unless given.
+        """Return the narrator of this process. `stream` is standard error unless given, `audience` one of its own.
 
         `auto` is coloured columns on a terminal and JSON lines elsewhere.
         """
         out = sys.stderr if stream is None else stream
         sink = Sink(out)
-        audience = Audience()
+        audience = audience or Audience()
         context = {"actor": ACTOR, "worker_id": worker_id, "pid": os.getpid(), "process": process}
         processors: list[Processor] = [
             _in_reading_order,

@@ -1,7 +1,7 @@
 """The messages, one closed union for each direction.
 
-`run` is the front's number for one use of a job id. An engine never sees job ids as identities: `job_id` and
-`correlation_id` travel along for narration only. New fields come last and have defaults.
+`run` is the front's number for one use of a job id. An engine never sees job ids as identities: `job_id`,
+`correlation_id` and `owner` travel along for narration only. New fields come last and have defaults.
 """
 
 from typing import Literal
@@ -69,6 +69,7 @@ class Prepare(Message, frozen=True):
     stop: tuple[str, ...]
     max_stop_tokens: int
     top_k: int
+    owner: str = ""
 
 
 class Run(Message, frozen=True):
@@ -92,6 +93,7 @@ class Run(Message, frozen=True):
     sampling: Sampling
     prompt_chars: int
     prompt_sha256: str
+    owner: str = ""
 
 
 class Stop(Message, frozen=True):
@@ -266,4 +268,11 @@ class AuditFault(Message, frozen=True):
     repaired: bool
 
 
-FromEngine = Loading | Ready | LoadFailed | Prepared | Refused | Step | Stopped | Pong | AuditFault
+class Narrated(Message, frozen=True):
+    """What the engine has narrated in its own log, for those who listen at the front. `owner`: whose job it is."""
+
+    event: dict[str, str | int | float | bool | None]
+    owner: str | None
+
+
+FromEngine = Loading | Ready | LoadFailed | Prepared | Refused | Step | Stopped | Pong | AuditFault | Narrated

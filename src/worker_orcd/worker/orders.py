@@ -18,6 +18,7 @@ def to_prepare(job: Job) -> messages.Prepare:
         stop=request.stop,
         max_stop_tokens=MAX_STOP_TOKENS,
         top_k=request.top_k,
+        owner=job.owner,
     )
 
 
@@ -43,4 +44,5 @@ def to_run(job: Job) -> messages.Run:
         ),
         prompt_chars=chars,
         prompt_sha256=sha256,
+        owner=job.owner,
     )

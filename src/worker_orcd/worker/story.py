@@ -10,7 +10,7 @@ from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.moment import millis
 from worker_orcd.jobs.receipt import Receipt
 from worker_orcd.jobs.stops import Stop, StopReason
-from worker_orcd.protocol.messages import AuditFault, Percent, Ready
+from worker_orcd.protocol.messages import AuditFault, Narrated, Percent, Ready
 from worker_orcd.supervisor.engine import Death
 
 _KNOWN: dict[Known, Literal["live", "finished", "unknown"]] = {
@@ -124,6 +124,10 @@ class Story:
             correlation_id=job.correlation_id if job else None,
             owner=job.owner if job else None,
         )
+
+    def overheard(self, told: Narrated) -> None:
+        """The engine has narrated something: who listens here hears it, too."""
+        self._narrator.audience.tell(told.event, told.owner)
 
     def gone(self, reason: str, code: str) -> None:
         """No engine can be had any more."""

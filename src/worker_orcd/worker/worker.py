@@ -243,6 +243,8 @@ class Worker:
             case messages.AuditFault():
                 self._story.audit_fault(message, self.dispatcher.tracker.by_run(message.run or 0))
                 self.metrics.audit_faults.inc()
+            case messages.Narrated():
+                self._story.overheard(message)
             case messages.Loading():
                 if not self.supervisor.ever_ready:
                     self._story.progress(message.percent)
