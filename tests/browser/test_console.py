@@ -2,7 +2,10 @@
 
 import signal
 from pathlib import Path
+from typing import Literal
 
+import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.conftest import Open
@@ -183,6 +186,27 @@ def test_every_control_has_a_name_and_a_place_in_the_order(visit: Open, shown: R
     assert page.evaluate("document.documentElement.lang") == "en"
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the prompts"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_found_by_those_who_check_pages(
+    visit: Open, shown: RunningWorker, scheme: Literal["light", "dark"]
+) -> None:
+    """axe-core, with everything on the page: contrasts, names, roles, order; a receipt and a refusal too."""
+    page = visit(shown)
+    page.emulate_media(color_scheme=scheme)
+    run(pane(page), SLOW)
+    expect(pane(page).get_by_role("log")).to_contain_text("w")
+    pane(page).get_by_role("button", name="Stop").click()
+    expect(pane(page).locator(".receipt")).to_contain_text("Stopped in decode after")
+    page.get_by_role("button", name="Add another prompt").click()
+    pane(page, 1).get_by_text("Options").click()
+    pane(page, 1).get_by_label("max tokens").fill("999999")
+    run(pane(page, 1), "x")
+    expect(pane(page, 1).locator(".failed")).to_be_visible()
+    found = Axe().run(page)
+    assert found.response["passes"]
+    assert found.violations_count == 0, found.generate_report()
 
 
 def test_light_dark_and_narrow(visit: Open, shown: RunningWorker) -> None:
