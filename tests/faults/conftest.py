@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.faults.ledger import LEDGER, Ledger
 from tests.helpers import at_rest
 from worker_orcd.testing.harness import RunningWorker, running_worker
 
@@ -16,6 +17,20 @@ FAULT_TRIALS = int(os.environ.get("FAULT_TRIALS", "1"))
 def trials() -> int:
     """How many times over the sample is to be tried."""
     return FAULT_TRIALS
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    """Where faults and what was checked are written down."""
+    return LEDGER
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what it amounts to."""
+    if LEDGER.streams:
+        terminalreporter.section("faults")
+        for line in LEDGER.report():
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,64 @@
+"""What a run of the faults amounts to: how many there were, what was checked beside them, and the slowest cancels."""
+
+import signal
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from worker_orcd.testing.harness import RunningWorker, Stream
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Filled by the tests of a session; `report` is printed at its end."""
+
+    faults: Counter[str] = field(default_factory=Counter)
+    streams: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    carried_on: int = 0
+    told_ms: dict[str, list[float]] = field(default_factory=dict)
+
+    def harm(self, worker: RunningWorker, sig: signal.Signals) -> None:
+        """Send the engine a signal, if there is an engine just now."""
+        pid = worker.health()["engine_pid"]
+        if pid is not None:
+            worker.signal_engine(sig)
+            self.faults[f"{sig.name} of the engine"] += 1
+
+    def whole(self, stream: Stream, undisturbed: Sequence[Any] | None = None, within_sec: float = 60) -> None:
+        """Wait for a stream's end and check that it is whole: unbroken numbers, one ending.
+
+        Args:
+            stream: of a job that nobody stopped, if `undisturbed` is given.
+            undisturbed: the data of the tokens that the same job gives undisturbed; it has to have just those.
+            within_sec: how long to wait.
+        """
+        stream.finished(within_sec).assert_whole()
+        self.streams["integrity checked" if undisturbed is None else "identical to undisturbed ones"] += 1
+        self.tokens += len(stream.tokens)
+        if undisturbed is not None:
+            assert [event.data for event in stream.tokens] == list(undisturbed)
+            assert stream.events[-1].event == "end"
+
+    def told(self, what: str, receipt: dict[str, Any] | None) -> None:
+        """A cancel's receipt, if the job did not end by itself before."""
+        if receipt is not None:
+            assert receipt["kv_cells_after"] == 0
+            self.told_ms.setdefault(what, []).append(receipt["told_ms"])
+
+    def report(self) -> list[str]:
+        """Lines for people."""
+        lines = [f"{count} x {what}" for what, count in sorted(self.faults.items())]
+        lines += [f"{count} streams {what}" for what, count in sorted(self.streams.items())]
+        lines.append(f"{self.tokens} tokens in them; {self.carried_on} jobs carried on by another engine")
+        for what, told in sorted(self.told_ms.items()):
+            half, slowest = statistics.median(told), max(told)
+            lines.append(
+                f"cancels {what}: n={len(told)}, told after {half:.0f} ms (median), {slowest:.0f} ms at most"
+            )
+        return lines
+
+
+LEDGER = Ledger()
