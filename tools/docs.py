@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from prometheus_client.metrics import MetricWrapperBase
-
 from worker_orcd import narration, settings
 from worker_orcd.api import sse
 from worker_orcd.api.app import create_app
@@ -31,7 +29,8 @@ from worker_orcd.jobs.request import Body, CancelRequest, Ceilings, ExecuteReque
 from worker_orcd.jobs.stops import Stop, StopReason
 from worker_orcd.narration.reference import reference_markdown
 from worker_orcd.supervisor.engine import Engine, EngineListener
-from worker_orcd.worker.health import Health, publish
+from worker_orcd.worker.gauges import publish
+from worker_orcd.worker.health import Health
 from worker_orcd.worker.worker import Policy, Worker
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -366,18 +365,17 @@ def _health() -> str:
 
 def _metrics(worker: Worker) -> str:
     publish(worker)
-    labels = {
-        family.name: ", ".join(code(label) for label in metric._labelnames)  # noqa: SLF001 - known nowhere else
-        for metric in vars(worker.metrics).values()
-        if isinstance(metric, MetricWrapperBase)
-        for family in metric.collect()
-    }
     suffixes = {"counter": "_total", "info": "_info"}
     rows = [
         (
             code(family.name + suffixes.get(family.type, "")),
             family.type,
-            labels.get(family.name, ""),
+            ", ".join(
+                map(
+                    code,
+                    dict.fromkeys(label for one in family.samples for label in one.labels if label != "le"),
+                )
+            ),
             family.documentation,
         )
         for family in worker.metrics.registry.collect()

@@ -136,6 +136,9 @@ class Settings(BaseSettings):
     log_format: LogFormat = Field(
         default="auto", description="narration as JSON lines or for reading; auto: pretty on a terminal"
     )
+    vllm_metrics: bool = Field(
+        default=False, description="show load in `/metrics` also under the names that vLLM has for it"
+    )
     api_key_file: Path | None = Field(
         default=None, description="file with one API key on each line; SIGHUP reads it again"
     )

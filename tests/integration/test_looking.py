@@ -220,7 +220,9 @@ def test_metrics_count_what_happened(worker: RunningWorker) -> None:
     assert grown("worker_refusals_total", code="INVALID_REQUEST") == 1
     assert grown("worker_tokens_generated_total") == 3 + len(stream.tokens)
     assert grown("worker_inference_duration_seconds_count") == 2
-    assert grown("worker_time_to_first_token_seconds_count") == 2
+    for name in ("queue_duration", "prefill_duration", "time_to_first_token"):
+        assert grown(f"worker_{name}_seconds_count") == 2, name
+        assert 0 <= grown(f"worker_{name}_seconds_sum") < 5, name
     assert grown("worker_inter_token_latency_seconds_count") == 1 + len(stream.tokens)
     for stage in ("stopped", "freed", "terminal"):
         labels = {"stage": stage, "phase": "decode"}
@@ -235,7 +237,17 @@ def test_metrics_have_the_gauges_of_health(worker: RunningWorker) -> None:
     assert metrics["worker_jobs_running", ()] == 1
     assert metrics["worker_jobs_queued", ()] == 0
     assert metrics["worker_kv_cells_used", ()] > 0
-    assert metrics["worker_kv_cells_total", ()] == 16384
+    assert metrics["worker_kv_cells", ()] == 16384
+    assert (metrics["worker_jobs_running_limit", ()], metrics["worker_jobs_queued_limit", ()]) == (16, 512)
+    assert {
+        dict(labels)["status"]: on for (name, labels), on in metrics.items() if name == "worker_status"
+    } == {
+        "loading": 0,
+        "healthy": 1,
+        "draining": 0,
+        "unhealthy": 0,
+    }
+    assert time.time() - 3600 < metrics["worker_start_time_seconds", ()] < time.time()
     assert all(name.startswith("worker_") for name, _ in metrics)
     worker.cancel(stream.job_id)
     stream.finished()

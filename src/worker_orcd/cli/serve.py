@@ -23,7 +23,7 @@ from worker_orcd.settings import Settings
 from worker_orcd.supervisor import model_file
 from worker_orcd.supervisor.engine import Engine, EngineListener
 from worker_orcd.supervisor.local import LLAMA_ENGINE, LocalEngine
-from worker_orcd.worker.health import publish
+from worker_orcd.worker.gauges import publish
 from worker_orcd.worker.worker import Policy, Worker
 
 
@@ -128,7 +128,7 @@ class _Serving:
             worker_id=str(settings.worker_id),
             model_path=opening.model_path,
         )
-        publish(self._worker)
+        publish(self._worker, vllm_names=settings.vllm_metrics)
         self._server = make_server(
             create_app(
                 self._worker,

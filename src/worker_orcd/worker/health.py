@@ -1,11 +1,9 @@
 """How the worker is, from what it knows already: nobody is asked, so the answer is quick and never blocks."""
 
-import asyncio
 import time
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
-from worker_orcd import __version__
 from worker_orcd.supervisor.supervisor import EngineState
 from worker_orcd.worker.worker import Worker
 
@@ -89,33 +87,3 @@ def health_of(worker: Worker) -> Health:
         exact=engine.exact if engine else False,
         uptime_seconds=round(time.monotonic() - worker.started_at, 3),
     )
-
-
-def publish(worker: Worker) -> None:
-    """Give the worker's metrics the gauges that health shows."""
-    worker.metrics.info.info({"version": __version__, "worker_id": worker.worker_id})
-    gauge = worker.metrics.gauge
-    gauge(
-        "worker_jobs_running",
-        "Jobs that hold a place in the engine.",
-        lambda: worker.dispatcher.queue.running,
-    )
-    gauge("worker_jobs_queued", "Jobs that wait.", lambda: len(worker.dispatcher.queue))
-    gauge("worker_kv_cells_total", "KV cells in all.", lambda: worker.engine.cells if worker.engine else 0)
-    gauge(
-        "worker_kv_cells_used",
-        "KV cells of live jobs, by the engine's count.",
-        lambda: worker.books.cells_used,
-    )
-    gauge("worker_kv_cells_cached", "KV cells kept for reuse.", lambda: 0)
-    gauge("worker_healthy", "1 while jobs make progress.", lambda: status_of(worker) is Status.HEALTHY)
-    gauge("worker_event_loop_tasks", "Asyncio tasks of the front.", _tasks)
-    gauge("worker_engine_restarts", "Engines started after the first.", lambda: worker.supervisor.restarts)
-    gauge("worker_uptime_seconds", "Since the worker started.", lambda: time.monotonic() - worker.started_at)
-
-
-def _tasks() -> int:
-    try:
-        return len(asyncio.all_tasks())
-    except RuntimeError:  # Asked from outside of the loop.
-        return 0

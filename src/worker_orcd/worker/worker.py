@@ -303,8 +303,7 @@ class Worker:
         self.metrics.step_seconds.observe(step.duration_ms / 1000)
         for progress in step.progress:
             self.dispatcher.progress(progress.run, progress.prompt_processed)
-        for out in step.tokens:
-            self._token(out, now)
+        self.metrics.tokens.inc(sum(self._token(out, now) for out in step.tokens))
         effects: list[Effect] = []
         for end in step.ended:
             freed = Freed(now.mono, now.mono, end.cells_before, end.cells_after)
@@ -321,18 +320,18 @@ class Worker:
         self._carry_out(effects)
         self._wake(out.run for out in step.tokens)
 
-    def _token(self, out: messages.TokenOut, now: Moment) -> None:
+    def _token(self, out: messages.TokenOut, now: Moment) -> bool:
+        """Whether it is a token that was told."""
         stream = self._streams.get(out.run)
         last_token_at = stream.job.last_token_at if stream else None
         job = self.dispatcher.token(out.run, out.token, out.text, now)
         if job is None:
-            return
-        if out.token is not None:
-            self.metrics.tokens.inc()
+            return False
         if last_token_at is None:
-            self.metrics.first_token.observe(now.mono - job.accepted.mono)
+            self.metrics.first_token_of(job)
         else:
             self.metrics.inter_token.observe(now.mono - last_token_at)
+        return out.token is not None
 
     # What the core decided.
 
@@ -343,11 +342,16 @@ class Worker:
                     self.supervisor.prepare(to_prepare(job))
                 case Run(job):
                     self.supervisor.run(to_run(job))
-                    self._wake([job.run])
+                    self._started(job)
                 case Halt(job):
                     self.supervisor.stop(job.run)
                 case Ended(job):
                     self._ended(job)
+
+    def _started(self, job: Job) -> None:
+        self._wake([job.run])
+        if not job.carried_on:
+            self.metrics.job_started(job)
 
     def _ended(self, job: Job) -> None:
         stream = self._streams.pop(job.run)

@@ -1,0 +1,94 @@
+"""What is read at the moment of a scrape: the worker's state, in its own names and, if wanted, in vLLM's."""
+
+import asyncio
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from worker_orcd import __version__
+from worker_orcd.worker.health import Status, status_of
+from worker_orcd.worker.worker import Worker
+
+
+def publish(worker: Worker, *, vllm_names: bool = False) -> None:
+    """Have the worker's metrics show its state.
+
+    Args:
+        worker: whose.
+        vllm_names: also under the names that routers made for vLLM look for.
+    """
+    worker.metrics.info.info({"version": __version__, "worker_id": worker.worker_id})
+    worker.metrics.registry.register(_State(worker))
+    if vllm_names:
+        worker.metrics.registry.register(_VllmNames(worker))
+
+
+class _State(Collector):
+    """What `GET /health` shows, for Prometheus."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def collect(self) -> Iterator[Metric]:
+        """Look."""
+        worker = self._worker
+        engine, queue, supervisor = worker.engine, worker.dispatcher.queue, worker.supervisor
+        now = status_of(worker)
+        status = GaugeMetricFamily(
+            "worker_status", "1 for the status that `/health` shows, 0 for the others.", labels=["status"]
+        )
+        for one in Status:
+            status.add_metric([one.value], one is now)
+        yield status
+        yield CounterMetricFamily(
+            "worker_engine_restarts", "Engines started after the first.", supervisor.restarts
+        )
+        for name, help_text, value in (
+            ("worker_jobs_running", "Jobs that hold a place in the engine.", queue.running),
+            ("worker_jobs_running_limit", "Places in the engine.", engine.sequences if engine else 0),
+            ("worker_jobs_queued", "Jobs that wait.", len(queue)),
+            ("worker_jobs_queued_limit", "Jobs that may wait.", worker.policy.max_queue),
+            ("worker_kv_cells", "KV cells in all.", engine.cells if engine else 0),
+            (
+                "worker_kv_cells_used",
+                "KV cells of live jobs, by the engine's count.",
+                worker.books.cells_used,
+            ),
+            ("worker_kv_cells_cached", "KV cells kept for reuse.", 0),
+            ("worker_event_loop_tasks", "Asyncio tasks of the front.", _tasks()),
+            ("worker_start_time_seconds", "When the worker started, Unix time.", worker.started_unix),
+        ):
+            yield GaugeMetricFamily(name, help_text, value)
+
+
+class _VllmNames(Collector):
+    """The same under the names, and with the label, that routers made for vLLM look for."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def collect(self) -> Iterator[Metric]:
+        """Look; nothing as long as the model's name is not known."""
+        worker = self._worker
+        if worker.model is None:
+            return
+        engine, queue = worker.engine, worker.dispatcher.queue
+        # Without an engine there is no room: a router that looked at 0 would send everything here.
+        used = worker.books.cells_used / engine.cells if engine else 1.0
+        for name, help_text, value in (
+            ("vllm:num_requests_running", "As worker_jobs_running.", queue.running),
+            ("vllm:num_requests_waiting", "As worker_jobs_queued.", len(queue)),
+            ("vllm:kv_cache_usage_perc", "KV cells used, 1 is all.", used),
+            ("vllm:gpu_cache_usage_perc", "The same, as older versions call it.", used),
+        ):
+            gauge = GaugeMetricFamily(name, help_text, labels=["model_name"])
+            gauge.add_metric([worker.model], value)
+            yield gauge
+
+
+def _tasks() -> int:
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:  # Asked from outside of the loop.
+        return 0

@@ -1,0 +1,185 @@
+"""What is measured: every series from the start, edges where the promises are, and names as Prometheus wants them."""
+
+import shutil
+import subprocess
+from itertools import count
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.fakes import at, freed_at, queued_job, running_job, wish
+from tools.docs import idle_worker
+from worker_orcd.jobs.errors import ErrorCode, JobError
+from worker_orcd.jobs.job import Job
+from worker_orcd.jobs.stops import StopReason
+from worker_orcd.protocol.messages import Ready
+from worker_orcd.worker.gauges import publish
+from worker_orcd.worker.metrics import Metrics
+from worker_orcd.worker.worker import Books, Worker
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+_runs = count(1)
+
+
+def samples(metrics: Metrics) -> Samples:
+    """Every series with its value."""
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(metrics.render().decode())
+        for sample in family.samples
+    }
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    """Of one series."""
+    return samples(metrics)[name, tuple(sorted(labels.items()))]
+
+
+def jobs_of_every_ending() -> list[Job]:
+    """Completed, cancelled, timed out and failed ones, while they waited and while they ran."""
+    jobs = []
+    for reason in ("stop", "length", "stop_sequence"):
+        jobs.append(running_job(run=next(_runs)))
+        jobs[-1].finished(at(3), reason, freed_at(3))
+    for stop in StopReason:
+        jobs += [queued_job(run=next(_runs)), running_job(run=next(_runs))]
+        jobs[-2].ask_to_stop(wish(stop))
+        jobs[-1].ask_to_stop(wish(stop))
+        jobs[-1].stopped(at(2.05), freed_at(2.05))
+    for code in ("INVALID_REQUEST", "ENGINE_LOST", "VRAM_OOM", "CUDA_ERROR", "INTERNAL"):
+        jobs.append(running_job(run=next(_runs)))
+        jobs[-1].failed(at(3), JobError(ErrorCode(code), "it failed"), freed_at(3))
+    return jobs
+
+
+def test_every_series_is_there_from_the_start() -> None:
+    """However jobs end, no series begins with it: `increase()` would not see the first event."""
+    metrics = Metrics()
+    before = samples(metrics)
+    for job in jobs_of_every_ending():
+        metrics.job_ended(job)
+    assert set(samples(metrics)) == set(before)
+    assert all(number == 0 for (name, _), number in before.items() if name != "worker_build_info")
+    assert value(metrics, "worker_inference_duration_seconds_count") == len(jobs_of_every_ending())
+
+
+def test_cancels_are_measured_by_stage_and_phase_and_deadlines_are_not() -> None:
+    """A job that ran and was stopped after 50 ms counts in each stage."""
+    metrics = Metrics()
+    for reason in (StopReason.CLIENT, StopReason.DEADLINE):
+        job = running_job(run=next(_runs))
+        job.ask_to_stop(wish(reason))
+        job.stopped(at(2.06), freed_at(2.05))
+        metrics.job_ended(job)
+    for stage, took in (("stopped", 0.05), ("freed", 0.05), ("terminal", 0.06)):
+        labels = {"stage": stage, "phase": "prefill"}
+        assert value(metrics, "worker_cancel_latency_seconds_count", **labels) == 1
+        assert value(metrics, "worker_cancel_latency_seconds_sum", **labels) == pytest.approx(took)
+
+
+@pytest.mark.parametrize("promise", ["0.02", "0.1", "5.0"])
+def test_buckets_of_cancels_have_an_edge_at_each_promise(promise: str) -> None:
+    """So that what is beyond it can be counted, and not only guessed."""
+    labels = {"stage": "stopped", "phase": "decode", "le": promise}
+    assert value(Metrics(), "worker_cancel_latency_seconds_bucket", **labels) == 0
+
+
+def test_waiting_and_prefill_add_up_to_the_first_token() -> None:
+    """A second in the queue, half of one in prefill."""
+    metrics = Metrics()
+    job = running_job()
+    metrics.job_started(job)
+    job.token(at(1.5), 1, "a")
+    metrics.first_token_of(job)
+    sums = {
+        name: value(metrics, f"worker_{name}_seconds_sum")
+        for name in ("queue_duration", "prefill_duration", "time_to_first_token")
+    }
+    assert sums == {"queue_duration": 1.0, "prefill_duration": 0.5, "time_to_first_token": 1.5}
+
+
+def test_a_job_that_never_left_the_queue_counts_with_all_its_waiting() -> None:
+    """Otherwise a queue in which everybody gives up would look short."""
+    metrics = Metrics()
+    job = queued_job()
+    job.ask_to_stop(wish(seconds=40.0))
+    metrics.job_ended(job)
+    assert value(metrics, "worker_queue_duration_seconds_sum") == 40.0
+    assert value(metrics, "worker_prefill_duration_seconds_count") == 0
+
+
+# Read at the moment of a scrape.
+
+READY = Ready("a-model", "cpu", True, 0, "F16", "bytes", 50_000, 1000, 500, 4, False, 1.0)
+
+
+def with_vllm_names() -> Worker:
+    """A worker that shows them, without an engine."""
+    worker = idle_worker()
+    publish(worker, vllm_names=True)
+    return worker
+
+
+def vllm(worker: Worker) -> dict[str, float]:
+    """What stands under vLLM's names."""
+    return {
+        name.removeprefix("vllm:"): number
+        for (name, labels), number in samples(worker.metrics).items()
+        if name.startswith("vllm:") and labels == (("model_name", "a-model"),)
+    }
+
+
+def test_vllms_names_are_shown_only_when_wanted() -> None:
+    """By default every name has our prefix."""
+    worker = idle_worker()
+    worker.model, worker.engine = "a-model", READY
+    publish(worker)
+    assert all(name.startswith("worker_") for name, _ in samples(worker.metrics))
+
+
+def test_vllms_names_say_what_ours_say() -> None:
+    """With the model as label, and cells as a share: 1 is all."""
+    worker = with_vllm_names()
+    assert b"vllm" not in worker.metrics.render(), "no name, no label"
+    worker.model, worker.engine, worker.books = "a-model", READY, Books(cells_used=250, sequences_used=2)
+    assert vllm(worker) == {
+        "num_requests_running": 0,
+        "num_requests_waiting": 0,
+        "kv_cache_usage_perc": 0.25,
+        "gpu_cache_usage_perc": 0.25,
+    }
+
+
+def test_without_an_engine_a_router_is_told_that_all_is_full() -> None:
+    """The least loaded is sent the most: a dead one may not look idle."""
+    worker = with_vllm_names()
+    worker.model = "a-model"
+    assert vllm(worker)["kv_cache_usage_perc"] == 1.0
+
+
+def test_restarts_are_a_counter_and_status_is_one_of_four() -> None:
+    """As the supervisor counts, and as `/health` says."""
+    worker = with_vllm_names()
+    worker.supervisor.restarts = 3
+    assert value(worker.metrics, "worker_engine_restarts_total") == 3
+    statuses = {
+        dict(labels)["status"]: on
+        for (name, labels), on in samples(worker.metrics).items()
+        if name == "worker_status"
+    }
+    assert statuses == {"loading": 1, "healthy": 0, "draining": 0, "unhealthy": 0}
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool (of Prometheus) is not installed")
+def test_names_and_types_are_as_prometheus_wants_them() -> None:
+    """`promtool check metrics` has nothing to say."""
+    worker = idle_worker()
+    publish(worker)
+    done = subprocess.run(
+        ["promtool", "check", "metrics"],
+        check=False,
+        input=worker.metrics.render(),
+        capture_output=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
