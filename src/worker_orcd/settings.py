@@ -136,6 +136,10 @@ class Settings(BaseSettings):
     log_format: LogFormat = Field(
         default="auto", description="narration as JSON lines or for reading; auto: pretty on a terminal"
     )
+    traces: bool = Field(
+        default=False,
+        description="an OpenTelemetry span for each job, sent as the `OTEL_` variables say; needs the extra `otel`",
+    )
     vllm_metrics: bool = Field(
         default=False, description="show load in `/metrics` also under the names that vLLM has for it"
     )

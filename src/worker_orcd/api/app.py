@@ -50,6 +50,8 @@ def create_app(
         docs_url="/docs",
         redoc_url=None,
         redirect_slashes=False,
+        # What is measured and traced is the worker's own; FastAPI's logs could quote a prompt.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     refuse = app.state.refuse = answers.install(app, worker, narrator)
     for routes in (

@@ -30,7 +30,7 @@ async def begin(worker: Worker, request: Request, asked: Sequence[JobRequest]) -
     try:
         asker, owner = correlation_id.get() or "", owner_of(request)
         # One by one, so that those which were taken in are known when another is refused.
-        streams.extend(worker.execute(one, asker, owner) for one in asked)
+        streams.extend(worker.execute(one, asker, owner, request.headers) for one in asked)
         await unless_it_leaves(request, _measured(worker, streams))
     except ClientDisconnect:
         for stream in streams:

@@ -1,13 +1,15 @@
 """`worker-orcd serve`: check everything, take the port, start the engine, serve until told to stop."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import msgspec
 import uvloop
@@ -26,6 +28,9 @@ from worker_orcd.supervisor.local import LLAMA_ENGINE, LocalEngine
 from worker_orcd.worker.gauges import publish
 from worker_orcd.worker.worker import Policy, Worker
 
+if TYPE_CHECKING:  # It needs an extra.
+    from worker_orcd.worker.tracing import Tracing
+
 
 class StartupFailed(Exception):
     """The worker cannot start as asked. The message is the one clear line; `code` an error code of the contract."""
@@ -43,6 +48,7 @@ class Opening:
     model_path: str
     listener: socket.socket
     keys: ApiKeys | None
+    tracing: "Tracing | None" = None
 
 
 def open_up(settings: Settings, *, check_model: bool = True) -> Opening:
@@ -61,13 +67,34 @@ def open_up(settings: Settings, *, check_model: bool = True) -> Opening:
         keys = None if settings.api_key_file is None else ApiKeys(settings.api_key_file)
     except KeyFileError as error:
         raise StartupFailed("INVALID_REQUEST", str(error)) from error
+    tracing = _tracing(settings)
     try:
         listener = bind(settings.host, settings.port)
     except OSError as error:
         wanted = f"--host {settings.host} --port {settings.port}: required a free address"
         why = os.strerror(error.errno or 0)
         raise StartupFailed("INVALID_REQUEST", f"{wanted}, but {why}") from error
-    return Opening(settings, str(path), listener, keys)
+    return Opening(settings, str(path), listener, keys, tracing)
+
+
+def _tracing(settings: Settings) -> "Tracing | None":
+    """What makes spans, if they are wanted.
+
+    Raises:
+        StartupFailed: with one clear line.
+    """
+    if not settings.traces:
+        return None
+    try:
+        from worker_orcd.worker.tracing import Tracing  # noqa: PLC0415  # It needs an extra.
+
+        return Tracing.exporting(str(settings.worker_id))
+    except ImportError as error:
+        wanted = "--traces requires the extra `otel` (pip install 'worker-orcd[otel]')"
+        raise StartupFailed("INVALID_REQUEST", f"{wanted}, but there is {error}") from error
+    except ValueError as error:
+        wanted = "--traces requires OTEL_ variables that can be kept"
+        raise StartupFailed("INVALID_REQUEST", f"{wanted}, but {error}") from error
 
 
 def serve(settings: Settings, *, engine_module: str = LLAMA_ENGINE) -> int:
@@ -128,6 +155,7 @@ class _Serving:
             worker_id=str(settings.worker_id),
             model_path=opening.model_path,
         )
+        self._worker.tracing = opening.tracing
         publish(self._worker, vllm_names=settings.vllm_metrics)
         self._server = make_server(
             create_app(
@@ -151,6 +179,8 @@ class _Serving:
             loop.add_signal_handler(sig, self._signalled, signal.Signals(sig).name)
         if self._opening.keys is not None:
             loop.add_signal_handler(signal.SIGHUP, self._reload_keys, self._opening.keys)
+        if self._opening.tracing is not None:
+            self._opening.tracing.complain_to(partial(self._tell_soon, loop))
         self._tell_startup()
         self._worker.start()
         gone = asyncio.create_task(self._stop_when_gone())
@@ -161,6 +191,8 @@ class _Serving:
         if self._draining is not None:
             await self._draining
         await self._worker.supervisor.close()
+        if self._opening.tracing is not None:
+            self._opening.tracing.close()
         supervisor = self._worker.supervisor
         failure = None if supervisor.ever_ready else supervisor.failure
         code = 0 if failure is None else 1
@@ -193,6 +225,8 @@ class _Serving:
 
     async def _drain(self) -> None:
         await self._worker.drain()
+        if self._opening.tracing is not None:
+            self._opening.tracing.begin_to_close()
         self._narrator.audience.close()
         self._server.should_exit = True
 
@@ -234,6 +268,12 @@ class _Serving:
             self._narrator.tell(narration.Error.from_exception(error, code="INTERNAL", message=message))
         else:
             self._narrator.tell(narration.Error(code="INTERNAL", message=message))
+
+    def _tell_soon(self, loop: asyncio.AbstractEventLoop, trouble: str) -> None:
+        """What goes wrong with traces on another thread is told on the loop's, as long as there is one."""
+        told = narration.Error(code="INTERNAL", message=f"traces: {trouble}")
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._narrator.tell, told)
 
     def _tell_startup(self) -> None:
         settings = self._settings

@@ -7,9 +7,11 @@ is in the job's events, and its readers are woken.
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from worker_orcd import narration
 from worker_orcd.jobs.dispatcher import Dispatcher, Known, ReadyEngine
@@ -29,6 +31,9 @@ from worker_orcd.worker.metrics import Metrics
 from worker_orcd.worker.orders import to_prepare, to_run
 from worker_orcd.worker.story import Story
 from worker_orcd.worker.streams import JobStream
+
+if TYPE_CHECKING:  # It needs an extra.
+    from worker_orcd.worker.tracing import Tracing
 
 SHUTDOWN_STOP_SEC = 0.2
 """How long a stop at shutdown may go unconfirmed before the engine is killed; the drain time comes before it."""
@@ -65,6 +70,7 @@ class Worker:
         self.dispatcher = Dispatcher(policy.ceilings, policy.max_queue, policy.cancel_memory_sec)
         self.supervisor = Supervisor(launch, self, policy.cancel_deadline_sec)
         self.metrics = Metrics()
+        self.tracing: Tracing | None = None
         self.engine: messages.Ready | None = None
         self.model: str | None = None
         """The model's name, once one engine has told it."""
@@ -92,8 +98,20 @@ class Worker:
 
     # Clients.
 
-    def execute(self, request: JobRequest, correlation_id: str, owner: str = "") -> JobStream:
+    def execute(
+        self,
+        request: JobRequest,
+        correlation_id: str,
+        owner: str = "",
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> JobStream:
         """Take a job in. Its events can be read from the stream.
+
+        Args:
+            request: what is wanted.
+            correlation_id: of the request.
+            owner: whose it is.
+            headers: of the request; they may say which trace it is part of.
 
         Raises:
             JobError: it is refused; nothing has changed then.
@@ -105,6 +123,8 @@ class Worker:
         job, effects = self.dispatcher.submit(request, correlation_id, self._now(), owner)
         stream = self._streams[job.run] = JobStream(job)
         self._idle.clear()
+        if self.tracing is not None:
+            self.tracing.accepted(job, headers, self.model)
         self._carry_out(effects)
         self._set_alarm()
         return stream
@@ -262,6 +282,7 @@ class Worker:
         if ended_as_asked or never_loaded:
             return  # No loss: it was closed, or `gone` tells why it could not start.
         self._story.lost(death, self.dispatcher.queue.running)
+        self._trace(self.dispatcher.queue.inside, "engine_lost")
         self._carry_out(self.dispatcher.engine_lost(death.why, now))
 
     def gone(self, reason: str, code: str) -> None:
@@ -313,12 +334,17 @@ class Worker:
                 error = JobError(ErrorCode(end.error_code or "INTERNAL"), end.error_message)
                 effects += self.dispatcher.failed(end.run, error, freed, now)
         for run in step.preempted:
-            self.dispatcher.preempted(run)
-            self.metrics.preemptions.inc()
+            self._preempted(run)
         if len(self.dispatcher.queue):
             effects += self.dispatcher.go_on(now)
         self._carry_out(effects)
         self._wake(out.run for out in step.tokens)
+
+    def _preempted(self, run: int) -> None:
+        job = self.dispatcher.tracker.by_run(run)
+        self.dispatcher.preempted(run)
+        self.metrics.preemptions.inc()
+        self._trace([job] if job else [], "preempted")
 
     def _token(self, out: messages.TokenOut, now: Moment) -> bool:
         """Whether it is a token that was told."""
@@ -329,6 +355,7 @@ class Worker:
             return False
         if last_token_at is None:
             self.metrics.first_token_of(job)
+            self._trace([job], "first_token")
         else:
             self.metrics.inter_token.observe(now.mono - last_token_at)
         return out.token is not None
@@ -352,14 +379,23 @@ class Worker:
         self._wake([job.run])
         if not job.carried_on:
             self.metrics.job_started(job)
+        self._trace([job], "started")
 
     def _ended(self, job: Job) -> None:
         stream = self._streams.pop(job.run)
         stream.wake()
         self.metrics.job_ended(job)
         self._story.ended(job)
+        if self.tracing is not None:
+            self.tracing.ended(job, self.model)
         if not self._streams:
             self._idle.set()
+
+    def _trace(self, jobs: Iterable[Job], what: str) -> None:
+        if self.tracing is not None:
+            now = self._now()
+            for job in jobs:
+                self.tracing.happened(job, what, now)
 
     def _wake(self, runs: Iterable[int]) -> None:
         for run in runs:

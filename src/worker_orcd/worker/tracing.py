@@ -1,0 +1,239 @@
+"""Jobs as OpenTelemetry spans: facts of the core put into the words of its semantic conventions for generative AI.
+
+One span for each job, from its acceptance to its terminal event, with what happened in between as its events. Never the
+prompt, the output, stop sequences or an error's message, which may quote them.
+
+The one module that knows OpenTelemetry, which is an extra: it is imported only when traces are wanted.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Self
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Span, SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
+
+from worker_orcd import __version__
+from worker_orcd.jobs.events import End, Terminal
+from worker_orcd.jobs.job import Job
+from worker_orcd.jobs.moment import Moment
+from worker_orcd.jobs.receipt import Receipt
+from worker_orcd.jobs.stops import StopReason
+from worker_orcd.worker.metrics import outcome_of
+
+LAST_EXPORT_SEC = 0.4
+"""How long a worker that goes waits for its last spans to be taken; its five seconds hold for all of it."""
+TELL_EACH_SEC = 60.0
+"""What goes wrong with exporting is told so often at most."""
+_PROTOCOL = "http/protobuf"
+_PROTOCOL_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_WISHED = frozenset({StopReason.CLIENT, StopReason.DISCONNECT, StopReason.SUPERSEDED})
+"""Who stops a job for these reasons gets what he wants: that is no error."""
+_MOST_INT = 2**63 - 1
+"""A span's whole numbers are signed, a seed is not."""
+_NS = 1e9
+
+_propagator = TraceContextTextMapPropagator()
+
+
+class Tracing:
+    """Makes the spans. What is not sampled costs nothing from its acceptance on."""
+
+    def __init__(self, provider: TracerProvider) -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("worker_orcd", __version__)
+        self._spans: dict[int, Span] = {}
+        self._closing: threading.Thread | None = None
+        self._until = 0.0
+
+    @classmethod
+    def exporting(cls, worker_id: str) -> Self:
+        """Spans go where the `OTEL_…` variables say, by OTLP over HTTP, in batches and on a thread of their own.
+
+        Raises:
+            ValueError: one of the variables cannot be kept.
+        """
+        protocol = next((os.environ[name] for name in _PROTOCOL_VARIABLES if os.environ.get(name)), _PROTOCOL)
+        if protocol != _PROTOCOL:
+            raise ValueError(f"the protocol is {protocol!r}, and must be {_PROTOCOL!r}")
+        troubles: list[str] = []
+        cls.complain_to(troubles.append)
+        named = {
+            "service.name": "worker-orcd",
+            "service.version": __version__,
+            "service.instance.id": worker_id,
+        }
+        resource = Resource.create(named).merge(OTELResourceDetector().detect())
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        if troubles:  # It would go on with a default.
+            raise ValueError(troubles[0])
+        return cls(provider)
+
+    # The life of a job.
+
+    def accepted(self, job: Job, headers: Mapping[str, str], model: str | None) -> None:
+        """A job was taken in; its request's `traceparent`, if it is a good one, says what the span is part of."""
+        span = self._tracer.start_span(
+            _name(job, model),
+            context=_propagator.extract(headers),
+            kind=SpanKind.SERVER,
+            attributes=_asked(job) | _model(model, "request"),
+            start_time=_ns(job, job.accepted.mono),
+        )
+        if span.is_recording():
+            self._spans[job.run] = span
+
+    def happened(self, job: Job, what: str, now: Moment) -> None:
+        """Something that happens to a live job: `started` (again), `first_token`, `preempted`, `engine_lost`."""
+        span = self._spans.get(job.run)
+        if span is not None:
+            span.add_event(f"worker_orcd.{what}", timestamp=_ns(job, now.mono))
+
+    def ended(self, job: Job, model: str | None) -> None:
+        """A job has its terminal event."""
+        span = self._spans.pop(job.run, None)
+        terminal, ended_at = job.terminal, job.ended_at
+        if span is None or terminal is None or ended_at is None:
+            return
+        if job.receipt is not None:
+            _tell_stop(span, job, job.receipt, ended_at)
+        span.update_name(_name(job, model))
+        span.set_attributes(_model(model, "request") | _model(model, "response") | _brought(job, terminal))
+        if not isinstance(terminal, End) and (job.receipt is None or job.receipt.reason not in _WISHED):
+            span.set_attribute("error.type", terminal.code.value)
+            span.set_status(StatusCode.ERROR)
+        span.end(_ns(job, ended_at))
+
+    # Exporting.
+
+    @staticmethod
+    def complain_to(tell: Callable[[str], None]) -> None:
+        """What goes wrong with exporting is told there, once in a while, and nowhere else; on whatever thread it is."""
+        log = logging.getLogger("opentelemetry")
+        log.propagate = False
+        log.handlers = [_Complaints(tell)]
+
+    def begin_to_close(self) -> None:
+        """Have what is left exported, beside whatever else there is to do."""
+        if self._closing is None:
+            self._until = time.monotonic() + LAST_EXPORT_SEC
+            # Not in asyncio's pool of threads, for whose end its loop would wait.
+            self._closing = threading.Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
+            self._closing.start()
+
+    def close(self) -> None:
+        """Wait for that, at most `LAST_EXPORT_SEC` from its beginning: whoever takes the spans may hang."""
+        self.begin_to_close()
+        if self._closing is not None:
+            self._closing.join(max(0.0, self._until - time.monotonic()))
+
+
+class _Complaints(logging.Handler):
+    """Tells a trouble once in a while."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._tell = tell
+        self._quiet_until = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tell it, if it is time."""
+        if record.created >= self._quiet_until:
+            self._quiet_until = record.created + TELL_EACH_SEC
+            self._tell(record.getMessage())
+
+
+# The words.
+
+
+def _name(job: Job, model: str | None) -> str:
+    return f"{_operation(job)} {model}" if model else _operation(job)
+
+
+def _operation(job: Job) -> str:
+    """`auto` is a conversation of one message."""
+    return "text_completion" if job.request.template == "none" else "chat"
+
+
+def _model(model: str | None, of: str) -> dict[str, AttributeValue]:
+    return {f"gen_ai.{of}.model": model} if model else {}
+
+
+def _asked(job: Job) -> dict[str, AttributeValue]:
+    """What was wanted."""
+    request = job.request
+    asked: dict[str, AttributeValue] = {
+        "gen_ai.operation.name": _operation(job),
+        "gen_ai.provider.name": "worker_orcd",
+        "gen_ai.request.temperature": request.temperature,
+        "gen_ai.request.top_p": request.top_p,
+        "gen_ai.response.id": job.job_id,
+        "worker_orcd.correlation_id": job.correlation_id,
+    }
+    if request.max_tokens is not None:
+        asked["gen_ai.request.max_tokens"] = request.max_tokens
+    if request.top_k:
+        asked["gen_ai.request.top_k"] = float(request.top_k)
+    if request.seed is not None and request.seed <= _MOST_INT:
+        asked["gen_ai.request.seed"] = request.seed
+    if request.group is not None:
+        asked["worker_orcd.group"] = request.group
+    return asked
+
+
+def _brought(job: Job, terminal: Terminal) -> dict[str, AttributeValue]:
+    """What came of it; tokens are those that were computed, as clients are told them."""
+    outcome, reason = outcome_of(terminal, job.receipt)
+    brought: dict[str, AttributeValue] = {
+        "gen_ai.usage.input_tokens": job.prompt_processed,
+        "gen_ai.usage.output_tokens": len(job.tokens),
+        "worker_orcd.outcome": outcome,
+        "worker_orcd.reason": reason,
+        "worker_orcd.phase": job.phase.value,
+        "worker_orcd.carried_on": job.carried_on,
+    }
+    if job.first_token_at is not None:
+        brought["gen_ai.response.time_to_first_chunk"] = job.first_token_at - job.accepted.mono
+    if isinstance(terminal, End):
+        brought["gen_ai.response.finish_reasons"] = [terminal.stop_reason]
+    return brought
+
+
+def _tell_stop(span: Span, job: Job, receipt: Receipt, ended_at: float) -> None:
+    """A stop's four moments."""
+    stop = job.stop.stop
+    if stop is None:
+        return
+    asked: dict[str, AttributeValue] = {
+        "worker_orcd.reason": receipt.reason.value,
+        "worker_orcd.phase": receipt.phase,
+    }
+    if receipt.cancel_correlation_id is not None:
+        asked["worker_orcd.correlation_id"] = receipt.cancel_correlation_id
+    held: dict[str, AttributeValue] = {"worker_orcd.kv_cells_before": receipt.kv_cells_before}
+    if receipt.kv_cells_after is not None:
+        held["worker_orcd.kv_cells_after"] = receipt.kv_cells_after
+    began = stop.accepted_at
+    for moment, mono, facts in (
+        ("accepted", began, asked),
+        ("stopped", began + receipt.stopped_ms / 1000, None),
+        ("freed", None if receipt.freed_ms is None else began + receipt.freed_ms / 1000, held),
+        ("told", ended_at, None),
+    ):
+        if mono is not None:  # Receipts are rounded; nothing is after the end for that.
+            span.add_event(f"worker_orcd.cancel.{moment}", facts, _ns(job, min(mono, ended_at)))
+
+
+def _ns(job: Job, mono: float) -> int:
+    """A time of the front's monotonic clock as Unix time in ns, counted from the job's acceptance: a wall clock that is
+    set meanwhile bends no span."""
+    return round(job.accepted.unix * _NS) + round((mono - job.accepted.mono) * _NS)
