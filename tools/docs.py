@@ -175,7 +175,10 @@ _HEADERS = """## Headers
 
 `X-Correlation-Id` (or `X-Request-Id`) is taken over when it is 1 to 128 visible ASCII characters; otherwise a new one
 is made. It comes back on every answer, and stands in every narration event of that request, in the engine process too.
-The answer to `POST /execute` also carries `X-Job-Id`."""
+The answer to `POST /execute` also carries `X-Job-Id`.
+
+A `traceparent` is continued: its trace id is the correlation id of a request that brings none, and the job's span, if
+[traces](observability.md#traces) are on, is part of that trace."""
 
 
 def _options() -> str:
@@ -381,7 +384,11 @@ def _metrics(worker: Worker) -> str:
         for family in worker.metrics.registry.collect()
     ]
     return "\n\n".join(
-        ["## Metrics", "`GET /metrics`, for Prometheus.", table(("name", "type", "labels", "meaning"), rows)]
+        [
+            "## Metrics",
+            "`GET /metrics`, for Prometheus; [how to use them](observability.md#metrics).",
+            table(("name", "type", "labels", "meaning"), rows),
+        ]
     )
 
 

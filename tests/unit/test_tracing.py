@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from inspect import getsource
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from tests.simulation.clock import VirtualLoop, virtual_time
 from tests.simulation.engine import VirtualEngine, Weather
 from worker_orcd.jobs.events import Token
 from worker_orcd.jobs.job import Job
+from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.request import Ceilings
 from worker_orcd.jobs.stops import StopReason
 from worker_orcd.narration import Narrator
@@ -472,6 +474,28 @@ def test_names_are_those_of_the_conventions(stage: Stage) -> None:
     current = {name for name, note in published if "Replaced" not in note and "Removed" not in note}
     assert len(used) > 10
     assert used <= current
+
+
+def test_every_name_in_a_span_is_explained_on_the_page(stage: Stage) -> None:
+    """Of a job that was carried on and stopped by a shutdown, and of one that came to its end."""
+
+    async def story() -> None:
+        await stage.ready()
+        job = stage.job(group="g", top_k=3, max_tokens=500)
+        await stage.until(lambda: job.tokens)
+        stage.engines[-1].die()
+        await stage.until(lambda: job.carried_on and job.state is State.RUNNING)
+        stage.worker.stop(job, StopReason.SHUTDOWN)
+        await stage.ended(job, stage.job("ends"))
+
+    stage.loop.run_until_complete(story())
+    used: set[str] = set()
+    for span in stage.exporter.get_finished_spans():
+        used |= {*attributes(span), *names(span)}
+        used |= {name for event in span.events for name in event.attributes or {}}
+    assert {"worker_orcd.engine_lost", "error.type", "worker_orcd.kv_cells_after"} <= used
+    page = (Path(__file__).parents[2] / "docs" / "observability.md").read_text(encoding="utf-8")
+    assert {name for name in used if f"`{name}`" not in page} == set()
 
 
 def test_a_seed_that_is_no_signed_number_is_left_out() -> None:
