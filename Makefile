@@ -6,7 +6,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup outside demo run test faults soak lint types arrows format bench lock docs clean
+.PHONY: help setup install outside demo run test faults soak lint types arrows format bench lock docs clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -16,6 +16,9 @@ setup: ## Make .venv from requirements.lock (builds llama.cpp the first time: 5-
 
 outside: ## Install what some tests need beside it, where apt-get may: Chromium, nginx, promtool, Node
 	@tools/outside.sh
+
+install: ## Install the worker for running, without these tools (TO=/opt/worker-orcd-1, a new folder)
+	@tools/install.sh $(UV_VERSION) $(TO)
 
 demo: setup ## See a cancel at work on the bundled model
 	@.venv/bin/worker-orcd demo

@@ -1,32 +1,13 @@
 #!/usr/bin/env bash
 # Makes .venv what requirements.lock says, with worker-orcd installed editable in it. Called by `make setup`.
 # Nothing to do takes well under a second; the first time llama.cpp is compiled.
-# What it takes from outside: PYTHON, CXX, CMAKE_ARGS (for CUDA, Metal, Vulkan …), and the indexes of pip and uv.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+source tools/common.sh
+
 uv_version=$1
-python=${PYTHON:-python3}
 stamp=.venv/.worker-orcd-stamp
-
-# These would send an installer somewhere else than .venv.
-unset PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_HASHES UV_PYTHON UV_SYSTEM_PYTHON UV_TARGET UV_PREFIX
-
-# Two set-ups at once wait for each other's build of llama.cpp, which takes longer than uv's usual five minutes.
-export UV_LOCK_TIMEOUT=${UV_LOCK_TIMEOUT:-1800}
-
-give_up() {
-    echo "setup: $1" >&2
-    exit 1
-}
-
-digest() {
-    "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'
-}
-
-command -v "$python" >/dev/null || give_up "'$python' not found; Python 3.11 or newer is required (or say PYTHON=/path/to/python3)"
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-    give_up "Python 3.11 or newer is required, '$python' is $("$python" -V 2>&1) (or say PYTHON=/path/to/python3)"
 
 # What .venv was made from and for, one fact a line.
 wanted=$(
@@ -34,7 +15,7 @@ wanted=$(
     echo "with $("$python" -c 'import sys; print(sys.base_prefix, sys.version.split()[0])')"
     echo "uv $uv_version"
     echo "CMAKE_ARGS ${CMAKE_ARGS:-}"
-    echo "files $(cat requirements.lock pyproject.toml tools/setup.sh | digest)"
+    echo "files $(cat requirements.lock pyproject.toml tools/setup.sh tools/common.sh | digest)"
 )
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
     exit 0
@@ -54,12 +35,6 @@ if [ "$(.venv/bin/uv --version 2>/dev/null | cut -d ' ' -f 2)" != "$uv_version" 
     .venv/bin/python -m pip install --quiet --disable-pip-version-check "uv==$uv_version"
 fi
 
-# llama-cpp-python has no wheels: its llama.cpp is compiled here. LLAVA_BUILD=OFF saves a third of that.
-# uv's cache of built wheels does not look at CMAKE_ARGS, so they are made part of the settings it looks at.
-settings=(--config-settings-package llama-cpp-python:cmake.define.LLAVA_BUILD=OFF)
-if [ -n "${CMAKE_ARGS:-}" ]; then
-    settings+=(--config-settings-package "llama-cpp-python:cmake.define.WORKER_ORCD_CMAKE_ARGS=$(digest <<<"$CMAKE_ARGS")")
-fi
 if [ "$previous_cmake_args" != "${CMAKE_ARGS:-}" ]; then
     .venv/bin/uv pip uninstall --quiet --python .venv/bin/python llama-cpp-python 2>/dev/null || true
 fi
@@ -68,8 +43,7 @@ locked=$(sed -n 's/^llama-cpp-python==\([^ ]*\).*/\1/p' requirements.lock)
 installed=$(.venv/bin/python -c 'from importlib import metadata; print(metadata.version("llama-cpp-python"))' 2>/dev/null || true)
 builder=
 if [ "$installed" != "$locked" ]; then
-    command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null ||
-        give_up "a C++ compiler is required to build llama.cpp (on Debian and Ubuntu: apt-get install build-essential)"
+    require_compiler
     echo "setup: building llama.cpp (llama-cpp-python $locked). Without a built copy in uv's cache this takes"
     echo "setup: about 5 to 10 minutes on 2 cores, once."
     started=$SECONDS
@@ -77,7 +51,7 @@ if [ "$installed" != "$locked" ]; then
     builder=$!
     trap 'kill "$builder" 2>/dev/null || true' EXIT
 fi
-.venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes "${settings[@]}" requirements.lock
+.venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes "${llama_settings[@]}" requirements.lock
 if [ -n "$builder" ]; then
     echo "setup: llama.cpp is built and everything installed, after $((SECONDS - started)) s"
 fi
