@@ -196,7 +196,13 @@ def test_a_page_names_no_machine_but_the_readers_own(page: str) -> None:
     for url in re.findall(r"\b[a-z]+://[^\s`'\")>]+", text):
         assert urlsplit(url).hostname in {"127.0.0.1", "localhost"}, f"{page}: {url}"
     api = create_app(docs.idle_worker(), docs.silent_narrator(), lambda _: None)
-    ours = {path.split("/")[1] for path in api.openapi()["paths"]} | {"docs", "openapi.json", "path", "etc", "opt"}
+    ours = {path.split("/")[1] for path in api.openapi()["paths"]} | {
+        "docs",
+        "openapi.json",
+        "path",
+        "etc",
+        "opt",
+    }
     without_urls = re.sub(r"\b[a-z]+://\S+", "", text)
     for first in re.findall(r"(?<![\w.*>/)}\]`<-])/([A-Za-z_][\w.-]*)", without_urls):
         assert first in ours, f"{page}: /{first}"
