@@ -235,7 +235,7 @@ def requirement(name: str) -> str:
     if "Path" in text:
         return "a path"
     if annotation is str:
-        return "a loopback address"
+        return "an address"
     return ("a whole number" if "int" in text else "a number") + _bounds(name)
 
 

@@ -23,9 +23,16 @@ def router(worker: Worker) -> APIRouter:
         seen = health_of(worker)
         return JSONResponse(seen.data(), status_code=status_code(seen.status))
 
-    @routes.get("/livez", summary="Whether the front process is alive")
-    async def livez() -> dict[str, str]:
-        return {"status": "alive"}
+    @routes.get(
+        "/livez",
+        summary="Whether the worker lives; not if no engine can be had any more, which a restart may mend",
+        responses={503: {"description": "The engine cannot be brought back"}},
+    )
+    async def livez() -> JSONResponse:
+        hopeless = worker.hopeless.is_set()
+        return JSONResponse(
+            {"status": "hopeless" if hopeless else "alive"}, status_code=503 if hopeless else 200
+        )
 
     @routes.get("/readyz", summary="Whether jobs are taken and make progress", responses=_UNAVAILABLE)
     async def readyz() -> JSONResponse:

@@ -130,7 +130,7 @@ def _metavar(requirement: str) -> str:
         return "N"
     if requirement.startswith("a number"):
         return "SEC"
-    if requirement.startswith("a "):
+    if requirement.startswith(("a ", "an ")):
         return requirement.rsplit(maxsplit=1)[-1].upper()
     return requirement.replace(", ", "|").replace(" or ", "|")
 
