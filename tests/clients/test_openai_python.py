@@ -240,9 +240,11 @@ def test_a_full_queue_is_tried_again_by_the_package_itself(
     client: openai.OpenAI, served: RunningWorker
 ) -> None:
     """429 with Retry-After; when there is room the answer comes."""
-    others = [served.execute(fresh_id("full"), SLOW, max_tokens=50) for _ in range(8)]
+    others = [served.execute(fresh_id("full"), SLOW, max_tokens=50).started() for _ in range(4)]
+    others += [served.execute(fresh_id("full"), SLOW, max_tokens=50) for _ in range(4)]
     for other in others:
-        other.wait(lambda s: s.status == 200, what="an answer")
+        other.wait(lambda s: s.status is not None, what="an answer")
+        assert other.status == 200
     with pytest.raises(openai.RateLimitError) as caught:
         client.with_options(max_retries=0).chat.completions.create(model=MODEL, messages=user("x"))
     assert caught.value.code == "QUEUE_FULL"

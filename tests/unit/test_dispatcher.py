@@ -3,7 +3,7 @@
 import pytest
 
 from tests.fakes import at, books_of, execute, freed_at, wish
-from worker_orcd.jobs.dispatcher import Dispatcher, Known, ReadyEngine
+from worker_orcd.jobs.dispatcher import MOST_PREPARING, Dispatcher, Known, ReadyEngine
 from worker_orcd.jobs.effects import Effect, Ended, Halt, Prepare, Run
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import Error
@@ -496,6 +496,34 @@ def test_a_job_that_engines_die_with_is_tried_alone_and_fails_with_the_third() -
     it.token(innocent.run, 5, "Hi", at(5))
     assert it.go_on(at(5)) == [Run(late)], "cleared by its token, it is not alone any more"
     assert dies(it) == [Run(innocent), Run(late)]
+
+
+def test_suspects_that_brought_a_token_hold_up_nobody_to_their_end() -> None:
+    """Two deaths in a row make suspects of all who were inside; they are not served one by one."""
+    it = dispatcher()
+    first, second = running(it, "job-1"), running(it, "job-2")
+    late = submitted(it, "job-3")
+    it.prepared(late.run, PROMPT, at(1))
+    dies(it)
+    assert dies(it) == [Run(first)]
+    it.token(first.run, 5, "Hi", at(5))
+    assert it.go_on(at(5)) == [Run(second)], "the first is cleared: the second need not wait for its end"
+    assert it.go_on(at(6)) == [], "the second is not cleared yet, so nobody else is let in"
+    it.token(second.run, 5, "Hi", at(7))
+    assert it.finished(first.run, "stop", freed_at(8), at(8)) == [Ended(first), Run(late)]
+
+
+def test_prompts_that_the_engine_has_to_count_at_a_time_are_bounded() -> None:
+    """Waiting jobs that are cancelled cost the engine next to nothing (G1), and its backlog does not grow (G10)."""
+    it = dispatcher()
+    handed: list[Job] = []
+    for number in range(500):
+        job, effects = it.submit(execute(f"job-{number}"), "cor", at(0))
+        effects += it.stop(job.job_id, wish(), at(0))[1]
+        handed += [effect.job for effect in effects if isinstance(effect, Prepare)]
+    assert len(handed) == MOST_PREPARING
+    waiting, _ = it.submit(execute("waiting"), "cor", at(0))
+    assert it.prepared(handed[0].run, PROMPT, at(1)) == [Prepare(waiting)]
 
 
 def test_a_prompt_that_engines_die_of_fails_with_the_third() -> None:

@@ -67,7 +67,7 @@ def test_a_job_that_grew_leaves_less_room() -> None:
     first, second = measured(1, 400, 500), measured(2, 472, 500)
     queue = line(first, second)
     assert queue.next_to_run(ROOMY) is first
-    first.tokens.append(7)
+    first.tokens_out += 1
     assert queue.next_to_run(ROOMY) is None
 
 

@@ -602,6 +602,22 @@ def test_a_stuck_engine_shows_as_stuck_until_it_is_dead(play: Callable[..., Benc
     play(scenario)
 
 
+def test_a_run_that_was_put_out_while_it_is_being_stopped_stays_on_the_ladder(
+    play: Callable[..., Bench],
+) -> None:
+    """Its `Stopped` is still to come; an engine that hangs before it is killed, and the stop given up, in time (G5)."""
+
+    async def scenario(bench: Bench) -> None:
+        engine = await bench.ready()
+        engine.dies_when_killed = False
+        bench.supervisor.stop(1)
+        engine.says(Step(10.0, (), (), (), 0, 0, 10.0, preempted=(1,)))
+        await asyncio.sleep(10)
+        assert engine.killed_at
+
+    assert ("give up", 1) in [said[:2] for said in play(scenario).said if isinstance(said, tuple)]
+
+
 def test_when_not_even_the_death_is_confirmed_the_stop_is_given_up_at_its_deadline(
     play: Callable[..., Bench],
 ) -> None:

@@ -66,6 +66,8 @@ class EngineLoop:
         self._cost = CostEstimate()
         self._owed: frozenset[int] = frozenset()
         """The runs whose last step was aborted for another's sake: their next one is let through."""
+        self._last_holder: dict[int, int] = {}
+        """Which run a sequence id was freed by last."""
 
     def warm_up(self) -> None:
         """Run steps for nobody, of each kind: so that the first job's steps are predicted, not guessed."""
@@ -148,6 +150,7 @@ class EngineLoop:
         before = self._model.cells(sequence.id)
         self._model.trim(sequence.id, 0)
         after = self._model.cells(sequence.id)
+        self._last_holder[sequence.id] = sequence.run.run
         hole = sequence.id
         if self._model.dense_ids and self._sequences and after == 0:
             last = max(self._sequences.values(), key=lambda other: other.id)
@@ -194,7 +197,7 @@ class EngineLoop:
                 self._quarantined.add(difference.sequence)
         self._send(
             AuditFault(
-                holder.run.run if holder else None,
+                holder.run.run if holder else self._last_holder.get(difference.sequence),
                 f"sequence {difference.sequence} held {difference.counted} KV cells instead of {difference.expected}",
                 repaired=difference.sequence not in self._quarantined,
             )

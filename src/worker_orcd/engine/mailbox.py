@@ -61,9 +61,15 @@ class Mailbox:
                 os._exit(0)
 
     def _read(self) -> None:
-        while True:
-            select.select([self._connection], [], [])
-            self._pump()
+        # Not `select`, which cannot take the numbers above 1023 that a busy front's sockets have.
+        arrivals = select.poll()
+        arrivals.register(self._connection, select.POLLIN)
+        try:
+            while True:
+                arrivals.poll()
+                self._pump()
+        finally:
+            os._exit(70)  # An engine that hears nothing must not live on.
 
     def _pump(self) -> None:
         with self._pumping:

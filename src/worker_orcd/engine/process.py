@@ -90,9 +90,10 @@ def _load(
 
 
 def _die_with_front(front: int) -> None:
-    """Ctrl-C is the front's to handle; its death, however sudden, is ours too."""
+    """Ctrl-C and SIGTERM are the front's to handle, also when a service manager sends them to all of a service's
+    processes; its death, however sudden, is ours too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != front:
         os._exit(0)

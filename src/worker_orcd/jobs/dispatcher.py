@@ -20,8 +20,11 @@ from worker_orcd.jobs.request import Ceilings, JobRequest
 from worker_orcd.jobs.stops import Stop, StopReason
 from worker_orcd.jobs.tracker import JobTracker
 
+MOST_PREPARING = 8
+"""Prompts that the engine has to count at a time: enough to keep it busy, and few enough that those of cancelled jobs,
+which it counts all the same, are no burden."""
 SUSPECT_DEATHS = 2
-"""A job that two engines died with, without a token in between, is tried alone."""
+"""A job that two engines died with, without a token in between, is tried before anybody else is let in."""
 POISON_DEATHS = 3
 """… and fails with the third."""
 
@@ -56,6 +59,8 @@ class Dispatcher:
         self._engine: ReadyEngine | None = None
         self._stopping_together = False
         self._runs = count(1)
+        self._preparing: dict[int, None] = {}
+        """Runs whose prompts the engine has been given to count, in order; of jobs that have ended meanwhile, too."""
 
     # Clients.
 
@@ -176,7 +181,8 @@ class Dispatcher:
         Who was in it is counted a death, and so is whose prompt it was reading: that may have been the cause.
         """
         was_ready, self._engine = self._engine is not None, None
-        reading = next((job for job in self.queue if job.preparing), None) if was_ready else None
+        reading = self.tracker.by_run(next(iter(self._preparing), 0)) if was_ready else None
+        self._preparing.clear()
         effects: list[Effect] = []
         for job in self.tracker:
             was_running = job.state is State.RUNNING
@@ -207,9 +213,10 @@ class Dispatcher:
 
     def prepared(self, run: int, prompt_tokens: tuple[int, ...], now: Moment) -> list[Effect]:
         """The engine has counted a prompt: does the job fit at all, and does it fit now?"""
+        self._preparing.pop(run, None)
         job = self.tracker.by_run(run)
         if job is None or job.state is not State.QUEUED or self._engine is None:
-            return []
+            return self.go_on(now)
         try:
             max_tokens = self._engine.capacity.max_tokens_for(
                 len(prompt_tokens), job.request.max_tokens, self._ceilings.max_tokens_out
@@ -222,7 +229,8 @@ class Dispatcher:
     def go_on(self, now: Moment) -> list[Effect]:
         """Have prepared what is not, and run what fits: everything that may go on now. Right at any time.
 
-        While a job is suspected of killing engines, it alone goes on, so that nobody dies with it.
+        While a job is suspected of killing engines, nobody else is let in: it may end with its first token or with
+        the engine, and neither another suspect nor a newcomer shall die with it.
         """
         engine = self._engine
         if engine is None or self._stopping_together:
@@ -230,14 +238,19 @@ class Dispatcher:
         suspect = next((job for job in self.tracker if job.deaths >= SUSPECT_DEATHS), None)
         effects: list[Effect] = []
         for job in self.queue if suspect is None else (suspect,):
-            if job.prompt_tokens is None and not job.preparing:
-                job.preparing = True
+            if len(self._preparing) >= MOST_PREPARING:
+                break
+            if job.prompt_tokens is None and job.run not in self._preparing:
+                self._preparing[job.run] = None
                 effects.append(Prepare(job))
         if suspect is None:
             while head := self.queue.next_to_run(engine.capacity):
                 effects.append(self._started(head, engine, now))
-        elif suspect.state is State.QUEUED and suspect.prompt_tokens is not None and not self.queue.running:
-            self.queue.enter(suspect)
+        elif (
+            suspect.state is State.QUEUED
+            and not any(job.deaths >= SUSPECT_DEATHS for job in self.queue.inside)
+            and self.queue.enter(suspect, engine.capacity)
+        ):
             effects.append(self._started(suspect, engine, now))
         return effects
 
@@ -266,8 +279,9 @@ class Dispatcher:
 
     def failed(self, run: int, error: JobError, freed: Freed, now: Moment) -> list[Effect]:
         """The engine could not go on with (or not prepare) a job; it holds nothing any more."""
+        self._preparing.pop(run, None)
         job = self.tracker.by_run(run)
-        return [] if job is None else self._failed(job, error, freed, now)
+        return self.go_on(now) if job is None else self._failed(job, error, freed, now)
 
     def stopped(self, run: int, freed: Freed, now: Moment) -> list[Effect]:
         """The engine confirms a stop. A confirmation for a job that ended meanwhile is no news."""

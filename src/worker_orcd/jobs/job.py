@@ -54,8 +54,8 @@ class Job:
     """What it waits for or does; frozen at its stop, or at its end."""
     prompt_tokens: tuple[int, ...] | None = None
     """Token ids, once the engine has counted them."""
-    preparing: bool = False
-    """Whether the engine has been asked to count them."""
+    prompt_length: int | None = None
+    """How many they are; stays when the ids are let go."""
     deaths: int = 0
     """Engines that died while they had it, since its last token."""
     carried_on: int = 0
@@ -65,6 +65,8 @@ class Job:
     prompt_processed: int = 0
     tokens: list[int] = field(default_factory=list)
     """Ids of the tokens told so far."""
+    tokens_out: int = 0
+    """How many they are; stays when the ids are let go."""
     events: list[Event] = field(default_factory=list)
     """Everything its readers see, in order; an event's place is its SSE id."""
     started_at: float | None = None
@@ -102,13 +104,13 @@ class Job:
     @property
     def cells_expected(self) -> int:
         """KV cells it holds or will hold soon: prompt, tokens so far, and some growth."""
-        growth = min(self.max_tokens - len(self.tokens), GROWTH_CELLS)
-        return len(self.prompt_tokens or ()) + len(self.tokens) + growth
+        growth = min(self.max_tokens - self.tokens_out, GROWTH_CELLS)
+        return (self.prompt_length or 0) + self.tokens_out + growth
 
     @property
     def cells_held(self) -> int:
         """KV cells it holds, by what the engine has reported; its newest token is not in a cell yet."""
-        return self.prompt_processed + max(0, len(self.tokens) - 1)
+        return self.prompt_processed + max(0, self.tokens_out - 1)
 
     @property
     def decode_time_ms(self) -> float:
@@ -122,8 +124,8 @@ class Job:
     def measured(self, prompt_tokens: tuple[int, ...], max_tokens: int) -> None:
         """Its prompt is counted and fits."""
         self.prompt_tokens = prompt_tokens
+        self.prompt_length = len(prompt_tokens)
         self.max_tokens = max_tokens
-        self.preparing = False
         self.deaths = 0
 
     def start(self, now: Moment, model: str) -> None:
@@ -148,9 +150,10 @@ class Job:
         self.phase = Phase.DECODE
         self.deaths = 0
         self.last_token_at = now.mono
-        self.events.append(Token(text, len(self.tokens)))
+        self.events.append(Token(text, self.tokens_out))
         if token is not None:
             self.tokens.append(token)
+            self.tokens_out += 1
         return True
 
     def ask_to_stop(self, stop: Stop) -> bool:
@@ -173,7 +176,7 @@ class Job:
 
     def finished(self, now: Moment, reason: EndReason, freed: Freed) -> None:
         """The engine reports its natural end."""
-        end = End(len(self.tokens), round(self.decode_time_ms), reason)
+        end = End(self.tokens_out, round(self.decode_time_ms), reason)
         self._end(Trigger.FINISH, now.mono, freed, end)
 
     def failed(self, now: Moment, error: JobError, freed: Freed) -> None:
@@ -191,7 +194,6 @@ class Job:
         if self.state is State.RUNNING:
             self.carried_on += 1
         self.state = state
-        self.preparing = False
 
     def preempted(self) -> None:
         """The engine has put it out: it waits again, unless it is being stopped."""
@@ -229,7 +231,7 @@ class Job:
         usage = {
             "phase": self.phase.value,
             "prompt_tokens": self.prompt_processed,
-            "tokens_out": len(self.tokens),
+            "tokens_out": self.tokens_out,
         }
         return Error(code, message, details | usage)
 
@@ -242,11 +244,22 @@ class Job:
             freed_ms=None if freed.freed_at is None else millis(asked, freed.freed_at),
             told_ms=millis(asked, told_at),
             prompt_tokens=self.prompt_processed,
-            tokens_out=len(self.tokens),
+            tokens_out=self.tokens_out,
             kv_cells_before=freed.cells_before,
             kv_cells_after=freed.cells_after,
             cancel_correlation_id=stop.correlation_id,
         )
+
+    def let_go(self) -> None:
+        """It has ended: what only served to carry it on is dropped. Its books and its events stay."""
+        self.request = self.request.without_prompt()
+        self.prompt_tokens = None
+        self.tokens = []
+
+    @property
+    def weight(self) -> int:
+        """What is kept of it when it has ended, in events; a hundred characters of its request count as one."""
+        return len(self.events) + self.request.kept_chars // 100
 
     def record(self) -> dict[str, object]:
         """Its record as `GET /jobs/{job_id}` shows it; times in milliseconds from its acceptance."""
@@ -262,9 +275,9 @@ class Job:
             "first_token_ms": self._since_accepted(self.first_token_at),
             "ended_ms": self._since_accepted(self.ended_at),
             "decode_time_ms": self.decode_time_ms,
-            "prompt_tokens": None if self.prompt_tokens is None else len(self.prompt_tokens),
+            "prompt_tokens": self.prompt_length,
             "prompt_tokens_processed": self.prompt_processed,
-            "tokens_out": len(self.tokens),
+            "tokens_out": self.tokens_out,
             "max_tokens": self.max_tokens or None,
             "carried_on": self.carried_on,
             "group": self.request.group,

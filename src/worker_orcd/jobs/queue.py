@@ -95,15 +95,15 @@ class JobQueue:
     def next_to_run(self, capacity: Capacity) -> Job | None:
         """Take the head of the line, if it fits now; it then holds its place until it leaves."""
         head = next(iter(self._waiting.values()), None)
-        if head is None or head.prompt_tokens is None or len(self._inside) >= capacity.sequences:
-            return None
-        expected = sum(job.cells_expected for job in self._inside.values()) + head.cells_expected
-        if self._inside and expected > capacity.cells:
-            return None
-        self.enter(head)
-        return head
+        return head if head is not None and self.enter(head, capacity) else None
 
-    def enter(self, job: Job) -> None:
-        """Take this one out of the line, whoever is before it."""
+    def enter(self, job: Job, capacity: Capacity) -> bool:
+        """Take this one out of the line, whoever is before it, if it fits now."""
+        if job.prompt_tokens is None or len(self._inside) >= capacity.sequences:
+            return False
+        expected = sum(other.cells_expected for other in self._inside.values()) + job.cells_expected
+        if self._inside and expected > capacity.cells:
+            return False
         del self._waiting[job.run]
         self._inside[job.run] = job
+        return True

@@ -141,6 +141,15 @@ class JobRequest(Body):
         # Compared before it is divided: a whole number may be too large for a float.
         return min(self.timeout_ms, ceilings.inference_timeout_sec * 1000) / 1000
 
+    def without_prompt(self) -> Self:
+        """This request, as far as it is kept when its job has ended."""
+        return self.model_copy(update={"prompt": ""})
+
+    @property
+    def kept_chars(self) -> int:
+        """Characters of it that are then kept, beyond a few."""
+        return 0
+
     def seed_or_drawn(self) -> int:
         """The seed to use: the client's, or a fresh one."""
         return secrets.randbits(64) if self.seed is None else self.seed

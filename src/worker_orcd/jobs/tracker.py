@@ -73,11 +73,12 @@ class JobTracker:
         del self._live[job.key]
         del self._by_run[job.run]
         self._forget(job.key)
+        self._records[job.key] = (now.mono, job.record())
+        job.let_go()
         self._whole[job.key] = job
-        self._events += len(job.events)
+        self._events += job.weight
         while self._events > self._keep_events:
             self._forget_events(next(iter(self._whole)))
-        self._records[job.key] = (now.mono, job.record())
         self.forget_old(now)
 
     def live(self, job_id: str, owner: str = "") -> Job | None:
@@ -129,4 +130,4 @@ class JobTracker:
     def _forget_events(self, key: JobKey) -> None:
         job = self._whole.pop(key, None)
         if job is not None:
-            self._events -= len(job.events)
+            self._events -= job.weight

@@ -258,7 +258,7 @@ class AuditFault(Message, frozen=True):
     """The engine's books did not agree with what the model holds, or with the front's.
 
     Attributes:
-        run: whose it was; None if nobody's.
+        run: whose it is, or was last; None if nobody's.
         message: what was found, for people.
         repaired: whether it is all right now. If not, the sequence is not used until it is.
     """

@@ -45,22 +45,28 @@ class LocalEngine(asyncio.Protocol):
         """
         ours, theirs = socket.socketpair()
         interrupt = InterruptByte.create()
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", module),
-            *(
-                "--socket",
-                str(theirs.fileno()),
-                "--interrupt",
-                str(interrupt.fd),
-                "--front",
-                str(os.getpid()),
-            ),
-            pass_fds=(theirs.fileno(), interrupt.fd),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=_STDERR,
-            start_new_session=True,
+        own = (
+            "--socket",
+            str(theirs.fileno()),
+            "--interrupt",
+            str(interrupt.fd),
+            "--front",
+            str(os.getpid()),
         )
-        theirs.close()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", module, *own),
+                pass_fds=(theirs.fileno(), interrupt.fd),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=_STDERR,
+                start_new_session=True,
+            )
+        except OSError:
+            ours.close()
+            interrupt.close()
+            raise
+        finally:
+            theirs.close()
         ours.setblocking(False)
         engine = cls(process, interrupt, listener)
         transport, _ = await asyncio.get_running_loop().create_connection(lambda: engine, sock=ours)

@@ -25,6 +25,10 @@ STARTS_BEFORE_GIVING_UP = 5
 """Starts in a row that never became ready."""
 STEADY_SEC = 2.0
 """An engine that was ready for so long was a healthy one: its successor is started at once."""
+AWAY_SEC = 0.5
+"""A front whose timers are so late was away: its machine was suspended, or it was stopped."""
+HEARING_SEC = 0.1
+"""It then hears for so long what the engine has said meanwhile, before it judges."""
 _FIRST_PAUSE_SEC = 0.1
 _LONGEST_PAUSE_SEC = 5.0
 
@@ -141,11 +145,11 @@ class Supervisor:
                 self.ever_ready = True
             case LoadFailed():
                 self._load_failed = message
-            case Step(next_ms=next_ms, ended=ended, preempted=preempted):
+            case Step(next_ms=next_ms, ended=ended):
                 self._step_sec = next_ms / 1000
                 self._ladder.predict(next_ms)
-                for run in (*(end.run for end in ended), *preempted):
-                    self._ladder.confirmed(run)
+                for end in ended:
+                    self._ladder.confirmed(end.run)
             case Prepared(run=run) | Refused(run=run):
                 self._pulse.prepared(run, now)
             case Pong():
@@ -240,5 +244,12 @@ class Supervisor:
         if verdict.stuck and self._engine is not None and self.state is not EngineState.STUCK:
             self._kill_stuck(self._engine, "it does not confirm a stop")
         if verdict.look_again_at is not None:
-            delay = max(0.001, verdict.look_again_at - now)
-            self._look = asyncio.get_running_loop().call_later(delay, self._judge)
+            due = max(now + 0.001, verdict.look_again_at)
+            self._look = asyncio.get_running_loop().call_later(due - now, self._judge_if_in_time, due)
+
+    def _judge_if_in_time(self, due: float) -> None:
+        """A look that comes late tells that the front itself was away, and the engine's word may be in the socket."""
+        if time.monotonic() - due < AWAY_SEC:
+            self._judge()
+        else:
+            self._look = asyncio.get_running_loop().call_later(HEARING_SEC, self._judge)

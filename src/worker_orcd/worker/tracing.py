@@ -195,7 +195,7 @@ def _brought(job: Job, terminal: Terminal) -> dict[str, AttributeValue]:
     outcome, reason = outcome_of(terminal, job.receipt)
     brought: dict[str, AttributeValue] = {
         "gen_ai.usage.input_tokens": job.prompt_processed,
-        "gen_ai.usage.output_tokens": len(job.tokens),
+        "gen_ai.usage.output_tokens": job.tokens_out,
         "worker_orcd.outcome": outcome,
         "worker_orcd.reason": reason,
         "worker_orcd.phase": job.phase.value,

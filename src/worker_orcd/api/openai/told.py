@@ -52,7 +52,7 @@ def usage_of(jobs: Sequence[Job], choices: int = 1) -> dict[str, int]:
     read = sum(
         max(job.prompt_processed for job in jobs[n : n + choices]) for n in range(0, len(jobs), choices)
     )
-    out = sum(len(job.tokens) for job in jobs)
+    out = sum(job.tokens_out for job in jobs)
     return {"prompt_tokens": read, "completion_tokens": out, "total_tokens": read + out}
 
 

@@ -275,6 +275,16 @@ class ResponseJob(JobRequest):
 
     asked: ResponseRequest
 
+    def without_prompt(self) -> Self:
+        """Its input is not shown again; its instructions are."""
+        return self.model_copy(update={"prompt": "", "asked": self.asked.model_copy(update={"input": ""})})
+
+    @property
+    def kept_chars(self) -> int:
+        """Of its instructions and metadata."""
+        metadata = self.asked.metadata or {}
+        return len(self.asked.instructions or "") + sum(len(k) + len(v) for k, v in metadata.items())
+
 
 def fresh_name(prefix: str, offered: str | None) -> str:
     """The id of a request's job: the client's own (`X-Job-Id`), or a new one.
