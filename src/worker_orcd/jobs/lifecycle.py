@@ -97,12 +97,15 @@ def following(state: State, trigger: Trigger) -> State:
 
 
 def mermaid() -> str:
-    """The table as a Mermaid state diagram, for the docs."""
-    lines = ["stateDiagram-v2", "    [*] --> queued"]
+    """The table as a Mermaid state diagram, for the docs.
+
+    What leaves a state as it is stands in its box: Mermaid draws loops over other arrows' words.
+    """
+    boxes, arrows = [], []
     for state, row in TRANSITIONS.items():
         targets: dict[State, list[str]] = {}
         for trigger, target in row.items():
             targets.setdefault(target, []).append(trigger.value)
-        lines += [f"    {state} --> {target}: {', '.join(names)}" for target, names in targets.items()]
-    lines.append("    ended --> [*]")
-    return "\n".join(lines) + "\n"
+        boxes.append(f'    state "{state}<br/>stays on: {", ".join(targets.pop(state, []))}" as {state}')
+        arrows += [f"    {state} --> {target}: {', '.join(names)}" for target, names in targets.items()]
+    return "\n".join(["stateDiagram-v2", *boxes, "    [*] --> queued", *arrows, "    ended --> [*]"]) + "\n"
