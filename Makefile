@@ -57,9 +57,10 @@ lock: setup ## Regenerate requirements.lock (ARGS=--upgrade for newer versions)
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet \
 		$(ARGS) --output-file requirements.lock
 
-docs: setup ## Regenerate the generated documentation
+docs: setup ## Regenerate the generated pages, and build the site: open site/index.html
 	$(PY) -m tools.docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 clean: ## Remove .venv, caches and build results
-	rm -rf .venv dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv dist build site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

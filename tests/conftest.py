@@ -1,6 +1,12 @@
-"""Workers to test against: one process for each kind and session, for tests that leave it as they found it."""
+"""Workers to test against: one process for each kind and session, for tests that leave it as they found it.
 
+And the documentation's site, built once.
+"""
+
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -33,6 +39,17 @@ def exact_worker() -> Iterator[RunningWorker]:
     """The same with `--exact`, eight sequences of 1,024 cells."""
     with running_worker("llama", wait=False, exact=True, parallel=8, context_length=8192) as worker:
         yield worker.ready(within_sec=180)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the documentation's site, built as `make docs` builds it."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    root = Path(__file__).parents[1]
+    built = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
+    assert built.returncode == 0, built.stderr
+    return folder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
