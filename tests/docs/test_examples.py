@@ -1,0 +1,180 @@
+"""Every example on every page is executed, or its excuse stands here."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.docs.blocks import PAGES, Block, blocks, commands
+from tests.docs.reader import Reader
+from tests.docs.shape import is_shown
+from tests.helpers import fresh_id
+from worker_orcd.testing.harness import RunningWorker, running_worker, wait_until
+
+TESTING, REFERENCE = "docs/testing-your-client.md", "docs/reference.md"
+ITS_OWN_TEST = "test_each_script_does_what_its_row_says"
+
+NOT_RUN = {
+    ("README.md", "git clone"): "where to clone it from is the reader's to know",
+    ("README.md", "make demo"): "tests/real/test_demo.py runs it",
+    ("README.md", "make test"): "is what runs this",
+    ("README.md", "┌─ front process"): "a drawing",
+    ("docs/architecture.md", "clients ── HTTP/SSE"): "a drawing",
+    ("docs/architecture.md", "testing → cli → api"): "a drawing of what import-linter checks",
+    ("docs/gpu.md", "CMAKE_ARGS="): "compiles llama.cpp for a GPU",
+    (
+        "docs/gpu.md",
+        'make run ARGS="--gpu-device 0"',
+    ): "needs a GPU; tests/integration/test_cli.py has its refusal",
+    ("docs/quickstart.md", "git clone"): "where to clone it from is the reader's to know",
+    ("docs/quickstart.md", "make setup"): "has been done where tests run",
+    ("docs/quickstart.md", "make demo"): "tests/real/test_demo.py runs it",
+    (TESTING, '{"text":'): ITS_OWN_TEST,
+    (TESTING, '{"row_ms":'): ITS_OWN_TEST,
+    (TESTING, '{"fail_at":'): ITS_OWN_TEST,
+    (TESTING, '{"die_at":'): ITS_OWN_TEST,
+    (TESTING, '{"hang_at":'): ITS_OWN_TEST,
+}
+"""Blocks and commands, by their page and how they begin, and why nothing executes them here."""
+
+EXECUTE = "curl -N http://127.0.0.1:8080/execute -d"
+BEFORE = {
+    REFERENCE: (
+        f"""{EXECUTE} '{{"job_id":"test-123","prompt":"Write a long story...","max_tokens":1000}}'""",
+        """curl http://127.0.0.1:8080/cancel -d '{"job_id":"test-123"}'""",
+        "curl http://127.0.0.1:8080/jobs/test-123",
+        f"""{EXECUTE} '{{"job_id":"test-124","prompt":"Hello","max_tokens":4}}'""",
+    )
+}
+"""What is typed before a page is read that shows answers and no questions."""
+
+
+OF_THE_MODEL = ("README.md", "docs/quickstart.md")
+"""Pages that promise what the bundled model says. The others are read beside the scripted engine."""
+
+
+def _as_a_test(page: str) -> Any:
+    return pytest.param(page, marks=pytest.mark.real) if page in OF_THE_MODEL else page
+
+
+def excuse(page: str, text: str) -> tuple[str, str] | None:
+    """The row for a block or a command, if it has one."""
+    begins = text.lstrip()
+    return next((row for row in NOT_RUN if row[0] == page and begins.startswith(row[1])), None)
+
+
+def parts(block: Block) -> list[str]:
+    """What is executed or excused on its own: each command, or all of the block."""
+    return list(commands(block.text)) if block.language == "sh" else [block.text]
+
+
+def follow(reader: Reader, block: Block, part: str) -> None:
+    """Do what a part of a block says, or look whether it has been said."""
+    match block.language:
+        case "mermaid":
+            pass  # tests/browser/test_site.py looks at what is drawn.
+        case "sh":
+            reader.types(part)
+        case "python":
+            reader.runs(part)
+        case "json" | "text":
+            assert reader.saw(part), f"{block}: nothing on this page says this\n{reader.screen}"
+        case _:
+            pytest.fail(
+                f"{block}: nobody can execute {block.language!r}; if that is right, say why in NOT_RUN"
+            )
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+@pytest.mark.parametrize("page", [_as_a_test(page) for page in PAGES if list(blocks(page))])
+def test_the_examples_of_a_page_work(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """A reader who types them from top to bottom sees what the page shows."""
+    usual = "real_worker" if page in OF_THE_MODEL else "scripted_worker"
+    with Reader(tmp_path, lambda: request.getfixturevalue(usual)) as reader:
+        for command in BEFORE.get(page, ()):
+            reader.types(command)
+        for block in blocks(page):
+            for part in parts(block):
+                if not excuse(page, part):
+                    follow(reader, block, part)
+
+
+def test_no_excuse_is_for_what_is_not_there() -> None:
+    """A row of the table whose example has gone is gone too."""
+    used = {excuse(page, part) for page in PAGES for block in blocks(page) for part in parts(block)}
+    assert set(NOT_RUN) - used == set()
+
+
+@pytest.fixture(scope="module")
+def scripted() -> Any:
+    """A worker of its own: its engine is killed here."""
+    with running_worker() as worker:
+        yield worker
+
+
+@pytest.mark.parametrize("row", [block.text for block in blocks(TESTING) if block.language == "json"])
+def test_each_script_does_what_its_row_says(row: str, scripted: RunningWorker) -> None:
+    """As a prompt it ends as the table says."""
+    script: dict[str, Any] = json.loads(row)
+    if "hang_at" in script:
+        wait_until(lambda: _hangs_until_killed(scripted, row), within_sec=30.0, what="an engine that hangs")
+        return
+    stream = scripted.ready().execute(fresh_id("script"), row, max_tokens=8).finished()
+    ending = stream.events[-1].data
+    told = len(stream.tokens)
+    match script:
+        case {"text": text}:
+            assert (ending["stop_reason"], stream.text) == ("stop", text)
+        case {"row_ms": _}:
+            assert ending["stop_reason"] == "length"
+        case {"fail_at": at}:
+            assert (ending["code"], told) == ("INTERNAL", at)
+        case {"die_at": at}:
+            assert (ending["code"], told) == ("ENGINE_LOST", at)
+        case _:
+            pytest.fail(f"nobody knows what {row} does")
+
+
+def _hangs_until_killed(worker: RunningWorker, row: str) -> bool:
+    """Whether a cancel cost the engine its life. One that arrives just before it hangs does not."""
+    pid = worker.ready().engine_pid
+    stream = worker.execute(fresh_id("script"), row).tokens_seen(json.loads(row)["hang_at"])
+    worker.cancel(stream.job_id)
+    assert stream.finished().events[-1].data["code"] == "CANCELLED"
+    return worker.ready().engine_pid != pid
+
+
+def test_numbers_and_texts_may_differ_keys_and_words_may_not() -> None:
+    """An answer is compared by its shape, an ending by what it says."""
+    shown = '{"code": "CANCELLED", "tokens_out": 97, "receipt": null}'
+    assert is_shown('{"code": "CANCELLED", "tokens_out": 3, "receipt": null}', shown)
+    assert is_shown('202 {"receipt": null, "code": "CANCELLED", "tokens_out": 3}', shown)
+    for other in (
+        '{"code": "INTERNAL", "tokens_out": 3, "receipt": null}',
+        '{"code": "CANCELLED"}',
+        "CANCELLED",
+    ):
+        assert not is_shown(other, shown)
+    assert not is_shown('{"code": "CANCELLED", "tokens_out": "3", "receipt": null}', shown)
+
+
+def test_lines_are_shown_in_order_and_to_the_last() -> None:
+    """Some may be left out before the end, none after it."""
+    said = 'event: started\ndata: {"seed": 1}\n\nevent: token\n\nevent: end\ndata: {"tokens_out": 2}\nid: 3\n'
+    assert is_shown(said, 'event: end\ndata: {"tokens_out": 42}\nid: 43')
+    assert is_shown(said, "event: started\n…")
+    assert not is_shown(said, "event: started")
+    assert not is_shown(said, 'event: end\ndata: {"tokens": 42}\nid: 43')
+    assert not is_shown(said, "event: end\nevent: started\n…")
+
+
+def test_a_command_has_all_of_its_lines() -> None:
+    """Backslashes, quotes and loops; remarks are none."""
+    text = "# first\ncurl -N \\\n  -d 'a\nb'\n\nfor n in 1 2; do\n  echo $n\ndone\nls # there\n"
+    assert list(commands(text)) == [
+        "curl -N \\\n  -d 'a\nb'",
+        "for n in 1 2; do\n  echo $n\ndone",
+        "ls # there",
+    ]
