@@ -21,7 +21,7 @@ _USUAL_PORT = "8080"
 _SERVES = re.compile(
     r"(?:\w+=\S+ )*(?:make run|\S*worker-orcd|\S*python -m worker_orcd\.testing\.serve)(?: serve)?(?: -.*)?"
 )
-_GOES_ON = re.compile(r"(?:\w+=\S+ )*(?:curl (?:.* )?-N |\S*worker-orcd (?:execute|chat|logs|ps .*--watch))")
+_GOES_ON = re.compile(r"(?:\w+=\S+ )*(?:curl (?:.* )?-N |\S*worker-orcd (?:execute|chat|logs) )")
 _PATIENCE_SEC = 2.0
 _PORT = re.compile(r"(?<=--port[ =])\d+")
 _SURROUNDINGS = {"NO_PROXY": "*", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
@@ -47,7 +47,7 @@ class Typed:
         said = self.said
         if self.process.poll() is not None:
             return True
-        return said.count("event: token") >= 3 if said.startswith("event:") else said != ""
+        return said.count("event: token") >= 3 if said.startswith("event: started") else said != ""
 
     def leave(self, patience_sec: float = 0.0) -> None:
         """Ctrl-C, if it does not end by itself before."""
@@ -129,7 +129,7 @@ class Reader:
     @property
     def screen(self) -> str:
         """What was typed and the end of what was said, for when something is not as the page says."""
-        return "\n".join(f"$ {typed.command}\n{typed.said[-2000:]}" for typed in self._typed)
+        return "\n".join(f"$ {typed.command}\n{typed.said[-500:]}" for typed in self._typed)
 
     def _serve(self, command: str) -> None:
         for own in self._own:

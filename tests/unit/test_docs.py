@@ -189,6 +189,21 @@ def test_every_source_file_that_is_named_exists() -> None:
                 assert any(place.is_file() for place in places), f"{page}: {span}"
 
 
+@pytest.mark.parametrize("page", ["docs/architecture.md", "docs/how-a-cancel-travels.md"])
+def test_every_method_that_is_named_exists(page: str) -> None:
+    """`Worker.cancel`, `_undo`: pages that explain the code use its names, in their diagrams too."""
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")]
+    defined = {name for source in sources for name in re.findall(r"def (_\w+)", source)}
+    named = re.findall(r"\b([A-Z][a-z]\w+)\.(\w+)|(?<![\w/.])(_[a-z]\w+)", text_of(page))
+    assert named
+    for owner, member, private in named:
+        if private:
+            assert private in defined, f"{page}: {private}"
+            continue
+        homes = [source for source in sources if re.search(rf"^class {owner}\b", source, re.MULTILINE)]
+        assert any(re.search(rf"\b{member}\b", home) for home in homes), f"{page}: {owner}.{member}"
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_names_no_machine_but_the_readers_own(page: str) -> None:
     """No host but this one, and no absolute path but the worker's endpoints, where a server keeps it, `/path/to/…`."""
