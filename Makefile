@@ -59,7 +59,7 @@ lock: setup ## Regenerate requirements.lock (ARGS=--upgrade for newer versions)
 
 docs: setup ## Regenerate the generated pages, and build the site: open site/index.html
 	$(PY) -m tools.docs
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 clean: ## Remove .venv, caches and build results
 	rm -rf .venv dist build site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

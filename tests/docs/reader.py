@@ -18,6 +18,10 @@ from worker_orcd.testing.harness import RunningWorker, free_port, wait_until
 
 _WITHIN_SEC = 60.0
 _USUAL_PORT = "8080"
+_MAY_BE_TYPED = re.compile(
+    r"(?:\w+=\S+ )*(?:curl|make run|(?:\S*/)?(?:worker-orcd|python3?)) *(?:\s.*)?", re.DOTALL
+)
+"""All else may change the machine: it is for NOT_RUN, not for a test."""
 _SERVES = re.compile(
     r"(?:\w+=\S+ )*(?:make run|\S*worker-orcd|\S*python -m worker_orcd\.testing\.serve)(?: serve)?(?: -.*)?"
 )
@@ -96,6 +100,7 @@ class Reader:
 
         A stream goes on while the reader types in another window; one of our own programs' is left with Ctrl-C.
         """
+        assert _MAY_BE_TYPED.fullmatch(command), f"not for a test to type; say why in NOT_RUN: {command}"
         assert self._own or "/shutdown" not in command, "the worker is not this page's own"
         if _SERVES.fullmatch(command):
             self._serve(command)

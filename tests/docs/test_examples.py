@@ -107,6 +107,16 @@ def test_no_excuse_is_for_what_is_not_there() -> None:
     assert set(NOT_RUN) - used == set()
 
 
+@pytest.mark.parametrize(
+    "command", ["systemctl reload nginx", "make install TO=/opt/x", "sudo curl x", "rm x"]
+)
+def test_what_may_change_the_machine_is_not_typed(command: str, tmp_path: Path) -> None:
+    """Somebody has to have looked at it, and to say why it is not run."""
+    reader = Reader(tmp_path, lambda: pytest.fail("it asks nobody"))
+    with pytest.raises(AssertionError, match="say why in NOT_RUN"):
+        reader.types(command)
+
+
 @pytest.fixture(scope="module")
 def scripted() -> Any:
     """A worker of its own: its engine is killed here."""
