@@ -3,12 +3,13 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
-from tests.docs.blocks import PAGES, blocks
-from tests.docs.test_site import on_site
+from tests.docs.blocks import PAGES, blocks, on_site
 
 
 @pytest.fixture
@@ -52,6 +53,17 @@ def test_it_can_be_searched(reading: Page, site: Path) -> None:
     reading.keyboard.type("receipts")
     reading.locator(".md-search-result__link").filter(has_text="Records and receipts").first.click()
     expect(reading).to_have_url(re.compile(r"/reference\.html.*#records-and-receipts$"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_can_be_read(reading: Page, site: Path, scheme: Literal["light", "dark"]) -> None:
+    """axe-core finds no text with too little contrast, code of each language included, and no link that hides in it."""
+    reading.emulate_media(color_scheme=scheme)
+    for name in ("quickstart", "openai", "reference", "gpu"):
+        reading.goto((site / f"{name}.html").as_uri())
+        found = Axe().run(reading, options={"runOnly": ["color-contrast", "link-in-text-block"]})
+        assert found.response["passes"]
+        assert found.violations_count == 0, found.generate_report()
 
 
 def test_light_dark_and_narrow(reading: Page, site: Path) -> None:

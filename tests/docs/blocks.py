@@ -1,4 +1,4 @@
-"""What a page shows as code, in order."""
+"""The pages of the repository, and what they show as code, in order."""
 
 import json
 import re
@@ -33,6 +33,12 @@ class Block:
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}: {self.first_line[:60]}"
+
+
+def on_site(page: str) -> str:
+    """What a page of the repository is called on the site."""
+    name = "index.md" if page == "README.md" else page.removeprefix("docs/")
+    return name.removesuffix(".md") + ".html"
 
 
 def blocks(page: str) -> Iterator[Block]:

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from tests.docs.blocks import PAGES, ROOT
+from tests.docs.blocks import PAGES, ROOT, on_site
 
 SOURCES = ("mkdocs.yml", "README.md", "CHANGELOG.md", "LICENSE", "docs", "tools")
 
@@ -42,12 +42,6 @@ def documents(site: Path) -> Iterator[tuple[Path, Document]]:
     for file in sorted(site.glob("**/*.html")):
         if file.name != "404.html":
             yield file, Document(file)
-
-
-def on_site(page: str) -> str:
-    """A page's name there."""
-    name = "index.md" if page == "README.md" else page.removeprefix("docs/")
-    return name.removesuffix(".md") + ".html"
 
 
 def test_every_page_is_in_the_menu_and_the_readme_comes_first(site: Path) -> None:
