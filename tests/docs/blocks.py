@@ -54,8 +54,8 @@ def blocks(page: str) -> Iterator[Block]:
 
 
 def _guess(text: str) -> str:
-    """Indented code does not say what it is: events, a drawing or commands."""
-    return "text" if text.startswith("event:") or "─" in text else "sh"
+    """Indented code does not say what it is: events, a drawing, a receipt, or commands."""
+    return "text" if text.startswith("event:") or re.search("[─→]", text) else "sh"
 
 
 def _within(token: Token, page: str, line: int) -> Iterator[Block]:

@@ -19,16 +19,25 @@ from worker_orcd.testing.harness import RunningWorker, free_port, wait_until
 _WITHIN_SEC = 60.0
 _USUAL_PORT = "8080"
 _MAY_BE_TYPED = re.compile(
-    r"(?:\w+=\S+ )*(?:curl|make run|(?:\S*/)?(?:worker-orcd|python3?)) *(?:\s.*)?", re.DOTALL
+    r"(?:\w+=\S+ )*(?:curl|make run|printf|(?:\S*/)?(?:worker-orcd|python3?)) *(?:\s.*)?", re.DOTALL
 )
 """All else may change the machine: it is for NOT_RUN, not for a test."""
 _SERVES = re.compile(
     r"(?:\w+=\S+ )*(?:make run|\S*worker-orcd|\S*python -m worker_orcd\.testing\.serve)(?: serve)?(?: -.*)?"
 )
-_GOES_ON = re.compile(r"(?:\w+=\S+ )*(?:curl (?:.* )?-N |\S*worker-orcd (?:execute|chat|logs) )")
-_PATIENCE_SEC = 2.0
+_GOES_ON = re.compile(r"(?:\w+=\S+ )*(?:curl (?:.* )?-N |\S*worker-orcd (?:execute|chat|logs)\b)")
+_PATIENCE_SEC = 0.5
+"""So long a program of ours is watched."""
+_LISTENS = re.compile(r"\S*worker-orcd logs\b")
+_SILENCE_SEC = 3.0
+"""It may have nothing to say."""
+_INTERRUPTED = (0, -signal.SIGINT, 128 + signal.SIGINT)
 _PORT = re.compile(r"(?<=--port[ =])\d+")
-_SURROUNDINGS = {"NO_PROXY": "*", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+_SURROUNDINGS = {
+    "NO_PROXY": "*",
+    "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}",
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+}
 _CURL_SETTINGS = "silent\nshow-error\nfail-with-body\nmax-time = 60\nnoproxy = *\n"
 
 
@@ -53,13 +62,13 @@ class Typed:
             return True
         return said.count("event: token") >= 3 if said.startswith("event: started") else said != ""
 
-    def leave(self, patience_sec: float = 0.0) -> None:
-        """Ctrl-C, if it does not end by itself before."""
+    def leave(self, patience_sec: float = 0.0) -> bool:
+        """Ctrl-C, if it does not end by itself before. Returns whether its end is a good one."""
         try:
-            self.process.wait(patience_sec)
+            return self.process.wait(patience_sec) == 0
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGINT)
-            self.process.wait(_WITHIN_SEC)
+            return self.process.wait(_WITHIN_SEC) in _INTERRUPTED
 
 
 class Reader:
@@ -77,6 +86,8 @@ class Reader:
         """By the port that the page says."""
         self._own: list[RunningWorker] = []
         self._typed: list[Typed] = []
+        self._streams: list[Typed] = []
+        """Of these, those that go on in another window."""
         (folder / ".venv").symlink_to(sys.prefix)
         (folder / "test.gguf").symlink_to(bundled_model())
         (folder / ".curlrc").write_text(_CURL_SETTINGS)
@@ -85,13 +96,12 @@ class Reader:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        """Stop what goes on. What the reader has started ends well, unless something has failed already."""
-        serving = [own.process for own in self._own]
+        """Stop what goes on. Everything ends well, unless something has failed already."""
+        badly = {typed.command: typed.process.returncode for typed in self._streams if not typed.leave()}
+        badly |= {f"worker on {own.port}": code for own in self._own if (code := own.stop()) != 0}
         for typed in self._typed:
-            if typed.process not in serving:
-                typed.leave()
-        codes = [own.stop() for own in self._own]
-        assert failure[0] is not None or set(codes) <= {0}, f"a worker's exit code: {codes}"
+            typed.leave()
+        assert failure[0] is not None or badly == {}
         for worker in set(self._workers.values()) - set(self._own):
             at_rest(worker)
 
@@ -107,9 +117,7 @@ class Reader:
             return
         typed = self._start(["bash", "-c", self._here(command)], command)
         if _GOES_ON.match(command):
-            wait_until(lambda: typed.has_begun, within_sec=_WITHIN_SEC, what=f"output of {command}")
-            if "worker-orcd" in command:
-                typed.leave(_PATIENCE_SEC)
+            self._watch(typed)
         else:
             self._done(typed)
         if "/shutdown" in command:
@@ -135,6 +143,19 @@ class Reader:
     def screen(self) -> str:
         """What was typed and the end of what was said, for when something is not as the page says."""
         return "\n".join(f"$ {typed.command}\n{typed.said[-500:]}" for typed in self._typed)
+
+    def _watch(self, typed: Typed) -> None:
+        silent = _LISTENS.match(typed.command)
+        try:
+            within_sec = _SILENCE_SEC if silent else _WITHIN_SEC
+            wait_until(lambda: typed.has_begun, within_sec=within_sec, what=f"output of {typed.command}")
+        except TimeoutError:
+            if not silent:
+                raise
+        if "worker-orcd" in typed.command:
+            assert typed.leave(_PATIENCE_SEC), f"it does not end well\n{self.screen}"
+        else:
+            self._streams.append(typed)
 
     def _serve(self, command: str) -> None:
         for own in self._own:

@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"\b[0-9a-f]{8,}\b|\d+(?:\.\d+)?")
+"""Also a number that was drawn for an id."""
 _WORDS = frozenset({"code", "message", "object", "phase", "reason", "state", "status"})
 """Fields whose values are words of the interface."""
 

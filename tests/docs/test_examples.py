@@ -178,6 +178,8 @@ def test_lines_are_shown_in_order_and_to_the_last() -> None:
     assert not is_shown(said, "event: started")
     assert not is_shown(said, 'event: end\ndata: {"tokens": 42}\nid: 43')
     assert not is_shown(said, "event: end\nevent: started\n…")
+    assert is_shown("job cli-697cf5a9: 1.5 ms", "job cli-0123abcd: 12 ms")
+    assert not is_shown("job cli-697cf5a9: 1.5 s", "job cli-0123abcd: 12 ms")
 
 
 def test_a_command_has_all_of_its_lines() -> None:
