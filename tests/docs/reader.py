@@ -16,7 +16,7 @@ from tests.helpers import at_rest
 from worker_orcd.settings import bundled_model
 from worker_orcd.testing.harness import RunningWorker, free_port, wait_until
 
-_WITHIN_SEC = 60.0
+_WITHIN_SEC = 120.0
 _USUAL_PORT = "8080"
 _MAY_BE_TYPED = re.compile(
     r"(?:\w+=\S+ )*(?:curl|make run|printf|(?:\S*/)?(?:worker-orcd|python3?)) *(?:\s.*)?", re.DOTALL
@@ -38,7 +38,7 @@ _SURROUNDINGS = {
     "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}",
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
 }
-_CURL_SETTINGS = "silent\nshow-error\nfail-with-body\nmax-time = 60\nnoproxy = *\n"
+_CURL_SETTINGS = "silent\nshow-error\nfail-with-body\nmax-time = 120\nnoproxy = *\n"
 
 
 @dataclass(frozen=True, slots=True)
