@@ -87,6 +87,8 @@ def follow(reader: Reader, block: Block, part: str) -> None:
             )
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 @pytest.mark.parametrize("page", [_as_a_test(page) for page in PAGES if list(blocks(page))])
 def test_the_examples_of_a_page_work(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
