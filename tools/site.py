@@ -14,14 +14,18 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
-BESIDE_DOCS = {"index.md": "README.md", "CHANGELOG.md": "CHANGELOG.md"}
-"""Pages of the site that lie beside docs/, and their files."""
+BESIDE_DOCS = {
+    "index.md": "README.md",
+    "CHANGELOG.md": "CHANGELOG.md",
+    "assets/icon.svg": "src/worker_orcd/console/icon.svg",
+}
+"""What is on the site and lies beside docs/."""
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)[^)\s#]+")
 _CODE = re.compile(r"`[^`\n]+`")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that lie beside docs/, and the files that pages link to."""
+    """Add what lies beside docs/, and the files that pages link to."""
     for page, file in BESIDE_DOCS.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / file)))
     for page in files.documentation_pages():

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from tests.docs.blocks import PAGES, ROOT, on_site
 
-SOURCES = ("mkdocs.yml", "README.md", "CHANGELOG.md", "LICENSE", "docs", "tools")
+SOURCES = ("mkdocs.yml", "README.md", "CHANGELOG.md", "LICENSE", "docs", "tools", "src/worker_orcd/console")
 
 
 class Document(HTMLParser):
