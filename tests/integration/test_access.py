@@ -155,7 +155,10 @@ def test_this_machines_names_are_good(worker: RunningWorker, host: str) -> None:
     assert worker.client.get("/jobs", headers={"Host": host}).status_code == 200
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1"])
+@pytest.mark.parametrize(
+    "origin",
+    ["https://evil.example", "null", "http://127.0.0.1:1", "http://[", "http://[::1", "http://[x]", ""],
+)
 def test_another_sites_page_cannot_ask(worker: RunningWorker, origin: str) -> None:
     """A form or a simple `fetch` needs no permission of ours; so it is refused, and no CORS header is ever sent."""
     answer = worker.client.post("/cancel", json={"job_id": "x"}, headers={"Origin": origin})

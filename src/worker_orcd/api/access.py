@@ -1,7 +1,7 @@
 """Who may ask: API keys, or else only what comes from this machine and was meant for it. Pure ASGI."""
 
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
@@ -52,6 +52,7 @@ class AccessMiddleware:
         """
         if scope["type"] == "http":
             headers = Headers(scope=scope)
+            _check_host(headers, scope["http_version"])
             if self._keys is not None:
                 if scope["path"] not in OPEN_PATHS and not scope["path"].startswith(OPEN_FILES):
                     scope[_OWNER] = self._owner(headers, self._keys)
@@ -72,15 +73,23 @@ class AccessMiddleware:
     @staticmethod
     def _check_origin(headers: Headers, hosts: frozenset[str]) -> None:
         host = headers.get("host")
-        if host is not None and _name(f"//{host}") not in hosts:
+        if host is not None and _parts(f"//{host}").hostname not in hosts:
             raise invalid("Host is not this machine; without API keys it has to be", "Host")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != (host or "").lower():
+        if origin is not None and _parts(origin).netloc.lower() != (host or "?").lower():
             raise invalid("Origin is another site; without API keys it cannot be", "Origin")
 
 
-def _name(address: str) -> str | None:
+def _check_host(headers: Headers, http_version: str) -> None:
+    """Whoever stands between may have looked at another `Host` than we do (RFC 9112, 3.2)."""
+    hosts = len(headers.getlist("host"))
+    if hosts > 1 or (hosts == 0 and http_version == "1.1"):
+        raise invalid(f"a request has one Host; this one has {hosts or 'none'}", "Host")
+
+
+def _parts(address: str) -> SplitResult:
+    """What an address consists of; of nothing, if it is none."""
     try:
-        return urlsplit(address).hostname
+        return urlsplit(address)
     except ValueError:
-        return None
+        return urlsplit("")

@@ -18,11 +18,13 @@ def router(worker: Worker) -> APIRouter:
     def status_code(status: Status) -> int:
         return 200 if status is Status.HEALTHY else 503
 
+    @routes.head("/health", include_in_schema=False)
     @routes.get("/health", summary="How the worker is", responses=_UNAVAILABLE)
     async def health() -> JSONResponse:
         seen = health_of(worker)
         return JSONResponse(seen.data(), status_code=status_code(seen.status))
 
+    @routes.head("/livez", include_in_schema=False)
     @routes.get(
         "/livez",
         summary="Whether the worker lives; not if no engine can be had any more, which a restart may mend",
@@ -34,6 +36,7 @@ def router(worker: Worker) -> APIRouter:
             {"status": "hopeless" if hopeless else "alive"}, status_code=503 if hopeless else 200
         )
 
+    @routes.head("/readyz", include_in_schema=False)
     @routes.get("/readyz", summary="Whether jobs are taken and make progress", responses=_UNAVAILABLE)
     async def readyz() -> JSONResponse:
         status = status_of(worker)

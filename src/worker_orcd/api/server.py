@@ -166,6 +166,7 @@ def make_server(app: FastAPI) -> Server:
             app,
             http=partial(BoundedProtocol, refuse=app.state.refuse),  # type: ignore[arg-type]  # Only called.
             loop="uvloop",
+            ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
