@@ -2,25 +2,17 @@
 
 import re
 
-from worker_orcd.jobs.errors import invalid
-
 MOST_WAIT_SEC = 10
-_WAIT = re.compile(r"wait(?:\s*=\s*(?:(\d{1,9})|\"(\d{1,9})\"))?(?:\s*;.*)?", re.IGNORECASE)
+_WAIT = re.compile(r"wait\s*=\s*(?:(\d{1,9})|\"(\d{1,9})\")(?:\s*;.*)?", re.IGNORECASE)
 
 
 def wait_of(header: str) -> int:
-    """Seconds to wait, at most `MOST_WAIT_SEC`; 0 without the preference. Other preferences are not ours to know.
+    """Seconds to wait, at most `MOST_WAIT_SEC`; 0 without the preference.
 
-    Raises:
-        JobError: `INVALID_REQUEST`, `wait` has no whole number of seconds.
+    What is not understood is ignored, as the RFC says: no preference may keep a job from being cancelled.
     """
     for preference in header.split(","):
-        name = preference.strip()
-        if not re.match(r"wait\b", name, re.IGNORECASE):
-            continue
-        match = _WAIT.fullmatch(name)
-        seconds = match and (match[1] or match[2])
-        if not seconds:
-            raise invalid("Prefer: wait needs a whole number of seconds, such as wait=5", "Prefer")
-        return min(int(seconds), MOST_WAIT_SEC)
+        match = _WAIT.fullmatch(preference.strip())
+        if match:
+            return min(int(match[1] or match[2]), MOST_WAIT_SEC)
     return 0
