@@ -61,6 +61,16 @@ def test_a_late_reader_gets_the_same_events_and_the_one_ending(worker: RunningWo
     assert events_of(worker, stream.job_id, 10**9) == []
 
 
+def test_a_reader_who_claims_to_have_seen_too_much_gets_the_ending_all_the_same(
+    worker: RunningWorker,
+) -> None:
+    """Such as one that comes back to a later use of the id: exactly one terminal event, to every reader (G2)."""
+    stream = worker.execute(fresh_id(), script(token_ms=20), max_tokens=30).tokens_seen(2)
+    rest = events_of(worker, stream.job_id, 500)
+    assert rest == told(stream.finished())[-len(rest) :]
+    assert rest[-1][1] == "end"
+
+
 def test_two_readers_follow_one_job_each_at_its_own_pace(worker: RunningWorker) -> None:
     """The second one joins in the middle; neither changes what the other gets."""
     first = worker.execute(fresh_id(), script(token_ms=5), max_tokens=60).tokens_seen(5)
