@@ -25,6 +25,7 @@ def test_a_worker_whose_engine_cannot_be_brought_back_says_so_and_ends_its_jobs(
         )
         stream.finished().assert_whole()
         assert stream.events[-1].data["code"] == "ENGINE_LOST"
+        assert "model.gguf" not in stream.events[-1].data["message"], "paths are for operators"
         health = worker.client.get("/health")
         assert health.status_code == 503
         assert health.json()["status"] == "unhealthy"

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import signal
 import socket
 from functools import partial
 from typing import Any, cast
@@ -115,6 +116,21 @@ def test_a_reader_who_leaves_after_the_end_changes_nothing(worker: RunningWorker
     stream.leave()
     assert ended_state(worker, stream.job_id)["state"] == "completed"
     stream.finished()
+
+
+def test_another_readers_leaving_does_not_stop_the_job_of_a_client_that_waits_for_its_answer(
+    battered: RunningWorker,
+) -> None:
+    """It is a reader from the moment its job is taken in, not from its first byte."""
+    battered.signal_engine(signal.SIGSTOP)
+    stream = battered.execute(fresh_id(), script(token_ms=2), max_tokens=5)
+    path = f"/jobs/{stream.job_id}"
+    wait_until(lambda: battered.client.get(path).status_code == 200, what="the job")
+    with battered.client.stream("GET", f"{path}/events") as other:
+        assert other.status_code == 200
+    assert stream.status is None, "it still waits for its answer"
+    assert stream.finished(within_sec=40).events[-1].event == "end"
+    battered.ready(within_sec=20)
 
 
 def test_a_cancel_before_the_reader_leaves_keeps_its_reason(worker: RunningWorker) -> None:

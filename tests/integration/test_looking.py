@@ -188,6 +188,14 @@ def test_liveness_and_readiness_are_separate(worker: RunningWorker) -> None:
     assert (ready.status_code, ready.json()) == (200, {"status": "healthy"})
 
 
+@pytest.mark.parametrize("path", ["/health", "/livez", "/readyz"])
+def test_who_wants_no_body_asks_with_head(worker: RunningWorker, path: str) -> None:
+    """As some load balancers do: the same status and headers."""
+    asked, whole = worker.client.head(path), worker.client.get(path)
+    assert (asked.status_code, asked.content) == (200, b"")
+    assert asked.headers["content-type"] == whole.headers["content-type"]
+
+
 # Metrics.
 
 
@@ -427,6 +435,21 @@ def test_each_way_to_end_is_narrated_once(life: Life) -> None:
     refusals = life.of("error", level="WARN")
     assert len(refusals) == 5
     assert {event["code"] for event in refusals} == {"INVALID_REQUEST"}
+
+
+def test_a_job_refused_for_its_prompt_is_told_and_counted_once(worker: RunningWorker) -> None:
+    """As the job that it was, and as nobody's failure: it is the client who has to change something."""
+    before = _metrics(worker)
+    body = {"job_id": fresh_id(), "prompt": "x" * 8000, "max_tokens": 2000}
+    assert worker.client.post("/execute", json=body).status_code == 400
+    changed = {key for key, value in _metrics(worker).items() if value != before[key]}
+    failed = {"outcome": "failed", "reason": "INVALID_REQUEST", "status": "400"}
+    assert ("worker_requests_total", tuple(failed.items())) in changed
+    assert not any(name == "worker_refusals_total" for name, _ in changed)
+    told = worker.narrated("error", job_id=body["job_id"])
+    assert told["level"] == "WARN"
+    mine = [event for event in worker.narration() if event.get("correlation_id") == told["correlation_id"]]
+    assert mine == [told]
 
 
 def test_many_readers_of_health_and_jobs_do_not_disturb_a_stream(worker: RunningWorker) -> None:

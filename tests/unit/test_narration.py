@@ -139,6 +139,11 @@ class TestCatalogue:
                 "Refusing a request with DRAINING: shutting down",
             ),
             (
+                narration.Error(code="INVALID_REQUEST", message="too long", job_id="j"),
+                "WARN",
+                "Refusing job j with INVALID_REQUEST: too long",
+            ),
+            (
                 narration.Error(code="CUDA_ERROR", message="device gone", job_id="j"),
                 "ERROR",
                 "Job j fails with CUDA_ERROR: device gone",

@@ -42,6 +42,13 @@ def error_headers(error: JobError, path: str) -> dict[str, str]:
     return headers
 
 
+class EndedAlready(JobError):
+    """The answer is the end of a job that had been taken in, which is narrated and counted as such."""
+
+    def __init__(self, end: JobError) -> None:
+        super().__init__(end.code, end.message, param=end.param)
+
+
 Refuse = Callable[[JobError, str], Response]
 """Makes the answer to a refused request for a path, counts it and narrates it."""
 
@@ -50,15 +57,16 @@ def install(app: FastAPI, worker: Worker, narrator: narration.Narrator) -> Refus
     """Give every error of this app the one shape, count it and narrate it. Returns what does so."""
 
     def answer(error: JobError, path: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-        worker.metrics.refusals.labels(error.code.value).inc()
-        narrator.tell(
-            narration.Error(
-                code=error.code.value,
-                message=error.message,
-                http_status=error.http_status,
-                param=error.param,
+        if not isinstance(error, EndedAlready):
+            worker.metrics.refusals.labels(error.code.value).inc()
+            narrator.tell(
+                narration.Error(
+                    code=error.code.value,
+                    message=error.message,
+                    http_status=error.http_status,
+                    param=error.param,
+                )
             )
-        )
         return JSONResponse(
             error_content(error, path),
             status_code=error.http_status,

@@ -8,6 +8,8 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from worker_orcd.api.access import owner_of
+from worker_orcd.api.answers import EndedAlready
+from worker_orcd.jobs.errors import JobError
 from worker_orcd.jobs.request import JobRequest
 from worker_orcd.jobs.stops import StopReason
 from worker_orcd.narration.context import correlation_id
@@ -22,6 +24,9 @@ T = TypeVar("T")
 async def begin(worker: Worker, request: Request, asked: Sequence[JobRequest]) -> list[JobStream]:
     """Have these jobs taken in, and wait a while to learn that their prompts fit.
 
+    The client is a reader of each meanwhile, so that no other reader's leaving stops them; the caller makes it one for
+    good, at once.
+
     Raises:
         JobError: one of them is refused; the others are stopped then.
         ClientDisconnect: the client has left; so are all.
@@ -30,23 +35,30 @@ async def begin(worker: Worker, request: Request, asked: Sequence[JobRequest]) -
     try:
         asker, owner = correlation_id.get() or "", owner_of(request)
         # One by one, so that those which were taken in are known when another is refused.
-        streams.extend(worker.execute(one, asker, owner, request.headers) for one in asked)
+        for one in asked:
+            streams.append(worker.execute(one, asker, owner, request.headers))
+            streams[-1].join()
         await unless_it_leaves(request, _measured(worker, streams))
     except ClientDisconnect:
         for stream in streams:
-            stream.join()
             worker.reader_left(stream)
         raise
     except BaseException:
         for stream in streams:
+            stream.leave()
             worker.stop(stream.job, StopReason.DISCONNECT)
         raise
+    for stream in streams:
+        stream.leave()
     return streams
 
 
 async def _measured(worker: Worker, streams: Sequence[JobStream]) -> None:
-    for stream in streams:
-        await worker.measured(stream, MEASURE_PATIENCE_SEC)
+    try:
+        for stream in streams:
+            await worker.measured(stream, MEASURE_PATIENCE_SEC)
+    except JobError as end:
+        raise EndedAlready(end) from end
 
 
 async def unless_it_leaves(request: Request, waiting: Coroutine[Any, Any, T]) -> T:

@@ -313,12 +313,13 @@ class Disconnect(_ToldOfJob):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Error(_Told):
-    """A request was refused (WARN), or a job or the worker failed (ERROR)."""
+    """A request or a job was refused (WARN), or a job or the worker failed (ERROR)."""
 
     name: ClassVar = "error"
     acts_on: ClassVar = "job:{job_id}, otherwise request or worker"
     sentences: ClassVar = {
         "refused": Sentence("WARN", "Refusing a request with {code}: {message}"),
+        "unfit": Sentence("WARN", "Refusing job {job_id} with {code}: {message}"),
         "job": Sentence("ERROR", "Job {job_id} fails with {code}: {message}"),
         "worker": Sentence("ERROR", "Worker reports {code}: {message}"),
     }
@@ -357,7 +358,9 @@ class Error(_Told):
         # 503 is DRAINING: the worker means it, nothing has failed.
         if self.http_status is not None and (self.http_status < 500 or self.http_status == 503):
             return "refused"
-        return "worker" if self.job_id is None else "job"
+        if self.job_id is None:
+            return "worker"
+        return "unfit" if self.code == "INVALID_REQUEST" else "job"
 
     def target(self) -> str:
         """Return the job, else what was refused or failed."""

@@ -36,6 +36,10 @@ class JobStream:
             )
         self.readers += 1
 
+    def leave(self) -> None:
+        """One reader less."""
+        self.readers -= 1
+
     def wake(self) -> None:
         """Something happened to the job."""
         waiting, self.waiting = self.waiting, set()

@@ -205,7 +205,7 @@ class Worker:
 
     def reader_left(self, stream: JobStream) -> None:
         """A reader of a job is gone. With the last one the job is stopped, if it is not to go on without."""
-        stream.readers -= 1
+        stream.leave()
         job = stream.job
         if stream.readers > 0 or not job.live:
             return
@@ -289,7 +289,8 @@ class Worker:
         """There will be no engine any more: every job that waits for one ends."""
         now = self._now()
         self._story.gone(reason, code)
-        error = JobError(ErrorCode.ENGINE_LOST, f"The engine cannot be started: {reason}")
+        # The reason may name paths: it is for operators, in the narration and in /health.
+        error = JobError(ErrorCode.ENGINE_LOST, "The engine cannot be started any more")
         for job in self.dispatcher.tracker:
             self._carry_out(self.dispatcher.failed(job.run, error, Freed(now.mono, now.mono), now))
         self.hopeless.set()
