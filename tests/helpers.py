@@ -91,6 +91,17 @@ def raw_exchange(worker: RunningWorker, sent: bytes) -> bytes:
         return received
 
 
+def stalled_client(worker: RunningWorker, job_id: str, **fields: object) -> socket.socket:
+    """A client that asks for a job and reads nothing of it."""
+    body = json.dumps({"job_id": job_id, **fields}).encode()
+    head = f"POST /execute HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    client.connect(("127.0.0.1", worker.port))
+    client.sendall(head + body)
+    return client
+
+
 def raw_body(answer: bytes) -> tuple[int, bytes]:
     """Status and body of a raw answer."""
     head, _, body = answer.partition(b"\r\n\r\n")

@@ -42,7 +42,8 @@ MEANINGS: dict[ErrorCode, str] = {
     ErrorCode.UNAUTHORIZED: "keys are configured (`--api-key-file`), and the request has none that fits",
     ErrorCode.JOB_NOT_FOUND: "only `GET /jobs/{job_id}`: no such job is live or remembered",
     ErrorCode.JOB_ID_IN_USE: "a live job has this id; an id is free again once its job has ended",
-    ErrorCode.QUEUE_FULL: "`--max-queue` jobs are waiting; comes with `Retry-After`",
+    ErrorCode.QUEUE_FULL: "`--max-queue` jobs are waiting, or there are too many readers or connections; "
+    "comes with `Retry-After`",
     ErrorCode.DRAINING: "the worker is shutting down; comes with `Retry-After`",
     ErrorCode.CANCELLED: "in a stream: the job was stopped; `reason` says by whom",
     ErrorCode.INFERENCE_TIMEOUT: "in a stream: the job's deadline passed, waiting included",

@@ -5,6 +5,7 @@ import contextlib
 import json
 import signal
 import socket
+import time
 from functools import partial
 from typing import Any, cast
 
@@ -24,7 +25,8 @@ from tests.helpers import (
     script,
 )
 from worker_orcd.api import sse
-from worker_orcd.api.server import BoundedProtocol, Server, bind
+from worker_orcd.api.connection import BoundedProtocol
+from worker_orcd.api.server import Server, bind
 from worker_orcd.jobs.events import End, Token
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.lifecycle import State
@@ -116,6 +118,26 @@ def test_a_reader_who_leaves_after_the_end_changes_nothing(worker: RunningWorker
     stream.leave()
     assert ended_state(worker, stream.job_id)["state"] == "completed"
     stream.finished()
+
+
+@pytest.mark.parametrize("ahead", [1, 100, 3000])
+def test_a_client_that_leaves_is_noticed_also_when_it_has_sent_further_requests(
+    worker: RunningWorker, ahead: int
+) -> None:
+    """Pipelined ones, a few or far too many: the worker goes on reading, or else drops it."""
+    job_id = fresh_id("pipelined")
+    body = json.dumps({"job_id": job_id, "prompt": script(4000, row_ms=5), "max_tokens": 5}).encode()
+    head = f"POST /execute HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    more = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 100 + b"\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", worker.port)) as client:
+        client.sendall(head + body + more)
+        wait_until(lambda: worker.record(job_id).get("prompt_tokens_processed"), what="prefill")
+        with contextlib.suppress(OSError):
+            client.sendall(more * (ahead - 1))
+    left_at = time.monotonic()
+    record = ended_state(worker, job_id)
+    assert time.monotonic() - left_at < 2.0
+    assert cast(dict[str, Any], record["receipt"])["reason"] == "disconnect"
 
 
 def test_another_readers_leaving_does_not_stop_the_job_of_a_client_that_waits_for_its_answer(

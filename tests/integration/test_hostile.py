@@ -1,6 +1,8 @@
 """Clients that mean harm: whatever they send is refused in the one shape or served, and leaves nothing (G9, G10)."""
 
+import contextlib
 import json
+import resource
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.helpers import at_rest, fresh_id, raw_body, raw_exchange
+from tests.helpers import at_rest, fresh_id, raw_body, raw_exchange, script
 from worker_orcd import narration
 from worker_orcd.jobs.errors import ErrorCode
 from worker_orcd.testing.harness import RunningWorker, running_worker, wait_until
@@ -310,6 +312,29 @@ def test_a_body_that_never_stops_is_refused_when_it_is_too_large(target: Running
     head = b"POST /execute HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
     answer = raw_exchange(target, head + chunk * (MAX_BODY // 0x10000 + 1) + b"0\r\n\r\n")
     assert refusal(answer, 413)["code"] == "INVALID_REQUEST"
+
+
+def test_a_crowd_shuts_out_nobody_who_wants_to_stop_a_job() -> None:
+    """The last connections are for cancels and health; others are told to come again."""
+    with running_worker() as crowded:
+        stream = crowded.execute(fresh_id(), script(token_ms=5)).tokens_seen(1)
+        descriptors_for_64 = (128, 128)
+        resource.prlimit(crowded.process.pid, resource.RLIMIT_NOFILE, descriptors_for_64)
+        more = b"GET /jobs HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        with contextlib.ExitStack() as crowd:
+
+            def another() -> bytes:
+                one = crowd.enter_context(socket.create_connection(("127.0.0.1", crowded.port), timeout=10))
+                one.sendall(more)
+                return one.recv(12)
+
+            came = list(iter(another, b"HTTP/1.1 429"))
+            assert 50 < len(came) < 64
+            assert refusal(raw_exchange(crowded, more), 429)["code"] == "QUEUE_FULL"
+            assert raw_body(raw_exchange(crowded, more.replace(b"/jobs", b"/livez")))[0] == 200
+            body = json.dumps({"job_id": stream.job_id}).encode()
+            assert raw_body(raw_exchange(crowded, post("/cancel", body)))[0] == 202
+            assert stream.finished().events[-1].data["code"] == "CANCELLED"
 
 
 def test_requests_in_a_row_without_waiting_are_each_answered(target: RunningWorker) -> None:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.helpers import fresh_id, is_gone, script
+from tests.helpers import fresh_id, is_gone, script, stalled_client
 from worker_orcd.testing.harness import RunningWorker, running_worker, wait_until
 
 SLOW = script(token_ms=10)
@@ -85,6 +85,23 @@ def test_by_default_it_is_gone_within_five_seconds_even_if_the_engine_is_stopped
         error = stream.events[-1].data
         assert (error["code"], error["reason"]) == ("CANCELLED", "shutdown")
         _assert_gone(engine)
+
+
+@pytest.mark.parametrize("engine_is", ["running", "stopped"])
+def test_it_is_gone_in_time_also_beside_a_reader_that_takes_nothing(engine_is: str) -> None:
+    """There is one deadline for the drain, the stops and what streams still have to send."""
+    with (
+        running_worker(drain_sec=1, max_tokens_out=8000) as worker,
+        stalled_client(worker, "stalled", prompt=script(token_ms=0.3), max_tokens=8000),
+    ):
+        wait_until(lambda: worker.record("stalled").get("tokens_out", 0) > 6000, within_sec=60, what="tokens")
+        worker.execute("endless", SLOW).tokens_seen(1)
+        if engine_is == "stopped":
+            worker.signal_engine(signal.SIGSTOP)
+        asked_at = time.monotonic()
+        worker.process.send_signal(signal.SIGTERM)
+        assert _exit_code(worker, within_sec=8.0) == 0
+        assert time.monotonic() - asked_at <= 2.0
 
 
 def test_an_idle_worker_goes_at_once_even_if_the_engine_is_stopped() -> None:

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 
-from tests.helpers import at_rest, ended_state, fresh_id, script
+from tests.helpers import at_rest, ended_state, fresh_id, script, stalled_client
 from worker_orcd.testing.harness import RunningWorker, Stream, running_worker, wait_until
 
 ENDLESS = script(token_ms=5)
@@ -137,6 +138,38 @@ def test_readers_of_one_job_are_bounded(worker: RunningWorker) -> None:
     stream.finished().assert_whole()
 
 
+def test_readers_of_an_ended_job_are_bounded_too() -> None:
+    """Those who began while it was live count as well; when one is gone, another may come."""
+    with running_worker() as worker:
+        stream = worker.execute(fresh_id(), script(token_ms=1), max_tokens=2000).finished()
+        path = f"GET /jobs/{stream.job_id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+        readers = [asking(worker, path) for _ in range(32)]
+        try:
+            refused = wait_until(
+                lambda: answer if (answer := asked(worker, stream.job_id)).status_code == 429 else None,
+                what="the bound",
+            )
+            assert refused.json()["error"]["code"] == "QUEUE_FULL"
+        finally:
+            for reader in readers:
+                reader.close()
+        wait_until(lambda: asked(worker, stream.job_id).status_code == 200, what="a place")
+
+
+def asked(worker: RunningWorker, job_id: str) -> httpx2.Response:
+    """A job's events, read to their end."""
+    return worker.client.get(f"/jobs/{job_id}/events")
+
+
+def asking(worker: RunningWorker, request: bytes) -> socket.socket:
+    """A client that asks and takes nothing."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    client.connect(("127.0.0.1", worker.port))
+    client.sendall(request)
+    return client
+
+
 def test_a_client_that_leaves_while_its_prompt_is_counted_is_noticed_at_once(battered: RunningWorker) -> None:
     """Its place in the queue is free although the engine does not answer."""
     battered.signal_engine(signal.SIGSTOP)
@@ -154,12 +187,7 @@ def test_a_reader_that_takes_nothing_is_dropped_and_slows_nobody() -> None:
     """Its neighbour's tokens flow meanwhile; its job ends as if it had left."""
     with running_worker(env={"WORKER_ORCD_TEST_STALL_SEC": "0.5"}, max_tokens_out=8000) as worker:
         job_id = fresh_id("stalled")
-        body = json.dumps({"job_id": job_id, "prompt": script(token_ms=2), "max_tokens": 8000}).encode()
-        head = f"POST /execute HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-        with socket.socket() as stalled:
-            stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-            stalled.connect(("127.0.0.1", worker.port))
-            stalled.sendall(head + body)
+        with stalled_client(worker, job_id, prompt=script(token_ms=2), max_tokens=8000):
             neighbour = worker.execute(fresh_id("neighbour"), script(token_ms=2), max_tokens=200).finished()
             neighbour.assert_whole()
             assert len(neighbour.tokens) == 200
@@ -168,3 +196,20 @@ def test_a_reader_that_takes_nothing_is_dropped_and_slows_nobody() -> None:
         assert record["state"] == "cancelled"
         assert record["receipt"]["reason"] == "disconnect"
         at_rest(worker)
+
+
+@pytest.mark.parametrize("tokens", [20, 1600, 2300])
+def test_a_reader_that_takes_nothing_of_what_the_buffers_hold_is_dropped_too(tokens: int) -> None:
+    """Also after the job's end, and if all of it fits in the kernel's buffer."""
+    with running_worker(env={"WORKER_ORCD_TEST_STALL_SEC": "0.5"}, max_tokens_out=8000) as worker:
+        job_id = fresh_id("stalled")
+        with stalled_client(worker, job_id, prompt=script(token_ms=0.3), max_tokens=tokens) as client:
+            port = client.getsockname()[1]
+            ended_state(worker, job_id)
+            wait_until(lambda: port not in ports_to(worker), within_sec=20, what="the end of its connection")
+
+
+def ports_to(worker: RunningWorker) -> set[int]:
+    """Those at the other ends of its connections."""
+    connections: Any = psutil.Process(worker.process.pid).net_connections()
+    return {connection.raddr.port for connection in connections if connection.raddr}

@@ -17,7 +17,12 @@ from worker_orcd.api import (
     shutdown,
 )
 from worker_orcd.api.access import Access, AccessMiddleware
-from worker_orcd.api.middleware import BodyLimitMiddleware, CorrelationMiddleware, ErrorMiddleware
+from worker_orcd.api.middleware import (
+    BodyLimitMiddleware,
+    CorrelationMiddleware,
+    ErrorMiddleware,
+    ReserveMiddleware,
+)
 from worker_orcd.api.openai import completions, responses
 from worker_orcd.worker.worker import Worker
 
@@ -70,6 +75,7 @@ def create_app(
     # The last one added is the outermost.
     app.add_middleware(BodyLimitMiddleware)
     app.add_middleware(AccessMiddleware, access=access or Access())
+    app.add_middleware(ReserveMiddleware)
     app.add_middleware(ErrorMiddleware, refuse=refuse, narrator=narrator)
     app.add_middleware(CorrelationMiddleware)
     return app

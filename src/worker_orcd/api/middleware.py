@@ -11,7 +11,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker_orcd import narration
+from worker_orcd.api.access import OPEN_PATHS
 from worker_orcd.api.answers import Refuse, error_content, internal
+from worker_orcd.api.connection import RESERVED, too_many_connections
 from worker_orcd.jobs.errors import JobError, invalid
 from worker_orcd.narration import context
 
@@ -108,6 +110,26 @@ class BodyLimitMiddleware:
             return message
 
         await self.app(scope, receive_counted, send)
+
+
+class ReserveMiddleware:
+    """Keeps the last connections for those who want to stop a job, and for health: a crowd of readers shuts out
+    neither."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or refuse it.
+
+        Raises:
+            JobError: `QUEUE_FULL`.
+        """
+        if scope["type"] == "http" and scope.get("state", {}).get(RESERVED):
+            cancels = scope["method"] == "POST" and scope["path"].endswith("/cancel")
+            if not cancels and scope["path"] not in OPEN_PATHS:
+                raise too_many_connections()
+        await self.app(scope, receive, send)
 
 
 def _trace_id(traceparent: str | None) -> str | None:

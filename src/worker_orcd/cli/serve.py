@@ -32,6 +32,10 @@ if TYPE_CHECKING:  # It needs an extra.
     from worker_orcd.worker.tracing import Tracing
 
 
+CLOSING_SEC = 1.0
+"""What may come after the drain time, all together: stops, the engine's end, what streams still have to send."""
+
+
 class StartupFailed(Exception):
     """The worker cannot start as asked. The message is the one clear line; `code` an error code of the contract."""
 
@@ -224,11 +228,12 @@ class _Serving:
         self._draining = asyncio.create_task(self._drain(), name="drain")
 
     async def _drain(self) -> None:
+        until = time.monotonic() + self._settings.drain_sec + CLOSING_SEC
         await self._worker.drain()
         if self._opening.tracing is not None:
             self._opening.tracing.begin_to_close()
         self._narrator.audience.close()
-        self._server.should_exit = True
+        self._server.exit_within(until - time.monotonic())
 
     def _stop_at_once(self) -> NoReturn:
         self._worker.supervisor.kill("a second signal came")

@@ -7,7 +7,7 @@ does not get complete, `WORKER_ORCD_TEST_STALL_SEC` for an answer that is not ta
 import os
 import sys
 
-from worker_orcd.api import server
+from worker_orcd.api import connection
 from worker_orcd.cli.serve import StartupFailed, serve
 from worker_orcd.settings import Settings
 
@@ -25,8 +25,8 @@ def main() -> int:
                 given[name] = "true"
         else:
             given[name] = word
-    server.REQUEST_SEC = float(os.environ.get("WORKER_ORCD_TEST_REQUEST_SEC", server.REQUEST_SEC))
-    server.STALL_SEC = float(os.environ.get("WORKER_ORCD_TEST_STALL_SEC", server.STALL_SEC))
+    connection.REQUEST_SEC = float(os.environ.get("WORKER_ORCD_TEST_REQUEST_SEC", connection.REQUEST_SEC))
+    connection.STALL_SEC = float(os.environ.get("WORKER_ORCD_TEST_STALL_SEC", connection.STALL_SEC))
     settings = Settings(**given)  # type: ignore[arg-type]  # Settings reads its values from text.
     try:
         code = serve(settings, engine_module="worker_orcd.testing.scripted_engine")

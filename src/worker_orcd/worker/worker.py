@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from worker_orcd import narration
 from worker_orcd.jobs.dispatcher import Dispatcher, Known, ReadyEngine
@@ -85,6 +86,9 @@ class Worker:
         self._model_path = model_path
         self._story = Story(narrator, model_path)
         self._streams: dict[int, JobStream] = {}
+        """Those of live jobs."""
+        self._followed: WeakValueDictionary[int, JobStream] = WeakValueDictionary()
+        """Those that anybody still follows, so that the readers of ended jobs are counted as well."""
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = float("inf")
         self._idle = asyncio.Event()
@@ -121,7 +125,7 @@ class Worker:
                 ErrorCode.ENGINE_LOST, "the engine cannot be started; see /health", http_status=503
             )
         job, effects = self.dispatcher.submit(request, correlation_id, self._now(), owner)
-        stream = self._streams[job.run] = JobStream(job)
+        stream = self._streams[job.run] = self._followed[job.run] = JobStream(job)
         self._idle.clear()
         if self.tracing is not None:
             self.tracing.accepted(job, headers, self.model)
@@ -198,7 +202,7 @@ class Worker:
             return self._streams[live.run]
         ended = tracker.ended_job(job_id, owner)
         if ended is not None:
-            return JobStream(ended)
+            return self._followed.setdefault(ended.run, JobStream(ended))
         if tracker.ended(job_id, owner):
             raise JobError(ErrorCode.JOB_NOT_FOUND, "the job has ended and its events are no longer kept")
         raise JobError(ErrorCode.JOB_NOT_FOUND, "no job with this id is live or remembered")

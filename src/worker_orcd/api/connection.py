@@ -1,0 +1,161 @@
+"""One client's connection: uvicorn's, with a bound to everything, and refusing in our error shape."""
+
+import asyncio
+import resource
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from worker_orcd.api.answers import Refuse
+from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
+from worker_orcd.narration.context import correlation_id, new_correlation_id
+
+REQUEST_SEC = 10.0
+"""A client that has not sent its whole request after so long is dropped."""
+STALL_SEC = 30.0
+"""One that has taken nothing of what waits for it for so long is dropped, too."""
+MAX_HEAD_BYTES = 64 * 1024
+MAX_AHEAD_BYTES = 256 * 1024
+"""Of further requests that a client may send before it has its answer."""
+MAX_CONNECTIONS = 4096
+SPARE_DESCRIPTORS = 64
+RESERVE = 16
+"""One in so many connections is kept for who wants to stop a job, or to know how the worker is."""
+RESERVED = "reserved"
+"""In a request's state: whether it came by one of those."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection, with a bound to everything: how many there are, how large a request's head is, how long its
+    client may take to send it, and how long to take its answer. Refuses in the one shape."""
+
+    def __init__(self, *args: Any, refuse: Refuse, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._answer = refuse
+        self._in_head = True
+        self._head_bytes = 0
+        self._ahead_bytes = 0
+        self._reserved = False
+        self._answering: RequestResponseCycle | None = None
+        self._request_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client is there."""
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # Of whatever waits for the client we want to know.
+        most = _most_connections()
+        self._reserved = len(self.connections) > most - most // RESERVE
+        if len(self.connections) > most:
+            self._refuse(too_many_connections())
+            return
+        self._await_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        for timer in (self._request_timer, self._stall_timer):
+            if timer is not None:
+                timer.cancel()
+        if self._answering is not None and not self._answering.response_complete:
+            # uvicorn tells only the latest request of those that were sent ahead.
+            self._answering.disconnected = True
+            self._answering.message_event.set()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """It sends something."""
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(invalid(f"the request's head is larger than {MAX_HEAD_BYTES} bytes"))
+        if not self.pipeline:
+            self._ahead_bytes = 0
+        elif not self.transport.is_closing():
+            # uvicorn would read no more until they have their turn, and so not see that the client leaves.
+            self.flow.resume_reading()
+            self._ahead_bytes += len(data)
+            if self._ahead_bytes > MAX_AHEAD_BYTES:
+                self.transport.abort()
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self.scope["state"][RESERVED] = self._reserved
+        if self._request_timer is None:
+            self._await_request()
+
+    def on_headers_complete(self) -> None:
+        """Its head is there."""
+        self._in_head = False
+        super().on_headers_complete()
+        if self._reserved:
+            self.cycle.keep_alive = False
+
+    def on_message_complete(self) -> None:
+        """All of it is there."""
+        self._in_head = True
+        self._head_bytes = 0
+        if self._request_timer is not None:
+            self._request_timer.cancel()
+            self._request_timer = None
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        """The client does not take its answer: see whether it ever does."""
+        self.flow.pause_writing()
+        self._see_whether_it_reads()
+
+    def resume_writing(self) -> None:
+        """It did."""
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+        self.flow.resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse bytes that are no HTTP request."""
+        self._refuse(invalid(msg.rstrip(".").lower()))
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _await_request(self) -> None:
+        self._request_timer = self.loop.call_later(REQUEST_SEC, self.transport.abort)
+
+    def _see_whether_it_reads(self, waiting_before: int | None = None) -> None:
+        waiting = self.transport.get_write_buffer_size()
+        if waiting_before is not None and waiting >= waiting_before:
+            self.transport.abort()
+            return
+        self._stall_timer = self.loop.call_later(STALL_SEC, self._see_whether_it_reads, waiting)
+
+    def _refuse(self, error: JobError) -> None:
+        asked = new_correlation_id()
+        token = correlation_id.set(asked)
+        try:
+            answer = self._answer(error, "")
+        finally:
+            correlation_id.reset(token)
+        status = HTTPStatus(answer.status_code)
+        lines = [
+            f"HTTP/1.1 {status.value} {status.phrase}".encode(),
+            *(name + b": " + value for name, value in answer.raw_headers),
+            f"x-correlation-id: {asked}".encode(),
+            b"connection: close",
+        ]
+        self.transport.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
+        self.transport.close()
+
+
+def too_many_connections() -> JobError:
+    """Another one cannot be served."""
+    return JobError(ErrorCode.QUEUE_FULL, "there are too many connections", retry_after_sec=1)
+
+
+def _most_connections() -> int:
+    """As many as there are descriptors for, with some to spare."""
+    return min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS)
