@@ -1,6 +1,7 @@
 """One client's connection: uvicorn's, with a bound to everything, and refusing in our error shape."""
 
 import asyncio
+import re
 import resource
 from http import HTTPStatus
 from typing import Any
@@ -23,6 +24,7 @@ MAX_CONNECTIONS = 4096
 SPARE_DESCRIPTORS = 64
 RESERVE = 16
 """One in so many connections is kept for who wants to stop a job, or to know how the worker is."""
+_UPGRADE = re.compile(rb"(?<=\n)upgrade(?=:)", re.IGNORECASE)
 RESERVED = "reserved"
 """In a request's state: whether it came by one of those."""
 
@@ -68,6 +70,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """It sends something."""
         if self._in_head:
             self._head_bytes += len(data)
+            data = _without_upgrade(data)
         super().data_received(data)
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse(invalid(f"the request's head is larger than {MAX_HEAD_BYTES} bytes"))
@@ -149,6 +152,13 @@ class BoundedProtocol(HttpToolsProtocol):
         ]
         self.transport.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
         self.transport.close()
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Bytes of a head that ask for no other protocol: nothing is upgraded (RFC 9110, 7.8), but the parser would take a
+    request's body for the other protocol's. Java's client and `curl --http2` ask so with every first request."""
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"x-upgrade", head) + end + rest
 
 
 def too_many_connections() -> JobError:
