@@ -54,10 +54,15 @@ class JobStream:
     async def read(self, idle_sec: float, start: int = 0) -> AsyncIterator[Sequence[Numbered]]:
         """The job's events from number `start` on, as many at a time as there are; none when it idles so long.
 
-        Ends after the terminal event.
+        Ends after the terminal event, which whoever waits for it gets also if `start` lies beyond: such a reader saw
+        an earlier use of the id (G2).
         """
+        waits = self.job.live
         async for _, batch in read_together([self], idle_sec, start):
             yield batch
+        last = len(self.job.events) - 1
+        if waits and start > last:
+            yield [(last, self.job.events[last])]
 
 
 async def any_changed(streams: Sequence[JobStream], timeout_sec: float) -> bool:
