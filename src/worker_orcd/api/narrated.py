@@ -22,13 +22,15 @@ def router(audience: narration.Audience) -> APIRouter:
 
     @routes.get(
         "/narration",
-        summary="What the worker narrates, as server-sent events; the latest 200 first",
+        summary="What the worker narrates, as server-sent events; the latest 200 first, or those after "
+        "`Last-Event-ID`",
         response_class=Response,
         responses=schema.answer(200, "Each event's data is one object, as in the log", "text/event-stream")
         | schema.errors(401, 429),
+        openapi_extra=schema.header("Last-Event-ID", "the `id:` of the last event that was heard", None),
     )
     async def narrated(request: Request) -> Response:
-        listener = audience.join(owner_of(request))
+        listener = audience.join(owner_of(request), request.headers.get("last-event-id"))
         if listener is None:
             raise JobError(ErrorCode.QUEUE_FULL, "too many listen to the narration", retry_after_sec=5)
         return _Narration(audience, listener)
@@ -50,5 +52,8 @@ class _Narration(EventSourceResponse):
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         async for events in self._listener.listen(KEEP_ALIVE_SEC):
-            told = b"".join(b"data: " + _encoder.encode(event) + b"\n\n" for event in events)
-            yield told or KEEPALIVE_COMMENT
+            yield b"".join(map(_frame, events)) or KEEPALIVE_COMMENT
+
+
+def _frame(heard: narration.Heard) -> bytes:
+    return b"id: %s\ndata: %s\n\n" % (heard.mark.encode(), _encoder.encode(heard.event))

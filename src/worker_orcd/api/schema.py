@@ -106,7 +106,7 @@ def query(name: str, description: str, most: int) -> dict[str, Any]:
     return {"parameters": [{"name": name, "in": "query", "description": description, "schema": schema}]}
 
 
-def header(name: str, description: str) -> dict[str, Any]:
-    """An optional header, a whole number; an empty one counts for none."""
-    schema = {"type": "string", "pattern": "^[0-9]{0,18}$"}
+def header(name: str, description: str, pattern: str | None = "^[0-9]{0,18}$") -> dict[str, Any]:
+    """An optional header; an empty one counts for none. A whole number, unless another pattern is given, or none."""
+    schema = {"type": "string"} if pattern is None else {"type": "string", "pattern": pattern}
     return {"parameters": [{"name": name, "in": "header", "description": description, "schema": schema}]}

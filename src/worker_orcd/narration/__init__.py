@@ -9,7 +9,7 @@ For example:
 """
 
 from worker_orcd.narration import context
-from worker_orcd.narration.audience import Audience, Listener, Told
+from worker_orcd.narration.audience import Audience, Heard, Listener, Told
 from worker_orcd.narration.catalogue import (
     ACTIONS,
     Action,
@@ -47,6 +47,7 @@ __all__ = [
     "Error",
     "ExecuteEnd",
     "ExecuteStart",
+    "Heard",
     "Listener",
     "LogFormat",
     "ModelLoadComplete",
