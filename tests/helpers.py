@@ -26,6 +26,15 @@ def script(length: int = 0, **does: object) -> str:
     return f"{json.dumps(does)} ".ljust(length, "x")
 
 
+SLOW = script(token_ms=20)
+"""A prompt whose job takes its time."""
+
+
+def undisturbed(tokens: int) -> str:
+    """What a greedy job without a script says."""
+    return "".join(f"w{n} " for n in range(tokens))
+
+
 def at_rest(worker: RunningWorker) -> None:
     """Wait until it is healthy and nothing runs, waits, or holds a cell."""
 
@@ -79,6 +88,15 @@ def assert_prompt(took_ms: list[float]) -> None:
     assert len(took_ms) >= TRIALS
     assert took_ms[len(took_ms) // 2] <= 50, took_ms
     assert took_ms[-1] <= 250, took_ms
+
+
+def receipt_of(worker: RunningWorker, job_id: str, reason: str = "client") -> dict[str, Any]:
+    """Wait until a job was stopped for this reason, and return its receipt."""
+    record = ended_state(worker, job_id)
+    assert record["state"] == "cancelled", record
+    receipt: Any = record["receipt"]
+    assert receipt["reason"] == reason
+    return dict(receipt)
 
 
 def raw_exchange(worker: RunningWorker, sent: bytes) -> bytes:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.helpers import at_rest
+from tests.relay import Relay
 from worker_orcd.testing.harness import RunningWorker, running_worker
 
 
@@ -41,3 +42,19 @@ def battered(battered_session: RunningWorker) -> Iterator[RunningWorker]:
     """A worker whose engine may be harmed: two jobs at a time. It must come back by itself."""
     yield battered_session.ready()
     at_rest(battered_session)
+
+
+@pytest.fixture
+def relay(worker: RunningWorker) -> Iterator[Relay]:
+    """Between client and worker."""
+    made = Relay(worker.port)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def blind(worker: RunningWorker) -> Iterator[Relay]:
+    """One that hides from the worker that a client has left."""
+    made = Relay(worker.port, hides_leaving=True)
+    yield made
+    made.close()

@@ -1,107 +1,28 @@
-"""The client library: however a job is left, it is stopped; whatever breaks, nothing is lost or doubled."""
+"""The client library: however a job is left, it is stopped."""
 
 import asyncio
 import signal
-import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import aclosing, suppress
-from itertools import chain
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 import anyio
 import pytest
 
-from tests.helpers import ended_state, fresh_id, script
+from tests.helpers import SLOW, ended_state, fresh_id, receipt_of, script, undisturbed
+from tests.relay import Relay
 from worker_orcd.client import (
     Client,
     JobCancelled,
     JobFailed,
+    Narrated,
     SyncClient,
     SyncJob,
     WorkerRefused,
     WorkerUnreachable,
 )
-from worker_orcd.testing.harness import RunningWorker, free_port, running_worker, wait_until
-
-SLOW = script(token_ms=20)
-
-
-def receipt_of(worker: RunningWorker, job_id: str, reason: str = "client") -> dict[str, Any]:
-    """Wait until a job was stopped for this reason."""
-    record = ended_state(worker, job_id)
-    assert record["state"] == "cancelled", record
-    receipt: Any = record["receipt"]
-    assert receipt["reason"] == reason
-    return dict(receipt)
-
-
-def undisturbed(tokens: int) -> str:
-    """What a greedy job without a script says."""
-    return "".join(f"w{n} " for n in range(tokens))
-
-
-class Relay:
-    """A connection in between. It can be cut, and it may hide from the worker that a client has left, as proxies do."""
-
-    def __init__(self, port: int, *, hides_leaving: bool = False) -> None:
-        self._port = port
-        self._hides_leaving = hides_leaving
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._pairs: list[tuple[socket.socket, socket.socket]] = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            far = socket.create_connection(("127.0.0.1", self._port))
-            self._pairs.append((near, far))
-            threading.Thread(target=self._pump, args=(near, far, self._hides_leaving), daemon=True).start()
-            threading.Thread(target=self._pump, args=(far, near, False), daemon=True).start()
-
-    @staticmethod
-    def _pump(source: socket.socket, target: socket.socket, hides: bool) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                target.sendall(data)
-        for end in () if hides else (source, target):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def cut(self) -> None:
-        """Cut every connection there is."""
-        pairs, self._pairs = self._pairs, []
-        for end in chain.from_iterable(pairs):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
-
-    def close(self) -> None:
-        """Take no more."""
-        self._listener.close()
-        self.cut()
-
-
-@pytest.fixture
-def relay(worker: RunningWorker) -> Iterator[Relay]:
-    """Between client and worker."""
-    made = Relay(worker.port)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def blind(worker: RunningWorker) -> Iterator[Relay]:
-    """One that hides from the worker that a client has left."""
-    made = Relay(worker.port, hides_leaving=True)
-    yield made
-    made.close()
-
+from worker_orcd.testing.harness import RunningWorker, running_worker, wait_until
 
 # Running.
 
@@ -156,13 +77,156 @@ def test_a_group_is_cancelled(worker: RunningWorker) -> None:
             client.execute(SLOW, group="lib-1") as one,
             client.execute(SLOW, group="lib-1") as other,
         ):
-            assert len(await client.cancel(group="lib-1")) == 2
+            receipts = await client.cancel(group="lib-1")
+            assert {receipt.job_id for receipt in receipts} == {one.job_id, other.job_id}
             assert await client.cancel(group="nobody") == []
             for job in (one, other):
                 with pytest.raises(JobCancelled):
                     [token async for token in job]
 
     asyncio.run(use())
+
+
+def test_a_record_is_waited_for_until_its_job_has_ended(worker: RunningWorker) -> None:
+    """Or for so long; and an unknown job has none."""
+
+    async def use() -> None:
+        async with Client(worker.url) as client, client.execute(SLOW, max_tokens=10) as job:
+            early = await client.ended(job.job_id, within_sec=0)
+            late = await client.ended(job.job_id)
+            assert early is not None
+            assert late is not None
+            assert (early["ended_ms"], late["state"]) == (None, "completed")
+            assert await client.ended("nobody") is None
+
+    asyncio.run(use())
+
+
+def test_anything_else_can_be_asked(worker: RunningWorker) -> None:
+    """Status and JSON come back; what is not allowed is a refusal."""
+
+    async def use() -> None:
+        async with Client(worker.url) as client:
+            answer = await client.ask("POST", "/cancel", body={"job_id": "nobody"}, allowed=(202,))
+            assert (answer.status, answer.body) == (202, {"status": "cancelling", "job_id": "nobody"})
+            with pytest.raises(WorkerRefused) as caught:
+                await client.ask("GET", "/nowhere")
+            assert (caught.value.status, caught.value.code) == (404, "INVALID_REQUEST")
+
+    asyncio.run(use())
+
+
+# A conversation.
+
+SAID = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": SLOW}]
+
+
+def test_a_conversation_goes_on_as_a_job_like_any_other(worker: RunningWorker) -> None:
+    """Its tokens, its text, its ending, its record."""
+
+    async def use() -> None:
+        async with Client(worker.url) as client:
+            async with client.chat(SAID, job_id=fresh_id("chat"), max_tokens=3, temperature=0) as job:
+                tokens = [token async for token in job]
+            assert [token.index for token in tokens] == [0, 1, 2]
+            assert "".join(token.text for token in tokens) == job.text == undisturbed(3)
+            assert job.ending is not None
+            assert (job.ending.tokens_out, job.ending.stop_reason) == (3, "length")
+            record = await client.job(job.job_id)
+            assert record is not None
+            assert (record["state"], record["tokens_out"]) == ("completed", 3)
+
+    asyncio.run(use())
+
+
+def test_a_conversation_that_is_left_is_cancelled(worker: RunningWorker, blind: Relay) -> None:
+    """And one that is stopped says what it did, when read on as well."""
+
+    async def use() -> None:
+        async with Client(blind.url) as client:
+            async with client.chat(SAID) as left:
+                async for _ in left:
+                    break
+            receipt_of(worker, left.job_id)
+            async with client.chat(SAID) as job:
+                await anext(aiter(job))
+                receipt = await job.cancel()
+                assert receipt is not None
+                with pytest.raises(JobCancelled) as caught:
+                    [token async for token in job]
+                error = caught.value
+                assert (error.receipt, error.reason, error.phase) == (receipt, "client", "decode")
+            assert job.ending is None
+
+    asyncio.run(use())
+
+
+def test_a_conversation_that_is_refused_or_fails_says_so(worker: RunningWorker) -> None:
+    """With the worker's codes and the field's name."""
+
+    async def use() -> None:
+        async with Client(worker.url) as client:
+            with pytest.raises(WorkerRefused) as refused:
+                async with client.chat([]):
+                    pass
+            assert (refused.value.code, refused.value.param) == ("INVALID_REQUEST", "messages")
+            async with client.chat(SAID, timeout_ms=200) as job:
+                with pytest.raises(JobFailed) as failed:
+                    [token async for token in job]
+            assert (failed.value.code, failed.value.retriable) == ("INFERENCE_TIMEOUT", True)
+
+    asyncio.run(use())
+
+
+# The narration.
+
+
+def test_what_a_worker_narrates_is_heard_from_where_one_was(worker: RunningWorker) -> None:
+    """What was before and what happens, each once, also by somebody who comes back."""
+
+    async def use() -> None:
+        async with Client(worker.url) as client:
+
+            async def heard_of(job_id: str, after: str | None) -> list[Narrated]:
+                heard = []
+                async with aclosing(client.narration(after=after)) as narration:
+                    async for one in narration:
+                        heard.append(one)
+                        if (one.data["action"], one.data.get("job_id")) == ("execute_end", job_id):
+                            return heard
+                return []
+
+            async with client.execute(script(text="a")) as first:
+                [token async for token in first]
+            before = await heard_of(first.job_id, None)
+            async with client.execute(script(text="b")) as second:
+                [token async for token in second]
+            since = await heard_of(second.job_id, before[-1].id)
+            told_of = {one.data.get("job_id") for one in since}
+            assert told_of == {second.job_id}
+            assert {one.id for one in since}.isdisjoint(one.id for one in before)
+            everything = await heard_of(second.job_id, "not known any more")
+            assert [one.id for one in everything[-len(since) :]] == [one.id for one in since]
+            assert len(everything) > len(since)
+
+    asyncio.run(use())
+
+
+def test_the_narration_ends_with_its_worker() -> None:
+    """Its last words are heard, and the iteration ends; a broken one is told."""
+    with running_worker() as going, SyncClient(going.url) as client:
+        narration = client.narration()
+        first = next(narration)
+        assert first.data["action"] == "startup"
+        assert going.stop() == 0
+        actions = [one.data["action"] for one in narration]
+        assert "drain" in actions
+    with running_worker() as doomed, SyncClient(doomed.url, retries=0) as client:
+        narration = client.narration()
+        next(narration)
+        doomed.process.kill()
+        with pytest.raises(WorkerUnreachable):
+            list(narration)
 
 
 # Leaving.
@@ -254,6 +318,52 @@ def test_however_a_job_is_left_it_is_cancelled(
     receipt_of(worker, job_id)
 
 
+def test_a_task_that_is_cancelled_again_while_it_leaves_still_cancels_its_job(
+    worker: RunningWorker, blind: Relay
+) -> None:
+    """Though the first attempt to say so breaks, and nothing but the cancel can reach the worker."""
+    job_id = fresh_id("again")
+
+    async def use() -> None:
+        async with Client(blind.url) as client:
+            began = asyncio.Event()
+
+            async def read() -> None:
+                async with client.execute(SLOW, job_id=job_id) as job:
+                    async for _ in job:
+                        began.set()
+
+            task = asyncio.create_task(read())
+            await began.wait()
+            blind.fates.append("dropped")
+            task.cancel()
+            await asyncio.to_thread(wait_until, lambda: len(blind.asked) > 1, what="the first attempt")
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(use())
+    assert blind.asked[1:] == ["POST /cancel HTTP/1.1"] * 2
+    assert worker.record(job_id)["state"] == "cancelled"
+    receipt_of(worker, job_id)
+
+
+def test_more_jobs_than_an_http_client_has_connections_for_can_be_cancelled(worker: RunningWorker) -> None:
+    """The hundred and first does not wait for one of the others to end."""
+    group = fresh_id("many")
+
+    async def use() -> None:
+        async with Client(worker.url) as client, AsyncExitStack() as jobs:
+            for _ in range(101):
+                await jobs.enter_async_context(client.execute(SLOW, group=group))
+            began = time.monotonic()
+            receipts = await client.cancel(group=group)
+            assert time.monotonic() - began < 7
+            assert len({receipt.job_id for receipt in receipts}) == 101
+
+    asyncio.run(use())
+
+
 def test_a_timeout_before_the_answer_cancels_what_may_have_been_taken(narrow: RunningWorker) -> None:
     """The request was sent; nobody knows more."""
     busy = narrow.execute(fresh_id("busy"), SLOW).tokens_seen(1)
@@ -303,112 +413,6 @@ def test_a_reader_of_somebody_elses_job_cancels_nothing(worker: RunningWorker) -
     assert rest == job.text[len(undisturbed(10)) :]
 
 
-# Being refused, failing.
-
-
-def test_refusals_and_failures_have_their_codes(worker: RunningWorker) -> None:
-    """As the worker said them."""
-
-    async def use() -> None:
-        async with Client(worker.url) as client:
-            with pytest.raises(WorkerRefused) as caught:
-                async with client.execute("x", temperature=9):
-                    pass
-            assert (caught.value.code, caught.value.param) == ("INVALID_REQUEST", "temperature")
-            assert caught.value.correlation_id == client.correlation_id
-            async with client.execute(SLOW, timeout_ms=200) as job:
-                with pytest.raises(JobFailed) as late:
-                    [token async for token in job]
-            assert (late.value.code, late.value.retriable) == ("INFERENCE_TIMEOUT", True)
-
-    asyncio.run(use())
-
-
-def test_a_worker_that_is_not_there_is_unreachable() -> None:
-    """After its retries."""
-
-    async def use() -> None:
-        async with Client(f"http://127.0.0.1:{free_port()}", retries=1) as client:
-            with pytest.raises(WorkerUnreachable):
-                await client.health()
-            with pytest.raises(WorkerUnreachable):
-                async with client.execute("x"):
-                    pass
-
-    asyncio.run(use())
-
-
-def test_a_full_queue_is_tried_again(narrow: RunningWorker) -> None:
-    """Once there is room, it runs; without retries it is told."""
-    others = [narrow.execute(fresh_id("full"), SLOW, max_tokens=60) for _ in range(3)]
-    for other in others:
-        other.wait(lambda s: s.status is not None, what="an answer")
-
-    async def use() -> None:
-        async with Client(narrow.url, retries=0) as client:
-            with pytest.raises(WorkerRefused) as caught:
-                async with client.execute("x"):
-                    pass
-            assert (caught.value.code, caught.value.retry_after_sec) == ("QUEUE_FULL", 1.0)
-        async with Client(narrow.url, retries=5) as client, client.execute(script(text="ok")) as job:
-            assert "".join([token.text async for token in job]) == "ok"
-
-    asyncio.run(use())
-    for other in others:
-        other.finished()
-
-
-# Breaking.
-
-
-def test_a_stream_that_breaks_is_picked_up_again(worker: RunningWorker, relay: Relay) -> None:
-    """Again and again: no token is lost or doubled."""
-
-    async def use() -> None:
-        async with Client(relay.url) as client:
-            async with client.execute(script(token_ms=10), resume=True, max_tokens=60, temperature=0) as job:
-                seen = []
-                async for token in job:
-                    seen.append(token.index)
-                    if token.index in (5, 6, 20, 40):
-                        relay.cut()
-            assert seen == list(range(60))
-            assert job.text == undisturbed(60)
-
-    asyncio.run(use())
-    assert worker.client.get("/jobs").status_code == 200
-
-
-def test_a_stream_that_breaks_without_resume_is_told_and_the_job_is_stopped(
-    worker: RunningWorker, relay: Relay
-) -> None:
-    """By the cancel when the block is left, or because its reader is gone, whichever comes first."""
-    job_id = fresh_id("broken")
-
-    async def use() -> None:
-        async with Client(relay.url) as client, client.execute(SLOW, job_id=job_id) as job:
-            async for token in job:
-                if token.index == 3:
-                    relay.cut()
-
-    with pytest.raises(WorkerUnreachable):
-        asyncio.run(use())
-    assert ended_state(worker, job_id)["state"] == "cancelled"
-
-
-def test_an_engine_that_dies_is_not_noticed(battered: RunningWorker) -> None:
-    """The worker carries the job on; the client reads on."""
-
-    async def use() -> None:
-        async with Client(battered.url) as client, client.execute(SLOW, max_tokens=30, temperature=0) as job:
-            async for token in job:
-                if token.index == 5:
-                    battered.signal_engine(signal.SIGKILL)
-            assert job.text == undisturbed(30)
-
-    asyncio.run(use())
-
-
 # The synchronous face.
 
 
@@ -438,7 +442,11 @@ def test_the_synchronous_face_does_the_same(worker: RunningWorker) -> None:
         with client.follow(job.job_id) as again:
             names = [event.name for event in again.events()]
         assert names[-1] == "error"
+        with client.chat(SAID, max_tokens=2, temperature=0) as chat:
+            assert "".join(token.text for token in chat) == undisturbed(2)
         assert client.cancel("nobody") == []
+        assert client.ended(job.job_id) == client.job(job.job_id)
+        assert client.ask("GET", "/livez").status == 200
         assert client.job("nobody") is None
 
 
@@ -452,6 +460,26 @@ def test_ctrl_c_in_the_synchronous_loop_cancels_the_job(worker: RunningWorker, b
     with SyncClient(blind.url) as client, pytest.raises(KeyboardInterrupt):
         read(client.execute(script(3000, row_ms=5), job_id=job_id))
     assert time.monotonic() - began < 5
+    receipt_of(worker, job_id)
+
+
+def test_ctrl_c_while_nobody_knows_whether_the_job_was_taken_cancels_it(
+    worker: RunningWorker, blind: Relay
+) -> None:
+    """Its answer does not come; it has stopped when the interruption is raised."""
+    job_id = fresh_id("ctrl-c")
+    main = threading.main_thread().ident
+    assert main is not None
+    blind.fates.append("mute")
+
+    def interrupt_once_taken() -> None:
+        wait_until(lambda: "state" in worker.record(job_id), what="the job")
+        signal.pthread_kill(main, signal.SIGINT)
+
+    threading.Thread(target=interrupt_once_taken).start()
+    with SyncClient(blind.url) as client, pytest.raises(KeyboardInterrupt):
+        read(client.execute(SLOW, job_id=job_id))
+    assert worker.record(job_id)["state"] == "cancelled"
     receipt_of(worker, job_id)
 
 

@@ -14,19 +14,22 @@ the job on the worker, by `POST /cancel` and not by closing the connection, whic
 same without `async`; there it is Ctrl-C.
 """
 
-from worker_orcd.client.aio import Client, Job
+from worker_orcd.client.aio import Client
 from worker_orcd.client.errors import JobCancelled, JobFailed, WorkerError, WorkerRefused, WorkerUnreachable
-from worker_orcd.client.model import DEFAULT_URL, Ending, Event, Receipt, Token
+from worker_orcd.client.job import Job
+from worker_orcd.client.model import DEFAULT_URL, Answer, Ending, Event, Narrated, Receipt, Token
 from worker_orcd.client.sync import SyncClient, SyncJob
 
 __all__ = [
     "DEFAULT_URL",
+    "Answer",
     "Client",
     "Ending",
     "Event",
     "Job",
     "JobCancelled",
     "JobFailed",
+    "Narrated",
     "Receipt",
     "SyncClient",
     "SyncJob",

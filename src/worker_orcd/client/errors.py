@@ -22,10 +22,15 @@ class WorkerError(Exception):
 
 
 class WorkerUnreachable(WorkerError):
-    """There is no worker, or it was lost."""
+    """There is no worker, or it was lost.
 
-    def __init__(self, message: str, *, correlation_id: str | None = None) -> None:
+    Attributes:
+        sent: whether the request may have reached it; if not, nothing was begun for sure.
+    """
+
+    def __init__(self, message: str, *, correlation_id: str | None = None, sent: bool = True) -> None:
         super().__init__("UNREACHABLE", message, correlation_id=correlation_id, retriable=True)
+        self.sent = sent
 
 
 class WorkerRefused(WorkerError):
@@ -62,8 +67,8 @@ class JobCancelled(JobFailed):
     """A job was stopped.
 
     Attributes:
-        reason: `client`, `disconnect`, `shutdown` …
-        phase: what it was doing.
+        reason: `client`, `disconnect`, `shutdown` …; `unknown` if that could not be had.
+        phase: what it was doing; likewise.
         receipt: what the stop did, if it could be had.
     """
 

@@ -9,6 +9,22 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """A status code and the JSON that came with it."""
+
+    status: int
+    body: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Narrated:
+    """One thing that a worker told of itself. `id` says where to go on from; `data` is as in its log."""
+
+    id: str
+    data: Json
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """One event of a job's stream: its number, its name (`started`, `token`, `end`, `error`), its data."""
 
@@ -42,7 +58,7 @@ class Ending:
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """What a stop did. Milliseconds from its acceptance; `freed_ms` and `kv_cells_after` are None if not even the
-    engine's death could be confirmed."""
+    engine's death could be confirmed. `job_id` says whose it is."""
 
     reason: str
     phase: str
@@ -54,9 +70,15 @@ class Receipt:
     kv_cells_before: int
     kv_cells_after: int | None
     cancel_correlation_id: str | None
+    job_id: str = ""
 
     @classmethod
-    def of(cls, data: Json) -> Self:
+    def of(cls, data: Json, job_id: str) -> Self:
         """Out of a record's `receipt`; what a newer worker adds is left out."""
         known: dict[str, Any] = {field.name: data.get(field.name) for field in fields(cls)}
-        return cls(**known)
+        return cls(**known | {"job_id": job_id})
+
+    @classmethod
+    def of_record(cls, record: Json) -> Self | None:
+        """A job's receipt, if it was stopped."""
+        return None if record["receipt"] is None else cls.of(record["receipt"], record["job_id"])

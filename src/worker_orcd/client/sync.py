@@ -1,14 +1,18 @@
 """The synchronous face: the asynchronous client on a thread of its own."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Self, TypeVar
 
 import anyio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from worker_orcd.client.aio import CANCEL_SEC, Client, Job
-from worker_orcd.client.model import DEFAULT_URL, Ending, Event, Json, Receipt, Token
+from worker_orcd.client.aio import Client
+from worker_orcd.client.connection import CANCEL_SEC
+from worker_orcd.client.errors import WorkerError
+from worker_orcd.client.job import Job
+from worker_orcd.client.model import DEFAULT_URL, Answer, Ending, Event, Json, Narrated, Receipt, Token
 
 T = TypeVar("T")
 
@@ -50,6 +54,12 @@ class SyncClient:
         """A job; it begins when it is entered with `with`, and is cancelled when that is left before its end."""
         return SyncJob(self._portal, self._client.execute(prompt, job_id=job_id, resume=resume, **parameters))
 
+    def chat(
+        self, messages: Sequence[Mapping[str, str]], *, job_id: str | None = None, **parameters: Any
+    ) -> "SyncJob":
+        """A job that goes on with a conversation."""
+        return SyncJob(self._portal, self._client.chat(messages, job_id=job_id, **parameters))
+
     def follow(self, job_id: str, *, after: int | None = None) -> "SyncJob":
         """Another reader of a job."""
         return SyncJob(self._portal, self._client.follow(job_id, after=after))
@@ -58,23 +68,44 @@ class SyncClient:
         self, job_id: str | None = None, *, group: str | None = None, wait_sec: int = CANCEL_SEC
     ) -> list[Receipt]:
         """Stop a job, or all of a group."""
-
-        async def cancel() -> list[Receipt]:
-            return await self._client.cancel(job_id, group=group, wait_sec=wait_sec)
-
-        return self._portal.call(cancel)
+        return self._wait(partial(self._client.cancel, job_id, group=group, wait_sec=wait_sec))
 
     def health(self) -> Json:
         """`GET /health`."""
-        return self._portal.call(self._client.health)
+        return self._wait(self._client.health)
 
-    def jobs(self) -> list[Json]:
+    def jobs(self, *, ended: int = 100) -> list[Json]:
         """`GET /jobs`."""
-        return self._portal.call(self._client.jobs)
+        return self._wait(partial(self._client.jobs, ended=ended))
 
     def job(self, job_id: str) -> Json | None:
         """`GET /jobs/{job_id}`."""
-        return self._portal.call(self._client.job, job_id)
+        return self._wait(partial(self._client.job, job_id))
+
+    def ended(self, job_id: str, *, within_sec: float = CANCEL_SEC) -> Json | None:
+        """A job's record once it has ended."""
+        return self._wait(partial(self._client.ended, job_id, within_sec=within_sec))
+
+    def narration(self, *, after: str | None = None) -> Iterator[Narrated]:
+        """`GET /narration`."""
+        return _each(self._portal, self._client.narration(after=after))
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
+        allowed: tuple[int, ...] = (200,),
+    ) -> Answer:
+        """Any other request whose answer is JSON."""
+        return self._wait(
+            partial(self._client.ask, method, path, body=body, headers=headers, allowed=allowed)
+        )
+
+    def _wait(self, ask: Callable[[], Awaitable[T]]) -> T:
+        return _wait(self._portal, ask)
 
 
 class SyncJob:
@@ -86,24 +117,31 @@ class SyncJob:
 
     def __enter__(self) -> Self:
         """Begin it."""
-        self._portal.call(self._job.__aenter__)
+        try:
+            _wait(self._portal, self._job.__aenter__)
+        except WorkerError:
+            raise
+        except BaseException:
+            # Ctrl-C while nobody knows whether it was taken: it is left, and that is waited for.
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         """Leave it. Before its end it is cancelled."""
-        self._portal.call(self._job.__aexit__, None, None, None)
+        _wait(self._portal, self._job.__aexit__)
 
     def __iter__(self) -> Iterator[Token]:
         """Its tokens, as they come."""
-        return self._each(self._job.__aiter__())
+        return _each(self._portal, self._job.__aiter__())
 
     def events(self) -> Iterator[Event]:
         """Its events as they come."""
-        return self._each(self._job.events())
+        return _each(self._portal, self._job.events())
 
     def cancel(self) -> Receipt | None:
         """Stop it and wait until it has stopped. Also from another thread."""
-        return self._portal.call(self._job.cancel)
+        return _wait(self._portal, self._job.cancel)
 
     @property
     def job_id(self) -> str:
@@ -130,21 +168,24 @@ class SyncJob:
         """What a stop did, once there was one."""
         return self._job.receipt
 
-    def _each(self, source: AsyncIterator[T]) -> Iterator[T]:
-        """One after the other. A wait that is interrupted (Ctrl-C) does not leave the reading behind."""
-        try:
-            while True:
-                waiting = self._portal.start_task_soon(_next, source)
-                try:
-                    found = waiting.result()
-                except BaseException:
-                    waiting.cancel()
-                    raise
-                if not found:
-                    return
-                yield found[0]
-        finally:
-            self._portal.call(_close, source)
+
+def _wait(portal: BlockingPortal, ask: Callable[[], Awaitable[T]]) -> T:
+    """Have it done on the client's thread. A wait that is interrupted (Ctrl-C) leaves nothing behind."""
+    doing = portal.start_task_soon(ask)
+    try:
+        return doing.result()
+    except BaseException:
+        doing.cancel()
+        raise
+
+
+def _each(portal: BlockingPortal, source: AsyncIterator[T]) -> Iterator[T]:
+    """One after the other."""
+    try:
+        while found := _wait(portal, partial(_next, source)):
+            yield found[0]
+    finally:
+        portal.call(_close, source)
 
 
 async def _next(source: AsyncIterator[T]) -> list[T]:

@@ -1,0 +1,265 @@
+"""One job and one client's reading of it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from typing import Self
+
+import anyio
+
+from worker_orcd.client import reading
+from worker_orcd.client.connection import (
+    CANCEL_SEC,
+    LONGEST_PAUSE_SEC,
+    Connection,
+    Message,
+    in_path,
+    pause_sec,
+)
+from worker_orcd.client.errors import JobCancelled, JobFailed, WorkerError, WorkerRefused, WorkerUnreachable
+from worker_orcd.client.model import Ending, Event, Json, Receipt, Token
+
+RESUME_SEC = 30.0
+"""For so long after a break a stream is tried to be picked up again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a job is begun: what is posted where, and how the stream that comes back is read."""
+
+    path: str
+    body: Json
+    headers: dict[str, str] = field(default_factory=dict)
+    decode: Callable[[Message], Iterable[Event]] = reading.events
+
+
+class Job:
+    """One job and this client's reading of it.
+
+    Attributes:
+        job_id: what it is called.
+        text: what it has said so far.
+        started: data of its `started` event: model, seed.
+        ending: its natural end, once it is there.
+        receipt: what a stop did, once there was one.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        job_id: str,
+        opening: Opening | None,
+        *,
+        resume: bool,
+        after: int | None = None,
+    ) -> None:
+        self.job_id = job_id
+        self.text = ""
+        self.started: Json | None = None
+        self.ending: Ending | None = None
+        self.receipt: Receipt | None = None
+        self._connection = connection
+        self._opening = opening
+        self._resume = resume
+        self._last_id = after
+        self._over = False
+        self._open = AsyncExitStack()
+        self._source: AsyncIterator[Event] | None = None
+        self._leaving: asyncio.Task[None] | None = None
+        self._back = _Back()
+
+    async def __aenter__(self) -> Self:
+        """Begin it.
+
+        Raises:
+            WorkerRefused: it is refused.
+        """
+        try:
+            await self._begin()
+        except WorkerRefused:
+            await self._leave(cancel=False)
+            raise
+        except BaseException:
+            # Interrupted while nobody knows whether it was taken.
+            await self._leave(cancel=self._opening is not None)
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Leave it. Before its end it is cancelled, if it is ours."""
+        await self._leave(cancel=self._opening is not None and not self._over)
+
+    async def __aiter__(self) -> AsyncIterator[Token]:
+        """Its tokens, as they come.
+
+        Raises:
+            JobCancelled: it was stopped, by whomever.
+            JobFailed: it ended with an error.
+        """
+        async for event in self.events():
+            match event.name:
+                case "token":
+                    yield Token(event.data["i"], event.data["t"])
+                case "error":
+                    raise await self._failure(event.data)
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Its events as they come, the terminal one included."""
+        while not self._over:
+            if self._source is None:
+                raise RuntimeError("a job begins when it is entered: async with client.execute(...) as job")
+            try:
+                async for event in self._source:
+                    self._take(event)
+                    yield event
+                if not self._over:
+                    raise WorkerUnreachable(  # noqa: TRY301  # It is one more way in which a stream breaks.
+                        "the stream broke off before the job's end",
+                        correlation_id=self._connection.correlation_id,
+                    )
+            except WorkerUnreachable as broken:
+                if not self._resume:
+                    raise
+                await self._pick_up(broken)
+
+    async def cancel(self) -> Receipt | None:
+        """Stop it and wait until it has stopped; harmless at any time.
+
+        Returns:
+            What the stop did; None if it had ended by itself.
+        """
+        receipts = await self._connection.cancel({"job_id": self.job_id}, CANCEL_SEC)
+        self.receipt = receipts[0] if receipts else self.receipt
+        return self.receipt
+
+    # Inside
+
+    async def _begin(self) -> None:
+        if self._opening is None:
+            self._source = await self._events_after_the_last()
+            return
+        how = self._opening
+        try:
+            self._source = await self._connection.begin(
+                self._open, how.path, how.decode, json=how.body, headers=how.headers
+            )
+        except WorkerUnreachable as error:
+            # It may have been taken, and only its answer was lost: then it is there to be picked up.
+            if not (self._resume and error.sent):
+                raise
+            await self._pick_up(error)
+
+    async def _events_after_the_last(self) -> AsyncIterator[Event]:
+        headers = {} if self._last_id is None else {"Last-Event-ID": str(self._last_id)}
+        path = f"/jobs/{in_path(self.job_id)}/events"
+        return await self._connection.open(self._open, "GET", path, reading.events, headers=headers)
+
+    async def _pick_up(self, broken: WorkerError) -> None:
+        self._back.lost()
+        while True:
+            await self._open.aclose()
+            if not await self._back.wait():
+                raise broken
+            try:
+                self._source = await self._events_after_the_last()
+            except WorkerError as error:
+                if not error.retriable:
+                    raise broken from error
+            else:
+                self._back.found()
+                return
+
+    def _take(self, event: Event) -> None:
+        expected = 0 if self._last_id is None else self._last_id + 1
+        if event.id != expected:
+            raise WorkerError("INTERNAL", f"event {event.id} came instead of {expected}")
+        self._last_id = event.id
+        self._back.heard()
+        match event.name:
+            case "started":
+                self.started = event.data
+            case "token":
+                self.text += event.data["t"]
+            case "end":
+                known = ("tokens_out", "decode_time_ms", "stop_reason")
+                self.ending = Ending(**{name: event.data[name] for name in known})
+        self._over = event.terminal
+
+    async def _failure(self, data: Json) -> JobFailed:
+        code, message, correlation_id = data["code"], data["message"], self._connection.correlation_id
+        if code != "CANCELLED":
+            return JobFailed(code, message, correlation_id=correlation_id, retriable=data["retriable"])
+        with suppress(WorkerError):  # That it was stopped is known; how that went may be lost.
+            if self.receipt is None and (record := await self._connection.record(self.job_id)):
+                self.receipt = Receipt.of_record(record)
+        return JobCancelled(
+            message,
+            # OpenAI's chunks do not say.
+            reason=data.get("reason") or (self.receipt.reason if self.receipt else "unknown"),
+            phase=data.get("phase") or (self.receipt.phase if self.receipt else "unknown"),
+            receipt=self.receipt,
+            correlation_id=correlation_id,
+        )
+
+    async def _leave(self, *, cancel: bool) -> None:
+        """Never held up for long, and not by the cancellation that may be the reason for leaving, or by further ones.
+
+        It is done in a task of its own: `task.cancel()` would get through any shield.
+        """
+        if self._leaving is None:
+            self._leaving = asyncio.ensure_future(self._say_goodbye(cancel=cancel))
+        cancelled: asyncio.CancelledError | None = None
+        with anyio.CancelScope(shield=True):
+            while not self._leaving.done():
+                try:
+                    await asyncio.wait([self._leaving])
+                except asyncio.CancelledError as error:
+                    cancelled = error
+        await self._open.aclose()  # What a beginning that was interrupted had opened meanwhile.
+        if cancelled is not None:
+            raise cancelled
+        self._leaving.result()
+
+    async def _say_goodbye(self, *, cancel: bool) -> None:
+        try:
+            with anyio.move_on_after(CANCEL_SEC):
+                if cancel:
+                    await self.cancel()
+        except WorkerError:
+            pass  # It cannot be told any more; what it does without a reader is the worker's to know.
+        finally:
+            await self._open.aclose()
+
+
+class _Back:
+    """Coming back to a stream that breaks: how long already, and when to try again."""
+
+    def __init__(self) -> None:
+        self._lost_at: float | None = None
+        self._found_at = 0.0
+        self._attempts = 0
+
+    def heard(self) -> None:
+        """An event came: all is well."""
+        self._lost_at = None
+
+    def found(self) -> None:
+        """The stream is there again; whether it holds will be seen."""
+        self._found_at = time.monotonic()
+
+    def lost(self) -> None:
+        """The stream broke. Once it came and went without an event, that is still the same loss."""
+        held_sec = time.monotonic() - self._found_at
+        if self._lost_at is None or held_sec > LONGEST_PAUSE_SEC:
+            self._lost_at, self._attempts = time.monotonic(), 0
+
+    async def wait(self) -> bool:
+        """Until the next attempt, the first one at once. Returns whether there is to be one."""
+        if self._lost_at is None or time.monotonic() - self._lost_at > RESUME_SEC:
+            return False
+        if self._attempts:
+            await anyio.sleep(pause_sec(self._attempts - 1))
+        self._attempts += 1
+        return True

@@ -1,0 +1,64 @@
+"""What a stream's messages say: a job's own events, OpenAI's chunks read as such, and the worker's narration."""
+
+import json
+import time
+from collections.abc import Iterator
+
+from worker_orcd.client.connection import Message
+from worker_orcd.client.model import Event, Json, Narrated
+
+
+def events(message: Message) -> Iterator[Event]:
+    """Of `POST /execute` and `GET /jobs/{job_id}/events`."""
+    yield Event(int(message.id), message.event, json.loads(message.data))
+
+
+def narrated(message: Message) -> Iterator[Narrated]:
+    """Of `GET /narration`."""
+    yield Narrated(message.id, json.loads(message.data))
+
+
+class Chunks:
+    """Of `POST /v1/chat/completions`: one choice, `usage` included. A piece of text counts as a token."""
+
+    def __init__(self, job_id: str) -> None:
+        self._job_id = job_id
+        self._next_id = 0
+        self._pieces = 0
+        self._usage: Json = {}
+        self._stop_reason: str | None = None
+        self._first_at = self._last_at = 0.0
+
+    def __call__(self, message: Message) -> Iterator[Event]:
+        """Read one."""
+        if message.data == "[DONE]":
+            yield self._event("end", self._ending())
+            return
+        chunk = json.loads(message.data)
+        if "error" in chunk:
+            yield self._event("error", chunk["error"])
+            return
+        self._usage = chunk.get("usage") or self._usage
+        for choice in chunk["choices"]:
+            self._stop_reason = choice["finish_reason"] or self._stop_reason
+            if "role" in choice["delta"]:
+                yield self._event("started", {"job_id": self._job_id, "model": chunk["model"]})
+            elif text := choice["delta"].get("content"):
+                yield self._piece(text)
+
+    def _piece(self, text: str) -> Event:
+        self._last_at = time.monotonic()
+        self._first_at = self._first_at or self._last_at
+        self._pieces += 1
+        return self._event("token", {"t": text, "i": self._pieces - 1})
+
+    def _ending(self) -> Json:
+        return {
+            "tokens_out": self._usage["completion_tokens"],
+            "decode_time_ms": round((self._last_at - self._first_at) * 1000),
+            "stop_reason": self._stop_reason,
+        }
+
+    def _event(self, name: str, data: Json) -> Event:
+        self._next_id += 1
+        return Event(self._next_id - 1, name, data)
