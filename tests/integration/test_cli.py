@@ -1,26 +1,23 @@
 """The command line as a user has it: real processes, their output, and their exit codes."""
 
-import contextlib
 import json
-import os
-import pty
 import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from tests.terminal import CTRL_C, PATIENCE_SEC, Piped, Terminal, environment, run
 from worker_orcd import __version__
+from worker_orcd.cli import demo
 from worker_orcd.settings import bundled_model
 from worker_orcd.testing.harness import RunningWorker, free_port, running_worker, wait_until
 
-CLI = [sys.executable, "-m", "worker_orcd"]
-PATIENCE_SEC = 60
 ENDLESS = '{"token_ms": 5}'
 """A prompt whose job runs for about ten seconds."""
 
@@ -31,46 +28,13 @@ def worker(narrow: RunningWorker) -> RunningWorker:
     return narrow
 
 
-def environment(worker: RunningWorker | None = None, **more: str) -> dict[str, str]:
-    """Our own without options of the worker, and with the address of one."""
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("WORKER_ORCD_")}
-    address = {"WORKER_ORCD_URL": worker.url} if worker else {}
-    return {**plain, "PYTHONIOENCODING": "utf-8", **address, **more}
-
-
-def run(
-    *words: str, worker: RunningWorker | None = None, stdin: str = "", **env: str
-) -> "subprocess.CompletedProcess[str]":
-    """Run `worker-orcd` to its end."""
-    return subprocess.run(
-        [*CLI, *words],
-        input=stdin,
-        capture_output=True,
-        encoding="utf-8",
-        env=environment(worker, **env),
-        timeout=PATIENCE_SEC,
-        check=False,
-    )
-
-
-class Executing:
+class Executing(Piped):
     """A `worker-orcd execute` that still runs."""
 
     def __init__(self, worker: RunningWorker, job_id: str, *words: str) -> None:
-        self.process = subprocess.Popen(
-            [*CLI, "execute", "--job-id", job_id, *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment(worker),
-        )
+        super().__init__(worker, "execute", "--job-id", job_id, *words)
         self._worker = worker
         self.job_id = job_id
-
-    def first_output(self, size: int = 20) -> bytes:
-        """Wait for the job's first words."""
-        assert self.process.stdout is not None
-        return self.process.stdout.read(size)
 
     def state(self, *wanted: str) -> str:
         """Wait until the worker says that the job is in one of these states."""
@@ -84,11 +48,6 @@ class Executing:
     def interrupt(self) -> None:
         """Ctrl-C."""
         self.process.send_signal(signal.SIGINT)
-
-    def end(self) -> tuple[int, str]:
-        """Wait for its end. Returns the exit code and what it said on stderr."""
-        _, errors = self.process.communicate(timeout=PATIENCE_SEC)
-        return self.process.returncode, errors.decode()
 
 
 def assert_one_line(result: "subprocess.CompletedProcess[str]", code: str, *parts: str) -> None:
@@ -114,7 +73,7 @@ def test_version() -> None:
 def test_help_shows_commands_and_the_options_of_serve_with_their_variables() -> None:
     """`--help` shows every command, and every option of the default command with its environment variable."""
     shown = run("--help").stdout
-    for command in ("serve", "execute", "cancel", "ps", "demo"):
+    for command in ("serve", "execute", "chat", "cancel", "ps", "logs", "demo", "completion"):
         assert re.search(rf"^  {command} ", shown, re.MULTILINE)
     assert "--port N" in shown
     assert "WORKER_ORCD_PORT" in shown
@@ -152,11 +111,12 @@ def test_execute_hands_its_options_on(worker: RunningWorker) -> None:
     """What is given on the command line reaches the worker, and the job is known by its id."""
     options = ("--job-id", "cli-options", "--max-tokens", "3", "--seed", "7", "--temperature", "0.5")
     more = ("--top-p", "0.9", "--top-k", "5", "--template", "none", "--ignore-eos", "--timeout-ms", "9000")
-    result = run("execute", "hello", *options, *more, "--stop", "zz", "--stop", "yy", worker=worker)
+    others = ("--group", "cli-g", "--repetition-penalty", "1.5")
+    result = run("execute", "hello", *options, *more, "--stop", "zz", "--stop", "yy", *others, worker=worker)
     assert (len(result.stdout.split()), result.returncode) == (3, 0)
     record = worker.record("cli-options")
     assert (record["state"], record["tokens_out"], record["seed"]) == ("completed", 3, 7)
-    assert record["timeout_ms"] == 9000
+    assert (record["timeout_ms"], record["group"]) == (9000, "cli-g")
 
 
 def test_execute_reads_the_prompt_from_standard_input(worker: RunningWorker) -> None:
@@ -203,7 +163,7 @@ def test_ctrl_c_cancels_the_job_and_shows_the_receipt(worker: RunningWorker) -> 
     executing = Executing(worker, "cli-ctrl-c", ENDLESS)
     executing.first_output()
     executing.interrupt()
-    code, said = executing.end()
+    code, _, said = executing.end()
     assert code == 130
     assert re.search(r"job cli-ctrl-c cancelled: stopped after [\d.]+ ms, freed after [\d.]+ ms", said), said
     assert re.search(r"told after [\d.]+ ms; KV cells \d+ → 0 \(decode, ", said), said
@@ -228,11 +188,32 @@ def test_ctrl_c_cancels_a_job_that_waits_in_the_queue(worker: RunningWorker) -> 
     executing = Executing(worker, "cli-queued", "hello")
     executing.state("queued")
     executing.interrupt()
-    code, said = executing.end()
+    code, _, said = executing.end()
     worker.cancel("cli-in-front")
     running.finished()
     assert code == 130
     assert "(queued, 0 prompt tokens read, 0 tokens out)" in said
+
+
+def test_ctrl_c_is_a_key_of_the_terminal(worker: RunningWorker) -> None:
+    """Pressed in a real one: the receipt is shown there, and the terminal is as it was."""
+    with Terminal(worker, "execute", "--job-id", "cli-key", "--temperature", "0", ENDLESS) as terminal:
+        terminal.shows("job cli-key; Ctrl-C cancels it")
+        terminal.shows("w3 ")
+        terminal.type(CTRL_C)
+        terminal.shows(r"job cli-key cancelled: stopped after [\d.]+ ms, freed after [\d.]+ ms, told after")
+        assert terminal.ended() == 130
+        assert terminal.attributes() == terminal.before
+
+
+def test_a_terminal_does_not_obey_what_a_model_says(worker: RunningWorker) -> None:
+    """Escape sequences are shown as what cannot be shown; piped, the text is as it is."""
+    evil = json.dumps({"text": "a\x1b]0;title\x07b\nc"})
+    assert run("execute", evil, worker=worker).stdout == "a\x1b]0;title\x07b\nc\n"
+    with Terminal(worker, "execute", "--max-tokens", "40", evil) as terminal:
+        terminal.shows("a\ufffd]0;title\ufffdb")
+        assert terminal.ended() == 0
+        assert "\x1b" not in terminal.raw()
 
 
 def test_second_ctrl_c_leaves_at_once() -> None:
@@ -243,7 +224,7 @@ def test_second_ctrl_c_leaves_at_once() -> None:
         executing.interrupt()
         executing.state("stopping")
         executing.interrupt()
-        code, said = executing.end()
+        code, _, said = executing.end()
         assert (code, said) == (130, "")
 
 
@@ -252,7 +233,7 @@ def test_execute_cancelled_from_elsewhere_says_so(worker: RunningWorker) -> None
     executing = Executing(worker, "cli-elsewhere", ENDLESS)
     executing.first_output()
     assert worker.cancel("cli-elsewhere").status_code == 202
-    code, said = executing.end()
+    code, _, said = executing.end()
     assert code == 1
     assert said.startswith("job cli-elsewhere was cancelled from elsewhere (reason client): stopped after ")
 
@@ -264,10 +245,10 @@ def test_execute_into_a_closed_pipe_stops_the_job(worker: RunningWorker) -> None
     assert executing.process.stdout is not None
     executing.process.stdout.close()
     executing.process.stdout = None
-    code, said = executing.end()
+    code, _, said = executing.end()
     assert (code, said) == (1, "")
     executing.state("cancelled")
-    assert worker.record("cli-pipe")["receipt"]["reason"] == "disconnect"
+    assert worker.record("cli-pipe")["receipt"]["reason"] == "client"
 
 
 def test_execute_says_when_the_worker_dies() -> None:
@@ -276,7 +257,7 @@ def test_execute_says_when_the_worker_dies() -> None:
         executing = Executing(doomed, "cli-doomed", ENDLESS)
         executing.first_output()
         doomed.process.kill()
-        code, said = executing.end()
+        code, _, said = executing.end()
     assert code == 1
     assert said.count("\n") == 1
     assert said.startswith("worker-orcd: UNREACHABLE: ")
@@ -331,77 +312,67 @@ def test_cancel_as_json(worker: RunningWorker) -> None:
     assert shown["record"]["receipt"]["kv_cells_after"] == 0
 
 
+def test_cancel_of_a_group(worker: RunningWorker) -> None:
+    """Each of its live jobs has its line; a group that has none is said to have none."""
+    jobs = [worker.execute(f"cli-group-{place}", ENDLESS, group="cli-group") for place in (1, 2)]
+    jobs[0].tokens_seen(1)
+    jobs[1].wait(lambda stream: stream.status is not None, what="an answer")
+    shown = run("cancel", "--group", "cli-group", worker=worker)
+    lines = sorted(shown.stdout.splitlines())
+    assert [line.split(": ")[0] for line in lines] == [
+        "job cli-group-1 cancelled (reason client)",
+        "job cli-group-2 cancelled (reason client)",
+    ]
+    again = run("cancel", "--group", "cli-group", worker=worker)
+    assert (again.stdout, again.returncode) == ("no live job is of group cli-group; nothing to stop\n", 0)
+    told = json.loads(run("cancel", "--group", "cli-group", "--json", worker=worker).stdout)
+    assert told == {"status": 202, "answer": {"status": "cancelling", "group": "cli-group"}}
+
+
+@pytest.mark.parametrize("words", [(), ("job-1", "--group", "g")], ids=["nothing", "both"])
+def test_cancel_wants_one_thing_to_cancel(words: tuple[str, ...]) -> None:
+    """A job or a group; anything else is wrong usage, exit code 2."""
+    result = run("cancel", *words)
+    assert result.returncode == 2
+    assert "either JOB_ID or --group" in result.stderr
+
+
 def test_cancel_of_a_malformed_id_is_one_line(worker: RunningWorker) -> None:
     """The worker's 400 is shown with its code."""
     assert_one_line(run("cancel", "a b", worker=worker), "INVALID_REQUEST", "job_id", "correlation id")
 
 
-# ps
+# demo
 
 
-def test_ps_shows_the_worker_and_its_jobs(worker: RunningWorker) -> None:
-    """Piped, it is printed once: a line on the worker, then live jobs before ended ones."""
-    worker.execute("cli-ps-old", ENDLESS).tokens_seen(1)
-    worker.cancel("cli-ps-old")
-    stream = worker.execute("cli-ps-live", ENDLESS).tokens_seen(1)
-    result = run("ps", worker=worker)
-    worker.cancel("cli-ps-live")
-    stream.finished()
-    header, titles, *rows = result.stdout.splitlines()
-    assert header.startswith("healthy  scripted on cpu  KV cells ")
-    assert "running 1  queued 0  engine " in header
-    assert titles.split() == ["JOB", "STATE", "PHASE", "PROMPT", "OUT", "AGE", "STOPPED", "FREED"]
-    assert rows[0].split()[:3] == ["cli-ps-live", "running", "decode"]
-    assert rows[1].split()[:3] == ["cli-ps-old", "cancelled", "decode"]
-    assert rows[1].rstrip().endswith(" ms")
-    assert result.returncode == 0
-
-
-def test_ps_as_json(worker: RunningWorker) -> None:
-    """`--json` gives health and records, for scripts."""
-    worker.execute("cli-ps-json", '{"text": "a"}').finished()
-    shown = json.loads(run("ps", "--json", "--recent", "1", worker=worker).stdout)
-    assert shown["health"]["status"] == "healthy"
-    assert [job["job_id"] for job in shown["jobs"]] == ["cli-ps-json"]
-
-
-@pytest.mark.parametrize("once", [True, False])
-def test_ps_on_a_terminal(worker: RunningWorker, once: bool) -> None:
-    """On a terminal it goes on until Ctrl-C, and exits 0; with `--once` it ends by itself."""
-    ours, its = pty.openpty()
-    process = subprocess.Popen(
-        [*CLI, "ps", *(["--once"] if once else [])],
-        stdin=subprocess.DEVNULL,
-        stdout=its,
-        stderr=its,
-        env=environment(worker, TERM="xterm", COLUMNS="120"),
-    )
-    os.close(its)
-    shown = b""
-    refreshes = 1 if once else 2
-    while shown.count(b"healthy") < refreshes:
-        shown += os.read(ours, 4096)
-    if not once:
-        assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-    # A terminal that nobody reads would hold it up in the middle of a refresh.
-    threading.Thread(target=_read_all, args=(ours,), daemon=True).start()
-    assert process.wait(PATIENCE_SEC) == 0
-
-
-def _read_all(terminal: int) -> None:
-    """Until the other side is closed."""
-    with contextlib.suppress(OSError):
-        while os.read(terminal, 4096):
-            pass
-    os.close(terminal)
+def test_a_check_of_the_demo_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line for each, kept or not, and nothing else; a broken one is remembered."""
+    checks = demo.Checks(Console(quiet=True), as_json=True)
+    checks.check(True, "it stops")
+    checks.cells_are_free(10, 3)
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert shown == [
+        {"kept": True, "what": "it stops"},
+        {"kept": False, "what": "KV cells in /health: 10 before, 3 after"},
+    ]
+    assert checks.failed == ["KV cells in /health: 10 before, 3 after"]
 
 
 # A worker that is not there.
 
 
 @pytest.mark.parametrize(
-    "words", [("execute", "hello"), ("cancel", "job-1"), ("ps",), ("ps", "--json")], ids=" ".join
+    "words",
+    [
+        ("execute", "hello"),
+        ("chat",),
+        ("cancel", "job-1"),
+        ("cancel", "--group", "g"),
+        ("ps",),
+        ("ps", "--json"),
+        ("logs",),
+    ],
+    ids=" ".join,
 )
 def test_a_worker_that_cannot_be_reached_is_one_clear_line(words: tuple[str, ...]) -> None:
     """Every client command says where it looked, and what to do."""
@@ -413,6 +384,25 @@ def test_a_worker_that_cannot_be_reached_is_one_clear_line(words: tuple[str, ...
 def test_an_address_that_is_none_is_one_clear_line(url: str) -> None:
     """A wrong `--url` is told as it is."""
     assert_one_line(run("ps", "--url", url), "UNREACHABLE", url)
+
+
+def test_a_key_is_read_from_its_variable(tmp_path: Path) -> None:
+    """Without it, it is said where it is read from."""
+    keys = tmp_path / "keys.txt"
+    keys.write_text("anna-0123456789abcdef\n")
+    with running_worker(api_key_file=str(keys)) as guarded:
+        known = {"WORKER_ORCD_API_KEY": "anna-0123456789abcdef"}
+        assert json.loads(run("ps", "--json", worker=guarded, **known).stdout)["jobs"] == []
+        assert run("execute", '{"text": "ok"}', worker=guarded, **known).stdout == "ok\n"
+        for words in (("execute", "hello"), ("chat",), ("ps",), ("cancel", "a"), ("logs",)):
+            refused = run(*words, worker=guarded, stdin="hello\n")
+            assert_one_line(refused, "UNAUTHORIZED", "WORKER_ORCD_API_KEY")
+
+
+@pytest.mark.parametrize("command", ["execute", "chat", "cancel", "ps", "logs", "demo"])
+def test_help_says_what_exit_codes_mean(command: str) -> None:
+    """For scripts."""
+    assert "Exit codes: 0 " in run(command, "--help").stdout
 
 
 def test_the_url_flag_beats_its_variable(worker: RunningWorker) -> None:

@@ -19,7 +19,7 @@ from worker_orcd.jobs.errors import ErrorCode
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "CHANGELOG.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-CLIENT_COMMANDS = ("execute", "cancel", "ps", "demo")
+CLIENT_COMMANDS = ("execute", "chat", "cancel", "ps", "logs", "demo", "completion")
 OUR_PROGRAMS = re.compile(
     r"^(?:\S*/)?(worker-orcd|make run|python -m worker_orcd\.testing\.serve)(?:\s+(?P<rest>.*))?$"
 )
@@ -135,6 +135,15 @@ def test_options_named_on_a_page_exist(page: str) -> None:
         assert variable in {option.variable for option in settings.options()} or variable in known, (
             f"{page}: {variable}"
         )
+
+
+def test_every_client_command_is_on_the_terminals_page() -> None:
+    """Together with what it shows as JSON."""
+    page = text_of("docs/terminal.md")
+    as_json = page[page.index("## JSON") :]
+    for command in CLIENT_COMMANDS:
+        assert f"| `worker-orcd {command}" in page
+        assert ("--json" in help_of(command)) == (f"| `{command}` |" in as_json)
 
 
 def test_every_make_target_on_a_page_exists() -> None:

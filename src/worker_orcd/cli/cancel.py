@@ -1,35 +1,71 @@
-"""`worker-orcd cancel JOB_ID`: stop a job, and say what became of it."""
+"""`worker-orcd cancel JOB_ID`: stop a job, or a group of them, and say what became of it."""
 
 import json
 from typing import Annotated
 
 import typer
 
-from worker_orcd.cli.client import DEFAULT_URL, Json, Url, connected, receipt_line
+from worker_orcd.cli.completing import live_groups, live_jobs
+from worker_orcd.cli.connection import Url, connected
+from worker_orcd.cli.output import write_json
+from worker_orcd.cli.receipts import receipt_line, what_happened
+from worker_orcd.client import DEFAULT_URL, Receipt, SyncClient
+
+_WAIT = {"Prefer": "wait=7"}
 
 
 def command(
-    job_id: Annotated[str, typer.Argument(metavar="JOB_ID", help="the job to stop, exactly")],
-    as_json: Annotated[bool, typer.Option("--json", help="the answer and the job's record, as JSON")] = False,
+    job_id: Annotated[
+        str | None,
+        typer.Argument(metavar="JOB_ID", help="the job to stop, exactly", autocompletion=live_jobs),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GROUP", help="stop every live job of this group instead", autocompletion=live_groups
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="the answer, and the job's record, as JSON")
+    ] = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Cancel a job, whatever it is doing, and show the receipt. Doing it twice does no harm."""
+    """Cancel a job and show its receipt.
+
+    Whatever the job is doing, it stops; doing it twice does no harm.
+
+    Exit codes: 0 the worker has accepted it, 1 it could not be asked or has refused, 2 wrong usage.
+    """
+    if (job_id is None) == (group is None):
+        raise typer.BadParameter("either JOB_ID or --group is needed")
     with connected(url) as client:
-        answer = client.cancel(job_id)
-        if not as_json:
-            print(answer.status, json.dumps(answer.body), flush=True)
-        record = client.ended_record(job_id)
+        if job_id is not None:
+            _cancel_job(client, job_id, as_json=as_json)
+        elif group is not None:
+            _cancel_group(client, group, as_json=as_json)
+
+
+def _cancel_job(client: SyncClient, job_id: str, *, as_json: bool) -> None:
+    answer = client.ask("POST", "/cancel", body={"job_id": job_id}, allowed=(202,))
+    if not as_json:
+        print(answer.status, json.dumps(answer.body), flush=True)
+    record = client.ended(job_id)
     if as_json:
-        print(json.dumps({"status": answer.status, "answer": answer.body, "record": record}))
+        write_json({"status": answer.status, "answer": answer.body, "record": record})
     else:
-        print(_what_happened(job_id, record))
+        print(what_happened(job_id, record))
 
 
-def _what_happened(job_id: str, record: Json | None) -> str:
-    if record is None:
-        return f"no job {job_id} is known; nothing to stop"
-    if record["ended_ms"] is None:
-        return f"job {job_id} is still {record['state']}"
-    if record["receipt"] is None:
-        return f"job {job_id} had already ended: {record['state']}"
-    return f"job {job_id} {record['state']} (reason {record['receipt']['reason']}): {receipt_line(record)}"
+def _cancel_group(client: SyncClient, group: str, *, as_json: bool) -> None:
+    answer = client.ask("POST", "/cancel", body={"group": group}, headers=_WAIT, allowed=(200, 202))
+    if as_json:
+        write_json({"status": answer.status, "answer": answer.body})
+        return
+    receipts = [Receipt.of(one["receipt"], one["job_id"]) for one in answer.body.get("jobs", [])]
+    for receipt in receipts:
+        print(f"job {receipt.job_id} cancelled (reason {receipt.reason}): {receipt_line(receipt)}")
+    still = [record for record in client.jobs(ended=0) if record["group"] == group]
+    for record in still:
+        print(what_happened(record["job_id"], record))
+    if not receipts and not still:
+        print(f"no live job is of group {group}; nothing to stop")

@@ -15,13 +15,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
+import typer
 from rich.console import Console
 
-from worker_orcd.cli.client import Answer, ClientError, Event, Json, WorkerClient, receipt_line
 from worker_orcd.cli.failure import fail, tell
+from worker_orcd.cli.output import write_json
+from worker_orcd.cli.receipts import receipt_line
+from worker_orcd.client import Answer, Event, Receipt, SyncClient, WorkerError
 from worker_orcd.settings import VARIABLE_PREFIX, variable
+
+Json = dict[str, Any]
 
 STOPPED_WITHIN_MS = 100.0
 """What the contract promises (section 3)."""
@@ -35,26 +40,31 @@ _LONG_PROMPT_SENTENCES = 133
 """About 2,000 tokens."""
 
 
-def command() -> None:
-    """Start a worker on the bundled model and see three cancels at work: about 15 seconds.
+def command(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="one check per line, as JSON, and nothing else")
+    ] = False,
+) -> None:
+    """See three cancels at work on the bundled model.
 
-    On a busy machine WORKER_ORCD_THREADS=1 makes it quicker; no other option of the worker is taken over.
+    It starts a worker of its own and takes about 15 seconds. On a busy machine WORKER_ORCD_THREADS=1 makes it
+    quicker; no other option of the worker is taken over.
 
     Exit codes: 0 everything was as promised, 1 something was not, and what.
     """
-    console = Console(highlight=False, soft_wrap=True)
-    checks = _Checks(console)
+    console = Console(highlight=False, soft_wrap=True, quiet=as_json)
+    checks = Checks(console, as_json=as_json)
     _end_properly_when_terminated()
     log = _new_log()
     try:
         # The pool is left last: its threads end when the worker's streams do.
         with ThreadPoolExecutor(1, "client") as pool, _worker(console, checks, log) as url:
             stage = _Stage(console, checks, url, pool)
-            with WorkerClient(url) as first, WorkerClient(url) as second:
+            with SyncClient(url) as first, SyncClient(url) as second:
                 _while_generating(stage, first, second)
                 _while_reading(stage, first, second)
                 _unknown_job(stage, second)
-    except ClientError as error:
+    except WorkerError as error:
         fail(error.code, f"{error}; the worker's narration is in {log}")
     except (KeyboardInterrupt, SystemExit):
         log.unlink()
@@ -67,16 +77,19 @@ def command() -> None:
 
 
 @dataclass(slots=True)
-class _Checks:
+class Checks:
     """What was promised and what was seen."""
 
     console: Console
+    as_json: bool = False
     failed: list[str] = field(default_factory=list)
 
     def check(self, kept: bool, what: str) -> None:
         """Show one promise as kept or broken."""
         self.console.print("  [green]✓[/]" if kept else "  [bold red]✗ NOT AS PROMISED:[/]", end=" ")
         self.console.print(what, markup=False)
+        if self.as_json:
+            write_json({"kept": kept, "what": what})
         if not kept:
             self.failed.append(what)
 
@@ -91,16 +104,16 @@ class _Checks:
             last.data.get("code") == "CANCELLED",
             f"the stream's last event: {last.name} {json.dumps(last.data)}",
         )
-        receipt = record["receipt"] if record else None
-        if record is None or receipt is None:
+        receipt = Receipt.of_record(record) if record else None
+        if receipt is None:
             self.check(False, "the record of the job holds a receipt")
             return
         self.check(
-            receipt["stopped_ms"] <= STOPPED_WITHIN_MS
-            and receipt["freed_ms"] is not None
-            and receipt["freed_ms"] <= receipt["told_ms"]
-            and receipt["kv_cells_after"] == 0,
-            f"from the cancel: {receipt_line(record)}",
+            receipt.stopped_ms <= STOPPED_WITHIN_MS
+            and receipt.freed_ms is not None
+            and receipt.freed_ms <= receipt.told_ms
+            and receipt.kv_cells_after == 0,
+            f"from the cancel: {receipt_line(receipt)}",
         )
 
     def cells_are_free(self, before: int, after: int) -> None:
@@ -113,7 +126,7 @@ class _Stage:
     """What each act plays on. The pool has one thread: the other client."""
 
     console: Console
-    checks: _Checks
+    checks: Checks
     url: str
     pool: ThreadPoolExecutor
 
@@ -122,18 +135,18 @@ class _Stage:
         self.console.print(f"\n[bold]{text}[/]")
 
 
-def _while_generating(stage: _Stage, first: WorkerClient, second: WorkerClient) -> None:
+def _while_generating(stage: _Stage, first: SyncClient, second: SyncClient) -> None:
     stage.title("1. A long story, cancelled half-way by a second client")
     job = _job("demo-story", "Write a long story about a lighthouse keeper.", _STORY_TOKENS)
     job_id = job["job_id"]
 
     def cancel_it() -> tuple[int, Answer]:
-        return second.health()["kv_cells_used"], second.cancel(job_id)
+        return second.health()["kv_cells_used"], _cancel(second, job_id)
 
     cancelling = None
     tokens, last = 0, None
-    with first.execute(job) as events:
-        for event in events:
+    with first.execute(**job) as running:
+        for event in running.events():
             last = event
             if event.name == "token":
                 tokens += 1
@@ -150,20 +163,20 @@ def _while_generating(stage: _Stage, first: WorkerClient, second: WorkerClient) 
         return
     before, answer = cancelling.result()
     stage.checks.accepted(answer, job_id, "the cancel")
-    stage.checks.receipt(last, first.record(job_id))
+    stage.checks.receipt(last, first.job(job_id))
     stage.checks.cells_are_free(before, after)
-    stage.checks.accepted(second.cancel(job_id), job_id, "a second cancel of the same job")
+    stage.checks.accepted(_cancel(second, job_id), job_id, "a second cancel of the same job")
 
 
-def _while_reading(stage: _Stage, first: WorkerClient, second: WorkerClient) -> None:
+def _while_reading(stage: _Stage, first: SyncClient, second: SyncClient) -> None:
     stage.title("2. A cancel in the middle of reading a long prompt")
     idle_ms = sorted(_first_token_ms(second, f"demo-idle-{number}") for number in (1, 2, 3))[1]
     job = _job("demo-report", _long_prompt(), 16, template="none")
     job_id = job["job_id"]
 
     def read() -> list[Event]:
-        with first.execute(job) as events:
-            return list(events)
+        with first.execute(**job) as running:
+            return list(running.events())
 
     reading = stage.pool.submit(read)
     record = _once(lambda: _a_third_read(second, job_id), "the prompt to be a third read")
@@ -171,12 +184,12 @@ def _while_reading(stage: _Stage, first: WorkerClient, second: WorkerClient) -> 
         total, done = record["prompt_tokens"], record["prompt_tokens_processed"]
         stage.console.print(f"  {done} of {total} prompt tokens are read, and it is cancelled")
     before = second.health()["kv_cells_used"]
-    answer = second.cancel(job_id)
+    answer = _cancel(second, job_id)
     seen = reading.result()
     after = second.health()["kv_cells_used"]
     next_ms = _first_token_ms(second, "demo-next")
     stage.checks.accepted(answer, job_id, "the cancel")
-    stage.checks.receipt(seen[-1], first.record(job_id))
+    stage.checks.receipt(seen[-1], first.job(job_id))
     stage.checks.check(
         [event.name for event in seen] == ["started", "error"] and seen[-1].data.get("phase") == "prefill",
         "it was still reading its prompt, and no token came",
@@ -187,9 +200,14 @@ def _while_reading(stage: _Stage, first: WorkerClient, second: WorkerClient) -> 
     )
 
 
-def _unknown_job(stage: _Stage, client: WorkerClient) -> None:
+def _unknown_job(stage: _Stage, client: SyncClient) -> None:
     stage.title("3. A cancel of a job that never was")
-    stage.checks.accepted(client.cancel("demo-never-was"), "demo-never-was", "the cancel")
+    stage.checks.accepted(_cancel(client, "demo-never-was"), "demo-never-was", "the cancel")
+
+
+def _cancel(client: SyncClient, job_id: str) -> Answer:
+    """The worker's own answer, which is what is to be seen here."""
+    return client.ask("POST", "/cancel", body={"job_id": job_id}, allowed=(202,))
 
 
 def _job(job_id: str, prompt: str, max_tokens: int, **more: object) -> Json:
@@ -204,21 +222,21 @@ def _job(job_id: str, prompt: str, max_tokens: int, **more: object) -> Json:
     }
 
 
-def _first_token_ms(client: WorkerClient, job_id: str) -> float:
+def _first_token_ms(client: SyncClient, job_id: str) -> float:
     """From sending a short job to its first token."""
     started = time.monotonic()
     first: float | None = None
-    with client.execute(_job(job_id, "Name three birds.", 4)) as events:
-        for event in events:
+    with client.execute(**_job(job_id, "Name three birds.", 4)) as running:
+        for event in running.events():
             if event.name == "token" and first is None:
                 first = time.monotonic()
     if first is None:
-        raise ClientError("INTERNAL", f"{job_id} brought no token")
+        raise WorkerError("INTERNAL", f"{job_id} brought no token")
     return (first - started) * 1000
 
 
-def _a_third_read(client: WorkerClient, job_id: str) -> Json | None:
-    record = client.record(job_id)
+def _a_third_read(client: SyncClient, job_id: str) -> Json | None:
+    record = client.job(job_id)
     if record is None:
         return None
     far_enough = record["prompt_tokens_processed"] * 3 > (record["prompt_tokens"] or float("inf"))
@@ -242,7 +260,7 @@ def _long_prompt() -> str:
 
 
 @contextmanager
-def _worker(console: Console, checks: _Checks, log: Path) -> Iterator[str]:
+def _worker(console: Console, checks: Checks, log: Path) -> Iterator[str]:
     """A worker process on a free port, from its start to its end. Yields its address."""
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
@@ -263,7 +281,7 @@ def _worker(console: Console, checks: _Checks, log: Path) -> Iterator[str]:
             start_new_session=True,  # Ctrl-C is for the demo, which ends the worker itself.
         )
     try:
-        with WorkerClient(url) as client:
+        with SyncClient(url) as client:
             health = _once(lambda: _healthy(client, process, log), "the model to load", _LOAD_PATIENCE_SEC)
         console.print(
             f"{health['model']} is ready on {health['device']} after {time.monotonic() - started:.1f} s: {url}, "
@@ -280,11 +298,11 @@ def _worker(console: Console, checks: _Checks, log: Path) -> Iterator[str]:
         _end(process)
 
 
-def _healthy(client: WorkerClient, process: "subprocess.Popen[bytes]", log: Path) -> Json | None:
+def _healthy(client: SyncClient, process: "subprocess.Popen[bytes]", log: Path) -> Json | None:
     if process.poll() is not None:
         lines = log.read_text(errors="replace").splitlines() or ["it said nothing"]
-        raise ClientError("MODEL_LOAD_FAILED", f"the worker exited with {process.returncode}: {lines[-1]}")
-    with contextlib.suppress(ClientError):
+        raise WorkerError("MODEL_LOAD_FAILED", f"the worker exited with {process.returncode}: {lines[-1]}")
+    with contextlib.suppress(WorkerError):
         health = client.health()
         return health if health["status"] == "healthy" else None
     return None
@@ -306,7 +324,7 @@ def _once(look: Callable[[], Json | None], what: str, within_sec: float = 120.0)
     deadline = time.monotonic() + within_sec
     while (seen := look()) is None:
         if time.monotonic() > deadline:
-            raise ClientError("INTERNAL", f"waited {within_sec:.0f} s for {what}")
+            raise WorkerError("INTERNAL", f"waited {within_sec:.0f} s for {what}")
         time.sleep(_POLL_SEC)
     return seen
 

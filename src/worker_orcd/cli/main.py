@@ -15,9 +15,10 @@ import typer
 from typer.core import TyperGroup
 
 from worker_orcd import __version__
+from worker_orcd.cli import completion
 from worker_orcd.cli.failure import fail
 
-_COMMANDS = ("serve", "execute", "cancel", "ps", "demo")
+_COMMANDS = ("serve", "execute", "chat", "cancel", "ps", "logs", "demo", "completion")
 _OF_THE_GROUP = ("--help", "--version")
 
 
@@ -36,9 +37,18 @@ class _Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """`worker-orcd --port 9000` is `worker-orcd serve --port 9000`."""
-        if not args or (args[0].startswith("-") and args[0] not in _OF_THE_GROUP):
+        nothing_yet = not args and not ctx.resilient_parsing  # While a shell completes, a command may follow.
+        if nothing_yet or (args and args[0].startswith("-") and args[0] not in _OF_THE_GROUP):
             args = ["serve", *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Commands; or options, which without a command are also those of serve."""
+        found = super().shell_complete(ctx, incomplete)
+        if incomplete.startswith("-"):
+            serve = self.get_command(ctx, "serve")
+            found += [item for item in serve.shell_complete(ctx, incomplete) if item.value != "--help"]
+        return found
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """The commands, and below them the options of the one that is meant when none is named."""
@@ -78,7 +88,9 @@ def worker_orcd(
 
 def main() -> None:
     """Run the command line."""
-    app(prog_name="worker-orcd")
+    if completion.VARIABLE in os.environ:
+        completion.register()
+    app(prog_name=completion.PROGRAM)
 
 
 def _function(command: str) -> Callable[..., None]:

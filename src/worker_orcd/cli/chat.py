@@ -1,0 +1,215 @@
+"""`worker-orcd chat`: a conversation with the model."""
+
+import contextlib
+import secrets
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import typer
+
+from worker_orcd.cli.connection import Url, connected, explained
+from worker_orcd.cli.failure import fail, tell
+from worker_orcd.cli.output import Text, aside, write_json
+from worker_orcd.cli.receipts import receipt_line
+from worker_orcd.cli.running import EXIT_INTERRUPTED, Ran, run
+from worker_orcd.client import DEFAULT_URL, Event, SyncClient, WorkerError
+
+PROMPT = "> "
+_HELP = "Ctrl-C stops an answer, and leaves at the prompt; so does Ctrl-D, or /exit. /reset forgets what was said."
+
+
+def command(  # to typer, an option is an argument
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="what the model is told before anything is said")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(metavar="X", help="0 to 2; 0 is greedy")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="at most so many tokens for an answer")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="the same seed gives the same draws")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one answer per line, as JSON")] = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Talk with the model. When piped, each line is a message, and each is answered before the next is read.
+
+    Ctrl-C stops the answer that is being written, says how that went, and keeps what was said so far; a second one,
+    or Ctrl-D, leaves. /reset forgets the conversation, /exit leaves.
+
+    Exit codes: 0 left, or the input has ended; 1 there was no worker; piped: an answer was refused, failed, or was
+    cancelled from elsewhere; 130 left with Ctrl-C.
+    """
+    options = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+    given = {option: value for option, value in options.items() if value is not None}
+    with connected(url) as client:
+        terminal = sys.stdin.isatty()
+        health = client.health()
+        if terminal:
+            aside(
+                f"{health['model'] or health['status']} at {url}; Ctrl-C stops an answer, Ctrl-D leaves, /help"
+            )
+        chat = _Chat(client, Conversation(system), given, terminal=terminal, as_json=as_json)
+        try:
+            chat.talk()
+        except KeyboardInterrupt:
+            if terminal:
+                aside("")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+@dataclass(slots=True)
+class Conversation:
+    """What was said, as the next question is sent along with it."""
+
+    system: str | None = None
+    said: list[dict[str, str]] = field(default_factory=list)
+
+    def asking(self, question: str) -> list[dict[str, str]]:
+        """All of it, and a question."""
+        before = [{"role": "system", "content": self.system}] if self.system else []
+        return [*before, *self.said, {"role": "user", "content": question}]
+
+    def keep(self, question: str, answer: str) -> None:
+        """Remember both. A question to which nothing was said is not: many templates refuse two in a row."""
+        if answer:
+            self.said.append({"role": "user", "content": question})
+            self.said.append({"role": "assistant", "content": answer})
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.said.clear()
+
+
+class _Chat:
+    """A conversation with somebody at a terminal, or with whatever is piped in."""
+
+    def __init__(
+        self,
+        client: SyncClient,
+        conversation: Conversation,
+        parameters: dict[str, Any],
+        *,
+        terminal: bool,
+        as_json: bool,
+    ) -> None:
+        self._client = client
+        self._conversation = conversation
+        self._parameters = parameters
+        self._terminal = terminal
+        self._as_json = as_json
+
+    def talk(self) -> None:
+        """Until somebody leaves.
+
+        Raises:
+            KeyboardInterrupt: with Ctrl-C.
+            WorkerError: an answer cannot be had, and nobody is there to be told.
+        """
+        lines = _typed(prompt_on_stderr=self._as_json) if self._terminal else _piped()
+        for line in lines:
+            match line.strip():
+                case "":
+                    pass
+                case "/exit":
+                    return
+                case "/reset":
+                    self._conversation.forget()
+                case "/help" if self._terminal:
+                    aside(_HELP)
+                case question:
+                    self._ask(question)
+
+    def _ask(self, question: str) -> None:
+        try:
+            self._answer(question)
+        except WorkerError as error:
+            if not self._terminal:
+                raise
+            tell(f"worker-orcd: {error.code}: {explained(error)}")
+
+    def _answer(self, question: str) -> None:
+        messages = self._conversation.asking(question)
+        job = self._client.chat(messages, job_id=f"cli-{secrets.token_hex(4)}", **self._parameters)
+        text = Text()
+
+        def show(event: Event) -> None:
+            if event.name == "token":
+                text.add(event.data["t"])
+            elif event.terminal:
+                text.end()
+
+        try:
+            ran = run(self._client, job, (lambda _: None) if self._as_json else show)
+        finally:
+            text.end()
+            self._conversation.keep(question, job.text)
+        if self._as_json:
+            write_json(_as_data(job.job_id, job.text, ran))
+        self._conclude(ran)
+
+    def _conclude(self, ran: Ran) -> None:
+        data = ran.last.data
+        if ran.last.name == "end":
+            if data["stop_reason"] == "length" and self._terminal:
+                aside("cut off: that was --max-tokens, or as much as there is room for")
+        elif ran.ours:
+            aside(receipt_line(ran.receipt) if ran.receipt else "stopped")
+            if not self._terminal:
+                raise KeyboardInterrupt
+        elif ran.cancelled:
+            receipt = receipt_line(ran.receipt) if ran.receipt else "its receipt is not kept any more"
+            self._failed(
+                "CANCELLED", f"the answer was cancelled from elsewhere (reason {ran.reason}): {receipt}"
+            )
+        else:
+            self._failed(data["code"], f"{data['message']} (correlation id {self._client.correlation_id})")
+
+    def _failed(self, code: str, message: str) -> None:
+        if not self._terminal:
+            fail(code, message)
+        tell(f"worker-orcd: {code}: {message}")
+
+
+def _as_data(job_id: str, text: str, ran: Ran) -> dict[str, Any]:
+    """An answer and how it went, for scripts."""
+    ended = ran.last.name == "end"
+    error = {name: ran.last.data[name] for name in ("code", "message", "retriable")} if not ended else None
+    return {
+        "job_id": job_id,
+        "content": text,
+        "stop_reason": ran.last.data["stop_reason"] if ended else None,
+        "tokens_out": ran.last.data["tokens_out"] if ended else None,
+        "error": error,
+        "receipt": ran.receipt,
+    }
+
+
+def _typed(*, prompt_on_stderr: bool) -> Iterator[str]:
+    """Lines that somebody types, until Ctrl-D."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401, PLC0415  # from then on, lines can be edited and called back
+    while True:
+        try:
+            if prompt_on_stderr or not sys.stdout.isatty():
+                print(PROMPT, end="", file=sys.stderr, flush=True)
+                line = input()
+            else:
+                line = input(PROMPT)
+        except EOFError:
+            aside("")
+            return
+        yield _utf8(line.encode(errors="surrogateescape"))
+
+
+def _piped() -> Iterator[str]:
+    """Lines from somewhere, each as soon as it is there."""
+    while line := sys.stdin.buffer.readline():
+        yield _utf8(line)
+
+
+def _utf8(line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeError:
+        fail("INVALID_REQUEST", "a message is not valid UTF-8")

@@ -1,0 +1,44 @@
+"""What a shell may complete that only the running worker knows. It is quick, or silent."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import anyio
+import typer
+
+from worker_orcd.cli.connection import client_of
+from worker_orcd.client import DEFAULT_URL, WorkerError
+
+PATIENCE_SEC = 0.5
+"""Whoever presses Tab does not wait longer for a worker that does not answer."""
+
+
+def live_jobs(ctx: typer.Context) -> list[tuple[str, str]]:
+    """Live jobs, and what they are doing."""
+    return [(record["job_id"], f"{record['state']}, {record['phase']}") for record in _records(ctx, ended=0)]
+
+
+def known_jobs(ctx: typer.Context) -> list[tuple[str, str]]:
+    """Live jobs and those that have ended lately."""
+    return [(record["job_id"], record["state"]) for record in _records(ctx, ended=100)]
+
+
+def live_groups(ctx: typer.Context) -> list[tuple[str, str]]:
+    """Groups that have a live job, and how many."""
+    groups = [record["group"] for record in _records(ctx, ended=0) if record["group"]]
+    return [(group, f"{groups.count(group)} live") for group in dict.fromkeys(groups)]
+
+
+def _records(ctx: typer.Context, *, ended: int) -> Iterable[dict[str, Any]]:
+    try:
+        return asyncio.run(_ask(str(ctx.params.get("url") or DEFAULT_URL), ended))
+    except WorkerError:
+        return []
+
+
+async def _ask(url: str, ended: int) -> list[dict[str, Any]]:
+    with anyio.move_on_after(PATIENCE_SEC):
+        async with client_of(url, retries=0) as client:
+            return await client.jobs(ended=ended)
+    return []

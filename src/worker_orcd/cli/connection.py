@@ -1,0 +1,53 @@
+"""How the commands that talk to a running worker find it, and how its errors are told."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from worker_orcd.cli.failure import fail
+from worker_orcd.client import Client, SyncClient, WorkerError, WorkerUnreachable
+
+Url = Annotated[str, typer.Option("--url", envvar="WORKER_ORCD_URL", help="where the worker listens")]
+"""The option `--url` of every client command."""
+
+_WHERE = "is it running? `worker-orcd serve` starts one; --url or WORKER_ORCD_URL says where it listens"
+
+
+@contextmanager
+def connected(url: str) -> Iterator[SyncClient]:
+    """A client for one command; whatever goes wrong with the worker is told in one line, and exits 1."""
+    with plainly(), SyncClient(url, api_key=_api_key()) as client:
+        yield client
+
+
+def client_of(url: str, *, retries: int = 2) -> Client:
+    """The same for what does several things at a time."""
+    return Client(url, api_key=_api_key(), retries=retries)
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """What goes wrong with a worker is told in one line, and exits 1."""
+    try:
+        yield
+    except WorkerError as error:
+        fail(error.code, explained(error))
+
+
+def explained(error: WorkerError) -> str:
+    """An error's message, with what helps to go on from there."""
+    hints = []
+    if isinstance(error, WorkerUnreachable) and not error.sent:
+        hints.append(_WHERE)
+    if error.code == "UNAUTHORIZED":
+        hints.append("the key is read from WORKER_ORCD_API_KEY")
+    told = "; ".join([error.message, *hints])
+    return f"{told} (correlation id {error.correlation_id})" if error.correlation_id else told
+
+
+def _api_key() -> str | None:
+    """The key, if there is one: on a command line everybody on the machine could read it."""
+    return os.environ.get("WORKER_ORCD_API_KEY")

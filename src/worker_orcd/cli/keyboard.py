@@ -1,0 +1,55 @@
+"""A terminal's keys, one by one, and the terminal as it was afterwards."""
+
+import os
+import re
+import termios
+import tty
+from typing import Self
+
+_KEY = re.compile(rb"\x1b[\[O](?P<arrow>[A-D])|\x1b[\[O][0-9;]*[~A-Za-z]|(?P<plain>[\x20-\x7e])|.", re.DOTALL)
+_ARROWS = {b"A": "up", b"B": "down", b"C": "right", b"D": "left"}
+_AT_ONCE = 64
+
+
+class Keyboard:
+    """Keys come without Enter and are not shown, from when it is entered until it is left, however it is left.
+
+    Ctrl-C and Ctrl-Z stay signals.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __enter__(self) -> Self:
+        self._before = termios.tcgetattr(self.fd)
+        tty.setcbreak(self.fd, termios.TCSANOW)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # At once: output that is held up (Ctrl-S) must not keep anybody here.
+        termios.tcsetattr(self.fd, termios.TCSANOW, self._before)
+
+    def keys(self) -> list[str]:
+        """The keys that were pressed: a character, or `up`, `down`, `left`, `right`. Waits if there are none.
+
+        Raises:
+            EOFError: there is no terminal any more.
+        """
+        try:
+            pressed = os.read(self.fd, _AT_ONCE)
+        except OSError as error:
+            raise EOFError from error
+        if not pressed:
+            raise EOFError
+        return named(pressed)
+
+
+def named(pressed: bytes) -> list[str]:
+    """What a terminal sends, as keys; those that nobody has a use for are left out."""
+    keys = []
+    for key in _KEY.finditer(pressed):
+        if key["arrow"]:
+            keys.append(_ARROWS[key["arrow"]])
+        elif key["plain"]:
+            keys.append(key["plain"].decode())
+    return keys

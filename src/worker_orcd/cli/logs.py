@@ -1,0 +1,94 @@
+"""`worker-orcd logs`: what the worker narrates, while it happens."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import anyio
+import typer
+
+from worker_orcd.cli.completing import known_jobs
+from worker_orcd.cli.connection import Url, client_of, plainly
+from worker_orcd.cli.failure import tell
+from worker_orcd.cli.output import write_json
+from worker_orcd.client import DEFAULT_URL, Client, WorkerError
+from worker_orcd.narration.render import BoundedLine, renderer
+
+Level = Literal["INFO", "WARN", "ERROR"]
+_LEVELS: tuple[Level, ...] = ("INFO", "WARN", "ERROR")
+AGAIN_SEC = 0.5
+"""How often a worker that is gone is looked for."""
+
+Told = dict[str, Any]
+
+
+def command(
+    job_id: Annotated[
+        str | None,
+        typer.Option(
+            "--job", metavar="JOB_ID", help="only what belongs to this job", autocompletion=known_jobs
+        ),
+    ] = None,
+    level: Annotated[
+        Level, typer.Option(case_sensitive=False, help="this level and those above it")
+    ] = "INFO",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="one event per line, as the worker logs it")
+    ] = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Follow what the worker narrates.
+
+    First comes what it told lately, then what happens, until Ctrl-C. When the worker goes away it is waited
+    for, and its successor is followed.
+
+    Exit codes: 0 left with Ctrl-C, 1 there was no worker to begin with, or it refused.
+    """
+    levels = _LEVELS[_LEVELS.index(level) :]
+    show = write_json if as_json else _columns()
+
+    def show_wanted(told: Told) -> None:
+        if told["level"] in levels and job_id in (None, told.get("job_id")):
+            show(told)
+
+    with plainly(), contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_follow(client_of(url), show_wanted))
+
+
+def _columns() -> Callable[[Told], None]:
+    """As the worker itself shows it on a terminal, in colours if this is one."""
+    line = BoundedLine(renderer("pretty", sys.stdout))
+
+    def show(told: Told) -> None:
+        print(line(None, "", told), flush=True)
+
+    return show
+
+
+async def _follow(client: Client, show: Callable[[Told], None]) -> None:
+    """For ever.
+
+    Raises:
+        WorkerError: it could not be followed in the first place, or refuses to be.
+    """
+    last: str | None = None
+    gone = False
+    async with client:
+        while True:
+            why = "it has shut down"
+            try:
+                async for one in client.narration(after=last):
+                    if gone:
+                        tell(f"worker-orcd: the worker at {client.url} is back")
+                    last, gone = one.id, False
+                    show(one.data)
+            except WorkerError as error:
+                if last is None or not error.retriable:
+                    raise
+                why = error.message
+            if not gone:
+                tell(f"worker-orcd: waiting for the worker at {client.url} to come back: {why}")
+            gone = True
+            await anyio.sleep(AGAIN_SEC)

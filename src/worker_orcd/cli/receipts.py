@@ -1,0 +1,28 @@
+"""How a stop reads, in one line."""
+
+from typing import Any
+
+from worker_orcd.client import Receipt
+
+
+def receipt_line(receipt: Receipt) -> str:
+    """What a stop did, and when."""
+    freed = "NOT CONFIRMED" if receipt.freed_ms is None else f"after {receipt.freed_ms:.1f} ms"
+    after = "unknown" if receipt.kv_cells_after is None else receipt.kv_cells_after
+    return (
+        f"stopped after {receipt.stopped_ms:.1f} ms, freed {freed}, told after {receipt.told_ms:.1f} ms; "
+        f"KV cells {receipt.kv_cells_before} → {after} "
+        f"({receipt.phase}, {receipt.prompt_tokens} prompt tokens read, {receipt.tokens_out} tokens out)"
+    )
+
+
+def what_happened(job_id: str, record: dict[str, Any] | None) -> str:
+    """What became of a job that somebody wanted to stop, from its record."""
+    if record is None:
+        return f"no job {job_id} is known; nothing to stop"
+    if record["ended_ms"] is None:
+        return f"job {job_id} is still {record['state']}"
+    receipt = Receipt.of_record(record)
+    if receipt is None:
+        return f"job {job_id} had already ended: {record['state']}"
+    return f"job {job_id} {record['state']} (reason {receipt.reason}): {receipt_line(receipt)}"

@@ -1,0 +1,111 @@
+"""Running a job in a terminal: its events as they come, and Ctrl-C."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+from worker_orcd.cli.connection import explained
+from worker_orcd.cli.failure import tell
+from worker_orcd.client import Event, Receipt, SyncClient, SyncJob, WorkerError, WorkerUnreachable
+
+EXIT_INTERRUPTED = 130
+"""128 + SIGINT, as a shell says it."""
+_PATIENCE_SEC = 7.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How a job went.
+
+    Attributes:
+        last: its terminal event.
+        interrupted: whether Ctrl-C asked for its end.
+        receipt: what the stop did, if it was stopped and that could be had.
+    """
+
+    last: Event
+    interrupted: bool
+    receipt: Receipt | None
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was stopped, by whomever."""
+        return self.last.data.get("code") == "CANCELLED"
+
+    @property
+    def reason(self) -> str:
+        """Why it was stopped."""
+        return str(self.receipt.reason if self.receipt else self.last.data.get("reason", "unknown"))
+
+    @property
+    def ours(self) -> bool:
+        """Whether it was Ctrl-C that stopped it."""
+        return self.cancelled and self.interrupted and self.reason == "client"
+
+
+def run(client: SyncClient, job: SyncJob, show: Callable[[Event], None]) -> Ran:
+    """Run a job to its end. The first Ctrl-C cancels it and lets its stream end, the second one leaves at once.
+
+    Raises:
+        WorkerError: it was refused, or lost on the way.
+    """
+    last: Event | None = None
+    with CancelOnInterrupt(job) as interrupt, job:
+        interrupt.begun()
+        for last in job.events():
+            show(last)
+    if last is None:
+        raise WorkerUnreachable("the stream broke off before the job's end")
+    ran = Ran(last, interrupt.asked, interrupt.receipt())
+    if ran.cancelled and ran.receipt is None:
+        record = client.job(job.job_id)
+        return Ran(last, interrupt.asked, Receipt.of_record(record) if record else None)
+    return ran
+
+
+class CancelOnInterrupt:
+    """Ctrl-C while a job runs."""
+
+    def __init__(self, job: SyncJob) -> None:
+        self._job = job
+        self._cancelling: threading.Thread | None = None
+        self.asked = False
+
+    def __enter__(self) -> Self:
+        self._previous = signal.signal(signal.SIGINT, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def begun(self) -> None:
+        """The job is known to the worker now; a cancel that came before that may have met nobody."""
+        if self.asked:
+            self._start_cancel()
+
+    def receipt(self) -> Receipt | None:
+        """What the cancel did, if there was one and something to stop."""
+        if self._cancelling is not None:
+            self._cancelling.join(_PATIENCE_SEC)
+        return self._job.receipt
+
+    def _on_signal(self, *_: object) -> None:
+        if self.asked:
+            # No waiting for a stuck engine: a job whose reader is gone is stopped in any case.
+            os._exit(EXIT_INTERRUPTED)
+        self.asked = True
+        self._start_cancel()
+
+    def _start_cancel(self) -> None:
+        # The main thread sits in the stream, and has to go on reading it.
+        self._cancelling = threading.Thread(target=self._cancel, daemon=True)
+        self._cancelling.start()
+
+    def _cancel(self) -> None:
+        try:
+            self._job.cancel()
+        except WorkerError as error:
+            tell(f"worker-orcd: {error.code}: {explained(error)}")

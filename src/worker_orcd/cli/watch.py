@@ -1,0 +1,233 @@
+"""`worker-orcd ps --watch`: the worker and its jobs while they change, and keys to stop them."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from contextlib import ExitStack
+from typing import Any
+
+import anyio
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from worker_orcd.cli import board
+from worker_orcd.cli.connection import explained
+from worker_orcd.cli.keyboard import Keyboard
+from worker_orcd.cli.receipts import receipt_line, what_happened
+from worker_orcd.client import Client, WorkerError, WorkerUnreachable
+
+REFRESH_SEC = 0.5
+GOODBYE_SEC = 1.0
+"""A cancel that was asked for is sent before the watch is left; its receipt is waited for no longer than that."""
+_KEYS = "↑↓ or j k select   c cancel   g cancel its group   q leave"
+_BESIDE_THE_JOBS = 5
+"""Lines: the worker, the headings, two for what happened, the keys."""
+
+Json = board.Json
+
+
+async def watch(client: Client, console: Console, recent: int) -> int:
+    """Watch until somebody leaves. Returns the exit code.
+
+    Raises:
+        WorkerError: there is no worker to begin with, or it refuses.
+    """
+    async with client:
+        watching = _Watching(client, console, recent)
+        await watching.look()
+        try:
+            return await watching.run()
+        finally:
+            for line in watching.happened:
+                console.print(line, markup=False, soft_wrap=True)
+
+
+class _Watching:
+    """What is seen, what is selected, and what was done about it.
+
+    Attributes:
+        happened: a line for everything that was stopped.
+    """
+
+    def __init__(self, client: Client, console: Console, recent: int) -> None:
+        self.happened: list[str] = []
+        self._client = client
+        self._console = console
+        self._recent = recent
+        self._health: Json = {}
+        self._records: list[Json] = []
+        self._selected: tuple[str, int] | None = None
+        self._note = ""
+        self._lost: str | None = None
+        self._code: int | None = None
+        self._news = asyncio.Event()
+        self._stopping: set[asyncio.Task[None]] = set()
+        self._live = Live(console=console, screen=True, auto_refresh=False)
+
+    async def look(self) -> None:
+        """See how things are."""
+        self._health = await self._client.health()
+        self._records = await self._client.jobs(ended=self._recent)
+        self._lost = None
+
+    async def run(self) -> int:
+        """Show it, again and again, until somebody leaves. Returns the exit code."""
+        with ExitStack() as taken:
+            self._listen(taken)
+            taken.enter_context(self._live)
+            while self._code is None:
+                self._draw()
+                with anyio.move_on_after(REFRESH_SEC):
+                    await self._news.wait()
+                self._news.clear()
+                try:
+                    await self.look()
+                except WorkerUnreachable as error:
+                    self._lost = error.message
+            if self._stopping:
+                await asyncio.wait(self._stopping, timeout=GOODBYE_SEC)
+        return self._code
+
+    # The terminal.
+
+    def _listen(self, taken: ExitStack) -> None:
+        loop = asyncio.get_running_loop()
+        for number, code in ((signal.SIGINT, 0), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
+            loop.add_signal_handler(number, self._leave, code)
+            taken.callback(loop.remove_signal_handler, number)
+        if not sys.stdin.isatty():
+            return
+        keyboard = taken.enter_context(Keyboard(sys.stdin.fileno()))
+        loop.add_reader(keyboard.fd, self._pressed, keyboard)
+        taken.callback(loop.remove_reader, keyboard.fd)
+        loop.add_signal_handler(signal.SIGTSTP, self._pause, keyboard)
+        taken.callback(loop.remove_signal_handler, signal.SIGTSTP)
+
+    def _leave(self, code: int) -> None:
+        self._code = code
+        self._news.set()
+
+    def _pause(self, keyboard: Keyboard) -> None:
+        """Ctrl-Z: the shell gets its terminal back as it was, and we ours when we go on."""
+        self._live.stop()
+        keyboard.__exit__()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        keyboard.__enter__()
+        self._live.start()
+        self._draw()
+
+    # Keys.
+
+    def _pressed(self, keyboard: Keyboard) -> None:
+        try:
+            keys = keyboard.keys()
+        except EOFError:
+            self._leave(0)
+            return
+        for key in keys:
+            match key:
+                case "up" | "k":
+                    self._select(-1)
+                case "down" | "j":
+                    self._select(+1)
+                case "c":
+                    self._stop_selected()
+                case "g":
+                    self._stop_its_group()
+                case "q":
+                    self._leave(0)
+        self._draw()
+
+    def _place(self) -> int | None:
+        """Where the selected job stands; the first one if it is not there any more."""
+        known = [_identity(record) for record in self._records]
+        if self._selected in known:
+            return known.index(self._selected)
+        return 0 if known else None
+
+    def _select(self, step: int) -> None:
+        place = self._place()
+        if place is not None:
+            place = min(max(0, place + step), len(self._records) - 1)
+            self._selected = _identity(self._records[place])
+
+    def _chosen(self) -> Json | None:
+        place = self._place()
+        if place is None:
+            self._note = "there is no job"
+            return None
+        self._selected = _identity(self._records[place])
+        return self._records[place]
+
+    def _stop_selected(self) -> None:
+        if (record := self._chosen()) is not None:
+            self._note = f"cancelling job {record['job_id']} …"
+            self._begin(self._stop_job(record["job_id"]))
+
+    def _stop_its_group(self) -> None:
+        if (record := self._chosen()) is None:
+            return
+        if record["group"] is None:
+            self._note = f"job {record['job_id']} belongs to no group"
+            return
+        self._note = f"cancelling group {record['group']} …"
+        self._begin(self._stop_group(record["group"]))
+
+    def _begin(self, stopping: Coroutine[Any, Any, str]) -> None:
+        async def stop() -> None:
+            try:
+                self._note = await stopping
+                self.happened.append(self._note)
+            except WorkerError as error:
+                self._note = f"{error.code}: {explained(error)}"
+            self._news.set()
+
+        task = asyncio.create_task(stop())
+        self._stopping.add(task)
+        task.add_done_callback(self._stopping.discard)
+
+    async def _stop_job(self, job_id: str) -> str:
+        await self._client.cancel(job_id)
+        return what_happened(job_id, await self._client.job(job_id))
+
+    async def _stop_group(self, group: str) -> str:
+        receipts = await self._client.cancel(group=group)
+        if not receipts:
+            return f"no live job is of group {group}; nothing to stop"
+        slowest = max(receipts, key=lambda receipt: receipt.told_ms)
+        return (
+            f"group {group}: {len(receipts)} cancelled; the last, {slowest.job_id}, {receipt_line(slowest)}"
+        )
+
+    # What is seen.
+
+    def _draw(self) -> None:
+        self._live.update(self._seen(), refresh=True)
+
+    def _seen(self) -> RenderableType:
+        room = max(1, self._console.height - _BESIDE_THE_JOBS)
+        place = self._place()
+        first = max(0, min((place or 0) - room // 2, len(self._records) - room))
+        shown = self._records[first : first + room]
+        selected = None if place is None else place - first
+        return Group(
+            self._header(),
+            board.jobs(shown, selected, one_line_each=True),
+            Text(self._note),
+            Text(_KEYS, style="dim", no_wrap=True, overflow="ellipsis"),
+        )
+
+    def _header(self) -> Text:
+        if self._lost is not None:
+            return Text(f"lost  {self._lost}", style="red", no_wrap=True, overflow="ellipsis")
+        line = board.header(self._health)
+        line.no_wrap, line.overflow = True, "ellipsis"
+        return line
+
+
+def _identity(record: Json) -> tuple[str, int]:
+    """One use of a job id."""
+    return record["job_id"], record["incarnation"]

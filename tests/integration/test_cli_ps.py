@@ -1,0 +1,243 @@
+"""`worker-orcd ps`: a look at the jobs, and the watch with its keys."""
+
+import json
+import re
+import signal
+
+import psutil
+import pytest
+
+from tests.helpers import at_rest
+from tests.terminal import CTRL_C, CTRL_Z, Terminal, run
+from worker_orcd.cli.keyboard import named
+from worker_orcd.testing.harness import RunningWorker, Stream, running_worker, wait_until
+
+ENDLESS = '{"token_ms": 5}'
+"""A prompt whose job runs for about ten seconds."""
+ALTERNATE, ORDINARY = "\x1b[?1049h", "\x1b[?1049l"
+"""How a terminal is told to show its other screen, and its own again."""
+HOME = "\x1b[H"
+"""With this each picture begins."""
+NO_CURSOR, CURSOR = "\x1b[?25l", "\x1b[?25h"
+
+
+def several(worker: RunningWorker, *names: str, **fields: str) -> list[Stream]:
+    """Jobs that run, in this order."""
+    return [worker.execute(name, ENDLESS, **fields).tokens_seen(1) for name in names]
+
+
+def selected(terminal: Terminal, job_id: str) -> None:
+    """Wait until this job is shown as the selected one."""
+    row = re.compile(rf"\x1b\[7m{job_id} ")
+    wait_until(
+        lambda: any(map(row.search, terminal.raw().split(HOME)[-2:])),
+        what=f"{job_id} to be selected",
+    )
+
+
+def assert_restored(terminal: Terminal) -> None:
+    """The terminal is what it was: its settings, its own screen, its cursor."""
+    assert terminal.attributes() == terminal.before
+    raw = terminal.raw()
+    assert raw.count(ALTERNATE) == raw.count(ORDINARY) > 0
+    assert raw.rindex(CURSOR) > raw.rindex(NO_CURSOR)
+
+
+# Once.
+
+
+def test_ps_shows_the_worker_and_its_jobs(narrow: RunningWorker) -> None:
+    """Piped, it is printed once: a line on the worker, then live jobs before ended ones."""
+    narrow.execute("cli-ps-old", ENDLESS).tokens_seen(1)
+    narrow.cancel("cli-ps-old")
+    stream = narrow.execute("cli-ps-live", ENDLESS).tokens_seen(1)
+    result = run("ps", worker=narrow)
+    narrow.cancel("cli-ps-live")
+    stream.finished()
+    header, titles, *rows = result.stdout.splitlines()
+    assert header.startswith("healthy  scripted on cpu  KV cells ")
+    assert "running 1  queued 0  engine " in header
+    assert titles.split() == ["JOB", "STATE", "PHASE", "PROMPT", "OUT", "AGE", "STOPPED", "FREED"]
+    assert rows[0].split()[:3] == ["cli-ps-live", "running", "decode"]
+    assert rows[1].split()[:3] == ["cli-ps-old", "cancelled", "decode"]
+    assert rows[1].rstrip().endswith(" ms")
+    assert result.returncode == 0
+
+
+def test_ps_as_json(narrow: RunningWorker) -> None:
+    """`--json` gives health and records, for scripts."""
+    narrow.execute("cli-ps-json", '{"text": "a"}').finished()
+    shown = json.loads(run("ps", "--json", "--recent", "1", worker=narrow).stdout)
+    assert shown["health"]["status"] == "healthy"
+    assert [job["job_id"] for job in shown["jobs"]] == ["cli-ps-json"]
+
+
+def test_ps_on_a_terminal_is_a_look(worker: RunningWorker) -> None:
+    """Printed once, as when piped; the screen stays as it is."""
+    worker.execute("ps-look", '{"text": "a"}').finished()
+    with Terminal(worker, "ps") as terminal:
+        terminal.shows("healthy  scripted on cpu")
+        terminal.shows("ps-look +completed")
+        assert terminal.ended() == 0
+        assert ALTERNATE not in terminal.raw()
+
+
+def test_jobs_of_groups_are_shown_with_them(worker: RunningWorker) -> None:
+    """In a column that is there when it is needed."""
+    worker.execute("ps-group", '{"text": "a"}', group="ps-g").finished()
+    rows = run("ps", worker=worker).stdout.splitlines()[1:]
+    assert rows[0].split()[-1] == "GROUP"
+    assert rows[1].split()[0] == "ps-group"
+    assert rows[1].split()[-1] == "ps-g"
+
+
+@pytest.mark.parametrize("words", [("--watch",), ("--watch", "--json")], ids=" ".join)
+def test_only_a_terminal_can_watch(worker: RunningWorker, words: tuple[str, ...]) -> None:
+    """Elsewhere it is wrong usage, exit code 2."""
+    result = run("ps", *words, worker=worker)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "--watch is for a terminal" in result.stderr
+
+
+# Watched.
+
+
+def test_the_watch_goes_on_until_q(worker: RunningWorker) -> None:
+    """It shows what changes, and leaves the terminal as it was."""
+    with Terminal(worker, "ps", "--watch") as terminal:
+        terminal.shows("running 0")
+        (stream,) = several(worker, "ps-watched")
+        terminal.shows("ps-watched +running")
+        worker.cancel("ps-watched")
+        terminal.shows("ps-watched +cancelled")
+        terminal.type("q")
+        assert terminal.ended() == 0
+        assert_restored(terminal)
+    stream.finished()
+
+
+def test_c_cancels_the_selected_job_and_shows_its_receipt(worker: RunningWorker) -> None:
+    """Selected with j, k and the arrows; no other job is touched. The receipt stays when the watch is left."""
+    streams = several(worker, "ps-a", "ps-b", "ps-c")
+    with Terminal(worker, "ps", "--watch") as terminal:
+        terminal.shows("ps-c +running")
+        selected(terminal, "ps-a")
+        terminal.type("jj")
+        selected(terminal, "ps-c")
+        terminal.type("k\x1b[A\x1b[B")
+        selected(terminal, "ps-b")
+        terminal.type("c")
+        terminal.shows(r"job ps-b cancelled [(]reason client[)]: stopped after [\d.]+ ms, freed after")
+        streams[1].finished()
+        assert {worker.record(name)["state"] for name in ("ps-a", "ps-c")} == {"running"}
+        terminal.type("c")
+        selected(terminal, "ps-b")
+        terminal.type("q")
+        assert terminal.ended() == 0
+        assert_restored(terminal)
+        after = terminal.raw()[terminal.raw().rindex(ORDINARY) :]
+        assert "job ps-b cancelled (reason client): stopped after " in after
+    for name in ("ps-a", "ps-c"):
+        worker.cancel(name)
+    for stream in streams:
+        stream.finished()
+
+
+def test_g_cancels_the_group_of_the_selected_job(worker: RunningWorker) -> None:
+    """And nobody else; a job without a group is left alone."""
+    alone = several(worker, "ps-alone")
+    together = several(worker, "ps-g1", "ps-g2", group="ps-together")
+    with Terminal(worker, "ps", "--watch") as terminal:
+        terminal.shows("ps-g2 +running")
+        terminal.type("g")
+        terminal.shows("job ps-alone belongs to no group")
+        terminal.type("jg")
+        terminal.shows(r"group ps-together: 2 cancelled; the last, ps-g[12], stopped after [\d.]+ ms")
+        assert worker.record("ps-alone")["state"] == "running"
+        for stream in together:
+            stream.finished()
+            assert worker.record(stream.job_id)["receipt"]["reason"] == "client"
+        worker.cancel("ps-alone")
+        terminal.type("q")
+        assert terminal.ended() == 0
+    alone[0].finished()
+
+
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [(CTRL_C, 0), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+    ids=["Ctrl-C", "SIGTERM", "SIGHUP"],
+)
+def test_however_the_watch_is_left_the_terminal_is_restored(
+    worker: RunningWorker, how: str | signal.Signals, code: int
+) -> None:
+    """By a key or by a signal."""
+    with Terminal(worker, "ps", "--watch") as terminal:
+        terminal.shows("q leave")
+        assert terminal.attributes() != terminal.before
+        if isinstance(how, str):
+            terminal.type(how)
+        else:
+            terminal.process.send_signal(how)
+        assert terminal.ended() == code
+        assert_restored(terminal)
+
+
+def test_ctrl_z_gives_the_terminal_back_until_it_goes_on(worker: RunningWorker) -> None:
+    """A shell finds it as it was; afterwards keys work again."""
+    with Terminal(worker, "ps", "--watch") as terminal:
+        terminal.shows("q leave")
+        terminal.type(CTRL_Z)
+        process = psutil.Process(terminal.process.pid)
+        wait_until(lambda: process.status() == psutil.STATUS_STOPPED, what="a process that is stopped")
+        assert_restored(terminal)
+        terminal.process.send_signal(signal.SIGCONT)
+        terminal.shows("q leave")
+        terminal.type("q")
+        assert terminal.ended() == 0
+        assert_restored(terminal)
+
+
+def test_the_watch_outlives_its_worker() -> None:
+    """It says that the worker is lost, and goes on when there is one again."""
+    with running_worker() as first, Terminal(first, "ps", "--watch") as terminal:
+        terminal.shows("healthy")
+        first.process.kill()
+        first.process.wait()
+        terminal.shows("lost  ")
+        with running_worker(port=first.port):
+            terminal.shows("healthy")
+            terminal.type("q")
+            assert terminal.ended() == 0
+            assert_restored(terminal)
+
+
+def test_there_is_no_watch_of_no_worker(worker: RunningWorker) -> None:
+    """It is one line, on the ordinary screen: nobody reads a line on one that is gone."""
+    with Terminal(worker, "ps", "--watch", "--url", "http://127.0.0.1:1") as terminal:
+        terminal.shows("worker-orcd: UNREACHABLE: ")
+        assert terminal.ended() == 1
+        assert ALTERNATE not in terminal.raw()
+
+
+def test_the_selected_job_is_on_the_screen_however_many_there_are(worker: RunningWorker) -> None:
+    """The list moves with it, and the keys stay below it."""
+    streams = several(worker, *(f"ps-many-{place}" for place in range(12)))
+    with Terminal(worker, "ps", "--watch", rows=10, columns=90) as terminal:
+        terminal.shows("ps-many-0 ")
+        terminal.type("j" * 11)
+        selected(terminal, "ps-many-11")
+        terminal.shows("ps-many-11 (?s:.*)q leave")
+        terminal.type("q")
+        assert terminal.ended() == 0
+    for stream in streams:
+        worker.cancel(stream.job_id)
+    for stream in streams:
+        stream.finished()
+    at_rest(worker)
+
+
+def test_what_a_terminal_sends_is_read_as_keys() -> None:
+    """Both kinds of arrows; what nobody has a use for is nothing."""
+    assert named(b"jk\x1b[A\x1bOBq") == ["j", "k", "up", "down", "q"]
+    assert named(b"\x1b[1;5C\x1b[3~\x1b\x01\xff\n") == []

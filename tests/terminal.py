@@ -1,0 +1,163 @@
+"""The command line as its users have it: real processes, piped or on a terminal of their own."""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from worker_orcd.testing.harness import RunningWorker, wait_until
+
+CLI = [sys.executable, "-m", "worker_orcd"]
+PATIENCE_SEC = 60
+CTRL_C, CTRL_D, CTRL_Z = "\x03", "\x04", "\x1a"
+
+_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[=>78]|\x1b\][^\x07]*\x07")
+_ON_ITS_TERMINAL = "import os, sys; os.login_tty(int(sys.argv[1])); os.execv(sys.argv[2], sys.argv[2:])"
+
+
+def environment(worker: RunningWorker | None = None, **more: str) -> dict[str, str]:
+    """Our own without options of the worker, and with the address of one."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("WORKER_ORCD_")}
+    address = {"WORKER_ORCD_URL": worker.url} if worker else {}
+    return {**plain, "PYTHONIOENCODING": "utf-8", **address, **more}
+
+
+def run(
+    *words: str, worker: RunningWorker | None = None, stdin: str = "", **env: str
+) -> "subprocess.CompletedProcess[str]":
+    """Run `worker-orcd` to its end, piped."""
+    return subprocess.run(
+        [*CLI, *words],
+        input=stdin,
+        capture_output=True,
+        encoding="utf-8",
+        env=environment(worker, **env),
+        timeout=PATIENCE_SEC,
+        check=False,
+    )
+
+
+class Piped:
+    """A `worker-orcd` that still runs, its three streams piped."""
+
+    def __init__(self, worker: RunningWorker, *words: str) -> None:
+        self.process = subprocess.Popen(
+            [*CLI, *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(worker),
+        )
+
+    def first_output(self, size: int = 20) -> bytes:
+        """Wait for its first words."""
+        assert self.process.stdout is not None
+        return self.process.stdout.read(size)
+
+    def say(self, line: str) -> None:
+        """Give it a line."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line.encode() + b"\n")
+        self.process.stdin.flush()
+
+    def end(self) -> tuple[int, str, str]:
+        """Wait for its end. Returns the exit code, and what more it said on stdout, and all on stderr."""
+        said, errors = self.process.communicate(timeout=PATIENCE_SEC)
+        return self.process.returncode, (said or b"").decode(), errors.decode()
+
+
+class Terminal:
+    """A `worker-orcd`, or another program, in a terminal of its own. What is typed goes through it: Ctrl-C is a key."""
+
+    def __init__(
+        self,
+        worker: RunningWorker,
+        *words: str,
+        rows: int = 30,
+        columns: int = 120,
+        program: Sequence[str] = CLI,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self._ours, self._its = pty.openpty()
+        fcntl.ioctl(self._its, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self.before = self.attributes()
+        self._text = ""
+        self._mark = 0
+        self._changed = threading.Condition()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _ON_ITS_TERMINAL, str(self._its), *program, *words],
+            pass_fds=[self._its],
+            env=environment(worker, TERM="xterm", INPUTRC="/dev/null", **(env or {})),
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        if error is not None:
+            print(self._text[-4000:])
+        os.close(self._its)
+        os.close(self._ours)
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data = os.read(self._ours, 65536)
+            except OSError:
+                return
+            with self._changed:
+                self._text += data.decode(errors="replace")
+                self._changed.notify_all()
+
+    def attributes(self) -> list[Any]:
+        """How the terminal is set: echo, line by line or not …"""
+        return termios.tcgetattr(self._its)
+
+    def type(self, text: str) -> None:
+        """Press these keys."""
+        os.write(self._ours, text.encode())
+
+    def shows(self, pattern: str, within_sec: float = PATIENCE_SEC) -> str:
+        """Wait until it shows this, after what was waited for before. Returns what was shown until then."""
+
+        def look() -> "re.Match[str] | None":
+            return re.compile(pattern).search(self.plain()[self._mark :])
+
+        with self._changed:
+            if not self._changed.wait_for(look, within_sec):
+                raise TimeoutError(f"waited for {pattern!r}, saw {self.plain()[self._mark :][-500:]!r}")
+            found = look()
+            assert found is not None
+            shown = self.plain()[self._mark : self._mark + found.end()]
+            self._mark += found.end()
+        return shown
+
+    def plain(self) -> str:
+        """All it has shown, without colours and movements."""
+        return _ESCAPES.sub("", self._text)
+
+    def raw(self) -> str:
+        """All it has shown, as it came."""
+        return self._text
+
+    def ended(self) -> int:
+        """Wait for its end. Returns the exit code."""
+        return wait_until(
+            lambda: (code,) if (code := self.process.poll()) is not None else None,
+            within_sec=PATIENCE_SEC,
+            what="its end",
+        )[0]
