@@ -447,6 +447,8 @@ def test_the_synchronous_face_does_the_same(worker: RunningWorker) -> None:
         assert client.cancel("nobody") == []
         assert client.ended(job.job_id) == client.job(job.job_id)
         assert client.ask("GET", "/livez").status == 200
+        left_open = client.narration()
+        assert next(left_open).data["worker_id"] == worker.health()["worker_id"]
         assert client.job("nobody") is None
 
 

@@ -1,7 +1,7 @@
 """The synchronous face: the asynchronous client on a thread of its own."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -185,7 +185,8 @@ def _each(portal: BlockingPortal, source: AsyncIterator[T]) -> Iterator[T]:
         while found := _wait(portal, partial(_next, source)):
             yield found[0]
     finally:
-        portal.call(_close, source)
+        with suppress(RuntimeError):  # Its client may be closed already.
+            portal.call(_close, source)
 
 
 async def _next(source: AsyncIterator[T]) -> list[T]:
