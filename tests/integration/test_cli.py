@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tests.helpers import queued
 from tests.terminal import CTRL_C, PATIENCE_SEC, Piped, Terminal, environment, run
 from worker_orcd import __version__
 from worker_orcd.cli import demo
@@ -314,9 +315,8 @@ def test_cancel_as_json(worker: RunningWorker) -> None:
 
 def test_cancel_of_a_group(worker: RunningWorker) -> None:
     """Each of its live jobs has its line; a group that has none is said to have none."""
-    jobs = [worker.execute(f"cli-group-{place}", ENDLESS, group="cli-group") for place in (1, 2)]
-    jobs[0].tokens_seen(1)
-    jobs[1].wait(lambda stream: stream.status is not None, what="an answer")
+    worker.execute("cli-group-1", ENDLESS, group="cli-group").tokens_seen(1)
+    queued(worker, worker.execute("cli-group-2", ENDLESS, group="cli-group"))
     shown = run("cancel", "--group", "cli-group", worker=worker)
     lines = sorted(shown.stdout.splitlines())
     assert [line.split(": ")[0] for line in lines] == [

@@ -51,7 +51,7 @@ def test_ps_shows_the_worker_and_its_jobs(narrow: RunningWorker) -> None:
     narrow.execute("cli-ps-old", ENDLESS).tokens_seen(1)
     narrow.cancel("cli-ps-old")
     stream = narrow.execute("cli-ps-live", ENDLESS).tokens_seen(1)
-    result = run("ps", worker=narrow)
+    result = run("ps", "--recent", "1", worker=narrow)
     narrow.cancel("cli-ps-live")
     stream.finished()
     header, titles, *rows = result.stdout.splitlines()

@@ -3,11 +3,12 @@
 import asyncio
 import json
 import signal
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.helpers import SLOW, ended_state, fresh_id, receipt_of, script, undisturbed
+from tests.helpers import SLOW, ended_state, fresh_id, queued, receipt_of, script, undisturbed
 from tests.relay import Answering, Relay
 from worker_orcd.client import (
     Client,
@@ -79,20 +80,31 @@ def test_a_worker_that_is_not_there_is_unreachable() -> None:
 
 def test_a_full_queue_is_tried_again(narrow: RunningWorker) -> None:
     """Once there is room, it runs; without retries it is told."""
-    others = [narrow.execute(fresh_id("full"), SLOW, max_tokens=60) for _ in range(3)]
-    for other in others:
-        other.wait(lambda s: s.status is not None, what="an answer")
+    running = narrow.execute(fresh_id("full"), SLOW).tokens_seen(1)
+    others = [running, *(queued(narrow, narrow.execute(fresh_id("full"), SLOW)) for _ in range(2))]
 
-    async def use() -> None:
+    async def refused() -> None:
         async with Client(narrow.url, retries=0) as client:
             with pytest.raises(WorkerRefused) as caught:
                 async with client.execute("x"):
                     pass
             assert (caught.value.code, caught.value.retry_after_sec) == ("QUEUE_FULL", 1.0)
-        async with Client(narrow.url, retries=5) as client, client.execute(script(text="ok")) as job:
+
+    async def patient(correlation_id: str) -> None:
+        client = Client(narrow.url, retries=5, correlation_id=correlation_id)
+        async with client, client.execute(script(text="ok")) as job:
             assert "".join([token.text async for token in job]) == "ok"
 
-    asyncio.run(use())
+    def make_room(correlation_id: str) -> None:
+        narrow.narrated("error", code="QUEUE_FULL", correlation_id=correlation_id)
+        for other in others:
+            narrow.cancel(other.job_id)
+
+    asyncio.run(refused())
+    room = threading.Thread(target=make_room, args=("patient",))
+    room.start()
+    asyncio.run(patient("patient"))
+    room.join()
     for other in others:
         other.finished()
 
