@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Installs the programs of others that some tests try worker-orcd with: a browser, a proxy, Prometheus' checker, systemd's, Node.
+# Installs the programs of others that some tests use: a browser, a proxy, checkers of Prometheus and systemd, shells, Node.
 # Called by `make outside` and by CI. Without them those tests are skipped and say so; nothing else needs them.
 set -euo pipefail
 
-declare -A package=([chromium]=chromium [nginx]=nginx-light [promtool]=prometheus [node]=nodejs [npm]=npm [systemd-analyze]=systemd)
+declare -A package=([chromium]=chromium [nginx]=nginx-light [promtool]=prometheus [node]=nodejs [npm]=npm [systemd-analyze]=systemd [zsh]=zsh [fish]=fish)
 missing=()
 for program in "${!package[@]}"; do
     command -v "$program" >/dev/null || [ -x "/usr/sbin/$program" ] || missing+=("${package[$program]}")
