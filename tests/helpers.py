@@ -9,6 +9,7 @@ from typing import Any, cast
 import psutil
 
 from worker_orcd.testing.harness import RunningWorker, Stream, wait_until
+from worker_orcd.testing.trials import stopped_in_time
 
 TRIALS = 20
 """How often a client leaves before somebody says how long it takes to be noticed."""
@@ -68,7 +69,8 @@ def ended_state(worker: RunningWorker, job_id: str) -> dict[str, object]:
 
 
 def leave_and_measure(worker: RunningWorker, stream: Stream, phase: str) -> float:
-    """Leave, and say how many ms later the worker had stopped and freed the job, by its own record."""
+    """Leave, and say how many ms later the worker had stopped and freed the job, by its own record: the closing itself
+    and the way of the news to the worker are in it."""
     left_at = time.time()
     stream.leave()
     record = ended_state(worker, stream.job_id)
@@ -76,18 +78,16 @@ def leave_and_measure(worker: RunningWorker, stream: Stream, phase: str) -> floa
     receipt = cast(dict[str, Any], record["receipt"])
     assert receipt["reason"] == "disconnect"
     assert receipt["phase"] == phase
-    assert receipt["stopped_ms"] <= 100
     assert receipt["kv_cells_after"] == 0
     ended_at = wall(cast(str, record["accepted_at"])) + cast(float, record["ended_ms"]) / 1000
     return (ended_at - left_at) * 1000
 
 
 def assert_prompt(took_ms: list[float]) -> None:
-    """Stopped within 100 ms is the promise; the closing itself travels through a shared machine's scheduler, too."""
-    took_ms.sort()
+    """Stopped within 100 ms of the socket closing. Were it noticed by the next write only, or by a look now and then,
+    many would be late."""
     assert len(took_ms) >= TRIALS
-    assert took_ms[len(took_ms) // 2] <= 50, took_ms
-    assert took_ms[-1] <= 250, took_ms
+    stopped_in_time("left", took_ms)
 
 
 def receipt_of(worker: RunningWorker, job_id: str, reason: str = "client") -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Who may ask (G9), and clients that want to be a burden (G10)."""
 
 import contextlib
+import json
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +209,30 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_nobodys_fault(worker:
             hasty.sendall(b"POST /execute HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200\r\n\r\n{")
     assert worker.execute(fresh_id(), max_tokens=2).finished().events[-1].event == "end"
     assert len([event for event in worker.narration() if event["action"] == "error"]) == before
+
+
+def test_connections_are_bounded() -> None:
+    """One more than there may be is refused in the one shape and closed; who is connected is served, and so is who
+    comes when one of them has gone (G10)."""
+    with running_worker(env={"WORKER_ORCD_TEST_CONNECTIONS": "6"}) as worker, ExitStack() as stack:
+        assert worker.health()["status"] == "healthy"  # Over a connection that is kept: one of the six.
+        stream = worker.execute(fresh_id(), script(token_ms=5)).tokens_seen(1)
+        idle = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", worker.port), timeout=10))
+            for _ in range(4)
+        ]
+        for _ in range(3):
+            answer = raw_exchange(worker, b"")
+            status, body = raw_body(answer)
+            assert (status, json.loads(body)["error"]["code"]) == (429, "QUEUE_FULL")
+            assert b"retry-after: 1\r\n" in answer.lower()
+        assert worker.cancel(stream.job_id).status_code == 202
+        stream.finished().assert_whole()
+        for connection in idle:
+            connection.close()
+
+        asked = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        wait_until(lambda: raw_body(raw_exchange(worker, asked))[0] == 200, what="a place")
 
 
 def test_another_address_without_keys_is_told_at_the_start() -> None:

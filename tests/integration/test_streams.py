@@ -186,7 +186,7 @@ def test_a_reader_that_takes_nothing_is_dropped_and_slows_nobody() -> None:
     """Its neighbour's tokens flow meanwhile; its job ends as if it had left."""
     with running_worker(env={"WORKER_ORCD_TEST_STALL_SEC": "0.5"}, max_tokens_out=8000) as worker:
         job_id = fresh_id("stalled")
-        with stalled_client(worker, job_id, prompt=script(token_ms=2), max_tokens=8000):
+        with stalled_client(worker, job_id, prompt=script(token_ms=0.3), max_tokens=8000):
             neighbour = worker.execute(fresh_id("neighbour"), script(token_ms=2), max_tokens=200).finished()
             neighbour.assert_whole()
             assert len(neighbour.tokens) == 200

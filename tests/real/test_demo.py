@@ -9,7 +9,6 @@ import pytest
 
 
 @pytest.mark.real
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_demo_shows_every_promise_kept() -> None:
     """It exits 0, and shows the 202, CANCELLED, the times, the cells, and the next job's first token."""

@@ -3,6 +3,7 @@
 import itertools
 import random
 import statistics
+import time
 
 import pytest
 
@@ -18,28 +19,37 @@ from worker_orcd.testing.trials import (
     prefilling,
     starting,
     stop_trials,
+    stopped_in_time,
 )
-
-STOPPED_WITHIN_MS = 100.0
-"""The contract's bound. One trial in twenty may miss it: other tenants of a shared machine may take its cores."""
 
 
 @pytest.mark.parametrize(
-    ("begin", "trials"), [(decoding, 25), (prefilling, 15), (starting, 20), (ending, 20)]
+    ("begin", "trials", "phase"),
+    [
+        (decoding, 25, "decode"),
+        (prefilling, 16, "prefill"),
+        (starting, 25, "prefill"),
+        (ending, 20, "decode"),
+    ],
 )
-def test_computing_stops_in_time(real_worker: RunningWorker, begin: Begin, trials: int) -> None:
-    """Cancels at random moments of each phase: the distribution of the time until computing stopped."""
-    receipts = stop_trials(real_worker, begin, trials)
+def test_computing_stops_in_time_and_all_is_free_before_it_is_told(
+    real_worker: RunningWorker, begin: Begin, trials: int, phase: str
+) -> None:
+    """Cancels at random moments of each phase: the distribution of the time until computing stopped (G1); and with the
+    terminal event in hand, one look finds nothing held, by the engine's own count (G4)."""
+
+    def look() -> None:
+        health = real_worker.health()
+        assert (health["kv_cells_used"], health["jobs_running"], health["jobs_queued"]) == (0, 0, 0)
+
+    receipts = stop_trials(real_worker, begin, trials, pause=time.sleep, told=look)
     assert all(receipt["kv_cells_after"] == 0 for receipt in receipts)
-    stopped = sorted(receipt["stopped_ms"] for receipt in receipts)
-    print(
-        f"{begin.__name__}: median {statistics.median(stopped):.1f} ms, largest {stopped[-1]:.1f} ms, n={len(stopped)}"
-    )
-    assert len(stopped) >= trials // 2 or begin is ending
-    late = [ms for ms in stopped if ms > STOPPED_WITHIN_MS]
-    # One in twenty may be the machine's fault, which is shared; not by much, and it is shown.
-    assert len(late) <= trials // 20, late
-    assert stopped[-1] < 5 * STOPPED_WITHIN_MS
+    assert all(receipt["stopped_ms"] <= receipt["freed_ms"] <= receipt["told_ms"] for receipt in receipts)
+    inside = [receipt for receipt in receipts if receipt["phase"] == phase]
+    # A fast machine reads a short prompt, and writes a last token, before the cancel comes.
+    assert len(inside) >= (trials if begin in (decoding, prefilling) else trials // 5)
+    assert all(receipt["kv_cells_before"] > 0 for receipt in inside if begin is not starting)
+    stopped_in_time(begin.__name__, [receipt["stopped_ms"] for receipt in receipts])
 
 
 def test_job_after_a_cancelled_long_prefill_starts_as_on_an_idle_worker(real_worker: RunningWorker) -> None:
@@ -74,25 +84,68 @@ def test_neighbours_of_a_storm_of_cancels_lose_double_and_reorder_nothing(real_w
         }
 
 
-def test_long_prompt_does_not_stall_streams_that_decode(real_worker: RunningWorker) -> None:
-    """The gap between tokens stays within three times the normal one while a long prompt is read (by medians)."""
-    streams = [real_worker.execute(f"gap-{n}", STORY, ignore_eos=True, max_tokens=300) for n in range(4)]
-    for stream in streams:
-        stream.tokens_seen(15)
-    arrival = real_worker.execute("arrival", long_prompt(1), template="none", max_tokens=1).started()
-    began = arrival.events[0].at
-    for stream in streams:
-        stream.tokens_seen(len(stream.tokens) + 12)
-    assert not arrival.tokens, "the prompt was read before anything could be seen"
-    normal = statistics.median(gap for s in streams for gap in gaps(s, 0.0, began)[3:])
-    beside = statistics.median(gap for s in streams for gap in gaps(s, began, float("inf")))
-    for stream in [*streams, arrival]:
+@pytest.mark.parametrize("victim", [decoding, prefilling])
+def test_a_cancel_delays_a_neighbour_by_a_step_at_most(real_worker: RunningWorker, victim: Begin) -> None:
+    """The neighbour's gap around a cancel beside its gap while the cancelled job still ran, over many cancels (G6)."""
+    neighbour = real_worker.execute(f"beside-{victim.__name__}", STORY, ignore_eos=True, max_tokens=1500)
+    neighbour.tokens_seen(3)
+    before: list[float] = []
+    around: list[float] = []
+    for number in range(14):
+        moment = random.Random(number)
+        began = time.monotonic()
+        stream = victim(real_worker, f"delays-{victim.__name__}-{number}", moment)
+        neighbour.tokens_seen(len(neighbour.tokens) + 4)
+        time.sleep(moment.random() * 0.03)
+        asked = time.monotonic()
         real_worker.cancel(stream.job_id)
         stream.finished().assert_whole()
+        ended = stream.events[-1].at
+        neighbour.tokens_seen(len(neighbour.tokens) + 2)
+        before += gaps(neighbour, began, asked)[-4:]
+        around.append(max(gap_over(neighbour, asked, ended)))
+    real_worker.cancel(neighbour.job_id)
+    neighbour.finished().assert_whole()
+    step, half, most = statistics.median(before), statistics.median(around), statistics.quantiles(around)[2]
     print(
-        f"gap: normal {normal * 1000:.1f} ms, beside a long prompt {beside * 1000:.1f} ms, x{beside / normal:.2f}"
+        f"gap around a cancel in {victim.__name__}: median {half * 1000:.1f} ms, upper quartile {most * 1000:.1f} ms, "
+        f"largest {max(around) * 1000:.1f} ms; a step beside it: {step * 1000:.1f} ms"
     )
-    assert beside <= 3.5 * normal  # Three is promised; the rest is for a machine that is shared.
+    # The normal gap and one step more; then the machine has its say, too.
+    assert half <= 2 * step
+    assert most <= 3 * step + 0.03
+
+
+def test_long_prompt_does_not_stall_streams_that_decode(real_worker: RunningWorker) -> None:
+    """The gap between tokens stays within three times the normal one while a long prompt is read: of several prompts
+    that arrive beside four streams, each compared with the time just before it (G12)."""
+    ratios: list[float] = []
+    for pair in range(5):
+        streams = [
+            real_worker.execute(f"gap-{pair}-{n}", STORY, ignore_eos=True, max_tokens=300) for n in range(4)
+        ]
+        for stream in streams:
+            stream.tokens_seen(15)
+        arrival = real_worker.execute(f"arrival-{pair}", long_prompt(pair), template="none", max_tokens=1)
+        began = arrival.started().events[0].at
+        for stream in streams:
+            stream.tokens_seen(len(stream.tokens) + 10)
+        assert not arrival.tokens, "the prompt was read before anything could be seen"
+        normal = statistics.median(gap for s in streams for gap in gaps(s, 0.0, began)[3:])
+        beside = statistics.median(gap for s in streams for gap in gaps(s, began, float("inf")))
+        for stream in [*streams, arrival]:
+            real_worker.cancel(stream.job_id)
+            stream.finished().assert_whole()
+        print(f"gap: normal {normal * 1000:.1f} ms, beside a long prompt {beside * 1000:.1f} ms")
+        ratios.append(beside / normal)
+    print("times the normal gap:", [round(ratio, 2) for ratio in sorted(ratios)])
+    assert statistics.median(ratios) <= 3.0
+
+
+def gap_over(stream: Stream, begin: float, end: float) -> list[float]:
+    """Seconds between tokens of a stream, of the gaps that a time from `begin` to `end` is in or touches."""
+    times = [token.at for token in stream.tokens]
+    return [b - a for a, b in itertools.pairwise(times) if b >= begin and a <= end]
 
 
 def gaps(stream: Stream, begin: float, end: float) -> list[float]:

@@ -1,7 +1,8 @@
 """A worker on the scripted engine: `python -m worker_orcd.testing.serve --port 9000`, with the worker's own options.
 
 Two variables make its patience with slow clients short, in seconds: `WORKER_ORCD_TEST_REQUEST_SEC` for a request that
-does not get complete, `WORKER_ORCD_TEST_STALL_SEC` for an answer that is not taken.
+does not get complete, `WORKER_ORCD_TEST_STALL_SEC` for an answer that is not taken. `WORKER_ORCD_TEST_CONNECTIONS` is
+how many connections it takes at a time.
 """
 
 import os
@@ -27,6 +28,9 @@ def main() -> int:
             given[name] = word
     connection.REQUEST_SEC = float(os.environ.get("WORKER_ORCD_TEST_REQUEST_SEC", connection.REQUEST_SEC))
     connection.STALL_SEC = float(os.environ.get("WORKER_ORCD_TEST_STALL_SEC", connection.STALL_SEC))
+    connection.MAX_CONNECTIONS = int(
+        os.environ.get("WORKER_ORCD_TEST_CONNECTIONS", connection.MAX_CONNECTIONS)
+    )
     settings = Settings(**given)  # type: ignore[arg-type]  # Settings reads its values from text.
     try:
         code = serve(settings, engine_module="worker_orcd.testing.scripted_engine")
