@@ -27,6 +27,12 @@ class Ledger:
             worker.signal_engine(sig)
             self.faults[f"{sig.name} of the engine"] += 1
 
+    def went_on(self, worker: RunningWorker, streams: Sequence[Stream]) -> int:
+        """How many of these jobs another engine carried on: whom a fault has really hit."""
+        hit = sum(bool(worker.record(stream.job_id)["carried_on"]) for stream in streams)
+        self.carried_on += hit
+        return hit
+
     def whole(self, stream: Stream, undisturbed: Sequence[Any] | None = None, within_sec: float = 60) -> None:
         """Wait for a stream's end and check that it is whole: unbroken numbers, one ending.
 

@@ -51,30 +51,38 @@ def test_streams_go_on_after_kills_at_random_moments(
 ) -> None:
     """Two kills, wherever they are: reading, decoding, or while the next engine loads. Not a byte differs."""
     undisturbed = data_of(scripted_jobs(victim, jobs, "calm"))
+    hit = 0
     for trial in range(trials):
         moment = random.Random(f"{jobs}-{trial}")
         streams = scripted_jobs(victim, jobs, "harmed")
-        for _ in range(2):
-            time.sleep(moment.random() * 0.5)
+        streams[0].started()
+        for within_sec in (0.1, 0.5):
+            time.sleep(moment.random() * within_sec)
             ledger.harm(victim, KILL)
         for stream, whole in zip(streams, undisturbed, strict=True):
             ledger.whole(stream, whole)
+        hit += ledger.went_on(victim, streams)
         at_rest(victim)
+    assert hit > 0, "no kill hit a running job"
 
 
 def test_streams_go_on_after_engines_that_hang(victim: RunningWorker, ledger: Ledger, trials: int) -> None:
     """Nobody cancels; it is found out, and meanwhile health is not 200."""
     undisturbed = data_of(scripted_jobs(victim, 4, "calm"))
+    hit = 0
     for trial in range(trials):
         streams = scripted_jobs(victim, 4, "hung")
-        time.sleep(random.Random(trial).random() * 0.3)
+        streams[0].started()
+        time.sleep(random.Random(trial).random() * 0.2)
         ledger.harm(victim, STOP)
         wait_until(
             lambda: victim.client.get("/health").status_code == 503, within_sec=10, what="honest health"
         )
         for stream, whole in zip(streams, undisturbed, strict=True):
             ledger.whole(stream, whole)
+        hit += ledger.went_on(victim, streams)
         at_rest(victim)
+    assert hit > 0, "no stop hit a running job"
 
 
 @pytest.mark.parametrize("sig", [KILL, STOP])
@@ -83,9 +91,11 @@ def test_a_cancel_is_finished_in_time_whatever_happens_to_the_engine(
 ) -> None:
     """Before, during and after the fault: CANCELLED within 5 s, once, and the neighbours end as they would have."""
     what = f"around a {sig.name}"
+    restarts, hit = victim.health()["engine_restarts"], 0
     for trial in range(2 * trials):
         moment = random.Random(trial)
         streams = scripted_jobs(victim, 6, "storm")
+        streams[0].started()
         time.sleep(moment.random() * 0.2)
         cancelled = moment.sample(streams, 3)
         steps: list[Callable[[], object]] = [partial(victim.cancel, stream.job_id) for stream in cancelled]
@@ -99,26 +109,40 @@ def test_a_cancel_is_finished_in_time_whatever_happens_to_the_engine(
                 ledger.told(what, victim.record(stream.job_id)["receipt"])
             else:
                 assert stream.events[-1].event == "end"
+        hit += ledger.went_on(victim, streams)
         at_rest(victim)
     assert max(ledger.told_ms[what]) <= 5000
+    assert hit > 0, "no fault hit a running job"
+    assert victim.health()["engine_restarts"] >= restarts + 2 * trials
 
 
 def test_an_engine_killed_while_it_loads_is_started_again(
     victim: RunningWorker, ledger: Ledger, trials: int
 ) -> None:
     """At random moments of its start, with a job that waits; a cancel meanwhile is told at once."""
+    restarts = victim.health()["engine_restarts"]
     for trial in range(trials):
+        dead = victim.engine_pid
         ledger.harm(victim, KILL)
         waiting = victim.execute(fresh_id("waiting"), script(token_ms=1), max_tokens=5)
         impatient = victim.execute(fresh_id("impatient"), script(token_ms=1), max_tokens=5)
+        moment = random.Random(trial)
         for _ in range(2):
-            time.sleep(random.Random(trial).random() * 0.4)
+            dead = wait_until(partial(successor_of, victim, dead), what="the next engine")
+            time.sleep(moment.random() * 0.3)
             ledger.harm(victim, KILL)
         victim.cancel(impatient.job_id)
         ledger.whole(impatient, within_sec=5.0)
         ledger.whole(waiting)
         assert waiting.events[-1].event == "end"
         at_rest(victim)
+    assert victim.health()["engine_restarts"] >= restarts + 3 * trials
+
+
+def successor_of(worker: RunningWorker, dead: int) -> int | None:
+    """The process id of the engine that is started instead of this one."""
+    pid: int | None = worker.health()["engine_pid"]
+    return None if pid == dead else pid
 
 
 def test_an_idle_engine_that_is_killed_costs_nobody_anything(victim: RunningWorker, ledger: Ledger) -> None:
@@ -153,10 +177,11 @@ def real_jobs(worker: RunningWorker, count: int) -> list[Stream]:
 def harm_them_somewhere(
     worker: RunningWorker, streams: list[Stream], ledger: Ledger, sig: signal.Signals, moment: random.Random
 ) -> None:
-    """In their prefill or in their decode."""
+    """In their prefill or in their decode: before the first of them has got half of its tokens."""
+    streams[0].started()
     if moment.random() < 0.7:
-        streams[0].tokens_seen(moment.randint(1, 12))
-    time.sleep(moment.random() * 0.3)
+        streams[0].tokens_seen(moment.randint(1, 10))
+    time.sleep(moment.random() * 0.03)
     ledger.harm(worker, sig)
 
 
@@ -166,14 +191,15 @@ def test_exact_streams_harmed_at_random_moments_are_those_of_undisturbed_runs(
 ) -> None:
     """Byte for byte, sampled ones too (G7)."""
     undisturbed = data_of(real_jobs(exact_worker, jobs))
+    hit = 0
     for trial in range(trials):
         streams = real_jobs(exact_worker, jobs)
         harm_them_somewhere(exact_worker, streams, ledger, sig, random.Random(f"{jobs}-{trial}"))
         for stream, whole in zip(streams, undisturbed, strict=True):
             ledger.whole(stream, whole, within_sec=200)
-        carried_on = [exact_worker.record(stream.job_id)["carried_on"] for stream in streams]
-        ledger.carried_on += sum(map(bool, carried_on))
+        hit += ledger.went_on(exact_worker, streams)
         at_rest(exact_worker)
+    assert hit > 0, "no fault hit a running job"
 
 
 @pytest.mark.parametrize(("jobs", "sig"), REAL)
@@ -181,6 +207,7 @@ def test_streams_of_the_real_model_lose_double_and_reorder_nothing(
     real_worker: RunningWorker, ledger: Ledger, jobs: int, sig: signal.Signals, trials: int
 ) -> None:
     """Numbers go on without a gap over the engine's death, and each ends once with all its tokens."""
+    hit = 0
     for trial in range(trials):
         streams = real_jobs(real_worker, jobs)
         harm_them_somewhere(real_worker, streams, ledger, sig, random.Random(f"{jobs}-{trial}"))
@@ -188,17 +215,20 @@ def test_streams_of_the_real_model_lose_double_and_reorder_nothing(
             ledger.whole(stream, within_sec=200)
             assert len(stream.tokens) == 24
             assert stream.events[-1].event == "end"
-            ledger.carried_on += bool(real_worker.record(stream.job_id)["carried_on"])
+        hit += ledger.went_on(real_worker, streams)
         at_rest(real_worker)
+    assert hit > 0, "no fault hit a running job"
 
 
 @pytest.mark.parametrize("sig", [KILL, STOP])
 def test_a_cancel_on_the_real_model_is_finished_in_time_whatever_happens_to_the_engine(
     real_worker: RunningWorker, ledger: Ledger, sig: signal.Signals, trials: int
 ) -> None:
-    """In a long prefill or in decode, beside two neighbours that end as they would have."""
+    """In a long prefill or in decode, beside two neighbours that end as they would have. In the first trial, and in
+    every third, the engine is stopped or dead when both cancels come (G5)."""
     what = f"around a {sig.name}, real model"
     for trial in range(trials):
+        restarts = real_worker.health()["engine_restarts"]
         moment = random.Random(trial)
         neighbours = real_jobs(real_worker, 2)
         reading = real_worker.execute(fresh_id("reading"), long_prompt(trial, 1500), template="none")
@@ -208,16 +238,21 @@ def test_a_cancel_on_the_real_model_is_finished_in_time_whatever_happens_to_the_
             partial(real_worker.cancel, reading.job_id),
             partial(real_worker.cancel, writing.job_id),
         ]
-        steps.insert(moment.randrange(3), partial(ledger.harm, real_worker, sig))
+        steps.insert(trial % 3, partial(ledger.harm, real_worker, sig))
         for step in steps:
             time.sleep(moment.random() * 0.05)
             step()
         for stream in (reading, writing):
             ledger.whole(stream)
             assert stream.events[-1].data["code"] == "CANCELLED"
-            ledger.told(what, real_worker.record(stream.job_id)["receipt"])
+            receipt = real_worker.record(stream.job_id)["receipt"]
+            ledger.told(what, receipt)
+            if sig is STOP and trial % 3 == 0 and stream is reading:
+                assert receipt["freed_ms"] >= 900, "nothing but its death can have confirmed this"
         for stream in neighbours:
             ledger.whole(stream, within_sec=200)
             assert len(stream.tokens) == 24
         at_rest(real_worker)
+        assert ledger.went_on(real_worker, neighbours) > 0, "the fault hit no running job"
+        assert real_worker.health()["engine_restarts"] > restarts
     assert max(ledger.told_ms[what]) <= 5000

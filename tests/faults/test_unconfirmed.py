@@ -1,0 +1,68 @@
+"""An engine whose death cannot be confirmed (G5): on real processes, with ptrace, and no patch in the worker.
+
+A process in an uninterruptible sleep cannot be made at will. But who traces a process is told of its death before its
+parent is, and until then the parent waits in vain: to the worker that is the same.
+"""
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.helpers import at_rest, fresh_id, script
+from worker_orcd.testing.harness import running_worker, wait_until
+
+PTRACE_SEIZE = 0x4206
+WALL = 0x40000000
+"""`waitpid` of any process that is traced, also if it is no child."""
+DEADLINE_SEC = 5.0
+SLACK_SEC = 1.0
+
+
+@contextmanager
+def keeping_its_death_to_itself(pid: int) -> Iterator[None]:
+    """From now on nobody hears that this process is dead, until this ends. It has to die in between."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.ptrace(PTRACE_SEIZE, pid, None, None) != 0:
+        pytest.skip(f"no process may be traced here: {os.strerror(ctypes.get_errno())}")
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        while os.WIFSTOPPED(os.waitpid(pid, WALL)[1]):
+            pass
+
+
+def test_when_not_even_the_engines_death_is_confirmed_the_client_is_told_all_the_same() -> None:
+    """CANCELLED by the deadline, `freed_ms` null because nobody knows, unhealthy as long as that lasts; and when the
+    death is known, the neighbour goes on and all is well again."""
+    with running_worker() as worker:
+        victim = worker.execute(fresh_id("victim"), script(token_ms=5)).tokens_seen(2)
+        neighbour = worker.execute(fresh_id("neighbour"), script(token_ms=5), max_tokens=200).tokens_seen(2)
+        engine = worker.engine_pid
+        with keeping_its_death_to_itself(engine):
+            os.kill(engine, signal.SIGSTOP)
+            asked_at = time.monotonic()
+            assert worker.cancel(victim.job_id).status_code == 202
+            wait_until(lambda: worker.client.get("/health").status_code == 503, what="honest health")
+            victim.finished(within_sec=2 * DEADLINE_SEC).assert_whole()
+            error = victim.events[-1]
+            assert (error.event, error.data["code"]) == ("error", "CANCELLED")
+            assert DEADLINE_SEC - SLACK_SEC <= error.at - asked_at <= DEADLINE_SEC + SLACK_SEC
+            receipt = worker.record(victim.job_id)["receipt"]
+            assert (receipt["freed_ms"], receipt["kv_cells_after"]) == (None, None)
+            assert receipt["told_ms"] <= (DEADLINE_SEC + SLACK_SEC) * 1000
+            health = worker.client.get("/health")
+            assert (health.status_code, health.json()["status"]) == (503, "unhealthy")
+            assert health.json()["engine_pid"] == engine
+            assert worker.cancel(victim.job_id).status_code == 202
+            assert not neighbour.terminal
+        worker.ready(within_sec=20.0)
+        neighbour.finished().assert_whole()
+        assert (len(neighbour.tokens), worker.record(neighbour.job_id)["carried_on"]) == (200, 1)
+        assert worker.execute(victim.job_id, max_tokens=2).finished().events[-1].event == "end"
+        at_rest(worker)
