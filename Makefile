@@ -6,7 +6,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup install outside demo run test faults soak lint types arrows format bench lock docs clean
+.PHONY: help setup install outside demo run test faults simulate soak lint types arrows format bench lock docs clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,9 @@ test: setup lint types arrows ## Everything CI checks: lint, types, arrows and a
 
 faults: setup ## Kill, stop and storm, ten times the sample that is in `make test` (FAULT_TRIALS=10; half an hour)
 	FAULT_TRIALS=$${FAULT_TRIALS:-10} $(PY) -m pytest tests/faults -s --timeout 1800 </dev/null
+
+simulate: setup ## Seeded histories of the whole worker in virtual time (SIMULATED=5000; ten minutes)
+	SIMULATION_SEEDS=0:$${SIMULATED:-5000} $(PY) -m pytest tests/simulation -s </dev/null
 
 soak: setup ## 10,000 jobs on each engine, half of them stopped: nothing may grow (SOAK_JOBS=10000)
 	SOAK_JOBS=$${SOAK_JOBS:-10000} $(PY) -m pytest tests/soak -s --timeout 7200 </dev/null

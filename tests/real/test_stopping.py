@@ -32,9 +32,7 @@ from worker_orcd.testing.trials import (
         (ending, 20, "decode"),
     ],
 )
-def test_computing_stops_in_time_and_all_is_free_before_it_is_told(
-    real_worker: RunningWorker, begin: Begin, trials: int, phase: str
-) -> None:
+def test_computing_stops_in_time(real_worker: RunningWorker, begin: Begin, trials: int, phase: str) -> None:
     """Cancels at random moments of each phase: the distribution of the time until computing stopped (G1); and with the
     terminal event in hand, one look finds nothing held, by the engine's own count (G4)."""
 

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -14,6 +15,7 @@ from worker_orcd.jobs.errors import JobError
 from worker_orcd.jobs.events import End, Error, Event, Started, Token
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.request import Ceilings, ExecuteRequest
+from worker_orcd.jobs.stops import StopReason
 from worker_orcd.narration import Narrator
 from worker_orcd.supervisor.engine import Engine, EngineListener
 from worker_orcd.supervisor.supervisor import EngineState
@@ -26,6 +28,8 @@ TOLD_WITHIN_SEC = DEADLINE_SEC + 0.1
 FOUND_OUT_SEC = 10.0
 MEMORY_SEC = 5.0
 IDS = ("a", "a1", "b", "c", "d", "e", "f")
+OWNERS = ("anna", "berta")
+"""Two keys; their owners use the same ids and groups and must never meet (G9)."""
 
 
 @dataclass(eq=False)
@@ -36,6 +40,8 @@ class Seen:
     fields: dict[str, object]
     readers: list[list[Event]] = field(default_factory=list)
     cancelled_at: float | None = None
+    may_be_cancelled: bool = False
+    """Its owner has cancelled this very use of the id, by the id or the group."""
 
 
 class World:
@@ -54,7 +60,7 @@ class World:
         }[mood]
         self.engines: list[VirtualEngine] = []
         self.seen: list[Seen] = []
-        self.wishes: dict[str, float] = {}
+        self.wishes: dict[tuple[str, str], float] = {}
         policy = Policy(
             ceilings=Ceilings(max_tokens_out=400, inference_timeout_sec=self.chance.choice([20.0, 300.0])),
             max_queue=self.chance.choice([2, 50]),
@@ -89,15 +95,18 @@ class World:
         """Somebody who does a few things, one after the other."""
         for _ in range(self.chance.randint(1, 5)):
             await asyncio.sleep(self.chance.expovariate(2.0))
-            action = self.chance.choices(["run", "cancel", "group"], [6, 3, 1])[0]
+            action = self.chance.choices(["run", "cancel", "group", "look"], [6, 3, 1, 1])[0]
+            owner = self.chance.choice(OWNERS)
             if action == "run":
-                await self.run_a_job()
+                await self.run_a_job(owner)
             elif action == "cancel":
-                self.cancel(self.chance.choice(IDS))
+                self.cancel(owner, self.chance.choice(IDS))
+            elif action == "group":
+                self.cancel_group(owner, "g")
             else:
-                self.worker.cancel_group("g", "cor-group")
+                self.look(owner, self.chance.choice(IDS))
 
-    async def run_a_job(self) -> None:
+    async def run_a_job(self, owner: str) -> None:
         """Start one and read it, perhaps not to the end, perhaps to be picked up again, perhaps cancelling it."""
         fields: dict[str, object] = {
             "job_id": self.chance.choice(IDS),
@@ -109,16 +118,17 @@ class World:
             "group": self.chance.choice([None, "g", "g1"]),
             "timeout_ms": self.chance.choice([None, None, 3000]),
         }
-        wished_at = self.wishes.get(str(fields["job_id"]), -100.0)
+        wished_at = self.wishes.get((owner, str(fields["job_id"])), -100.0)
         try:
-            stream = self.worker.execute(ExecuteRequest(**fields), "cor")  # type: ignore[arg-type]
+            stream = self.worker.execute(ExecuteRequest(**fields), "cor", owner)  # type: ignore[arg-type]
         except JobError as refused:
             assert refused.code in ("JOB_ID_IN_USE", "QUEUE_FULL", "ENGINE_LOST")  # noqa: PT017  # Either is right.
             return
         seen = Seen(stream.job, fields)
         self.seen.append(seen)
-        self.wishes.pop(stream.job.job_id, None)
+        self.wishes.pop((owner, stream.job.job_id), None)
         if self.loop.time() - wished_at <= MEMORY_SEC:
+            seen.may_be_cancelled = True
             assert [event.name for event in stream.job.events] == ["error"], (
                 "a cancel that was here first wins"
             )
@@ -132,20 +142,47 @@ class World:
 
     def cancel_this(self, seen: Seen) -> None:
         """Cancel by its id, if that still means it."""
-        if self.worker.dispatcher.tracker.live(seen.job.job_id) is seen.job:
-            self.cancel(seen.job.job_id)
+        if seen.job.live:
+            self.cancel(seen.job.owner, seen.job.job_id)
 
-    def cancel(self, job_id: str) -> None:
+    def cancel(self, owner: str, job_id: str) -> None:
         """Note which incarnation it is for."""
-        tracker, now = self.worker.dispatcher.tracker, self.loop.time()
-        job = tracker.live(job_id)
-        if job is None and not tracker.ended(job_id) and now - self.wishes.get(job_id, -100.0) > MEMORY_SEC:
-            self.wishes[job_id] = now
-        for seen in self.seen:
-            if seen.job is job and seen.cancelled_at is None and not seen.job.stop:
-                seen.cancelled_at = self.loop.time()
+        wish, now = (owner, job_id), self.loop.time()
+        live = any(job.live for job in self.own(owner, job_id))
+        known = live or self.worker.dispatcher.tracker.ended(job_id, owner)
+        if not known and now - self.wishes.get(wish, -100.0) > MEMORY_SEC:
+            self.wishes[wish] = now
+        self.note_cancel(lambda seen: (seen.job.owner, seen.job.job_id) == wish)
         for _ in range(self.chance.randint(1, 3)):
-            self.worker.cancel(job_id, "cor-cancel")
+            self.worker.cancel(job_id, "cor-cancel", owner)
+
+    def cancel_group(self, owner: str, group: str) -> None:
+        """The same for all of one owner's jobs of this group."""
+        self.note_cancel(lambda seen: seen.job.owner == owner and seen.fields["group"] == group)
+        self.worker.cancel_group(group, "cor-group", owner)
+
+    def own(self, owner: str, job_id: str) -> list[Job]:
+        """An owner's jobs with this id, by the clients' own books."""
+        return [seen.job for seen in self.seen if (seen.job.owner, seen.job.job_id) == (owner, job_id)]
+
+    def note_cancel(self, meant: Callable[[Seen], bool]) -> None:
+        """These jobs' owner cancels them."""
+        for seen in self.seen:
+            if meant(seen) and seen.job.live:
+                seen.may_be_cancelled = True
+                if seen.cancelled_at is None and not seen.job.stop:
+                    seen.cancelled_at = self.loop.time()
+
+    def look(self, owner: str, job_id: str) -> None:
+        """Nobody sees another's job, whoever uses this id."""
+        own = self.own(owner, job_id)
+        try:
+            stream = self.worker.stream_of(job_id, owner)
+        except JobError as refused:
+            assert refused.code == "JOB_NOT_FOUND"  # noqa: PT017
+            assert not any(job.live for job in own), "one's own job is not found"
+        else:
+            assert stream.job in own[-1:], "another's job is shown (G9)"
 
     async def read(self, seen: Seen, stream: JobStream, start: int, leaves_after: int | None) -> None:
         """Follow it from an event on."""
@@ -216,8 +253,11 @@ class World:
             assert len(tokens) == seen.fields["max_tokens"]
         for got in seen.readers:
             assert got == events, "a reader got something else (G2)"
-        if seen.cancelled_at is not None and seen.job.receipt is not None:
-            assert seen.job.receipt.told_ms <= TOLD_WITHIN_SEC * 1000
+        if seen.job.receipt is not None:
+            if seen.cancelled_at is not None:
+                assert seen.job.receipt.told_ms <= TOLD_WITHIN_SEC * 1000
+            if seen.job.receipt.reason is StopReason.CLIENT:
+                assert seen.may_be_cancelled, "cancelled by nobody who may (G8, G9)"
 
 
 _alone: dict[tuple[object, ...], list[str]] = {}
