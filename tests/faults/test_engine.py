@@ -155,7 +155,7 @@ def test_an_idle_engine_that_is_killed_costs_nobody_anything(victim: RunningWork
 # On the real model.
 
 
-def real_jobs(worker: RunningWorker, count: int) -> list[Stream]:
+def real_jobs(worker: RunningWorker, count: int, tokens: int = 24) -> list[Stream]:
     """Sampled ones and greedy ones, short prompts and long ones; the same each time."""
     prompts = [STORY, HAIKU, long_prompt(3, 200), long_prompt(4, 120)]
     return [
@@ -164,7 +164,7 @@ def real_jobs(worker: RunningWorker, count: int) -> list[Stream]:
             prompts[n % 4],
             template="auto" if n % 4 < 2 else "none",
             ignore_eos=True,
-            max_tokens=24,
+            max_tokens=tokens,
             temperature=0.0 if n % 3 == 0 else 0.8,
             repetition_penalty=1.1,
             top_k=40,
@@ -230,10 +230,11 @@ def test_a_cancel_on_the_real_model_is_finished_in_time_whatever_happens_to_the_
     for trial in range(trials):
         restarts = real_worker.health()["engine_restarts"]
         moment = random.Random(trial)
-        neighbours = real_jobs(real_worker, 2)
-        reading = real_worker.execute(fresh_id("reading"), long_prompt(trial, 1500), template="none")
+        neighbours = real_jobs(real_worker, 2, tokens=100)
         writing = real_worker.execute(fresh_id("writing"), STORY, ignore_eos=True)
         writing.tokens_seen(moment.randint(1, 4))
+        reading = real_worker.execute(fresh_id("reading"), long_prompt(trial, 1500), template="none")
+        reading.started()
         steps: list[Callable[[], object]] = [
             partial(real_worker.cancel, reading.job_id),
             partial(real_worker.cancel, writing.job_id),
@@ -251,7 +252,7 @@ def test_a_cancel_on_the_real_model_is_finished_in_time_whatever_happens_to_the_
                 assert receipt["freed_ms"] >= 900, "nothing but its death can have confirmed this"
         for stream in neighbours:
             ledger.whole(stream, within_sec=200)
-            assert len(stream.tokens) == 24
+            assert len(stream.tokens) == 100
         at_rest(real_worker)
         assert ledger.went_on(real_worker, neighbours) > 0, "the fault hit no running job"
         assert real_worker.health()["engine_restarts"] > restarts
