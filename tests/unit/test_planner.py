@@ -94,9 +94,21 @@ def test_a_step_of_prefill_only_lasts_as_long_as_an_arrival_may_wait() -> None:
 def test_a_short_prompt_does_not_wait_until_a_long_one_is_read() -> None:
     """It gets all it needs in the next step; the long one, which came first, gets on by a few rows at least."""
     plan = plan_step([reading(1, 3000), reading(2, 20)], knowing(5, 24))
-    assert {share.key: share.rows for share in plan.shares} == {1: 8, 2: 12}
+    assert {share.key: share.rows for share in plan.shares} == {1: 4, 2: 16}
     plan = plan_step([reading(1, 3000), reading(2, 20)], knowing(5, 1))
     assert {share.key: share.rows for share in plan.shares} == {1: 480, 2: 20}
+
+
+def test_a_short_prompt_gets_on_beside_a_long_one_and_dear_decoding() -> None:
+    """Also where only the rows are left that there are however slow decoding is: each gets half of them."""
+    cost = CostEstimate()
+    cost.learn(Plan((), 2, 0, 0, 0.0), 17.0)
+    for rows in (16, 64):
+        cost.learn(Plan((), 0, rows, 0, 0.0), rows * 3.0)
+    two = [Pending(1, 1, 50, decoding=True), Pending(2, 1, 50, decoding=True)]
+    long, short = Pending(3, 1492, 8, decoding=False), Pending(4, 40, 0, decoding=False)
+    assert plan_step([*two, long, short], cost).shares[2:] == (Share(3, 4), Share(4, 4))
+    assert plan_step([*two, long], cost).shares[2:] == (Share(3, 8),)
 
 
 def test_a_step_of_prefill_only_is_short_where_it_cannot_be_aborted() -> None:
@@ -156,7 +168,7 @@ def test_no_step_breaks_the_rules(
     got = {share.key: share.rows for share in plan.shares[len(decoders) :]}
     assert set(got) <= {wish.key for wish in readers}
     if readers and plan.decode_rows <= 512 - 8:
-        assert got[readers[0].key] >= min(8, readers[0].rows)
+        assert got[readers[0].key] >= min(4 if len(readers) > 1 else 8, readers[0].rows)
     by_need = sorted(readers[1:], key=lambda wish: wish.rows)
     tiled = plan.prefill_rows >= planner.TILE_ROWS
     row_ms = [cost.prefill_row_ms(wish.context, tiled=tiled) for wish in by_need]

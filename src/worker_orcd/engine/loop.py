@@ -130,11 +130,14 @@ class EngineLoop:
         freed_at = self._clock()
         cells, sequences = self._audit()
         now = self._clock()
+        if sequence is not None and after:
+            # What would not be freed, the audit has tried again.
+            after, freed_at = self._model.cells(sequence.id), now
         self._send(
             Stopped(
                 run=run,
                 stopped_ago_ms=(now - stopped_at) * 1000,
-                freed_ago_ms=(now - freed_at) * 1000,
+                freed_ago_ms=None if after else (now - freed_at) * 1000,
                 cells_before=before,
                 cells_after=after,
                 prompt_processed=sequence.prompt_processed if sequence else 0,

@@ -14,7 +14,7 @@ import msgspec
 
 from worker_orcd import narration
 from worker_orcd.engine.exactness import require_exactness
-from worker_orcd.engine.loop import EngineLoop
+from worker_orcd.engine.loop import BeyondRepair, EngineLoop
 from worker_orcd.engine.mailbox import Mailbox
 from worker_orcd.engine.model import Model, ModelLoadError
 from worker_orcd.engine.preparer import prepare_all
@@ -67,6 +67,9 @@ def main(load_model: ModelLoader) -> None:
         while True:
             if not loop.turn():
                 mailbox.wait()
+    except BeyondRepair as error:
+        narrator.tell(narration.Error(code="INTERNAL", message=str(error)))
+        sys.exit(_LOOP_FAILED)
     except Exception as error:  # noqa: BLE001  # Told, then over: a loop whose books may be wrong must not go on.
         message = "the engine's loop failed"
         narrator.tell(narration.Error.from_exception(error, code="INTERNAL", message=message))

@@ -235,14 +235,14 @@ class Stopped(Message, frozen=True):
 
     Attributes:
         stopped_ago_ms: how long before the sending computing ended.
-        freed_ago_ms: how long before the sending its cells were free.
+        freed_ago_ms: how long before the sending its cells were free; None: they cannot be freed.
         cells_before, cells_after: KV cells of its sequence, by the engine's own count.
         cells_used, sequences_used: as in `Step`, after it.
     """
 
     run: int
     stopped_ago_ms: float
-    freed_ago_ms: float
+    freed_ago_ms: float | None
     cells_before: int
     cells_after: int
     prompt_processed: int

@@ -251,7 +251,7 @@ class Worker:
                 self.books = Books(message.cells_used, message.sequences_used)
                 freed = Freed(
                     stopped_at=now.mono - message.stopped_ago_ms / 1000,
-                    freed_at=now.mono - message.freed_ago_ms / 1000,
+                    freed_at=None if message.freed_ago_ms is None else now.mono - message.freed_ago_ms / 1000,
                     cells_before=message.cells_before,
                     cells_after=message.cells_after,
                     prompt_processed=message.prompt_processed,
