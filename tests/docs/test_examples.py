@@ -100,7 +100,6 @@ def follow(reader: Reader, block: Block, part: str) -> None:
             )
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 @pytest.mark.parametrize("page", [_as_a_test(page) for page in PAGES if list(blocks(page))])
