@@ -24,9 +24,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(skip)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One for all."""
+    """One for all of a module. Not of the session: playwright's loop runs in this thread while it is there, and tests
+    elsewhere want loops of their own."""
     with sync_playwright() as playwright:
         # Chromium's own sandbox does not work for root; the pages are our own.
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
