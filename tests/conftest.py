@@ -4,6 +4,7 @@ And the documentation's site, built once.
 """
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from worker_orcd.testing.harness import RunningWorker, running_worker
+
+# What a shell starts in the background ignores Ctrl-C, and so does all that it starts in turn; ours has to hear it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How fast examples are made says something of the machine only, and these machines are shared.
 settings.register_profile(
