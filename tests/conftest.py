@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, settings
 
 from worker_orcd.testing.harness import RunningWorker, running_worker
 
-# What a shell starts in the background ignores Ctrl-C, what nohup starts ignores hang-ups, and so does all that it starts
-# in turn; ours has to hear both. A handler here is the default there.
+# What a shell starts in the background ignores Ctrl-C, what nohup starts ignores hang-ups, and so does all that it
+# starts in turn; ours has to hear both. A handler here is the default there.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
