@@ -112,6 +112,20 @@ def test_completion_of_another_shell_is_wrong_usage() -> None:
 # The shells.
 
 
+def cancels_by_tabs(terminal: Terminal, begun: str, job_id: str) -> None:
+    """Cancel a job with a command, a job id and an option that are only begun, and leave the shell."""
+    terminal.type("worker-orcd canc\t")
+    terminal.shows("cancel ")
+    terminal.type(f"{begun}\t")
+    terminal.shows(f"{job_id} ")
+    terminal.type("--js\t")
+    terminal.shows("--json ")
+    terminal.type("\n")
+    terminal.shows('"kv_cells_after": 0')
+    terminal.type("exit\n")
+    terminal.ended()
+
+
 def test_bash_completes_once_it_has_our_script(worker: RunningWorker) -> None:
     """As its documentation says: eval "$(worker-orcd completion bash)"."""
     stream = worker.execute("tab-bash", SLOW).started()
@@ -120,16 +134,7 @@ def test_bash_completes_once_it_has_our_script(worker: RunningWorker) -> None:
         terminal.shows(r"\$ ")
         terminal.type('eval "$(worker-orcd completion bash)"; echo read""y\n')
         terminal.shows("ready")
-        terminal.type("worker-orcd canc\t")
-        terminal.shows("cancel ")
-        terminal.type("tab-b\t")
-        terminal.shows("tab-bash ")
-        terminal.type("--js\t")
-        terminal.shows("--json ")
-        terminal.type("\n")
-        terminal.shows('"kv_cells_after": 0')
-        terminal.type("exit\n")
-        terminal.ended()
+        cancels_by_tabs(terminal, "tab-b", "tab-bash")
     stream.finished()
 
 
@@ -140,16 +145,7 @@ def test_zsh_completes_once_it_has_our_script(worker: RunningWorker) -> None:
         terminal.type("autoload -U compinit; compinit -u -D; PS1='> '\n")
         terminal.type('eval "$(worker-orcd completion zsh)"; echo read""y\n')
         terminal.shows("ready")
-        terminal.type("worker-orcd canc\t")
-        terminal.shows("cancel ")
-        terminal.type("tab-z\t")
-        terminal.shows("tab-zsh ")
-        terminal.type("--js\t")
-        terminal.shows("--json ")
-        terminal.type("\n")
-        terminal.shows('"kv_cells_after": 0')
-        terminal.type("exit\n")
-        terminal.ended()
+        cancels_by_tabs(terminal, "tab-z", "tab-zsh")
     stream.finished()
 
 

@@ -44,7 +44,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._request_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn says so, too.
         """A client is there."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # Of whatever waits for the client we want to know.

@@ -9,9 +9,7 @@ from worker_orcd.cli.completing import live_groups, live_jobs
 from worker_orcd.cli.connection import Url, connected
 from worker_orcd.cli.output import write_json
 from worker_orcd.cli.receipts import receipt_line, what_happened
-from worker_orcd.client import DEFAULT_URL, Receipt, SyncClient
-
-_WAIT = {"Prefer": "wait=7"}
+from worker_orcd.client import CANCEL_SEC, DEFAULT_URL, SyncClient
 
 
 def command(
@@ -57,11 +55,12 @@ def _cancel_job(client: SyncClient, job_id: str, *, as_json: bool) -> None:
 
 
 def _cancel_group(client: SyncClient, group: str, *, as_json: bool) -> None:
-    answer = client.ask("POST", "/cancel", body={"group": group}, headers=_WAIT, allowed=(200, 202))
     if as_json:
+        wait = {"Prefer": f"wait={CANCEL_SEC}"}
+        answer = client.ask("POST", "/cancel", body={"group": group}, headers=wait, allowed=(200, 202))
         write_json({"status": answer.status, "answer": answer.body})
         return
-    receipts = [Receipt.of(one["receipt"], one["job_id"]) for one in answer.body.get("jobs", [])]
+    receipts = client.cancel(group=group)
     for receipt in receipts:
         print(f"job {receipt.job_id} cancelled (reason {receipt.reason}): {receipt_line(receipt)}")
     still = [record for record in client.jobs(ended=0) if record["group"] == group]

@@ -14,7 +14,7 @@ from worker_orcd.cli.failure import fail, tell
 from worker_orcd.cli.output import Text, aside, write_json
 from worker_orcd.cli.receipts import receipt_line
 from worker_orcd.cli.running import EXIT_INTERRUPTED, Ran, run
-from worker_orcd.client import DEFAULT_URL, Event, SyncClient, WorkerError
+from worker_orcd.client import DEFAULT_URL, SyncClient, WorkerError
 
 PROMPT = "> "
 _HELP = "Ctrl-C stops an answer, and leaves at the prompt; so does Ctrl-D, or /exit. /reset forgets what was said."
@@ -132,15 +132,8 @@ class _Chat:
         messages = self._conversation.asking(question)
         job = self._client.chat(messages, job_id=f"cli-{secrets.token_hex(4)}", **self._parameters)
         text = Text()
-
-        def show(event: Event) -> None:
-            if event.name == "token":
-                text.add(event.data["t"])
-            elif event.terminal:
-                text.end()
-
         try:
-            ran = run(self._client, job, (lambda _: None) if self._as_json else show)
+            ran = run(self._client, job, (lambda _: None) if self._as_json else text.show)
         finally:
             text.end()
             self._conversation.keep(question, job.text)
@@ -158,10 +151,8 @@ class _Chat:
             if not self._terminal:
                 raise KeyboardInterrupt
         elif ran.cancelled:
-            receipt = receipt_line(ran.receipt) if ran.receipt else "its receipt is not kept any more"
-            self._failed(
-                "CANCELLED", f"the answer was cancelled from elsewhere (reason {ran.reason}): {receipt}"
-            )
+            where = f"from elsewhere (reason {ran.reason})"
+            self._failed("CANCELLED", f"the answer was cancelled {where}: {receipt_line(ran.receipt)}")
         else:
             self._failed(data["code"], f"{data['message']} (correlation id {self._client.correlation_id})")
 

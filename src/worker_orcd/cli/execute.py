@@ -68,33 +68,14 @@ def command(  # noqa: PLR0913  # to typer, an option is an argument
     name = job_id or f"cli-{secrets.token_hex(4)}"
     given = {option: value for option, value in options.items() if value is not None}
     with connected(url) as client:
-        view = _JsonLines() if as_json else _Words(name)
-        ran = run(client, client.execute(text, job_id=name, **given), view.show)
+        if not as_json and sys.stderr.isatty():
+            tell(f"job {name}; Ctrl-C cancels it, and so does `worker-orcd cancel {name}`")
+        ran = run(client, client.execute(text, job_id=name, **given), _show_line if as_json else Text().show)
         raise typer.Exit(_conclude(name, ran, client.correlation_id))
 
 
-class _Words:
-    """Shows a job's text, as it comes."""
-
-    def __init__(self, job_id: str) -> None:
-        self._text = Text()
-        if sys.stderr.isatty():
-            tell(f"job {job_id}; Ctrl-C cancels it, and so does `worker-orcd cancel {job_id}`")
-
-    def show(self, event: Event) -> None:
-        """Show what there is to show of an event."""
-        if event.name == "token":
-            self._text.add(event.data["t"])
-        elif event.terminal:
-            self._text.end()
-
-
-class _JsonLines:
-    """Shows a job's events, one a line."""
-
-    def show(self, event: Event) -> None:
-        """Show one event."""
-        write_json({"id": event.id, "event": event.name, "data": event.data})
+def _show_line(event: Event) -> None:
+    write_json({"id": event.id, "event": event.name, "data": event.data})
 
 
 def _conclude(job_id: str, ran: Ran, correlation_id: str) -> int:
@@ -108,7 +89,7 @@ def _conclude(job_id: str, ran: Ran, correlation_id: str) -> int:
         return 0
     if not ran.cancelled:
         fail(data["code"], f"{data['message']} (correlation id {correlation_id})")
-    receipt = receipt_line(ran.receipt) if ran.receipt else "its receipt is not kept any more"
+    receipt = receipt_line(ran.receipt)
     if ran.ours:
         tell(f"job {job_id} cancelled: {receipt}")
         return EXIT_INTERRUPTED

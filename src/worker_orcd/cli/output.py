@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from worker_orcd.client import Receipt
+from worker_orcd.client import Event, Receipt
 
 _OBEYED = {
     code: "\N{REPLACEMENT CHARACTER}"
@@ -39,16 +39,18 @@ def aside(line: str) -> None:
 
 
 class Text:
-    """A text that comes in pieces; once it is over, its last line is ended."""
+    """A job's text, which comes in pieces; once it is over, its last line is ended."""
 
     def __init__(self) -> None:
         self._open = False
 
-    def add(self, piece: str) -> None:
-        """Some more of it."""
-        if piece:
+    def show(self, event: Event) -> None:
+        """Show what there is to show of an event."""
+        if event.name == "token" and (piece := event.data["t"]):
             self._open = not piece.endswith("\n")
             write(piece)
+        elif event.terminal:
+            self.end()
 
     def end(self) -> None:
         """That was all."""

@@ -5,8 +5,10 @@ from typing import Any
 from worker_orcd.client import Receipt
 
 
-def receipt_line(receipt: Receipt) -> str:
-    """What a stop did, and when."""
+def receipt_line(receipt: Receipt | None) -> str:
+    """What a stop did, and when; as far as that is known."""
+    if receipt is None:
+        return "its receipt is not kept any more"
     freed = "NOT CONFIRMED" if receipt.freed_ms is None else f"after {receipt.freed_ms:.1f} ms"
     after = "unknown" if receipt.kv_cells_after is None else receipt.kv_cells_after
     return (

@@ -9,11 +9,18 @@ from typing import Self
 
 from worker_orcd.cli.connection import explained
 from worker_orcd.cli.failure import tell
-from worker_orcd.client import Event, Receipt, SyncClient, SyncJob, WorkerError, WorkerUnreachable
+from worker_orcd.client import (
+    CANCEL_SEC,
+    Event,
+    Receipt,
+    SyncClient,
+    SyncJob,
+    WorkerError,
+    WorkerUnreachable,
+)
 
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as a shell says it."""
-_PATIENCE_SEC = 7.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +96,7 @@ class CancelOnInterrupt:
     def receipt(self) -> Receipt | None:
         """What the cancel did, if there was one and something to stop."""
         if self._cancelling is not None:
-            self._cancelling.join(_PATIENCE_SEC)
+            self._cancelling.join(CANCEL_SEC)
         return self._job.receipt
 
     def _on_signal(self, *_: object) -> None:

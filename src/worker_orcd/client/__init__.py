@@ -15,12 +15,14 @@ same without `async`; there it is Ctrl-C.
 """
 
 from worker_orcd.client.aio import Client
+from worker_orcd.client.connection import CANCEL_SEC
 from worker_orcd.client.errors import JobCancelled, JobFailed, WorkerError, WorkerRefused, WorkerUnreachable
 from worker_orcd.client.job import Job
 from worker_orcd.client.model import DEFAULT_URL, Answer, Ending, Event, Narrated, Receipt, Token
 from worker_orcd.client.sync import SyncClient, SyncJob
 
 __all__ = [
+    "CANCEL_SEC",
     "DEFAULT_URL",
     "Answer",
     "Client",

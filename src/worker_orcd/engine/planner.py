@@ -207,8 +207,8 @@ def _fill(
 
 def _reading_order(pending: Rows[Pending]) -> list[tuple[Pending, int]]:
     """Who is given prefill rows, and how many at most: a few for the oldest, so that it gets on whatever comes; then
-    all that is left, to who needs the least: a short prompt does not wait until a long one is read. Half of the rows
-    that there are however slow decoding is are left for that, too."""
+    all that is left, to who needs the least: a short prompt does not wait until a long one is read. The few are half of
+    `MIN_PREFILL_ROWS`, so that something is left also when decoding takes all of the time."""
     reading = [wish for wish in pending if not wish.decoding]
     by_need = sorted(reading, key=lambda wish: wish.rows)
     return [(wish, MIN_PREFILL_ROWS // 2) for wish in reading[:1]] + [(wish, MAX_ROWS) for wish in by_need]

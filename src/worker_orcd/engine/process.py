@@ -21,6 +21,11 @@ from worker_orcd.engine.preparer import prepare_all
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import Load, LoadFailed, Loading, Narrated, Percent, Ready
 
+ModelLoader = Callable[[Load, InterruptByte, Callable[[Percent], None]], Model]
+
+_PR_SET_PDEATHSIG = 1
+_LOOP_FAILED = 70
+
 
 class _AtTheFront(narration.Audience):
     """Those who listen to the engine's narration: all of them are at the front."""
@@ -32,12 +37,6 @@ class _AtTheFront(narration.Audience):
     def tell(self, event: narration.Told, owner: str | None) -> None:
         """An event, which is in the engine's own log already."""
         self._send(Narrated(event, owner))
-
-
-ModelLoader = Callable[[Load, InterruptByte, Callable[[Percent], None]], Model]
-
-_PR_SET_PDEATHSIG = 1
-_LOOP_FAILED = 70
 
 
 def main(load_model: ModelLoader) -> None:
