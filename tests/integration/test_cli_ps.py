@@ -1,5 +1,6 @@
 """`worker-orcd ps`: a look at the jobs, and the watch with its keys."""
 
+import contextlib
 import json
 import re
 import signal
@@ -38,6 +39,15 @@ def selected(terminal: Terminal, job_id: str) -> None:
 def assert_restored(terminal: Terminal) -> None:
     """The terminal is what it was: its settings, its own screen, its cursor."""
     assert terminal.attributes() == terminal.before
+    # A process may have stopped or ended before all that it wrote has been read here.
+    with contextlib.suppress(TimeoutError):
+        wait_until(
+            lambda: (
+                terminal.raw().count(ALTERNATE) == terminal.raw().count(ORDINARY)
+                and terminal.raw().rfind(CURSOR) > terminal.raw().rfind(NO_CURSOR)
+            ),
+            what="what it wrote last",
+        )
     raw = terminal.raw()
     assert raw.count(ALTERNATE) == raw.count(ORDINARY) > 0
     assert raw.rindex(CURSOR) > raw.rindex(NO_CURSOR)
