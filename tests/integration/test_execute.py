@@ -504,7 +504,7 @@ def test_jobs_are_let_in_by_what_they_hold_and_put_out_when_cells_run_out() -> N
     """Four that may fill all cells together run together; each ends as if it had been alone."""
     with running_worker(parallel=4, context_length=1200) as cramped:
         streams = [
-            cramped.execute(fresh_id("large"), script(100, token_ms=1), max_tokens=500, seed=n)
+            cramped.execute(fresh_id("large"), script(100, token_ms=1), max_tokens=500, seed=n).started()
             for n in range(4)
         ]
         wait_until(lambda: cramped.health()["jobs_running"] == 4, what="all four running")
