@@ -97,7 +97,8 @@ def cancels(worker: RunningWorker, trials: int) -> None:
     say("accepted → stopped → freed → told, ms")
     for begin in (decoding, prefilling, starting, ending):
         report(begin.__name__, stop_trials(worker, begin, trials, pause=time.sleep))
-    report("prefilling_deep", stop_trials(worker, prefilling_deep, max(2, trials // 10), pause=time.sleep))
+    deep = min(6, max(2, trials // 10))  # each of them reads 5,000 tokens before it is stopped
+    report("prefilling_deep", stop_trials(worker, prefilling_deep, deep, pause=time.sleep))
     beside(worker, decoding, 4, trials)
     beside(worker, prefilling, 4, max(2, trials // 4))
     say("after a cancelled 2,000-token prefill")

@@ -443,6 +443,19 @@ def test_a_response_in_the_background_goes_on_without_readers(client: openai.Ope
     assert rest[-1].type == "response.completed"
 
 
+def test_who_waits_for_a_response_is_told_its_end_from_wherever(client: openai.OpenAI) -> None:
+    """Also after a number that it never comes to; who asks for an ended one after its end is told nothing more."""
+    script_ = script(text="abcdefgh", token_ms=30)
+    begun = client.responses.create(model=MODEL, input=script_, background=True)
+    (only,) = client.responses.retrieve(begun.id, stream=True, starting_after=1000)
+    assert only.type == "response.completed"
+    assert not list(client.responses.retrieve(begun.id, stream=True, starting_after=only.sequence_number))
+    begun = client.responses.create(model=MODEL, input=SLOW, background=True)
+    threading.Timer(0.2, client.responses.cancel, [begun.id]).start()
+    (only,) = client.responses.retrieve(begun.id, stream=True, starting_after=1000)
+    assert (only.type, getattr(only, "code", None)) == ("error", "CANCELLED")
+
+
 def test_leaving_a_response_that_is_not_in_the_background_stops_it(
     client: openai.OpenAI, served: RunningWorker
 ) -> None:

@@ -105,10 +105,14 @@ def response_of(job: Job, model: str) -> dict[str, Any]:
 
 
 class Teller:
-    """Tells a response event by event, numbered from 0; those up to `seen` are left out."""
+    """Tells a response event by event, numbered from 0; those up to `seen` are left out.
+
+    Who waits for a live response is told its end also if `seen` lies beyond it, as with the job's own stream.
+    """
 
     def __init__(self, job: Job, model: str, seen: int) -> None:
         self._job = job
+        self._waits = job.live
         self._model = model
         self._seen = seen
         self._number = -1
@@ -140,12 +144,18 @@ class Teller:
                 yield from self._tell("response.output_text.done", **part, text=self._text, logprobs=[])
                 yield from self._tell("response.content_part.done", **part, part=_part(self._text))
                 yield from self._tell("response.output_item.done", output_index=0, item=whole["output"][0])
+                self._end_is_next()
                 yield from self._tell(f"response.{whole['status']}", response=whole)
             case Error(code=code, message=message, details=details):
+                self._end_is_next()
                 if code is not ErrorCode.CANCELLED:
                     yield from self._tell("response.failed", response=response_of(job, model))
                 used = {"phase": details.get("phase"), "usage": _usage(job)}
                 yield from self._tell("error", code=code.value, message=message, param=None, **used)
+
+    def _end_is_next(self) -> None:
+        if self._waits:
+            self._seen = min(self._seen, self._number)
 
     def _tell(self, kind: str, **more: Any) -> Iterator[bytes]:
         self._number += 1
