@@ -8,6 +8,7 @@ from typing import Any
 
 from worker_orcd.engine.loop import EngineLoop
 from worker_orcd.engine.model import Batch, Outcome, Sampler
+from worker_orcd.jobs.events import EndedEvents
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.moment import Moment
 from worker_orcd.jobs.receipt import Freed
@@ -81,7 +82,7 @@ def books_of(job: Job) -> dict[str, object]:
         if isinstance(value, StopFlag):
             books[field.name] = value.stop
         else:
-            books[field.name] = list(value) if isinstance(value, list) else value
+            books[field.name] = list(value) if isinstance(value, list | EndedEvents) else value
     return books
 
 

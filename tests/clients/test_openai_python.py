@@ -122,9 +122,8 @@ def test_choices_are_jobs_of_one_group_with_seeds_of_their_own(
     assert len({choice.text for choice in answer.choices}) == 4
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == len("one") + len("three")
-    ids = raw.headers["x-job-id"].split(", ")
-    assert ids == [f"{answer.id}.{place}" for place in range(4)]
-    records = [served.record(job_id) for job_id in ids]
+    assert raw.headers["x-job-id"] == answer.id
+    records = [served.record(job_id) for job_id in (answer.id, *(f"{answer.id}.{n}" for n in range(1, 4)))]
     assert {record["group"] for record in records} == {answer.id}
     assert [record["seed"] for record in records] == [7, 8, 9, 10]
 
@@ -342,14 +341,25 @@ def test_an_answer_that_is_cancelled_from_elsewhere_is_an_error_that_is_not_trie
 
 
 def test_choices_are_stopped_together(client: openai.OpenAI, served: RunningWorker) -> None:
-    """By their group; one of them alone ends the request, and so the others."""
-    for named in ({"group": "g-1"}, {"job_id": "g-1.1"}):
+    """By their group; one of them alone ends the request, and so the others; the first has the request's name."""
+    for named in ({"group": "g-1"}, {"job_id": "g-1"}, {"job_id": "g-1.1"}):
         stream = client.chat.completions.create(
             model=MODEL, messages=user(SLOW), n=3, stream=True, extra_headers={"X-Job-Id": "g-1"}
         )
         with pytest.raises(openai.APIError):
             read(stream, [], at=5, do=partial(served.client.post, "/cancel", json=named))
-        assert {ended_state(served, f"g-1.{n}")["state"] for n in range(3)} == {"cancelled"}
+        assert {ended_state(served, name)["state"] for name in ("g-1", "g-1.1", "g-1.2")} == {"cancelled"}
+
+
+def test_choices_are_stopped_before_they_are_asked_for(client: openai.OpenAI, served: RunningWorker) -> None:
+    """A cancel of the request's name that overtakes it."""
+    served.cancel("early-1")
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.with_options(max_retries=0).chat.completions.create(
+            model=MODEL, messages=user(SLOW), n=2, extra_headers={"X-Job-Id": "early-1"}
+        )
+    assert caught.value.code == "CANCELLED"
+    assert {ended_state(served, name)["state"] for name in ("early-1", "early-1.1")} == {"cancelled"}
 
 
 def test_a_killed_engine_is_not_noticed(client: openai.OpenAI, served: RunningWorker) -> None:

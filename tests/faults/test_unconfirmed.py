@@ -66,3 +66,19 @@ def test_when_not_even_the_engines_death_is_confirmed_the_client_is_told_all_the
         assert (len(neighbour.tokens), worker.record(neighbour.job_id)["carried_on"]) == (200, 1)
         assert worker.execute(victim.job_id, max_tokens=2).finished().events[-1].event == "end"
         at_rest(worker)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_shutdown_does_not_wait_for_an_engine_that_cannot_die(busy: bool) -> None:
+    """It is gone in time, and who still read was told."""
+    with running_worker(drain_sec=1) as worker:
+        streams = [worker.execute(fresh_id(), script(token_ms=5)).tokens_seen(2)] if busy else []
+        engine = worker.engine_pid
+        with keeping_its_death_to_itself(engine):
+            os.kill(engine, signal.SIGSTOP)
+            worker.process.send_signal(signal.SIGTERM)
+            assert worker.process.wait(1 + 1 + SLACK_SEC) == 0
+            for stream in streams:
+                stream.finished(within_sec=5).assert_whole()
+                assert stream.events[-1].data["code"] == "CANCELLED"
+                assert stream.events[-1].data["reason"] == "shutdown"

@@ -188,13 +188,23 @@ def test_a_head_that_is_too_large_is_refused(worker: RunningWorker) -> None:
         b"",
         b"POST /cancel HTTP/1.1\r\nHost: loc",
         b"POST /cancel HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\n\r\n{",
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n" + b"\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n" + b"POST /can",
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n" + b"POST /cancel HTTP/1.1\r\nHost: loc",
     ],
 )
 def test_a_client_that_does_not_finish_its_request_is_dropped(part: bytes) -> None:
-    """Slow loris, in the head and in the body; others are served meanwhile."""
+    """Slow loris, in the head and in the body, of its first request and of a later one; others are served meanwhile."""
     with running_worker(env={"WORKER_ORCD_TEST_REQUEST_SEC": "0.5"}) as worker:
         with socket.create_connection(("127.0.0.1", worker.port), timeout=10) as slow:
-            slow.sendall(part)
+            answered = part.startswith(b"GET")
+            head, rest = part[: part.find(b"\r\n\r\n") + 4], part[part.find(b"\r\n\r\n") + 4 :]
+            if answered:
+                slow.sendall(head)
+                answer = b""
+                while not answer.endswith(b"}"):
+                    answer += slow.recv(1000)
+            slow.sendall(rest if answered else part)
             assert worker.execute(fresh_id(), max_tokens=2).finished().events[-1].event == "end"
             with contextlib.suppress(ConnectionResetError):
                 assert slow.recv(1000) == b""

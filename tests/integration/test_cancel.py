@@ -181,6 +181,20 @@ def test_a_correlation_id_is_taken_over(worker: RunningWorker, header: str) -> N
     assert worker.narrated("cancel", correlation_id=given)["known"] == "unknown"
 
 
+def test_a_bad_correlation_id_does_not_hide_a_good_one(worker: RunningWorker) -> None:
+    """The first that can serve is taken: X-Correlation-Id, X-Request-Id, the trace's."""
+    bad = {"X-Correlation-Id": "with space"}
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    parent = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    for headers, expected in (
+        (bad | {"X-Request-Id": "good"} | parent, "good"),
+        (bad | {"X-Request-Id": "also bad"} | parent, trace),
+    ):
+        answer = worker.cancel(fresh_id(), **headers)
+        assert answer.headers["x-correlation-id"] == expected
+    assert worker.client.get("/v1/models", headers={"X-Request-Id": "good"}).headers["x-request-id"] == "good"
+
+
 @pytest.mark.parametrize("bad", ["", "with space", "x" * 129, "t\tab", "caf\u00e9"])
 def test_a_bad_correlation_id_is_replaced(worker: RunningWorker, bad: str) -> None:
     """The request is served all the same, under a new id."""
@@ -211,7 +225,6 @@ def test_a_bad_correlation_id_is_replaced(worker: RunningWorker, bad: str) -> No
         (b'{"job_id": "a\\n"}', "job_id", "may only have"),
         ('{"job_id": "\u00e4"}'.encode(), "job_id", "may only have"),
         (b'{"job_id": "%s"}' % (b"a" * 257), "job_id", "at most 256"),
-        (b'{"job_id": "a", "extra": 1}', "extra", "unknown field 'extra'"),
         (b'{"group": ""}', "group", "at least 1 character"),
         (b'{"job_id": "a", "group": "g"}', "group", "cannot both"),
     ],
@@ -281,6 +294,32 @@ def test_an_answer_that_waits_carries_the_receipt(worker: RunningWorker) -> None
     assert answer.status_code == 200
     assert [job["job_id"] for job in answer.json()["jobs"]] == [stream.job_id for stream in members]
     assert all(job["receipt"]["freed_ms"] >= 0 for job in answer.json()["jobs"])
+
+
+def test_an_id_that_is_used_again_takes_nothing_from_an_answer_that_waits() -> None:
+    """One member of the group ends at once and its id is taken again while the other's stop is waited for."""
+    with running_worker(parallel=1) as worker:
+        runs = worker.execute("runs", ENDLESS, group="g").tokens_seen(1)
+        queued(worker, worker.execute("waits", ENDLESS, group="g"))
+        answers: list[Any] = []
+        body, wait = {"group": "g"}, {"Prefer": "wait=5"}
+        asking = threading.Thread(
+            target=lambda: answers.append(worker.client.post("/cancel", json=body, headers=wait))
+        )
+        worker.signal_engine(signal.SIGSTOP)
+        asking.start()
+        wait_until(lambda: worker.record("waits")["state"] == "cancelled", what="the end of who waits")
+        again = worker.execute("waits", max_tokens=2)
+        wait_until(lambda: worker.record("waits")["state"] == "queued", what="its id's next use")
+        worker.signal_engine(signal.SIGCONT)
+        asking.join()
+        jobs = answers[0].json()["jobs"]
+        assert [(job["job_id"], job["receipt"]["phase"]) for job in jobs] == [
+            ("runs", "decode"),
+            ("waits", "queued"),
+        ]
+        assert again.finished().events[-1].event == "end"
+        runs.finished().assert_whole()
 
 
 def test_an_answer_that_waits_for_nothing_is_the_plain_one(worker: RunningWorker) -> None:

@@ -160,6 +160,10 @@ def test_nobody_hears_of_others_with_keys(tmp_path: Path) -> None:
         guarded.client.post("/cancel", json={"job_id": "last-anna"}, headers=anna)
         wait_until(lambda: listener.actions_of("last-anna"), what="the last")
         told = json.dumps(listener.heard)
+        guarded.client.post("/shutdown", headers=berta)
+        wait_until(
+            lambda: "drain" in [one["action"] for one in listener.heard], what="what concerns everybody"
+        )
         assert "of-anna" in told
         assert "execute_start" in listener.actions_of("of-anna")
         assert "berta" not in told

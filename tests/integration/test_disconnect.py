@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import Response
 from fastapi.sse import KEEPALIVE_COMMENT
 
+from tests.fakes import at, freed_at, running_job
 from tests.helpers import (
     TRIALS,
     assert_prompt,
@@ -27,11 +28,6 @@ from tests.helpers import (
 from worker_orcd.api import sse
 from worker_orcd.api.connection import BoundedProtocol
 from worker_orcd.api.server import Server, bind
-from worker_orcd.jobs.events import End, Token
-from worker_orcd.jobs.job import Job
-from worker_orcd.jobs.lifecycle import State
-from worker_orcd.jobs.moment import Moment
-from worker_orcd.jobs.request import ExecuteRequest
 from worker_orcd.testing.harness import RunningWorker, wait_until
 from worker_orcd.worker.streams import JobStream
 from worker_orcd.worker.worker import Worker
@@ -165,27 +161,58 @@ def test_a_cancel_before_the_reader_leaves_keeps_its_reason(worker: RunningWorke
     stream.finished()
 
 
-def _job() -> Job:
-    request = ExecuteRequest(job_id="idle", prompt="x")
-    return Job(request, run=1, correlation_id="c", seed=1, timeout_sec=60.0, accepted=Moment(0.0, 0.0))
-
-
 def test_an_idle_stream_says_so_after_every_pause() -> None:
     """`read` yields an empty batch whenever nothing happened for so long, then what happened, then ends."""
 
     async def follow() -> list[int]:
-        job = _job()
+        job = running_job()
         stream = JobStream(job)
         sizes: list[int] = []
         async for batch in stream.read(idle_sec=0.005):
             sizes.append(len(batch))
             if len(sizes) == 3:
-                job.events += [Token("a", 0), End(1, 0, "length")]
-                job.state = State.ENDED
+                job.token(at(2), 5, "a")
+                job.finished(at(3), "length", freed_at(3))
                 stream.wake()
         return sizes
 
-    assert asyncio.run(follow()) == [0, 0, 0, 2]
+    assert asyncio.run(follow()) == [1, 0, 0, 2]
+
+
+def test_a_reader_to_whom_nothing_is_news_is_idle_all_the_same() -> None:
+    """One that has seen more than there is yet: what happens does not keep the proxies on its way from hanging up."""
+
+    async def follow() -> list[int]:
+        job = running_job()
+        stream = JobStream(job)
+
+        async def talk() -> None:
+            for n in range(20):
+                job.token(at(2 + n), 5, "a")
+                stream.wake()
+                await asyncio.sleep(0.005)
+            job.finished(at(30), "stop", freed_at(30))
+            stream.wake()
+
+        talking = asyncio.create_task(talk())
+        sizes = [len(batch) async for batch in stream.read(idle_sec=0.02, start=1000)]
+        await talking
+        return sizes
+
+    *idle, last = asyncio.run(follow())
+    assert (set(idle), last) == ({0}, 1)
+
+
+def test_who_joins_a_live_job_is_told_its_end_also_when_that_comes_before_the_first_look() -> None:
+    """Decided when the reader comes: it cannot have seen what had not happened."""
+
+    async def follow() -> list[int]:
+        job = running_job()
+        reading = JobStream(job).read(idle_sec=1.0, start=2)
+        job.finished(at(3), "stop", freed_at(3))
+        return [number async for batch in reading for number, _ in batch]
+
+    assert asyncio.run(follow()) == [1]
 
 
 def test_comments_keep_an_idle_stream_alive(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,19 +221,18 @@ def test_comments_keep_an_idle_stream_alive(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sse, "KEEP_ALIVE_SEC", 0.005)
 
     async def first_chunks() -> list[object]:
-        job = _job()
+        job = running_job()
         stream = JobStream(job)
         response = sse.JobStreamResponse(cast(Worker, None), stream)
         assert stream.readers == 1
         chunks: list[object] = []
         async for chunk in response.body_iterator:
             chunks.append(chunk)
-            if len(chunks) == 2:
-                job.events.append(End(0, 0, "stop"))
-                job.state = State.ENDED
+            if len(chunks) == 3:
+                job.finished(at(3), "stop", freed_at(3))
         return chunks
 
-    *comments, last = asyncio.run(first_chunks())
+    _started, *comments, last = asyncio.run(first_chunks())
     assert comments == [KEEPALIVE_COMMENT] * 2
     assert KEEPALIVE_COMMENT.startswith(b":")
     assert KEEPALIVE_COMMENT.endswith(b"\n\n")

@@ -10,6 +10,7 @@ import sys
 import threading
 
 import psutil
+import pytest
 
 from tests.helpers import at_rest, fresh_id, script
 from worker_orcd.protocol.framing import encode, front_side
@@ -78,13 +79,15 @@ def test_an_engine_that_is_told_to_terminate_leaves_that_to_its_front() -> None:
         assert "engine_lost" not in {event["action"] for event in worker.narration()}
 
 
-def test_ended_jobs_do_not_keep_their_prompts(worker: RunningWorker) -> None:
+@pytest.mark.parametrize(
+    "long", [{"prompt": "\U0001f600" * 32000}, {"prompt": "x", "stop": ["\U0001f600" * 4096] * 4}]
+)
+def test_ended_jobs_do_not_keep_what_was_asked(worker: RunningWorker, long: dict[str, object]) -> None:
     """10,000 records are kept: with prompts of the longest kind they would be 1.3 GB (G10)."""
     front = psutil.Process(worker.process.pid)
     before = front.memory_info().rss
     for _ in range(400):
         job_id = fresh_id("kept")
         worker.cancel(job_id)
-        body = {"job_id": job_id, "prompt": "\U0001f600" * 32000}
-        assert b"CANCELLED" in worker.client.post("/execute", json=body).content
+        assert b"CANCELLED" in worker.client.post("/execute", json={"job_id": job_id, **long}).content
     assert front.memory_info().rss - before < 16e6

@@ -4,6 +4,7 @@ import contextlib
 import json
 import resource
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -82,13 +83,6 @@ BAD_BODIES = {
     "100,000 objects in each other": b'{"a":' * 100_000,
     "deep in a field": field("prompt", "[" * 50_000 + "]" * 50_000),
     "a number of 100,000 digits": field("max_tokens", "9" * 100_000),
-    "a number beyond floats": field("temperature", "1e999"),
-    "not a number": field("temperature", "NaN"),
-    "infinity": field("top_p", "Infinity"),
-    "a negative zero of tokens": field("max_tokens", "-0"),
-    "true for a number": field("max_tokens", "true"),
-    "a string for a number": field("seed", '"7"'),
-    "a seed beyond 64 bits": field("seed", str(2**64)),
     "a lone surrogate": field("prompt", '"\\ud800"'),
     "half a surrogate pair in an id": field("job_id", '"\\udfff"'),
     "invalid UTF-8": field("prompt", '"x"').replace(b'"x"', b'"\xff\xfe"'),
@@ -101,24 +95,44 @@ BAD_BODIES = {
     "a path in an id": field("job_id", '"../../etc/passwd"'),
     "an id of 100,000 characters": field("job_id", '"' + "a" * 100_000 + '"'),
     "a control character in a group": field("group", '"g\\u001b[2J"'),
+    "an array": b"[]",
+    "a string": b'"job_id"',
+    "null": b"null",
+    "null for an id": field("job_id", "null"),
+}
+
+
+BAD_FIELDS = {
+    "a number beyond floats": field("temperature", "1e999"),
+    "not a number": field("temperature", "NaN"),
+    "infinity": field("top_p", "Infinity"),
+    "a negative zero of tokens": field("max_tokens", "-0"),
+    "true for a number": field("max_tokens", "true"),
+    "a string for a number": field("seed", '"7"'),
+    "a seed beyond 64 bits": field("seed", str(2**64)),
     "prototype pollution": field("__proto__", "{}"),
     "a name that is code": field('x\\"}}\\n{{', "1"),
     "a thousand unknown fields": (
         b'{"job_id": "x", "prompt": "y", ' + b", ".join(b'"f%d": %d' % (n, n) for n in range(1000)) + b"}"
     ),
     "a name of 100,000 characters": field("n" * 100_000, "1"),
-    "an array": b"[]",
-    "a string": b'"job_id"',
-    "null": b"null",
-    "null for an id": field("job_id", "null"),
     "too many stop strings": field("stop", json.dumps(["a"] * 5)),
     "nothing to stop at": field("stop", '[""]'),
     "a list of lists": field("stop", "[[]]"),
 }
+"""Bad in what a cancel does not look at."""
 
 
-@pytest.mark.parametrize("body", BAD_BODIES.values(), ids=BAD_BODIES.keys())
-@pytest.mark.parametrize("path", ["/execute", "/cancel"])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        *(
+            pytest.param("/execute", body, id=f"execute-{name}")
+            for name, body in (BAD_BODIES | BAD_FIELDS).items()
+        ),
+        *(pytest.param("/cancel", body, id=f"cancel-{name}") for name, body in BAD_BODIES.items()),
+    ],
+)
 def test_a_hostile_body_is_refused(target: RunningWorker, path: str, body: bytes) -> None:
     """With 400, the reason in its message, which quotes no more than a piece of it."""
     error = refusal(raw_exchange(target, post(path, body)))
@@ -253,6 +267,21 @@ def test_who_wants_http_2_as_well_has_its_body_read(target: RunningWorker) -> No
     wish = b"Upgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAA"
     asked = post("/cancel", CANCEL, wish).replace(b"n: close", b"n: close, Upgrade, HTTP2-Settings")
     status, body = raw_body(raw_exchange(target, asked))
+    assert (status, json.loads(body)) == (202, {"status": "cancelling", "job_id": "nobody"})
+
+
+def test_a_request_may_come_in_pieces_of_any_size(target: RunningWorker) -> None:
+    """Byte by byte: nothing of it is lost, nor taken for another protocol's."""
+    asked = post("/cancel", CANCEL, b"Upgrade: h2c").replace(b"n: close", b"n: close, Upgrade")
+    with socket.create_connection(("127.0.0.1", target.port), timeout=10.0) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for place in range(len(asked)):
+            connection.sendall(asked[place : place + 1])
+            time.sleep(0.002)
+        answer = b""
+        while chunk := connection.recv(65536):
+            answer += chunk
+    status, body = raw_body(answer)
     assert (status, json.loads(body)) == (202, {"status": "cancelling", "job_id": "nobody"})
 
 

@@ -341,7 +341,7 @@ def test_a_natural_end_that_crosses_a_stop_ends_once() -> None:
     assert it.finished(job.run, "length", freed_at(2.1), at(2.2)) == [Ended(job)]
     events = list(job.events)
     assert it.stopped(job.run, freed_at(2.3), at(2.3)) == []
-    assert job.events == events
+    assert list(job.events) == events
     assert error_code(job) == "CANCELLED"
 
 
@@ -618,6 +618,16 @@ def test_only_a_clients_cancel_of_an_id_never_seen_is_remembered() -> None:
     it.stop("job-2", wish(StopReason.DISCONNECT, 2.5), at(2.5))
     assert len(it.remembered) == 0
     assert submitted_at(it, 3).live
+
+
+def test_an_id_whose_record_is_too_old_was_never_seen() -> None:
+    """Also on a worker where nothing has happened since, and nothing was forgotten."""
+    it = dispatcher()
+    job = running(it)
+    it.finished(job.run, "stop", freed_at(2), at(2))
+    assert it.stop("job-1", wish(seconds=302), at(302))[0] is Known.FINISHED
+    assert it.stop("job-1", wish(seconds=302.5), at(302.5))[0] is Known.UNKNOWN
+    assert not submitted_at(it, 303).live
 
 
 def test_remembered_cancels_are_bounded() -> None:

@@ -190,6 +190,22 @@ def test_records_are_bounded_in_age() -> None:
     assert tracker.ended("young")
 
 
+def test_what_ended_jobs_said_is_bounded_together_and_their_records_stay() -> None:
+    """The oldest lose their events first."""
+    tracker = JobTracker(keep_bytes=250)
+    for n in range(4):
+        job = running_job(f"job-{n}", run=n)
+        tracker.register(job)
+        job.token(at(2), 5, "x" * 96)
+        job.finished(at(3), "stop", freed_at(3))
+        tracker.unregister(job, at(3))
+        assert job.kept_bytes == 100
+    kept = [tracker.ended_job(f"job-{n}") for n in range(4)]
+    assert [job is not None for job in kept] == [False, False, True, True]
+    assert [event.name for event in kept[3].events] == ["started", "token", "end"] if kept[3] else False
+    assert len(tracker.records()) == 4
+
+
 def test_an_id_used_again_counts_as_young() -> None:
     """Its record stands where its last use ended, so an older id is forgotten before it."""
     tracker = JobTracker(keep=2)

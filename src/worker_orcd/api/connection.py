@@ -24,6 +24,7 @@ MAX_CONNECTIONS = 4096
 SPARE_DESCRIPTORS = 64
 RESERVE = 16
 """One in so many connections is kept for who wants to stop a job, or to know how the worker is."""
+_HEAD_END = re.compile(rb"\n\r?\n")
 _UPGRADE = re.compile(rb"(?<=\n)upgrade(?=:)", re.IGNORECASE)
 RESERVED = "reserved"
 """In a request's state: whether it came by one of those."""
@@ -38,6 +39,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._answer = refuse
         self._in_head = True
         self._head_bytes = 0
+        self._line_begun = b""
+        """The end of the head so far, if it may become an `Upgrade:`: a line feed, and letters that are held back."""
         self._ahead_bytes = 0
         self._reserved = False
         self._answering: RequestResponseCycle | None = None
@@ -70,8 +73,11 @@ class BoundedProtocol(HttpToolsProtocol):
         """It sends something."""
         if self._in_head:
             self._head_bytes += len(data)
-            data = _without_upgrade(data)
-        super().data_received(data)
+            data = self._without_upgrade(data)
+        if data:
+            super().data_received(data)
+        else:
+            self._unset_keepalive_if_required()
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse(invalid(f"the request's head is larger than {MAX_HEAD_BYTES} bytes"))
         if not self.pipeline:
@@ -82,6 +88,28 @@ class BoundedProtocol(HttpToolsProtocol):
             self._ahead_bytes += len(data)
             if self._ahead_bytes > MAX_AHEAD_BYTES:
                 self.transport.abort()
+        if self._in_head and self._idle and not self.transport.is_closing():
+            # Whatever it sent, it was no request yet, and uvicorn waits no longer for one to begin.
+            self._await_request()
+
+    @property
+    def _idle(self) -> bool:
+        """Nothing is being answered, and no timer runs."""
+        answered = self._answering is None or self._answering.response_complete
+        return answered and self._request_timer is None and self.timeout_keep_alive_task is None
+
+    def _without_upgrade(self, data: bytes) -> bytes:
+        """The next piece of a head, asking for no other protocol: nothing is upgraded (RFC 9110, 7.8), but the parser
+        would take a request's body for the other protocol's. Java's client and `curl --http2` ask so with every first
+        request."""
+        passed_on = len(self._line_begun[:1])
+        data = self._line_begun + data
+        end = _HEAD_END.search(data)
+        line = data[data.rfind(b"\n") :] if b"\n" in data and end is None else b""
+        self._line_begun = line if b"\nupgrade:".startswith(line.lower()) else b""
+        data = data[: len(data) - len(self._line_begun[1:])]
+        head = len(data) if end is None else end.end()
+        return (_UPGRADE.sub(b"x-upgrade", data[:head]) + data[head:])[passed_on:]
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -93,6 +121,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Its head is there."""
         self._in_head = False
+        self._line_begun = b""
         super().on_headers_complete()
         if self._reserved:
             self.cycle.keep_alive = False
@@ -152,13 +181,6 @@ class BoundedProtocol(HttpToolsProtocol):
         ]
         self.transport.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
         self.transport.close()
-
-
-def _without_upgrade(data: bytes) -> bytes:
-    """Bytes of a head that ask for no other protocol: nothing is upgraded (RFC 9110, 7.8), but the parser would take a
-    request's body for the other protocol's. Java's client and `curl --http2` ask so with every first request."""
-    head, end, rest = data.partition(b"\r\n\r\n")
-    return _UPGRADE.sub(b"x-upgrade", head) + end + rest
 
 
 def too_many_connections() -> JobError:

@@ -33,13 +33,19 @@ class CorrelationMiddleware:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        offered = headers.get("x-correlation-id") or headers.get("x-request-id")
-        chosen = context.accept_correlation_id(offered or _trace_id(headers.get("traceparent")))
+        chosen = context.accept_correlation_id(
+            headers.get("x-correlation-id"),
+            headers.get("x-request-id"),
+            _trace_id(headers.get("traceparent")),
+        )
         token = context.correlation_id.set(chosen)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Correlation-Id"] = chosen
+                answered = MutableHeaders(scope=message)
+                answered["X-Correlation-Id"] = chosen
+                if scope["path"].startswith("/v1/"):
+                    answered["X-Request-Id"] = chosen  # Where OpenAI's packages look for it.
             await send(message)
 
         try:

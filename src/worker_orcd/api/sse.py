@@ -89,8 +89,8 @@ class JobStreamResponse(ReaderResponse):
 
 
 def named(streams: Sequence[JobStream]) -> dict[str, str]:
-    """The header that tells a client its jobs' ids."""
-    return {"X-Job-Id": ", ".join(stream.job.job_id for stream in streams)}
+    """The header that tells a client its job's id: of several the first, with which the request ends."""
+    return {"X-Job-Id": streams[0].job.job_id}
 
 
 def whole_number(given: str | None, name: str) -> int | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import os
 import signal
 import socket
@@ -50,6 +51,7 @@ class Opening:
 
     settings: Settings
     model_path: str
+    model_name: str
     listener: socket.socket
     keys: ApiKeys | None
     tracing: "Tracing | None" = None
@@ -62,9 +64,10 @@ def open_up(settings: Settings, *, check_model: bool = True) -> Opening:
         StartupFailed: with one clear line.
     """
     try:
+        name = ""
         path = settings.model_path if check_model else settings.model
         if check_model and path is not None:
-            model_file.inspect(path)
+            name = model_file.inspect(path).name
     except (model_file.ModelFileError, FileNotFoundError) as error:
         raise StartupFailed("MODEL_LOAD_FAILED", str(error)) from error
     try:
@@ -78,7 +81,7 @@ def open_up(settings: Settings, *, check_model: bool = True) -> Opening:
         wanted = f"--host {settings.host} --port {settings.port}: required a free address"
         why = os.strerror(error.errno or 0)
         raise StartupFailed("INVALID_REQUEST", f"{wanted}, but {why}") from error
-    return Opening(settings, str(path), listener, keys, tracing)
+    return Opening(settings, str(path), name, listener, keys, tracing)
 
 
 def _tracing(settings: Settings) -> "Tracing | None":
@@ -158,6 +161,7 @@ class _Serving:
             self._narrator,
             worker_id=str(settings.worker_id),
             model_path=opening.model_path,
+            model_name=opening.model_name,
         )
         self._worker.tracing = opening.tracing
         publish(self._worker, vllm_names=settings.vllm_metrics)
@@ -225,7 +229,10 @@ class _Serving:
         if self._draining is not None:
             return
         self._why = why
-        self._draining = asyncio.create_task(self._drain(), name="drain")
+        # It concerns everybody, also when one owner's request began it.
+        everybodys = contextvars.copy_context()
+        everybodys.run(narration.context.owner.set, None)
+        self._draining = asyncio.create_task(self._drain(), name="drain", context=everybodys)
 
     async def _drain(self) -> None:
         until = time.monotonic() + self._settings.drain_sec + CLOSING_SEC

@@ -78,12 +78,9 @@ class Job:
         """
         try:
             await self._begin()
-        except WorkerRefused:
-            await self._leave(cancel=False)
-            raise
-        except BaseException:
-            # Interrupted while nobody knows whether it was taken.
-            await self._leave(cancel=self._opening is not None)
+        except BaseException as error:
+            # Interrupted, perhaps: then nobody knows whether it was taken.
+            await self._leave(cancel=self._opening is not None and not _certainly_not_taken(error))
             raise
         return self
 
@@ -231,6 +228,12 @@ class Job:
             pass  # It cannot be told any more; what it does without a reader is the worker's to know.
         finally:
             await self._open.aclose()
+
+
+def _certainly_not_taken(error: BaseException) -> bool:
+    """Nothing was begun by a request that failed like that. A cancel would find nothing, be remembered, and meet the
+    next job of this id."""
+    return isinstance(error, WorkerRefused) or (isinstance(error, WorkerUnreachable) and not error.sent)
 
 
 class _Back:

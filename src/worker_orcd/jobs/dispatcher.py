@@ -104,6 +104,7 @@ class Dispatcher:
 
         A client's cancel of an id that was never seen waits for it a while.
         """
+        self.tracker.forget_old(now)
         job = self.tracker.live(job_id, owner)
         if job is None:
             if self.tracker.ended(job_id, owner):

@@ -3,8 +3,11 @@
 An event's number within its job (the SSE `id:`) is its place in the job's list of events.
 """
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from itertools import accumulate
+from typing import ClassVar, Literal, overload
 
 from worker_orcd.jobs.errors import KINDS, ErrorCode
 
@@ -74,3 +77,43 @@ class Error:
 
 Terminal = End | Error
 Event = Started | Token | End | Error
+
+
+class EndedEvents(Sequence[Event]):
+    """The events of a job that has ended, in a tenth of their room: all text as one piece, and where each token's ends.
+
+    Reads like the list that it is made of, `started token* (end|error)` or just `error`.
+    """
+
+    __slots__ = ("_ends", "_last", "_started", "_text")
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        tokens = [event.t.encode() for event in events if isinstance(event, Token)]
+        self._started = events[:-1][:1]
+        self._text = b"".join(tokens)
+        self._ends = array("I", accumulate(map(len, tokens)))
+        self._last = events[-1]
+
+    def __len__(self) -> int:
+        return len(self._started) + len(self._ends) + 1
+
+    @overload
+    def __getitem__(self, place: int) -> Event: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Event]: ...
+    def __getitem__(self, place: int | slice) -> Event | Sequence[Event]:
+        places = range(len(self))[place]
+        return self._at(places) if isinstance(places, int) else [self._at(one) for one in places]
+
+    def _at(self, place: int) -> Event:
+        if place == len(self) - 1:
+            return self._last
+        if place == 0:
+            return self._started[0]
+        begin = self._ends[place - 2] if place > 1 else 0
+        return Token(self._text[begin : self._ends[place - 1]].decode(), place - 1)
+
+    @property
+    def size(self) -> int:
+        """Bytes that grow with what was said."""
+        return len(self._text) + self._ends.itemsize * len(self._ends)

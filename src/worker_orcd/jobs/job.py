@@ -1,10 +1,20 @@
 """One job: one use of a job id, from acceptance to its terminal event."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from worker_orcd.jobs.errors import ErrorCode, JobError
-from worker_orcd.jobs.events import End, Error, Event, Started, StopReason as EndReason, Terminal, Token
+from worker_orcd.jobs.events import (
+    End,
+    EndedEvents,
+    Error,
+    Event,
+    Started,
+    StopReason as EndReason,
+    Terminal,
+    Token,
+)
 from worker_orcd.jobs.lifecycle import State, Trigger, following
 from worker_orcd.jobs.moment import Moment, millis, rfc3339
 from worker_orcd.jobs.receipt import Freed, Receipt
@@ -67,8 +77,8 @@ class Job:
     """Ids of the tokens told so far."""
     tokens_out: int = 0
     """How many they are; stays when the ids are let go."""
-    events: list[Event] = field(default_factory=list)
-    """Everything its readers see, in order; an event's place is its SSE id."""
+    _events: list[Event] = field(default_factory=list)
+    _ended_events: EndedEvents | None = None
     started_at: float | None = None
     first_token_at: float | None = None
     last_token_at: float | None = None
@@ -79,6 +89,11 @@ class Job:
     def job_id(self) -> str:
         """The client's name for it."""
         return self.request.job_id
+
+    @property
+    def events(self) -> Sequence[Event]:
+        """Everything its readers see, in order; an event's place is its SSE id."""
+        return self._events if self._ended_events is None else self._ended_events
 
     @property
     def deadline(self) -> float:
@@ -134,7 +149,7 @@ class Job:
         self.phase = Phase.PREFILL
         if self.started_at is None:
             self.started_at = now.mono
-            self.events.append(Started(self.job_id, model, rfc3339(now.unix), self.seed))
+            self._events.append(Started(self.job_id, model, rfc3339(now.unix), self.seed))
 
     def token(self, now: Moment, token: int | None, text: str) -> bool:
         """The engine reports a token (None: only text that was held back to the end).
@@ -150,7 +165,7 @@ class Job:
         self.phase = Phase.DECODE
         self.deaths = 0
         self.last_token_at = now.mono
-        self.events.append(Token(text, self.tokens_out))
+        self._events.append(Token(text, self.tokens_out))
         if token is not None:
             self.tokens.append(token)
             self.tokens_out += 1
@@ -212,10 +227,10 @@ class Job:
         stop = self.stop.stop
         self.prompt_processed = max(self.prompt_processed, freed.prompt_processed)
         if stop is not None:
-            self.events.append(self._stopped_by(stop))
+            self._events.append(self._stopped_by(stop))
             self.receipt = self._receipt(stop, freed, told_at=now)
         elif otherwise is not None:
-            self.events.append(otherwise)
+            self._events.append(otherwise)
         else:  # The table ends a job that nobody stopped only by triggers that bring their own terminal event.
             raise AssertionError(f"{trigger} ended a job that nobody asked to stop")
         self.state = state
@@ -251,15 +266,18 @@ class Job:
         )
 
     def let_go(self) -> None:
-        """It has ended: what only served to carry it on is dropped. Its books and its events stay."""
+        """It has ended: what only served to carry it on is dropped. Its books stay, and its events, in less room."""
         self.request = self.request.without_prompt()
         self.prompt_tokens = None
         self.tokens = []
+        self._ended_events = EndedEvents(self._events)
+        self._events = []
 
     @property
-    def weight(self) -> int:
-        """What is kept of it when it has ended, in events; a hundred characters of its request count as one."""
-        return len(self.events) + self.request.kept_chars // 100
+    def kept_bytes(self) -> int:
+        """What is kept of it when it has ended, beyond what is kept of each."""
+        said = 0 if self._ended_events is None else self._ended_events.size
+        return said + self.request.kept_bytes
 
     def record(self) -> dict[str, object]:
         """Its record as `GET /jobs/{job_id}` shows it; times in milliseconds from its acceptance."""

@@ -143,11 +143,11 @@ class JobRequest(Body):
 
     def without_prompt(self) -> Self:
         """This request, as far as it is kept when its job has ended."""
-        return self.model_copy(update={"prompt": ""})
+        return self.model_copy(update={"prompt": "", "stop": ()})
 
     @property
-    def kept_chars(self) -> int:
-        """Characters of it that are then kept, beyond a few."""
+    def kept_bytes(self) -> int:
+        """Bytes of it that are then kept, beyond a few."""
         return 0
 
     def seed_or_drawn(self) -> int:
@@ -166,9 +166,13 @@ class ExecuteRequest(JobRequest):
 
 
 class CancelRequest(Body):
-    """Stop the job with this id, or the live jobs of this group, whatever state they are in."""
+    """Stop the job with this id, or the live jobs of this group, whatever state they are in.
+
+    Unknown fields are ignored: a cancel that says more than it has to is still one.
+    """
 
     model_config = ConfigDict(
+        extra="ignore",
         json_schema_extra={
             "oneOf": [
                 {
@@ -177,7 +181,7 @@ class CancelRequest(Body):
                 }
                 for named, other in (("job_id", "group"), ("group", "job_id"))
             ]
-        }
+        },
     )
 
     job_id: JobId | None = None

@@ -11,8 +11,8 @@ from worker_orcd.jobs.stops import Stop, StopFlag
 
 RECORDS_KEPT = 10_000
 RECORDS_KEPT_SEC = 300.0
-EVENTS_KEPT = 200_000
-"""Of all ended jobs together: some 30 MB. The oldest lose theirs first, their records stay."""
+KEPT_BYTES = 32 << 20
+"""Of what all ended jobs said together, some four million tokens. The oldest lose theirs first, their records stay."""
 
 
 class JobTracker:
@@ -24,15 +24,15 @@ class JobTracker:
     """
 
     def __init__(
-        self, *, keep: int = RECORDS_KEPT, keep_sec: float = RECORDS_KEPT_SEC, keep_events: int = EVENTS_KEPT
+        self, *, keep: int = RECORDS_KEPT, keep_sec: float = RECORDS_KEPT_SEC, keep_bytes: int = KEPT_BYTES
     ) -> None:
         self._live: dict[JobKey, Job] = {}
         self._by_run: dict[int, Job] = {}
         self._records: OrderedDict[JobKey, tuple[float, dict[str, object]]] = OrderedDict()
         self._whole: OrderedDict[JobKey, Job] = OrderedDict()
         """Ended jobs whose events are kept."""
-        self._events = 0
-        self._keep_events = keep_events
+        self._kept_bytes = 0
+        self._keep_bytes = keep_bytes
         self._keep = keep
         self._keep_sec = keep_sec
 
@@ -76,8 +76,8 @@ class JobTracker:
         self._records[job.key] = (now.mono, job.record())
         job.let_go()
         self._whole[job.key] = job
-        self._events += job.weight
-        while self._events > self._keep_events:
+        self._kept_bytes += job.kept_bytes
+        while self._kept_bytes > self._keep_bytes:
             self._forget_events(next(iter(self._whole)))
         self.forget_old(now)
 
@@ -130,4 +130,4 @@ class JobTracker:
     def _forget_events(self, key: JobKey) -> None:
         job = self._whole.pop(key, None)
         if job is not None:
-            self._events -= job.weight
+            self._kept_bytes -= job.kept_bytes

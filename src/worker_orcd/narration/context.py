@@ -30,8 +30,6 @@ def new_correlation_id() -> str:
     return uuid.uuid4().hex
 
 
-def accept_correlation_id(offered: str | None) -> str:
-    """Return the client's own id if it can serve as one, otherwise a new one. Never refuses a request."""
-    if offered is not None and is_correlation_id(offered):
-        return offered
-    return new_correlation_id()
+def accept_correlation_id(*offered: str | None) -> str:
+    """Return the first of the client's own ids that can serve as one, otherwise a new one. Never refuses a request."""
+    return next((one for one in offered if one is not None and is_correlation_id(one)), new_correlation_id())

@@ -16,6 +16,7 @@ from worker_orcd.supervisor.engine import Death, EngineListener
 LLAMA_ENGINE = "worker_orcd.engine"
 """The module that is run as the engine process."""
 _CLOSING_SEC = 0.5
+_DYING_SEC = 0.1
 _STDERR = 2
 
 
@@ -107,7 +108,8 @@ class LocalEngine(asyncio.Protocol):
         self._kill()
 
     async def close(self) -> None:
-        """Close the socket, upon which it ends by itself; kill it if it does not."""
+        """Close the socket, upon which it ends by itself; kill it if it does not. Its death is not waited for for ever:
+        a process in an uninterruptible sleep dies when it wakes up."""
         if self._transport is not None:
             self._transport.close()
         if self._death is not None:
@@ -115,7 +117,7 @@ class LocalEngine(asyncio.Protocol):
                 await asyncio.wait_for(asyncio.shield(self._death), _CLOSING_SEC)
                 return
             self._kill()
-            await self._death
+            await asyncio.wait([self._death], timeout=_DYING_SEC)
 
     # asyncio.Protocol
 

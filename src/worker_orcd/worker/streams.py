@@ -1,6 +1,7 @@
 """A job's readers: each at its own pace over the job's one list of events."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 
 from worker_orcd.jobs.errors import ErrorCode, JobError
@@ -51,17 +52,19 @@ class JobStream:
         """Wait until something happens to the job. False if nothing did for so long."""
         return await any_changed([self], timeout_sec)
 
-    async def read(self, idle_sec: float, start: int = 0) -> AsyncIterator[Sequence[Numbered]]:
+    def read(self, idle_sec: float, start: int = 0) -> AsyncIterator[Sequence[Numbered]]:
         """The job's events from number `start` on, as many at a time as there are; none when it idles so long.
 
-        Ends after the terminal event, which whoever waits for it gets also if `start` lies beyond: such a reader saw
-        an earlier use of the id (G2).
+        Ends after the terminal event. Who cannot have seen that one yet gets it also if `start` lies beyond: such a
+        reader saw an earlier use of the id (G2).
         """
-        waits = self.job.live
+        return self._read(idle_sec, start, waits=self.job.live)
+
+    async def _read(self, idle_sec: float, start: int, *, waits: bool) -> AsyncIterator[Sequence[Numbered]]:
         async for _, batch in read_together([self], idle_sec, start):
             yield batch
         last = len(self.job.events) - 1
-        if waits and start > last:
+        if start > last + 1 or (waits and start > last):
             yield [(last, self.job.events[last])]
 
 
@@ -84,11 +87,12 @@ async def any_changed(streams: Sequence[JobStream], timeout_sec: float) -> bool:
 async def read_together(
     streams: Sequence[JobStream], idle_sec: float, start: int = 0
 ) -> AsyncIterator[tuple[int, Sequence[Numbered]]]:
-    """Several jobs' events, each batch with the place of its job; none when all idle so long.
+    """Several jobs' events, each batch with the place of its job; none when nothing was to be told for so long.
 
     Ends after the last terminal event.
     """
     places = [start] * len(streams)
+    told_at = time.monotonic()
     while True:
         live = any(stream.job.live for stream in streams)
         moved = False
@@ -99,8 +103,11 @@ async def read_together(
                 moved = True
                 yield number, list(enumerate(events[place:], place))
         if moved:
+            told_at = time.monotonic()
             continue
         if not live:
             return
-        if not await any_changed(streams, idle_sec):
+        # What happens to a job may be nothing for this reader: that does not make it less idle.
+        if not await any_changed(streams, told_at + idle_sec - time.monotonic()):
             yield 0, []
+            told_at = time.monotonic()

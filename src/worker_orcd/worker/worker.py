@@ -63,8 +63,16 @@ class Worker:
     """One model's worker. Everything happens on one asyncio loop; nothing here blocks."""
 
     def __init__(
-        self, policy: Policy, launch: Launch, narrator: narration.Narrator, *, worker_id: str, model_path: str
+        self,
+        policy: Policy,
+        launch: Launch,
+        narrator: narration.Narrator,
+        *,
+        worker_id: str,
+        model_path: str,
+        model_name: str = "",
     ) -> None:
+        """Hold the model of this file. `model_name` is what the file calls it, if that is known before it is loaded."""
         self.worker_id = worker_id
         self.started_at = time.monotonic()
         self.started_unix = time.time()
@@ -75,8 +83,10 @@ class Worker:
         self.engine: messages.Ready | None = None
         self.model: str | None = None
         """The model's name, once one engine has told it."""
-        self.model_names: frozenset[str] = frozenset()
-        """By which it may be asked for."""
+        self.model_name = model_name
+        """The same as far as it is known, also before."""
+        self.model_names = frozenset({model_name, Path(model_path).stem} if model_name else ())
+        """By which it may be asked for; none while that is not known."""
         self.books = Books()
         self.hopeless = asyncio.Event()
         """Set when no engine can be had any more."""
@@ -179,15 +189,16 @@ class Worker:
             The records of those that were stopped: their receipts are in them.
         """
         tracker = self.dispatcher.tracker
-        records: list[dict[str, object] | None] = []
         until = time.monotonic() + patience_sec
-        for job_id, job in [(job_id, tracker.live(job_id, owner)) for job_id in job_ids]:
+        # All are looked up before anything is waited for: an id may be used again meanwhile.
+        asked = [(tracker.live(job_id, owner), tracker.record(job_id, owner)) for job_id in job_ids]
+        for job, _ in asked:
             while job is not None and job.live:
                 left = until - time.monotonic()
                 if left <= 0:
                     return None
                 await self._streams[job.run].changed(left)
-            records.append(tracker.record(job_id, owner) if job is None else job.record())
+        records = [ended if job is None else job.record() for job, ended in asked]
         return [record for record in records if record is not None and record["receipt"] is not None]
 
     def stream_of(self, job_id: str, owner: str = "") -> JobStream:
@@ -311,7 +322,7 @@ class Worker:
 
     def _ready(self, ready: messages.Ready) -> None:
         self.engine = ready
-        self.model = ready.model
+        self.model = self.model_name = ready.model
         self.model_names = frozenset({ready.model, Path(self._model_path).stem})
         first = not self.ready.is_set()
         self.ready.set()
@@ -444,7 +455,9 @@ class Worker:
             self._carry_out(self.dispatcher.stop_all(Stop(StopReason.SHUTDOWN, now.mono), now))
             if not await self._quiet(SHUTDOWN_STOP_SEC):
                 self.supervisor.kill("it does not stop its jobs at shutdown")
-                await self._quiet(SHUTDOWN_STOP_SEC)
+                if not await self._quiet(SHUTDOWN_STOP_SEC):
+                    for job in self.dispatcher.tracker:
+                        self.give_up(job.run)
         await self.supervisor.close()
 
     async def _quiet(self, timeout_sec: float) -> bool:

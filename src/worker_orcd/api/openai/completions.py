@@ -9,10 +9,11 @@ from fastapi.responses import JSONResponse
 from worker_orcd.api import schema
 from worker_orcd.api.answers import error_headers, openai_error
 from worker_orcd.api.begin import begin, unless_it_leaves
-from worker_orcd.api.openai.told import ChatCompletion, Completion, failure_of, stream
+from worker_orcd.api.openai.told import ChatCompletion, Completion, stream
 from worker_orcd.api.openai.wanted import ChatRequest, CompletionRequest, fresh_name
 from worker_orcd.api.sse import KEEP_ALIVE_SEC, ReaderResponse, Readers, named
 from worker_orcd.jobs.errors import JobError, invalid
+from worker_orcd.jobs.events import Error
 from worker_orcd.worker.streams import JobStream, any_changed
 from worker_orcd.worker.worker import Worker
 
@@ -34,6 +35,8 @@ def router(worker: Worker) -> APIRouter:
 
     @routes.get("/models/{model:path}", summary="A model", responses=schema.errors(404))
     async def model(model: str) -> JSONResponse:
+        if worker.model is None:
+            raise invalid("no model is loaded yet; see /health", "model", http_status=404)
         model_of(worker, model)
         return JSONResponse(_model(worker))
 
@@ -63,14 +66,14 @@ def router(worker: Worker) -> APIRouter:
 
 
 def model_of(worker: Worker, model: str | None) -> str:
-    """The served model's name, which is also what may be asked for.
+    """What a request's model is called: as it was asked for, or by its name.
 
     Raises:
         JobError: `INVALID_REQUEST` with 404, another is asked for.
     """
-    if model is not None and worker.model and model not in worker.model_names:
+    if model is not None and worker.model_names and model not in worker.model_names:
         raise invalid(f"the model {model[:100]!r} does not exist; see /v1/models", "model", http_status=404)
-    return worker.model or model or ""
+    return model or worker.model_name
 
 
 async def _answer(
@@ -92,8 +95,8 @@ async def _answer(
         await unless_it_leaves(request, ended(streams))
     jobs = [one.job for one in streams]
     for job in jobs:
-        failure = failure_of(job, told.param)
-        if failure is not None:
+        if isinstance(job.terminal, Error):
+            failure = told.failure(job.terminal, jobs)
             headers = {**named(streams), **error_headers(failure, request.url.path)}
             return JSONResponse(openai_error(failure), status_code=failure.http_status, headers=headers)
     return JSONResponse(told.whole(jobs), headers=named(streams))
@@ -111,7 +114,9 @@ def in_words_of(request: dict[str, str]) -> Iterator[None]:
 
 async def ended(streams: Sequence[JobStream]) -> None:
     """Wait until all have come to their natural end, or one to another."""
-    while any(one.job.live for one in streams) and not any(failure_of(one.job) for one in streams):
+    while any(one.job.live for one in streams) and not any(
+        isinstance(one.job.terminal, Error) for one in streams
+    ):
         await any_changed(streams, KEEP_ALIVE_SEC)
 
 

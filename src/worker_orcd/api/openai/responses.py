@@ -37,7 +37,7 @@ def router(worker: Worker) -> APIRouter:
         worker.forget_old()
         stream = worker.stream_of(response_id, owner_of(request))
         if not isinstance(stream.job.request, ResponseJob):
-            raise JobError(ErrorCode.JOB_NOT_FOUND, "no response with this id is live or remembered")
+            raise _unknown()
         return stream
 
     @routes.post(
@@ -54,7 +54,7 @@ def router(worker: Worker) -> APIRouter:
         with in_words_of({"prompt": "input", "max_tokens": "max_output_tokens"}):
             (stream,) = await begin(worker, request, [asked.wanted(name).within(worker.policy.ceilings)])
         if asked.stream:
-            return ReaderResponse(worker, [stream], _frames(stream, model, -1))
+            return ReaderResponse(worker, [stream], _frames(stream, Teller(stream.job, model)))
         if not asked.background:
             with Readers(worker, [stream]):
                 await unless_it_leaves(request, ended([stream]))
@@ -69,10 +69,13 @@ def router(worker: Worker) -> APIRouter:
     )
     async def get(request: Request, response_id: str) -> Response:
         stream = stream_of(request, response_id)
-        model = model_of(worker, None)
+        if not (stream.job.live or _asked(stream.job).stored):
+            raise _unknown()
+        model = model_of(worker, _asked(stream.job).model)
         after = whole_number(request.query_params.get("starting_after"), "starting_after")
         if request.query_params.get("stream") == "true":
-            return ReaderResponse(worker, [stream], _frames(stream, model, -1 if after is None else after))
+            teller = Teller(stream.job, model, -1 if after is None else after)
+            return ReaderResponse(worker, [stream], _frames(stream, teller))
         return JSONResponse(response_of(stream.job, model), headers=named([stream]))
 
     @routes.post(
@@ -91,7 +94,8 @@ def router(worker: Worker) -> APIRouter:
             await worker.receipts(
                 [response_id], owner_of(request), worker.policy.cancel_deadline_sec + CANCEL_MARGIN_SEC
             )
-        return JSONResponse(response_of(stream.job, model_of(worker, None)), headers=named([stream]))
+        model = model_of(worker, _asked(stream.job).model)
+        return JSONResponse(response_of(stream.job, model), headers=named([stream]))
 
     return routes
 
@@ -100,17 +104,17 @@ def response_of(job: Job, model: str) -> dict[str, Any]:
     """The response object, as the job is now."""
     said = text_of(job)
     status = _status(job)
-    begun = status not in ("queued", "in_progress") and bool(said or status == "completed")
+    begun = status in ("completed", "incomplete") or (bool(said) and not job.live)
     return {**_head(job, model, status), "output": [_item(job, said, status)] if begun else []}
 
 
 class Teller:
     """Tells a response event by event, numbered from 0; those up to `seen` are left out.
 
-    Who waits for a live response is told its end also if `seen` lies beyond it, as with the job's own stream.
+    Who cannot have seen its end yet is told it also if `seen` lies beyond, as with the job's own stream.
     """
 
-    def __init__(self, job: Job, model: str, seen: int) -> None:
+    def __init__(self, job: Job, model: str, seen: int = -1) -> None:
         self._job = job
         self._waits = job.live
         self._model = model
@@ -144,17 +148,18 @@ class Teller:
                 yield from self._tell("response.output_text.done", **part, text=self._text, logprobs=[])
                 yield from self._tell("response.content_part.done", **part, part=_part(self._text))
                 yield from self._tell("response.output_item.done", output_index=0, item=whole["output"][0])
-                self._end_is_next()
+                self._these_are_last(1)
                 yield from self._tell(f"response.{whole['status']}", response=whole)
             case Error(code=code, message=message, details=details):
-                self._end_is_next()
-                if code is not ErrorCode.CANCELLED:
+                failed = code is not ErrorCode.CANCELLED
+                self._these_are_last(1 + failed)
+                if failed:
                     yield from self._tell("response.failed", response=response_of(job, model))
                 used = {"phase": details.get("phase"), "usage": _usage(job)}
                 yield from self._tell("error", code=code.value, message=message, param=None, **used)
 
-    def _end_is_next(self) -> None:
-        if self._waits:
+    def _these_are_last(self, events: int) -> None:
+        if self._waits or self._seen > self._number + events:
             self._seen = min(self._seen, self._number)
 
     def _tell(self, kind: str, **more: Any) -> Iterator[bytes]:
@@ -163,14 +168,21 @@ class Teller:
             yield frame({"type": kind, "sequence_number": self._number, **more}, kind)
 
 
-async def _frames(stream: JobStream, model: str, seen: int) -> AsyncIterator[bytes]:
-    teller = Teller(stream.job, model, seen)
+async def _frames(stream: JobStream, teller: Teller) -> AsyncIterator[bytes]:
     for data in teller.opening():
         yield data
     async for events in stream.read(KEEP_ALIVE_SEC):
         told = b"".join(data for _, event in events for data in teller.tell(event))
         if told or not events:
             yield told or KEEPALIVE_COMMENT
+
+
+def _asked(job: Job) -> ResponseRequest:
+    return cast("ResponseJob", job.request).asked
+
+
+def _unknown() -> JobError:
+    return JobError(ErrorCode.JOB_NOT_FOUND, "no response with this id is live or remembered")
 
 
 def _status(job: Job) -> str:
@@ -189,7 +201,7 @@ def _status(job: Job) -> str:
 
 def _head(job: Job, model: str, status: str) -> dict[str, Any]:
     """All of a response object but its output."""
-    asked, terminal = cast("ResponseJob", job.request).asked, job.terminal
+    asked, terminal = _asked(job), job.terminal
     final = status not in ("queued", "in_progress")
     error = None
     if isinstance(terminal, Error) and status == "failed":
@@ -209,7 +221,7 @@ def _head(job: Job, model: str, status: str) -> dict[str, Any]:
         "parallel_tool_calls": True,
         "previous_response_id": None,
         "reasoning": {"effort": None, "summary": None},
-        "store": True,
+        "store": asked.stored,
         "temperature": job.request.temperature,
         "text": {"format": {"type": "text"}},
         "tool_choice": "none",

@@ -24,26 +24,6 @@ def text_of(job: Job) -> str:
     return "".join(event.t for event in job.events if isinstance(event, Token))
 
 
-def failure_of(job: Job, param: str | None = None) -> JobError | None:
-    """Why a job did not come to its natural end, if so. What it used until then goes with it.
-
-    Args:
-        job: which one.
-        param: what its prompt is called in the request.
-    """
-    terminal = job.terminal
-    if not isinstance(terminal, Error):
-        return None
-    at_fault = terminal.details.get("param")
-    named = param if at_fault == "prompt" else at_fault
-    return JobError(
-        terminal.code,
-        terminal.message,
-        param=None if named is None else str(named),
-        details={"usage": usage_of([job])},
-    )
-
-
 def usage_of(jobs: Sequence[Job], choices: int = 1) -> dict[str, int]:
     """Tokens in and out, of several jobs together; of one that was stopped, those that were computed.
 
@@ -87,6 +67,17 @@ class Completion:
                 yield self._chunk(place, self._delta(text), None)
             case End(stop_reason=reason):
                 yield self._chunk(place, self._delta(""), _FINISH[reason])
+
+    def failure(self, terminal: Error, jobs: Sequence[Job]) -> JobError:
+        """Why one of a request's jobs did not come to its natural end; what all used until then goes with it."""
+        at_fault = terminal.details.get("param")
+        named = self.param if at_fault == "prompt" else at_fault
+        return JobError(
+            terminal.code,
+            terminal.message,
+            param=None if named is None else str(named),
+            details={"usage": usage_of(jobs, self.choices)},
+        )
 
     def usage(self, jobs: Sequence[Job]) -> dict[str, Any]:
         """The chunk that says what was used."""
@@ -144,9 +135,7 @@ async def stream(told: Completion, streams: Sequence[JobStream]) -> AsyncIterato
             if isinstance(event, Error):
                 if told.include_usage:
                     yield frame(told.usage(jobs))
-                failure = failure_of(jobs[place], told.param)
-                if failure is not None:
-                    yield frame(openai_error(failure))
+                yield frame(openai_error(told.failure(event, jobs)))
                 return
             for chunk in told.chunks(place, event):
                 yield frame(chunk)

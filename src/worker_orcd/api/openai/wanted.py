@@ -6,6 +6,7 @@ Fields that change what is generated and cannot be kept are refused by name; tho
 
 import json
 import secrets
+import sys
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field
@@ -35,7 +36,7 @@ class Generation(Body):
     model_config = ConfigDict(extra="ignore")
 
     refused: ClassVar[dict[str, tuple[object, ...]]] = {}
-    """Fields that cannot be kept, with the values that ask for nothing."""
+    """Fields that cannot be kept, with the values that ask for nothing beside null."""
 
     model: str | None = Field(default=None, description="as in `GET /v1/models`")
     stream: bool | None = None
@@ -57,7 +58,9 @@ class Generation(Body):
         wanted = super().parse(raw)
         fields = json.loads(raw)
         for name, nothing in cls.refused.items():
-            if fields.get(name) not in (None, *nothing):
+            value = fields.get(name)
+            # By type as well: `logprobs: 0` asks for something, `logprobs: false` does not, and 0 == False.
+            if value is not None and not any(type(value) is type(no) and value == no for no in nothing):
                 raise invalid(f"{name} is not supported", name)
         return wanted
 
@@ -84,8 +87,20 @@ _NEVER = {
     "min_p": _NOTHING,
     "beam_search": _NOTHING,
     "use_beam_search": _NOTHING,
-    "logprobs": _NOTHING[:3],
+    "logprobs": (False,),
+    "prompt_logprobs": (False,),
     "top_logprobs": _NOTHING,
+    "min_tokens": _NOTHING,
+    "stop_token_ids": _NOTHING,
+    "allowed_token_ids": (),
+    "bad_words": _NOTHING,
+    "logits_processors": _NOTHING,
+    "include_stop_str_in_output": _NOTHING,
+    "skip_special_tokens": (True,),
+    "truncate_prompt_tokens": (),
+    "length_penalty": (1, 1.0),
+    "chat_template": (),
+    "chat_template_kwargs": _NOTHING,
     "guided_json": _NOTHING,
     "guided_regex": _NOTHING,
     "guided_choice": _NOTHING,
@@ -124,7 +139,10 @@ class Completions(Generation):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def jobs(self, name: str, prompts: list[str], **more: Any) -> list[JobRequest]:
-        """One job for each choice of each prompt; siblings are of one group, so that they can be stopped together.
+        """One job for each choice of each prompt.
+
+        Siblings are of one group. The first has the request's own name: stopping it ends the request, and with that
+        the others, also when the cancel came before the request.
 
         Raises:
             JobError: `INVALID_REQUEST`, they would be too many.
@@ -135,7 +153,7 @@ class Completions(Generation):
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
         return [
             self.job(
-                name if number == 1 else f"{name}.{place}",
+                f"{name}.{place}" if place else name,
                 name if number > 1 else None,
                 prompt=prompts[place // (self.n or 1)],
                 stop=tuple(text for text in stop or () if text),
@@ -233,7 +251,7 @@ class InputItem(Body):
 class ResponseRequest(Generation):
     """The body of `POST /v1/responses`."""
 
-    refused: ClassVar = {
+    refused: ClassVar = _NEVER | {
         "previous_response_id": (),
         "conversation": (),
         "prompt": (),
@@ -248,7 +266,25 @@ class ResponseRequest(Generation):
     instructions: str | None = None
     max_output_tokens: int | None = Field(default=None, ge=1)
     background: bool | None = None
+    store: bool | None = Field(default=None, description="false: it cannot be had again once it has ended")
     metadata: dict[str, str] | None = None
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Self:
+        """Read a body.
+
+        Raises:
+            JobError: `INVALID_REQUEST` naming the field at fault.
+        """
+        wanted = super().parse(raw)
+        if wanted.background and not wanted.stored:
+            raise invalid("a response in the background has to be stored", "store")
+        return wanted
+
+    @property
+    def stored(self) -> bool:
+        """Whether it can be had again once it has ended."""
+        return self.store is not False
 
     def wanted(self, name: str) -> "ResponseJob":
         """Its job."""
@@ -277,13 +313,16 @@ class ResponseJob(JobRequest):
 
     def without_prompt(self) -> Self:
         """Its input is not shown again; its instructions are."""
-        return self.model_copy(update={"prompt": "", "asked": self.asked.model_copy(update={"input": ""})})
+        asked = self.asked.model_copy(update={"input": ""})
+        return super().without_prompt().model_copy(update={"asked": asked})
 
     @property
-    def kept_chars(self) -> int:
-        """Of its instructions and metadata."""
+    def kept_bytes(self) -> int:
+        """Of its instructions and metadata; strings of wide characters have four for each."""
         metadata = self.asked.metadata or {}
-        return len(self.asked.instructions or "") + sum(len(k) + len(v) for k, v in metadata.items())
+        return sys.getsizeof(self.asked.instructions) + sum(
+            map(sys.getsizeof, (*metadata, *metadata.values()))
+        )
 
 
 def fresh_name(prefix: str, offered: str | None) -> str:

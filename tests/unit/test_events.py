@@ -1,0 +1,48 @@
+"""The events of an ended job, kept in less room: the same to everybody who reads them."""
+
+import sys
+
+import pytest
+from hypothesis import given, strategies as st
+
+from worker_orcd.jobs.errors import ErrorCode
+from worker_orcd.jobs.events import End, EndedEvents, Error, Event, Started, Token
+
+STARTED = Started("job-1", "a-model", "2026-01-01T00:00:00Z", 7)
+CANCELLED = Error(ErrorCode.CANCELLED, "stopped", {"reason": "client"})
+
+
+def told(texts: list[str]) -> list[Event]:
+    """A job that said this, a token each, and ended."""
+    tokens = [Token(text, place) for place, text in enumerate(texts)]
+    return [STARTED, *tokens, End(len(texts), 5, "length")]
+
+
+@given(
+    st.lists(st.text(max_size=6)), st.integers(-12, 12), st.integers(-12, 12), st.sampled_from([-2, -1, 1, 3])
+)
+def test_they_read_like_the_list_they_are_made_of(texts: list[str], a: int, b: int, step: int) -> None:
+    """By place, by slice, from the end, one after the other; text in any script, also none."""
+    events = told(texts)
+    kept = EndedEvents(events)
+    assert len(kept) == len(events)
+    assert list(kept) == events
+    assert list(kept[a:b:step]) == events[a:b:step]
+    assert [kept[place] for place in range(-len(events), len(events))] == events + events
+
+
+def test_a_job_that_never_started_has_its_error_alone() -> None:
+    """One that was cancelled while it waited."""
+    kept = EndedEvents([CANCELLED])
+    assert list(kept) == [CANCELLED]
+    assert kept[-1] is kept[0] is CANCELLED
+    for place in (1, -2):
+        with pytest.raises(IndexError):
+            kept[place]
+
+
+def test_they_take_a_tenth_of_the_room() -> None:
+    """A long answer, of tokens as long as tokens are."""
+    events = told([f" w{n % 1000}" for n in range(10_000)])
+    before = sum(sys.getsizeof(e) + sys.getsizeof(e.t) for e in events if isinstance(e, Token))
+    assert EndedEvents(events).size < before / 9
