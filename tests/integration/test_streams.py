@@ -141,16 +141,21 @@ def test_readers_of_one_job_are_bounded(worker: RunningWorker) -> None:
 
 def test_readers_of_an_ended_job_are_bounded_too() -> None:
     """Those who began while it was live count as well; when one is gone, another may come."""
-    with running_worker() as worker:
-        stream = worker.execute(fresh_id(), script(token_ms=1), max_tokens=2000).finished()
+    with running_worker(max_tokens_out=8000) as worker:
+        # Longer than what the buffers on its way to such a reader take.
+        stream = worker.execute(fresh_id(), script(token_ms=0), max_tokens=8000).finished()
         path = f"GET /jobs/{stream.job_id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
-        readers = [asking(worker, path) for _ in range(32)]
+        readers = [asking(worker, path) for _ in range(31)]
+
+        def refused() -> httpx2.Response | None:
+            # Who asks is a reader, too: one of the others may have been refused for it.
+            readers.append(asking(worker, path))
+            answer = asked(worker, stream.job_id)
+            return answer if answer.status_code == 429 else None
+
         try:
-            refused = wait_until(
-                lambda: answer if (answer := asked(worker, stream.job_id)).status_code == 429 else None,
-                what="the bound",
-            )
-            assert refused.json()["error"]["code"] == "QUEUE_FULL"
+            answer = wait_until(refused, what="the bound")
+            assert answer.json()["error"]["code"] == "QUEUE_FULL"
         finally:
             for reader in readers:
                 reader.close()
