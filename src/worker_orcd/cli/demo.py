@@ -52,7 +52,7 @@ def command(
 
     Exit codes: 0 everything was as promised, 1 something was not, and what.
     """
-    console = Console(highlight=False, soft_wrap=True, quiet=as_json)
+    console = Console(highlight=False, emoji=False, soft_wrap=True, quiet=as_json)
     checks = Checks(console, as_json=as_json)
     _end_properly_when_terminated()
     log = _new_log()
@@ -150,7 +150,7 @@ def _while_generating(stage: _Stage, first: SyncClient, second: SyncClient) -> N
             last = event
             if event.name == "token":
                 tokens += 1
-                stage.console.print(event.data["t"], end="", style="cyan", markup=False, emoji=False)
+                stage.console.print(event.data["t"], end="", style="cyan", markup=False)
                 stage.console.file.flush()
             if tokens == _STORY_TOKENS // 2 and cancelling is None:
                 cancelling = stage.pool.submit(cancel_it)

@@ -35,7 +35,8 @@ def command(
 
     Exit codes: 0 shown, or left; 1 there is no worker, or it refused; 2 wrong usage.
     """
-    console = Console(highlight=False)
+    # A job's id may hold what is markup or an emoji to rich, as run:100:7 does: it is shown as it is.
+    console = Console(highlight=False, markup=False, emoji=False)
     if live and (as_json or not console.is_terminal):
         raise typer.BadParameter("--watch is for a terminal, and not for --json")
     if live:

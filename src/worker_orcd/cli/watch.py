@@ -42,7 +42,7 @@ async def watch(client: Client, console: Console, recent: int) -> int:
             return await watching.run()
         finally:
             for line in watching.happened:
-                console.print(line, markup=False, soft_wrap=True)
+                console.print(line, soft_wrap=True)
 
 
 class _Watching:
