@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import signal
+from pathlib import Path
 
 import psutil
 import pytest
@@ -19,6 +20,8 @@ ALTERNATE, ORDINARY = "\x1b[?1049h", "\x1b[?1049l"
 """How a terminal is told to show its other screen, and its own again."""
 HOME = "\x1b[H"
 """With this each picture begins."""
+ESTABLISHED = "01"
+"""A connection's state in /proc/net/tcp."""
 NO_CURSOR, CURSOR = "\x1b[?25l", "\x1b[?25h"
 
 
@@ -207,6 +210,31 @@ def test_however_the_watch_is_left_the_terminal_is_restored(
             terminal.process.send_signal(how)
         assert terminal.ended() == code
         assert_restored(terminal)
+
+
+def asked_and_unanswered(worker: RunningWorker) -> bool:
+    """Whether its system holds requests that it has not read."""
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    ours = [one for one in sockets if one[1].endswith(f":{worker.port:04X}") and one[3] == ESTABLISHED]
+    return any(int(queues.partition(":")[2], 16) for *_, queues in (one[:5] for one in ours))
+
+
+@pytest.mark.parametrize("how", ["q", CTRL_C, signal.SIGTERM], ids=["q", "Ctrl-C", "SIGTERM"])
+def test_the_watch_of_a_worker_that_hangs_can_be_left(how: str | signal.Signals) -> None:
+    """In the middle of a look at it."""
+    with running_worker() as hanging, Terminal(hanging, "ps", "--watch") as terminal:
+        terminal.shows("q leave")
+        hanging.process.send_signal(signal.SIGSTOP)
+        try:
+            wait_until(lambda: asked_and_unanswered(hanging), what="a look that is not answered")
+            if isinstance(how, str):
+                terminal.type(how)
+            else:
+                terminal.process.send_signal(how)
+            assert terminal.process.wait(3) == (143 if how is signal.SIGTERM else 0)
+            assert_restored(terminal)
+        finally:
+            hanging.process.send_signal(signal.SIGCONT)
 
 
 def test_ctrl_z_gives_the_terminal_back_until_it_goes_on(worker: RunningWorker) -> None:

@@ -62,7 +62,8 @@ class _Watching:
         self._selected: tuple[str, int] | None = None
         self._note = ""
         self._lost: str | None = None
-        self._code: int | None = None
+        self._code = 0
+        self._watching = anyio.CancelScope()
         self._news = asyncio.Event()
         self._stopping: set[asyncio.Task[None]] = set()
         self._live = Live(console=console, screen=True, auto_refresh=False)
@@ -78,15 +79,16 @@ class _Watching:
         with ExitStack() as taken:
             self._listen(taken)
             taken.enter_context(self._live)
-            while self._code is None:
-                self._draw()
-                with anyio.move_on_after(REFRESH_SEC):
-                    await self._news.wait()
-                self._news.clear()
-                try:
-                    await self.look()
-                except WorkerUnreachable as error:
-                    self._lost = error.message
+            with self._watching:
+                while True:
+                    self._draw()
+                    with anyio.move_on_after(REFRESH_SEC):
+                        await self._news.wait()
+                    self._news.clear()
+                    try:
+                        await self.look()
+                    except WorkerUnreachable as error:
+                        self._lost = error.message
             if self._stopping:
                 await asyncio.wait(self._stopping, timeout=GOODBYE_SEC)
         return self._code
@@ -107,8 +109,9 @@ class _Watching:
         taken.callback(loop.remove_signal_handler, signal.SIGTSTP)
 
     def _leave(self, code: int) -> None:
+        """At once, also while a worker is looked at that does not answer."""
         self._code = code
-        self._news.set()
+        self._watching.cancel()
 
     def _pause(self, keyboard: Keyboard) -> None:
         """Ctrl-Z: the shell gets its terminal back as it was, and we ours when we go on."""
