@@ -9,10 +9,11 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.conftest import Open
-from tests.helpers import fresh_id, script
+from tests.helpers import fresh_id, receipt_of, script
 from worker_orcd.testing.harness import RunningWorker, running_worker
 
 SLOW = script(token_ms=20)
+ENDLESS = script(token_ms=100)
 KEY = "anna-0123456789abcdef"
 
 
@@ -25,6 +26,11 @@ def run(where: Locator, prompt: str) -> None:
     """Write it and run it."""
     where.get_by_role("textbox", name="Prompt", exact=True).fill(prompt)
     where.get_by_role("button", name="Run").click()
+
+
+def job_of(where: Locator) -> str:
+    """Its job, which has started."""
+    return (where.get_by_role("status").text_content() or "").split()[1].rstrip(",")
 
 
 def row(page: Page, job_id: str) -> Locator:
@@ -89,7 +95,7 @@ def test_a_job_of_one_tab_is_stopped_in_another(visit: Open, shown: RunningWorke
     one, other = visit(shown), visit(shown)
     run(pane(one), SLOW)
     expect(pane(one).get_by_role("status")).to_contain_text("job console-")
-    job_id = (pane(one).get_by_role("status").text_content() or "").split()[1].rstrip(",")
+    job_id = job_of(pane(one))
     other.get_by_role("button", name=f"Stop job {job_id}").click()
     expect(pane(one).get_by_role("status")).to_have_text("cancelled (client)")
     expect(row(other, job_id)).to_contain_text("cancelled")
@@ -151,6 +157,25 @@ def test_a_worker_that_goes_away_and_comes_back(visit: Open) -> None:
         expect(page.locator("#status")).to_have_text("healthy", timeout=20_000)
         run(pane(page), script(text="back"))
         expect(pane(page).get_by_role("log")).to_have_text("back")
+
+
+def test_the_rows_of_a_worker_are_not_those_of_its_successor(visit: Open) -> None:
+    """It counts the uses of job ids anew: Stop is for the job that its row shows."""
+    with running_worker() as first:
+        page = visit(first)
+        first.execute("before", script(text="a")).finished()
+        expect(row(page, "before")).to_be_visible()
+        incarnation = first.record("before")["incarnation"]
+        page.route("**/jobs?*", lambda route: route.abort())
+        port = first.port
+    with running_worker(port=port) as second:
+        stream = second.execute("after", ENDLESS).tokens_seen(1)
+        assert second.record("after")["incarnation"] == incarnation
+        page.unroute("**/jobs?*")
+        expect(row(page, "after")).to_be_visible()
+        row(page, "after").get_by_role("button").click()
+        stream.finished()
+        receipt_of(second, "after")
 
 
 def test_it_asks_for_a_key(visit: Open, tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ async function lookAtJobs() {
   const rows = new Map([...$("jobs").children].map((row) => [row.dataset.run, row]));
   $("no-jobs").hidden = jobs.length > 0;
   jobs.forEach((job, place) => {
-    const run = String(job.incarnation);
+    const run = runOf(job);
     const row = rows.get(run) ?? newRow(job);
     rows.delete(run);
     fill(row, job);
@@ -268,9 +268,12 @@ async function lookAtJobs() {
 
 let latencies = [];
 
+/** One use of a job id. Incarnations alone are counted anew by each worker. */
+const runOf = (job) => `${job.job_id} ${job.incarnation}`;
+
 function newRow(job) {
   const row = document.createElement("tr");
-  row.dataset.run = job.incarnation;
+  row.dataset.run = runOf(job);
   for (let n = 0; n < 9; n += 1) row.append(document.createElement("td"));
   for (const n of [4, 5, 6, 7]) row.children[n].className = "n";
   const stop = button("Stop", `Stop job ${job.job_id}`, () => stopJob({ job_id: job.job_id }));
