@@ -132,6 +132,18 @@ def test_a_seed_of_64_bits_arrives_whole(visit: Open, shown: RunningWorker) -> N
     expect(pane(page).get_by_role("status")).to_have_text("cancelled (client)")
 
 
+def test_a_seed_that_is_not_in_digits_is_told(visit: Open, shown: RunningWorker) -> None:
+    """A field for numbers takes it."""
+    page = visit(shown)
+    pane(page).get_by_text("Options").click()
+    pane(page).get_by_label("seed").fill("1e3")
+    run(pane(page), "x")
+    expect(pane(page).locator(".failed")).to_have_text(
+        "INVALID_REQUEST: seed is 1e3; it must be a whole number, in digits"
+    )
+    expect(pane(page).get_by_role("button", name="Run")).to_be_enabled()
+
+
 def test_an_engine_that_is_killed_costs_nothing_but_a_moment(visit: Open, shown: RunningWorker) -> None:
     """The text goes on, and the narration says what happened."""
     page = visit(shown)

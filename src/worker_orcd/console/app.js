@@ -78,7 +78,9 @@ class Pane {
 
   #body() {
     const { prompt, max_tokens, temperature, seed, group, template } = this.form.elements;
-    const body = { job_id: `console-${crypto.getRandomValues(new Uint32Array(1))[0].toString(16).padStart(8, "0")}`, prompt: prompt.value, template: template.value };
+    // What a field for numbers takes, and BigInt does not: 1e3.
+    if (!/^\d*$/.test(seed.value)) throw new Refused(400, { code: "INVALID_REQUEST", message: `seed is ${seed.value}; it must be a whole number, in digits` });
+    const body = { job_id: this.jobId, prompt: prompt.value, template: template.value };
     if (max_tokens.value) body.max_tokens = Number(max_tokens.value);
     if (temperature.value) body.temperature = Number(temperature.value);
     if (group.value) body.group = group.value;
@@ -88,8 +90,7 @@ class Pane {
 
   async run() {
     if (this.jobId) return;
-    const body = this.#body();
-    this.jobId = JSON.parse(body).job_id;
+    this.jobId = `console-${crypto.getRandomValues(new Uint32Array(1))[0].toString(16).padStart(8, "0")}`;
     this.output.textContent = "";
     this.receipt.replaceChildren();
     this.#running(true, "waiting");
@@ -98,7 +99,7 @@ class Pane {
     let tokens = 0;
     let ended = false;
     try {
-      const response = await ask("/execute", { method: "POST", body, signal: this.#leave.signal });
+      const response = await ask("/execute", { method: "POST", body: this.#body(), signal: this.#leave.signal });
       for await (const { event, data } of events(response)) {
         const told = JSON.parse(data);
         if (event === "started") this.state.textContent = `job ${told.job_id}, seed ${/"seed":(\d+)/.exec(data)[1]}`;
