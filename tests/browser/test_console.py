@@ -2,11 +2,11 @@
 
 import signal
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.browser.conftest import Open
 from tests.helpers import fresh_id, receipt_of, script
@@ -100,6 +100,65 @@ def test_a_job_of_one_tab_is_stopped_in_another(visit: Open, shown: RunningWorke
     expect(pane(one).get_by_role("status")).to_have_text("cancelled (client)")
     expect(row(other, job_id)).to_contain_text("cancelled")
     expect(row(one, job_id)).to_contain_text("cancelled")
+
+
+REFUSALS: dict[str, dict[str, Any]] = {
+    "UNAUTHORIZED: no key fits": {"status": 401},
+    "QUEUE_FULL: no key fits": {"status": 429},
+    "the worker cannot be reached": {},
+}
+
+
+@pytest.mark.parametrize("told", REFUSALS)
+def test_a_stop_that_fails_is_told_and_can_be_tried_again(
+    visit: Open, shown: RunningWorker, told: str
+) -> None:
+    """In the prompt, and at the table."""
+    page = visit(shown)
+
+    def fail(route: Route) -> None:
+        if not REFUSALS[told]:
+            route.abort()
+            return
+        error = {"code": told.partition(":")[0], "message": "no key fits", "retriable": False}
+        route.fulfill(**REFUSALS[told], json={"error": error})
+
+    run(pane(page), ENDLESS)
+    expect(pane(page).get_by_role("log")).to_contain_text("w")
+    job_id = job_of(pane(page))
+    page.route("**/cancel", fail)
+    stop = pane(page).get_by_role("button", name="Stop")
+    stop.click()
+    expect(pane(page).locator(".failed")).to_have_text(f"It was not stopped: {told}")
+    if page.get_by_role("dialog").is_visible():
+        page.keyboard.press("Escape")
+    expect(stop).to_be_enabled()
+    row_stop = page.get_by_role("button", name=f"Stop job {job_id}")
+    row_stop.click()
+    expect(page.locator("#not-stopped")).to_have_text(f"{job_id} was not stopped: {told}")
+    if page.get_by_role("dialog").is_visible():
+        page.keyboard.press("Escape")
+    page.unroute("**/cancel")
+    row_stop.click()
+    expect(pane(page).get_by_role("status")).to_have_text("cancelled (client)")
+    expect(page.locator("#not-stopped")).to_be_empty()
+
+
+def test_a_worker_that_hangs_is_away(visit: Open) -> None:
+    """The page and Stop say so within seconds; when it goes on, all is as before."""
+    with running_worker(drain_sec=0) as hanging:
+        page = visit(hanging)
+        run(pane(page), ENDLESS)
+        expect(pane(page).get_by_role("log")).to_contain_text("w")
+        expect(page.locator("#status")).to_have_text("healthy")
+        hanging.process.send_signal(signal.SIGSTOP)
+        try:
+            pane(page).get_by_role("button", name="Stop").click()
+            expect(page.locator("#status")).to_have_text("the worker is away", timeout=15_000)
+            expect(pane(page).locator(".failed")).to_contain_text("the worker does not answer within 5 s")
+        finally:
+            hanging.process.send_signal(signal.SIGCONT)
+        expect(page.locator("#status")).to_have_text("healthy")
 
 
 def test_a_group_is_stopped(visit: Open, shown: RunningWorker) -> None:

@@ -3,6 +3,7 @@ import { events } from "./sse.js";
 
 const $ = (id) => document.getElementById(id);
 const LOOK_MS = 1000;
+const ANSWER_MS = 5000;
 const KEPT_LINES = 300;
 const MOST_JOBS = 100;
 const SHOWN_SEC = 120;
@@ -17,10 +18,11 @@ class Refused extends Error {
   }
 }
 
+/** An answer that is no refusal. It is waited for ANSWER_MS at most, unless there is a signal to end the waiting. */
 async function ask(path, options = {}) {
   const key = sessionStorage.getItem("key");
   const headers = { ...(key ? { Authorization: `Bearer ${key}` } : {}), ...options.headers };
-  const response = await fetch(path, { ...options, headers, cache: "no-store" });
+  const response = await fetch(path, { ...options, headers, cache: "no-store", signal: options.signal ?? AbortSignal.timeout(ANSWER_MS) });
   if (response.status === 401) askForKey(Boolean(key));
   if (!response.ok && !options.anyStatus) {
     const body = await response.json().catch(() => ({}));
@@ -29,7 +31,10 @@ async function ask(path, options = {}) {
   return response;
 }
 
-const post = (path, body, more = {}) => ask(path, { method: "POST", body: JSON.stringify(body), ...more });
+function explained(error) {
+  if (error instanceof Refused) return error.code ? `${error.code}: ${error.message}` : error.message;
+  return error.name === "TimeoutError" ? `the worker does not answer within ${ANSWER_MS / 1000} s` : "the worker cannot be reached";
+}
 
 function askForKey(wrong) {
   $("key-button").hidden = false;
@@ -114,7 +119,7 @@ class Pane {
       }
       if (!ended) this.#failed("the connection broke off; the worker stops a job whose reader is gone");
     } catch (error) {
-      if (error.name !== "AbortError") this.#failed(error instanceof Refused ? `${error.code}: ${error.message}` : "the worker cannot be reached");
+      if (error.name !== "AbortError") this.#failed(explained(error));
     }
     this.jobId = null;
     this.#running(false);
@@ -123,9 +128,13 @@ class Pane {
 
   async stop() {
     if (!this.jobId) return;
+    const jobId = this.jobId;
     this.form.elements.stop.disabled = true;
     this.state.textContent = "stopping";
-    await stopJob({ job_id: this.jobId });
+    const failed = await stopJob({ job_id: jobId });
+    if (!failed || this.jobId !== jobId) return;
+    this.form.elements.stop.disabled = false;
+    this.#failed(`It was not stopped: ${failed}`, "still running");
   }
 
   close() {
@@ -150,12 +159,12 @@ class Pane {
     if (state) this.state.textContent = state;
   }
 
-  #failed(message) {
+  #failed(message, state = "failed") {
     const line = document.createElement("p");
     line.className = "failed";
     line.textContent = message;
     this.receipt.replaceChildren(line);
-    this.state.textContent = "failed";
+    this.state.textContent = state;
   }
 
   async #ended(told) {
@@ -192,13 +201,21 @@ function svgElement(name, attributes) {
   return made;
 }
 
+/** Stop a job, or a group. Returns what went wrong, or null; what became of it shows in the table. */
 async function stopJob(named) {
   try {
-    await post("/cancel", named);
-  } catch {
-    // What became of it shows in the table.
+    await ask("/cancel", { method: "POST", body: JSON.stringify(named) });
+    return null;
+  } catch (error) {
+    return explained(error);
+  } finally {
+    look();
   }
-  look();
+}
+
+async function stopFromTable(named) {
+  const failed = await stopJob(named);
+  $("not-stopped").textContent = failed ? `${named.job_id ?? `group ${named.group}`} was not stopped: ${failed}` : "";
 }
 
 // The worker at a glance.
@@ -211,7 +228,8 @@ let looking = null;
 function look() {
   clearTimeout(looking);
   looking = setTimeout(async () => {
-    await Promise.all([lookAtHealth(), lookAtJobs(), lookAtMetrics()]).catch(() => {});
+    // One after the other: looks that take long must not take all connections either.
+    await lookAtHealth().then(lookAtJobs).then(lookAtMetrics).catch(() => {});
     if (!document.hidden) draw();
     look();
   }, look.soon ? 0 : LOOK_MS);
@@ -222,8 +240,9 @@ async function lookAtHealth() {
   let health;
   try {
     health = await (await ask("/health", { anyStatus: true })).json();
-  } catch {
-    return show("away", "the worker is away", "");
+  } catch (error) {
+    show("away", "the worker is away", "");
+    throw error;
   }
   const about = health.model ? `${health.model} on ${health.device}${health.exact ? ", exact" : ""}` : "";
   show(health.status, health.status + (health.reason ? `: ${health.reason}` : ""), about);
@@ -277,9 +296,9 @@ function newRow(job) {
   row.dataset.run = runOf(job);
   for (let n = 0; n < 9; n += 1) row.append(document.createElement("td"));
   for (const n of [4, 5, 6, 7]) row.children[n].className = "n";
-  const stop = button("Stop", `Stop job ${job.job_id}`, () => stopJob({ job_id: job.job_id }));
+  const stop = button("Stop", `Stop job ${job.job_id}`, () => stopFromTable({ job_id: job.job_id }));
   row.children[0].append(stop);
-  if (job.group) row.children[8].append(button(job.group, `Stop all of group ${job.group}`, () => stopJob({ group: job.group })));
+  if (job.group) row.children[8].append(button(job.group, `Stop all of group ${job.group}`, () => stopFromTable({ group: job.group })));
   return row;
 }
 
