@@ -2,17 +2,23 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from tests.helpers import at_rest
 from worker_orcd.testing.harness import RunningWorker, running_worker
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 
-Open = Callable[[RunningWorker], Page]
+
+class Open(Protocol):
+    """Open a worker's page."""
+
+    def __call__(self, worker: RunningWorker, *, beside: Page | None = None) -> Page:
+        """In a browser of its own, or in a tab beside another page."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,21 +58,22 @@ def shown(_shown: RunningWorker) -> Iterator[RunningWorker]:
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Open]:
     """Open a worker's page. It must ask nobody else, and nothing may go wrong on it that it does not handle."""
-    pages: list[Page] = []
+    browsers: list[BrowserContext] = []
     outside: list[str] = []
     errors: list[str] = []
 
-    def visit(worker: RunningWorker) -> Page:
-        page = browser.new_page(viewport={"width": 1300, "height": 950})
+    def visit(worker: RunningWorker, *, beside: Page | None = None) -> Page:
+        if beside is None:
+            browsers.append(browser.new_context(viewport={"width": 1300, "height": 950}))
+        page = (beside.context if beside else browsers[-1]).new_page()
         page.on("request", lambda r: None if r.url.startswith(worker.url + "/") else outside.append(r.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.set_default_timeout(15_000)
         page.goto(worker.url + "/")
-        pages.append(page)
         return page
 
     yield visit
-    for page in pages:
-        page.close()
+    for one in browsers:
+        one.close()
     assert outside == []
     assert errors == []

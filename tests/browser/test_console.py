@@ -10,10 +10,12 @@ from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.browser.conftest import Open
 from tests.helpers import fresh_id, receipt_of, script
-from worker_orcd.testing.harness import RunningWorker, running_worker
+from worker_orcd.testing.harness import RunningWorker, running_worker, wait_until
 
 SLOW = script(token_ms=20)
 ENDLESS = script(token_ms=100)
+STREAMS = 6
+"""So many a browser opens to one host over HTTP/1.1, for all its tabs together."""
 KEY = "anna-0123456789abcdef"
 
 
@@ -100,6 +102,110 @@ def test_a_job_of_one_tab_is_stopped_in_another(visit: Open, shown: RunningWorke
     expect(pane(one).get_by_role("status")).to_have_text("cancelled (client)")
     expect(row(other, job_id)).to_contain_text("cancelled")
     expect(row(one, job_id)).to_contain_text("cancelled")
+
+
+def stopped_at_once(worker: RunningWorker, job_id: str) -> None:
+    """It is, since Stop was pressed, and by that."""
+    worker.narrated("cancel_complete", within_sec=2, job_id=job_id)
+    receipt_of(worker, job_id)
+
+
+@pytest.mark.parametrize(("tabs", "prompts"), [(1, 6), (2, 4)])
+def test_stop_works_however_many_streams_the_browser_has_open(visit: Open, tabs: int, prompts: int) -> None:
+    """In a prompt, in the table and for a group; a prompt for which there is no stream says so, and can be stopped."""
+    with running_worker(parallel=8, drain_sec=0) as wide:
+        pages: list[Page] = []
+        while len(pages) < tabs:
+            page = visit(wide, beside=pages[0] if pages else None)
+            pages.append(page)
+            for number in range(prompts):
+                if number:
+                    page.get_by_role("button", name="Add another prompt").click()
+                else:
+                    pane(page).get_by_text("Options").click()
+                    pane(page).get_by_label("group").fill("side-by-side")
+                run(pane(page, number), ENDLESS)
+
+        def running() -> list[str]:
+            return [job["job_id"] for job in wide.client.get("/jobs?limit=0").json()["jobs"]]
+
+        # Each tab listens to the narration besides.
+        wait_until(lambda: len(running()) == STREAMS - tabs, what="as many as there can be")
+        waiting = pane(pages[-1], prompts - 1)
+        expect(waiting.get_by_role("status")).to_contain_text("waiting for a connection")
+        waiting.get_by_role("button", name="Stop").click()
+        expect(waiting.get_by_role("status")).to_have_text("stopped before the worker had answered")
+
+        first, second, third, *_ = running()
+        pages[-1].get_by_role("button", name=f"Stop job {second}").click()
+        stopped_at_once(wide, second)
+        pages[0].bring_to_front()
+        third_pane = pages[0].get_by_role("article", name="Prompt").filter(has_text=third)
+        third_pane.get_by_role("button", name="Stop").click()
+        stopped_at_once(wide, third)
+        pages[-1].get_by_role("button", name="Stop all of group side-by-side").first.click()
+        stopped_at_once(wide, first)
+
+
+def test_a_job_that_is_stopped_while_it_waits_in_the_browser_never_runs(visit: Open) -> None:
+    """Also when its turn would come long after the worker has forgotten the cancel."""
+    with running_worker(parallel=8, cancel_memory_sec=0, drain_sec=0) as wide:
+        page = visit(wide)
+        for number in range(STREAMS):
+            if number:
+                page.get_by_role("button", name="Add another prompt").click()
+            run(pane(page, number), ENDLESS)
+        expect(pane(page, STREAMS - 1).get_by_role("status")).to_contain_text("waiting for a connection")
+        pane(page, STREAMS - 1).get_by_role("button", name="Stop").click()
+        expect(pane(page, STREAMS - 1).get_by_role("button", name="Run")).to_be_enabled()
+        pane(page, 0).get_by_role("button", name="Stop").click()
+        expect(pane(page, 0).get_by_role("status")).to_have_text("cancelled (client)")
+        run(pane(page, 0), script(text="z"))
+        expect(pane(page, 0).get_by_role("log")).to_have_text("z")
+        assert len(wide.client.get("/jobs").json()["jobs"]) == STREAMS
+
+
+def test_a_page_that_nobody_sees_keeps_no_stream(visit: Open, shown: RunningWorker) -> None:
+    """Its narration goes on where it was when it is seen again."""
+    page = visit(shown)
+    lines = page.locator("#narration li")
+
+    def seen(now: bool) -> None:
+        page.evaluate(
+            """(hidden) => {
+                Object.defineProperty(document, "hidden", { configurable: true, get: () => hidden });
+                document.dispatchEvent(new Event("visibilitychange"));
+            }""",
+            not now,
+        )
+
+    before = shown.execute(fresh_id("seen"), script(text="a")).finished()
+    expect(lines.filter(has_text=before.job_id).last).to_contain_text("ends after")
+    with page.expect_event("requestfailed", lambda request: request.url.endswith("/narration")):
+        seen(False)
+    unseen = shown.execute(fresh_id("unseen"), script(text="a")).finished()
+    seen(True)
+    expect(lines.filter(has_text=unseen.job_id).last).to_contain_text("ends after")
+    assert len([line for line in lines.all_text_contents() if f"{before.job_id} ends" in line]) == 1
+
+
+def test_streams_come_through_a_login_in_front_of_the_worker(visit: Open, shown: RunningWorker) -> None:
+    """It wants the browser's credentials, with which a stream is asked for then."""
+    page = visit(shown)
+    asked: list[str] = []
+
+    def login(route: Route) -> None:
+        asked.append(route.request.url)
+        if len(asked) == 1:
+            route.fulfill(status=401, body="<h1>Who are you?</h1>")
+        else:
+            route.continue_()
+
+    page.route("**/execute", login)
+    run(pane(page), script(text="let in"))
+    expect(pane(page).get_by_role("log")).to_have_text("let in")
+    assert len(asked) == 2
+    expect(page.get_by_role("dialog")).to_be_hidden()
 
 
 REFUSALS: dict[str, dict[str, Any]] = {

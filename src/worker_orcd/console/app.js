@@ -19,16 +19,30 @@ class Refused extends Error {
 }
 
 /** An answer that is no refusal. It is waited for ANSWER_MS at most, unless there is a signal to end the waiting. */
-async function ask(path, options = {}) {
+async function ask(path, options = {}, send = fetch) {
   const key = sessionStorage.getItem("key");
   const headers = { ...(key ? { Authorization: `Bearer ${key}` } : {}), ...options.headers };
-  const response = await fetch(path, { ...options, headers, cache: "no-store", signal: options.signal ?? AbortSignal.timeout(ANSWER_MS) });
+  const response = await send(path, { ...options, headers, cache: "no-store", signal: options.signal ?? AbortSignal.timeout(ANSWER_MS) });
   if (response.status === 401) askForKey(Boolean(key));
   if (!response.ok && !options.anyStatus) {
     const body = await response.json().catch(() => ({}));
     throw new Refused(response.status, body.error);
   }
   return response;
+}
+
+/**
+ * A stream, on connections that nothing else waits for: over HTTP/1.1 a browser opens six to one host, for all tabs
+ * together, and streams would keep cancels and looks waiting. Those without credentials are counted apart (the Fetch
+ * standard's connection pools). A key is no such credential: it is sent by us.
+ */
+const stream = (path, options) => ask(path, options, apart);
+
+async function apart(path, options) {
+  const answer = await fetch(path, { ...options, credentials: "omit", redirect: "manual" });
+  // A login in front of the worker, which wants the browser's credentials; 0 is a way to its page.
+  const login = [0, 401, 403].includes(answer.status) && !answer.headers.has("X-Correlation-Id");
+  return login ? fetch(path, options) : answer;
 }
 
 function explained(error) {
@@ -49,6 +63,8 @@ $("key-dialog").addEventListener("close", () => {
   if (!key) return;
   sessionStorage.setItem("key", key);
   look();
+  $("narration").replaceChildren();
+  heard = null;
   listen();
 });
 
@@ -58,6 +74,7 @@ const panes = new Set();
 
 class Pane {
   #leave = null;
+  #answered = false;
 
   constructor(prompt) {
     this.root = $("pane-template").content.firstElementChild.cloneNode(true);
@@ -100,11 +117,17 @@ class Pane {
     this.receipt.replaceChildren();
     this.#running(true, "waiting");
     this.#leave = new AbortController();
+    this.#answered = false;
+    // The worker answers at once, also when the job waits there.
+    const late = setTimeout(() => (this.state.textContent = "waiting for a connection: a browser opens six to one host"), LOOK_MS);
     const began = performance.now();
     let tokens = 0;
     let ended = false;
     try {
-      const response = await ask("/execute", { method: "POST", body: this.#body(), signal: this.#leave.signal });
+      const response = await stream("/execute", { method: "POST", body: this.#body(), signal: this.#leave.signal });
+      this.#answered = true;
+      clearTimeout(late);
+      this.state.textContent = "waiting";
       for await (const { event, data } of events(response)) {
         const told = JSON.parse(data);
         if (event === "started") this.state.textContent = `job ${told.job_id}, seed ${/"seed":(\d+)/.exec(data)[1]}`;
@@ -119,8 +142,10 @@ class Pane {
       }
       if (!ended) this.#failed("the connection broke off; the worker stops a job whose reader is gone");
     } catch (error) {
-      if (error.name !== "AbortError") this.#failed(explained(error));
+      if (error.name === "AbortError") this.state.textContent = "stopped before the worker had answered";
+      else this.#failed(explained(error));
     }
+    clearTimeout(late);
     this.jobId = null;
     this.#running(false);
     look();
@@ -131,6 +156,8 @@ class Pane {
     const jobId = this.jobId;
     this.form.elements.stop.disabled = true;
     this.state.textContent = "stopping";
+    // It may still be in the browser, for longer than the worker remembers a cancel.
+    if (!this.#answered) this.#leave.abort();
     const failed = await stopJob({ job_id: jobId });
     if (!failed || this.jobId !== jobId) return;
     this.form.elements.stop.disabled = false;
@@ -377,22 +404,28 @@ function makePlots() {
 // Narration.
 
 let listening = null;
+let heard = null;
 
 async function listen() {
   listening?.abort();
+  if (document.hidden) return; // The streams that a browser opens are for those who look at them.
   const mine = (listening = new AbortController());
   for (let pause = 500; !mine.signal.aborted; pause = Math.min(pause * 2, 5000)) {
     try {
-      const response = await ask("/narration", { signal: mine.signal });
-      $("narration").replaceChildren();
+      const response = await stream("/narration", { signal: mine.signal, headers: heard ? { "Last-Event-ID": heard } : {} });
       pause = 500;
-      for await (const { data } of events(response)) narrate(JSON.parse(data));
+      for await (const { data, id } of events(response)) {
+        narrate(JSON.parse(data));
+        heard = id;
+      }
     } catch (error) {
       if (error instanceof Refused && error.status === 401) return; // Asked for; begins anew with a key.
     }
     await new Promise((done) => setTimeout(done, pause));
   }
 }
+
+document.addEventListener("visibilitychange", listen);
 
 function narrate(told) {
   const list = $("narration");
