@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import openai
 import pytest
+from openai.types.responses import ResponseCreatedEvent
 
 from tests.clients.conftest import accepted
 from tests.helpers import ended_state, fresh_id, script
@@ -190,6 +191,12 @@ def test_parsed_helpers_of_the_package_work(client: openai.OpenAI) -> None:
         ),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools"),
         ({"logprobs": True}, 400, "logprobs"),
+        ({"extra_body": {"logprobs": 0}}, 400, "logprobs"),
+        ({"extra_body": {"stop_token_ids": [1]}}, 400, "stop_token_ids"),
+        ({"extra_body": {"min_tokens": 4}}, 400, "min_tokens"),
+        ({"extra_body": {"bad_words": ["x"]}}, 400, "bad_words"),
+        ({"extra_body": {"include_stop_str_in_output": True}}, 400, "include_stop_str_in_output"),
+        ({"extra_body": {"chat_template": "{{ x }}"}}, 400, "chat_template"),
         ({"frequency_penalty": 0.5}, 400, "frequency_penalty"),
         ({"logit_bias": {"1": 2}}, 400, "logit_bias"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format"),
@@ -215,7 +222,7 @@ def test_what_cannot_be_kept_is_refused_by_its_name(
     assert caught.value.param == param
     assert caught.value.code == "INVALID_REQUEST"
     assert caught.value.response.headers["x-should-retry"] == "false"
-    assert caught.value.response.headers["x-correlation-id"]
+    assert caught.value.request_id == caught.value.response.headers["x-correlation-id"]
 
 
 def test_what_changes_nothing_is_taken(client: openai.OpenAI) -> None:
@@ -230,7 +237,14 @@ def test_what_changes_nothing_is_taken(client: openai.OpenAI) -> None:
         frequency_penalty=0,
         tools=[],
         response_format={"type": "text"},
-        extra_body={"something_new": {"x": 1}, "top_k": -1, "repetition_penalty": 1.1},
+        extra_body={
+            "something_new": {"x": 1},
+            "top_k": -1,
+            "repetition_penalty": 1.1,
+            "min_tokens": 0,
+            "length_penalty": 1.0,
+            "skip_special_tokens": True,
+        },
     )
     assert answer.choices[0].message.content == "ok"
 
@@ -351,6 +365,28 @@ def test_choices_are_stopped_together(client: openai.OpenAI, served: RunningWork
         assert {ended_state(served, name)["state"] for name in ("g-1", "g-1.1", "g-1.2")} == {"cancelled"}
 
 
+def test_a_whole_answer_that_was_stopped_says_what_all_its_choices_used(
+    client: openai.OpenAI, served: RunningWorker
+) -> None:
+    """Not only the one that was stopped first."""
+
+    def stop() -> None:
+        wait_until(lambda: served.record("both.1").get("tokens_out", 0) > 3, what="both choices")
+        served.cancel("both.1")
+
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.with_options(max_retries=0).completions.create(
+            model=MODEL, prompt=SLOW, n=2, max_tokens=500, extra_headers={"X-Job-Id": "both"}
+        )
+    stopping.join()
+    used = cast(dict[str, Any], caught.value.response.json()["error"]["usage"])
+    out = [ended_state(served, name)["tokens_out"] for name in ("both", "both.1")]
+    assert used["completion_tokens"] > max(cast(list[int], out))
+    assert used["prompt_tokens"] == len(SLOW)
+
+
 def test_choices_are_stopped_before_they_are_asked_for(client: openai.OpenAI, served: RunningWorker) -> None:
     """A cancel of the request's name that overtakes it."""
     served.cancel("early-1")
@@ -399,6 +435,22 @@ def test_a_response_that_runs_out_of_tokens_is_incomplete(client: openai.OpenAI)
     assert answer.status == "incomplete"
     assert answer.incomplete_details is not None
     assert answer.incomplete_details.reason == "max_output_tokens"
+    # The first of the four bytes of a character: no text yet.
+    *_, last = client.responses.create(model=MODEL, input=says("👋"), max_output_tokens=1, stream=True)
+    assert last.type == "response.incomplete"
+    assert last.response.output_text == ""
+    assert list(client.responses.retrieve(last.response.id, stream=True))[-1] == last
+
+
+def test_a_response_that_is_not_to_be_stored_cannot_be_had_again(client: openai.OpenAI) -> None:
+    """And says so itself; one in the background has to be stored."""
+    answer = client.responses.create(model=MODEL, input=says("ok"), store=False)
+    assert (answer.output_text, answer.to_dict()["store"]) == ("ok", False)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(answer.id)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(model=MODEL, input="x", store=False, background=True)
+    assert caught.value.param == "store"
 
 
 def test_a_response_streams_and_is_picked_up_after_any_event(client: openai.OpenAI) -> None:
@@ -410,10 +462,10 @@ def test_a_response_streams_and_is_picked_up_after_any_event(client: openai.Open
     assert last.type == "response.completed"
     assert last.response.output_text == "abcd"
     assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == "abcd"
+    assert list(client.responses.retrieve(last.response.id, stream=True)) == events
     for after in range(len(events) - 1):
         again = list(client.responses.retrieve(last.response.id, stream=True, starting_after=after))
-        assert [e.model_dump() for e in again[1:-1]] == [e.model_dump() for e in events[after + 2 : -1]]
-        assert again[-1].sequence_number == last.sequence_number
+        assert again == events[after + 1 :]
 
 
 def test_a_response_in_the_background_is_cancelled_once_and_for_all(
@@ -431,6 +483,21 @@ def test_a_response_in_the_background_is_cancelled_once_and_for_all(
     cancelled(served, begun.id, "client")
     *_, last = client.responses.retrieve(begun.id, stream=True)
     assert (last.type, getattr(last, "code", None)) == ("error", "CANCELLED")
+
+
+def test_while_no_model_is_loaded_none_is_known_by_a_wrong_name() -> None:
+    """What waits for it is known by the name that it was asked by, then as later."""
+    with running_worker(wait=False, env={"WORKER_ORCD_SCRIPTED_LOAD_SEC": "2"}) as loading:
+        client = openai.OpenAI(base_url=f"{loading.url}/v1", api_key="none", max_retries=9)
+        assert list(client.models.list()) == []
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve("nonsense")
+        events = list(client.responses.create(model=MODEL, input=says("ok"), stream=True))
+        assert isinstance(events[0], ResponseCreatedEvent)
+        assert events[0].response.model == MODEL
+        assert list(client.responses.retrieve(events[0].response.id, stream=True)) == events
+        assert [one.id for one in client.models.list()] == [MODEL]
+        client.close()
 
 
 def test_a_response_in_the_background_goes_on_without_readers(client: openai.OpenAI) -> None:
@@ -453,7 +520,9 @@ def test_a_response_in_the_background_goes_on_without_readers(client: openai.Ope
     assert rest[-1].type == "response.completed"
 
 
-def test_who_waits_for_a_response_is_told_its_end_from_wherever(client: openai.OpenAI) -> None:
+def test_who_waits_for_a_response_is_told_its_end_from_wherever(
+    client: openai.OpenAI, served: RunningWorker
+) -> None:
     """Also after a number that it never comes to; who asks for an ended one after its end is told nothing more."""
     script_ = script(text="abcdefgh", token_ms=30)
     begun = client.responses.create(model=MODEL, input=script_, background=True)
@@ -461,8 +530,10 @@ def test_who_waits_for_a_response_is_told_its_end_from_wherever(client: openai.O
     assert only.type == "response.completed"
     assert not list(client.responses.retrieve(begun.id, stream=True, starting_after=only.sequence_number))
     begun = client.responses.create(model=MODEL, input=SLOW, background=True)
-    threading.Timer(0.2, client.responses.cancel, [begun.id]).start()
+    stopping = threading.Timer(0.2, served.cancel, [begun.id])
+    stopping.start()
     (only,) = client.responses.retrieve(begun.id, stream=True, starting_after=1000)
+    stopping.join()
     assert (only.type, getattr(only, "code", None)) == ("error", "CANCELLED")
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import AsyncExitStack, aclosing
@@ -22,7 +24,8 @@ from worker_orcd.client import (
     WorkerRefused,
     WorkerUnreachable,
 )
-from worker_orcd.testing.harness import RunningWorker, running_worker, wait_until
+from worker_orcd.client.connection import Connection
+from worker_orcd.testing.harness import RunningWorker, free_port, running_worker, wait_until
 
 # Running.
 
@@ -396,6 +399,27 @@ def test_a_refused_job_cancels_nobody_else(worker: RunningWorker) -> None:
     assert first.finished().events[-1].event == "end"
 
 
+def test_a_job_that_was_certainly_never_sent_is_not_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cancel would be remembered by the worker that comes up, and meet the next try."""
+    cancels: list[object] = []
+
+    async def noticed(_self: Connection, named: object, _wait_sec: int) -> list[object]:
+        cancels.append(named)
+        return []
+
+    monkeypatch.setattr(Connection, "cancel", noticed)
+
+    async def use() -> None:
+        async with Client(f"http://127.0.0.1:{free_port()}", retries=0) as client:
+            with pytest.raises(WorkerUnreachable) as caught:
+                async with client.execute("x", job_id="again"):
+                    pass
+            assert not caught.value.sent
+
+    asyncio.run(use())
+    assert cancels == []
+
+
 def test_a_reader_of_somebody_elses_job_cancels_nothing(worker: RunningWorker) -> None:
     """It follows, from the start or from the middle, and leaves."""
     job = worker.execute(fresh_id("theirs"), SLOW, max_tokens=30, temperature=0).tokens_seen(3)
@@ -450,6 +474,20 @@ def test_the_synchronous_face_does_the_same(worker: RunningWorker) -> None:
         left_open = client.narration()
         assert next(left_open).data["worker_id"] == worker.health()["worker_id"]
         assert client.job("nobody") is None
+
+
+def test_a_synchronous_client_that_is_never_closed_does_not_keep_its_program(worker: RunningWorker) -> None:
+    """It ends with it, as other HTTP clients do; and closing twice is closing once."""
+    program = (
+        "from worker_orcd.client import SyncClient\n"
+        f"kept = SyncClient({worker.url!r})\n"
+        f"with SyncClient({worker.url!r}) as closed:\n"
+        "    closed.close()\n"
+        "print(kept.health()['status'])\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "healthy\n", "")
 
 
 def test_ctrl_c_in_the_synchronous_loop_cancels_the_job(worker: RunningWorker, blind: Relay) -> None:

@@ -1,5 +1,6 @@
 """The synchronous face: the asynchronous client on a thread of its own."""
 
+import atexit
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
@@ -32,6 +33,9 @@ class SyncClient:
         self._client = Client(url, api_key=api_key, correlation_id=correlation_id, retries=retries)
         self._running: AbstractContextManager[BlockingPortal] = start_blocking_portal()
         self._portal = self._running.__enter__()
+        self._closed = False
+        # Its thread cannot be ended any more when the interpreter is half gone: the program would never exit.
+        atexit.register(self.close)
         self.url = url
         self.correlation_id = self._client.correlation_id
 
@@ -42,7 +46,11 @@ class SyncClient:
         self.close()
 
     def close(self) -> None:
-        """Close its connections and end its thread."""
+        """Close its connections and end its thread. At the program's end that happens by itself."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
         try:
             self._portal.call(self._client.close)
         finally:
