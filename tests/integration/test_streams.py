@@ -190,13 +190,29 @@ def test_a_client_that_leaves_while_its_prompt_is_counted_is_noticed_at_once(bat
 
 
 def test_a_reader_that_takes_nothing_is_dropped_and_slows_nobody() -> None:
-    """Its neighbour's tokens flow meanwhile; its job ends as if it had left."""
-    with running_worker(env={"WORKER_ORCD_TEST_STALL_SEC": "0.5"}, max_tokens_out=8000) as worker:
-        job_id = fresh_id("stalled")
-        with stalled_client(worker, job_id, prompt=script(token_ms=0.3), max_tokens=8000):
+    """Its neighbour's tokens flow as beside a job that is read; its own job ends as if it had left."""
+    with running_worker(env={"WORKER_ORCD_TEST_STALL_SEC": "3"}, max_tokens_out=30_000) as worker:
+
+        def neighbour_sec(beside: str) -> float:
+            wait_until(lambda: worker.record(beside).get("tokens_out", 0) > 3000, what="full buffers")
             neighbour = worker.execute(fresh_id("neighbour"), script(token_ms=2), max_tokens=200).finished()
             neighbour.assert_whole()
             assert len(neighbour.tokens) == 200
+            assert worker.record(beside)["ended_ms"] is None, "too short to tell"
+            return neighbour.tokens[-1].at - neighbour.tokens[0].at
+
+        long: dict[str, Any] = {"prompt": script(token_ms=0.3), "max_tokens": 30_000}
+        read = worker.execute(fresh_id("read"), **long)
+        beside_read = neighbour_sec(read.job_id)
+        worker.cancel(read.job_id)
+        read.finished()
+        job_id = fresh_id("stalled")
+        with stalled_client(worker, job_id, **long):
+            beside_stalled = neighbour_sec(job_id)
+            print(
+                f"200 tokens took {beside_read:.2f} s beside a read job, {beside_stalled:.2f} s beside a stalled one"
+            )
+            assert beside_stalled <= 2 * beside_read + 0.3
             wait_until(lambda: worker.record(job_id)["ended_ms"] is not None, within_sec=90, what="its end")
         record = worker.record(job_id)
         assert record["state"] == "cancelled"

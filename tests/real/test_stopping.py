@@ -116,8 +116,12 @@ def test_a_cancel_delays_a_neighbour_by_a_step_at_most(real_worker: RunningWorke
 
 def test_long_prompt_does_not_stall_streams_that_decode(real_worker: RunningWorker) -> None:
     """The gap between tokens stays within three times the normal one while a long prompt is read: of several prompts
-    that arrive beside four streams, each compared with the time just before it (G12)."""
+    that arrive beside four streams, each compared with the time just before it (G12).
+
+    By the median gap; and by the mean one, which a stall now and then cannot hide from.
+    """
     ratios: list[float] = []
+    means: list[float] = []
     for pair in range(5):
         streams = [
             real_worker.execute(f"gap-{pair}-{n}", STORY, ignore_eos=True, max_tokens=300) for n in range(4)
@@ -130,14 +134,18 @@ def test_long_prompt_does_not_stall_streams_that_decode(real_worker: RunningWork
             stream.tokens_seen(len(stream.tokens) + 10)
         assert not arrival.tokens, "the prompt was read before anything could be seen"
         normal = statistics.median(gap for s in streams for gap in gaps(s, 0.0, began)[3:])
-        beside = statistics.median(gap for s in streams for gap in gaps(s, began, float("inf")))
+        while_reading = [gap for s in streams for gap in gaps(s, began, float("inf"))]
+        beside = statistics.median(while_reading)
         for stream in [*streams, arrival]:
             real_worker.cancel(stream.job_id)
             stream.finished().assert_whole()
         print(f"gap: normal {normal * 1000:.1f} ms, beside a long prompt {beside * 1000:.1f} ms")
         ratios.append(beside / normal)
+        means.append(statistics.mean(while_reading) / normal)
     print("times the normal gap:", [round(ratio, 2) for ratio in sorted(ratios)])
+    print("the mean gap's:", [round(ratio, 2) for ratio in sorted(means)])
     assert statistics.median(ratios) <= 3.0
+    assert statistics.median(means) <= 4.0
 
 
 def gap_over(stream: Stream, begin: float, end: float) -> list[float]:

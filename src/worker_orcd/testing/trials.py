@@ -107,7 +107,8 @@ def stopped_in_time(what: str, stopped_ms: Sequence[float], bound_ms: float = 10
     """Print how long it took until jobs were stopped, and check it against the contract's bound.
 
     Half of them are well below it, 95 of 100 within it, and none is five times as late. A stop that waits for the end
-    of its step, is lost now and then, or waits for a timer, shows in one of the three.
+    of its step, is lost now and then, or waits for a timer, shows in one of the three. What a quiet machine makes of it
+    (20 ms for 99 of 100, never over 100 ms) is what `bench/cancel.py` judges, over hundreds of trials.
 
     Raises:
         AssertionError: it took too long.
@@ -119,7 +120,7 @@ def stopped_in_time(what: str, stopped_ms: Sequence[float], bound_ms: float = 10
         f"{what}: n={len(ordered)}, median {half:.1f} ms, p95 {most:.1f} ms, largest {ordered[-1]:.1f} ms"
     )
     print(figures)
-    assert half <= bound_ms / 2, f"{figures}: {ordered}"
+    assert half <= bound_ms / 3, f"{figures}: {ordered}"
     assert most <= bound_ms, f"{figures}: {ordered}"
     assert ordered[-1] <= FAR_TOO_LATE * bound_ms, f"{figures}: {ordered}"
 
