@@ -191,17 +191,17 @@ def test_a_client_that_leaves_while_its_prompt_is_counted_is_noticed_at_once(bat
 
 def test_a_reader_that_takes_nothing_is_dropped_and_slows_nobody() -> None:
     """Its neighbour's tokens flow as beside a job that is read; its own job ends as if it had left."""
-    with running_worker(env={"WORKER_ORCD_TEST_STALL_SEC": "3"}, max_tokens_out=30_000) as worker:
+    with running_worker(env={"WORKER_ORCD_TEST_STALL_SEC": "4"}, max_tokens_out=8000) as worker:
 
         def neighbour_sec(beside: str) -> float:
-            wait_until(lambda: worker.record(beside).get("tokens_out", 0) > 3000, what="full buffers")
+            wait_until(lambda: worker.record(beside).get("tokens_out", 0) > 1500, what="full buffers")
             neighbour = worker.execute(fresh_id("neighbour"), script(token_ms=2), max_tokens=200).finished()
             neighbour.assert_whole()
             assert len(neighbour.tokens) == 200
             assert worker.record(beside)["ended_ms"] is None, "too short to tell"
             return neighbour.tokens[-1].at - neighbour.tokens[0].at
 
-        long: dict[str, Any] = {"prompt": script(token_ms=0.3), "max_tokens": 30_000}
+        long: dict[str, Any] = {"prompt": script(token_ms=1), "max_tokens": 8000}
         read = worker.execute(fresh_id("read"), **long)
         beside_read = neighbour_sec(read.job_id)
         worker.cancel(read.job_id)
