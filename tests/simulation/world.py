@@ -240,7 +240,7 @@ class World:
 
     def check_stream(self, seen: Seen) -> None:
         """`started token* (end|error)` or `error`; tokens are those of the job alone, without a gap or a repetition."""
-        events = seen.job.events
+        events = list(seen.job.events)
         terminal = events[-1]
         assert isinstance(terminal, End | Error)
         assert not any(isinstance(event, End | Error) for event in events[:-1])
