@@ -122,7 +122,7 @@ def test_a_receipt_says_what_the_stop_did_and_when(worker: RunningWorker) -> Non
         "cancel_correlation_id",
     }
     assert 0 == receipt["accepted_ms"] <= receipt["stopped_ms"] <= receipt["freed_ms"] <= receipt["told_ms"]
-    assert receipt["stopped_ms"] <= 100
+    assert receipt["stopped_ms"] <= 500  # One trial; distributions are elsewhere.
     assert (receipt["reason"], receipt["phase"]) == ("client", "decode")
     assert (receipt["prompt_tokens"], receipt["tokens_out"]) == (len(prompt), len(stream.tokens))
     # The last token drawn is not in a cell yet; one more may have been drawn and not be told.

@@ -212,7 +212,7 @@ def test_a_client_that_leaves_before_its_whole_answer_is_noticed(proxied: Runnin
         wait_until(lambda: progress(proxied, job_id) > 30, what="some tokens")
     receipt = cast(dict[str, Any], ended_state(proxied, job_id)["receipt"])
     assert receipt["reason"] == "disconnect"
-    assert receipt["stopped_ms"] <= 100
+    assert receipt["stopped_ms"] <= 500  # One trial; distributions are elsewhere.
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_behind_a_proxy_that_hides_disconnects_a_job_goes_on_until_it_is_cancell
     assert (answer.status_code, answer.json()) == (202, {"status": "cancelling", "job_id": job_id})
     receipt = cast(dict[str, Any], ended_state(hidden, job_id)["receipt"])
     assert (receipt["reason"], receipt["phase"]) == ("client", phase)
-    assert receipt["stopped_ms"] <= 100
+    assert receipt["stopped_ms"] <= 500  # One trial; distributions are elsewhere.
     assert receipt["kv_cells_after"] == 0
 
 
