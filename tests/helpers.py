@@ -1,6 +1,7 @@
 """What tests over HTTP say again and again."""
 
 import json
+import random
 import socket
 import time
 from itertools import count
@@ -50,6 +51,12 @@ def at_rest(worker: RunningWorker) -> None:
 def in_prefill(worker: RunningWorker, stream: Stream, least: int = 1) -> None:
     """Wait until some of a job's prompt is read."""
     wait_until(lambda: worker.record(stream.job_id)["prompt_tokens_processed"] >= least, what="some prefill")
+
+
+def in_a_first_step(stream: Stream) -> Stream:
+    """Wait until a job is somewhere in the step that reads the first part of its prompt, a long one."""
+    time.sleep(random.uniform(0.02, 0.12))
+    return stream
 
 
 def queued(worker: RunningWorker, stream: Stream) -> Stream:

@@ -20,7 +20,7 @@ from tests.helpers import (
     assert_prompt,
     ended_state,
     fresh_id,
-    in_prefill,
+    in_a_first_step,
     leave_and_measure,
     queued,
     script,
@@ -56,8 +56,7 @@ def test_leaving_during_prefill_stops_the_job(worker: RunningWorker) -> None:
     """Nothing flows: the prompt is still being read."""
     took_ms = []
     for _ in range(TRIALS):
-        stream = worker.execute(fresh_id(), script(1500, row_ms=1)).started()
-        in_prefill(worker, stream)
+        stream = in_a_first_step(worker.execute(fresh_id(), script(1500, row_ms=1)).started())
         took_ms.append(leave_and_measure(worker, stream, "prefill"))
     assert_prompt(took_ms)
 

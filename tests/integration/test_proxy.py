@@ -24,7 +24,7 @@ from tests.helpers import (
     assert_prompt,
     ended_state,
     fresh_id,
-    in_prefill,
+    in_a_first_step,
     leave_and_measure,
     queued,
     script,
@@ -186,8 +186,7 @@ def test_a_client_that_leaves_during_prefill_is_noticed(proxied: RunningWorker) 
     """Nothing flows that could fail."""
     took_ms = []
     for _ in range(TRIALS):
-        stream = proxied.execute(fresh_id(), script(1500, row_ms=1)).started()
-        in_prefill(proxied, stream)
+        stream = in_a_first_step(proxied.execute(fresh_id(), script(1500, row_ms=1)).started())
         took_ms.append(leave_and_measure(proxied, stream, "prefill"))
     assert_prompt(took_ms)
 

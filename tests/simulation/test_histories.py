@@ -19,7 +19,7 @@ from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.stops import StopReason
 from worker_orcd.jobs.tracker import JobTracker
 
-FIRST, LAST = (int(seed) for seed in os.environ.get("SIMULATION_SEEDS", "0:160").split(":"))
+FIRST, LAST = (int(seed) for seed in os.environ.get("SIMULATION_SEEDS", "0:120").split(":"))
 SAMPLE = 100
 """So many histories have everything in them."""
 STILL_AT_IT = 500
