@@ -40,7 +40,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = 0
         self._line_begun = b""
-        """The end of the head so far, if it may become an `Upgrade:`: a line feed, and letters that are held back."""
+        """The end of the head so far, if it may become an `Upgrade:` or the head's end: a line feed, and what of the
+        next line is held back."""
         self._ahead_bytes = 0
         self._reserved = False
         self._answering: RequestResponseCycle | None = None
@@ -106,7 +107,8 @@ class BoundedProtocol(HttpToolsProtocol):
         data = self._line_begun + data
         end = _HEAD_END.search(data)
         line = data[data.rfind(b"\n") :] if b"\n" in data and end is None else b""
-        self._line_begun = line if b"\nupgrade:".startswith(line.lower()) else b""
+        undecided = b"\nupgrade:".startswith(line.lower()) or line == b"\n\r"
+        self._line_begun = line if undecided else b""
         data = data[: len(data) - len(self._line_begun[1:])]
         head = len(data) if end is None else end.end()
         return (_UPGRADE.sub(b"x-upgrade", data[:head]) + data[head:])[passed_on:]
