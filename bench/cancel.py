@@ -59,7 +59,7 @@ def share_of(ordered: list[float], share: float) -> float:
 
 def report(name: str, receipts: list[dict[str, Any]]) -> list[float]:
     """One row for each stage: p50, p90, p99 and the largest. Returns how long each took to stop, in ms."""
-    for stage in ("stopped_ms", "freed_ms", "told_ms"):
+    for stage in ("stopped_ms", "freed_ms", "terminal_ms"):
         values = sorted(receipt[stage] for receipt in receipts)
         figures = "  ".join(
             f"{label} {share_of(values, share):7.2f}"

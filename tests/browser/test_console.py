@@ -60,7 +60,7 @@ def test_stop_in_decode_shows_the_receipt(visit: Open, shown: RunningWorker) -> 
     receipt = pane(page).locator(".receipt")
     expect(receipt).to_contain_text("Stopped in decode after")
     expect(receipt).to_contain_text("→ 0;")
-    for stage in ("accepted", "stopped", "freed", "told"):
+    for stage in ("accepted", "stopped", "freed", "terminal"):
         expect(receipt.get_by_role("img").get_by_text(stage)).to_be_visible()
     expect(pane(page).get_by_role("button", name="Stop")).to_be_disabled()
     expect(page.locator("#latency-text")).to_contain_text("median")

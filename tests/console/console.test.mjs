@@ -63,10 +63,10 @@ test("a histogram counts each value once", () => {
 
 test("the marks of a receipt stand in order, apart, and within", () => {
   for (const receipt of [
-    { stopped_ms: 0, freed_ms: 0, told_ms: 0 },
-    { stopped_ms: 8.1, freed_ms: 8.2, told_ms: 8.2 },
-    { stopped_ms: 1, freed_ms: 500, told_ms: 501 },
-    { stopped_ms: 1011, freed_ms: null, told_ms: 1012 },
+    { stopped_ms: 0, freed_ms: 0, terminal_ms: 0 },
+    { stopped_ms: 8.1, freed_ms: 8.2, terminal_ms: 8.2 },
+    { stopped_ms: 1, freed_ms: 500, terminal_ms: 501 },
+    { stopped_ms: 1011, freed_ms: null, terminal_ms: 1012 },
   ]) {
     const places = marks(receipt).map((mark) => mark.place);
     for (let n = 1; n < places.length; n += 1) assert.ok(places[n] - places[n - 1] >= 0.2, `${places}`);

@@ -18,7 +18,7 @@ class Ledger:
     streams: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
     carried_on: int = 0
-    told_ms: dict[str, list[float]] = field(default_factory=dict)
+    terminal_ms: dict[str, list[float]] = field(default_factory=dict)
 
     def harm(self, worker: RunningWorker, sig: signal.Signals) -> None:
         """Send the engine a signal, if there is an engine just now."""
@@ -52,14 +52,14 @@ class Ledger:
         """A cancel's receipt, if the job did not end by itself before."""
         if receipt is not None:
             assert receipt["kv_cells_after"] == 0
-            self.told_ms.setdefault(what, []).append(receipt["told_ms"])
+            self.terminal_ms.setdefault(what, []).append(receipt["terminal_ms"])
 
     def report(self) -> list[str]:
         """Lines for people."""
         lines = [f"{count} x {what}" for what, count in sorted(self.faults.items())]
         lines += [f"{count} streams {what}" for what, count in sorted(self.streams.items())]
         lines.append(f"{self.tokens} tokens in them; {self.carried_on} jobs carried on by another engine")
-        for what, told in sorted(self.told_ms.items()):
+        for what, told in sorted(self.terminal_ms.items()):
             half, slowest = statistics.median(told), max(told)
             lines.append(
                 f"cancels {what}: n={len(told)}, told after {half:.0f} ms (median), {slowest:.0f} ms at most"

@@ -368,7 +368,7 @@ def test_what_a_cancelled_job_held_is_free_before_its_reader_is_told(worker: Run
         receipt = worker.record(stream.job_id)["receipt"]
         assert receipt["kv_cells_before"] > 0
         assert receipt["kv_cells_after"] == 0
-        assert receipt["freed_ms"] <= receipt["told_ms"]
+        assert receipt["freed_ms"] <= receipt["terminal_ms"]
 
 
 def test_a_cancel_touches_no_job_whose_id_only_resembles(worker: RunningWorker) -> None:
@@ -462,7 +462,9 @@ def test_a_cancel_while_the_model_loads_is_told_at_once_and_the_rest_runs_afterw
         assert _status(loading) == "loading"
         assert [event.event for event in victim.events] == ["error"]
         assert victim.events[0].data["phase"] == "loading"
-        assert loading.record(victim.job_id)["receipt"]["told_ms"] < 1000  # It loads for longer than that.
+        assert (
+            loading.record(victim.job_id)["receipt"]["terminal_ms"] < 1000
+        )  # It loads for longer than that.
         assert before.events == after.events == []
         for stream in (before, after):
             stream.finished().assert_whole()
@@ -523,7 +525,7 @@ def _assert_rescued(
     victim.finished().assert_whole()
     assert victim.terminal.data["code"] == "CANCELLED"
     receipt = worker.record(victim.job_id)["receipt"]
-    assert receipt["stopped_ms"] <= receipt["freed_ms"] <= receipt["told_ms"] <= 5000
+    assert receipt["stopped_ms"] <= receipt["freed_ms"] <= receipt["terminal_ms"] <= 5000
     assert receipt["kv_cells_after"] == 0
     worker.ready(within_sec=15.0)
     health = worker.health()

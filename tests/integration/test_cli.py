@@ -167,7 +167,7 @@ def test_ctrl_c_cancels_the_job_and_shows_the_receipt(worker: RunningWorker) -> 
     code, _, said = executing.end()
     assert code == 130
     assert re.search(r"job cli-ctrl-c cancelled: stopped after [\d.]+ ms, freed after [\d.]+ ms", said), said
-    assert re.search(r"told after [\d.]+ ms; KV cells \d+ → 0 \(decode, ", said), said
+    assert re.search(r"terminal event after [\d.]+ ms; KV cells \d+ → 0 \(decode, ", said), said
     record = worker.record("cli-ctrl-c")
     assert (record["state"], record["receipt"]["reason"]) == ("cancelled", "client")
 
@@ -202,7 +202,9 @@ def test_ctrl_c_is_a_key_of_the_terminal(worker: RunningWorker) -> None:
         terminal.shows("job cli-key; Ctrl-C cancels it")
         terminal.shows("w3 ")
         terminal.type(CTRL_C)
-        terminal.shows(r"job cli-key cancelled: stopped after [\d.]+ ms, freed after [\d.]+ ms, told after")
+        terminal.shows(
+            r"job cli-key cancelled: stopped after [\d.]+ ms, freed after [\d.]+ ms, terminal event after"
+        )
         assert terminal.ended() == 130
         assert terminal.attributes() == terminal.before
 

@@ -146,7 +146,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(worker: RunningWorke
         chat.type(f"{ENDLESS}\n")
         chat.shows("w3 ")
         chat.type(CTRL_C)
-        chat.shows(r"stopped after [\d.]+ ms, freed after [\d.]+ ms, told after .*tokens out\)")
+        chat.shows(r"stopped after [\d.]+ ms, freed after [\d.]+ ms, terminal event after .*tokens out\)")
         stopped = latest(worker)
         assert (stopped["state"], stopped["receipt"]["reason"]) == ("cancelled", "client")
         chat.shows("> ")

@@ -64,7 +64,7 @@ def test_a_cancel_returns_the_receipt_and_reading_on_says_so(worker: RunningWork
                 [token async for token in job]
             assert receipt is not None
             assert receipt.kv_cells_after == 0
-            assert receipt.stopped_ms <= receipt.told_ms
+            assert receipt.stopped_ms <= receipt.terminal_ms
             assert (caught.value.reason, caught.value.receipt) == ("client", receipt)
             assert await job.cancel() == receipt
 

@@ -114,14 +114,16 @@ def test_a_receipt_says_what_the_stop_did_and_when(worker: RunningWorker) -> Non
         "accepted_ms",
         "stopped_ms",
         "freed_ms",
-        "told_ms",
+        "terminal_ms",
         "prompt_tokens",
         "tokens_out",
         "kv_cells_before",
         "kv_cells_after",
         "cancel_correlation_id",
     }
-    assert 0 == receipt["accepted_ms"] <= receipt["stopped_ms"] <= receipt["freed_ms"] <= receipt["told_ms"]
+    assert (
+        0 == receipt["accepted_ms"] <= receipt["stopped_ms"] <= receipt["freed_ms"] <= receipt["terminal_ms"]
+    )
     assert receipt["stopped_ms"] <= 500  # One trial; distributions are elsewhere.
     assert (receipt["reason"], receipt["phase"]) == ("client", "decode")
     assert (receipt["prompt_tokens"], receipt["tokens_out"]) == (len(prompt), len(stream.tokens))
@@ -133,7 +135,11 @@ def test_a_receipt_says_what_the_stop_did_and_when(worker: RunningWorker) -> Non
     assert receipt["cancel_correlation_id"] == f"ends-{stream.job_id}"
     assert record["error"] == stream.events[-1].data
     complete = worker.narrated("cancel_complete", job_id=stream.job_id)
-    for told, written in (("stopped_ms", "stopped_ms"), ("freed_ms", "freed_ms"), ("told_ms", "told_ms")):
+    for told, written in (
+        ("stopped_ms", "stopped_ms"),
+        ("freed_ms", "freed_ms"),
+        ("terminal_ms", "terminal_ms"),
+    ):
         assert complete[told] == pytest.approx(receipt[written], abs=0.1)
     assert (complete["cells_before"], complete["cells_after"]) == (receipt["kv_cells_before"], 0)
 

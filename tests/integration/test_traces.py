@@ -134,7 +134,7 @@ def test_a_cancelled_job_of_the_real_worker_arrives_at_a_collector(collector: Co
     assert said(span)["gen_ai.usage.output_tokens"] == record["tokens_out"]
     events = {event.name.removeprefix("worker_orcd."): event for event in span.events}
     cancel = [
-        events[f"cancel.{moment}"].time_unix_nano for moment in ("accepted", "stopped", "freed", "told")
+        events[f"cancel.{moment}"].time_unix_nano for moment in ("accepted", "stopped", "freed", "terminal")
     ]
     assert cancel == sorted(cancel)
     assert before <= cancel[0] / 1e9 <= after

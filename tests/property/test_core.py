@@ -467,7 +467,7 @@ class Core(RuleBasedStateMachine):
             assert job.receipt is not None
             assert job.receipt.reason is stop.reason
             assert (job.receipt.freed_ms is None) == (job.run in self.given_up)
-            if stop.reason is StopReason.DEADLINE:
+            if stop.reason is StopReason.TIMEOUT:
                 assert terminal.code is ErrorCode.INFERENCE_TIMEOUT
             else:
                 assert (terminal.code, terminal.details["reason"]) == (ErrorCode.CANCELLED, stop.reason.value)

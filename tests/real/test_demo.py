@@ -29,7 +29,9 @@ def test_demo_shows_every_promise_kept() -> None:
     assert "✓ a second cancel of the same job: 202" in shown
     assert '✓ the cancel: 202 {"status": "cancelling", "job_id": "demo-never-was"}' in shown
     assert shown.count('"code": "CANCELLED"') == 2
-    times = r"stopped after [\d.]+ ms, freed after [\d.]+ ms, told after [\d.]+ ms; KV cells \d+ → 0"
+    times = (
+        r"stopped after [\d.]+ ms, freed after [\d.]+ ms, terminal event after [\d.]+ ms; KV cells \d+ → 0"
+    )
     assert len(re.findall(times + r" \(decode,", shown)) == 1
     assert len(re.findall(times + r" \(prefill,", shown)) == 1
     assert len(re.findall(r"KV cells in /health: \d+ before, 0 after", shown)) == 2

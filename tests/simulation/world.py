@@ -255,7 +255,7 @@ class World:
             assert got == events, "a reader got something else (G2)"
         if seen.job.receipt is not None:
             if seen.cancelled_at is not None:
-                assert seen.job.receipt.told_ms <= TOLD_WITHIN_SEC * 1000
+                assert seen.job.receipt.terminal_ms <= TOLD_WITHIN_SEC * 1000
             if seen.job.receipt.reason is StopReason.CLIENT:
                 assert seen.may_be_cancelled, "cancelled by nobody who may (G8, G9)"
 

@@ -596,7 +596,7 @@ def test_a_cancel_that_overtakes_its_job_wins_once() -> None:
     assert [event.name for event in job.events] == ["error"]
     assert error_code(job) == "CANCELLED"
     assert job.receipt is not None
-    assert (job.receipt.told_ms, job.receipt.cancel_correlation_id) == (0.0, "cor-cancel")
+    assert (job.receipt.terminal_ms, job.receipt.cancel_correlation_id) == (0.0, "cor-cancel")
     with pytest.raises(JobError, match="waiting"):
         it.submit(execute(), "cor-2", at(3.5))
 

@@ -169,7 +169,7 @@ def test_a_queued_job_ends_with_the_wish_itself() -> None:
         "accepted_ms": 0.0,
         "stopped_ms": 0.0,
         "freed_ms": 0.0,
-        "told_ms": 0.0,
+        "terminal_ms": 0.0,
         "prompt_tokens": 0,
         "tokens_out": 0,
         "kv_cells_before": 0,
@@ -182,13 +182,13 @@ def test_the_first_reason_wins() -> None:
     """A lost reader, then a client, a deadline and a shutdown: it was the reader."""
     job = decoding_job()
     assert job.ask_to_stop(wish(StopReason.DISCONNECT, 3.0, "first"))
-    for later in (StopReason.CLIENT, StopReason.DEADLINE, StopReason.SHUTDOWN):
+    for later in (StopReason.CLIENT, StopReason.TIMEOUT, StopReason.SHUTDOWN):
         assert not job.ask_to_stop(wish(later, 4.0, "later"))
     job.stopped(at(5), freed_at(5))
     assert error_of(job)["reason"] == "disconnect"
     assert receipt_of(job)["reason"] == "disconnect"
     assert receipt_of(job)["cancel_correlation_id"] == "first"
-    assert receipt_of(job)["told_ms"] == 2000.0
+    assert receipt_of(job)["terminal_ms"] == 2000.0
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_every_reason_but_the_deadline_ends_in_cancelled(reason: StopReason, mes
 def test_a_deadline_ends_in_inference_timeout() -> None:
     """By the same machinery, with another last word and a retry worth a try."""
     job = decoding_job()
-    job.ask_to_stop(wish(StopReason.DEADLINE))
+    job.ask_to_stop(wish(StopReason.TIMEOUT))
     job.stopped(at(4), freed_at(4))
     assert error_of(job) == {
         "code": "INFERENCE_TIMEOUT",
@@ -232,7 +232,7 @@ def test_a_natural_end_after_a_stop_is_cancelled_all_the_same() -> None:
     job.ask_to_stop(wish(seconds=3))
     job.finished(at(3.5), "length", freed_at(3.4))
     assert error_of(job)["code"] == "CANCELLED"
-    assert (receipt_of(job)["freed_ms"], receipt_of(job)["told_ms"]) == (400.0, 500.0)
+    assert (receipt_of(job)["freed_ms"], receipt_of(job)["terminal_ms"]) == (400.0, 500.0)
     assert [event.name for event in job.events] == ["started", "token", "token", "error"]
 
 
@@ -265,7 +265,7 @@ def test_a_receipt_counts_from_the_acceptance_of_the_stop_that_counted() -> None
         "accepted_ms": 0.0,
         "stopped_ms": 4.0,
         "freed_ms": 6.5,
-        "told_ms": 20.0,
+        "terminal_ms": 20.0,
         "prompt_tokens": 3,
         "tokens_out": 2,
         "kv_cells_before": 5,
@@ -360,7 +360,7 @@ def test_a_stop_that_nobody_could_confirm_says_so_in_its_receipt() -> None:
     assert error_of(job)["code"] == "CANCELLED"
     assert receipt_of(job)["freed_ms"] is None
     assert receipt_of(job)["kv_cells_after"] is None
-    assert receipt_of(job)["told_ms"] == 5000.0
+    assert receipt_of(job)["terminal_ms"] == 5000.0
 
 
 # What can be looked up.

@@ -66,7 +66,7 @@ def test_every_series_is_there_from_the_start() -> None:
 def test_cancels_are_measured_by_stage_and_phase_and_deadlines_are_not() -> None:
     """A job that ran and was stopped after 50 ms counts in each stage."""
     metrics = Metrics()
-    for reason in (StopReason.CLIENT, StopReason.DEADLINE):
+    for reason in (StopReason.CLIENT, StopReason.TIMEOUT):
         job = running_job(run=next(_runs))
         job.ask_to_stop(wish(reason))
         job.stopped(at(2.06), freed_at(2.05))

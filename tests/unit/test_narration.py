@@ -55,7 +55,7 @@ def a_job_is_cancelled(**changes: Any) -> narration.CancelComplete:
         "phase": "decode",
         "stopped_ms": 4.1234,
         "freed_ms": 4.5,
-        "told_ms": 5.0,
+        "terminal_ms": 5.0,
         "tokens_out": 12,
         "cells_before": 40,
         "cells_after": 0,
@@ -233,8 +233,8 @@ class TestEvent:
 
     def test_numbers_that_json_does_not_know_become_null(self) -> None:
         """Infinity and not-a-number never make a line that is not JSON."""
-        event = json.loads(told_line(a_job_is_cancelled(stopped_ms=float("nan"), told_ms=float("inf"))))
-        assert (event["stopped_ms"], event["told_ms"]) == (None, None)
+        event = json.loads(told_line(a_job_is_cancelled(stopped_ms=float("nan"), terminal_ms=float("inf"))))
+        assert (event["stopped_ms"], event["terminal_ms"]) == (None, None)
 
     def test_the_correlation_id_is_the_given_one_else_the_bound_one_else_that_of_the_request(self) -> None:
         """The nearest wins, and binding leaves the first narrator as it was."""

@@ -39,7 +39,7 @@ from worker_orcd.worker.worker import Policy, Worker
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SECRET = "the quick brown fox"
-CANCEL_EVENTS = [f"worker_orcd.cancel.{moment}" for moment in ("accepted", "stopped", "freed", "told")]
+CANCEL_EVENTS = [f"worker_orcd.cancel.{moment}" for moment in ("accepted", "stopped", "freed", "terminal")]
 
 
 class Stage:
@@ -240,7 +240,7 @@ def test_a_cancelled_job_tells_its_four_moments_and_is_no_error(
     }
     asked = job.stop.stop.accepted_at - job.accepted.mono
     for name, ms in zip(
-        CANCEL_EVENTS, (0.0, receipt.stopped_ms, receipt.freed_ms, receipt.told_ms), strict=True
+        CANCEL_EVENTS, (0.0, receipt.stopped_ms, receipt.freed_ms, receipt.terminal_ms), strict=True
     ):
         assert ms is not None
         assert seconds(span, name) == pytest.approx(asked + ms / 1000, abs=1e-5), name
@@ -275,7 +275,7 @@ def test_a_job_that_took_too_long_is_an_error_and_tells_its_stop(stage: Stage) -
 
     _, span = play(stage, story())
     said = attributes(span)
-    assert (said["error.type"], said["worker_orcd.outcome"]) == ("INFERENCE_TIMEOUT", "timeout")
+    assert (said["error.type"], said["worker_orcd.outcome"]) == ("INFERENCE_TIMEOUT", "timed_out")
     assert span.status.status_code is StatusCode.ERROR
     assert names(span)[-4:] == CANCEL_EVENTS
     assert seconds(span, CANCEL_EVENTS[0]) == pytest.approx(0.5, abs=0.002)

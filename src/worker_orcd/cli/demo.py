@@ -111,7 +111,7 @@ class Checks:
         self.check(
             receipt.stopped_ms <= STOPPED_WITHIN_MS
             and receipt.freed_ms is not None
-            and receipt.freed_ms <= receipt.told_ms
+            and receipt.freed_ms <= receipt.terminal_ms
             and receipt.kv_cells_after == 0,
             f"from the cancel: {receipt_line(receipt)}",
         )

@@ -12,7 +12,7 @@ def receipt_line(receipt: Receipt | None) -> str:
     freed = "NOT CONFIRMED" if receipt.freed_ms is None else f"after {receipt.freed_ms:.1f} ms"
     after = "unknown" if receipt.kv_cells_after is None else receipt.kv_cells_after
     return (
-        f"stopped after {receipt.stopped_ms:.1f} ms, freed {freed}, told after {receipt.told_ms:.1f} ms; "
+        f"stopped after {receipt.stopped_ms:.1f} ms, freed {freed}, terminal event after {receipt.terminal_ms:.1f} ms; "
         f"KV cells {receipt.kv_cells_before} → {after} "
         f"({receipt.phase}, {receipt.prompt_tokens} prompt tokens read, {receipt.tokens_out} tokens out)"
     )

@@ -200,7 +200,7 @@ class _Watching:
         receipts = await self._client.cancel(group=group)
         if not receipts:
             return f"no live job is of group {group}; nothing to stop"
-        slowest = max(receipts, key=lambda receipt: receipt.told_ms)
+        slowest = max(receipts, key=lambda receipt: receipt.terminal_ms)
         return (
             f"group {group}: {len(receipts)} cancelled; the last, {slowest.job_id}, {receipt_line(slowest)}"
         )

@@ -64,7 +64,7 @@ class Receipt:
     phase: str
     stopped_ms: float
     freed_ms: float | None
-    told_ms: float
+    terminal_ms: float
     prompt_tokens: int
     tokens_out: int
     kv_cells_before: int

@@ -207,7 +207,7 @@ function timeline(receipt) {
   const line = document.createElement("p");
   const after = receipt.kv_cells_after ?? "unknown";
   line.textContent =
-    `Stopped in ${receipt.phase} after ${ms(receipt.stopped_ms)}, freed after ${ms(receipt.freed_ms) || "?"}, told after ${ms(receipt.told_ms)}. ` +
+    `Stopped in ${receipt.phase} after ${ms(receipt.stopped_ms)}, freed after ${ms(receipt.freed_ms) || "?"}, terminal event after ${ms(receipt.terminal_ms)}. ` +
     `KV cells ${receipt.kv_cells_before} → ${after}; ${receipt.prompt_tokens} prompt tokens read, ${receipt.tokens_out} tokens out.`;
   const svg = svgElement("svg", { class: "timeline", viewBox: "0 0 400 74", role: "img", "aria-label": "Timeline of the stop" });
   svg.append(svgElement("line", { class: "axis", x1: 12, x2: 340, y1: 36, y2: 36 }));

@@ -55,7 +55,7 @@ export const ms = (value) => (value === null || value === undefined ? "" : value
 
 /** The marks of a receipt's timeline: names, milliseconds, and places from 0 to 1 that do not lie on each other. */
 export function marks(receipt) {
-  const stages = [["accepted", 0], ["stopped", receipt.stopped_ms], ["freed", receipt.freed_ms], ["told", receipt.told_ms]];
+  const stages = [["accepted", 0], ["stopped", receipt.stopped_ms], ["freed", receipt.freed_ms], ["terminal", receipt.terminal_ms]];
   const known = stages.filter(([, at]) => at !== null);
   const last = Math.max(...known.map(([, at]) => at), 0.001);
   let place = -1;

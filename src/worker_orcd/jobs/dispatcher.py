@@ -138,7 +138,7 @@ class Dispatcher:
     def expire(self, now: Moment) -> tuple[list[Job], list[Effect]]:
         """Stop the jobs whose deadline has passed; returns them too, for the telling."""
         late = [job for job in self.tracker if job.deadline <= now.mono and not job.stop]
-        reason = StopReason.DEADLINE
+        reason = StopReason.TIMEOUT
         effects = self._stop_together(
             [(job, Stop(reason, now.mono, job.correlation_id)) for job in late], now
         )

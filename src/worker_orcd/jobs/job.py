@@ -228,7 +228,7 @@ class Job:
         self.prompt_processed = max(self.prompt_processed, freed.prompt_processed)
         if stop is not None:
             self._events.append(self._stopped_by(stop))
-            self.receipt = self._receipt(stop, freed, told_at=now)
+            self.receipt = self._receipt(stop, freed, terminal_at=now)
         elif otherwise is not None:
             self._events.append(otherwise)
         else:  # The table ends a job that nobody stopped only by triggers that bring their own terminal event.
@@ -237,7 +237,7 @@ class Job:
         self.ended_at = now
 
     def _stopped_by(self, stop: Stop) -> Error:
-        if stop.reason is StopReason.DEADLINE:
+        if stop.reason is StopReason.TIMEOUT:
             message = f"Job took longer than {round(self.timeout_sec * 1000)} ms"
             return self._error(ErrorCode.INFERENCE_TIMEOUT, message)
         return self._error(ErrorCode.CANCELLED, STOP_MESSAGES[stop.reason], reason=stop.reason.value)
@@ -250,14 +250,14 @@ class Job:
         }
         return Error(code, message, details | usage)
 
-    def _receipt(self, stop: Stop, freed: Freed, told_at: float) -> Receipt:
+    def _receipt(self, stop: Stop, freed: Freed, terminal_at: float) -> Receipt:
         asked = stop.accepted_at
         return Receipt(
             reason=stop.reason,
             phase=self.phase,
             stopped_ms=millis(asked, freed.stopped_at),
             freed_ms=None if freed.freed_at is None else millis(asked, freed.freed_at),
-            told_ms=millis(asked, told_at),
+            terminal_ms=millis(asked, terminal_at),
             prompt_tokens=self.prompt_processed,
             tokens_out=self.tokens_out,
             kv_cells_before=freed.cells_before,

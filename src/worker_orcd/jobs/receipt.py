@@ -32,7 +32,7 @@ class Receipt:
     phase: str
     stopped_ms: float
     freed_ms: float | None
-    told_ms: float
+    terminal_ms: float
     prompt_tokens: int
     tokens_out: int
     kv_cells_before: int
@@ -47,7 +47,7 @@ class Receipt:
             "accepted_ms": 0.0,
             "stopped_ms": self.stopped_ms,
             "freed_ms": self.freed_ms,
-            "told_ms": self.told_ms,
+            "terminal_ms": self.terminal_ms,
             "prompt_tokens": self.prompt_tokens,
             "tokens_out": self.tokens_out,
             "kv_cells_before": self.kv_cells_before,

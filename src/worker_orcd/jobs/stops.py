@@ -11,7 +11,7 @@ class StopReason(StrEnum):
     DISCONNECT = "disconnect"
     SHUTDOWN = "shutdown"
     SUPERSEDED = "superseded"
-    DEADLINE = "deadline"
+    TIMEOUT = "timeout"
     """Ends in `INFERENCE_TIMEOUT`; the others end in `CANCELLED`."""
 
 

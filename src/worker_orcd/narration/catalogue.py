@@ -263,7 +263,7 @@ class CancelComplete(_ToldOfJob):
     phase: Annotated[str, "when it was asked to stop: `queued`, `loading`, `prefill` or `decode`"]
     stopped_ms: Annotated[float | None, "ms until computing had stopped; null when not confirmed"]
     freed_ms: Annotated[float | None, "ms until its memory was free; null when not confirmed"]
-    told_ms: Annotated[float, "ms until the terminal event was in the stream"]
+    terminal_ms: Annotated[float, "ms until the terminal event was in the stream"]
     prompt_tokens: Annotated[int | None, "prompt tokens processed"] = None
     tokens_out: Annotated[int, "tokens generated"]
     cells_before: Annotated[int, "KV cells held when asked to stop"]

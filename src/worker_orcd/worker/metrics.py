@@ -159,11 +159,11 @@ class Metrics:
             self.inference.observe(took)
             if job.started_at is None:
                 self.queue.observe(took)
-        if job.receipt is not None and job.receipt.reason is not StopReason.DEADLINE:
+        if job.receipt is not None and job.receipt.reason is not StopReason.TIMEOUT:
             self._cancelled(job.receipt)
 
     def _cancelled(self, receipt: Receipt) -> None:
-        times = (receipt.stopped_ms, receipt.freed_ms, receipt.told_ms)
+        times = (receipt.stopped_ms, receipt.freed_ms, receipt.terminal_ms)
         for stage, took_ms in zip(_STAGES, times, strict=True):
             if took_ms is not None:
                 self.cancel_latency.labels(stage, receipt.phase).observe(took_ms / 1000)
@@ -179,7 +179,7 @@ def outcome_of(terminal: Terminal, receipt: Receipt | None) -> tuple[str, str]:
         return "completed", terminal.stop_reason
     if terminal.code is ErrorCode.CANCELLED and receipt is not None:
         return "cancelled", receipt.reason.value
-    outcome = "timeout" if terminal.code is ErrorCode.INFERENCE_TIMEOUT else "failed"
+    outcome = "timed_out" if terminal.code is ErrorCode.INFERENCE_TIMEOUT else "failed"
     return outcome, terminal.code.value
 
 
@@ -194,8 +194,8 @@ def _all_outcomes() -> Iterator[tuple[str, str, str]]:
     for reason in get_args(EndReason):
         yield "completed", reason, "200"
     for stop in StopReason:
-        if stop is not StopReason.DEADLINE:
+        if stop is not StopReason.TIMEOUT:
             yield "cancelled", stop.value, str(KINDS[ErrorCode.CANCELLED].http_status)
-    yield "timeout", ErrorCode.INFERENCE_TIMEOUT.value, str(KINDS[ErrorCode.INFERENCE_TIMEOUT].http_status)
+    yield "timed_out", ErrorCode.INFERENCE_TIMEOUT.value, str(KINDS[ErrorCode.INFERENCE_TIMEOUT].http_status)
     for code in _FAILURES:
         yield "failed", code.value, str(KINDS[code].http_status)

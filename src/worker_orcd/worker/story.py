@@ -9,7 +9,7 @@ from worker_orcd.jobs.events import End, Error
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.moment import millis
 from worker_orcd.jobs.receipt import Receipt
-from worker_orcd.jobs.stops import Stop, StopReason
+from worker_orcd.jobs.stops import Stop
 from worker_orcd.protocol.messages import AuditFault, Narrated, Percent, Ready
 from worker_orcd.supervisor.engine import Death
 
@@ -145,11 +145,11 @@ def _ending(job: Job) -> narration.Action | None:
         case Receipt() as receipt, _:
             return narration.CancelComplete(
                 job_id=job.job_id,
-                reason="timeout" if receipt.reason is StopReason.DEADLINE else receipt.reason.value,
+                reason=receipt.reason.value,
                 phase=receipt.phase,
                 stopped_ms=receipt.stopped_ms,
                 freed_ms=receipt.freed_ms,
-                told_ms=receipt.told_ms,
+                terminal_ms=receipt.terminal_ms,
                 prompt_tokens=receipt.prompt_tokens,
                 tokens_out=receipt.tokens_out,
                 cells_before=receipt.kv_cells_before,

@@ -227,7 +227,7 @@ def _tell_stop(span: Span, job: Job, receipt: Receipt, ended_at: float) -> None:
         ("accepted", began, asked),
         ("stopped", began + receipt.stopped_ms / 1000, None),
         ("freed", None if receipt.freed_ms is None else began + receipt.freed_ms / 1000, held),
-        ("told", ended_at, None),
+        ("terminal", ended_at, None),
     ):
         if mono is not None:  # Receipts are rounded; nothing is after the end for that.
             span.add_event(f"worker_orcd.cancel.{moment}", facts, _ns(job, min(mono, ended_at)))
