@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.tiny import TinyModels
 from worker_orcd.testing.harness import RunningWorker, running_worker
 
 # What a shell starts in the background ignores Ctrl-C, what nohup starts ignores hang-ups, and so does all that it
@@ -48,6 +49,12 @@ def exact_worker() -> Iterator[RunningWorker]:
     """The same with `--exact`, eight sequences of 1,024 cells."""
     with running_worker("llama", wait=False, exact=True, parallel=8, context_length=8192) as worker:
         yield worker.ready(within_sec=180)
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
+    """Files of tiny models of any architecture, made when they are wanted."""
+    return TinyModels(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
