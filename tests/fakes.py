@@ -302,3 +302,7 @@ class HandLoop:
     def cells_held(self) -> list[int]:
         """Cells of each sequence id."""
         return [self.model.cells(sequence) for sequence in range(self.model.facts.sequences)]
+
+
+MakeLoop = Callable[..., HandLoop]
+"""Makes a `HandLoop` of these keyword arguments."""

@@ -2,13 +2,12 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 import pytest
 
-from tests.fakes import HandLoop, run_message
+from tests.fakes import HandLoop, MakeLoop, run_message
 from worker_orcd.engine.loop import MOST_UNARMED_MS, BeyondRepair
 from worker_orcd.engine.model import Batch, Outcome
 from worker_orcd.engine.planner import GENTLE_MS
@@ -16,22 +15,6 @@ from worker_orcd.protocol.messages import AuditFault, FromEngine, Ping, Pong, St
 from worker_orcd.testing.scripted import END, FIRST_WORD
 
 LONG = "x" * 400
-
-MakeLoop = Callable[..., HandLoop]
-
-
-@pytest.fixture
-def make_loop() -> Iterator[MakeLoop]:
-    """Make loops; they are closed afterwards."""
-    made: list[HandLoop] = []
-
-    def make(**given: Any) -> HandLoop:
-        made.append(HandLoop(**given))
-        return made[-1]
-
-    yield make
-    for loop in made:
-        loop.close()
 
 
 @pytest.fixture

@@ -91,8 +91,8 @@ class LlamaModel:
         return int(lib.llama_model_n_layer(self._model))
 
     @property
-    def dense_ids(self) -> bool:
-        """Separate streams of cells are computed up to the highest id in a step."""
+    def separate_streams(self) -> bool:
+        """With `--exact`. llama.cpp computes streams from the lowest to the highest id of a step."""
         return self._exact
 
     # Text.
@@ -167,7 +167,8 @@ class LlamaModel:
     # Computing.
 
     def decode(self, batch: Batch, *, armed: bool) -> Outcome:
-        """Compute a step of at most 512 rows as one micro-batch."""
+        """Compute at most 512 rows. They are one micro-batch, but with separate streams one for each number of rows:
+        llama.cpp gives every sequence of a micro-batch equally many."""
         watched = self._interrupt.address if armed else ctypes.addressof(_never)
         lib.llama_set_abort_callback(self._context, self._abort, watched)
         code = lib.llama_decode(self._context, self._rows.fill(batch))
@@ -186,6 +187,10 @@ class LlamaModel:
     def trim(self, sequence: int, length: int) -> None:
         """Forget what lies behind the first `length` cells."""
         lib.llama_memory_seq_rm(self._memory, sequence, length, -1)
+
+    def clear(self) -> None:
+        """Reset all cells and, with them, each stream's search head."""
+        lib.llama_memory_clear(self._memory, False)
 
     def move(self, source: int, target: int) -> None:
         """Copy a sequence's cells to a free id and free the old one."""

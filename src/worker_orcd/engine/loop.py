@@ -14,6 +14,7 @@ import msgspec
 from worker_orcd import narration
 from worker_orcd.engine.audit import Difference, differences
 from worker_orcd.engine.model import Batch, Model, Outcome
+from worker_orcd.engine.parts import Part, StepResult, parts_of, runs_of
 from worker_orcd.engine.planner import TILE_ROWS, CostEstimate, Plan, plan_step
 from worker_orcd.engine.sequence import Sequence
 from worker_orcd.protocol.interrupt import InterruptByte
@@ -28,7 +29,6 @@ from worker_orcd.protocol.messages import (
     Step,
     Stop,
     Stopped,
-    TokenOut,
 )
 
 WORTH_ABORTING_MS = 12.0
@@ -155,7 +155,7 @@ class EngineLoop:
         after = self._model.cells(sequence.id)
         self._last_holder[sequence.id] = sequence.run.run
         hole = sequence.id
-        if self._model.dense_ids and self._sequences and after == 0:
+        if self._model.separate_streams and self._sequences and after == 0:
             last = max(self._sequences.values(), key=lambda other: other.id)
             if last.id > hole:
                 self._model.move(last.id, hole)
@@ -232,37 +232,29 @@ class EngineLoop:
         owed = not self._owed.isdisjoint(self._sequences)
         plan, preempted = self._plan_within_cells(gentle=owed)
         armed = plan.predicted_ms > (MOST_UNARMED_MS if owed else WORTH_ABORTING_MS)
-        batch, last_rows = self._batch(plan)
         started = self._clock()
-        outcome = self._model.decode(batch, armed=armed)
-        took_ms = (self._clock() - started) * 1000
-        self._owed = frozenset(s.key for s in plan.shares) if outcome is Outcome.ABORTED else frozenset()
-        tokens: list[TokenOut] = []
-        progress: list[Progress] = []
-        ends: list[EndOfRun] = []
-        if outcome is not Outcome.DONE:
-            self._undo(plan)
-        match outcome:
-            case Outcome.DONE:
-                self._cost.learn(plan, took_ms)
-                tokens, progress, ends = self._harvest(plan, last_rows)
-            case Outcome.NO_ROOM if len(self._sequences) > 1:
-                preempted.append(self._preempt())
-            case Outcome.NO_ROOM:
-                ends = [self._failed(plan.shares[-1].key, "INTERNAL", "no free KV cells")]
-            case Outcome.FAILED | Outcome.NO_MEMORY:
-                ends = [self._device_failed(share.key, outcome) for share in plan.shares]
+        result = self._compute(plan, armed=armed)
+        if result.outcome is Outcome.DONE:
+            self._cost.learn(plan, (self._clock() - started) * 1000)
+        aborted = result.outcome is Outcome.ABORTED
+        self._owed = frozenset(result.undone + result.skipped) if aborted else frozenset()
+        # Ids move when runs are freed, so only now, behind the last part.
+        ends = [self._end(end) for end in result.ends]
+        if result.outcome not in (Outcome.DONE, Outcome.ABORTED):
+            failures, put_out = self._fail(result)
+            ends += failures
+            preempted += put_out
         cells, sequences = self._audit()
         self._send(
             Step(
                 duration_ms=(self._clock() - started) * 1000,
-                tokens=tuple(tokens),
-                progress=tuple(progress),
+                tokens=tuple(result.tokens),
+                progress=tuple(result.progress),
                 ended=tuple(ends),
                 cells_used=cells,
                 sequences_used=sequences,
                 next_ms=plan.predicted_ms if self._sequences else 0.0,
-                aborted=outcome is Outcome.ABORTED,
+                aborted=aborted,
                 preempted=tuple(preempted),
             )
         )
@@ -291,50 +283,67 @@ class EngineLoop:
         self._free(youngest)
         return youngest.run.run
 
-    def _batch(self, plan: Plan) -> tuple[Batch, dict[int, int]]:
-        """The plan's rows, sorted by sequence id, and for each run whose tokens are then all in cells its last row."""
-        batch = Batch([], [], [], [])
-        last_rows: dict[int, int] = {}
-        for share in sorted(plan.shares, key=lambda share: self._sequences[share.key].id):
-            sequence = self._sequences[share.key]
-            end = sequence.computed + share.rows
-            batch.tokens += sequence.tokens[sequence.computed : end]
-            batch.positions += range(sequence.computed, end)
-            batch.sequences += [sequence.id] * share.rows
-            batch.wanted += [False] * share.rows
-            if end == len(sequence.tokens):
-                last_rows[share.key] = len(batch.wanted) - 1
-                batch.wanted[-1] = True
-        return batch, last_rows
+    def _compute(self, plan: Plan, *, armed: bool) -> StepResult:
+        """Compute a step part by part. Each part is sampled before the next one overwrites its logits.
 
-    def _harvest(
-        self, plan: Plan, last_rows: dict[int, int]
-    ) -> tuple[list[TokenOut], list[Progress], list[EndOfRun]]:
-        tokens: list[TokenOut] = []
-        progress: list[Progress] = []
-        ends: list[EndOfRun] = []
-        for share in plan.shares:
+        The first part that is not done is undone, and those behind it are skipped; what earlier parts brought stays.
+        """
+        result = StepResult()
+        parts = parts_of(plan, self._sequences, separate_streams=self._model.separate_streams)
+        for number, part in enumerate(parts):
+            result.outcome = self._model.decode(part.batch, armed=armed)
+            if result.outcome is not Outcome.DONE:
+                self._undo(part)
+                result.undone, result.skipped = runs_of([part]), runs_of(parts[number + 1 :])
+                break
+            self._harvest(part, result)
+        return result
+
+    def _harvest(self, part: Part, result: StepResult) -> None:
+        """Note what a part brought and draw the next tokens of its runs."""
+        for share in part.shares:
             sequence = self._sequences[share.key]
             before = sequence.prompt_processed
             sequence.computed += share.rows
             if sequence.prompt_processed > before:
-                progress.append(Progress(share.key, sequence.prompt_processed))
-            if share.key in last_rows:
-                new, end = sequence.draw(last_rows[share.key], self._model)
-                tokens += new
+                result.progress.append(Progress(share.key, sequence.prompt_processed))
+            if share.key in part.last_rows:
+                new, end = sequence.draw(part.last_rows[share.key], self._model)
+                result.tokens += new
                 if end is not None:
-                    ends.append(end)
-        return tokens, progress, [self._end(end) for end in ends]
+                    result.ends.append(end)
 
     def _end(self, end: EndOfRun) -> EndOfRun:
         before, after = self._free(self._sequences[end.run])
         return msgspec.structs.replace(end, cells_before=before, cells_after=after)
 
-    def _undo(self, plan: Plan) -> None:
-        """Trim every sequence of a step that did not end well back to what it was before."""
-        for share in plan.shares:
+    def _undo(self, part: Part) -> None:
+        """Trim every sequence of a part that was not done back to what it was before."""
+        for share in part.shares:
             sequence = self._sequences[share.key]
             self._model.trim(sequence.id, sequence.computed)
+
+    def _fail(self, result: StepResult) -> tuple[list[EndOfRun], list[int]]:
+        """Handle a part that was neither done nor aborted.
+
+        Returns:
+            The ends of the runs that fail with it, and the runs that are requeued.
+        """
+        separate = self._model.separate_streams
+        if result.outcome is Outcome.NO_ROOM and len(self._sequences) > 1 and not separate:
+            return [], [self._preempt()]
+        if result.outcome is Outcome.NO_ROOM:
+            # With separate streams another run's cells are of no use to this one.
+            ends = [self._failed(key, "INTERNAL", "no free KV cells") for key in result.undone]
+        else:
+            ends = [self._device_failed(key, result.outcome) for key in result.undone]
+        requeued: list[int] = []
+        if separate:
+            # llama.cpp may have left search heads wrong (see `parts`). Only a cache that holds nothing can be cleared.
+            while self._sequences:
+                requeued.append(self._preempt())
+            self._model.clear()
+        return ends, requeued
 
     def _device_failed(self, key: int, outcome: Outcome) -> EndOfRun:
         device = self._model.facts.device

@@ -76,8 +76,9 @@ class Model(Protocol):
         """Of the model: a step's share of one is about how long an abort may have to wait."""
 
     @property
-    def dense_ids(self) -> bool:
-        """Whether steps are faster when sequence ids have no holes."""
+    def separate_streams(self) -> bool:
+        """Whether each sequence has a stream of cells of its own. Then sequence ids are kept without holes, which makes
+        steps faster, and a step is computed in parts (`parts.py`)."""
 
     def encode(self, prompt: str, template: Template) -> list[int]:
         """Token ids of a prompt. Safe to call while a step runs.
@@ -106,6 +107,9 @@ class Model(Protocol):
 
     def trim(self, sequence: int, length: int) -> None:
         """Forget all of a sequence behind its first `length` cells; 0 frees it."""
+
+    def clear(self) -> None:
+        """Reset the cells of a model in which no sequence holds any, and where the search for free ones begins."""
 
     def move(self, source: int, target: int) -> None:
         """Give sequence `source` the free id `target`."""

@@ -213,7 +213,8 @@ class Step(Message, frozen=True):
         cells_used: KV cells in use over all sequences, by the engine's own count, after it.
         sequences_used: sequences in use.
         next_ms: how long the next step is predicted to take; 0 if there is none.
-        aborted: whether it was, and has to be done again.
+        aborted: whether an interrupt ended it. The runs that the step brings nothing of are computed again; with
+            `exact` a step may have brought others something before.
         preempted: runs that were put out because the others need their cells. They hold nothing any more.
     """
 

@@ -110,7 +110,7 @@ class ScriptedModel:
             exact=load.exact,
             load_ms=0.0,
         )
-        self.dense_ids = load.exact
+        self.separate_streams = load.exact
         self.layers = 30
         self.abortable = "WORKER_ORCD_SCRIPTED_UNABORTABLE" not in os.environ
 
@@ -185,6 +185,10 @@ class ScriptedModel:
             self._leaked[sequence] = self._leaked.get(sequence, 0) + 1
             return
         del cells[length:]
+
+    def clear(self) -> None:
+        """Hold nothing."""
+        self._cells.clear()
 
     def move(self, source: int, target: int) -> None:
         """Take another id."""
