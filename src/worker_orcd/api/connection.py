@@ -10,6 +10,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from worker_orcd.api.answers import Refuse
+from worker_orcd.api.half_close import HalfClose
 from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
 from worker_orcd.narration.context import correlation_id, new_correlation_id
 
@@ -45,6 +46,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._ahead_bytes = 0
         self._reserved = False
         self._answering: RequestResponseCycle | None = None
+        self._half_close: HalfClose | None = None
+        """Set once the client has closed its side of the connection while its answer is still to come."""
         self._request_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
 
@@ -64,6 +67,8 @@ class BoundedProtocol(HttpToolsProtocol):
         for timer in (self._request_timer, self._stall_timer):
             if timer is not None:
                 timer.cancel()
+        if self._half_close is not None:
+            self._half_close.close()
         if self._answering is not None and not self._answering.response_complete:
             # uvicorn tells only the latest request of those that were sent ahead.
             self._answering.disconnected = True
@@ -92,6 +97,17 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._in_head and self._idle and not self.transport.is_closing():
             # Whatever it sent, it was no request yet, and uvicorn waits no longer for one to begin.
             self._await_request()
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn always closes.
+        """The client has sent a FIN. Keep the connection if a whole request still waits for its answer."""
+        unfinished = self._request_timer is not None
+        if self._answering is None or self._answering.response_complete or unfinished:
+            return False
+        # uvloop reports the FIN again whenever reading is resumed.
+        if self._half_close is None:
+            self.cycle.keep_alive = False  # There will be no further request.
+            self._half_close = HalfClose(self.transport, lambda: self._answering)
+        return True
 
     @property
     def _idle(self) -> bool:

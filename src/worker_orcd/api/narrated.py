@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 from worker_orcd import narration
 from worker_orcd.api import schema
 from worker_orcd.api.access import owner_of
+from worker_orcd.api.half_close import takes_comments
 from worker_orcd.api.sse import KEEP_ALIVE_SEC
 from worker_orcd.jobs.errors import ErrorCode, JobError
 
@@ -45,6 +46,7 @@ class _Narration(EventSourceResponse):
         super().__init__(self._chunks(), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        takes_comments(scope)
         try:
             await super().__call__(scope, receive, send)
         finally:

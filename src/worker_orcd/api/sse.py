@@ -7,6 +7,7 @@ import msgspec
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.types import Receive, Scope, Send
 
+from worker_orcd.api.half_close import takes_comments
 from worker_orcd.jobs.errors import JobError, invalid
 from worker_orcd.worker.streams import JobStream, Numbered
 from worker_orcd.worker.worker import Worker
@@ -70,6 +71,7 @@ class ReaderResponse(EventSourceResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream until the last terminal event is sent or the reader is gone."""
+        takes_comments(scope)
         try:
             await super().__call__(scope, receive, send)
         finally:
