@@ -23,6 +23,7 @@ from worker_orcd.protocol.messages import (
     Stopped,
 )
 from worker_orcd.supervisor.engine import Death, EngineListener
+from worker_orcd.supervisor.liveness import Activity
 
 SEQUENCES, CELLS = 4, 700
 
@@ -87,6 +88,10 @@ class VirtualEngine:
         """Answered between two steps."""
         self._hand.post(Ping(runs))
         self._kick()
+
+    def activity(self) -> Activity | None:
+        """It has no process: its silence is wall time."""
+        return None
 
     def kill(self, why: str) -> None:
         """It may take its time to be dead."""

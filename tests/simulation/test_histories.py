@@ -1,6 +1,6 @@
 """Seeded histories of the whole worker in virtual time (G2 to G11).
 
-Core, supervisor, ladder, pulse, engine loop, planner, readers: all real; engines die, hang, ignore their kill, fail to
+Core, supervisor, engine loop, planner, readers: all real; engines die, hang, ignore their kill, fail to
 start and abort steps at random; two owners use the same ids. `make simulate` plays thousands, `make test` a sample.
 A seed that fails replays exactly, in any process, and says how: `SIMULATION_SEEDS=7:8 pytest tests/simulation`.
 """

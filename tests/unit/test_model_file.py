@@ -406,3 +406,12 @@ def test_the_bundled_model_is_accepted_with_its_facts() -> None:
         vocab_size=49_152,
     )
     assert first < 1, "it takes about 0.05 s on an idle machine"
+
+
+def test_a_path_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    """It could not be sent to the engine, nor written into an answer. One line, printable."""
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xff.gguf"))
+    with pytest.raises(ModelFileError) as caught:
+        model_file.inspect(path)
+    assert "not UTF-8" in caught.value.message
+    assert caught.value.message.isprintable()

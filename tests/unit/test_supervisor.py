@@ -26,6 +26,7 @@ from worker_orcd.protocol.messages import (
 )
 from worker_orcd.supervisor import supervisor as supervisor_module
 from worker_orcd.supervisor.engine import Death, Engine, EngineListener
+from worker_orcd.supervisor.liveness import FIRST_STEP_PATIENCE, LOADING_PATIENCE, Activity, Waiting
 from worker_orcd.supervisor.supervisor import EngineState, Supervisor
 
 READY = Ready("m", "cpu", True, 0, "F16", "bpe", 1000, 100, 100, 4, False, 1.0)
@@ -80,6 +81,7 @@ class FakeEngine:
         self.dies_when_killed = True
         self.answers_pings = True
         self.pings = 0
+        self.activity_is: Callable[[], Activity | None] = lambda: None
         self.killed_at: list[float] = []
         self.closed = False
 
@@ -100,6 +102,10 @@ class FakeEngine:
         self.pings += 1
         if self.answers_pings:
             asyncio.get_running_loop().call_soon(self.says, Pong())
+
+    def activity(self) -> Activity | None:
+        """What the test says."""
+        return self.activity_is()
 
     def kill(self, why: str) -> None:
         """Die soon, unless it is one of those that can't."""
@@ -131,14 +137,14 @@ class Bench:
         self.engines: list[FakeEngine] = []
         self.launched_at: list[float] = []
         self.said: list[object] = []
-        self.dies_at_once: list[LoadFailed | OSError | None] = []
+        self.dies_at_once: list[LoadFailed | Exception | None] = []
         """For the next launches in turn: a failed load, no process at all, or (None) a death without a word."""
 
     async def launch(self, listener: EngineListener) -> Engine:
         """Start a fake one."""
         self.launched_at.append(self.now)
         failure = self.dies_at_once.pop(0) if self.dies_at_once else False
-        if isinstance(failure, OSError):
+        if isinstance(failure, Exception):
             raise failure
         engine = FakeEngine(listener, pid=100 + len(self.launched_at))
         self.engines.append(engine)
@@ -349,6 +355,76 @@ def test_an_engine_that_loads_is_given_a_minute(play: Callable[..., Bench]) -> N
     play(scenario)
 
 
+def computing(bench: Bench, share: float) -> Callable[[], Activity]:
+    """An engine whose busiest thread gets this share of a CPU."""
+    return lambda: Activity(share * bench.now, 0, Waiting.CPU)
+
+
+def test_a_starved_engine_is_not_killed_however_long_it_is_silent(play: Callable[..., Bench]) -> None:
+    """It waits for a CPU (G16)."""
+
+    async def scenario(bench: Bench) -> None:
+        engine = await bench.ready()
+        engine.says(step())
+        engine.activity_is = computing(bench, 0.01)
+        engine.answers_pings = False
+        await asyncio.sleep(200)
+        assert bench.supervisor.state is EngineState.READY
+        assert not engine.killed_at
+
+    play(scenario)
+
+
+def test_a_stop_ends_in_time_though_the_engine_is_only_starved(play: Callable[..., Bench]) -> None:
+    """The client's five seconds come first: two of them are left for the engine's death (G5)."""
+
+    async def scenario(bench: Bench) -> None:
+        engine = await bench.ready()
+        engine.activity_is = computing(bench, 0.01)
+        engine.answers_pings = False
+        bench.supervisor.stop(1)
+        asked_at = bench.now
+        await bench.until(lambda: bool(engine.killed_at))
+        assert engine.killed_at[0] - asked_at == pytest.approx(3.0, abs=0.1)
+
+    play(scenario)
+
+
+def test_a_model_whose_first_step_is_long_is_not_killed_for_it(play: Callable[..., Bench]) -> None:
+    """Nothing is known of its steps yet: it may compute for a minute. One that sleeps is stuck."""
+
+    async def scenario(bench: Bench) -> None:
+        engine = await bench.ready()
+        engine.activity_is = computing(bench, 1.0)
+        engine.answers_pings = False
+        silent_from = bench.now
+        await bench.until(lambda: bool(engine.killed_at))
+        assert engine.killed_at[0] - silent_from == pytest.approx(FIRST_STEP_PATIENCE.computing, abs=2)
+
+    play(scenario)
+
+
+def test_a_model_that_computes_without_end_while_it_loads_is_found_and_not_tried_again(
+    play: Callable[..., Bench],
+) -> None:
+    """The next start would come to the same place."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.supervisor.start()
+        await bench.until(lambda: len(bench.engines) == 1)
+        bench.engine.activity_is = computing(bench, 1.0)
+        bench.engine.answers_pings = False
+        await bench.until(lambda: bench.supervisor.state is EngineState.GONE)
+
+    bench = play(scenario)
+    assert len(bench.engines) == 1
+    assert bench.engine.killed_at[0] - bench.launched_at[0] == pytest.approx(
+        LOADING_PATIENCE.computing, abs=3
+    )
+    assert bench.supervisor.failure is not None
+    assert "computed for 60 s" in bench.supervisor.failure.message
+
+
 def test_an_engine_that_is_at_one_prompt_for_ever_is_killed(play: Callable[..., Bench]) -> None:
     """Its loop answers, but nobody behind that prompt would ever run."""
 
@@ -440,18 +516,21 @@ def test_an_engine_that_worked_once_and_cannot_be_brought_back_is_lost(play: Cal
     assert bench.said[-1] == ("gone", "the engine cannot be started: it exited with code 1", "ENGINE_LOST")
 
 
-def test_a_process_that_cannot_even_be_started_counts_as_a_failed_start(play: Callable[..., Bench]) -> None:
-    """No more processes, no more memory: tried again, then given up with the reason."""
+@pytest.mark.parametrize("fault", [OSError("no more"), ValueError("no more"), RuntimeError("no more")])
+def test_a_process_that_cannot_even_be_started_counts_as_a_failed_start(
+    play: Callable[..., Bench], fault: Exception
+) -> None:
+    """No more processes, or a message that cannot be encoded: tried again, then given up with the reason."""
 
     async def scenario(bench: Bench) -> None:
-        bench.dies_at_once = [OSError("no more processes")] * 5
+        bench.dies_at_once = [fault] * 5
         bench.supervisor.start()
         await bench.until(lambda: bench.supervisor.state is EngineState.GONE)
 
     bench = play(scenario)
     assert len(bench.launched_at) == 5
     assert bench.supervisor.reason is not None
-    assert bench.supervisor.reason.endswith("its process cannot be started: no more processes")
+    assert bench.supervisor.reason.endswith("its process cannot be started: no more")
 
 
 def test_a_start_that_succeeds_after_failures_sets_the_count_back(play: Callable[..., Bench]) -> None:

@@ -5,7 +5,7 @@ a few synthetic prompts computed alone are compared bit for bit with the same pr
 other, and carried on from the middle.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,16 +28,16 @@ class _Probe:
     scores: list[bytes] = field(default_factory=list)
 
 
-def require_exactness(model: Model, path: str) -> None:
-    """Raise ModelLoadError if streams are not byte-identical here."""
-    if not streams_are_exact(model):
+def require_exactness(model: Model, path: str, progressed: Callable[[], None]) -> None:
+    """Raise ModelLoadError if streams are not byte-identical here. `progressed` is called after each step."""
+    if not streams_are_exact(model, progressed):
         raise ModelLoadError(
             f"{path}: --exact required, but with this model, build and device streams depend on what runs beside "
             "them (the self-check failed)"
         )
 
 
-def streams_are_exact(model: Model) -> bool:
+def streams_are_exact(model: Model, progressed: Callable[[], None] = lambda: None) -> bool:
     """Compare. Leaves every sequence empty. Takes a few dozen steps."""
     together = [_Probe(i, prompt) for i, prompt in enumerate(_prompts(model))]
     alone = [_Probe(0, list(probe.tokens)) for probe in together]
@@ -45,9 +45,11 @@ def streams_are_exact(model: Model) -> bool:
         for probe in alone:
             while len(probe.scores) < _DECODED:
                 _step(model, [probe], len(probe.tokens))
+                progressed()
             model.trim(probe.sequence, 0)
         while any(len(probe.scores) < _DECODED for probe in together):
             _step(model, [probe for probe in together if len(probe.scores) < _DECODED], _CHUNK)
+            progressed()
         carried_on = [
             _Probe(probe.sequence, probe.tokens[:-1], scores=[b""] * (_DECODED - 1)) for probe in together
         ]
@@ -55,6 +57,7 @@ def streams_are_exact(model: Model) -> bool:
             model.trim(probe.sequence, 0)
         while any(len(probe.scores) < _DECODED for probe in carried_on):
             _step(model, [probe for probe in carried_on if len(probe.scores) < _DECODED], _CHUNK)
+            progressed()
     finally:
         for sequence in range(model.facts.sequences):
             model.trim(sequence, 0)

@@ -16,7 +16,7 @@ from worker_orcd.engine.draws import draw_seed
 from worker_orcd.engine.model import Batch, ModelLoadError, Outcome, PromptRefused, Sampler
 from worker_orcd.engine.planner import MAX_ROWS
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import Load, Percent, Ready, Sampling, Template
+from worker_orcd.protocol.messages import Load, Ready, Sampling, Template
 
 PENALTY_WINDOW = 64
 """Tokens that the repetition penalty looks back on, prompt included (contract, section 2)."""
@@ -35,13 +35,13 @@ _never = ctypes.create_string_buffer(2)
 class LlamaModel:
     """One model, one context, `parallel` sequences."""
 
-    def __init__(self, load: Load, interrupt: InterruptByte, progress: Callable[[Percent], None]) -> None:
+    def __init__(self, load: Load, interrupt: InterruptByte, progress: Callable[[float], None]) -> None:
         """Load it.
 
         Args:
             load: which model and how.
             interrupt: ends a running step when set.
-            progress: told 0, 25, 50, 75, 100 (percent) as loading goes on.
+            progress: called with the percentage that is loaded, after each tensor.
 
         Raises:
             ModelLoadError: with the reason, as far as llama.cpp says it.
@@ -51,7 +51,7 @@ class LlamaModel:
         self._complaints = _Complaints()
         lib.llama_backend_init()
         device = devices.choose(lib, load.gpu_device, Path(load.model_path))
-        self._model = self._load_model(load, _Quarters(progress))
+        self._model = self._load_model(load, progress)
         self._vocab = lib.llama_model_get_vocab(self._model)
         self._context = self._make_context(load)
         self._memory = lib.llama_get_memory(self._context)
@@ -204,12 +204,17 @@ class LlamaModel:
 
     # Loading.
 
-    def _load_model(self, load: Load, quarters: "_Quarters") -> Any:
+    def _load_model(self, load: Load, progress: Callable[[float], None]) -> Any:
         params = lib.llama_model_default_params()
         params.n_gpu_layers = 0 if load.gpu_device is None else 2**31 - 1
         params.split_mode = lib.LLAMA_SPLIT_MODE_NONE
         params.main_gpu = load.gpu_device or 0
-        callback = lib.llama_progress_callback(quarters.native)
+
+        def loaded(part: float, _user_data: object) -> bool:
+            progress(min(99.0, part * 100))  # The context comes after it.
+            return True
+
+        callback = lib.llama_progress_callback(loaded)
         params.progress_callback = callback
         model = lib.llama_model_load_from_file(load.model_path.encode(), params)
         if not model:
@@ -326,19 +331,6 @@ class _LlamaSampler:
         if self._chain is not None:
             lib.llama_sampler_free(self._chain)
             self._chain = None
-
-
-class _Quarters:
-    """Turns llama.cpp's progress (0 to 1, many times) into 0, 25, 50, 75, each once; 100 is told when all is ready."""
-
-    def __init__(self, tell: Callable[[Percent], None]) -> None:
-        self._tell = tell
-        self._ahead: list[Percent] = [0, 25, 50, 75]
-
-    def native(self, progress: float, _user_data: object) -> bool:
-        while self._ahead and progress * 100 >= self._ahead[0]:
-            self._tell(self._ahead.pop(0))
-        return True
 
 
 class _Complaints:

@@ -33,6 +33,8 @@ from worker_orcd.protocol.messages import (
 
 WORTH_ABORTING_MS = 12.0
 """Steps predicted to be shorter are not interrupted: they end soon enough, and would have to be done again."""
+SLOW_ROW_SEC = 1.0
+"""A model whose first row takes longer is warmed up with fewer rows."""
 MOST_UNARMED_MS = 100.0
 """No step predicted to be longer runs uninterruptible, not even after an aborted one."""
 
@@ -69,9 +71,18 @@ class EngineLoop:
         self._last_holder: dict[int, int] = {}
         """Which run a sequence id was freed by last."""
 
-    def warm_up(self) -> None:
-        """Run steps for nobody, of each kind: so that the first job's steps are predicted, not guessed."""
-        for rows in (TILE_ROWS, TILE_ROWS // 4, 1):
+    def warm_up(self, progressed: Callable[[], None] = lambda: None) -> None:
+        """Run steps for nobody, of each kind: so that the first job's steps are predicted, not guessed.
+
+        The very first one is for the caches, and shows whether the model is too slow here for a whole tile of rows.
+        `progressed` is called after each step.
+        """
+        started = self._clock()
+        self._model.decode(Batch([0], [0], [0], [True]), armed=False)
+        self._model.trim(0, 0)
+        progressed()
+        slow = self._clock() - started > SLOW_ROW_SEC
+        for rows in (TILE_ROWS // 4, 1) if slow else (TILE_ROWS, TILE_ROWS // 4, 1):
             batch = Batch([0] * rows, list(range(rows)), [0] * rows, [False] * (rows - 1) + [True])
             decoding = rows == 1
             plan = Plan((), int(decoding), 0 if decoding else rows, prefill_context=0, predicted_ms=0.0)
@@ -79,6 +90,7 @@ class EngineLoop:
             self._model.decode(batch, armed=False)
             self._cost.learn(plan, (self._clock() - started) * 1000)
             self._model.trim(0, 0)
+            progressed()
 
     def turn(self) -> bool:
         """Look at messages, then run one step. False if there was nothing to compute.

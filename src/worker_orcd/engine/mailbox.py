@@ -29,6 +29,7 @@ class Mailbox:
         self._arrived = threading.Condition()
         self._for_loop: deque[Run | Stop | Ping] = deque()
         self._looping = False
+        self._progressed = True
         self._loads: SimpleQueue[Load] = SimpleQueue()
         self.to_prepare: SimpleQueue[Prepare] = SimpleQueue()
         threading.Thread(target=self._read, name="mailbox", daemon=True).start()
@@ -36,6 +37,10 @@ class Mailbox:
     def first(self) -> Load:
         """Wait for the message that comes first."""
         return self._loads.get()
+
+    def load_progressed(self) -> None:
+        """Loading has made progress: the next ping before `drain` is answered."""
+        self._progressed = True
 
     def drain(self) -> list[Run | Stop | Ping]:
         """Everything for the loop that is in the socket now or was there before."""
@@ -93,10 +98,11 @@ class Mailbox:
 
     def _sort(self, message: Message) -> None:
         match message:
-            case Ping() if (
-                not self._looping
-            ):  # The loop cannot answer while the model is loading; this thread can.
-                self.send(Pong())
+            case Ping() if not self._looping:
+                # The loop cannot answer while the model is loading. This thread can, but must not hide a hung load.
+                if self._progressed:
+                    self._progressed = False
+                    self.send(Pong())
             case Run() | Stop() | Ping():
                 with self._arrived:
                     self._for_loop.append(message)

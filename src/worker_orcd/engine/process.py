@@ -21,7 +21,8 @@ from worker_orcd.engine.preparer import prepare_all
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import Load, LoadFailed, Loading, Narrated, Percent, Ready
 
-ModelLoader = Callable[[Load, InterruptByte, Callable[[Percent], None]], Model]
+ModelLoader = Callable[[Load, InterruptByte, Callable[[float], None]], Model]
+"""Makes a model; tells the percentage that is loaded, as often as there is progress."""
 
 _PR_SET_PDEATHSIG = 1
 _LOOP_FAILED = 70
@@ -54,7 +55,8 @@ def main(load_model: ModelLoader) -> None:
     )
     model, ready = _load(load, load_model, interrupt, mailbox)
     loop = EngineLoop(model, interrupt, mailbox.drain, mailbox.send, narrator)
-    loop.warm_up()
+    mailbox.load_progressed()
+    loop.warm_up(mailbox.load_progressed)
     mailbox.send(ready)
     threading.Thread(
         target=prepare_all,
@@ -81,14 +83,28 @@ def _load(
     """Load and check; a model that cannot be had ends the process with 1. Returns it and what to say of it."""
     started = time.monotonic()
     try:
-        model = load_model(load, interrupt, lambda percent: mailbox.send(Loading(percent)))
+        model = load_model(load, interrupt, _LoadingProgress(mailbox).reached)
         if load.exact and load.self_check:
-            require_exactness(model, load.model_path)
+            require_exactness(model, load.model_path, mailbox.load_progressed)
     except ModelLoadError as error:
         mailbox.send(LoadFailed(error.code, str(error)))
         sys.exit(1)
     load_ms = (time.monotonic() - started) * 1000
     return model, msgspec.structs.replace(model.facts, exact=load.exact, load_ms=load_ms)
+
+
+class _LoadingProgress:
+    """Reports 0, 25, 50, 75 and 100 percent, each once, and that loading makes progress each time it does."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._mailbox = mailbox
+        self._ahead: list[Percent] = [0, 25, 50, 75, 100]
+
+    def reached(self, percent: float) -> None:
+        """Loaded this far."""
+        self._mailbox.load_progressed()
+        while self._ahead and percent >= self._ahead[0]:
+            self._mailbox.send(Loading(self._ahead.pop(0)))
 
 
 def _die_with_front(front: int) -> None:

@@ -103,7 +103,8 @@ class Stop(Message, frozen=True):
 
 
 class Ping(Message, frozen=True):
-    """Are you there? Answered by `Pong` between two steps, and while the model is loading at once.
+    """Are you there? Answered by `Pong` between two steps; while the model is loading only if that has made progress
+    since the last `Pong`.
 
     `runs` are all that were given to the engine and have not come back.
     """

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from worker_orcd.protocol.messages import FromEngine, Prepare, Run
+from worker_orcd.supervisor.liveness import Activity
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,9 @@ class Engine(Protocol):
 
     def ping(self, runs: tuple[int, ...]) -> None:
         """Have it say that it is there. `runs` are all that it should hold."""
+
+    def activity(self) -> Activity | None:
+        """What its process has done until now; None if that cannot be seen from here."""
 
     def kill(self, why: str) -> None:
         """End it for certain; `why` for people. Its death is told to the listener, once it is confirmed."""

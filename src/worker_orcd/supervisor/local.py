@@ -12,6 +12,8 @@ from worker_orcd.protocol.framing import BrokenFrame, encode, front_side
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import Load, Message, Ping, Prepare, Run, Stop
 from worker_orcd.supervisor.engine import Death, EngineListener
+from worker_orcd.supervisor.liveness import Activity
+from worker_orcd.supervisor.proc import ProcessActivity
 
 LLAMA_ENGINE = "worker_orcd.engine"
 """The module that is run as the engine process."""
@@ -27,6 +29,7 @@ class LocalEngine(asyncio.Protocol):
         self, process: asyncio.subprocess.Process, interrupt: InterruptByte, listener: EngineListener
     ) -> None:
         self._process = process
+        self._activity = ProcessActivity(process.pid)
         self._interrupt = interrupt
         self._listener = listener
         self._reader = front_side()
@@ -44,6 +47,7 @@ class LocalEngine(asyncio.Protocol):
             listener: is told what it says, and its death.
             module: the Python module to run, which speaks `worker_orcd.protocol`.
         """
+        greeting = encode(load)  # It may not be encodable, which must be known before a process is there.
         ours, theirs = socket.socketpair()
         interrupt = InterruptByte.create()
         own = (
@@ -62,7 +66,7 @@ class LocalEngine(asyncio.Protocol):
                 stdout=_STDERR,
                 start_new_session=True,
             )
-        except OSError:
+        except BaseException:
             ours.close()
             interrupt.close()
             raise
@@ -70,11 +74,17 @@ class LocalEngine(asyncio.Protocol):
             theirs.close()
         ours.setblocking(False)
         engine = cls(process, interrupt, listener)
-        transport, _ = await asyncio.get_running_loop().create_connection(lambda: engine, sock=ours)
+        try:
+            transport, _ = await asyncio.get_running_loop().create_connection(lambda: engine, sock=ours)
+        except BaseException:
+            engine._kill()
+            ours.close()
+            interrupt.close()
+            raise
         # With these marks `resume_writing` means: every byte is in the socket.
         transport.set_write_buffer_limits(high=0, low=0)
         engine._death = asyncio.create_task(engine._watch(), name="engine-watch")
-        engine._send(load)
+        transport.write(greeting)
         return engine
 
     @property
@@ -101,6 +111,10 @@ class LocalEngine(asyncio.Protocol):
     def ping(self, runs: tuple[int, ...]) -> None:
         """Have it say that it is there."""
         self._send(Ping(runs))
+
+    def activity(self) -> Activity | None:
+        """What its threads have done until now."""
+        return self._activity.look()
 
     def kill(self, why: str) -> None:
         """SIGKILL: works on a stopped and on a hung process too."""

@@ -64,6 +64,10 @@ def inspect(path: Path) -> ModelFile:
     Raises `ModelFileError`.
     """
     try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        _refuse(path, "has a path that is not UTF-8; one is required")
+    try:
         return _inspect_open(path, _open(path))
     except gguf.Malformed as fault:
         _refuse(path, str(fault))

@@ -18,8 +18,17 @@ from worker_orcd.protocol.messages import (
     Stopped,
 )
 from worker_orcd.supervisor.engine import Death, Engine, EngineListener, Launch
-from worker_orcd.supervisor.ladder import STEPS_OF_PATIENCE, StopLadder
-from worker_orcd.supervisor.pulse import LOADING_SILENCE_SEC, PING_EACH_SEC, SILENCE_SEC, Pulse
+from worker_orcd.supervisor.escalation import StopEscalation
+from worker_orcd.supervisor.liveness import (
+    FIRST_STEP_PATIENCE,
+    LOADING_PATIENCE,
+    PING_INTERVAL_SEC,
+    SILENCE_PATIENCE,
+    STEPS_OF_PATIENCE,
+    Liveness,
+    OwnTime,
+    Spent,
+)
 
 STARTS_BEFORE_GIVING_UP = 5
 """Starts in a row that never became ready."""
@@ -64,13 +73,15 @@ class Supervisor:
     def __init__(self, launch: Launch, listener: SupervisorListener, cancel_deadline_sec: float) -> None:
         self._launch = launch
         self._listener = listener
-        self._ladder = StopLadder(cancel_deadline_sec)
+        self._stops = StopEscalation(cancel_deadline_sec)
         self._engine: Engine | None = None
-        self._look: asyncio.TimerHandle | None = None
+        self._stop_timer: asyncio.TimerHandle | None = None
         self._starting: asyncio.Task[None] | None = None
-        self._beat: asyncio.TimerHandle | None = None
-        self._pulse = Pulse(time.monotonic())
-        self._step_sec = 0.0
+        self._liveness_timer: asyncio.TimerHandle | None = None
+        self._own_time = OwnTime(time.monotonic())
+        self._liveness = Liveness(time.monotonic())
+        self._step_sec: float | None = None
+        """What its steps are predicted to take; None until it has run one."""
         self._pausing = False
         self._failed_starts = 0
         self._short_lives = 0
@@ -96,7 +107,7 @@ class Supervisor:
     def prepare(self, message: Prepare) -> None:
         """Have a prompt tokenized."""
         if self._engine is not None:
-            self._pulse.prepare(message.run, time.monotonic())
+            self._liveness.prepare(message.run, time.monotonic())
             self._engine.prepare(message)
 
     def run(self, message: Run) -> None:
@@ -106,10 +117,10 @@ class Supervisor:
 
     def stop(self, run: int) -> None:
         """Have a run stopped, and see to it that it is confirmed in time."""
-        self._ladder.asked(run, time.monotonic())
+        self._stops.asked(run, time.monotonic())
         if self._engine is not None:
             self._engine.stop(run)
-        self._judge()
+        self._check_stops()
 
     def kill(self, why: str) -> None:
         """End the engine at once, for good."""
@@ -125,7 +136,7 @@ class Supervisor:
                 self._starting.cancel()
             await asyncio.wait([self._starting], timeout=1.0)
             self._starting.cancel()
-        for timer in (self._look, self._beat):
+        for timer in (self._stop_timer, self._liveness_timer):
             if timer is not None:
                 timer.cancel()
         if self._engine is not None:
@@ -136,7 +147,7 @@ class Supervisor:
     def heard(self, message: FromEngine) -> None:
         """The engine says something."""
         now = time.monotonic()
-        self._pulse.heard(now)
+        self._liveness.heard(now)
         match message:
             case Ready():
                 self._failed_starts = 0
@@ -147,22 +158,22 @@ class Supervisor:
                 self._load_failed = message
             case Step(next_ms=next_ms, ended=ended):
                 self._step_sec = next_ms / 1000
-                self._ladder.predict(next_ms)
+                self._stops.predict(next_ms)
                 for end in ended:
-                    self._ladder.confirmed(end.run)
+                    self._stops.confirmed(end.run)
             case Prepared(run=run) | Refused(run=run):
-                self._pulse.prepared(run, now)
+                self._liveness.prepared(run, now)
             case Pong():
                 return
             case Stopped(run=run):
-                self._ladder.confirmed(run)
+                self._stops.confirmed(run)
         self._listener.heard(message)
 
     def lost(self, death: Death) -> None:
         """The engine is dead: everything asked of it is confirmed by that, and it is started again."""
         was_ready = self.state in (EngineState.READY, EngineState.STUCK)
         self._engine = None
-        self._ladder.engine_lost()
+        self._stops.engine_lost()
         self.state = EngineState.LOST
         self.reason = death.why
         if self._closing:
@@ -200,56 +211,81 @@ class Supervisor:
         self._load_failed = None
         self.state = EngineState.LOADING
         self.launched_at = time.monotonic()
-        self._pulse = Pulse(self.launched_at)
-        self._step_sec = 0.0
+        self._liveness = Liveness(self.launched_at)
+        self._step_sec = None
         try:
             self._engine = await self._launch(self)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001  # Whatever it is: without this the worker would load for ever.
             self.lost(Death(f"its process cannot be started: {error}"))
             return
-        self._feel_pulse()
+        now = time.monotonic()
+        self._liveness.heard(now)
+        self._own_time = OwnTime(now)
+        self._check_liveness()
 
-    def _feel_pulse(self) -> None:
-        """Every second: ask the engine whether it is there, and kill it if it does not answer."""
-        if self._beat is not None:
-            self._beat.cancel()
-        self._beat = None
+    def _check_liveness(self) -> None:
+        """Every second: ping the engine, and kill it if it is stuck."""
+        if self._liveness_timer is not None:
+            self._liveness_timer.cancel()
+        self._liveness_timer = None
         engine = self._engine
         if engine is None or self._closing or self.state not in (EngineState.LOADING, EngineState.READY):
             return
-        now = time.monotonic()
-        ready = self.state is EngineState.READY
-        patience = max(SILENCE_SEC, STEPS_OF_PATIENCE * self._step_sec) if ready else LOADING_SILENCE_SEC
-        why = self._pulse.stuck(now, patience_sec=patience)
-        if why is not None:
-            self._kill_stuck(engine, why)
+        self._advance(engine)
+        stuck = self._liveness.stuck(self._patience())
+        if stuck is not None:
+            if stuck.computing and not self.ever_ready:
+                self._load_failed = LoadFailed(
+                    "MODEL_LOAD_FAILED", f"the engine cannot load the model: {stuck.why}"
+                )
+            self._kill_stuck(engine, stuck.why)
             return
         engine.ping(self._listener.held())
-        self._beat = asyncio.get_running_loop().call_later(PING_EACH_SEC, self._feel_pulse)
+        self._liveness_timer = asyncio.get_running_loop().call_later(PING_INTERVAL_SEC, self._check_liveness)
+
+    def _advance(self, engine: Engine) -> None:
+        """Have everyone who waits for the engine know what it did until now."""
+        now = time.monotonic()
+        spent = self._own_time.advance(now, engine.activity())
+        self._liveness.advance(spent, now)
+        self._stops.advance(spent, now)
+
+    def _patience(self) -> Spent:
+        if self.state is EngineState.LOADING:
+            return LOADING_PATIENCE
+        if self._step_sec is None:
+            return FIRST_STEP_PATIENCE
+        return SILENCE_PATIENCE.at_least(STEPS_OF_PATIENCE * self._step_sec)
 
     def _kill_stuck(self, engine: Engine, why: str) -> None:
         self.state = EngineState.STUCK
         self.reason = why
         engine.kill(why)
 
-    def _judge(self) -> None:
-        """Look at the ladder now, act, and come back when the next rung is due."""
-        if self._look is not None:
-            self._look.cancel()
-            self._look = None
+    def _check_stops(self) -> None:
+        """Judge the engine by its unconfirmed stops, act, and look again when the next stage is due."""
+        if self._stop_timer is not None:
+            self._stop_timer.cancel()
+            self._stop_timer = None
         now = time.monotonic()
-        verdict = self._ladder.verdict(now)
+        verdict = self._stops.verdict(now)
         for run in verdict.given_up:
             self._listener.give_up(run)
         if verdict.stuck and self._engine is not None and self.state is not EngineState.STUCK:
             self._kill_stuck(self._engine, "it does not confirm a stop")
         if verdict.look_again_at is not None:
             due = max(now + 0.001, verdict.look_again_at)
-            self._look = asyncio.get_running_loop().call_later(due - now, self._judge_if_in_time, due)
+            loop = asyncio.get_running_loop()
+            self._stop_timer = loop.call_later(due - now, self._stop_check_due, due)
 
-    def _judge_if_in_time(self, due: float) -> None:
-        """A look that comes late tells that the front itself was away, and the engine's word may be in the socket."""
+    def _stop_check_due(self, due: float) -> None:
+        """A timer that fires late shows that the front itself was away; the confirmation may be in the socket."""
         if time.monotonic() - due < AWAY_SEC:
-            self._judge()
+            self._check_stops_now()
         else:
-            self._look = asyncio.get_running_loop().call_later(HEARING_SEC, self._judge)
+            self._stop_timer = asyncio.get_running_loop().call_later(HEARING_SEC, self._check_stops_now)
+
+    def _check_stops_now(self) -> None:
+        if self._engine is not None:
+            self._advance(self._engine)
+        self._check_stops()

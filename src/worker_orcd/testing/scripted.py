@@ -6,6 +6,7 @@ A prompt may begin with a JSON object, its script:
     {"row_ms": 1}                       1 ms for each prompt token
     {"fail_at": 3}                      the device fails on token 3
     {"die_at": 3} / {"hang_at": 3}      the process dies / hangs for ever on token 3 (0: on the first prompt row)
+    {"spin_at": 3}                      it computes for ever on token 3
     {"leak": 2}                         its cells outlast the first two attempts to free them
 
 Two variables change the engine as a whole: `WORKER_ORCD_SCRIPTED_LOAD_SEC` is how long it takes to load (negative: it
@@ -25,7 +26,7 @@ from hashlib import blake2b
 from worker_orcd.engine.draws import draw_seed
 from worker_orcd.engine.model import Batch, ModelLoadError, Outcome, Sampler
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import Load, Percent, Ready, Sampling, Template
+from worker_orcd.protocol.messages import Load, Ready, Sampling, Template
 
 END = 256
 """The end-of-generation token. Below are bytes, above are words."""
@@ -44,6 +45,7 @@ class Script:
     fail_at: int | None = None
     die_at: int | None = None
     hang_at: int | None = None
+    spin_at: int | None = None
     leak: int = 0
 
     @classmethod
@@ -83,7 +85,7 @@ class ScriptedSampler:
 class ScriptedModel:
     """Keeps the books of a real model and takes the time of one."""
 
-    def __init__(self, load: Load, interrupt: InterruptByte, progress: Callable[[Percent], None]) -> None:
+    def __init__(self, load: Load, interrupt: InterruptByte, progress: Callable[[float], None]) -> None:
         self._interrupt = interrupt
         self._cells: dict[int, list[int]] = {}
         self._scores: list[bytes] = []
@@ -91,8 +93,7 @@ class ScriptedModel:
         pause = float(os.environ.get("WORKER_ORCD_SCRIPTED_LOAD_SEC", "0"))
         if pause < 0:
             raise ModelLoadError("the scripted model was told to fail to load")
-        quarters: tuple[Percent, ...] = (0, 25, 50, 75, 100)
-        for percent in quarters:
+        for percent in (0, 25, 50, 75, 100):
             progress(percent)
             time.sleep(pause / 4 if percent < 100 else 0)
         share = load.context_length // load.parallel if load.exact else load.context_length
@@ -160,6 +161,8 @@ class ScriptedModel:
                 os._exit(9)
             while script.hang_at == place:
                 time.sleep(3600)
+            while script.spin_at == place:
+                pass
             if script.fail_at == place:
                 outcome = Outcome.FAILED
         self._scores = [blake2b(bytes(str(self._cells[s]), "ascii")).digest() for s in before]
