@@ -47,6 +47,7 @@ def queued_job(job_id: str = "job-1", *, run: int = 1, timeout_sec: float = 300.
     return Job(
         request=execute(job_id, **given),
         run=run,
+        incarnation=f"0-{run}",
         correlation_id=f"cor-{run}",
         seed=7,
         timeout_sec=timeout_sec,

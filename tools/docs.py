@@ -300,8 +300,10 @@ def _events() -> str:
         [
             "## Events",
             "`started`, `token`\\*, then exactly one of `end` or `error`; or just `error`, for a job that is stopped "
-            "or fails before it starts. `id:` counts 0, 1, 2 … within the job. A comment keeps an idle stream alive "
-            f"every {sse.KEEP_ALIVE_SEC:.0f} s.",
+            "or fails before it starts. `id:` is `<incarnation>.<number>`: the numbers count 0, 1, 2 … within the job, "
+            "and the incarnation is unique to this use of the job id, also across restarts of the worker. With one of "
+            "another use as `Last-Event-ID` the answer is 404; a reader that has seen the terminal event gets 204, "
+            f"which ends an `EventSource`. A comment keeps an idle stream alive every {sse.KEEP_ALIVE_SEC:.0f} s.",
             table(("event", "data", "meaning"), rows),
             "`stop_reason` is `stop` (the model ended it), `length` (`max_tokens` are out) or `stop_sequence`. "
             "`tokens_out` counts generated tokens; text that was held back until the end goes out in one more `token` "
@@ -319,7 +321,7 @@ def _events() -> str:
 
 
 def _stream(job: Job) -> str:
-    return sse.encode(list(enumerate(job.events))).decode()
+    return sse.encode(list(enumerate(job.events)), job.incarnation).decode()
 
 
 def _records() -> str:
@@ -418,7 +420,7 @@ def finished_job() -> Job:
 
 
 def _running_job() -> tuple[Dispatcher, Job]:
-    dispatcher = Dispatcher(Ceilings(), max_queue=512)
+    dispatcher = Dispatcher(Ceilings(), max_queue=512, epoch="5f3a9c21d4")
     dispatcher.engine_ready(
         ReadyEngine(Capacity(16384, 8192, 16), "Smollm2 135M 8k Lc100K Mix1 Ep2"), _at(0.0)
     )

@@ -468,6 +468,28 @@ def test_a_response_streams_and_is_picked_up_after_any_event(client: openai.Open
         assert again == events[after + 1 :]
 
 
+def test_events_of_a_response_never_continue_those_of_another_with_its_id(client: openai.OpenAI) -> None:
+    """An id that a client chose may be used again: a number of the one use is none of the other."""
+    name = fresh_id("reused")
+
+    def answered(text: str) -> list[Any]:
+        stream = client.responses.create(
+            model=MODEL, input=says(text), stream=True, extra_headers={"X-Job-Id": name}
+        )
+        return list(stream)
+
+    first, second = answered("abcd"), answered("efgh")
+    numbers = [event.sequence_number for event in second]
+    assert numbers == list(range(numbers[0], numbers[0] + len(second)))
+    assert numbers[-1] < 2**53, "a whole number also for JavaScript"
+    again = client.responses.retrieve(name, stream=True, starting_after=numbers[3])
+    assert list(again) == second[4:]
+    for seen in (*first, 0, 6, 1000):
+        number = seen if isinstance(seen, int) else seen.sequence_number
+        with pytest.raises(openai.NotFoundError):
+            client.responses.retrieve(name, stream=True, starting_after=number)
+
+
 def test_a_response_in_the_background_is_cancelled_once_and_for_all(
     client: openai.OpenAI, served: RunningWorker
 ) -> None:

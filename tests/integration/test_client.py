@@ -429,12 +429,23 @@ def test_a_reader_of_somebody_elses_job_cancels_nothing(worker: RunningWorker) -
             async with client.follow(job.job_id) as reader:
                 async for _ in reader:
                     break
-            async with client.follow(job.job_id, after=10) as reader:
+            async with client.follow(job.job_id, after=f"{job.events[0].incarnation}.10") as reader:
                 return "".join([token.text async for token in reader])
 
     rest = asyncio.run(use())
     assert job.finished().events[-1].event == "end"
     assert rest == job.text[len(undisturbed(10)) :]
+
+
+def test_a_reader_that_comes_back_after_the_end_is_done_at_once(worker: RunningWorker) -> None:
+    """There is nothing more, and that is no error."""
+    job = worker.execute(fresh_id("done"), max_tokens=2).finished()
+
+    async def use() -> int:
+        async with Client(worker.url) as client, client.follow(job.job_id, after=job.events[-1].id) as reader:
+            return len([event async for event in reader.events()])
+
+    assert asyncio.run(use()) == 0
 
 
 # The synchronous face.

@@ -130,6 +130,31 @@ def test_a_stream_that_breaks_is_picked_up_again(worker: RunningWorker, relay: R
     assert worker.client.get("/jobs").status_code == 200
 
 
+def test_a_stream_is_not_picked_up_in_another_use_of_its_id(worker: RunningWorker, relay: Relay) -> None:
+    """Its job ended while nobody read it, and the id was used again: an error, and none of the other job's text."""
+    job_id = fresh_id("reused")
+    read: list[str] = []
+
+    async def use() -> None:
+        async with (
+            Client(relay.url) as client,
+            client.execute(
+                script(token_ms=20), job_id=job_id, resume=True, max_tokens=500, temperature=0
+            ) as job,
+        ):
+            async for token in job:
+                read.append(token.text)
+                if token.index == 5:
+                    relay.cut()
+                    worker.cancel(job_id)
+                    ended_state(worker, job_id)
+                    worker.execute(job_id, script(text="another job's text", token_ms=1)).finished()
+
+    with pytest.raises(WorkerUnreachable):
+        asyncio.run(use())
+    assert "".join(read) == undisturbed(len(read))
+
+
 def test_a_stream_that_breaks_without_resume_is_told_and_the_job_is_stopped(
     worker: RunningWorker, relay: Relay
 ) -> None:

@@ -53,14 +53,16 @@ def test_the_answer_is_an_event_stream_that_nobody_may_keep(worker: RunningWorke
 
 def test_the_wire_is_plain_server_sent_events(worker: RunningWorker) -> None:
     """Each event has its `event:`, one `data:` line and an `id:`, and ends with an empty line."""
+    job_id = fresh_id()
     answer = worker.client.post(
-        "/execute", json={"job_id": fresh_id(), "prompt": script(text="a\nb\r\u2028"), "max_tokens": 9}
+        "/execute", json={"job_id": job_id, "prompt": script(text="a\nb\r\u2028"), "max_tokens": 9}
     )
     blocks = answer.text.removesuffix("\n\n").split("\n\n")
+    incarnation = worker.record(job_id)["incarnation"]
     for number, block in enumerate(blocks):
         fields = dict(line.split(": ", 1) for line in block.split("\n"))
         assert set(fields) == {"event", "data", "id"}
-        assert fields["id"] == str(number)
+        assert fields["id"] == f"{incarnation}.{number}"
         json.loads(fields["data"])
 
 

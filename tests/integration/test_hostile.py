@@ -335,7 +335,7 @@ def test_no_address_finds_what_is_not_there(target: RunningWorker, line: str) ->
 def test_last_event_ids_without_sense_are_refused(target: RunningWorker) -> None:
     """By their name."""
     stream = target.execute(fresh_id("last"), max_tokens=2).finished()
-    for given in ["-1", "1.5", "9" * 19, "NaN", "\u00b2"]:
+    for given in ["-1", "1.5", "9" * 19, "NaN", "\u00b2", "x-1.\u00b2", "x-\u0661.1"]:
         answer = target.client.get(
             f"/jobs/{stream.job_id}/events", headers={b"Last-Event-ID": given.encode()}
         )

@@ -276,10 +276,10 @@ def test_a_stream_is_picked_up_again_after_the_last_event_that_was_seen(
     stream = proxied.execute(fresh_id(), script(token_ms=5), max_tokens=60, on_disconnect="continue")
     stream.tokens_seen(5).leave()
     stream.finished()
-    last = stream.events[-1].id
-    with proxied.client.sse(f"/jobs/{stream.job_id}/events", headers={"Last-Event-ID": str(last)}) as source:
-        rest = [(int(event.id), event.event) for event in source]
-    assert [number for number, _ in rest] == list(range(last + 1, 62))
+    last = stream.events[-1]
+    with proxied.client.sse(f"/jobs/{stream.job_id}/events", headers={"Last-Event-ID": last.id}) as source:
+        rest = [(event.id, event.event) for event in source]
+    assert [id_ for id_, _ in rest] == [f"{last.incarnation}.{n}" for n in range(last.number + 1, 62)]
     assert rest[-1][1] == "end"
     assert worker.record(stream.job_id)["state"] == "completed"
 

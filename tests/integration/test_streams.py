@@ -16,14 +16,18 @@ from worker_orcd.testing.harness import RunningWorker, Stream, running_worker, w
 ENDLESS = script(token_ms=5)
 
 
-def events_of(worker: RunningWorker, job_id: str, after: int | None = None) -> list[tuple[int, str, Any]]:
-    """A job's stream to its end: number, name and data of each event."""
+Told = tuple[str, str, Any]
+"""Id, name and data of an event."""
+
+
+def events_of(worker: RunningWorker, job_id: str, after: str | None = None) -> list[Told]:
+    """A job's stream to its end."""
     return list(following(worker, job_id, after))
 
 
-def following(worker: RunningWorker, job_id: str, after: int | None = None) -> Iterator[tuple[int, str, Any]]:
+def following(worker: RunningWorker, job_id: str, after: str | None = None) -> Iterator[Told]:
     """A job's events as they come."""
-    headers = {} if after is None else {"Last-Event-ID": str(after)}
+    headers = {} if after is None else {"Last-Event-ID": after}
     with worker.client.stream("GET", f"/jobs/{job_id}/events", headers=headers) as answer:
         assert answer.status_code == 200, answer.read()
         assert answer.headers["content-type"].startswith("text/event-stream")
@@ -35,11 +39,11 @@ def following(worker: RunningWorker, job_id: str, after: int | None = None) -> I
                 name, _, value = line.partition(": ")
                 fields[name] = value
             elif fields:
-                yield int(fields["id"]), fields["event"], json.loads(fields["data"])
+                yield fields["id"], fields["event"], json.loads(fields["data"])
                 fields = {}
 
 
-def told(stream: Stream) -> list[tuple[int, str, Any]]:
+def told(stream: Stream) -> list[Told]:
     """What the first reader got."""
     return [(event.id, event.event, event.data) for event in stream.events]
 
@@ -57,19 +61,64 @@ def test_a_late_reader_gets_the_same_events_and_the_one_ending(worker: RunningWo
     whole = told(stream)
     assert events_of(worker, stream.job_id) == whole
     for after in (0, 2, len(whole) - 2):
-        assert events_of(worker, stream.job_id, after) == whole[after + 1 :]
-    assert events_of(worker, stream.job_id, len(whole) - 1) == []
-    # More than there are: seen of an earlier use of the id, so this one's ending is news.
-    for after in (len(whole), 10**9):
-        assert events_of(worker, stream.job_id, after) == whole[-1:]
+        assert events_of(worker, stream.job_id, whole[after][0]) == whole[after + 1 :]
+
+
+@pytest.mark.parametrize("how", ["completed", "cancelled"])
+def test_a_reader_that_has_seen_the_end_gets_204(worker: RunningWorker, how: str) -> None:
+    """An `EventSource` comes back after every 200 and stops at a 204 (contract, section 2)."""
+    stream = worker.execute(fresh_id(), script(token_ms=3), max_tokens=4 if how == "completed" else 500)
+    if how == "cancelled":
+        stream.tokens_seen(1)
+        worker.cancel(stream.job_id)
+    last = stream.finished().events[-1]
+    for number in (last.number, last.number + 1, 10**9):
+        answer = resumed(worker, stream.job_id, f"{last.incarnation}.{number}")
+        assert (answer.status_code, answer.content) == (204, b"")
+    before = f"{last.incarnation}.{last.number - 1}"
+    assert resumed(worker, stream.job_id, before).status_code == 200
+
+
+def resumed(worker: RunningWorker, job_id: str, after: str) -> httpx2.Response:
+    """A job's events after that position, read to their end."""
+    return worker.client.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": after})
+
+
+def test_a_position_in_another_use_of_the_id_is_not_found(worker: RunningWorker) -> None:
+    """Never another job's events: not while the later use is live, and not after its end (contract, section 2)."""
+    first = worker.execute(fresh_id("again"), script(token_ms=1), max_tokens=3).finished()
+    second = worker.execute(first.job_id, ENDLESS).tokens_seen(2)
+    assert {event.incarnation for event in first.events}.isdisjoint(
+        event.incarnation for event in second.events
+    )
+    for state in ("running", "cancelled"):
+        for event in first.events:
+            answer = resumed(worker, first.job_id, event.id)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "JOB_NOT_FOUND"), event
+        if state == "running":
+            worker.cancel(second.job_id)
+            second.finished()
+        assert ended_state(worker, second.job_id)["state"] == "cancelled"
+    assert events_of(worker, second.job_id, second.events[1].id) == told(second)[2:]
+
+
+def test_a_position_from_before_a_restart_of_the_worker_is_not_found() -> None:
+    """An incarnation is unique across restarts, although runs are counted from 1 again."""
+    with running_worker() as before:
+        first = before.execute("again", script(token_ms=1), max_tokens=3).finished()
+    with running_worker() as after:
+        second = after.execute("again", script(token_ms=1), max_tokens=3).finished()
+        assert resumed(after, "again", first.events[1].id).status_code == 404
+        assert resumed(after, "again", second.events[1].id).status_code == 200
 
 
 def test_a_reader_who_claims_to_have_seen_too_much_gets_the_ending_all_the_same(
     worker: RunningWorker,
 ) -> None:
-    """Such as one that comes back to a later use of the id: exactly one terminal event, to every reader (G2)."""
+    """Exactly one terminal event, to every reader of a live job (G2)."""
     stream = worker.execute(fresh_id(), script(token_ms=20), max_tokens=30).tokens_seen(2)
-    assert events_of(worker, stream.job_id, 500) == told(stream.finished())[-1:]
+    beyond = f"{stream.events[0].incarnation}.500"
+    assert events_of(worker, stream.job_id, beyond) == told(stream.finished())[-1:]
     assert stream.events[-1].event == "end"
 
 
@@ -104,9 +153,9 @@ def test_a_job_that_goes_on_without_readers_is_picked_up_again(worker: RunningWo
     stream.finished()
     left = worker.narrated("disconnect", job_id=stream.job_id)
     assert left["on_disconnect"] == "continue"
-    last_seen = stream.events[-1].id
-    rest = events_of(worker, stream.job_id, last_seen)
-    assert [number for number, _, _ in rest] == list(range(last_seen + 1, 82))
+    last = stream.events[-1]
+    rest = events_of(worker, stream.job_id, last.id)
+    assert [id_ for id_, _, _ in rest] == [f"{last.incarnation}.{n}" for n in range(last.number + 1, 82)]
     assert rest[-1][1] == "end"
     assert ended_state(worker, stream.job_id)["state"] == "completed"
 
@@ -117,8 +166,10 @@ def test_an_event_stream_of_nobody_is_404(worker: RunningWorker) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "JOB_NOT_FOUND")
 
 
-@pytest.mark.parametrize("after", ["-1", "one", "1.5", "0x1", "9" * 30])
-def test_a_last_event_id_that_is_no_number_is_refused(worker: RunningWorker, after: str) -> None:
+@pytest.mark.parametrize(
+    "after", ["-1", "1", "1.5", "one", "x-1.", ".1", "x-1.2.1", "x-1.-1", "x-1.0x1", "x-1." + "9" * 30]
+)
+def test_a_last_event_id_that_is_no_position_is_refused(worker: RunningWorker, after: str) -> None:
     """400, naming the header."""
     stream = worker.execute(fresh_id(), max_tokens=1).finished()
     answer = worker.client.get(f"/jobs/{stream.job_id}/events", headers={"Last-Event-ID": after})

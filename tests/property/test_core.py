@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -20,6 +21,7 @@ from worker_orcd.jobs.events import End, Error, Event, Started, Token
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.moment import Moment
+from worker_orcd.jobs.position import Position
 from worker_orcd.jobs.queue import Capacity
 from worker_orcd.jobs.receipt import Freed
 from worker_orcd.jobs.request import Ceilings
@@ -165,7 +167,9 @@ class Core(RuleBasedStateMachine):
         assert (self.core.draining, in_use) == (False, False)
         assert not full or job.stop, "only a job that is over already finds a place in a full queue"
         assert job.run not in self.seen, "an incarnation has its own run"
+        assert job.incarnation not in {seen.job.incarnation for seen in self.seen.values()}
         self.seen[job.run] = Seen(job)
+        self.positions_are_of_one_job(job)
         self.carry_out(effects)
         cancelled_at = self.cancels.pop(job_id, -100.0)
         if self.seconds - cancelled_at <= MEMORY_SEC:
@@ -173,6 +177,17 @@ class Core(RuleBasedStateMachine):
             assert job.stop.stop is not None
         else:
             assert not job.stop, "a cancel of an earlier use has reached a later one (G8)"
+
+    def positions_are_of_one_job(self, job: Job) -> None:
+        """No position in the events of an earlier job continues this one's, and its own do."""
+        for seen in self.seen.values():
+            position = Position(seen.job.incarnation, len(seen.job.events))
+            assert Position.parse(str(position)) == position
+            if seen.job is job:
+                assert job.place_after(position) == position.number + 1
+            else:
+                with pytest.raises(JobError):
+                    job.place_after(position)
 
     @rule(job_id=st.sampled_from([*IDS, "never-used"]), repeat=st.integers(0, 3))
     def cancel(self, job_id: str, repeat: int) -> None:

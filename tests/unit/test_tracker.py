@@ -150,7 +150,7 @@ def test_an_id_can_be_used_again_after_its_end() -> None:
     tracker.unregister(second, at(5))
     record = tracker.record("job-1")
     assert record is not None
-    assert (record["incarnation"], record["state"]) == (2, "completed")
+    assert (record["incarnation"], record["state"]) == ("0-2", "completed")
     assert len(tracker.records()) == 1
 
 
@@ -252,7 +252,7 @@ def test_the_record_of_a_live_job_shows_it_as_it_is_now() -> None:
     tracker.register(queued_job(run=2))
     record = tracker.record("job-1")
     assert record is not None
-    assert (record["incarnation"], record["state"]) == (2, "queued")
+    assert (record["incarnation"], record["state"]) == ("0-2", "queued")
 
 
 def test_jobs_can_be_unregistered_while_they_are_walked() -> None:

@@ -5,7 +5,7 @@ from fastapi import APIRouter, Request, Response
 
 from worker_orcd.api import schema
 from worker_orcd.api.access import owner_of
-from worker_orcd.api.sse import JobStreamResponse, whole_number
+from worker_orcd.api.sse import JobStreamResponse, last_event_id
 from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
 from worker_orcd.worker.worker import Worker
 
@@ -54,14 +54,23 @@ def router(worker: Worker) -> APIRouter:
         "/jobs/{job_id}/events",
         summary="A job's stream, from the start or after Last-Event-ID; also of a job that has ended",
         response_class=Response,
-        responses=schema.stream(200, "Its events") | schema.errors(400, 404, 429),
-        openapi_extra=schema.header("Last-Event-ID", "the `id:` of the last event that was seen"),
+        responses=schema.stream(200, "Its events")
+        | schema.nothing(
+            204, "The reader has seen the terminal event; an `EventSource` does not come back after this"
+        )
+        | schema.errors(400, 404, 429),
+        openapi_extra=schema.header(
+            "Last-Event-ID", "the `id:` of the last event that was seen; of another use of the id: 404"
+        ),
     )
     async def events(request: Request, job_id: str) -> Response:
         worker.forget_old()
-        last = whole_number(request.headers.get("last-event-id"), "Last-Event-ID")
-        start = 0 if last is None else last + 1
-        return JobStreamResponse(worker, worker.stream_of(job_id, owner_of(request)), start)
+        seen = last_event_id(request)
+        stream = worker.stream_of(job_id, owner_of(request))
+        start = stream.job.place_after(seen)
+        if not stream.job.live and start >= len(stream.job.events):
+            return Response(status_code=204)
+        return JobStreamResponse(worker, stream, start)
 
     return routes
 

@@ -82,6 +82,11 @@ def answer(status: int, description: str, content_type: str, **content: object) 
     return {status: {"description": description, "content": {content_type: content}}}
 
 
+def nothing(status: int, description: str) -> Responses:
+    """An answer without a body."""
+    return {status: {"description": description}}
+
+
 def stream(status: int, description: str) -> Responses:
     """An answer of a job's server-sent events; FastAPI describes those of its own making the same way."""
     event = {
@@ -89,7 +94,7 @@ def stream(status: int, description: str) -> Responses:
         "required": ["event", "id", "data"],
         "properties": {
             "event": {"enum": ["started", "token", "end", "error"]},
-            "id": {"type": "string", "pattern": "^[0-9]+$"},
+            "id": {"type": "string", "pattern": "^[0-9a-z]+-[0-9]+\\.[0-9]+$"},
             "data": {
                 "type": "string",
                 "contentMediaType": "application/json",
@@ -106,7 +111,11 @@ def query(name: str, description: str, most: int) -> dict[str, Any]:
     return {"parameters": [{"name": name, "in": "query", "description": description, "schema": schema}]}
 
 
-def header(name: str, description: str, pattern: str | None = "^[0-9]{0,18}$") -> dict[str, Any]:
-    """An optional header; an empty one counts for none. A whole number, unless another pattern is given, or none."""
+POSITION = "^([0-9a-z]{1,32}-[0-9]{1,18}\\.[0-9]{1,18})?$"
+"""An event's id, or nothing."""
+
+
+def header(name: str, description: str, pattern: str | None = POSITION) -> dict[str, Any]:
+    """An optional header; an empty one counts for none. An event's id, unless another pattern is given, or none."""
     schema = {"type": "string"} if pattern is None else {"type": "string", "pattern": pattern}
     return {"parameters": [{"name": name, "in": "header", "description": description, "schema": schema}]}

@@ -4,11 +4,13 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Self
 
 import msgspec
+from fastapi import Request
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.types import Receive, Scope, Send
 
 from worker_orcd.api.half_close import takes_comments
 from worker_orcd.jobs.errors import JobError, invalid
+from worker_orcd.jobs.position import Position
 from worker_orcd.worker.streams import JobStream, Numbered
 from worker_orcd.worker.worker import Worker
 
@@ -17,10 +19,14 @@ KEEP_ALIVE_SEC = 15.0
 _encoder = msgspec.json.Encoder()
 
 
-def encode(events: Sequence[Numbered]) -> bytes:
-    """Events in SSE framing, each with its number as `id:`. Control characters in text are escaped by JSON."""
+def encode(events: Sequence[Numbered], incarnation: str) -> bytes:
+    """Events in SSE framing, each with its position as `id:`. Control characters in text are escaped by JSON."""
     return b"".join(
-        format_sse_event(data_str=_encoder.encode(event.data()).decode(), event=event.name, id=str(number))
+        format_sse_event(
+            data_str=_encoder.encode(event.data()).decode(),
+            event=event.name,
+            id=str(Position(incarnation, number)),
+        )
         for number, event in events
     )
 
@@ -87,7 +93,7 @@ class JobStreamResponse(ReaderResponse):
     @staticmethod
     async def _chunks(stream: JobStream, start: int) -> AsyncIterator[bytes]:
         async for events in stream.read(KEEP_ALIVE_SEC, start):
-            yield encode(events) if events else KEEPALIVE_COMMENT
+            yield encode(events, stream.job.incarnation) if events else KEEPALIVE_COMMENT
 
 
 def named(streams: Sequence[JobStream]) -> dict[str, str]:
@@ -95,8 +101,23 @@ def named(streams: Sequence[JobStream]) -> dict[str, str]:
     return {"X-Job-Id": streams[0].job.job_id}
 
 
+def last_event_id(request: Request) -> Position | None:
+    """The position of the last event that a reader has seen, out of its `Last-Event-ID`; None if it sent none.
+
+    Raises:
+        JobError: `INVALID_REQUEST`, it is not the id of an event.
+    """
+    given = request.headers.get("last-event-id", "")
+    if not given:
+        return None
+    try:
+        return Position.parse(given)
+    except ValueError:
+        raise invalid("Last-Event-ID must be the id of an event", "Last-Event-ID") from None
+
+
 def whole_number(given: str | None, name: str) -> int | None:
-    """A number of an event, out of a header or the query; None if there is none.
+    """A number of an event, out of the query; None if there is none.
 
     Raises:
         JobError: `INVALID_REQUEST`, it is something else.

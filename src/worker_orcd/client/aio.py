@@ -86,8 +86,8 @@ class Client:
         opening = Opening("/v1/chat/completions", body, {"X-Job-Id": name}, reading.Chunks(name))
         return Job(self._connection, name, opening, resume=False)
 
-    def follow(self, job_id: str, *, after: int | None = None) -> Job:
-        """Another reader of a job, from its start or after the event with that number. Leaving it cancels nothing."""
+    def follow(self, job_id: str, *, after: str | None = None) -> Job:
+        """Another reader of a job, from its start or after the event with that id. Leaving it cancels nothing."""
         return Job(self._connection, job_id, None, resume=True, after=after)
 
     async def cancel(

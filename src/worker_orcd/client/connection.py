@@ -28,6 +28,10 @@ T = TypeVar("T")
 Message = httpx2.ServerSentEvent
 
 
+class NothingMore(Exception):
+    """The stream has ended before the position that a reader came back with: it has seen everything."""
+
+
 class Connection:
     """A worker's address and how it is spoken to. Every method may raise `WorkerUnreachable` and `WorkerRefused`."""
 
@@ -99,12 +103,18 @@ class Connection:
         decode: Callable[[Message], Iterable[T]],
         **more: Any,
     ) -> AsyncIterator[T]:
-        """Open a stream, which is open as long as `open_stream`. Returns what `decode` makes of its messages."""
+        """Open a stream, which is open as long as `open_stream`. Returns what `decode` makes of its messages.
+
+        Raises:
+            NothingMore: there is nothing behind the position that was sent.
+        """
         with self.clear_errors():
             timeout = httpx2.Timeout(ANSWER_SEC, read=SILENCE_SEC)
             source = await open_stream.enter_async_context(
                 self._http.sse(path, method=method, timeout=timeout, **more)
             )
+            if source.response.status_code == 204:
+                raise NothingMore
             if source.response.status_code != 200:
                 await source.response.aread()
                 raise self._refusal(source.response)

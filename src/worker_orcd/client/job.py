@@ -15,6 +15,7 @@ from worker_orcd.client.connection import (
     LONGEST_PAUSE_SEC,
     Connection,
     Message,
+    NothingMore,
     in_path,
     pause_sec,
 )
@@ -53,7 +54,7 @@ class Job:
         opening: Opening | None,
         *,
         resume: bool,
-        after: int | None = None,
+        after: str | None = None,
     ) -> None:
         self.job_id = job_id
         self.text = ""
@@ -63,7 +64,11 @@ class Job:
         self._connection = connection
         self._opening = opening
         self._resume = resume
-        self._last_id = after
+        self._incarnation: str | None = None
+        self._next_number = 0
+        if after is not None:
+            self._incarnation, seen = reading.position(after)
+            self._next_number = seen + 1
         self._over = False
         self._open = AsyncExitStack()
         self._source: AsyncIterator[Event] | None = None
@@ -135,7 +140,10 @@ class Job:
 
     async def _begin(self) -> None:
         if self._opening is None:
-            self._source = await self._events_after_the_last()
+            try:
+                self._source = await self._events_after_the_last()
+            except NothingMore:
+                self._over = True
             return
         how = self._opening
         try:
@@ -149,7 +157,9 @@ class Job:
             await self._pick_up(error)
 
     async def _events_after_the_last(self) -> AsyncIterator[Event]:
-        headers = {} if self._last_id is None else {"Last-Event-ID": str(self._last_id)}
+        headers = {}
+        if self._incarnation is not None:
+            headers["Last-Event-ID"] = f"{self._incarnation}.{self._next_number - 1}"
         path = f"/jobs/{in_path(self.job_id)}/events"
         return await self._connection.open(self._open, "GET", path, reading.events, headers=headers)
 
@@ -169,10 +179,10 @@ class Job:
                 return
 
     def _take(self, event: Event) -> None:
-        expected = 0 if self._last_id is None else self._last_id + 1
-        if event.id != expected:
-            raise WorkerError("INTERNAL", f"event {event.id} came instead of {expected}")
-        self._last_id = event.id
+        if event.number != self._next_number or (self._incarnation or event.incarnation) != event.incarnation:
+            expected = f"{self._incarnation or event.incarnation}.{self._next_number}"
+            raise WorkerError("INTERNAL", f"event {event.id or event.number} came instead of {expected}")
+        self._incarnation, self._next_number = event.incarnation, event.number + 1
         self._back.heard()
         match event.name:
             case "started":
@@ -190,7 +200,9 @@ class Job:
             return JobFailed(code, message, correlation_id=correlation_id, retriable=data["retriable"])
         with suppress(WorkerError):  # That it was stopped is known; how that went may be lost.
             if self.receipt is None and (record := await self._connection.record(self.job_id)):
-                self.receipt = Receipt.of_record(record)
+                # Its id may have been used again meanwhile.
+                ours = self._incarnation in (None, record["incarnation"])
+                self.receipt = Receipt.of_record(record) if ours else None
         return JobCancelled(
             message,
             # OpenAI's chunks do not say.

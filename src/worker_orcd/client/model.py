@@ -26,11 +26,24 @@ class Narrated:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event of a job's stream: its number, its name (`started`, `token`, `end`, `error`), its data."""
+    """One event of a job's stream.
 
-    id: int
+    Attributes:
+        number: its place in the stream: 0, 1, 2 …
+        name: `started`, `token`, `end` or `error`.
+        data: its JSON object.
+        incarnation: names the use of the job id; None where the stream does not say (OpenAI's chunks).
+    """
+
+    number: int
     name: str
     data: Json
+    incarnation: str | None = None
+
+    @property
+    def id(self) -> str | None:
+        """The position to come back with (`Last-Event-ID`, `follow(after=…)`), if the stream has such."""
+        return None if self.incarnation is None else f"{self.incarnation}.{self.number}"
 
     @property
     def terminal(self) -> bool:

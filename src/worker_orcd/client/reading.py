@@ -10,7 +10,20 @@ from worker_orcd.client.model import Event, Json, Narrated
 
 def events(message: Message) -> Iterator[Event]:
     """Of `POST /execute` and `GET /jobs/{job_id}/events`."""
-    yield Event(int(message.id), message.event, json.loads(message.data))
+    incarnation, number = position(message.id)
+    yield Event(number, message.event, json.loads(message.data), incarnation)
+
+
+def position(event_id: str) -> tuple[str, int]:
+    """An event's id taken apart: the incarnation of its job, and its number.
+
+    Raises:
+        ValueError: it is not the id of an event.
+    """
+    incarnation, dot, number = event_id.rpartition(".")
+    if not (incarnation and dot and number.isascii() and number.isdigit()):
+        raise ValueError(f"{event_id!r} is not the id of an event")
+    return incarnation, int(number)
 
 
 def narrated(message: Message) -> Iterator[Narrated]:
@@ -23,7 +36,7 @@ class Chunks:
 
     def __init__(self, job_id: str) -> None:
         self._job_id = job_id
-        self._next_id = 0
+        self._next_number = 0
         self._pieces = 0
         self._usage: Json = {}
         self._stop_reason: str | None = None
@@ -60,5 +73,5 @@ class Chunks:
         }
 
     def _event(self, name: str, data: Json) -> Event:
-        self._next_id += 1
-        return Event(self._next_id - 1, name, data)
+        self._next_number += 1
+        return Event(self._next_number - 1, name, data)

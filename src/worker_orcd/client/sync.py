@@ -68,7 +68,7 @@ class SyncClient:
         """A job that goes on with a conversation."""
         return SyncJob(self._portal, self._client.chat(messages, job_id=job_id, **parameters))
 
-    def follow(self, job_id: str, *, after: int | None = None) -> "SyncJob":
+    def follow(self, job_id: str, *, after: str | None = None) -> "SyncJob":
         """Another reader of a job."""
         return SyncJob(self._portal, self._client.follow(job_id, after=after))
 

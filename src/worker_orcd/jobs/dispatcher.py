@@ -49,7 +49,12 @@ class ReadyEngine:
 class Dispatcher:
     """Takes jobs in, hands them to the engine in order when they fit, and ends each exactly once."""
 
-    def __init__(self, ceilings: Ceilings, max_queue: int, cancel_memory_sec: float = 5.0) -> None:
+    def __init__(
+        self, ceilings: Ceilings, max_queue: int, cancel_memory_sec: float = 5.0, *, epoch: str = "0"
+    ) -> None:
+        """Begin without an engine. `epoch` names this start of the worker, so that incarnations are unique across
+        restarts."""
+        self._epoch = epoch
         self.tracker = JobTracker()
         self.queue = JobQueue()
         self.remembered = RememberedCancels(cancel_memory_sec)
@@ -74,9 +79,11 @@ class Dispatcher:
         """
         if self.draining:
             raise JobError(ErrorCode.DRAINING, "the worker is shutting down", retry_after_sec=5)
+        run = next(self._runs)
         job = Job(
             request=request,
-            run=next(self._runs),
+            run=run,
+            incarnation=f"{self._epoch}-{run}",
             correlation_id=correlation_id,
             seed=request.seed_or_drawn(),
             timeout_sec=request.timeout_within(self._ceilings),

@@ -1,6 +1,6 @@
 """What a job's reader sees: `started token* (end|error)` or just `error` (contract, section 2).
 
-An event's number within its job (the SSE `id:`) is its place in the job's list of events.
+An event's number (`Position.number`, in the SSE `id:`) is its place in the job's list of events.
 """
 
 from array import array

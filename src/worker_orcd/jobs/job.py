@@ -17,6 +17,7 @@ from worker_orcd.jobs.events import (
 )
 from worker_orcd.jobs.lifecycle import State, Trigger, following
 from worker_orcd.jobs.moment import Moment, millis, rfc3339
+from worker_orcd.jobs.position import Position
 from worker_orcd.jobs.receipt import Freed, Receipt
 from worker_orcd.jobs.request import JobRequest
 from worker_orcd.jobs.stops import Stop, StopFlag, StopReason
@@ -43,8 +44,8 @@ class Job:
     """A job's books. Times are seconds of the front's monotonic clock.
 
     Everything that is needed to carry the job on somewhere else stands here: prompt tokens, parameters, seed and
-    the tokens so far. `run` names this use of the job id (its incarnation) towards the engine, so that nothing
-    meant for one incarnation can reach another.
+    the tokens so far. `run` names this use of the job id towards the engine, `incarnation` towards clients, so that
+    nothing meant for one use of an id can reach another.
 
     Each method of "what happens to it" is one row of the lifecycle table: it raises IllegalTransition, leaving
     the job as it was, when the table does not have that row.
@@ -58,6 +59,8 @@ class Job:
     accepted: Moment
     owner: str = ""
     """Whose job it is: an API key's name, or nobody's in particular."""
+    incarnation: str = ""
+    """Unique across all uses of job ids and across restarts of the worker; the first part of its events' ids."""
     state: State = State.QUEUED
     stop: StopFlag = field(default_factory=StopFlag)
     phase: Phase = Phase.LOADING
@@ -92,8 +95,22 @@ class Job:
 
     @property
     def events(self) -> Sequence[Event]:
-        """Everything its readers see, in order; an event's place is its SSE id."""
+        """Everything its readers see, in order; an event's place is the number in its id."""
         return self._events if self._ended_events is None else self._ended_events
+
+    def place_after(self, seen: Position | None) -> int:
+        """The number of the first event that a reader has not seen, who last saw the one at `seen`.
+
+        Raises:
+            JobError: `JOB_NOT_FOUND`, the position belongs to another use of the job id.
+        """
+        if seen is None:
+            return 0
+        if seen.incarnation != self.incarnation:
+            raise JobError(
+                ErrorCode.JOB_NOT_FOUND, "this position belongs to another job with the same job_id"
+            )
+        return seen.number + 1
 
     @property
     def deadline(self) -> float:
@@ -284,7 +301,7 @@ class Job:
         terminal = self.terminal
         return {
             "job_id": self.job_id,
-            "incarnation": self.run,
+            "incarnation": self.incarnation,
             "state": _outcome(self.state, terminal),
             "phase": self.phase.value,
             "correlation_id": self.correlation_id,

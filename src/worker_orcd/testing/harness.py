@@ -46,12 +46,22 @@ def wait_until(look: Callable[[], T | None], *, within_sec: float = 10.0, what: 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One event as it arrived. `at` is `time.monotonic()` of its arrival."""
+    """One event as it arrived. `at` is `time.monotonic()` of its arrival; `id` is `<incarnation>.<number>`."""
 
     at: float
-    id: int
+    id: str
     event: str
     data: dict[str, Any]
+
+    @property
+    def incarnation(self) -> str:
+        """Names the use of the job id."""
+        return self.id.rpartition(".")[0]
+
+    @property
+    def number(self) -> int:
+        """Its place in the stream: 0, 1, 2 …"""
+        return int(self.id.rpartition(".")[2])
 
 
 class Stream:
@@ -85,7 +95,7 @@ class Stream:
                 self._tell(lambda: setattr(self, "status", response.status_code))
                 if self.refusal is None:
                     for sse in source:
-                        received = Received(time.monotonic(), int(sse.id), sse.event, json.loads(sse.data))
+                        received = Received(time.monotonic(), sse.id, sse.event, json.loads(sse.data))
                         self._tell(lambda received=received: self.events.append(received))  # type: ignore[misc]
         except (httpx2.HTTPError, OSError):
             pass
@@ -161,9 +171,11 @@ class Stream:
         return next((event for event in self.events if event.event in ("end", "error")), None)
 
     def assert_whole(self) -> None:
-        """`started token* (end|error)` or just `error`; ids and token numbers without a gap; exactly one ending."""
+        """`started token* (end|error)` or just `error`; ids of one job and token numbers without a gap; exactly one
+        ending."""
         names = [event.event for event in self.events]
-        assert [event.id for event in self.events] == list(range(len(names))), self.events
+        assert [event.number for event in self.events] == list(range(len(names))), self.events
+        assert len({event.incarnation for event in self.events}) <= 1, self.events
         assert [event.data["i"] for event in self.tokens] == list(range(len(self.tokens)))
         if names != ["error"]:
             assert names[0] == "started"

@@ -55,8 +55,8 @@ class JobStream:
     def read(self, idle_sec: float, start: int = 0) -> AsyncIterator[Sequence[Numbered]]:
         """The job's events from number `start` on, as many at a time as there are; none when it idles so long.
 
-        Ends after the terminal event. Who cannot have seen that one yet gets it also if `start` lies beyond: such a
-        reader saw an earlier use of the id (G2).
+        Ends after the terminal event. A reader that comes while the job is live cannot have seen that one, and gets it
+        also if `start` lies beyond it (G2).
         """
         return self._read(idle_sec, start, waits=self.job.live)
 
@@ -64,7 +64,7 @@ class JobStream:
         async for _, batch in read_together([self], idle_sec, start):
             yield batch
         last = len(self.job.events) - 1
-        if start > last + 1 or (waits and start > last):
+        if waits and start > last:
             yield [(last, self.job.events[last])]
 
 

@@ -6,6 +6,7 @@ is in the job's events, and its readers are woken.
 """
 
 import asyncio
+import secrets
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -76,7 +77,9 @@ class Worker:
         self.worker_id = worker_id
         self.started_at = time.monotonic()
         self.started_unix = time.time()
-        self.dispatcher = Dispatcher(policy.ceilings, policy.max_queue, policy.cancel_memory_sec)
+        self.dispatcher = Dispatcher(
+            policy.ceilings, policy.max_queue, policy.cancel_memory_sec, epoch=secrets.token_hex(5)
+        )
         self.supervisor = Supervisor(launch, self, policy.cancel_deadline_sec)
         self.metrics = Metrics()
         self.tracing: Tracing | None = None

@@ -3,6 +3,7 @@
 A response is a job; all that is shown of it follows from the job's books, so a stream picked up again is the same.
 """
 
+import hashlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, cast
 
@@ -50,9 +51,11 @@ def router(worker: Worker) -> APIRouter:
     async def create(request: Request) -> Response:
         asked = ResponseRequest.parse(await request.body())
         model = model_of(worker, asked.model)
-        name = fresh_name("resp_", request.headers.get("x-job-id"))
+        offered = request.headers.get("x-job-id")
+        name = fresh_name("resp_", offered)
         with in_words_of({"prompt": "input", "max_tokens": "max_output_tokens"}):
-            (stream,) = await begin(worker, request, [asked.wanted(name).within(worker.policy.ceilings)])
+            wanted = asked.wanted(name, named_by_client=offered is not None)
+            (stream,) = await begin(worker, request, [wanted.within(worker.policy.ceilings)])
         if asked.stream:
             return ReaderResponse(worker, [stream], _frames(stream, Teller(stream.job, model)))
         if not asked.background:
@@ -65,7 +68,11 @@ def router(worker: Worker) -> APIRouter:
         summary="A response; with `stream` its events, after `starting_after`",
         response_class=Response,
         responses=_answers() | schema.errors(400, 404, 429),
-        openapi_extra=schema.query("starting_after", "the last `sequence_number` that was seen", 10**9),
+        openapi_extra=schema.query(
+            "starting_after",
+            "the last `sequence_number` that was seen; of another use of the id: 404",
+            2**53 - 1,
+        ),
     )
     async def get(request: Request, response_id: str) -> Response:
         stream = stream_of(request, response_id)
@@ -74,7 +81,7 @@ def router(worker: Worker) -> APIRouter:
         model = model_of(worker, _asked(stream.job).model)
         after = whole_number(request.query_params.get("starting_after"), "starting_after")
         if request.query_params.get("stream") == "true":
-            teller = Teller(stream.job, model, -1 if after is None else after)
+            teller = Teller(stream.job, model, after)
             return ReaderResponse(worker, [stream], _frames(stream, teller))
         return JSONResponse(response_of(stream.job, model), headers=named([stream]))
 
@@ -108,18 +115,47 @@ def response_of(job: Job, model: str) -> dict[str, Any]:
     return {**_head(job, model, status), "output": [_item(job, said, status)] if begun else []}
 
 
-class Teller:
-    """Tells a response event by event, numbered from 0; those up to `seen` are left out.
+NUMBERS_PER_USE = 1 << 23
+"""Sequence numbers of one use of an id: more than a context has tokens."""
+_USES = 1 << 30
+"""With these, all sequence numbers are whole numbers of JavaScript's."""
 
-    Who cannot have seen its end yet is told it also if `seen` lies beyond, as with the job's own stream.
+
+def first_number(job: Job) -> int:
+    """The first sequence number of a response.
+
+    An id that the worker drew is used once, and numbers begin at 0. An id that a client chose may be used again, also
+    after a restart of the worker: numbers of each use begin at another place, so that none of them continues the
+    events of another job.
+    """
+    if not cast("ResponseJob", job.request).named_by_client:
+        return 0
+    use = int.from_bytes(hashlib.blake2b(job.incarnation.encode(), digest_size=8).digest())
+    return use % (_USES - 1) * NUMBERS_PER_USE + NUMBERS_PER_USE
+
+
+class Teller:
+    """Tells a response event by event, numbered from `first_number`; those up to `seen` are left out.
+
+    A reader that comes while the job is live gets its end also if `seen` lies beyond, as with the job's own stream.
     """
 
-    def __init__(self, job: Job, model: str, seen: int = -1) -> None:
+    def __init__(self, job: Job, model: str, seen: int | None = None) -> None:
+        """Begin.
+
+        Raises:
+            JobError: `JOB_NOT_FOUND`, the number belongs to another use of the id.
+        """
+        first = first_number(job)
+        if seen is not None and seen // NUMBERS_PER_USE != first // NUMBERS_PER_USE:
+            raise JobError(
+                ErrorCode.JOB_NOT_FOUND, "this number belongs to another response with the same id"
+            )
         self._job = job
         self._waits = job.live
         self._model = model
-        self._seen = seen
-        self._number = -1
+        self._number = first - 1
+        self._seen = self._number if seen is None else seen
         self._text = ""
 
     def opening(self) -> Iterator[bytes]:

@@ -286,7 +286,7 @@ class ResponseRequest(Generation):
         """Whether it can be had again once it has ended."""
         return self.store is not False
 
-    def wanted(self, name: str) -> "ResponseJob":
+    def wanted(self, name: str, *, named_by_client: bool) -> "ResponseJob":
         """Its job."""
         said = [ChatMessage(role="system", content=self.instructions)] if self.instructions else []
         if isinstance(self.input, str):
@@ -303,13 +303,15 @@ class ResponseRequest(Generation):
             max_tokens=self.max_output_tokens,
             on_disconnect="continue" if self.background else "cancel",
         )
-        return ResponseJob(**job.model_dump(), asked=self)
+        return ResponseJob(**job.model_dump(), asked=self, named_by_client=named_by_client)
 
 
 class ResponseJob(JobRequest):
     """A job that is somebody's response; what was asked is shown with it as long as the job is remembered."""
 
     asked: ResponseRequest
+    named_by_client: bool
+    """Whether the client chose its id, which then may be used more than once."""
 
     def without_prompt(self) -> Self:
         """Its input is not shown again; its instructions are."""
