@@ -7,7 +7,7 @@ from hashlib import blake2b
 from typing import Any
 
 from worker_orcd.engine.loop import EngineLoop
-from worker_orcd.engine.model import Batch, Outcome, Sampler
+from worker_orcd.engine.model import Batch, Memory, Outcome, Sampler
 from worker_orcd.jobs.events import EndedEvents
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.moment import Moment
@@ -173,6 +173,9 @@ class HandModel(ScriptedModel):
         self.steps: list[Decoded] = []
         self.behind_row: list[tuple[int, ...]] = []
         self.samplers_open = 0
+        self.saves: list[int] = []
+        """Sequence ids that were saved, in order."""
+        self.restores_fail = False
 
     def sampler(self, sampling: Sampling, history: list[int]) -> Sampler:
         """The script's own, if it says something."""
@@ -186,6 +189,26 @@ class HandModel(ScriptedModel):
         """Take another id, also before the first cell is written."""
         self._cells.setdefault(source, [])
         super().move(source, target)
+
+    def trim(self, sequence: int, length: int) -> bool:
+        """Cut a sequence back; a recurrent state can only be dropped."""
+        if not self.memory.trims and 0 < length < self.cells(sequence):
+            return False
+        return super().trim(sequence, length)
+
+    def save(self, sequence: int, into: bytearray | None = None) -> bytearray:
+        """Note it."""
+        self.saves.append(sequence)
+        return super().save(sequence, into)
+
+    def restore(self, sequence: int, saved: bytearray) -> bool:
+        """Put it back, unless the test wants that to fail."""
+        return not self.restores_fail and super().restore(sequence, saved)
+
+    def _spoil(self) -> None:
+        """What a decode that did not end well makes of recurrent states: all of them are wrong, whoever was in it."""
+        for cells in self._cells.values():
+            cells[:] = [cell + 1 for cell in cells]
 
     def disturb(self, sequence: int, by: int) -> None:
         """Give a sequence so many cells more or, if negative, less, behind the books' back."""
@@ -208,6 +231,8 @@ class HandModel(ScriptedModel):
             elif armed and self.byte.is_set():
                 outcome = Outcome.ABORTED
         self.next_outcome = None
+        if outcome not in (Outcome.DONE, Outcome.NO_ROOM) and not self.memory.trims:
+            self._spoil()
         places = zip(batch.positions, batch.sequences, strict=True)
         self.behind_row = [tuple(self._cells.get(s, [])[: position + 1]) for position, s in places]
         self.steps.append(Decoded(batch, armed, outcome))
@@ -217,11 +242,15 @@ class HandModel(ScriptedModel):
 class HandLoop:
     """An engine's loop with its model, its inbox and all that it sent."""
 
-    def __init__(self, *, parallel: int = 4, cells: int = 4096, exact: bool = False) -> None:
+    def __init__(
+        self, *, parallel: int = 4, cells: int = 4096, exact: bool = False, recurrent: bool = False
+    ) -> None:
         self.byte = InterruptByte.create()
         self.clock = HandClock()
         load = Load("scripted", "worker", None, parallel, cells, exact, 1, "json")
         self.model = HandModel(load, self.byte, self.clock)
+        if recurrent:
+            self.model.memory = Memory("recurrent", trims=False)
         self.sent: list[FromEngine] = []
         self.after_drain: Callable[[], None] = lambda: None
         self.on_send: Callable[[FromEngine], None] = lambda message: None

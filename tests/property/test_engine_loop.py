@@ -137,15 +137,16 @@ class Schedule:
     plans=PLANS,
     interrupts=st.sets(st.integers(0, 60)),
     exact=st.booleans(),
+    recurrent=st.booleans(),
     decode_ms=st.sampled_from([1.0, 9.0, 40.0, 150.0]),
     row_ms=st.sampled_from([0.05, 1.0, 6.0]),
 )
 @settings(deadline=None, max_examples=120)
 def test_whatever_happens_beside_it_a_run_s_output_is_that_of_the_run_alone(
-    plans: list[Plan], interrupts: set[int], exact: bool, decode_ms: float, row_ms: float
+    plans: list[Plan], interrupts: set[int], exact: bool, recurrent: bool, decode_ms: float, row_ms: float
 ) -> None:
     """Runs come, are carried on, end and are stopped; steps are interrupted; nothing is lost, doubled or reordered."""
-    loop = HandLoop(parallel=SEQUENCES, cells=8192, exact=exact)
+    loop = HandLoop(parallel=SEQUENCES, cells=8192, exact=exact, recurrent=recurrent)
     loop.model.decode_ms, loop.model.prefill_row_ms = decode_ms, row_ms
     schedule = Schedule(loop, plans)
     schedule.play(interrupts)

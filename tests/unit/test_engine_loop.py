@@ -334,9 +334,9 @@ def test_ages_in_a_confirmation_are_from_the_loop_s_clock(loop: HandLoop) -> Non
     in_decode(loop, 1)
     trim = loop.model.trim
 
-    def slow_trim(sequence: int, length: int) -> None:
+    def slow_trim(sequence: int, length: int) -> bool:
         loop.clock.now += 0.003
-        trim(sequence, length)
+        return trim(sequence, length)
 
     loop.model.trim = slow_trim  # type: ignore[method-assign]  # A model that takes its time to free cells.
     loop.post(Stop(1))

@@ -13,7 +13,15 @@ import numpy as np
 from worker_orcd.engine import devices
 from worker_orcd.engine.chat import ChatTemplate
 from worker_orcd.engine.draws import draw_seed
-from worker_orcd.engine.model import Batch, ModelLoadError, Outcome, PromptRefused, Sampler
+from worker_orcd.engine.model import (
+    Batch,
+    Memory,
+    MemoryKind,
+    ModelLoadError,
+    Outcome,
+    PromptRefused,
+    Sampler,
+)
 from worker_orcd.engine.planner import MAX_ROWS
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import Load, Ready, Sampling, Template
@@ -24,6 +32,8 @@ _COLDEST = 1e-4
 """Temperatures below are greedy: logits divided by them leave the range of a float."""
 _SMALLEST_PENALTY = 1e-6
 _BF16, _F16 = 30, 1
+_PARTIAL = 1
+"""LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: of a sequence's memory, only what cannot be trimmed."""
 _OUTCOMES = {0: Outcome.DONE, 1: Outcome.NO_ROOM, 2: Outcome.ABORTED, -2: Outcome.NO_MEMORY}
 """What `llama_decode` returns; everything else is a failure."""
 
@@ -78,6 +88,7 @@ class LlamaModel:
             exact=False,
             load_ms=(time.monotonic() - started) * 1000,
         )
+        self.memory = self._look_at_memory()
         progress(100)
 
     @property
@@ -94,6 +105,11 @@ class LlamaModel:
     def separate_streams(self) -> bool:
         """With `--exact`. llama.cpp computes streams from the lowest to the highest id of a step."""
         return self._exact
+
+    @property
+    def dense_ids(self) -> bool:
+        """A gap costs separate streams a stream that is computed for nobody, recurrent states a micro-batch more."""
+        return self._exact or self.memory.kind == "recurrent"
 
     # Text.
 
@@ -182,14 +198,14 @@ class LlamaModel:
         """A chain of llama.cpp's samplers: penalties, top-k, top-p, temperature, then the draw."""
         return _LlamaSampler(self._context, self.facts.vocab_size, sampling, history[-PENALTY_WINDOW:])
 
-    # KV cells.
+    # Memory.
 
-    def trim(self, sequence: int, length: int) -> None:
-        """Forget what lies behind the first `length` cells."""
-        lib.llama_memory_seq_rm(self._memory, sequence, length, -1)
+    def trim(self, sequence: int, length: int) -> bool:
+        """Forget what lies behind the first `length` tokens. A recurrent state cannot be cut back, only dropped."""
+        return bool(lib.llama_memory_seq_rm(self._memory, sequence, length, -1))
 
     def clear(self) -> None:
-        """Reset all cells and, with them, each stream's search head."""
+        """Reset the cells, and the search heads that a decode which found no room may have left wrong."""
         lib.llama_memory_clear(self._memory, False)
 
     def move(self, source: int, target: int) -> None:
@@ -198,9 +214,38 @@ class LlamaModel:
         lib.llama_memory_seq_rm(self._memory, source, -1, -1)
 
     def cells(self, sequence: int) -> int:
-        """Cells from the lowest to the highest position that llama.cpp knows of the sequence."""
-        highest = lib.llama_memory_seq_pos_max(self._memory, sequence)
-        return 0 if highest < 0 else highest - lib.llama_memory_seq_pos_min(self._memory, sequence) + 1
+        """Tokens up to the highest position that llama.cpp knows of the sequence.
+
+        The lowest position says nothing: a recurrent state has its last one only, and behind a sliding window
+        llama.cpp gives cells away that the sequence does not look at any more.
+        """
+        return int(lib.llama_memory_seq_pos_max(self._memory, sequence)) + 1
+
+    def save(self, sequence: int, into: bytearray | None = None) -> bytearray:
+        """Copy its recurrent states, and the cells of its sliding windows."""
+        size = lib.llama_state_seq_get_size_ext(self._context, sequence, _PARTIAL)
+        buffer = into if into is not None and len(into) == size else bytearray(size)
+        native = (ctypes.c_uint8 * size).from_buffer(buffer)
+        lib.llama_state_seq_get_data_ext(self._context, native, size, sequence, _PARTIAL)
+        return buffer
+
+    def restore(self, sequence: int, saved: bytearray) -> bool:
+        """Put them back. llama.cpp returns the bytes it took, 0 for a failure."""
+        native = (ctypes.c_uint8 * len(saved)).from_buffer(saved)
+        taken = lib.llama_state_seq_set_data_ext(self._context, native, len(saved), sequence, _PARTIAL)
+        return bool(taken == len(saved))
+
+    def _look_at_memory(self) -> Memory:
+        """Its kind by llama.cpp's word; whether it trims by trying, since some caches refuse that do not say so."""
+        kind: MemoryKind = "sliding window" if lib.llama_model_n_swa(self._model) > 0 else "attention"
+        if lib.llama_model_is_recurrent(self._model):
+            kind = "recurrent"
+        elif lib.llama_model_is_hybrid(self._model):
+            kind = "hybrid"
+        self.decode(Batch([0, 0], [0, 1], [0, 0], [False, True]), armed=False)
+        trims = self.trim(0, 1) and self.cells(0) == 1
+        self.trim(0, 0)
+        return Memory(kind, trims)
 
     # Loading.
 

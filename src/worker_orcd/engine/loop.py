@@ -16,6 +16,7 @@ from worker_orcd.engine.audit import Difference, differences
 from worker_orcd.engine.model import Batch, Model, Outcome
 from worker_orcd.engine.parts import Part, StepResult, parts_of, runs_of
 from worker_orcd.engine.planner import TILE_ROWS, CostEstimate, Plan, plan_step
+from worker_orcd.engine.rollback import Rollback
 from worker_orcd.engine.sequence import Sequence
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import (
@@ -65,6 +66,7 @@ class EngineLoop:
         self._free_ids = list(range(model.facts.sequences))
         self._quarantined: set[int] = set()
         """Free ids whose cells could not be freed. They are tried again with every audit."""
+        self._rollback = Rollback(model)
         self._cost = CostEstimate()
         self._owed: frozenset[int] = frozenset()
         """The runs whose last step was aborted for another's sake: their next one is let through."""
@@ -167,7 +169,7 @@ class EngineLoop:
         after = self._model.cells(sequence.id)
         self._last_holder[sequence.id] = sequence.run.run
         hole = sequence.id
-        if self._model.separate_streams and self._sequences and after == 0:
+        if self._model.dense_ids and self._sequences and after == 0:
             last = max(self._sequences.values(), key=lambda other: other.id)
             if last.id > hole:
                 self._model.move(last.id, hole)
@@ -203,7 +205,9 @@ class EngineLoop:
     def _repair(self, difference: Difference) -> None:
         """Make one sequence id hold what it should: trim it, read its run again, or use the id no more."""
         holder = next((s for s in self._sequences.values() if s.id == difference.sequence), None)
-        if not self._trimmed(difference.sequence, difference.expected):
+        # Only plain attention is sure to be right behind its first tokens when what follows them is trimmed.
+        trimmable = holder is None or self._model.memory.kind == "attention"
+        if not (trimmable and self._trimmed(difference.sequence, difference.expected)):
             if holder is not None:
                 self._read_again(holder)
             else:
@@ -225,6 +229,7 @@ class EngineLoop:
     def _read_again(self, sequence: Sequence) -> None:
         """Its cells are not what they should be: compute all of them anew, with another id if this one stays dirty."""
         sequence.computed = 0
+        self._rollback.forget(sequence)
         if self._trimmed(sequence.id, 0):
             return
         if not self._free_ids:
@@ -303,9 +308,11 @@ class EngineLoop:
         result = StepResult()
         parts = parts_of(plan, self._sequences, separate_streams=self._model.separate_streams)
         for number, part in enumerate(parts):
+            if armed and self._model.abortable:
+                self._rollback.prepare(self._sequences.values())
             result.outcome = self._model.decode(part.batch, armed=armed)
             if result.outcome is not Outcome.DONE:
-                self._undo(part)
+                self._undo(part, result.outcome)
                 result.undone, result.skipped = runs_of([part]), runs_of(parts[number + 1 :])
                 break
             self._harvest(part, result)
@@ -329,11 +336,11 @@ class EngineLoop:
         before, after = self._free(self._sequences[end.run])
         return msgspec.structs.replace(end, cells_before=before, cells_after=after)
 
-    def _undo(self, part: Part) -> None:
-        """Trim every sequence of a part that was not done back to what it was before."""
-        for share in part.shares:
-            sequence = self._sequences[share.key]
-            self._model.trim(sequence.id, sequence.computed)
+    def _undo(self, part: Part, outcome: Outcome) -> None:
+        """Roll a part back that was not done. A sequence whose memory is lost is computed again; no run ends."""
+        lost = self._rollback.undo(self._sequences.values(), set(runs_of([part])), outcome)
+        for sequence in lost:
+            self._read_again(sequence)
 
     def _fail(self, result: StepResult) -> tuple[list[EndOfRun], list[int]]:
         """Handle a part that was neither done nor aborted.

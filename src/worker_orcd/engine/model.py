@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Literal, Protocol
 
 from worker_orcd.protocol.messages import Ready, Sampling, Template
 
@@ -28,13 +28,34 @@ class Outcome(Enum):
 
     DONE = "done"
     ABORTED = "aborted"
-    """The interrupt byte ended it. What it wrote must be trimmed from every sequence that was in it."""
+    """The interrupt byte ended it. `Rollback` brings the sequences back to what they were before it."""
     NO_ROOM = "no room"
     """There were not enough free KV cells; nothing was written."""
     NO_MEMORY = "no memory"
     """The device had no memory left for the step."""
     FAILED = "failed"
     """The device or backend failed."""
+
+
+MemoryKind = Literal["attention", "sliding window", "recurrent", "hybrid"]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a model remembers of a sequence, and whether that can be cut back.
+
+    Attributes:
+        kind: `attention` keeps all positions, `sliding window` only the latest in some layers, `recurrent` one state
+            for all of them, `hybrid` a state in some layers and positions in the others.
+        trims: whether a sequence can be cut back to any shorter length. Where it cannot, an aborted step leaves the
+            states of all sequences undefined, also of those that had no rows in it.
+    """
+
+    kind: MemoryKind
+    trims: bool
+
+
+ATTENTION = Memory("attention", trims=True)
 
 
 @dataclass(slots=True)
@@ -80,6 +101,14 @@ class Model(Protocol):
         """Whether each sequence has a stream of cells of its own. Then sequence ids are kept without holes, which makes
         steps faster, and a step is computed in parts (`parts.py`)."""
 
+    @property
+    def dense_ids(self) -> bool:
+        """Whether steps are faster when sequence ids have no holes."""
+
+    @property
+    def memory(self) -> Memory:
+        """What kind of memory its sequences have."""
+
     def encode(self, prompt: str, template: Template) -> list[int]:
         """Token ids of a prompt. Safe to call while a step runs.
 
@@ -105,8 +134,8 @@ class Model(Protocol):
     def logits(self, row: int) -> bytes:
         """The raw next-token scores of the last step's row `row`, to be compared bit for bit."""
 
-    def trim(self, sequence: int, length: int) -> None:
-        """Forget all of a sequence behind its first `length` cells; 0 frees it."""
+    def trim(self, sequence: int, length: int) -> bool:
+        """Forget all of a sequence behind its first `length` tokens; 0 frees it. False: it cannot, nothing changed."""
 
     def clear(self) -> None:
         """Reset the cells of a model in which no sequence holds any, and where the search for free ones begins."""
@@ -115,4 +144,10 @@ class Model(Protocol):
         """Give sequence `source` the free id `target`."""
 
     def cells(self, sequence: int) -> int:
-        """KV cells that a sequence holds, by the backend's own count."""
+        """Tokens that a sequence holds, by the backend's own count."""
+
+    def save(self, sequence: int, into: bytearray | None = None) -> bytearray:
+        """Copy the part of a sequence's memory that cannot be trimmed, into the buffer `into` if its size fits."""
+
+    def restore(self, sequence: int, saved: bytearray) -> bool:
+        """Put a copy back that `save` made, into the same sequence or one with another id. False: it did not work."""

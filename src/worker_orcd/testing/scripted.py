@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from worker_orcd.engine.draws import draw_seed
-from worker_orcd.engine.model import Batch, ModelLoadError, Outcome, Sampler
+from worker_orcd.engine.model import ATTENTION, Batch, Memory, ModelLoadError, Outcome, Sampler
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import Load, Ready, Sampling, Template
 
@@ -111,7 +111,8 @@ class ScriptedModel:
             exact=load.exact,
             load_ms=0.0,
         )
-        self.separate_streams = load.exact
+        self.separate_streams = self.dense_ids = load.exact
+        self.memory: Memory = ATTENTION
         self.layers = 30
         self.abortable = "WORKER_ORCD_SCRIPTED_UNABORTABLE" not in os.environ
 
@@ -181,13 +182,23 @@ class ScriptedModel:
         """Something that depends on all tokens so far, shaped as 32-bit floats."""
         return self._scores[0][:64]
 
-    def trim(self, sequence: int, length: int) -> None:
+    def trim(self, sequence: int, length: int) -> bool:
         """Forget what lies behind, or not: some leak."""
         cells = self._cells.setdefault(sequence, [])
         if length == 0 and cells and self._leaked.get(sequence, 0) < _script(cells).leak:
             self._leaked[sequence] = self._leaked.get(sequence, 0) + 1
-            return
+            return False
         del cells[length:]
+        return True
+
+    def save(self, sequence: int, into: bytearray | None = None) -> bytearray:
+        """Its cells, as JSON. Only memory that cannot be trimmed is saved."""
+        return bytearray(json.dumps(self._cells.get(sequence, [])).encode())
+
+    def restore(self, sequence: int, saved: bytearray) -> bool:
+        """Hold those again."""
+        self._cells[sequence] = json.loads(saved)
+        return True
 
     def clear(self) -> None:
         """Hold nothing."""

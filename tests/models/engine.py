@@ -1,0 +1,179 @@
+"""A real model in the real engine loop, in this process; every row of logits that a token is drawn from is kept."""
+
+import io
+import random
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import llama_cpp.llama_cpp as lib
+import numpy as np
+import numpy.typing as npt
+
+from worker_orcd.engine.llama import LlamaModel
+from worker_orcd.engine.loop import EngineLoop
+from worker_orcd.engine.model import Batch, Outcome, Sampler
+from worker_orcd.narration import Narrator
+from worker_orcd.protocol.interrupt import InterruptByte
+from worker_orcd.protocol.messages import (
+    AuditFault,
+    FromEngine,
+    Load,
+    Ping,
+    Run,
+    Sampling,
+    Step,
+    Stop,
+    Stopped,
+)
+
+Logits = npt.NDArray[np.float32]
+
+_kept: list[object] = []
+"""llama.cpp calls the log function of the model that was loaded last, also after that model is gone."""
+
+
+class _RecordingSampler:
+    """Notes the logits that a run's tokens are drawn from."""
+
+    def __init__(self, inner: Sampler, model: "RecordedModel", run: int) -> None:
+        self._inner, self._model, self._run = inner, model, run
+
+    def draw(self, row: int, index: int) -> int:
+        self._model.drawn[self._run].append(np.frombuffer(self._model.logits(row), np.float32).copy())
+        return self._inner.draw(row, index)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class RecordedModel(LlamaModel):
+    """llama.cpp's model; a run's number is its seed."""
+
+    def __init__(self, load: Load, interrupt: InterruptByte) -> None:
+        self.drawn: dict[int, list[Logits]] = defaultdict(list)
+        super().__init__(load, interrupt, lambda percent: None)
+        _kept.append(self._complaints)
+
+    def sampler(self, sampling: Sampling, history: list[int]) -> Sampler:
+        """A sampler that notes what it draws from."""
+        return _RecordingSampler(super().sampler(sampling, history), self, sampling.seed)
+
+    def alone(self, tokens: list[int], wanted_from: int) -> list[Logits]:
+        """Logits behind each token from number `wanted_from` on, computed in one go while nothing else is held."""
+        wanted = [index >= wanted_from for index in range(len(tokens))]
+        batch = Batch(tokens, list(range(len(tokens))), [0] * len(tokens), wanted)
+        assert self.decode(batch, armed=False) is Outcome.DONE
+        rows = [np.frombuffer(self.logits(row), np.float32).copy() for row in range(wanted_from, len(tokens))]
+        self.trim(0, 0)
+        return rows
+
+    def free(self) -> None:
+        """Give back its memory."""
+        lib.llama_free(self._context)
+        lib.llama_model_free(self._model)
+
+
+class TinyEngine:
+    """The loop around a recorded model, turned by hand, and all that it sent."""
+
+    def __init__(self, path: Path, *, exact: bool = False, parallel: int = 6, cells: int = 4096) -> None:
+        self.byte = InterruptByte.create()
+        load = Load(str(path), "worker", None, parallel, cells, exact, 2, "json")
+        self.model = RecordedModel(load, self.byte)
+        self.sent: list[FromEngine] = []
+        self._inbox: list[Run | Stop | Ping] = []
+        narrator = Narrator.configure("worker", process="engine", log_format="json", stream=io.StringIO())
+        self.loop = EngineLoop(self.model, self.byte, self._drain, self.sent.append, narrator)
+        self.loop.warm_up()
+
+    def _drain(self) -> list[Run | Stop | Ping]:
+        messages, self._inbox = self._inbox, []
+        return messages
+
+    def post(self, *messages: Run | Stop | Ping) -> None:
+        """Send messages; the next turn sees them."""
+        self._inbox += messages
+
+    def finish(self, most: int = 3000) -> None:
+        """Turn until there is nothing to compute."""
+        for _ in range(most):
+            if not self.loop.turn() and not self._inbox:
+                return
+        raise AssertionError(f"still computing after {most} turns")
+
+    def interrupted_turn(self, after_sec: float) -> bool:
+        """One turn, with the byte set so long after its start. Whether the step was aborted."""
+        timer = threading.Thread(target=self._interrupt, args=(after_sec,))
+        timer.start()
+        self.loop.turn()
+        timer.join()
+        last = self.sent[-1] if self.sent else None
+        return isinstance(last, Step) and last.aborted
+
+    def _interrupt(self, after_sec: float) -> None:
+        until = time.monotonic() + after_sec
+        while time.monotonic() < until:
+            time.sleep(min(0.0005, after_sec))
+        self.byte.set()
+
+    def close(self) -> None:
+        """Free the model and unmap the byte."""
+        self.model.free()
+        self.byte.close()
+
+    # What it said.
+
+    @property
+    def steps(self) -> list[Step]:
+        """Its reports of steps."""
+        return [message for message in self.sent if isinstance(message, Step)]
+
+    @property
+    def faults(self) -> list[AuditFault]:
+        """Differences that its audits found."""
+        return [message for message in self.sent if isinstance(message, AuditFault)]
+
+    @property
+    def stopped(self) -> list[Stopped]:
+        """Its confirmations of stops."""
+        return [message for message in self.sent if isinstance(message, Stopped)]
+
+    def tokens(self, run: int) -> list[int]:
+        """Tokens that it reported for a run."""
+        outs = [out for step in self.steps for out in step.tokens if out.run == run]
+        return [out.token for out in outs if out.token is not None]
+
+    def ends(self, run: int) -> list[str]:
+        """How a run ended: a reason, or an error's code."""
+        ends = [end for step in self.steps for end in step.ended if end.run == run]
+        return [end.reason or f"{end.error_code}: {end.error_message}" for end in ends]
+
+    def held(self) -> list[int]:
+        """Tokens that each sequence id holds."""
+        return [self.model.cells(sequence) for sequence in range(self.model.facts.sequences)]
+
+
+def run_of(run: int, prompt: list[int], **given: Any) -> Run:
+    """Generate greedily, past end-of-generation tokens."""
+    values: dict[str, Any] = {
+        "run": run,
+        "job_id": f"job-{run}",
+        "correlation_id": f"cor-{run}",
+        "prompt": tuple(prompt),
+        "generated": (),
+        "max_tokens": 12,
+        "ignore_eos": True,
+        "stop": (),
+        "sampling": Sampling(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0, seed=run),
+        "prompt_chars": len(prompt),
+        "prompt_sha256": "0" * 64,
+    }
+    return Run(**values | given)
+
+
+def some_prompt(chance: random.Random, length: int, vocabulary: int) -> list[int]:
+    """Tokens all over the vocabulary."""
+    return [chance.randrange(vocabulary) for _ in range(length)]
