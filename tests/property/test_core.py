@@ -70,6 +70,8 @@ class Core(RuleBasedStateMachine):
         self.given_up: set[int] = set()
         self.cancels: dict[str, float] = {}
         """Cancels that came before their job, and when."""
+        self.refused: set[str] = set()
+        """Ids whose latest request was refused: a cancel that follows is for that one."""
         self.put_out_stopping: set[int] = set()
         """Runs that the engine put out while their stop was on its way."""
         self.written_off = False
@@ -163,12 +165,15 @@ class Core(RuleBasedStateMachine):
             )
             assert refused.code is expected  # noqa: PT017  # Being taken is as right as being refused.
             assert self.books() == before
+            if expected is not ErrorCode.JOB_ID_IN_USE:
+                self.refused.add(job_id)
             return
         assert (self.core.draining, in_use) == (False, False)
         assert not full or job.stop, "only a job that is over already finds a place in a full queue"
         assert job.run not in self.seen, "an incarnation has its own run"
         assert job.incarnation not in {seen.job.incarnation for seen in self.seen.values()}
         self.seen[job.run] = Seen(job)
+        self.refused.discard(job_id)
         self.positions_are_of_one_job(job)
         self.carry_out(effects)
         cancelled_at = self.cancels.pop(job_id, -100.0)
@@ -201,6 +206,14 @@ class Core(RuleBasedStateMachine):
             assert known is not Known.LIVE
             assert self.books() == before
 
+    @rule(job_id=st.sampled_from(IDS))
+    def a_bad_request_is_refused(self, job_id: str) -> None:
+        """Before it gets to the core: a field is wrong, or the body too large."""
+        before = self.books()
+        self.core.refused(job_id, self.now())
+        assert self.books() == before
+        self.refused.add(job_id)
+
     def stop_by_id(self, job_id: str, reason: StopReason) -> None:
         """Ask, and see that nobody else was asked."""
         job = self.core.tracker.live(job_id)
@@ -216,7 +229,7 @@ class Core(RuleBasedStateMachine):
         match state:
             case None:
                 assert known in (Known.UNKNOWN, Known.FINISHED)
-                if known is Known.UNKNOWN and reason is StopReason.CLIENT:
+                if known is Known.UNKNOWN and reason is StopReason.CLIENT and job_id not in self.refused:
                     self.remember(job_id, stop.accepted_at)
                 assert effects == []
             case State.STOPPING:

@@ -21,7 +21,12 @@ _OWNER = "worker_orcd.owner"
 
 def owner_of(request: HTTPConnection) -> str:
     """Whose request it is; everybody's are the same without keys."""
-    owner: str = request.scope.get(_OWNER, "")
+    return owner_of_scope(request.scope)
+
+
+def owner_of_scope(scope: Scope) -> str:
+    """The same, for middleware."""
+    owner: str = scope.get(_OWNER, "")
     return owner
 
 

@@ -24,6 +24,7 @@ from worker_orcd.api.middleware import (
     ReserveMiddleware,
 )
 from worker_orcd.api.openai import completions, responses
+from worker_orcd.api.refusals import RefusalMiddleware
 from worker_orcd.worker.worker import Worker
 
 _DESCRIPTION = """The LLM inference worker whose jobs can always be stopped.
@@ -74,8 +75,9 @@ def create_app(
         app.include_router(console_page.router())
     # The last one added is the outermost.
     app.add_middleware(BodyLimitMiddleware)
-    app.add_middleware(AccessMiddleware, access=access or Access())
     app.add_middleware(ReserveMiddleware)
+    app.add_middleware(AccessMiddleware, access=access or Access())
     app.add_middleware(ErrorMiddleware, refuse=refuse, narrator=narrator)
+    app.add_middleware(RefusalMiddleware, worker=worker)
     app.add_middleware(CorrelationMiddleware)
     return app

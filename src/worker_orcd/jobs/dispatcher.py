@@ -15,6 +15,7 @@ from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.moment import Moment
 from worker_orcd.jobs.queue import Capacity, JobQueue
 from worker_orcd.jobs.receipt import Freed
+from worker_orcd.jobs.refused import RefusedRequests
 from worker_orcd.jobs.remembered import RememberedCancels
 from worker_orcd.jobs.request import Ceilings, JobRequest
 from worker_orcd.jobs.stops import Stop, StopReason
@@ -58,6 +59,7 @@ class Dispatcher:
         self.tracker = JobTracker()
         self.queue = JobQueue()
         self.remembered = RememberedCancels(cancel_memory_sec)
+        self._refused = RefusedRequests()
         self.draining = False
         self._ceilings = ceilings
         self._max_queue = max_queue
@@ -75,9 +77,10 @@ class Dispatcher:
         """Take a job in. One whose cancel was here before it has ended already when this returns.
 
         Raises:
-            JobError: `DRAINING`, `JOB_ID_IN_USE` or `QUEUE_FULL`; nothing has changed then.
+            JobError: `DRAINING`, `JOB_ID_IN_USE` or `QUEUE_FULL`; no job has changed then.
         """
         if self.draining:
+            self.refused(request.job_id, now, owner)
             raise JobError(ErrorCode.DRAINING, "the worker is shutting down", retry_after_sec=5)
         run = next(self._runs)
         job = Job(
@@ -94,10 +97,12 @@ class Dispatcher:
         cancel = self.remembered.of(job.key, now)
         in_use = self.tracker.live(request.job_id, owner) is not None
         if len(self.queue) >= self._max_queue and not in_use and cancel is None:
+            self.refused(request.job_id, now, owner)
             raise JobError(
                 ErrorCode.QUEUE_FULL, f"{len(self.queue)} jobs are waiting already", retry_after_sec=1
             )
         self.tracker.register(job)
+        self._refused.accepted(job.key)
         self.queue.append(job)
         if cancel is None:
             return job, self.go_on(now)
@@ -106,17 +111,22 @@ class Dispatcher:
         job.ask_to_stop(Stop(cancel.reason, now.mono, cancel.correlation_id))
         return job, self._ended(job, now)
 
+    def refused(self, job_id: str, now: Moment, owner: str = "") -> None:
+        """A request with this id is refused, by whatever part of the worker."""
+        self._refused.add((owner, job_id), now)
+
     def stop(self, job_id: str, stop: Stop, now: Moment, owner: str = "") -> tuple[Known, list[Effect]]:
         """Stop the live job with this id, if there is one. The one way in which any job is stopped.
 
-        A client's cancel of an id that was never seen waits for it a while.
+        A client's cancel of an id that was never seen waits for it a while; one that follows a refused request is for
+        that request.
         """
         self.tracker.forget_old(now)
         job = self.tracker.live(job_id, owner)
         if job is None:
             if self.tracker.ended(job_id, owner):
                 return Known.FINISHED, []
-            if stop.reason is StopReason.CLIENT:
+            if stop.reason is StopReason.CLIENT and not self._refused.has((owner, job_id), now):
                 self.remembered.add((owner, job_id), stop)
             return Known.UNKNOWN, []
         before = job.state

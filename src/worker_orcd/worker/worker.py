@@ -167,6 +167,10 @@ class Worker:
         known = self._stop(job_id, StopReason.CLIENT, correlation_id, owner)
         self.metrics.cancels.labels(known.value).inc()
 
+    def refused(self, job_id: str, owner: str = "") -> None:
+        """A request with this id is refused: a cancel that follows is for that request."""
+        self.dispatcher.refused(job_id, self._now(), owner)
+
     def cancel_group(self, group: str, correlation_id: str, owner: str = "") -> None:
         """A client wants all live jobs of this group to stop."""
         now = self._now()
