@@ -7,7 +7,7 @@ from hashlib import blake2b
 from typing import Any
 
 from worker_orcd.engine.loop import EngineLoop
-from worker_orcd.engine.model import Batch, Memory, Outcome, Sampler
+from worker_orcd.engine.model import Arming, Batch, Memory, Outcome, Sampler
 from worker_orcd.jobs.events import EndedEvents
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.moment import Moment
@@ -123,12 +123,51 @@ class HandClock:
         return self.now
 
 
+class HandTimer:
+    """A timer of `HandTimers`."""
+
+    def __init__(self, due: float, act: Callable[[], None]) -> None:
+        self.due = due
+        self.act: Callable[[], None] | None = act
+
+    def cancel(self) -> None:
+        """Have it not go off."""
+        self.act = None
+
+
+class HandTimers:
+    """Timers that go off when their time is moved past them. Seconds."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+        self._timers: list[HandTimer] = []
+
+    def call_later(self, delay: float, act: Callable[[], None]) -> HandTimer:
+        """As an event loop's."""
+        timer = HandTimer(self.now + delay, act)
+        self._timers.append(timer)
+        return timer
+
+    def run_until(self, now: float) -> None:
+        """Move time, and let those go off that are due, in order."""
+        while True:
+            self._timers = [timer for timer in self._timers if timer.act is not None]
+            due = min(self._timers, key=lambda timer: timer.due, default=None)
+            if due is None or due.due > now + 1e-9:
+                break
+            self._timers.remove(due)
+            self.now = max(self.now, due.due)
+            if due.act is not None:
+                due.act()
+        self.now = max(self.now, now)
+
+
 @dataclass(frozen=True, slots=True)
 class Decoded:
     """A step that the model was asked to compute."""
 
     batch: Batch
-    armed: bool
+    armed: Arming
     outcome: Outcome
 
     def rows_of(self, sequence: int) -> int:
@@ -168,6 +207,8 @@ class HandModel(ScriptedModel):
         self.prefill_row_ms = 1.0
         self.during_step: Callable[[], None] = lambda: None
         """Called while each step is being computed."""
+        self.each_ms: Callable[[], None] | None = None
+        """Called after each millisecond of a step; an interrupt then ends it there, and not at its end."""
         self.next_outcome: Outcome | None = None
         """How the next step ends, if not as the script says."""
         self.steps: list[Decoded] = []
@@ -215,20 +256,20 @@ class HandModel(ScriptedModel):
         cells = self._cells[sequence]
         self._cells[sequence] = cells + [0] * by if by > 0 else cells[:by]
 
-    def decode(self, batch: Batch, *, armed: bool) -> Outcome:
-        """Take the clock's time; end early if armed and the byte is set while it runs."""
+    def decode(self, batch: Batch, *, armed: Arming) -> Outcome:
+        """Take the clock's time; end as aborted if a byte that it is armed with is set while it runs."""
         assert list(batch.sequences) == sorted(batch.sequences), "rows are not sorted by sequence id"
         self.during_step()
         decoding = {s for s in batch.sequences if batch.sequences.count(s) == 1 and self.cells(s) > 0}
         prefill_rows = len(batch.sequences) - len(decoding)
-        self.clock.now += (self.decode_ms * len(decoding) + self.prefill_row_ms * prefill_rows) / 1000
+        aborted = self._take(self.decode_ms * len(decoding) + self.prefill_row_ms * prefill_rows, armed)
         if self.next_outcome is Outcome.NO_ROOM:
             outcome = Outcome.NO_ROOM
         else:
-            outcome = super().decode(batch, armed=False)
+            outcome = super().decode(batch, armed=Arming.NONE)
             if self.next_outcome is not None:
                 outcome = self.next_outcome
-            elif armed and self.byte.is_set():
+            elif aborted:
                 outcome = Outcome.ABORTED
         self.next_outcome = None
         if outcome not in (Outcome.DONE, Outcome.NO_ROOM) and not self.memory.trims:
@@ -237,6 +278,16 @@ class HandModel(ScriptedModel):
         self.behind_row = [tuple(self._cells.get(s, [])[: position + 1]) for position, s in places]
         self.steps.append(Decoded(batch, armed, outcome))
         return outcome
+
+    def _take(self, ms: float, armed: Arming) -> bool:
+        """Let so much time pass. Whether an interrupt ends the step."""
+        end = self.clock.now + ms / 1000
+        while self.each_ms is not None and self.clock.now < end and not self._aborts(armed):
+            self.clock.now = min(end, self.clock.now + 0.001)
+            self.each_ms()
+        if self.each_ms is None:
+            self.clock.now = end
+        return self._aborts(armed)
 
 
 class HandLoop:
@@ -267,11 +318,11 @@ class HandLoop:
         self.after_drain()
         return messages
 
-    def post(self, *messages: Run | StopRun | Ping) -> None:
-        """Put messages into the socket; a front sets the byte after a `Stop`."""
+    def post(self, *messages: Run | StopRun | Ping, interrupt: bool = True) -> None:
+        """Put messages into the socket; and set the byte for a `Stop`, as a front does if it is not confirmed."""
         for message in messages:
             self._inbox.append(message)
-            if isinstance(message, StopRun):
+            if isinstance(message, StopRun) and interrupt:
                 self.byte.set()
 
     def turn(self, times: int = 1) -> None:
@@ -293,6 +344,11 @@ class HandLoop:
     def warm_up(self) -> None:
         """As a process does before it is ready."""
         self._loop.warm_up()
+
+    @property
+    def next_ms(self) -> float:
+        """How long the next step is predicted to take."""
+        return self._loop.next_ms
 
     def close(self) -> None:
         """Unmap the byte."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from worker_orcd.engine.llama import LlamaModel
 from worker_orcd.engine.loop import EngineLoop
-from worker_orcd.engine.model import Batch, Outcome, Sampler
+from worker_orcd.engine.model import Arming, Batch, Outcome, Sampler
 from worker_orcd.narration import Narrator
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import (
@@ -65,7 +65,7 @@ class RecordedModel(LlamaModel):
         """Logits behind each token from number `wanted_from` on, computed in one go while nothing else is held."""
         wanted = [index >= wanted_from for index in range(len(tokens))]
         batch = Batch(tokens, list(range(len(tokens))), [0] * len(tokens), wanted)
-        assert self.decode(batch, armed=False) is Outcome.DONE
+        assert self.decode(batch, armed=Arming.NONE) is Outcome.DONE
         rows = [np.frombuffer(self.logits(row), np.float32).copy() for row in range(wanted_from, len(tokens))]
         self.trim(0, 0)
         return rows

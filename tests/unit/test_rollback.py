@@ -108,16 +108,14 @@ def test_only_what_has_changed_is_saved_again(make_loop: MakeLoop) -> None:
     assert loop.model.saves == [0, 2]
 
 
-def test_steps_that_are_not_armed_save_nothing(make_loop: MakeLoop) -> None:
-    """Nothing can abort them."""
+def test_a_backend_that_cannot_abort_steps_saves_nothing(make_loop: MakeLoop) -> None:
+    """Nothing is ever to be restored."""
     loop = make_loop()
-    loop.model.decode_ms = 2.0
+    loop.model.abortable = False
     loop.post(run_message(1, max_tokens=20))
-    until_decoding(loop, 1)
-    before = len(loop.model.saves)
     loop.finish()
-    assert not any(step.armed for step in loop.model.steps[-10:])
-    assert len(loop.model.saves) == before
+    assert loop.ends(1) == ["length"]
+    assert loop.model.saves == []
 
 
 def test_attention_saves_nothing(make_loop: MakeLoop) -> None:

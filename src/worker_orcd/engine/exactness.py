@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from worker_orcd.engine.model import Batch, Model, ModelLoadError, Outcome
+from worker_orcd.engine.model import Arming, Batch, Model, ModelLoadError, Outcome
 
 _PROMPT_LENGTHS = (9, 70, 200, 33, 5, 64, 17, 120, 3, 12)
 """More than eight together: some kernels switch at eight rows; 64 and more: others switch there."""
@@ -93,7 +93,7 @@ def _step(model: Model, probes: list[_Probe], chunk: int) -> None:
         if end == len(probe.tokens):
             batch.wanted[-1] = True
             last_row[index] = len(batch.wanted) - 1
-    if model.decode(batch, armed=False) is not Outcome.DONE:
+    if model.decode(batch, armed=Arming.NONE) is not Outcome.DONE:
         raise RuntimeError("the self-check's step could not be computed")
     for index, row in last_row.items():
         scores = model.logits(row)

@@ -14,6 +14,7 @@ from worker_orcd.engine import devices
 from worker_orcd.engine.chat import ChatTemplate
 from worker_orcd.engine.draws import draw_seed
 from worker_orcd.engine.model import (
+    Arming,
     Batch,
     Memory,
     MemoryKind,
@@ -65,6 +66,11 @@ class LlamaModel:
         self._vocab = lib.llama_model_get_vocab(self._model)
         self._context = self._make_context(load)
         self._memory = lib.llama_get_memory(self._context)
+        self._watched = {
+            Arming.NONE: ctypes.addressof(_never),
+            Arming.OVERDUE: interrupt.overdue_address,
+            Arming.ANY: interrupt.address,
+        }
         # libc's strlen(p) is 0 or 1 when p points at the flag byte followed by a NUL: a native abort callback that
         # needs neither a compiler nor the GIL, asked about a thousand times a step.
         self._abort = ctypes.cast(_strlen, lib.ggml_abort_callback)
@@ -182,11 +188,10 @@ class LlamaModel:
 
     # Computing.
 
-    def decode(self, batch: Batch, *, armed: bool) -> Outcome:
+    def decode(self, batch: Batch, *, armed: Arming) -> Outcome:
         """Compute at most 512 rows. They are one micro-batch, but with separate streams one for each number of rows:
         llama.cpp gives every sequence of a micro-batch equally many."""
-        watched = self._interrupt.address if armed else ctypes.addressof(_never)
-        lib.llama_set_abort_callback(self._context, self._abort, watched)
+        lib.llama_set_abort_callback(self._context, self._abort, self._watched[armed])
         code = lib.llama_decode(self._context, self._rows.fill(batch))
         return _OUTCOMES.get(code, Outcome.FAILED)
 
@@ -242,7 +247,7 @@ class LlamaModel:
             kind = "recurrent"
         elif lib.llama_model_is_hybrid(self._model):
             kind = "hybrid"
-        self.decode(Batch([0, 0], [0, 1], [0, 0], [False, True]), armed=False)
+        self.decode(Batch([0, 0], [0, 1], [0, 0], [False, True]), armed=Arming.NONE)
         trims = self.trim(0, 1) and self.cells(0) == 1
         self.trim(0, 0)
         return Memory(kind, trims)

@@ -13,9 +13,10 @@ import msgspec
 
 from worker_orcd import narration
 from worker_orcd.engine.audit import Difference, differences
-from worker_orcd.engine.model import Batch, Model, Outcome
+from worker_orcd.engine.model import Arming, Batch, Model, Outcome
 from worker_orcd.engine.parts import Part, StepResult, parts_of, runs_of
-from worker_orcd.engine.planner import TILE_ROWS, CostEstimate, Plan, plan_step
+from worker_orcd.engine.planner import MAX_ROWS, TILE_ROWS, CostEstimate, Pending, Plan, plan_step
+from worker_orcd.engine.recovery import Recovery
 from worker_orcd.engine.rollback import Rollback
 from worker_orcd.engine.sequence import Sequence
 from worker_orcd.protocol.interrupt import InterruptByte
@@ -32,12 +33,8 @@ from worker_orcd.protocol.messages import (
     Stopped,
 )
 
-WORTH_ABORTING_MS = 12.0
-"""Steps predicted to be shorter are not interrupted: they end soon enough, and would have to be done again."""
 SLOW_ROW_SEC = 1.0
 """A model whose first row takes longer is warmed up with fewer rows."""
-MOST_UNARMED_MS = 100.0
-"""No step predicted to be longer runs uninterruptible, not even after an aborted one."""
 
 
 class BeyondRepair(Exception):
@@ -68,8 +65,9 @@ class EngineLoop:
         """Free ids whose cells could not be freed. They are tried again with every audit."""
         self._rollback = Rollback(model)
         self._cost = CostEstimate()
-        self._owed: frozenset[int] = frozenset()
-        """The runs whose last step was aborted for another's sake: their next one is let through."""
+        self._recovery = Recovery()
+        self._planned: Plan | None = None
+        """The next step, if no message changes what it should be."""
         self._last_holder: dict[int, int] = {}
         """Which run a sequence id was freed by last."""
 
@@ -80,7 +78,7 @@ class EngineLoop:
         `progressed` is called after each step.
         """
         started = self._clock()
-        self._model.decode(Batch([0], [0], [0], [True]), armed=False)
+        self._model.decode(Batch([0], [0], [0], [True]), armed=Arming.NONE)
         self._model.trim(0, 0)
         progressed()
         slow = self._clock() - started > SLOW_ROW_SEC
@@ -89,7 +87,7 @@ class EngineLoop:
             decoding = rows == 1
             plan = Plan((), int(decoding), 0 if decoding else rows, prefill_context=0, predicted_ms=0.0)
             started = self._clock()
-            self._model.decode(batch, armed=False)
+            self._model.decode(batch, armed=Arming.NONE)
             self._cost.learn(plan, (self._clock() - started) * 1000)
             self._model.trim(0, 0)
             progressed()
@@ -102,6 +100,7 @@ class EngineLoop:
         """
         self._interrupt.clear()
         for message in self._drain():
+            self._planned = None
             match message:
                 case Run():
                     self._take(message)
@@ -246,15 +245,10 @@ class EngineLoop:
     # Steps.
 
     def _step(self) -> None:
-        owed = not self._owed.isdisjoint(self._sequences)
-        plan, preempted = self._plan_within_cells(gentle=owed)
-        armed = plan.predicted_ms > (MOST_UNARMED_MS if owed else WORTH_ABORTING_MS)
+        plan, preempted = self._plan_within_cells()
         started = self._clock()
-        result = self._compute(plan, armed=armed)
-        if result.outcome is Outcome.DONE:
-            self._cost.learn(plan, (self._clock() - started) * 1000)
-        aborted = result.outcome is Outcome.ABORTED
-        self._owed = frozenset(result.undone + result.skipped) if aborted else frozenset()
+        result = self._compute(plan, armed=self._recovery.arming())
+        self._learn(plan, result, (self._clock() - started) * 1000)
         # Ids move when runs are freed, so only now, behind the last part.
         ends = [self._end(end) for end in result.ends]
         if result.outcome not in (Outcome.DONE, Outcome.ABORTED):
@@ -262,6 +256,7 @@ class EngineLoop:
             ends += failures
             preempted += put_out
         cells, sequences = self._audit()
+        self._planned = self._plan()
         self._send(
             Step(
                 duration_ms=(self._clock() - started) * 1000,
@@ -270,29 +265,52 @@ class EngineLoop:
                 ended=tuple(ends),
                 cells_used=cells,
                 sequences_used=sequences,
-                next_ms=plan.predicted_ms if self._sequences else 0.0,
-                aborted=aborted,
+                next_ms=self.next_ms,
+                aborted=result.outcome is Outcome.ABORTED,
                 preempted=tuple(preempted),
             )
         )
 
-    def _plan_within_cells(self, *, gentle: bool) -> tuple[Plan, list[int]]:
+    @property
+    def next_ms(self) -> float:
+        """How long the next step is predicted to take; without a run, the first step of a long prompt."""
+        planned = self._planned if self._sequences else None
+        return (planned or self._plan_of([Pending(0, MAX_ROWS, 0, decoding=False)])).predicted_ms
+
+    def _learn(self, plan: Plan, result: StepResult, took_ms: float) -> None:
+        """Learn what steps cost from whole ones; and from all of them, what the next ones have to be like."""
+        if result.outcome is Outcome.DONE:
+            self._cost.learn(plan, took_ms)
+            self._recovery.done(share.key for share in plan.shares)
+        elif result.outcome is Outcome.ABORTED:
+            self._cost.aborted(plan, took_ms)
+            self._recovery.aborted(result.undone + result.skipped)
+
+    def _plan_within_cells(self) -> tuple[Plan, list[int]]:
         """Plan a step; when the cells do not last for it, put out the youngest until they do. The oldest goes on."""
         preempted: list[int] = []
-        while True:
-            sequences = self._sequences.values()
-            pending = [sequence.pending for sequence in sequences]
-            plan = plan_step(
-                pending,
-                self._cost,
-                gentle=gentle,
-                abortable=self._model.abortable,
-                layers=self._model.layers,
-            )
-            held = sum(sequence.computed for sequence in sequences)
-            if held + plan.decode_rows + plan.prefill_rows <= self._model.facts.cells or len(sequences) == 1:
-                return plan, preempted
+        plan = self._planned or self._plan()
+        while len(self._sequences) > 1:
+            held = sum(sequence.computed for sequence in self._sequences.values())
+            if held + plan.decode_rows + plan.prefill_rows <= self._model.facts.cells:
+                break
             preempted.append(self._preempt())
+            plan = self._plan()
+        return plan, preempted
+
+    def _plan(self) -> Plan:
+        """The next step: of all runs, or of those whose last step was aborted."""
+        owed = self._recovery.owed(self._sequences)
+        return self._plan_of([s.pending for s in self._sequences.values() if not owed or s.run.run in owed])
+
+    def _plan_of(self, pending: list[Pending]) -> Plan:
+        return plan_step(
+            pending,
+            self._cost,
+            pace=self._recovery.pace(),
+            abortable=self._model.abortable,
+            layers=self._model.layers,
+        )
 
     def _preempt(self) -> int:
         """Put the youngest run out. The front runs it again when it fits."""
@@ -300,7 +318,7 @@ class EngineLoop:
         self._free(youngest)
         return youngest.run.run
 
-    def _compute(self, plan: Plan, *, armed: bool) -> StepResult:
+    def _compute(self, plan: Plan, *, armed: Arming) -> StepResult:
         """Compute a step part by part. Each part is sampled before the next one overwrites its logits.
 
         The first part that is not done is undone, and those behind it are skipped; what earlier parts brought stays.

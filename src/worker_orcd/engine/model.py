@@ -1,7 +1,7 @@
 """What the loop needs of a model. llama.cpp is one (`llama.py`); the scripted one in `testing/` is another."""
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Literal, Protocol
 
 from worker_orcd.protocol.messages import Ready, Sampling, Template
@@ -23,12 +23,22 @@ class PromptRefused(Exception):
         self.param = param
 
 
+class Arming(IntEnum):
+    """Which stops may abort a step, by the interrupt bytes."""
+
+    NONE = 0
+    OVERDUE = 1
+    """Only one that has waited for nearly as long as a stop may."""
+    ANY = 2
+    """Every stop that the front interrupts for."""
+
+
 class Outcome(Enum):
     """How a step ended."""
 
     DONE = "done"
     ABORTED = "aborted"
-    """The interrupt byte ended it. `Rollback` brings the sequences back to what they were before it."""
+    """An interrupt ended it. `Rollback` brings the sequences back to what they were before it."""
     NO_ROOM = "no room"
     """There were not enough free KV cells; nothing was written."""
     NO_MEMORY = "no memory"
@@ -128,8 +138,8 @@ class Model(Protocol):
     def sampler(self, sampling: Sampling, history: list[int]) -> Sampler:
         """A sampler that has seen `history` (prompt and generated tokens)."""
 
-    def decode(self, batch: Batch, *, armed: bool) -> Outcome:
-        """Compute a step. `armed`: the interrupt byte may abort it."""
+    def decode(self, batch: Batch, *, armed: Arming) -> Outcome:
+        """Compute a step. `armed`: which stops may abort it."""
 
     def logits(self, row: int) -> bytes:
         """The raw next-token scores of the last step's row `row`, to be compared bit for bit."""

@@ -6,7 +6,8 @@ abort a step (G1), and how long a long prompt may delay the streams beside it (G
 """
 
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum
 
 MIXED_MS = 25.0
 """A step with decode rows lasts this long at least, if there is prefill to fill it."""
@@ -24,10 +25,16 @@ NODE_MS = 17.0
 so a step lasts at most so long for each layer."""
 UNABORTABLE_MS = 25.0
 """The same where a stop has to wait for its end, too."""
-GENTLE_MS = 20.0
-"""A step after an aborted one, which is not aborted itself: short, so that the next stop does not wait for it."""
+SHORT_MS = 20.0
+"""A step soon after an aborted one: it ends before the next stop needs to abort it, or loses little by that."""
+LET_THROUGH_MS = 50.0
+"""Decode rows of a step that is let through after an aborted one: half of what a stop may take, and if they really take
+longer, an overdue stop aborts them."""
 MIN_PREFILL_ROWS = 8
 """However slow decoding is, a prompt goes on by so many rows a step."""
+ABORT_MS = 20.0
+"""An abort takes less. A step that was aborted later than this after its predicted end took longer than predicted."""
+MAX_SLOWDOWN = 1000.0
 MIXED_IN_A_ROW = 16
 """After so many steps with both kinds of rows one decodes only: or a machine that has become slower would never be
 told from a dear prompt, which then goes on by eight rows a step."""
@@ -65,26 +72,37 @@ class Plan:
     predicted_ms: float
 
 
+class Pace(Enum):
+    """How long a step may be."""
+
+    FULL = "as long as is efficient"
+    SHORT = "soon after an aborted step"
+    LET_THROUGH = "for runs whose last step was aborted: only as many rows as are sure to get done"
+
+
 @dataclass(slots=True)
 class CostEstimate:
     """How long rows take here, learned from steps that ran. All in milliseconds.
 
     Decode steps are remembered by their number of rows, prefill rows by the context behind them (in ranges of 512
     cells) and by whether their step had a whole tile of them. What was never seen is taken from the nearest that
-    was, on the slow side.
+    was, on the slow side. A machine that suddenly becomes slower shows in aborted steps: the *slowdown* is a factor on
+    all costs, which returns to 1 with the steps that get done.
     """
 
     first_guess_ms: float = 8.0
     """A row of a machine and model nothing is known of."""
     smoothing: float = 0.2
+    slowdown: float = 1.0
     _mixed_in_a_row: int = 0
     _decode: dict[int, float] = field(default_factory=dict)
     _prefill: dict[bool, dict[int, float]] = field(default_factory=lambda: {False: {}, True: {}})
 
     def decode_ms(self, rows: int) -> float:
         """A step of so many decode rows."""
-        if rows == 0:
-            return 0.0
+        return 0.0 if rows == 0 else self.slowdown * self._learned_decode_ms(rows)
+
+    def _learned_decode_ms(self, rows: int) -> float:
         if rows in self._decode:
             return self._decode[rows]
         below = max((n for n in self._decode if n < rows), default=None)
@@ -100,11 +118,11 @@ class CostEstimate:
         """One prefill row behind so many cells, in a step with a whole tile of them or with fewer."""
         seen = self._prefill[tiled] or self._prefill[not tiled]
         if not seen:
-            return self.first_guess_ms
+            return self.slowdown * self.first_guess_ms
         wanted = _context_range(context)
         known = min(seen, key=lambda range_: (abs(range_ - wanted), -range_))
         # Attention grows with the context: what lies further on than anything seen is taken to be dearer.
-        return seen[known] * (1.0 + 0.1 * max(0, wanted - known))
+        return self.slowdown * seen[known] * (1.0 + 0.1 * max(0, wanted - known))
 
     @property
     def wants_decode_alone(self) -> bool:
@@ -114,6 +132,9 @@ class CostEstimate:
     def learn(self, plan: Plan, took_ms: float) -> None:
         """A step that was planned so took so long. A few last rows of a prompt teach nothing: they bear a whole
         step's fixed cost."""
+        if plan.predicted_ms > 0:
+            ratio = took_ms * self.slowdown / plan.predicted_ms
+            self.slowdown = max(1.0, min(self.slowdown, (self.slowdown + ratio) / 2))
         if plan.prefill_rows == 0:
             smoothing = PROBE_SMOOTHING if self.wants_decode_alone else self.smoothing
             self._blend(self._decode, plan.decode_rows, took_ms, smoothing)
@@ -126,48 +147,72 @@ class CostEstimate:
             place = _context_range(plan.prefill_context)
             self._blend(seen, place, rest / plan.prefill_rows, self.smoothing)
 
+    def aborted(self, plan: Plan, took_ms: float) -> None:
+        """A step that was planned so was aborted after so long. It would have taken longer still, so if that is more
+        than was predicted, everything takes longer."""
+        if plan.predicted_ms > 0 and took_ms - ABORT_MS > plan.predicted_ms:
+            slower = (took_ms - ABORT_MS) / plan.predicted_ms
+            self.slowdown = min(self.slowdown * slower, MAX_SLOWDOWN)
+
     def _blend(self, known: dict[int, float], key: int, value: float, smoothing: float) -> None:
         old = known.get(key)
         known[key] = value if old is None else old + smoothing * (value - old)
-
-
-def _context_range(context: int) -> int:
-    return context // 512
 
 
 def plan_step(
     pending: Rows[Pending],
     cost: CostEstimate,
     *,
-    gentle: bool = False,
+    pace: Pace = Pace.FULL,
     abortable: bool = True,
     layers: int = 30,
 ) -> Plan:
-    """Fill a step: all decode rows first, then prefill; short prompts first, but the oldest always gets on.
+    """Fill a step: all decode rows first, then prefill.
+
+    The oldest prompt gets half of the prefill, so that no supply of younger ones holds it up: it takes at most twice as
+    long as if it were alone. The other half goes to the shortest prompts first, so that they do not wait until a long
+    one is read.
 
     Args:
         pending: what each sequence wants, oldest first.
         cost: what rows are known to take.
-        gentle: keep it short, for a step that will not be aborted.
+        pace: how long the step may be. `LET_THROUGH` takes only as many decode rows as fit, and leaves out prefill for
+            which there is no time; the runs that it leaves out come next.
         abortable: whether the backend can abort a step at all.
         layers: of the model.
     """
     decoding = tuple(Share(wish.key, 1) for wish in pending if wish.decoding)
+    if pace is Pace.LET_THROUGH:
+        fitting = (n for n in range(len(decoding), 1, -1) if cost.decode_ms(n) <= LET_THROUGH_MS)
+        decoding = decoding[: next(fitting, 1)]
     decode_ms = cost.decode_ms(len(decoding))
     alone_ms = min(PREFILL_MS, NODE_MS * layers) if abortable else UNABORTABLE_MS
     budget = max(MIXED_MS, MIXED_RATIO * decode_ms) if decoding else alone_ms
-    if gentle:
-        budget = min(budget, GENTLE_MS)
-    tile_ms = budget * TILE_STRETCH if abortable and not decoding and not gentle else budget
-    reading = [] if decoding and cost.wants_decode_alone else _reading_order(pending)
-    room = MAX_ROWS - len(decoding)
-    filled = _fill(reading, cost, decode_ms, budget, room, tiled=True)
+    at_least = MIN_PREFILL_ROWS
+    if pace is not Pace.FULL:
+        budget = min(budget, SHORT_MS)
+        at_least = 0 if pace is Pace.LET_THROUGH and decoding else 1
+    tile_ms = budget * TILE_STRETCH if abortable and not decoding and pace is Pace.FULL else budget
+    readers = [] if decoding and cost.wants_decode_alone else [wish for wish in pending if not wish.decoding]
+    limits = _Limits(budget, MAX_ROWS - len(decoding), at_least)
+    filled = _fill(readers, cost, decode_ms, limits, tiled=True)
     if filled.rows < TILE_ROWS:
-        one_tile = _fill(reading, cost, decode_ms, tile_ms, min(room, TILE_ROWS), tiled=True)
-        fewer = _fill(reading, cost, decode_ms, budget, min(room, TILE_ROWS - 1), tiled=False)
+        a_tile = replace(limits, budget_ms=tile_ms, rows=min(limits.rows, TILE_ROWS))
+        less = replace(limits, rows=min(limits.rows, TILE_ROWS - 1))
+        one_tile = _fill(readers, cost, decode_ms, a_tile, tiled=True)
+        fewer = _fill(readers, cost, decode_ms, less, tiled=False)
         filled = one_tile if one_tile.rows == TILE_ROWS and one_tile.predicted_ms <= tile_ms else fewer
     shares = decoding + tuple(Share(key, rows) for key, rows in filled.taken.items())
     return Plan(shares, len(decoding), filled.rows, filled.context, filled.predicted_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """Of a step: its time in ms, and the prefill rows for which there is room and that it has whatever they cost."""
+
+    budget_ms: float
+    rows: int
+    at_least: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,22 +226,19 @@ class _Filled:
 
 
 def _fill(
-    reading: list[tuple[Pending, int]],
-    cost: CostEstimate,
-    predicted: float,
-    budget: float,
-    room: int,
-    *,
-    tiled: bool,
+    readers: list[Pending], cost: CostEstimate, predicted: float, limits: _Limits, *, tiled: bool
 ) -> _Filled:
-    """Give out prefill rows until the time or the room is used up; eight rows whatever they cost."""
+    """Give out prefill rows until the time or the room is used up: half of it to the oldest prompt, then the rest to
+    whoever needs the fewest rows."""
     taken: dict[int, int] = {}
     rows = deepest = 0
-    for wish, at_most in reading:
+    turns = [(wish, True) for wish in readers[:1]]
+    turns += [(wish, False) for wish in sorted(readers, key=lambda wish: wish.rows)]
+    for wish, half in turns:
         row_ms = cost.prefill_row_ms(wish.context, tiled=tiled)
-        affordable = int((budget - predicted) / row_ms) if row_ms > 0 else MAX_ROWS
-        affordable = max(affordable, MIN_PREFILL_ROWS - rows)
-        more = min(wish.rows - taken.get(wish.key, 0), at_most, affordable, room - rows)
+        affordable = int((limits.budget_ms - predicted) / row_ms) if row_ms > 0 else MAX_ROWS
+        affordable = min(max(affordable, limits.at_least - rows), limits.rows - rows)
+        more = min(wish.rows - taken.get(wish.key, 0), (affordable + 1) // 2 if half else affordable)
         if more > 0:
             taken[wish.key] = taken.get(wish.key, 0) + more
             rows += more
@@ -205,10 +247,5 @@ def _fill(
     return _Filled(taken, rows, deepest, predicted)
 
 
-def _reading_order(pending: Rows[Pending]) -> list[tuple[Pending, int]]:
-    """Who is given prefill rows, and how many at most: a few for the oldest, so that it gets on whatever comes; then
-    all that is left, to who needs the least: a short prompt does not wait until a long one is read. The few are half of
-    `MIN_PREFILL_ROWS`, so that something is left also when decoding takes all of the time."""
-    reading = [wish for wish in pending if not wish.decoding]
-    by_need = sorted(reading, key=lambda wish: wish.rows)
-    return [(wish, MIN_PREFILL_ROWS // 2) for wish in reading[:1]] + [(wish, MAX_ROWS) for wish in by_need]
+def _context_range(context: int) -> int:
+    return context // 512

@@ -57,7 +57,7 @@ def main(load_model: ModelLoader) -> None:
     loop = EngineLoop(model, interrupt, mailbox.drain, mailbox.send, narrator)
     mailbox.load_progressed()
     loop.warm_up(mailbox.load_progressed)
-    mailbox.send(ready)
+    mailbox.send(msgspec.structs.replace(ready, next_ms=loop.next_ms))
     threading.Thread(
         target=prepare_all,
         args=(mailbox.to_prepare, model, mailbox.send, narrator),

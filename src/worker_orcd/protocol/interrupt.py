@@ -1,17 +1,22 @@
-"""The interrupt byte: one byte of memory shared by front and engine.
+"""The interrupt byte: one byte of memory shared by front and engine, and a second one for overdue stops.
 
-The front sets it (after its message is in the socket) to say "look at your messages now"; the engine clears it,
-*then* looks. ggml asks before every graph node whether the byte is set, so a running step ends within
-milliseconds. The byte carries no meaning of its own: a needless one costs a step, a lost one cannot happen.
+The front sets a byte (after its message is in the socket) to say "look at your messages now"; the engine clears both,
+*then* looks. ggml asks before every graph node whether the byte that the step is armed with is set, so a running step
+ends within milliseconds. A step that must be let through is armed with the second byte, which the front sets when a
+stop has waited for nearly as long as it may. The bytes carry no meaning of their own: a needless one costs a step, a
+lost one cannot happen.
 """
 
 import ctypes
 import mmap
 import os
 
+_OVERDUE = 2
+"""Where the second flag lies."""
+
 
 class InterruptByte:
-    """A memory file that both processes map. Byte 0 is the flag; the bytes behind it stay zero."""
+    """A memory file that both processes map. Two bytes of it are flags; all others stay zero."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -30,17 +35,30 @@ class InterruptByte:
         """Where the flag byte lies in this process; a NUL follows it."""
         return ctypes.addressof(self._anchor)
 
+    @property
+    def overdue_address(self) -> int:
+        """The same of the flag for overdue stops."""
+        return self.address + _OVERDUE
+
     def set(self) -> None:
         """Ask the engine to look at its messages now."""
         self._memory[0] = 1
 
+    def set_overdue(self) -> None:
+        """Ask the engine to look at its messages now, also if it computes a step that is let through."""
+        self._memory[0] = self._memory[_OVERDUE] = 1
+
     def clear(self) -> None:
         """Say that messages are about to be looked at."""
-        self._memory[0] = 0
+        self._memory[0] = self._memory[_OVERDUE] = 0
 
     def is_set(self) -> bool:
         """Whether a look is asked for."""
         return self._memory[0] != 0
+
+    def is_overdue(self) -> bool:
+        """Whether a look is asked for by a stop that is overdue."""
+        return self._memory[_OVERDUE] != 0
 
     def close(self) -> None:
         """Unmap it and close its file."""

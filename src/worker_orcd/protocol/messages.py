@@ -136,6 +136,7 @@ class Ready(Message, frozen=True):
         cells: KV cells in all; cells_per_job: the most one job may use.
         exact: whether streams are byte-identical whatever runs beside them, as the self-check found.
         load_ms: time from `Load` to here.
+        next_ms: how long the first step of a long prompt is predicted to take.
     """
 
     model: str
@@ -150,6 +151,7 @@ class Ready(Message, frozen=True):
     sequences: int
     exact: bool
     load_ms: float
+    next_ms: float = 0.0
 
 
 class LoadFailed(Message, frozen=True):
@@ -213,7 +215,8 @@ class Step(Message, frozen=True):
         duration_ms: how long the step took.
         cells_used: KV cells in use over all sequences, by the engine's own count, after it.
         sequences_used: sequences in use.
-        next_ms: how long the next step is predicted to take; 0 if there is none.
+        next_ms: how long the next step is predicted to take, as the runs are now; with none left, the first step of a
+            long prompt.
         aborted: whether an interrupt ended it. The runs that the step brings nothing of are computed again; with
             `exact` a step may have brought others something before.
         preempted: runs that were put out because the others need their cells. They hold nothing any more.

@@ -6,12 +6,14 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from typing import cast
 
 from worker_orcd.protocol.framing import BrokenFrame, encode, front_side
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import Load, Message, Ping, Prepare, Run, Stop
+from worker_orcd.protocol.messages import Load, Message, Ping, Prepare, Run, Stop, Stopped
 from worker_orcd.supervisor.engine import Death, EngineListener
+from worker_orcd.supervisor.interrupter import Interrupter
 from worker_orcd.supervisor.liveness import Activity
 from worker_orcd.supervisor.proc import ProcessActivity
 
@@ -34,7 +36,12 @@ class LocalEngine(asyncio.Protocol):
         self._listener = listener
         self._reader = front_side()
         self._transport: asyncio.Transport | None = None
-        self._interrupt_when_flushed = False
+        self._interrupts_when_flushed: set[Callable[[], None]] = set()
+        self._interrupter = Interrupter(
+            asyncio.get_running_loop().call_later,
+            lambda: self._when_flushed(interrupt.set),
+            lambda: self._when_flushed(interrupt.set_overdue),
+        )
         self._death: asyncio.Task[None] | None = None
         self._killed_because: str | None = None
 
@@ -101,12 +108,9 @@ class LocalEngine(asyncio.Protocol):
         self._send(message)
 
     def stop(self, run: int) -> None:
-        """Put the message into the socket first, *then* set the byte: so it is never looked for in vain."""
+        """Send the message. A byte is set later, if the engine does not see the message by itself soon."""
         self._send(Stop(run))
-        if self._transport is not None and self._transport.get_write_buffer_size() > 0:
-            self._interrupt_when_flushed = True
-        else:
-            self._interrupt.set()
+        self._interrupter.stop_sent(run)
 
     def ping(self, runs: tuple[int, ...]) -> None:
         """Have it say that it is there."""
@@ -149,6 +153,8 @@ class LocalEngine(asyncio.Protocol):
             return
         try:
             for message in messages:
+                if isinstance(message, Stopped):
+                    self._interrupter.stopped(message.run)
                 self._listener.heard(message)
         except Exception:
             # What it said makes no sense here; its jobs end with it, and the next one starts from clean books.
@@ -157,11 +163,18 @@ class LocalEngine(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         """Everything is in the socket."""
-        if self._interrupt_when_flushed:
-            self._interrupt_when_flushed = False
-            self._interrupt.set()
+        for set_byte in self._interrupts_when_flushed:
+            set_byte()
+        self._interrupts_when_flushed.clear()
 
     # The process.
+
+    def _when_flushed(self, set_byte: Callable[[], None]) -> None:
+        """The message is put into the socket first, *then* the byte is set: so it is never looked for in vain."""
+        if self._transport is not None and self._transport.get_write_buffer_size() > 0:
+            self._interrupts_when_flushed.add(set_byte)
+        else:
+            set_byte()
 
     def _send(self, message: Message) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -178,6 +191,8 @@ class LocalEngine(asyncio.Protocol):
         await asyncio.sleep(0)
         if self._transport is not None:
             self._transport.abort()
+        self._interrupter.close()
+        self._interrupts_when_flushed.clear()
         self._interrupt.close()
         self._listener.lost(_death(self._process.pid, code, self._killed_because))
 

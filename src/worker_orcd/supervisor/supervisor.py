@@ -149,7 +149,8 @@ class Supervisor:
         now = time.monotonic()
         self._liveness.heard(now)
         match message:
-            case Ready():
+            case Ready(next_ms=next_ms):
+                self._stops.predict(next_ms)
                 self._failed_starts = 0
                 self._ready_at = now
                 self.state = EngineState.READY

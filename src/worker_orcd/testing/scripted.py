@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from worker_orcd.engine.draws import draw_seed
-from worker_orcd.engine.model import ATTENTION, Batch, Memory, ModelLoadError, Outcome, Sampler
+from worker_orcd.engine.model import ATTENTION, Arming, Batch, Memory, ModelLoadError, Outcome, Sampler
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import Load, Ready, Sampling, Template
 
@@ -140,7 +140,7 @@ class ScriptedModel:
         """A sampler that follows the prompt's script."""
         return ScriptedSampler(_script(history), sampling)
 
-    def decode(self, batch: Batch, *, armed: bool) -> Outcome:
+    def decode(self, batch: Batch, *, armed: Arming) -> Outcome:
         """Write the cells, check the books, take the time, and do the harm that is asked for."""
         duration_ms = 0.0
         outcome = Outcome.DONE
@@ -169,10 +169,16 @@ class ScriptedModel:
         self._scores = [blake2b(bytes(str(self._cells[s]), "ascii")).digest() for s in before]
         until = time.monotonic() + duration_ms / 1000
         while time.monotonic() < until:
-            if armed and self.abortable and self._interrupt.is_set():
+            if self._aborts(armed):
                 return Outcome.ABORTED
             time.sleep(_SLICE_SEC)
         return outcome
+
+    def _aborts(self, armed: Arming) -> bool:
+        """Whether an interrupt ends a step that is armed so."""
+        if not self.abortable or armed is Arming.NONE:
+            return False
+        return self._interrupt.is_set() if armed is Arming.ANY else self._interrupt.is_overdue()
 
     def _place(self, sequence: int) -> int:
         """The number of the token that this step is to bring, for a job without `text`; 0 also while it is read."""

@@ -1,0 +1,81 @@
+"""A stop interrupts a step only when it has waited a little, and a let-through step when it is overdue."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.fakes import HandTimers
+from worker_orcd.supervisor.interrupter import INTERRUPT_AFTER_SEC, OVERDUE_AFTER_SEC, Interrupter
+
+
+@pytest.fixture
+def timers() -> HandTimers:
+    """Timers that go off when their clock is moved."""
+    return HandTimers()
+
+
+@pytest.fixture
+def calls() -> list[str]:
+    """What was interrupted."""
+    return []
+
+
+@pytest.fixture
+def interrupter(timers: HandTimers, calls: list[str]) -> Interrupter:
+    """One that notes what it interrupts."""
+
+    def note(what: str) -> Callable[[], None]:
+        return lambda: calls.append(what)
+
+    return Interrupter(timers.call_later, note("any"), note("overdue"))
+
+
+def test_a_stop_that_is_confirmed_soon_interrupts_nothing(
+    timers: HandTimers, calls: list[str], interrupter: Interrupter
+) -> None:
+    """A short step ends by itself and is not computed twice."""
+    interrupter.stop_sent(1)
+    timers.run_until(INTERRUPT_AFTER_SEC * 0.9)
+    interrupter.stopped(1)
+    timers.run_until(10.0)
+    assert calls == []
+
+
+def test_a_stop_that_waits_interrupts_and_later_is_overdue(
+    timers: HandTimers, calls: list[str], interrupter: Interrupter
+) -> None:
+    """First any step, then also one that is let through; each once, and well within 100 ms."""
+    interrupter.stop_sent(1)
+    timers.run_until(INTERRUPT_AFTER_SEC)
+    assert calls == ["any"]
+    timers.run_until(OVERDUE_AFTER_SEC)
+    assert calls == ["any", "overdue"]
+    timers.run_until(10.0)
+    assert calls == ["any", "overdue"]
+    assert INTERRUPT_AFTER_SEC <= 0.012
+    assert OVERDUE_AFTER_SEC <= 0.09
+
+
+def test_each_stop_has_its_own_time(timers: HandTimers, calls: list[str], interrupter: Interrupter) -> None:
+    """Neither another's confirmation nor asking again changes when it interrupts."""
+    interrupter.stop_sent(1)
+    timers.run_until(INTERRUPT_AFTER_SEC / 2)
+    interrupter.stop_sent(2)
+    interrupter.stopped(1)
+    interrupter.stop_sent(2)
+    timers.run_until(INTERRUPT_AFTER_SEC * 1.4)
+    assert calls == []
+    timers.run_until(INTERRUPT_AFTER_SEC * 1.5)
+    assert calls == ["any"]
+    interrupter.stopped(99)
+
+
+def test_after_its_engines_death_nothing_is_interrupted(
+    timers: HandTimers, calls: list[str], interrupter: Interrupter
+) -> None:
+    """The byte is gone then."""
+    interrupter.stop_sent(1)
+    interrupter.stop_sent(2)
+    interrupter.close()
+    timers.run_until(10.0)
+    assert calls == []
