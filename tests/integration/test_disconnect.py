@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -27,9 +28,13 @@ from tests.helpers import (
 )
 from worker_orcd.api import sse
 from worker_orcd.api.connection import BoundedProtocol
+from worker_orcd.api.openai import responses
+from worker_orcd.api.openai.told import Completion, stream as told_stream
+from worker_orcd.api.openai.wanted import ResponseJob, ResponseRequest
 from worker_orcd.api.server import Server, bind
+from worker_orcd.jobs.job import Job
 from worker_orcd.testing.harness import RunningWorker, wait_until
-from worker_orcd.worker.streams import JobStream
+from worker_orcd.worker.streams import JobStream, KeepAlive
 from worker_orcd.worker.worker import Worker
 
 
@@ -160,83 +165,89 @@ def test_a_cancel_before_the_reader_leaves_keeps_its_reason(worker: RunningWorke
     stream.finished()
 
 
-def test_an_idle_stream_says_so_after_every_pause() -> None:
-    """`read` yields an empty batch whenever nothing happened for so long, then what happened, then ends."""
-
-    async def follow() -> list[int]:
-        job = running_job()
-        stream = JobStream(job)
-        sizes: list[int] = []
-        async for batch in stream.read(idle_sec=0.005):
-            sizes.append(len(batch))
-            if len(sizes) == 3:
-                job.token(at(2), 5, "a")
-                job.finished(at(3), "length", freed_at(3))
-                stream.wake()
-        return sizes
-
-    assert asyncio.run(follow()) == [1, 0, 0, 2]
-
-
-def test_a_reader_to_whom_nothing_is_news_is_idle_all_the_same() -> None:
-    """One that has seen more than there is yet: what happens does not keep the proxies on its way from hanging up."""
-
-    async def follow() -> list[int]:
-        job = running_job()
-        stream = JobStream(job)
-
-        async def talk() -> None:
-            for n in range(20):
-                job.token(at(2 + n), 5, "a")
-                stream.wake()
-                await asyncio.sleep(0.005)
-            job.finished(at(30), "stop", freed_at(30))
-            stream.wake()
-
-        talking = asyncio.create_task(talk())
-        sizes = [len(batch) async for batch in stream.read(idle_sec=0.02, start=1000)]
-        await talking
-        return sizes
-
-    *idle, last = asyncio.run(follow())
-    assert (set(idle), last) == ({0}, 1)
-
-
 def test_who_joins_a_live_job_is_told_its_end_also_when_that_comes_before_the_first_look() -> None:
     """Decided when the reader comes: it cannot have seen what had not happened."""
 
     async def follow() -> list[int]:
         job = running_job()
-        reading = JobStream(job).read(idle_sec=1.0, start=2)
+        reading = JobStream(job).read(KeepAlive(1.0), start=2)
         job.finished(at(3), "stop", freed_at(3))
         return [number async for batch in reading for number, _ in batch]
 
     assert asyncio.run(follow()) == [1]
 
 
-def test_comments_keep_an_idle_stream_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an idle stream sends is a comment, which no client takes for an event; every 15 s by the contract."""
-    assert sse.KEEP_ALIVE_SEC == 15.0
-    monkeypatch.setattr(sse, "KEEP_ALIVE_SEC", 0.005)
+def completion_of(stream: JobStream) -> sse.ReaderResponse:
+    """A job as a stream of `/v1/completions`."""
+    told = Completion("cmpl-1", "a-model", 0, 1, include_usage=False)
+    return sse.ReaderResponse(cast(Worker, None), [stream], partial(told_stream, told, [stream]))
 
-    async def first_chunks() -> list[object]:
+
+def response_of(stream: JobStream) -> sse.ReaderResponse:
+    """A job as a stream of `/v1/responses`."""
+    asked = ResponseRequest(input="Say something.")
+    stream.job.request = ResponseJob(**stream.job.request.model_dump(), asked=asked)
+    teller = responses.Teller(stream.job, "a-model")
+    return sse.ReaderResponse(cast(Worker, None), [stream], partial(responses._frames, stream, teller))
+
+
+def own_of(stream: JobStream) -> sse.ReaderResponse:
+    """A job as its own stream."""
+    return sse.JobStreamResponse(cast(Worker, None), stream)
+
+
+def own_from_a_later_event_of(stream: JobStream) -> sse.ReaderResponse:
+    """The same for a reader that has seen more than there is yet."""
+    return sse.JobStreamResponse(cast(Worker, None), stream, start=1000)
+
+
+@pytest.mark.parametrize(
+    ("answer", "talks"),
+    [
+        (own_of, False),  # Of its tokens each is an event, and so bytes.
+        (own_from_a_later_event_of, True),
+        (completion_of, False),
+        (completion_of, True),
+        (response_of, False),
+        (response_of, True),
+    ],
+)
+def test_comments_keep_a_stream_alive_whatever_its_jobs_do(
+    monkeypatch: pytest.MonkeyPatch, answer: Callable[[JobStream], sse.ReaderResponse], talks: bool
+) -> None:
+    """What keeps the proxies on the way from hanging up is bytes, every 15 s by the contract. Tokens that show
+    nothing, because their text is held back or has no letters, are none."""
+    assert sse.KEEP_ALIVE_SEC == 15.0
+    monkeypatch.setattr(sse, "KEEP_ALIVE_SEC", 0.05)
+
+    async def keep_talking(job: Job, stream: JobStream) -> None:
+        for number in range(10_000):
+            if talks:
+                job.token(at(2), number, "")
+                stream.wake()
+            await asyncio.sleep(0.01)
+
+    async def chunks_until_three_comments() -> list[object]:
         job = running_job()
         stream = JobStream(job)
-        response = sse.JobStreamResponse(cast(Worker, None), stream)
+        response = answer(stream)
         assert stream.readers == 1
+        talking = asyncio.create_task(keep_talking(job, stream))
         chunks: list[object] = []
-        async for chunk in response.body_iterator:
-            chunks.append(chunk)
-            if len(chunks) == 3:
-                job.finished(at(3), "stop", freed_at(3))
+        async with asyncio.timeout(20):
+            async for chunk in response.body_iterator:
+                chunks.append(chunk)
+                if chunks.count(KEEPALIVE_COMMENT) == 3 and job.live:
+                    talking.cancel()
+                    job.finished(at(3), "stop", freed_at(3))
+                    stream.wake()
         return chunks
 
-    _started, *comments, last = asyncio.run(first_chunks())
-    assert comments == [KEEPALIVE_COMMENT] * 2
+    chunks = asyncio.run(chunks_until_three_comments())
+    assert chunks.count(KEEPALIVE_COMMENT) == 3
     assert KEEPALIVE_COMMENT.startswith(b":")
     assert KEEPALIVE_COMMENT.endswith(b"\n\n")
-    assert isinstance(last, bytes)
-    assert b"event: end" in last
+    assert chunks[-1] != KEEPALIVE_COMMENT
 
 
 def test_the_server_speaks_the_asgi_version_under_which_an_idle_stream_is_cancelled() -> None:

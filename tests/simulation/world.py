@@ -20,7 +20,7 @@ from worker_orcd.narration import Narrator
 from worker_orcd.supervisor.engine import Engine, EngineListener
 from worker_orcd.supervisor.supervisor import EngineState
 from worker_orcd.worker.health import Status, status_of
-from worker_orcd.worker.streams import JobStream
+from worker_orcd.worker.streams import JobStream, KeepAlive
 from worker_orcd.worker.worker import Policy, Worker
 
 DEADLINE_SEC = 5.0
@@ -189,7 +189,9 @@ class World:
         got: list[Event] = []
         stream.join()
         try:
-            async for batch in stream.read(15.0, start):
+            keep_alive = KeepAlive(15.0)
+            async for batch in stream.read(keep_alive, start):
+                keep_alive.sent()
                 assert [number for number, _ in batch] == list(range(len(got), len(got) + len(batch)))
                 got += [event for _, event in batch]
                 if leaves_after is not None and len(got) >= leaves_after:

@@ -1,6 +1,6 @@
 """A job's events as server-sent events."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Self
 
 import msgspec
@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from worker_orcd.api.half_close import takes_comments
 from worker_orcd.jobs.errors import JobError, invalid
 from worker_orcd.jobs.position import Position
-from worker_orcd.worker.streams import JobStream, Numbered
+from worker_orcd.worker.streams import JobStream, KeepAlive, Numbered
 from worker_orcd.worker.worker import Worker
 
 KEEP_ALIVE_SEC = 15.0
@@ -65,14 +65,36 @@ class Readers:
         self._joined = []
 
 
+Chunks = Callable[[KeepAlive], AsyncIterator[bytes]]
+
+
+async def _kept_alive(chunks: Chunks) -> AsyncIterator[bytes]:
+    keep_alive = KeepAlive(KEEP_ALIVE_SEC)
+    async for chunk in chunks(keep_alive):
+        if chunk or keep_alive.left_sec <= 0:
+            yield chunk or KEEPALIVE_COMMENT
+            keep_alive.sent()
+
+
 class ReaderResponse(EventSourceResponse):
     """One reader's answer. However it ends, also before its first byte, the reader is counted out: that is how a job
-    whose client went away is stopped."""
+    whose client went away is stopped.
 
-    def __init__(self, worker: Worker, streams: Sequence[JobStream], chunks: AsyncIterator[bytes]) -> None:
+    Whatever the jobs do, something is sent every `KEEP_ALIVE_SEC`: proxies on the way count bytes, not progress.
+    """
+
+    def __init__(self, worker: Worker, streams: Sequence[JobStream], chunks: Chunks) -> None:
+        """Join the jobs' readers.
+
+        Args:
+            worker: whose jobs they are.
+            streams: those jobs.
+            chunks: makes what is sent: whole events, or nothing when there is no event to send.
+        """
         self._readers = Readers(worker, streams).__enter__()
         super().__init__(
-            chunks, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **named(streams)}
+            _kept_alive(chunks),
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **named(streams)},
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,12 +110,15 @@ class JobStreamResponse(ReaderResponse):
     """One reader of one job's own events, from number `start` on."""
 
     def __init__(self, worker: Worker, stream: JobStream, start: int = 0) -> None:
-        super().__init__(worker, [stream], self._chunks(stream, start))
+        def chunks(keep_alive: KeepAlive) -> AsyncIterator[bytes]:
+            return self._chunks(stream.read(keep_alive, start), stream.job.incarnation)
+
+        super().__init__(worker, [stream], chunks)
 
     @staticmethod
-    async def _chunks(stream: JobStream, start: int) -> AsyncIterator[bytes]:
-        async for events in stream.read(KEEP_ALIVE_SEC, start):
-            yield encode(events, stream.job.incarnation) if events else KEEPALIVE_COMMENT
+    async def _chunks(batches: AsyncIterator[Sequence[Numbered]], incarnation: str) -> AsyncIterator[bytes]:
+        async for events in batches:
+            yield encode(events, incarnation)
 
 
 def named(streams: Sequence[JobStream]) -> dict[str, str]:

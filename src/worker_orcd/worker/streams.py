@@ -14,6 +14,23 @@ MOST_READERS = 32
 Numbered = tuple[int, Event]
 
 
+class KeepAlive:
+    """When a stream must send something: `idle_sec` after its last byte, whatever happens to its jobs meanwhile."""
+
+    def __init__(self, idle_sec: float) -> None:
+        self._idle_sec = idle_sec
+        self.sent()
+
+    def sent(self) -> None:
+        """Bytes were sent."""
+        self._due_at = time.monotonic() + self._idle_sec
+
+    @property
+    def left_sec(self) -> float:
+        """Seconds until something must be sent; 0 or less when it is due."""
+        return self._due_at - time.monotonic()
+
+
 class JobStream:
     """Lets any number of readers follow one job. A slow one holds up nobody: what it has not read yet stays in the
     job's list, which the job's own length bounds."""
@@ -52,16 +69,19 @@ class JobStream:
         """Wait until something happens to the job. False if nothing did for so long."""
         return await any_changed([self], timeout_sec)
 
-    def read(self, idle_sec: float, start: int = 0) -> AsyncIterator[Sequence[Numbered]]:
-        """The job's events from number `start` on, as many at a time as there are; none when it idles so long.
+    def read(self, keep_alive: KeepAlive, start: int = 0) -> AsyncIterator[Sequence[Numbered]]:
+        """The job's events from number `start` on, as many at a time as there are; none when the reader must send
+        something to keep its connection alive.
 
         Ends after the terminal event. A reader that comes while the job is live cannot have seen that one, and gets it
         also if `start` lies beyond it (G2).
         """
-        return self._read(idle_sec, start, waits=self.job.live)
+        return self._read(keep_alive, start, waits=self.job.live)
 
-    async def _read(self, idle_sec: float, start: int, *, waits: bool) -> AsyncIterator[Sequence[Numbered]]:
-        async for _, batch in read_together([self], idle_sec, start):
+    async def _read(
+        self, keep_alive: KeepAlive, start: int, *, waits: bool
+    ) -> AsyncIterator[Sequence[Numbered]]:
+        async for _, batch in read_together([self], keep_alive, start):
             yield batch
         last = len(self.job.events) - 1
         if waits and start > last:
@@ -85,14 +105,14 @@ async def any_changed(streams: Sequence[JobStream], timeout_sec: float) -> bool:
 
 
 async def read_together(
-    streams: Sequence[JobStream], idle_sec: float, start: int = 0
+    streams: Sequence[JobStream], keep_alive: KeepAlive, start: int = 0
 ) -> AsyncIterator[tuple[int, Sequence[Numbered]]]:
-    """Several jobs' events, each batch with the place of its job; none when nothing was to be told for so long.
+    """Several jobs' events, each batch with the place of its job; an empty batch when the reader must send something.
 
+    What a batch amounts to may be no bytes at all, so the reader says when it has sent some (`KeepAlive.sent`).
     Ends after the last terminal event.
     """
     places = [start] * len(streams)
-    told_at = time.monotonic()
     while True:
         live = any(stream.job.live for stream in streams)
         moved = False
@@ -102,12 +122,9 @@ async def read_together(
                 places[number] = len(events)
                 moved = True
                 yield number, list(enumerate(events[place:], place))
-        if moved:
-            told_at = time.monotonic()
-            continue
-        if not live:
-            return
-        # What happens to a job may be nothing for this reader: that does not make it less idle.
-        if not await any_changed(streams, told_at + idle_sec - time.monotonic()):
+        if keep_alive.left_sec <= 0:
             yield 0, []
-            told_at = time.monotonic()
+        elif not moved:
+            if not live:
+                return
+            await any_changed(streams, keep_alive.left_sec)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -90,7 +91,7 @@ async def _answer(
         streams = await begin(worker, request, wanted)
     told = words(name, model, int(streams[0].job.accepted.unix), asked.n or 1, asked.include_usage)
     if asked.stream:
-        return ReaderResponse(worker, streams, stream(told, streams))
+        return ReaderResponse(worker, streams, partial(stream, told, streams))
     with Readers(worker, streams):
         await unless_it_leaves(request, ended(streams))
     jobs = [one.job for one in streams]

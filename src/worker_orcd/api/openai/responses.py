@@ -5,11 +5,11 @@ A response is a job; all that is shown of it follows from the job's books, so a 
 
 import hashlib
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any, cast
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from fastapi.sse import KEEPALIVE_COMMENT
 
 from worker_orcd.api import schema
 from worker_orcd.api.access import owner_of
@@ -17,12 +17,12 @@ from worker_orcd.api.begin import begin, unless_it_leaves
 from worker_orcd.api.openai.completions import ended, in_words_of, model_of
 from worker_orcd.api.openai.told import frame, text_of, usage_of
 from worker_orcd.api.openai.wanted import ResponseJob, ResponseRequest, fresh_name
-from worker_orcd.api.sse import KEEP_ALIVE_SEC, ReaderResponse, Readers, named, whole_number
+from worker_orcd.api.sse import ReaderResponse, Readers, named, whole_number
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import End, Error, Event, Started, Token
 from worker_orcd.jobs.job import Job
 from worker_orcd.narration.context import correlation_id
-from worker_orcd.worker.streams import JobStream
+from worker_orcd.worker.streams import JobStream, KeepAlive
 from worker_orcd.worker.worker import Worker
 
 CANCEL_MARGIN_SEC = 1.0
@@ -57,7 +57,7 @@ def router(worker: Worker) -> APIRouter:
             wanted = asked.wanted(name, named_by_client=offered is not None)
             (stream,) = await begin(worker, request, [wanted.within(worker.policy.ceilings)])
         if asked.stream:
-            return ReaderResponse(worker, [stream], _frames(stream, Teller(stream.job, model)))
+            return ReaderResponse(worker, [stream], partial(_frames, stream, Teller(stream.job, model)))
         if not asked.background:
             with Readers(worker, [stream]):
                 await unless_it_leaves(request, ended([stream]))
@@ -82,7 +82,7 @@ def router(worker: Worker) -> APIRouter:
         after = whole_number(request.query_params.get("starting_after"), "starting_after")
         if request.query_params.get("stream") == "true":
             teller = Teller(stream.job, model, after)
-            return ReaderResponse(worker, [stream], _frames(stream, teller))
+            return ReaderResponse(worker, [stream], partial(_frames, stream, teller))
         return JSONResponse(response_of(stream.job, model), headers=named([stream]))
 
     @routes.post(
@@ -204,13 +204,11 @@ class Teller:
             yield frame({"type": kind, "sequence_number": self._number, **more}, kind)
 
 
-async def _frames(stream: JobStream, teller: Teller) -> AsyncIterator[bytes]:
+async def _frames(stream: JobStream, teller: Teller, keep_alive: KeepAlive) -> AsyncIterator[bytes]:
     for data in teller.opening():
         yield data
-    async for events in stream.read(KEEP_ALIVE_SEC):
-        told = b"".join(data for _, event in events for data in teller.tell(event))
-        if told or not events:
-            yield told or KEEPALIVE_COMMENT
+    async for events in stream.read(keep_alive):
+        yield b"".join(data for _, event in events for data in teller.tell(event))
 
 
 def _asked(job: Job) -> ResponseRequest:

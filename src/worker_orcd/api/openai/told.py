@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from fastapi.sse import KEEPALIVE_COMMENT
 
 from worker_orcd.api.answers import openai_error
-from worker_orcd.api.sse import KEEP_ALIVE_SEC
 from worker_orcd.jobs.errors import JobError
 from worker_orcd.jobs.events import End, Error, Event, Started, Token
 from worker_orcd.jobs.job import Job
-from worker_orcd.worker.streams import JobStream, read_together
+from worker_orcd.worker.streams import JobStream, KeepAlive, read_together
 
 DONE = b"data: [DONE]\n\n"
 _FINISH = {"stop": "stop", "stop_sequence": "stop", "length": "length"}
@@ -124,13 +122,13 @@ class ChatCompletion(Completion):
         return {"delta": {"content": text} if text else {}}
 
 
-async def stream(told: Completion, streams: Sequence[JobStream]) -> AsyncIterator[bytes]:
+async def stream(
+    told: Completion, streams: Sequence[JobStream], keep_alive: KeepAlive
+) -> AsyncIterator[bytes]:
     """A request's stream. It ends with `[DONE]` only if every choice came to its natural end: the first that did not
     ends it with one error chunk."""
     jobs = [one.job for one in streams]
-    async for place, events in read_together(streams, KEEP_ALIVE_SEC):
-        if not events:
-            yield KEEPALIVE_COMMENT
+    async for place, events in read_together(streams, keep_alive):
         for _, event in events:
             if isinstance(event, Error):
                 if told.include_usage:
@@ -139,6 +137,7 @@ async def stream(told: Completion, streams: Sequence[JobStream]) -> AsyncIterato
                 return
             for chunk in told.chunks(place, event):
                 yield frame(chunk)
+        yield b""
     if told.include_usage:
         yield frame(told.usage(jobs))
     yield DONE
