@@ -109,6 +109,12 @@ class Settings(BaseSettings):
     inference_timeout_sec: Seconds = Field(
         default=300.0, gt=0, le=86_400, description="longest time for a job, waiting included, in seconds"
     )
+    keep_alive_sec: Seconds = Field(
+        default=75.0,
+        gt=0,
+        le=86_400,
+        description="how long an idle connection is kept, in seconds; longer than proxies in front keep theirs",
+    )
     cancel_deadline_sec: Seconds = Field(
         default=5.0,
         ge=1 + KILL_MARGIN_SEC,

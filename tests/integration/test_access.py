@@ -6,6 +6,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +252,54 @@ def test_another_address_without_keys_is_told_at_the_start() -> None:
         startup = worker.narrated("startup")
         assert (startup["level"], startup["insecure"]) == ("WARN", True)
         assert worker.client.get("/jobs", headers={"Host": "anything.example"}).status_code == 200
+
+
+def test_an_idle_connection_is_kept_as_long_as_is_asked_for() -> None:
+    """Pools of proxies keep idle connections, and lose the request that they send into a closing one."""
+
+    def ask(connection: socket.socket) -> None:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = HTTPResponse(connection)
+        answer.begin()
+        assert (answer.status, bool(answer.read())) == (200, True)
+
+    for keep_alive_sec, kept in ((30, True), (0.5, False)):
+        # The time for a request to be complete does not run while there is none.
+        with (
+            running_worker(
+                keep_alive_sec=keep_alive_sec, env={"WORKER_ORCD_TEST_REQUEST_SEC": "0.3"}
+            ) as idle,
+            socket.create_connection(("127.0.0.1", idle.port), timeout=10.0) as connection,
+        ):
+            ask(connection)
+            if kept:
+                connection.settimeout(1.0)
+                with pytest.raises(TimeoutError):
+                    connection.recv(1)
+                connection.settimeout(10.0)
+                ask(connection)
+            else:
+                assert connection.recv(1) == b"", "it is closed"
+
+
+@pytest.mark.parametrize("path", ["/execute", "/v1/completions", "/v1/responses"])
+def test_an_answer_to_http_1_0_has_no_chunks_and_ends_with_the_connection(
+    worker: RunningWorker, path: str
+) -> None:
+    """HTTP/1.0 knows no chunks (RFC 9112, 7.1): such a client would take their lengths for a part of the text."""
+    asked: dict[str, dict[str, object]] = {
+        "/execute": {"job_id": fresh_id(), "prompt": "a", "max_tokens": 5},
+        "/v1/completions": {"prompt": "a", "max_tokens": 5, "stream": True},
+        "/v1/responses": {"input": "a", "max_output_tokens": 5, "stream": True},
+    }
+    body = json.dumps(asked[path]).encode()
+    head = f"POST {path} HTTP/1.0\r\nContent-Length: {len(body)}\r\nConnection: keep-alive\r\n\r\n".encode()
+    answer = raw_exchange(worker, head + body)
+    headers = answer.partition(b"\r\n\r\n")[0].lower()
+    assert b"transfer-encoding" not in headers
+    assert b"connection: close" in headers
+    status, stream = raw_body(answer)
+    assert status == 200
+    lines = [line for line in stream.decode().split("\n") if line]
+    assert all(line.startswith(("event: ", "data: ", "id: ", ": ")) for line in lines), lines
+    assert worker.client.get("/jobs").status_code == 200

@@ -133,7 +133,7 @@ def test_the_environment_file_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(("keys", "hung_up"), [("/path/to/keys", True), ("", False)])
 def test_a_reload_hangs_up_on_a_worker_with_keys_only(keys: str, hung_up: bool) -> None:
-    """Without keys nothing listens to SIGHUP, and it would end the worker."""
+    """Without keys SIGHUP would drain the worker."""
     shell, option, line = unit()["Service"]["ExecReload"].split(" ", 2)
     with subprocess.Popen(["sleep", "60"]) as process:
         environment = {

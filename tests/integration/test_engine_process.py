@@ -67,12 +67,13 @@ def test_a_front_that_was_away_kills_no_healthy_engine() -> None:
         assert worker.health()["engine_restarts"] == 0
 
 
-def test_an_engine_that_is_told_to_terminate_leaves_that_to_its_front() -> None:
-    """A service manager signals all processes of a service: jobs that may finish would lose their engine for it."""
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGHUP])
+def test_an_engine_that_is_told_to_terminate_leaves_that_to_its_front(sig: signal.Signals) -> None:
+    """A service manager or a terminal signals all processes: jobs that may finish would lose their engine for it."""
     with running_worker() as worker:
         stream = worker.execute("a", script(token_ms=10), max_tokens=150).tokens_seen(5)
-        worker.signal_engine(signal.SIGTERM)
-        worker.process.send_signal(signal.SIGTERM)
+        worker.signal_engine(sig)
+        worker.process.send_signal(sig)
         worker.process.wait(10)
         stream.finished(within_sec=2)
         assert stream.events[-1].event == "end"

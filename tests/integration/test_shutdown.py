@@ -24,7 +24,7 @@ def _assert_gone(pid: int) -> None:
     wait_until(lambda: is_gone(pid), within_sec=2.0, what=f"the end of process {pid}")
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "POST /shutdown"])
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP", "POST /shutdown"])
 def test_a_worker_drains_before_it_goes(how: str) -> None:
     """New work is refused, `/cancel` still answers, jobs finish or are told, and then it exits 0."""
     with running_worker(drain_sec=1.5, parallel=3) as worker:
@@ -36,8 +36,8 @@ def test_a_worker_drains_before_it_goes(how: str) -> None:
             stream.tokens_seen(1)
         waiting = worker.execute("waiting", SLOW).wait(lambda s: s.status == 200, what="200")
         asked_at = time.monotonic()
-        if how == "SIGTERM":
-            worker.process.send_signal(signal.SIGTERM)
+        if how.startswith("SIG"):
+            worker.process.send_signal(signal.Signals[how])
         else:
             answer = worker.client.post("/shutdown")
             assert (answer.status_code, answer.json()) == (202, {"status": "draining"})
@@ -123,6 +123,32 @@ def test_an_idle_worker_goes_at_once_even_if_the_engine_is_stopped() -> None:
         assert _exit_code(worker, within_sec=5.0) == 0
         assert time.monotonic() - asked_at <= 2.0
         _assert_gone(engine)
+
+
+def test_a_terminal_that_closes_sends_two_hangups_and_they_drain_once() -> None:
+    """The kernel and the shell each send one. A signal of another kind is still the second, and stops at once."""
+    with running_worker() as worker:
+        short = worker.execute("short", script(token_ms=5), max_tokens=100).tokens_seen(1)
+        worker.execute("endless", SLOW).tokens_seen(1)
+        for _ in range(2):
+            worker.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: worker.health()["status"] == "draining", what="draining")
+        assert short.finished(within_sec=10.0).events[-1].event == "end"
+        worker.process.send_signal(signal.SIGTERM)
+        assert _exit_code(worker, within_sec=5.0) == 0
+        assert "shutdown" not in {event["action"] for event in worker.narration()}, "it stopped at once"
+
+
+def test_who_started_the_worker_with_nohup_does_not_want_it_to_hear_of_hangups() -> None:
+    """Then SIGHUP is ignored, as it was when the worker was started."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with running_worker() as worker:
+            worker.process.send_signal(signal.SIGHUP)
+            assert worker.execute("later", SLOW, max_tokens=3).finished().events[-1].event == "end"
+            assert worker.health()["status"] == "healthy"
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_asking_again_over_http_changes_nothing_and_a_first_signal_still_drains() -> None:

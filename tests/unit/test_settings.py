@@ -33,6 +33,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert (plain.max_queue, plain.max_tokens_out, plain.max_prompt_chars) == (512, 2048, 32768)
     assert (plain.inference_timeout_sec, plain.cancel_deadline_sec, plain.cancel_memory_sec) == (300, 5, 5)
     assert (plain.drain_sec, plain.log_format, plain.api_key_file, plain.insecure) == (4, "auto", None, False)
+    assert plain.keep_alive_sec == 75
     assert plain.threads == settings.available_cores() >= 1
 
 

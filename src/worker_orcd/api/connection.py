@@ -171,6 +171,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
+        if cycle.scope["http_version"] == "1.0":
+            app = _unchunked(cycle, app)
         super()._start_asgi_task(cycle, app)
 
     def _await_request(self) -> None:
@@ -199,6 +201,28 @@ class BoundedProtocol(HttpToolsProtocol):
         ]
         self.transport.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
         self.transport.close()
+
+
+def _unchunked(cycle: RequestResponseCycle, app: ASGI3Application) -> ASGI3Application:
+    """The app for a request of HTTP/1.0, which knows no chunks: an answer of unknown length ends with the connection
+    (RFC 9112, 6.3)."""
+
+    async def served(scope: Any, receive: Any, send: Any) -> None:
+        until_close = False
+
+        async def send_plain(message: Any) -> None:
+            nonlocal until_close
+            if message["type"] == "http.response.start":
+                until_close = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
+                if until_close:
+                    cycle.chunked_encoding = False  # uvicorn leaves it as it is.
+            elif until_close:
+                cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        await app(scope, receive, send_plain)
+
+    return served
 
 
 def too_many_connections() -> JobError:

@@ -76,18 +76,20 @@ class ErrorMiddleware:
         except ClientDisconnect:
             return  # It left while it was sending its body: nothing was begun, and there is nobody to answer.
         except JobError as error:
-            await self._refuse(error, scope["path"])(scope, receive, send_watched)
+            answer = self._refuse(error, scope["path"])
+            if not started:  # A stream can only be broken off; uvicorn closes the connection.
+                await answer(scope, receive, send)
         except Exception as error:
             if scope["type"] != "http":
                 raise
-            answer = internal()
+            failure = internal()
             self._narrator.tell(
                 narration.Error.from_exception(
-                    error, code=answer.code.value, message=answer.message, http_status=answer.http_status
+                    error, code=failure.code.value, message=failure.message, http_status=failure.http_status
                 )
             )
             if not started:
-                await send_error(answer, scope["path"], send)
+                await send_error(failure, scope["path"], send)
 
 
 class BodyLimitMiddleware:

@@ -43,8 +43,13 @@ class Server(uvicorn.Server):
         yield
 
 
-def make_server(app: FastAPI) -> Server:
-    """A server for the app; narration takes the place of uvicorn's log."""
+def make_server(app: FastAPI, keep_alive_sec: float) -> Server:
+    """A server for the app; narration takes the place of uvicorn's log.
+
+    Args:
+        app: what is served.
+        keep_alive_sec: how long an idle connection is kept.
+    """
     log = logging.getLogger("uvicorn")
     log.propagate = False  # Its lines are no narration, and say nothing that is not narrated.
     log.addHandler(logging.NullHandler())
@@ -63,6 +68,7 @@ def make_server(app: FastAPI) -> Server:
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=keep_alive_sec,  # type: ignore[arg-type]  # asyncio takes it as it is.
             timeout_graceful_shutdown=FLUSH_SEC,  # type: ignore[arg-type]  # asyncio takes it as it is.
         )
     )

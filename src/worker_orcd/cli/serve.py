@@ -172,7 +172,8 @@ class _Serving:
                 self._shut_down,
                 access=Access(opening.keys, settings.host, settings.insecure),
                 console=settings.console,
-            )
+            ),
+            settings.keep_alive_sec,
         )
 
     async def run(self) -> int:
@@ -187,6 +188,8 @@ class _Serving:
             loop.add_signal_handler(sig, self._signalled, signal.Signals(sig).name)
         if self._opening.keys is not None:
             loop.add_signal_handler(signal.SIGHUP, self._reload_keys, self._opening.keys)
+        elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # As `nohup` leaves it.
+            loop.add_signal_handler(signal.SIGHUP, self._hung_up)
         if self._opening.tracing is not None:
             self._opening.tracing.complain_to(partial(self._tell_soon, loop))
         self._tell_startup()
@@ -223,6 +226,11 @@ class _Serving:
             self._stop_at_once()
         self._signals += 1
         self._shut_down(name)
+
+    def _hung_up(self) -> None:
+        """The terminal is closed: drain. The kernel and the shell each send a SIGHUP, so a second one is no haste."""
+        if not self._signals:
+            self._signalled("SIGHUP")
 
     def _shut_down(self, why: str) -> None:
         """Drain; asking again changes nothing."""

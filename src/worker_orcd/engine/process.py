@@ -108,10 +108,10 @@ class _LoadingProgress:
 
 
 def _die_with_front(front: int) -> None:
-    """Ctrl-C and SIGTERM are the front's to handle, also when a service manager sends them to all of a service's
-    processes; its death, however sudden, is ours too."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Ctrl-C, SIGTERM and SIGHUP are the front's to handle, also when a service manager or a terminal sends them to all
+    processes of a group; the front's death, however sudden, is the engine's too."""
+    for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sig, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != front:
         os._exit(0)
