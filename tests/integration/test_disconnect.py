@@ -186,7 +186,7 @@ def completion_of(stream: JobStream) -> sse.ReaderResponse:
 def response_of(stream: JobStream) -> sse.ReaderResponse:
     """A job as a stream of `/v1/responses`."""
     asked = ResponseRequest(input="Say something.")
-    stream.job.request = ResponseJob(**stream.job.request.model_dump(), asked=asked)
+    stream.job.request = ResponseJob(**stream.job.request.model_dump(), asked=asked, named_by_client=False)
     teller = responses.Teller(stream.job, "a-model")
     return sse.ReaderResponse(cast(Worker, None), [stream], partial(responses._frames, stream, teller))
 
