@@ -38,6 +38,8 @@ NOT_RUN = {
     ("docs/running.md", "kubectl"): "needs a cluster",
     ("docs/running.md", "nginx -t"): "changes the system; tests/integration/test_proxy.py runs nginx",
     ("docs/running.md", "for address in"): "needs a cluster",
+    ("docs/security.md", "uvx pip-audit"): "needs a network",
+    ("docs/security.md", "docker buildx"): "needs a container engine and a network",
     ("docs/quickstart.md", "git clone"): "where to clone it from is the reader's to know",
     ("docs/quickstart.md", "make setup"): "has been done where tests run",
     ("docs/quickstart.md", "make demo"): "tests/real/test_demo.py runs it",
