@@ -6,7 +6,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup install outside demo run test faults simulate soak lint types arrows format bench lock docs clean
+.PHONY: help setup install outside demo run test without faults simulate soak lint types arrows format bench lock docs clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,9 @@ run: setup ## Start the worker (options in ARGS, e.g. make run ARGS="--port 9000
 
 test: setup lint types arrows ## Everything CI checks: lint, types, arrows and all tests
 	$(PY) -m pytest --durations=15 </dev/null
+
+without: setup ## The tests that need optional programs, without these programs (EACH=1: each missing alone)
+	@tools/without.sh chromium curl fish nginx node npm promtool systemd-analyze zsh
 
 faults: setup ## Kill, stop and storm, ten times the sample that is in `make test` (FAULT_TRIALS=10; half an hour)
 	FAULT_TRIALS=$${FAULT_TRIALS:-10} $(PY) -m pytest tests/faults -s --timeout 1800 </dev/null

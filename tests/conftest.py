@@ -3,16 +3,20 @@
 And the documentation's site, built once.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import programs
+from tests.helpers import stop_everything
 from tests.tiny import TinyModels
 from worker_orcd.testing.harness import RunningWorker, running_worker
 
@@ -71,8 +75,56 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Who uses one of these needs the real model."""
+_PASSED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that needs a missing program is skipped before any of its fixtures starts something."""
+    programs.skip_without(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note whether the test itself passed, for its teardown."""
+    report = yield
+    if report.when == "call":
+        item.stash[_PASSED] = report.passed
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """A test that failed or skipped halfway leaves jobs on workers that it shares with others. They are stopped, so
+    that no other test fails because of them. A test that passed has to stop its jobs itself."""
+    if isinstance(item, pytest.Function) and not item.stash.get(_PASSED, False):
+        for worker in item.funcargs.values():
+            if isinstance(worker, RunningWorker):
+                with contextlib.suppress(httpx2.HTTPError):
+                    stop_everything(worker)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was skipped for want of which program."""
+    lines = programs.summary(programs.skipped_without(terminalreporter.stats.get("skipped", [])))
+    if lines:
+        terminalreporter.section("skipped for want of a program")
+        for line in [*lines, "`make outside` installs all of them where apt-get may."]:
+            terminalreporter.write_line(line)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """An option to run the files whose tests need a program (`tools/without.sh`)."""
+    parser.addoption("--needing", default="", help="only files with tests that need one of these programs")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that need the real model, and keep only the files that `--needing` asks for."""
+    wanted = set(config.getoption("--needing").split())
+    if wanted:
+        files = {item.path for item in items if wanted & set(programs.needed(item))}
+        config.hook.pytest_deselected(items=[item for item in items if item.path not in files])
+        items[:] = [item for item in items if item.path in files]
     for item in items:
         if {"real_worker", "exact_worker"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.real)

@@ -48,6 +48,13 @@ def at_rest(worker: RunningWorker) -> None:
     wait_until(look, within_sec=15.0, what="a worker at rest")
 
 
+def stop_everything(worker: RunningWorker) -> None:
+    """Cancel all live jobs of a worker."""
+    for job in worker.client.get("/jobs").json()["jobs"]:
+        if job["ended_ms"] is None:
+            worker.cancel(job["job_id"])
+
+
 def in_prefill(worker: RunningWorker, stream: Stream, least: int = 1) -> None:
     """Wait until some of a job's prompt is read."""
     wait_until(lambda: worker.record(stream.job_id)["prompt_tokens_processed"] >= least, what="some prefill")

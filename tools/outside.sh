@@ -3,7 +3,7 @@
 # Called by `make outside` and by CI. Without them those tests are skipped and say so; nothing else needs them.
 set -euo pipefail
 
-declare -A package=([chromium]=chromium [nginx]=nginx-light [promtool]=prometheus [node]=nodejs [npm]=npm [systemd-analyze]=systemd [zsh]=zsh [fish]=fish)
+declare -A package=([chromium]=chromium [nginx]=nginx-light [promtool]=prometheus [node]=nodejs [npm]=npm [systemd-analyze]=systemd [zsh]=zsh [fish]=fish [curl]=curl)
 missing=()
 for program in "${!package[@]}"; do
     command -v "$program" >/dev/null || [ -x "/usr/sbin/$program" ] || missing+=("${package[$program]}")

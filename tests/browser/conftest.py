@@ -1,7 +1,6 @@
 """Chromium, and pages that must not ask anybody but their worker."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -9,9 +8,8 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from tests.helpers import at_rest
+from tests.programs import find
 from worker_orcd.testing.harness import RunningWorker, running_worker
-
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 
 
 class Open(Protocol):
@@ -22,12 +20,10 @@ class Open(Protocol):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without a browser there is nothing to see."""
-    if CHROMIUM is None:
-        skip = pytest.mark.skip(reason="needs Chromium (on Debian: apt-get install chromium)")
-        for item in items:
-            if "browser" in item.path.parts:
-                item.add_marker(skip)
+    """Every test in this folder needs a browser."""
+    for item in items:
+        if "browser" in item.path.parts:
+            item.add_marker(pytest.mark.needs("chromium"))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +33,7 @@ def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         # Chromium's own sandbox does not work for root; the pages are our own.
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        started = playwright.chromium.launch(executable_path=find("chromium"), args=arguments)
         yield started
         started.close()
 

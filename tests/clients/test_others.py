@@ -82,7 +82,7 @@ def test_an_llm_command_that_is_killed_is_stopped(llm: dict[str, str], served: R
 # Node.
 
 
-@pytest.mark.skipif(not shutil.which("npm"), reason="needs Node and npm")
+@pytest.mark.needs("node", "npm")
 def test_openais_package_for_node(served: RunningWorker, tmp_path: Path) -> None:
     """Streaming, breaking out, AbortController, cancel by id, background and cancel, streamed responses."""
     for name in ("package.json", "package-lock.json", "check.mjs"):
@@ -111,7 +111,7 @@ def test_openais_package_for_node(served: RunningWorker, tmp_path: Path) -> None
 # curl.
 
 
-@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+@pytest.mark.needs("curl")
 def test_curl_streams_and_stops_when_it_is_killed(served: RunningWorker) -> None:
     """Plain HTTP."""
     url = f"{served.url}/v1/chat/completions"

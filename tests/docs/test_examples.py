@@ -1,7 +1,6 @@
 """Every example on every page is executed, or its excuse stands here."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +102,7 @@ def follow(reader: Reader, block: Block, part: str) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+@pytest.mark.needs("curl")
 @pytest.mark.parametrize("page", [_as_a_test(page) for page in PAGES if list(blocks(page))])
 def test_the_examples_of_a_page_work(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """A reader who types them from top to bottom sees what the page shows."""

@@ -1,7 +1,6 @@
 """Shell completion: what shells ask us, and the shells themselves."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -34,14 +33,6 @@ def with_our_program() -> dict[str, str]:
     folder = Path(sys.executable).parent
     assert (folder / "worker-orcd").exists()
     return {"PATH": f"{folder}:{os.environ['PATH']}"}
-
-
-def needs(shell: str) -> str:
-    """Where a shell is."""
-    found = shutil.which(shell)
-    if found is None:
-        pytest.skip(f"{shell} is not installed")
-    return found
 
 
 # What shells ask.
@@ -129,7 +120,7 @@ def cancels_by_tabs(terminal: Terminal, begun: str, job_id: str) -> None:
 def test_bash_completes_once_it_has_our_script(worker: RunningWorker) -> None:
     """As its documentation says: eval "$(worker-orcd completion bash)"."""
     stream = worker.execute("tab-bash", SLOW).started()
-    shell = [needs("bash"), "--norc", "--noprofile", "-i"]
+    shell = ["bash", "--norc", "--noprofile", "-i"]
     with Terminal(worker, program=shell, env={**with_our_program(), "PS1": "$ "}) as terminal:
         terminal.shows(r"\$ ")
         terminal.type('eval "$(worker-orcd completion bash)"; echo read""y\n')
@@ -138,10 +129,11 @@ def test_bash_completes_once_it_has_our_script(worker: RunningWorker) -> None:
     stream.finished()
 
 
+@pytest.mark.needs("zsh")
 def test_zsh_completes_once_it_has_our_script(worker: RunningWorker) -> None:
     """The same there, with its own completion system loaded."""
     stream = worker.execute("tab-zsh", SLOW).started()
-    with Terminal(worker, "-f", "-i", program=[needs("zsh")], env=with_our_program()) as terminal:
+    with Terminal(worker, "-f", "-i", program=["zsh"], env=with_our_program()) as terminal:
         terminal.type("autoload -U compinit; compinit -u -D; PS1='> '\n")
         terminal.type('eval "$(worker-orcd completion zsh)"; echo read""y\n')
         terminal.shows("ready")
@@ -149,6 +141,7 @@ def test_zsh_completes_once_it_has_our_script(worker: RunningWorker) -> None:
     stream.finished()
 
 
+@pytest.mark.needs("fish")
 def test_fish_completes_once_it_has_our_script(worker: RunningWorker, tmp_path: Path) -> None:
     """Asked by its own words, with descriptions."""
     stream = worker.execute("tab-fish", SLOW).started()
@@ -156,7 +149,7 @@ def test_fish_completes_once_it_has_our_script(worker: RunningWorker, tmp_path: 
     def offered(line: str) -> list[str]:
         ask = f"worker-orcd completion fish | source; complete -C '{line}'"
         result = subprocess.run(
-            [needs("fish"), "--no-config", "-c", ask],
+            ["fish", "--no-config", "-c", ask],
             capture_output=True,
             text=True,
             env=environment(worker, **with_our_program(), HOME=str(tmp_path)),

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -48,7 +47,7 @@ def test_no_console() -> None:
         assert plain.client.get("/console/app.js").status_code == 404
 
 
-@pytest.mark.skipif(not shutil.which("node"), reason="needs Node")
+@pytest.mark.needs("node")
 def test_the_consoles_own_tests() -> None:
     """Those of its modules, in their own language."""
     tests = Path(__file__).parents[1] / "console"

@@ -36,11 +36,6 @@ FILES = sorted(path for path in DEPLOY.rglob("*") if path.is_file())
 AFTER_THE_DRAIN_SEC = 2 * SHUTDOWN_STOP_SEC + FLUSH_SEC + 2
 """To stop what still runs, and the engine with it; to let streams send what they have; and for a busy machine."""
 
-systemd_analyze = pytest.mark.skipif(
-    shutil.which("systemd-analyze") is None,
-    reason="needs systemd-analyze (on Debian: apt-get install systemd)",
-)
-
 
 def text_of(name: str) -> str:
     """A file of `deploy/`."""
@@ -86,7 +81,7 @@ def installed_unit(tmp_path: Path) -> Path:
     return path
 
 
-@systemd_analyze
+@pytest.mark.needs("systemd-analyze")
 def test_systemd_has_nothing_to_say_against_the_unit(installed_unit: Path) -> None:
     """No setting is unknown to it or misspelt."""
     command = ["systemd-analyze", "verify", "--man=no", str(installed_unit)]
@@ -94,7 +89,7 @@ def test_systemd_has_nothing_to_say_against_the_unit(installed_unit: Path) -> No
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-@systemd_analyze
+@pytest.mark.needs("systemd-analyze")
 def test_systemd_finds_little_that_the_unit_leaves_open(installed_unit: Path) -> None:
     """Exposure of at most 2.0 of 10; what is left is the network, and threads that may be moved between cores."""
     command = [

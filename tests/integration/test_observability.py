@@ -3,7 +3,6 @@
 import itertools
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +20,6 @@ PAGE = ROOT / "docs" / "observability.md"
 ALERTS_TEST = Path(__file__).parent / "alerts.test.yml"
 GRAFANAS = {"$__rate_interval": "5m", "$__range": "1h", "$job": ".*", "$instance": ".*"}
 OF_EVERY_SCRAPE = {"job", "instance"}
-
-needs_promtool = pytest.mark.skipif(
-    not shutil.which("promtool"), reason="promtool (of Prometheus) is not installed"
-)
 
 
 def promtool(*arguments: str | Path) -> None:
@@ -128,7 +123,7 @@ def test_the_dashboard_is_whole() -> None:
         assert one["x"] + one["w"] <= 24
 
 
-@needs_promtool
+@pytest.mark.needs("promtool")
 def test_every_query_of_the_dashboard_can_be_read_by_prometheus(tmp_path: Path) -> None:
     """As rules, which promtool checks."""
     rules = [{"record": f"panel:{n}", "expr": query} for n, (_, query) in enumerate(dashboard_queries())]
@@ -137,13 +132,13 @@ def test_every_query_of_the_dashboard_can_be_read_by_prometheus(tmp_path: Path) 
     promtool("check", "rules", file)
 
 
-@needs_promtool
+@pytest.mark.needs("promtool")
 def test_the_alerts_are_rules_that_prometheus_takes() -> None:
     """Syntax, names, templates."""
     promtool("check", "rules", ALERTS)
 
 
-@needs_promtool
+@pytest.mark.needs("promtool")
 def test_each_alert_is_raised_by_what_it_is_for_and_by_nothing_else() -> None:
     """Series are played to it: `tests/integration/alerts.test.yml`."""
     promtool("test", "rules", ALERTS_TEST)
@@ -163,7 +158,7 @@ def test_the_page_says_of_each_alert_what_to_do() -> None:
     assert named == alert_names(ALERTS.read_text(encoding="utf-8"))
 
 
-@needs_promtool
+@pytest.mark.needs("promtool")
 def test_prometheus_takes_the_configuration_on_the_page(tmp_path: Path) -> None:
     """As it stands there, with the alerts beside it."""
     (block,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)

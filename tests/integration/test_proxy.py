@@ -5,7 +5,6 @@ through that. It is why there is `POST /cancel`: it works through the very same 
 """
 
 import json
-import shutil
 import signal
 import socket
 import subprocess
@@ -29,15 +28,16 @@ from tests.helpers import (
     queued,
     script,
 )
+from tests.programs import find
 from worker_orcd.testing.harness import RunningWorker, Stream, free_port, running_worker, wait_until
 
-NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+NGINX = find("nginx")
 DEPLOY = Path(__file__).parents[2] / "deploy"
 ONE, SEVERAL = ((DEPLOY / name).read_text(encoding="utf-8") for name in ("nginx.conf", "nginx-several.conf"))
 TOKEN_MS = 40
 LAST_CHUNK = b"\r\n0\r\n\r\n"
 
-pytestmark = pytest.mark.skipif(NGINX is None, reason="needs nginx (on Debian: apt-get install nginx-light)")
+pytestmark = pytest.mark.needs("nginx")
 
 
 def changed(text: str, **changes: str) -> str:

@@ -1,6 +1,5 @@
 """What is measured: every series from the start, edges where the promises are, and names as Prometheus wants them."""
 
-import shutil
 import subprocess
 from itertools import count
 
@@ -170,7 +169,7 @@ def test_restarts_are_a_counter_and_status_is_one_of_four() -> None:
     assert statuses == {"loading": 1, "healthy": 0, "draining": 0, "unhealthy": 0}
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool (of Prometheus) is not installed")
+@pytest.mark.needs("promtool")
 def test_names_and_types_are_as_prometheus_wants_them() -> None:
     """`promtool check metrics` has nothing to say."""
     worker = idle_worker()

@@ -1,0 +1,74 @@
+"""Tests that need a program of others: skipped before anything starts, and a run says what it skipped and why."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import programs
+
+ROOT = Path(__file__).parents[2]
+TESTS = '''
+import pytest
+
+@pytest.fixture
+def started(tmp_path_factory):
+    """Leaves a trace when it starts."""
+    open("started", "a").close()
+
+@pytest.mark.needs("zsh")
+def test_with_zsh(started):
+    """Never runs here."""
+
+@pytest.mark.needs("fish", "zsh")
+def test_with_both(started):
+    """Never runs here, either."""
+
+def test_plain():
+    """Runs."""
+'''
+PLUGINS = """
+from tests.conftest import pytest_runtest_setup, pytest_terminal_summary  # noqa: F401
+"""
+
+
+def run_without_programs(folder: Path) -> str:
+    """What pytest prints about `TESTS` where no optional program is installed."""
+    (folder / "test_it.py").write_text(TESTS)
+    (folder / "conftest.py").write_text(PLUGINS)
+    markers = "[pytest]\nmarkers = needs(*programs): x\n"
+    (folder / "pytest.ini").write_text(markers)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py"],
+        cwd=folder,
+        env={"PATH": str(folder), "TESTS_PATH": str(folder), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_test_without_its_program_is_skipped_before_its_fixtures_start(tmp_path: Path) -> None:
+    """And the run names the programs that were missing, with how to get them."""
+    printed = run_without_programs(tmp_path)
+    assert "1 passed, 2 skipped" in printed
+    assert not (tmp_path / "started").exists()
+    assert "zsh: 1 skipped (on Debian: apt-get install zsh)" in printed
+    assert "fish: 1 skipped (on Debian: apt-get install fish)" in printed
+
+
+def test_only_programs_that_are_listed_can_be_needed() -> None:
+    """One that is missing from the list is neither installed by `make outside` nor hidden by `make without`."""
+    with pytest.raises(LookupError):
+        programs.find("cobol")
+
+
+@pytest.mark.parametrize("place", ["tools/outside.sh", "Makefile"])
+def test_every_program_is_installed_and_hidden_by_the_tools(place: str) -> None:
+    """`make outside` installs what `make without` hides."""
+    text = (ROOT / place).read_text(encoding="utf-8")
+    assert [program for program in programs.PACKAGES if program not in text] == []
