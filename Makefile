@@ -6,10 +6,10 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup install outside demo run test without faults simulate soak lint types arrows format bench lock docs clean
+.PHONY: help setup install outside demo run test deep nightly test-all without faults simulate soak lint types arrows format bench lock docs clean
 
 help: ## List what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
 setup: ## Make .venv from requirements.lock (builds llama.cpp the first time: 5-10 minutes on 2 cores)
 	@tools/setup.sh $(UV_VERSION)
@@ -26,8 +26,18 @@ demo: setup ## See a cancel at work on the bundled model
 run: setup ## Start the worker (options in ARGS, e.g. make run ARGS="--port 9000")
 	@.venv/bin/worker-orcd $(ARGS)
 
-test: setup lint types arrows ## Everything CI checks: lint, types, arrows and all tests
-	$(PY) -m pytest --durations=15 </dev/null
+test: setup lint types arrows ## The quick lane: lint, types, arrows, and the tests that every change needs
+	@tools/lane.sh quick $(ARGS)
+
+deep: setup ## The deep lane: browser, clients, proxies, faults, soak, documentation examples, models in depth
+	@tools/lane.sh deep $(ARGS)
+
+nightly: setup ## The long proofs: everything that takes more than a few minutes (some hours)
+	@tools/lane.sh nightly --timeout 7200 $(ARGS)
+	$(MAKE) --no-print-directory faults simulate soak
+
+test-all: ## All that CI runs: `test`, then `deep`, then `without`
+	@$(MAKE) --no-print-directory test deep without
 
 without: setup ## The tests that need optional programs, without these programs (EACH=1: each missing alone)
 	@tools/without.sh chromium curl fish nginx node npm promtool systemd-analyze zsh

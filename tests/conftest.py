@@ -15,7 +15,7 @@ import httpx2
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import programs
+from tests import lanes, programs
 from tests.helpers import stop_everything
 from tests.tiny import TinyModels
 from worker_orcd.testing.harness import RunningWorker, running_worker
@@ -119,12 +119,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests that need the real model, and keep only the files that `--needing` asks for."""
+    """Mark each test with its lane and its needs, and keep only the files that `--needing` asks for."""
     wanted = set(config.getoption("--needing").split())
     if wanted:
         files = {item.path for item in items if wanted & set(programs.needed(item))}
         config.hook.pytest_deselected(items=[item for item in items if item.path not in files])
         items[:] = [item for item in items if item.path in files]
     for item in items:
+        lanes.assign(item)
         if {"real_worker", "exact_worker"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.real)
