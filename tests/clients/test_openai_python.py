@@ -348,7 +348,7 @@ def test_an_answer_that_is_cancelled_from_elsewhere_is_an_error_that_is_not_trie
         client.with_options(max_retries=3).chat.completions.create(
             model=MODEL, messages=user(SLOW), extra_headers={"X-Job-Id": "mine-1"}
         )
-    assert (caught.value.status_code, caught.value.code) == (499, "CANCELLED")
+    assert (caught.value.status_code, caught.value.code) == (400, "CANCELLED")
     assert caught.value.response.headers["x-job-id"] == "mine-1"
     assert accepted(served) == before + 1
     cancelled(served, "mine-1", "client")
@@ -356,13 +356,19 @@ def test_an_answer_that_is_cancelled_from_elsewhere_is_an_error_that_is_not_trie
 
 def test_choices_are_stopped_together(client: openai.OpenAI, served: RunningWorker) -> None:
     """By their group; one of them alone ends the request, and so the others; the first has the request's name."""
-    for named in ({"group": "g-1"}, {"job_id": "g-1"}, {"job_id": "g-1.1"}):
+    for name, named in (
+        ("g-1", {"group": "g-1"}),
+        ("g-2", {"job_id": "g-2"}),
+        ("g-3", {"job_id": "g-3.1"}),
+    ):
         stream = client.chat.completions.create(
-            model=MODEL, messages=user(SLOW), n=3, stream=True, extra_headers={"X-Job-Id": "g-1"}
+            model=MODEL, messages=user(SLOW), n=3, stream=True, extra_headers={"X-Job-Id": name}
         )
         with pytest.raises(openai.APIError):
             read(stream, [], at=5, do=partial(served.client.post, "/cancel", json=named))
-        assert {ended_state(served, name)["state"] for name in ("g-1", "g-1.1", "g-1.2")} == {"cancelled"}
+        assert {ended_state(served, one)["state"] for one in (name, f"{name}.1", f"{name}.2")} == {
+            "cancelled"
+        }
 
 
 def test_a_whole_answer_that_was_stopped_says_what_all_its_choices_used(

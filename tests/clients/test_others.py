@@ -102,7 +102,7 @@ def test_openais_package_for_node(served: RunningWorker, tmp_path: Path) -> None
     for job_id in ("node-broken", "node-aborted", "node-aborted-whole"):
         cancelled(served, job_id, "disconnect")
     assert seen["elsewhere"] == {"name": "APIError", "code": "CANCELLED"}
-    assert seen["cancelledWhole"] == {"status": 499, "code": "CANCELLED"}
+    assert seen["cancelledWhole"] == {"status": 400, "code": "CANCELLED"}
     assert seen["background"] == ["cancelled"] * 3
     assert seen["events"][0] == "response.created"
     assert seen["events"][-1] == "response.completed"

@@ -70,6 +70,8 @@ class Core(RuleBasedStateMachine):
         self.given_up: set[int] = set()
         self.cancels: dict[str, float] = {}
         """Cancels that came before their job, and when."""
+        self.reached: dict[str, float] = {}
+        """Ids of jobs that a client's cancel has reached, and when."""
         self.refused: set[str] = set()
         """Ids whose latest request was refused: a cancel that follows is for that one."""
         self.put_out_stopping: set[int] = set()
@@ -146,15 +148,27 @@ class Core(RuleBasedStateMachine):
         max_tokens=st.none() | st.integers(1, 20),
         timeout_ms=st.none() | st.integers(1, 60_000),
         group=st.sampled_from([None, "g", "g1"]),
+        may_retry=st.booleans(),
     )
-    def submit(self, job_id: str, max_tokens: int | None, timeout_ms: int | None, group: str | None) -> None:
-        """A client wants a job run; possibly with an id that was used before."""
+    def submit(
+        self,
+        job_id: str,
+        max_tokens: int | None,
+        timeout_ms: int | None,
+        group: str | None,
+        may_retry: bool,
+    ) -> None:
+        """A client wants a job run; possibly with an id that was used before, possibly again by itself."""
+        now = self.now()
+        retry_of = self.core.cancelled_lately(job_id, now) if may_retry else None
+        reached = self.reached.get(job_id, -100.0)
+        assert may_retry is False or (retry_of is not None) == (now.mono - reached <= MEMORY_SEC)
         in_use = self.core.tracker.live(job_id) is not None
         full = len(self.core.queue) >= MAX_QUEUE
         before = self.books()
         request = execute(job_id, max_tokens=max_tokens, timeout_ms=timeout_ms, group=group)
         try:
-            job, effects = self.core.submit(request, f"cor-{len(self.seen)}", self.now())
+            job, effects = self.core.submit(request, f"cor-{len(self.seen)}", now, retry_of=retry_of)
         except JobError as refused:
             expected = (
                 ErrorCode.DRAINING
@@ -169,6 +183,14 @@ class Core(RuleBasedStateMachine):
                 self.refused.add(job_id)
             return
         assert (self.core.draining, in_use) == (False, False)
+        if retry_of is not None:
+            assert [event.name for event in job.events] == ["error"], "the retry of a cancelled job runs"
+            assert effects[0] == Ended(job)
+            self.seen[job.run] = Seen(job)
+            self.refused.discard(job_id)
+            self.carry_out(effects)
+            return
+        self.reached.pop(job_id, None)
         assert not full or job.stop, "only a job that is over already finds a place in a full queue"
         assert job.run not in self.seen, "an incarnation has its own run"
         assert job.incarnation not in {seen.job.incarnation for seen in self.seen.values()}
@@ -180,6 +202,7 @@ class Core(RuleBasedStateMachine):
         if self.seconds - cancelled_at <= MEMORY_SEC:
             assert [event.name for event in job.events] == ["error"], "a cancel that was here first wins (G8)"
             assert job.stop.stop is not None
+            self.reached[job_id] = cancelled_at
         else:
             assert not job.stop, "a cancel of an earlier use has reached a later one (G8)"
 
@@ -243,6 +266,8 @@ class Core(RuleBasedStateMachine):
                 assert known is Known.LIVE
                 assert effects == [Halt(job)] if job else False
         if job is not None:
+            if reason is StopReason.CLIENT:
+                self.reach(job_id, stop.accepted_at)
             assert job.stop.stop is not None
             assert (job.stop.stop == stop) == (state is not State.STOPPING), "the first reason wins"
         for run, before in others.items():
@@ -253,13 +278,21 @@ class Core(RuleBasedStateMachine):
         if seconds - self.cancels.get(job_id, -100.0) > MEMORY_SEC:
             self.cancels[job_id] = seconds
 
+    def reach(self, job_id: str, seconds: float) -> None:
+        """A client's cancel has reached a live job. The first one counts, until its time is over."""
+        if seconds - self.reached.get(job_id, -100.0) > MEMORY_SEC:
+            self.reached[job_id] = seconds
+
     @rule(group=st.sampled_from(["g", "g1", "nobody"]))
     def cancel_group(self, group: str) -> None:
         """All of exactly this group, and nobody is started in the place of another of it."""
         members = [job for job in self.live_jobs() if job.request.group == group]
         others = {job.run: job.stop.stop for job in self.live_jobs() if job not in members}
-        jobs, effects = self.core.stop_group(group, Stop(StopReason.CLIENT, self.now().mono), self.now())
+        stop = Stop(StopReason.CLIENT, self.now().mono)
+        jobs, effects = self.core.stop_group(group, stop, self.now())
         assert jobs == members
+        for job in members:
+            self.reach(job.job_id, stop.accepted_at)
         self.carry_out(effects)
         assert all(job.stop for job in members)
         assert {run: self.seen[run].job.stop.stop for run in others} == others

@@ -14,7 +14,7 @@ from worker_orcd.worker.worker import Worker
 
 OPENAI_PATHS = "/v1/"
 """Below these, errors are in the shape that OpenAI's clients know: ours and what they expect beside it."""
-_TYPES = {429: "rate_limit_error", 499: "cancelled_error"}
+_TYPES = {ErrorCode.QUEUE_FULL: "rate_limit_error", ErrorCode.CANCELLED: "cancelled_error"}
 
 
 def error_content(error: JobError, path: str) -> dict[str, object]:
@@ -27,7 +27,7 @@ def openai_error(error: JobError) -> dict[str, object]:
     whose = (
         "invalid_request_error" if error.http_status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
     )
-    kind = _TYPES.get(error.http_status, whose)
+    kind = _TYPES.get(error.code, whose)
     return {"error": {"param": None, "type": kind, **error.body()}}
 
 

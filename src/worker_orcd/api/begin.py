@@ -11,7 +11,7 @@ from worker_orcd.api.access import owner_of
 from worker_orcd.api.answers import EndedAlready
 from worker_orcd.jobs.errors import JobError
 from worker_orcd.jobs.request import JobRequest
-from worker_orcd.jobs.stops import StopReason
+from worker_orcd.jobs.stops import Stop, StopReason
 from worker_orcd.narration.context import correlation_id
 from worker_orcd.worker.streams import JobStream
 from worker_orcd.worker.worker import Worker
@@ -21,11 +21,21 @@ MEASURE_PATIENCE_SEC = 1.0
 T = TypeVar("T")
 
 
-async def begin(worker: Worker, request: Request, asked: Sequence[JobRequest]) -> list[JobStream]:
+async def begin(
+    worker: Worker, request: Request, asked: Sequence[JobRequest], *, may_retry: bool = False
+) -> list[JobStream]:
     """Have these jobs taken in, and wait a while to learn that their prompts fit.
 
     The client is a reader of each meanwhile, so that no other reader's leaving stops them; the caller makes it one for
     good, at once.
+
+    Args:
+        worker: takes the jobs in.
+        request: brings them.
+        asked: the jobs.
+        may_retry: whether clients of this API send a cancelled request again by themselves. Then one with the id of
+            a job that a client cancelled a short time ago is such a retry: its first job ends at once, and there are no
+            others.
 
     Raises:
         JobError: one of them is refused; the others are stopped then.
@@ -34,9 +44,13 @@ async def begin(worker: Worker, request: Request, asked: Sequence[JobRequest]) -
     streams: list[JobStream] = []
     try:
         asker, owner = correlation_id.get() or "", owner_of(request)
+        retry_of: Stop | None = None
+        if may_retry:
+            names = [one.job_id for one in asked]
+            retry_of = await unless_it_leaves(request, worker.cancelled_lately(names, owner))
         # One by one, so that those which were taken in are known when another is refused.
-        for one in asked:
-            streams.append(worker.execute(one, asker, owner, request.headers))
+        for one in asked if retry_of is None else asked[:1]:
+            streams.append(worker.execute(one, asker, owner, request.headers, retry_of))
             streams[-1].join()
         await unless_it_leaves(request, _measured(worker, streams))
     except ClientDisconnect:

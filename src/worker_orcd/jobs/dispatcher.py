@@ -60,6 +60,8 @@ class Dispatcher:
         self.queue = JobQueue()
         self.remembered = RememberedCancels(cancel_memory_sec)
         self._refused = RefusedRequests()
+        self._cancelled = RememberedCancels(cancel_memory_sec)
+        """Clients' cancels that reached a live job: on `/v1` a request with its id is a retry for a while."""
         self.draining = False
         self._ceilings = ceilings
         self._max_queue = max_queue
@@ -71,10 +73,21 @@ class Dispatcher:
 
     # Clients.
 
+    def cancelled_lately(self, job_id: str, now: Moment, owner: str = "") -> Stop | None:
+        """The cancel by which a client stopped the latest job with this id, if that is not long ago."""
+        return self._cancelled.of((owner, job_id), now)
+
     def submit(
-        self, request: JobRequest, correlation_id: str, now: Moment, owner: str = ""
+        self,
+        request: JobRequest,
+        correlation_id: str,
+        now: Moment,
+        owner: str = "",
+        *,
+        retry_of: Stop | None = None,
     ) -> tuple[Job, list[Effect]]:
-        """Take a job in. One whose cancel was here before it has ended already when this returns.
+        """Take a job in. One whose cancel was here before it has ended already when this returns, and so has the retry
+        of a job that was stopped by the cancel `retry_of`.
 
         Raises:
             JobError: `DRAINING`, `JOB_ID_IN_USE` or `QUEUE_FULL`; no job has changed then.
@@ -94,7 +107,7 @@ class Dispatcher:
             owner=owner,
             phase=self._waiting_phase(),
         )
-        cancel = self.remembered.of(job.key, now)
+        cancel = retry_of or self.remembered.of(job.key, now)
         in_use = self.tracker.live(request.job_id, owner) is not None
         if len(self.queue) >= self._max_queue and not in_use and cancel is None:
             self.refused(request.job_id, now, owner)
@@ -104,9 +117,13 @@ class Dispatcher:
         self.tracker.register(job)
         self._refused.accepted(job.key)
         self.queue.append(job)
+        if retry_of is None:
+            self._cancelled.use(job.key)
         if cancel is None:
             return job, self.go_on(now)
-        self.remembered.use(job.key)
+        if cancel is not retry_of:
+            self.remembered.use(job.key)
+            self._cancelled.add(job.key, cancel)
         # It counts from where there was something to cancel.
         job.ask_to_stop(Stop(cancel.reason, now.mono, cancel.correlation_id))
         return job, self._ended(job, now)
@@ -131,6 +148,8 @@ class Dispatcher:
             return Known.UNKNOWN, []
         before = job.state
         self.tracker.cancel(job_id, stop, owner)
+        if stop.reason is StopReason.CLIENT:
+            self._cancelled.add(job.key, stop)
         match before, job.state:
             case State.STOPPING, _:
                 return Known.STOPPING, []

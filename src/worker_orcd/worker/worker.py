@@ -121,6 +121,7 @@ class Worker:
         correlation_id: str,
         owner: str = "",
         headers: Mapping[str, str] = MappingProxyType({}),
+        retry_of: Stop | None = None,
     ) -> JobStream:
         """Take a job in. Its events can be read from the stream.
 
@@ -129,6 +130,7 @@ class Worker:
             correlation_id: of the request.
             owner: whose it is.
             headers: of the request; they may say which trace it is part of.
+            retry_of: the client's cancel of the job that this request asks for again; it ends at once.
 
         Raises:
             JobError: it is refused; nothing has changed then.
@@ -137,7 +139,7 @@ class Worker:
             raise JobError(
                 ErrorCode.ENGINE_LOST, "the engine cannot be started; see /health", http_status=503
             )
-        job, effects = self.dispatcher.submit(request, correlation_id, self._now(), owner)
+        job, effects = self.dispatcher.submit(request, correlation_id, self._now(), owner, retry_of=retry_of)
         stream = self._streams[job.run] = self._followed[job.run] = JobStream(job)
         self._idle.clear()
         if self.tracing is not None:
@@ -166,6 +168,17 @@ class Worker:
         """A client wants this job to stop. Whatever it is, or was, or is not: this is all right."""
         known = self._stop(job_id, StopReason.CLIENT, correlation_id, owner)
         self.metrics.cancels.labels(known.value).inc()
+
+    async def cancelled_lately(self, job_ids: list[str], owner: str) -> Stop | None:
+        """The cancel by which a client stopped one of these a short time ago, once all that are being stopped ended."""
+        now = self._now()
+        stops = [self.dispatcher.cancelled_lately(job_id, now, owner) for job_id in job_ids]
+        stop = next((stop for stop in stops if stop is not None), None)
+        if stop is not None:
+            live = [job for job_id in job_ids if (job := self.dispatcher.tracker.live(job_id, owner))]
+            stopping = [job.job_id for job in live if job.stop]
+            await self.receipts(stopping, owner, self.policy.cancel_deadline_sec)
+        return stop
 
     def refused(self, job_id: str, owner: str = "") -> None:
         """A request with this id is refused: a cancel that follows is for that request."""

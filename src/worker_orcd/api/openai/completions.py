@@ -88,7 +88,7 @@ async def _answer(
     name = fresh_name(prefix, request.headers.get("x-job-id"))
     with in_words_of({"prompt": words.param}):
         wanted = [one.within(worker.policy.ceilings) for one in asked.wanted(name)]
-        streams = await begin(worker, request, wanted)
+        streams = await begin(worker, request, wanted, may_retry=True)
     told = words(name, model, int(streams[0].job.accepted.unix), asked.n or 1, asked.include_usage)
     if asked.stream:
         return ReaderResponse(worker, streams, partial(stream, told, streams))

@@ -55,7 +55,7 @@ def router(worker: Worker) -> APIRouter:
         name = fresh_name("resp_", offered)
         with in_words_of({"prompt": "input", "max_tokens": "max_output_tokens"}):
             wanted = asked.wanted(name, named_by_client=offered is not None)
-            (stream,) = await begin(worker, request, [wanted.within(worker.policy.ceilings)])
+            (stream,) = await begin(worker, request, [wanted.within(worker.policy.ceilings)], may_retry=True)
         if asked.stream:
             return ReaderResponse(worker, [stream], partial(_frames, stream, Teller(stream.job, model)))
         if not asked.background:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from worker_orcd.api.answers import openai_error
-from worker_orcd.jobs.errors import JobError
+from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import End, Error, Event, Started, Token
 from worker_orcd.jobs.job import Job
 from worker_orcd.worker.streams import JobStream, KeepAlive, read_together
@@ -74,6 +74,8 @@ class Completion:
             terminal.code,
             terminal.message,
             param=None if named is None else str(named),
+            # LangChain.js and LiteLLM's router send a request again that was answered with 499; nobody does with 400.
+            http_status=400 if terminal.code is ErrorCode.CANCELLED else None,
             details={"usage": usage_of(jobs, self.choices)},
         )
 
