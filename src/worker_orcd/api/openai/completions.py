@@ -86,10 +86,11 @@ async def _answer(
 ) -> Response:
     model = model_of(worker, asked.model)
     name = fresh_name(prefix, request.headers.get("x-job-id"))
-    with in_words_of({"prompt": words.param}):
+    with in_words_of(asked.names):
         wanted = [one.within(worker.policy.ceilings) for one in asked.wanted(name)]
         streams = await begin(worker, request, wanted, may_retry=True)
-    told = words(name, model, int(streams[0].job.accepted.unix), asked.n or 1, asked.include_usage)
+    created = int(streams[0].job.accepted.unix)
+    told = words(name, model, created, asked.n or 1, asked.include_usage, asked.names)
     if asked.stream:
         return ReaderResponse(worker, streams, partial(stream, told, streams))
     with Readers(worker, streams):

@@ -1,7 +1,7 @@
 """How jobs are told to OpenAI's clients: whole answers, and the chunks of a stream."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -49,7 +49,8 @@ class Completion:
     created: int
     choices: int
     include_usage: bool
-    param = "prompt"
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What this request calls a job's fields, where the names differ."""
 
     def whole(self, jobs: Sequence[Job]) -> dict[str, Any]:
         """The answer to a request that is not streamed, once all have ended."""
@@ -69,11 +70,10 @@ class Completion:
     def failure(self, terminal: Error, jobs: Sequence[Job]) -> JobError:
         """Why one of a request's jobs did not come to its natural end; what all used until then goes with it."""
         at_fault = terminal.details.get("param")
-        named = self.param if at_fault == "prompt" else at_fault
         return JobError(
             terminal.code,
             terminal.message,
-            param=None if named is None else str(named),
+            param=None if at_fault is None else self.names.get(str(at_fault), str(at_fault)),
             # LangChain.js and LiteLLM's router send a request again that was answered with 499; nobody does with 400.
             http_status=400 if terminal.code is ErrorCode.CANCELLED else None,
             details={"usage": usage_of(jobs, self.choices)},
@@ -107,8 +107,6 @@ class Completion:
 @dataclass(frozen=True, slots=True)
 class ChatCompletion(Completion):
     """The words of `POST /v1/chat/completions`."""
-
-    param = "messages"
 
     def _object(self, chunk: str) -> str:
         return f"chat.completion{chunk}"

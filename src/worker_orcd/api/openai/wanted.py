@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field
 
+from worker_orcd.api.openai import unsupported
 from worker_orcd.jobs.errors import JobError, invalid
 from worker_orcd.jobs.request import MAX_STOP_CHARS, MAX_STOP_STRINGS, Body, JobId, JobRequest
 
@@ -35,8 +36,8 @@ class Generation(Body):
 
     model_config = ConfigDict(extra="ignore")
 
-    refused: ClassVar[dict[str, tuple[object, ...]]] = {}
-    """Fields that cannot be kept, with the values that ask for nothing beside null."""
+    refused: ClassVar[unsupported.Fields] = {}
+    """Fields that cannot be kept."""
 
     model: str | None = Field(default=None, description="as in `GET /v1/models`")
     stream: bool | None = None
@@ -55,14 +56,22 @@ class Generation(Body):
         Raises:
             JobError: `INVALID_REQUEST` naming the field at fault.
         """
-        wanted = super().parse(raw)
-        fields = json.loads(raw)
-        for name, nothing in cls.refused.items():
-            value = fields.get(name)
-            # By type as well: `logprobs: 0` asks for something, `logprobs: false` does not, and 0 == False.
-            if value is not None and not any(type(value) is type(no) and value == no for no in nothing):
-                raise invalid(f"{name} is not supported", name)
-        return wanted
+        try:
+            given = json.loads(raw)
+        except (ValueError, RecursionError):
+            given = None  # Refused below.
+        if isinstance(given, dict):
+            cls.refuse(given)
+        return super().parse(raw)
+
+    @classmethod
+    def refuse(cls, given: dict[str, Any]) -> None:
+        """Refuse what is not supported, before the body's types are checked: what it is says more than what it is not.
+
+        Raises:
+            JobError: `INVALID_REQUEST` naming the field at fault.
+        """
+        unsupported.refuse_unsupported(given, cls.refused)
 
     def job(self, job_id: str, group: str | None, **more: Any) -> JobRequest:
         """A job of this request."""
@@ -77,37 +86,6 @@ class Generation(Body):
             timeout_ms=self.timeout_ms,
             **more,
         )
-
-
-_NOTHING: tuple[object, ...] = (False, [], {}, 0, 0.0, "")
-_NEVER = {
-    "frequency_penalty": _NOTHING,
-    "presence_penalty": _NOTHING,
-    "logit_bias": _NOTHING,
-    "min_p": _NOTHING,
-    "beam_search": _NOTHING,
-    "use_beam_search": _NOTHING,
-    "logprobs": (False,),
-    "prompt_logprobs": (False,),
-    "top_logprobs": _NOTHING,
-    "min_tokens": _NOTHING,
-    "stop_token_ids": _NOTHING,
-    "allowed_token_ids": (),
-    "bad_words": _NOTHING,
-    "logits_processors": _NOTHING,
-    "include_stop_str_in_output": _NOTHING,
-    "skip_special_tokens": (True,),
-    "truncate_prompt_tokens": (),
-    "length_penalty": (1, 1.0),
-    "chat_template": (),
-    "chat_template_kwargs": _NOTHING,
-    "guided_json": _NOTHING,
-    "guided_regex": _NOTHING,
-    "guided_choice": _NOTHING,
-    "guided_grammar": _NOTHING,
-    "structured_outputs": _NOTHING,
-    "response_format": ({"type": "text"},),
-}
 
 
 class Completions(Generation):
@@ -167,9 +145,24 @@ class Completions(Generation):
 class CompletionRequest(Completions):
     """The body of `POST /v1/completions`."""
 
-    refused: ClassVar = _NEVER | {"echo": (False,), "suffix": ("",), "best_of": (1,)}
+    refused: ClassVar = unsupported.COMPLETION
 
     prompt: str | list[str] = Field(description="one text or several; token ids are not taken")
+
+    @classmethod
+    def refuse(cls, given: dict[str, Any]) -> None:
+        """Refuse also token ids.
+
+        Raises:
+            JobError: `INVALID_REQUEST` naming the field at fault.
+        """
+        super().refuse(given)
+        unsupported.refuse_token_ids(given.get("prompt"))
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What this request calls a job's fields, where the names differ."""
+        return {}
 
     def wanted(self, name: str) -> list[JobRequest]:
         """Its jobs."""
@@ -218,18 +211,26 @@ def conversation(messages: list[ChatMessage], param: str) -> str:
 class ChatRequest(Completions):
     """The body of `POST /v1/chat/completions`."""
 
-    refused: ClassVar = _NEVER | {
-        "tools": ([],),
-        "functions": ([],),
-        "tool_choice": ("none", "auto"),
-        "audio": (),
-        "modalities": (["text"],),
-        "continue_final_message": (False,),
-        "add_generation_prompt": (True,),
-    }
+    refused: ClassVar = unsupported.CHAT
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
+
+    @classmethod
+    def refuse(cls, given: dict[str, Any]) -> None:
+        """Refuse also messages with what is no text.
+
+        Raises:
+            JobError: `INVALID_REQUEST` naming the field at fault.
+        """
+        super().refuse(given)
+        unsupported.refuse_unsupported_items(given.get("messages"), "messages")
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What this request calls a job's fields, where the names differ."""
+        most = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+        return {"prompt": "messages", "max_tokens": most}
 
     def wanted(self, name: str) -> list[JobRequest]:
         """Its jobs."""
@@ -251,16 +252,7 @@ class InputItem(Body):
 class ResponseRequest(Generation):
     """The body of `POST /v1/responses`."""
 
-    refused: ClassVar = _NEVER | {
-        "previous_response_id": (),
-        "conversation": (),
-        "prompt": (),
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
-        "text": ({}, {"format": {"type": "text"}}),
-        "top_logprobs": (0,),
-        "truncation": ("disabled",),
-    }
+    refused: ClassVar = unsupported.RESPONSE
 
     input: str | list[InputItem]
     instructions: str | None = None
@@ -280,6 +272,16 @@ class ResponseRequest(Generation):
         if wanted.background and not wanted.stored:
             raise invalid("a response in the background has to be stored", "store")
         return wanted
+
+    @classmethod
+    def refuse(cls, given: dict[str, Any]) -> None:
+        """Refuse also input that is no text.
+
+        Raises:
+            JobError: `INVALID_REQUEST` naming the field at fault.
+        """
+        super().refuse(given)
+        unsupported.refuse_unsupported_items(given.get("input"), "input")
 
     @property
     def stored(self) -> bool:

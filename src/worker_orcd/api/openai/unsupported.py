@@ -1,0 +1,162 @@
+"""What OpenAI's clients may ask that would change the answer and is not supported: refused by its own name.
+
+Each field is listed with the values that ask for nothing, beside null.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from worker_orcd.jobs.errors import invalid
+
+Fields = dict[str, tuple[object, ...]]
+
+_NOTHING: tuple[object, ...] = (False, [], {}, 0, 0.0, "")
+_ONE: tuple[object, ...] = (1, 1.0)
+
+OPENAI: Fields = {
+    "frequency_penalty": _NOTHING,
+    "presence_penalty": _NOTHING,
+    "logit_bias": _NOTHING,
+    "logprobs": (False,),
+    "top_logprobs": _NOTHING,
+    "response_format": ({"type": "text"},),
+}
+VLLM: Fields = {
+    "min_p": _NOTHING,
+    "beam_search": _NOTHING,
+    "use_beam_search": _NOTHING,
+    "prompt_logprobs": (False,),
+    "min_tokens": _NOTHING,
+    "stop_token_ids": _NOTHING,
+    "allowed_token_ids": (),
+    "bad_words": _NOTHING,
+    "logits_processors": _NOTHING,
+    "include_stop_str_in_output": _NOTHING,
+    "skip_special_tokens": (True,),
+    "truncate_prompt_tokens": (),
+    "length_penalty": _ONE,
+    "chat_template": (),
+    "chat_template_kwargs": _NOTHING,
+    "guided_json": _NOTHING,
+    "guided_regex": _NOTHING,
+    "guided_choice": _NOTHING,
+    "guided_grammar": _NOTHING,
+    "structured_outputs": _NOTHING,
+    "documents": _NOTHING,
+    "prompt_embeds": (),
+}
+LLAMA_SERVER: Fields = {
+    "grammar": _NOTHING,
+    "json_schema": (),
+    "repeat_penalty": _ONE,
+    "n_predict": (-1,),
+    "n_probs": _NOTHING,
+    "n_keep": _NOTHING,
+    "min_keep": _NOTHING,
+    "samplers": (),
+    "typical_p": _ONE,
+    "top_n_sigma": (-1, -1.0),
+    "mirostat": _NOTHING,
+    "dynatemp_range": _NOTHING,
+    "dry_multiplier": _NOTHING,
+    "xtc_probability": _NOTHING,
+    "lora": _NOTHING,
+    "t_max_predict_ms": _NOTHING,
+}
+ANY: Fields = OPENAI | VLLM | LLAMA_SERVER
+COMPLETION: Fields = ANY | {"echo": (False,), "suffix": ("",), "best_of": (1,)}
+CHAT: Fields = ANY | {
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "audio": (),
+    "modalities": (["text"],),
+    "web_search_options": (),
+    "continue_final_message": (False,),
+    "add_generation_prompt": (True,),
+}
+RESPONSE: Fields = ANY | {
+    "previous_response_id": (),
+    "conversation": (),
+    "prompt": (),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "text": ({}, {"format": {"type": "text"}}),
+    "top_logprobs": (0,),
+    "truncation": ("disabled",),
+}
+
+_TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
+_IN_MESSAGES: Fields = {"tool_calls": ([],), "function_call": (), "audio": (), "prefix": (False,)}
+_ROLES = frozenset({"system", "developer", "user", "assistant"})
+
+
+def refuse_unsupported(given: dict[str, Any], unsupported: Fields) -> None:
+    """Refuse a body that asks for what cannot be kept.
+
+    Args:
+        given: the body as it came.
+        unsupported: the fields that it must not have.
+
+    Raises:
+        JobError: `INVALID_REQUEST` naming the field.
+    """
+    for name in _asked(given, unsupported):
+        raise invalid(f"{name} is not supported", name)
+
+
+def refuse_unsupported_items(given: object, param: str) -> None:
+    """Refuse what a conversation may not hold: other items than messages, other parts than text, calls of tools.
+
+    What is malformed passes; it is refused for that afterwards.
+
+    Args:
+        given: messages, or a response's input, as they came.
+        param: the field that they came in.
+
+    Raises:
+        JobError: `INVALID_REQUEST` saying which item, and what of it.
+    """
+    for place, item in enumerate(given if isinstance(given, list) else ()):
+        if isinstance(item, dict) and (what := _unsupported_of(item)) is not None:
+            raise invalid(f"{param}[{place}]: {what} is not supported", param)
+
+
+def refuse_token_ids(prompt: object) -> None:
+    """Refuse a prompt of token ids, one or several.
+
+    Raises:
+        JobError: `INVALID_REQUEST`.
+    """
+    ids = isinstance(prompt, list) and any(isinstance(one, int | list) for one in prompt)
+    if ids:
+        raise invalid("prompt: token ids are not supported, only text", "prompt")
+
+
+def _asked(given: dict[str, Any], unsupported: Fields) -> Iterator[str]:
+    for name, nothing in unsupported.items():
+        value = given.get(name)
+        # By type as well: `logprobs: 0` asks for something, `logprobs: false` does not, and 0 == False.
+        if value is not None and not any(type(value) is type(no) and value == no for no in nothing):
+            yield name
+
+
+def _unsupported_of(item: dict[str, Any]) -> str | None:
+    kind, role, content = item.get("type", "message"), item.get("role"), item.get("content")
+    if kind != "message":
+        return f"an item of type {_shown(kind)}"
+    if isinstance(role, str) and role not in _ROLES:
+        return f"role {_shown(role)}"
+    for name in _asked(item, _IN_MESSAGES):
+        return name
+    parts: Iterable[object] = content if isinstance(content, list) else ()
+    for part in parts:
+        of = part.get("type") if isinstance(part, dict) else None
+        if isinstance(of, str) and of not in _TEXT_PARTS:
+            return f"a part of type {_shown(of)}"
+    return None
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:64]

@@ -1,0 +1,113 @@
+"""What OpenAI's clients may ask: what is not supported is refused by its own name, never ignored or called something
+else."""
+
+import json
+from typing import Any
+
+import pytest
+
+from worker_orcd.api.openai.wanted import ChatRequest, CompletionRequest, Generation, ResponseRequest
+from worker_orcd.jobs.errors import JobError
+
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+USER = {"role": "user", "content": "x"}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
+
+
+def refusal(kind: type[Generation], **fields: Any) -> JobError:
+    """Why this body is refused."""
+    with pytest.raises(JobError) as caught:
+        kind.parse(json.dumps(fields).encode())
+    assert caught.value.http_status == 400
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([USER, {"role": "assistant", "tool_calls": [CALL]}], "messages[1]: tool_calls is not supported"),
+        (
+            [{"role": "assistant", "content": "x", "function_call": {"name": "f"}}],
+            "messages[0]: function_call is not supported",
+        ),
+        (
+            [USER, {"role": "tool", "content": "1", "tool_call_id": "a"}],
+            "messages[1]: role 'tool' is not supported",
+        ),
+        ([{"role": "user", "content": [IMAGE]}], "messages[0]: a part of type 'image_url' is not supported"),
+    ],
+)
+def test_a_message_that_holds_more_than_text_is_refused_by_what_it_holds(
+    messages: list[Any], message: str
+) -> None:
+    """A conversation without its calls of tools would be another one."""
+    error = refusal(ChatRequest, messages=messages)
+    assert (error.message, error.param) == (message, "messages")
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([USER, {"type": "function_call_output", "call_id": "a", "output": "1"}], "function_call_output"),
+        ([{"type": "item_reference", "id": "a"}], "item_reference"),
+        ([{"type": "reasoning", "summary": []}], "reasoning"),
+        ([{"role": "user", "content": [{"type": "input_image", "image_url": "data:"}]}], "input_image"),
+        ([{"role": "user", "content": [{"type": "input_file", "file_id": "a"}]}], "input_file"),
+    ],
+)
+def test_an_item_that_is_no_message_is_refused_by_its_kind(items: list[Any], message: str) -> None:
+    """It was "not a valid string", because input may be one."""
+    error = refusal(ResponseRequest, input=items)
+    assert message in error.message
+    assert "not supported" in error.message
+    assert error.param == "input"
+
+
+@pytest.mark.parametrize("prompt", [[1, 2, 3], [[1, 2], [3]]])
+def test_token_ids_are_refused_as_such(prompt: list[Any]) -> None:
+    """Also several prompts of them."""
+    error = refusal(CompletionRequest, prompt=prompt)
+    assert (error.message, error.param) == ("prompt: token ids are not supported, only text", "prompt")
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (CompletionRequest, {"prompt": "x"}),
+        (ChatRequest, {"messages": [USER]}),
+        (ResponseRequest, {"input": "x"}),
+    ],
+)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("grammar", "root ::= 'a'"),
+        ("json_schema", {"type": "object"}),
+        ("json_schema", {}),
+        ("repeat_penalty", 1.1),
+        ("n_predict", 5),
+        ("xtc_probability", 0.5),
+    ],
+)
+def test_fields_of_llama_server_that_change_the_result_are_refused(
+    kind: type[Generation], body: dict[str, Any], field: str, value: object
+) -> None:
+    """They were dropped silently."""
+    assert refusal(kind, **body, **{field: value}).param == field
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{", b"\xff", b"[" * 100_000, b'{"messages": [1, {"type": []}]}']
+)
+@pytest.mark.parametrize("kind", [CompletionRequest, ChatRequest, ResponseRequest])
+def test_what_is_no_request_at_all_is_refused_for_that(kind: type[Generation], body: bytes) -> None:
+    """The search for what is not supported stumbles over nothing."""
+    with pytest.raises(JobError):
+        kind.parse(body)
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_the_limit_of_tokens_is_called_as_the_request_calls_it(name: str) -> None:
+    """Both mean the same."""
+    asked = ChatRequest.parse(json.dumps({"messages": [USER], name: 5}).encode())
+    assert asked.names["max_tokens"] == name
