@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal, Self
 from uuid import UUID, uuid4
 
 from annotated_types import Ge, Gt, Le
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 VARIABLE_PREFIX = "WORKER_ORCD_"
 
@@ -29,6 +29,8 @@ CELLS_PER_SEQUENCE_MIN = 256
 """llama.cpp rounds a sequence's own cells up to a multiple of this; a smaller share would be a lie."""
 
 LogFormat = Literal["auto", "json", "pretty"]
+ModelAlias = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[!-~]+$")]
+"""Visible ASCII without spaces: clients type it, and put it into addresses and metrics."""
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -84,6 +86,12 @@ class Settings(BaseSettings):
     )
     worker_id: UUID = Field(
         default_factory=uuid4, description="identity in health, narration and metrics; absent: generated"
+    )
+    model_alias: Annotated[tuple[ModelAlias, ...], NoDecode] = Field(
+        default=(),
+        max_length=16,
+        description="what clients call the model, as `/v1/models` lists it; may be repeated; absent: the file's name"
+        " without `.gguf`",
     )
     parallel: int = Field(default=16, ge=1, le=64, description="sequences decoded together")
     exact: bool = Field(
@@ -168,6 +176,15 @@ class Settings(BaseSettings):
         """Most KV cells one sequence may hold, before the model's own training length is looked at."""
         return self.context_length // self.parallel if self.exact else self.context_length
 
+    @field_validator("model_alias", mode="before")
+    @classmethod
+    def _aliases_are_separated_by_commas(cls, given: object) -> object:
+        """A variable holds several; a flag may, or is repeated."""
+        texts = [given] if isinstance(given, str) else given
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+            return given
+        return tuple(name.strip() for text in texts for name in text.split(","))
+
     @model_validator(mode="after")
     def _who_may_is_decided(self) -> Self:
         if not _is_loopback(self.host) and self.api_key_file is None and not self.insecure:
@@ -206,6 +223,8 @@ def options() -> Iterator[Option]:
             default = "cores" if name == "threads" else "generated"
         elif field.default is None:
             default = "bundled model" if name == "model" else "none"
+        elif field.default == ():
+            default = "file's name"
         else:
             default = _plain(field.default)
         yield Option(
@@ -238,6 +257,8 @@ def requirement(name: str) -> str:
         return "a UUID"
     if annotation is LogFormat:
         return "auto, json or pretty"
+    if text.startswith("tuple"):
+        return "a name"
     if "Path" in text:
         return "a path"
     if annotation is str:

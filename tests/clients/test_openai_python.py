@@ -519,11 +519,12 @@ def test_a_response_in_the_background_is_cancelled_once_and_for_all(
     assert (last.type, getattr(last, "code", None)) == ("error", "CANCELLED")
 
 
-def test_while_no_model_is_loaded_none_is_known_by_a_wrong_name() -> None:
-    """What waits for it is known by the name that it was asked by, then as later."""
+def test_a_model_is_known_by_its_name_while_it_is_loaded() -> None:
+    """The quickstart asks for the first one; what waits for it is known by the name that it was asked by."""
     with running_worker(wait=False, env={"WORKER_ORCD_SCRIPTED_LOAD_SEC": "2"}) as loading:
         client = openai.OpenAI(base_url=f"{loading.url}/v1", api_key="none", max_retries=9)
-        assert list(client.models.list()) == []
+        assert [one.id for one in client.models.list()] == [MODEL]
+        assert client.models.retrieve(MODEL).id == MODEL
         with pytest.raises(openai.NotFoundError):
             client.models.retrieve("nonsense")
         events = list(client.responses.create(model=MODEL, input=says("ok"), stream=True))
@@ -531,6 +532,22 @@ def test_while_no_model_is_loaded_none_is_known_by_a_wrong_name() -> None:
         assert events[0].response.model == MODEL
         assert list(client.responses.retrieve(events[0].response.id, stream=True)) == events
         assert [one.id for one in client.models.list()] == [MODEL]
+        client.close()
+
+
+def test_aliases_are_what_clients_call_the_model() -> None:
+    """Listed in their order; the file's name is taken, too, and the first is what answers say to who named none."""
+    with running_worker(model_alias="mine,org/mine:1") as named:
+        client = openai.OpenAI(base_url=f"{named.url}/v1", api_key="none")
+        assert [one.id for one in client.models.list()] == ["mine", "org/mine:1"]
+        assert client.models.retrieve("org/mine:1").id == "org/mine:1"
+        for name in ("mine", "org/mine:1", MODEL):
+            answer = client.completions.create(model=name, prompt=says("ok"))
+            assert (answer.model, answer.choices[0].text) == (name, "ok")
+        raw = named.client.post("/v1/completions", json={"prompt": says("ok")}).json()
+        assert raw["model"] == "mine"
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve("gpt-4o")
         client.close()
 
 

@@ -33,7 +33,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert (plain.max_queue, plain.max_tokens_out, plain.max_prompt_chars) == (512, 2048, 32768)
     assert (plain.inference_timeout_sec, plain.cancel_deadline_sec, plain.cancel_memory_sec) == (300, 5, 5)
     assert (plain.drain_sec, plain.log_format, plain.api_key_file, plain.insecure) == (4, "auto", None, False)
-    assert plain.keep_alive_sec == 75
+    assert (plain.keep_alive_sec, plain.model_alias) == (75, ())
     assert plain.threads == settings.available_cores() >= 1
 
 
@@ -48,6 +48,15 @@ def test_a_variable_sets_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKER_ORCD_PORT", "9000")
     monkeypatch.setenv("WORKER_ORCD_EXACT", "true")
     assert (Settings().port, Settings().exact) == (9000, True)
+
+
+def test_aliases_are_repeated_or_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable has no other way to hold several. A name with spaces is what an alias is to avoid."""
+    monkeypatch.setenv("WORKER_ORCD_MODEL_ALIAS", "a, org/b:1")
+    assert Settings().model_alias == ("a", "org/b:1")
+    assert Settings(model_alias=["c", "d"]).model_alias == ("c", "d")
+    assert "--model-alias" in refusal(model_alias=["with space"])
+    assert "--model-alias" in refusal(model_alias=[""])
 
 
 def test_a_flag_beats_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,9 +106,9 @@ def _serve() -> Callable[..., None]:
     """
     from worker_orcd import settings  # noqa: PLC0415  # client commands do without it
 
-    def serve(**given: str | bool | None) -> None:
+    def serve(**given: str | list[str] | bool | None) -> None:
         """Load a model and serve it over HTTP."""
-        _run({name: value for name, value in given.items() if value is not None})
+        _run({name: value for name, value in given.items() if value is not None and value != []})
 
     parameters = [
         inspect.Parameter(
@@ -124,14 +124,17 @@ def _serve() -> Callable[..., None]:
 def _flag(settings: Any, option: Any) -> Any:
     """What typer is told of an option."""
     default = (
-        "" if option.default in ("none", "generated", "cores", "bundled model") else f"{option.default}; "
+        ""
+        if option.default in ("none", "generated", "cores", "bundled model", "file's name")
+        else f"{option.default}; "
     )
     text = f"{option.description} ({default}{option.variable})"
     if settings.Settings.model_fields[option.name].annotation is bool:
         decl = f"{option.flag}/{option.flag.replace('--', '--no-', 1)}"
         return Annotated[bool | None, typer.Option(decl, help=text, show_default=False)]
+    repeated = settings.Settings.model_fields[option.name].default == ()
     return Annotated[
-        str | None,
+        list[str] | None if repeated else str | None,
         typer.Option(option.flag, metavar=_metavar(option.requirement), help=text, show_default=False),
     ]
 

@@ -27,6 +27,7 @@ from worker_orcd.supervisor import model_file
 from worker_orcd.supervisor.engine import Engine, EngineListener
 from worker_orcd.supervisor.local import LLAMA_ENGINE, LocalEngine
 from worker_orcd.worker.gauges import publish
+from worker_orcd.worker.model_names import ModelNames
 from worker_orcd.worker.worker import Policy, Worker
 
 if TYPE_CHECKING:  # It needs an extra.
@@ -161,7 +162,7 @@ class _Serving:
             self._narrator,
             worker_id=str(settings.worker_id),
             model_path=opening.model_path,
-            model_name=opening.model_name,
+            model_names=ModelNames.of(opening.model_path, settings.model_alias, opening.model_name),
         )
         self._worker.tracing = opening.tracing
         publish(self._worker, vllm_names=settings.vllm_metrics)

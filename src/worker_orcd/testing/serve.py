@@ -15,7 +15,7 @@ from worker_orcd.settings import Settings
 
 def main() -> int:
     """Serve with options from the command line, as `worker-orcd serve` has them."""
-    given: dict[str, str] = {}
+    given: dict[str, str] = {"model": "scripted.gguf"}
     name = ""
     for word in sys.argv[1:]:
         if word.startswith("--"):

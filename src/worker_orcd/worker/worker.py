@@ -10,7 +10,6 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -30,6 +29,7 @@ from worker_orcd.protocol import messages
 from worker_orcd.supervisor.engine import Death, Launch
 from worker_orcd.supervisor.supervisor import EngineState, Supervisor
 from worker_orcd.worker.metrics import Metrics
+from worker_orcd.worker.model_names import ModelNames
 from worker_orcd.worker.orders import to_prepare, to_run
 from worker_orcd.worker.story import Story
 from worker_orcd.worker.streams import JobStream
@@ -71,9 +71,9 @@ class Worker:
         *,
         worker_id: str,
         model_path: str,
-        model_name: str = "",
+        model_names: ModelNames | None = None,
     ) -> None:
-        """Hold the model of this file. `model_name` is what the file calls it, if that is known before it is loaded."""
+        """Hold the model of this file, by these names; without any, by the file's."""
         self.worker_id = worker_id
         self.started_at = time.monotonic()
         self.started_unix = time.time()
@@ -86,10 +86,8 @@ class Worker:
         self.engine: messages.Ready | None = None
         self.model: str | None = None
         """The model's name, once one engine has told it."""
-        self.model_name = model_name
-        """The same as far as it is known, also before."""
-        self.model_names = frozenset({model_name, Path(model_path).stem} if model_name else ())
-        """By which it may be asked for; none while that is not known."""
+        self.model_names = model_names or ModelNames.of(model_path)
+        """By which clients may ask for it, also before it is loaded."""
         self.books = Books()
         self.hopeless = asyncio.Event()
         """Set when no engine can be had any more."""
@@ -342,8 +340,8 @@ class Worker:
 
     def _ready(self, ready: messages.Ready) -> None:
         self.engine = ready
-        self.model = self.model_name = ready.model
-        self.model_names = frozenset({ready.model, Path(self._model_path).stem})
+        self.model = ready.model
+        self.model_names = self.model_names.with_name(ready.model)
         first = not self.ready.is_set()
         self.ready.set()
         if first or self._lost_at is None:

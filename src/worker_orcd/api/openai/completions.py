@@ -29,17 +29,14 @@ def router(worker: Worker) -> APIRouter:
     """The routes of these resources."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
 
-    @routes.get("/models", summary="The one model")
+    @routes.get("/models", summary="The one model, by each of its names")
     async def models() -> JSONResponse:
-        known = [_model(worker)] if worker.model else []
-        return JSONResponse({"object": "list", "data": known})
+        listed = [_model(worker, name) for name in worker.model_names.listed]
+        return JSONResponse({"object": "list", "data": listed})
 
     @routes.get("/models/{model:path}", summary="A model", responses=schema.errors(404))
     async def model(model: str) -> JSONResponse:
-        if worker.model is None:
-            raise invalid("no model is loaded yet; see /health", "model", http_status=404)
-        model_of(worker, model)
-        return JSONResponse(_model(worker))
+        return JSONResponse(_model(worker, model_of(worker, model)))
 
     @routes.post(
         "/completions",
@@ -72,9 +69,9 @@ def model_of(worker: Worker, model: str | None) -> str:
     Raises:
         JobError: `INVALID_REQUEST` with 404, another is asked for.
     """
-    if model is not None and worker.model_names and model not in worker.model_names:
+    if model is not None and model not in worker.model_names:
         raise invalid(f"the model {model[:100]!r} does not exist; see /v1/models", "model", http_status=404)
-    return model or worker.model_name
+    return model or worker.model_names.preferred
 
 
 async def _answer(
@@ -122,10 +119,10 @@ async def ended(streams: Sequence[JobStream]) -> None:
         await any_changed(streams, KEEP_ALIVE_SEC)
 
 
-def _model(worker: Worker) -> dict[str, object]:
+def _model(worker: Worker, name: str) -> dict[str, object]:
     context = worker.engine.cells_per_job if worker.engine else None
     return {
-        "id": worker.model,
+        "id": name,
         "object": "model",
         "created": int(worker.started_unix),
         "owned_by": "worker-orcd",
