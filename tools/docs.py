@@ -224,9 +224,9 @@ def _requests() -> str:
             table(("field", "what it has to be", "default", "meaning"), _fields(model)),
         ]
     parts.append(
-        f"`max_tokens` is at most `--max-tokens-out` ({Ceilings().max_tokens_out}), `prompt` has at most "
-        f"`--max-prompt-chars` characters ({Ceilings().max_prompt_chars}); prompt and output together fit the context "
-        "of one job, `context_length` in `GET /health`."
+        "Prompt and output together fit the context of one job, `context_length` in `GET /health`; `--max-tokens-out` "
+        "and `--max-prompt-chars` may bound them further. On `/v1`, where clients send defaults, a `max_tokens` that "
+        "does not fit is cut to what does."
     )
     parts.append(
         "The answer of `POST /cancel` is always `202` with " + code(json.dumps(_cancel_answer())) + "."

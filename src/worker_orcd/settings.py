@@ -107,12 +107,18 @@ class Settings(BaseSettings):
     max_queue: int = Field(
         default=512, ge=1, le=100_000, description="jobs that may wait before new ones are refused"
     )
-    max_tokens_out: int = Field(default=2048, ge=1, le=1_048_576, description="most tokens a job may ask for")
-    max_prompt_chars: int = Field(
-        default=32768,
+    max_tokens_out: int | None = Field(
+        default=None,
         ge=1,
         le=1_048_576,
-        description="longest prompt, in characters; a body over 1 MiB is refused whatever this says",
+        description="most tokens a job may ask for; absent: what fits the context",
+    )
+    max_prompt_chars: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_048_576,
+        description="longest prompt, in characters; absent: what fits the context; a body over 1 MiB is refused "
+        "whatever this says",
     )
     inference_timeout_sec: Seconds = Field(
         default=300.0, gt=0, le=86_400, description="longest time for a job, waiting included, in seconds"

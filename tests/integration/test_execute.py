@@ -167,14 +167,14 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": ""}, "prompt", "at least 1 character"),
     ({"prompt": None}, "prompt", "valid string"),
     ({"prompt": ["x"]}, "prompt", "valid string"),
-    ({"prompt": "x" * 32769}, "prompt", "32769 characters, at most 32768"),
-    ({"prompt": "x" * (CONTEXT + 1)}, "prompt", f"context is {CONTEXT}"),
+    ({"prompt": "x" * (CONTEXT + 1)}, "prompt", f"context length is {CONTEXT} tokens"),
+    ({"prompt": "x" * 100_000}, "prompt", "your prompt has 100000 tokens"),
     ({"prompt": "x" * CONTEXT}, "prompt", "one must be left for output"),
     ({"prompt": "x" * 8000, "max_tokens": 193}, "max_tokens", "need 8193"),
     ({"template": "chatml"}, "template", "'auto' or 'none'"),
     ({"ignore_eos": "yes"}, "ignore_eos", "valid boolean"),
     ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
-    ({"max_tokens": 2049}, "max_tokens", "at most 2048"),
+    ({"max_tokens": CONTEXT + 1}, "max_tokens", f"a job has {CONTEXT}"),
     ({"max_tokens": 1.5}, "max_tokens", "valid integer"),
     ({"max_tokens": "5"}, "max_tokens", "valid integer"),
     ({"temperature": -0.1}, "temperature", "greater than or equal to 0"),
@@ -186,7 +186,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"top_k": 50_001}, "top_k", "vocabulary has 50000"),
     ({"repetition_penalty": 0}, "repetition_penalty", "greater than 0"),
     ({"repetition_penalty": 2.5}, "repetition_penalty", "less than or equal to 2"),
-    ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4"),
+    ({"stop": ["a"] * 17}, "stop", "at most 16"),
     ({"stop": [""]}, "stop", "at least 1 character"),
     ({"stop": "text"}, "stop", "valid array"),
     ({"stop": ["x" * 33]}, "stop", "33 tokens, at most 32"),
@@ -256,9 +256,10 @@ def test_after_a_prompt_that_cannot_fit_the_next_job_works(worker: RunningWorker
 
 
 def test_max_tokens_left_out_is_what_fits(worker: RunningWorker) -> None:
-    """The ceiling for a short prompt, the rest of the context for a long one."""
-    short = worker.execute(fresh_id(), script(text="x")).finished()
-    assert worker.record(short.job_id)["max_tokens"] == 2048
+    """The rest of the context, beside a short prompt and beside a long one."""
+    prompt = script(text="x")
+    short = worker.execute(fresh_id(), prompt).finished()
+    assert worker.record(short.job_id)["max_tokens"] == CONTEXT - len(prompt)
     long = worker.execute(fresh_id(), script(CONTEXT - 5, row_ms=0.01, token_ms=1)).finished()
     assert worker.record(long.job_id)["max_tokens"] == 5
     assert long.events[-1].data == {**long.events[-1].data, "tokens_out": 5, "stop_reason": "length"}

@@ -157,6 +157,27 @@ def test_without_max_tokens_a_job_gets_as_many_as_fit(prompt: int, given: int) -
     assert Capacity(1000, 100, 4).max_tokens_for(prompt, None, 2048) == given
 
 
+@pytest.mark.parametrize(
+    ("asked", "ceiling", "given"),
+    [(4096, None, 60), (61, 2048, 60), (60, 30, 30), (20, 30, 20), (None, None, 60)],
+)
+def test_what_is_asked_for_can_be_cut_to_what_fits(
+    asked: int | None, ceiling: int | None, given: int
+) -> None:
+    """Where clients send defaults: to the room beside the prompt, and to the worker's ceiling."""
+    assert Capacity(1000, 100, 4).max_tokens_for(40, asked, ceiling, cut=True) == given
+
+
+def test_a_prompt_that_does_not_fit_is_refused_in_the_words_that_clients_look_for() -> None:
+    """With both numbers, and OpenAI's code."""
+    with pytest.raises(
+        JobError, match=r"^This model's maximum context length is 100 tokens\. However, your prompt"
+    ) as it:
+        Capacity(1000, 100, 4).max_tokens_for(140, 4096, None, cut=True)
+    assert "140 tokens" in it.value.message
+    assert it.value.openai_code == "context_length_exceeded"
+
+
 def test_without_max_tokens_a_job_gets_no_more_than_the_ceiling() -> None:
     """`--max-tokens-out` is the default."""
     assert Capacity(100_000, 50_000, 4).max_tokens_for(10, None, 2048) == 2048

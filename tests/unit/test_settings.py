@@ -30,7 +30,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     plain = Settings()
     assert (plain.host, plain.port, plain.gpu_device) == ("127.0.0.1", 8080, None)
     assert (plain.parallel, plain.exact, plain.context_length) == (16, False, 16384)
-    assert (plain.max_queue, plain.max_tokens_out, plain.max_prompt_chars) == (512, 2048, 32768)
+    assert (plain.max_queue, plain.max_tokens_out, plain.max_prompt_chars) == (512, None, None)
     assert (plain.inference_timeout_sec, plain.cancel_deadline_sec, plain.cancel_memory_sec) == (300, 5, 5)
     assert (plain.drain_sec, plain.log_format, plain.api_key_file, plain.insecure) == (4, "auto", None, False)
     assert (plain.keep_alive_sec, plain.model_alias) == (75, ())

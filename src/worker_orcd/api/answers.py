@@ -28,7 +28,8 @@ def openai_error(error: JobError) -> dict[str, object]:
         "invalid_request_error" if error.http_status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
     )
     kind = _TYPES.get(error.code, whose)
-    return {"error": {"param": None, "type": kind, **error.body()}}
+    code = {} if error.openai_code is None else {"code": error.openai_code}
+    return {"error": {"param": None, "type": kind, **error.body(), **code}}
 
 
 def error_headers(error: JobError, path: str) -> dict[str, str]:
@@ -46,7 +47,7 @@ class EndedAlready(JobError):
     """The answer is the end of a job that had been taken in, which is narrated and counted as such."""
 
     def __init__(self, end: JobError) -> None:
-        super().__init__(end.code, end.message, param=end.param)
+        super().__init__(end.code, end.message, param=end.param, openai_code=end.openai_code)
 
 
 Refuse = Callable[[JobError, str], Response]

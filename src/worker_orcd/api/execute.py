@@ -31,9 +31,9 @@ def router(worker: Worker) -> APIRouter:
         responses=_STREAM | schema.errors(400, 401, 409, 413, 429, 503),
         openapi_extra=schema.body(
             ExecuteRequest,
-            _EXAMPLE | {"max_tokens": min(1000, ceilings.max_tokens_out)},
-            prompt={"maxLength": ceilings.max_prompt_chars},
-            max_tokens={"maximum": ceilings.max_tokens_out},
+            _EXAMPLE | {"max_tokens": min(1000, ceilings.max_tokens_out or 1000)},
+            prompt=schema.bound("maxLength", ceilings.max_prompt_chars),
+            max_tokens=schema.bound("maximum", ceilings.max_tokens_out),
         ),
     )
     async def execute(request: Request) -> Response:

@@ -39,6 +39,11 @@ def body(model: type[BaseModel], example: dict[str, object], **bounds: dict[str,
     }
 
 
+def bound(name: str, value: int | None) -> dict[str, int]:
+    """A bound in JSON Schema's words, where the worker has one."""
+    return {} if value is None else {name: value}
+
+
 def _whole(schema: dict[str, Any]) -> dict[str, Any]:
     """A schema with what it refers to put in its place: within an operation there is nowhere to refer to."""
     definitions = schema.pop("$defs", {})

@@ -256,7 +256,10 @@ class Dispatcher:
             return self.go_on(now)
         try:
             max_tokens = self._engine.capacity.max_tokens_for(
-                len(prompt_tokens), job.request.max_tokens, self._ceilings.max_tokens_out
+                len(prompt_tokens),
+                job.request.max_tokens,
+                self._ceilings.max_tokens_out,
+                cut=job.request.cuts_max_tokens,
             )
         except JobError as error:
             return self._failed(job, error, Freed(now.mono, now.mono), now)

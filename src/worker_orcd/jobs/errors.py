@@ -79,9 +79,10 @@ class JobError(Exception):
         http_status: overrides the code's status (413, 405 and 404 share `INVALID_REQUEST`).
         retry_after_sec: sent as `Retry-After`, seconds.
         details: stand beside the rest in the answer.
+        openai_code: the code that OpenAI's clients look for, where it is not `code`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # all that an answer says
         self,
         code: ErrorCode,
         message: str,
@@ -90,6 +91,7 @@ class JobError(Exception):
         http_status: int | None = None,
         retry_after_sec: int | None = None,
         details: dict[str, object] | None = None,
+        openai_code: str | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -98,6 +100,7 @@ class JobError(Exception):
         self.http_status = http_status or KINDS[code].http_status
         self.retry_after_sec = retry_after_sec
         self.details = details or {}
+        self.openai_code = openai_code
 
     @property
     def retriable(self) -> bool:

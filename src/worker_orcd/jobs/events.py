@@ -68,6 +68,8 @@ class Error:
     code: ErrorCode
     message: str
     details: dict[str, object] = field(default_factory=dict)
+    openai_code: str | None = None
+    """The code that OpenAI's clients look for, where it is not `code`."""
 
     def data(self) -> dict[str, object]:
         """The event's JSON object."""

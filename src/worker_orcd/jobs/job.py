@@ -1,7 +1,7 @@
 """One job: one use of a job id, from acceptance to its terminal event."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from worker_orcd.jobs.errors import ErrorCode, JobError
@@ -214,7 +214,8 @@ class Job:
     def failed(self, now: Moment, error: JobError, freed: Freed) -> None:
         """It cannot go on."""
         at_fault = {} if error.param is None else {"param": error.param}
-        self._end(Trigger.FAIL, now.mono, freed, self._error(error.code, error.message, **at_fault))
+        failed = self._error(error.code, error.message, **at_fault)
+        self._end(Trigger.FAIL, now.mono, freed, replace(failed, openai_code=error.openai_code))
 
     def engine_lost(self, now: Moment) -> None:
         """The engine is dead: a job that is being stopped has stopped with that, any other waits for the next one."""

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from worker_orcd.jobs.errors import invalid
+from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
 from worker_orcd.jobs.job import Job
 
 
@@ -22,21 +22,34 @@ class Capacity:
     cells_per_job: int
     sequences: int
 
-    def max_tokens_for(self, prompt_tokens: int, asked: int | None, ceiling: int) -> int:
+    def max_tokens_for(
+        self, prompt_tokens: int, asked: int | None, ceiling: int | None, *, cut: bool = False
+    ) -> int:
         """How many tokens a job with such a prompt may put out: what it asked for, or as many as fit.
+
+        Args:
+            prompt_tokens: the prompt's length.
+            asked: the request's `max_tokens`.
+            ceiling: the worker's `--max-tokens-out`, if it has one.
+            cut: whether `asked` is cut to what fits, instead of refused.
 
         Raises:
             JobError: `INVALID_REQUEST`, it can never fit.
         """
         room = self.cells_per_job - prompt_tokens
         if room < 1:
-            raise invalid(
-                f"prompt has {prompt_tokens} tokens, but a job's context is {self.cells_per_job} tokens "
-                "and at least one must be left for output",
-                "prompt",
+            # LiteLLM and coding agents recognize these words, and shorten the conversation then.
+            raise JobError(
+                ErrorCode.INVALID_REQUEST,
+                f"This model's maximum context length is {self.cells_per_job} tokens. However, your prompt has "
+                f"{prompt_tokens} tokens, and at least one must be left for output. Please reduce the length of the "
+                "prompt.",
+                param="prompt",
+                openai_code="context_length_exceeded",
             )
-        if asked is None:
-            return min(ceiling, room)
+        most = room if ceiling is None else min(ceiling, room)
+        if asked is None or (cut and asked > most):
+            return most
         if asked > room:
             raise invalid(
                 f"prompt ({prompt_tokens} tokens) and max_tokens ({asked}) need {prompt_tokens + asked} tokens of "

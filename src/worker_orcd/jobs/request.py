@@ -2,7 +2,7 @@
 
 import secrets
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,7 +19,7 @@ JobId = Annotated[
     ),
 ]
 
-MAX_STOP_STRINGS = 4
+MAX_STOP_STRINGS = 16
 MAX_STOP_TOKENS = 32
 """Tokens of one stop string, in the model's own tokenization; only the engine can count them."""
 MAX_STOP_CHARS = 4096
@@ -27,10 +27,10 @@ MAX_STOP_CHARS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """What the worker allows any one job: tokens out, prompt characters, seconds."""
+    """What the worker allows any one job: tokens out, prompt characters, seconds. None: what fits the context."""
 
-    max_tokens_out: int = 2048
-    max_prompt_chars: int = 32768
+    max_tokens_out: int | None = None
+    max_prompt_chars: int | None = None
     inference_timeout_sec: float = 300.0
 
 
@@ -69,9 +69,13 @@ class Body(BaseModel):
 class JobRequest(Body):
     """One inference job, whichever API it came by."""
 
+    cuts_max_tokens: ClassVar[bool] = False
+    """Whether `max_tokens` is cut to what fits, instead of refused: on `/v1`, where clients send defaults."""
+
     job_id: JobId
     prompt: str = Field(
-        min_length=1, description="the text to go on from; at most `--max-prompt-chars` characters"
+        min_length=1,
+        description="the text to go on from; at most what fits the context, and `--max-prompt-chars` characters",
     )
     template: Literal["auto", "none", "messages"] = Field(
         default="auto",
@@ -81,7 +85,7 @@ class JobRequest(Body):
     max_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="at most this many tokens; left out: `--max-tokens-out`, or as many as fit beside the prompt",
+        description="at most this many tokens; left out: as many as fit beside the prompt, and `--max-tokens-out`",
     )
     temperature: float = Field(default=1.0, ge=0.0, le=2.0, description="0 is greedy")
     top_p: float = Field(default=1.0, ge=0.0, le=1.0, description="1 is off")
@@ -122,12 +126,15 @@ class JobRequest(Body):
         Raises:
             JobError: `INVALID_REQUEST` naming the field at fault.
         """
-        if len(self.prompt) > ceilings.max_prompt_chars:
+        if ceilings.max_prompt_chars is not None and len(self.prompt) > ceilings.max_prompt_chars:
             raise invalid(
                 f"prompt has {len(self.prompt)} characters, at most {ceilings.max_prompt_chars} are allowed",
                 "prompt",
             )
-        if self.max_tokens is not None and self.max_tokens > ceilings.max_tokens_out:
+        too_many = None not in (self.max_tokens, ceilings.max_tokens_out) and (
+            (self.max_tokens or 0) > (ceilings.max_tokens_out or 0)
+        )
+        if too_many and not self.cuts_max_tokens:
             raise invalid(
                 f"max_tokens is {self.max_tokens}, at most {ceilings.max_tokens_out} is allowed",
                 "max_tokens",

@@ -159,7 +159,10 @@ class Worker:
         terminal = job.terminal
         if isinstance(terminal, Error) and terminal.code is ErrorCode.INVALID_REQUEST:
             raise JobError(
-                terminal.code, terminal.message, param=str(terminal.details.get("param") or "prompt")
+                terminal.code,
+                terminal.message,
+                param=str(terminal.details.get("param") or "prompt"),
+                openai_code=terminal.openai_code,
             )
 
     def cancel(self, job_id: str, correlation_id: str, owner: str = "") -> None:

@@ -186,13 +186,14 @@ class Teller:
                 yield from self._tell("response.output_item.done", output_index=0, item=whole["output"][0])
                 self._these_are_last(1)
                 yield from self._tell(f"response.{whole['status']}", response=whole)
-            case Error(code=code, message=message, details=details):
+            case Error(code=code, message=message, details=details, openai_code=openai_code):
                 failed = code is not ErrorCode.CANCELLED
                 self._these_are_last(1 + failed)
                 if failed:
                     yield from self._tell("response.failed", response=response_of(job, model))
                 used = {"phase": details.get("phase"), "usage": _usage(job)}
-                yield from self._tell("error", code=code.value, message=message, param=None, **used)
+                shown = openai_code or code.value
+                yield from self._tell("error", code=shown, message=message, param=None, **used)
 
     def _these_are_last(self, events: int) -> None:
         if self._waits or self._seen > self._number + events:
@@ -239,7 +240,7 @@ def _head(job: Job, model: str, status: str) -> dict[str, Any]:
     final = status not in ("queued", "in_progress")
     error = None
     if isinstance(terminal, Error) and status == "failed":
-        error = {"code": terminal.code.value, "message": terminal.message}
+        error = {"code": terminal.openai_code or terminal.code.value, "message": terminal.message}
     return {
         "id": job.job_id,
         "object": "response",

@@ -77,6 +77,7 @@ class Completion:
             # LangChain.js and LiteLLM's router send a request again that was answered with 499; nobody does with 400.
             http_status=400 if terminal.code is ErrorCode.CANCELLED else None,
             details={"usage": usage_of(jobs, self.choices)},
+            openai_code=terminal.openai_code,
         )
 
     def usage(self, jobs: Sequence[Job]) -> dict[str, Any]:

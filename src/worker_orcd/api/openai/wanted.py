@@ -73,9 +73,9 @@ class Generation(Body):
         """
         unsupported.refuse_unsupported(given, cls.refused)
 
-    def job(self, job_id: str, group: str | None, **more: Any) -> JobRequest:
+    def job(self, job_id: str, group: str | None, **more: Any) -> "OpenAIJob":
         """A job of this request."""
-        return JobRequest.of(
+        return OpenAIJob.of(
             job_id=job_id,
             group=self.group or group,
             temperature=1.0 if self.temperature is None else self.temperature,
@@ -308,7 +308,13 @@ class ResponseRequest(Generation):
         return ResponseJob(**job.model_dump(), asked=self, named_by_client=named_by_client)
 
 
-class ResponseJob(JobRequest):
+class OpenAIJob(JobRequest):
+    """A job that was asked for in OpenAI's words."""
+
+    cuts_max_tokens: ClassVar = True
+
+
+class ResponseJob(OpenAIJob):
     """A job that is somebody's response; what was asked is shown with it as long as the job is remembered."""
 
     asked: ResponseRequest

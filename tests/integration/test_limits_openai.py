@@ -1,0 +1,87 @@
+"""What does not fit, in OpenAI's words: cut where clients send defaults, or refused in words that they look for."""
+
+import re
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.helpers import fresh_id, script
+from worker_orcd.testing.harness import RunningWorker, running_worker, wait_until
+
+CONTEXT = 8192
+"""Of a job of the scripted engine."""
+
+
+def asked(worker: RunningWorker, api: str, prompt: str, **more: Any) -> httpx2.Response:
+    """A request with this prompt."""
+    message = [{"role": "user", "content": prompt}]
+    said = {"chat/completions": "messages", "completions": "prompt", "responses": "input"}[api]
+    body = {said: prompt if api == "completions" else message, **more}
+    return worker.client.post(f"/v1/{api}", json=body, headers={"X-Job-Id": fresh_id("limits")})
+
+
+APIS = ("chat/completions", "completions", "responses")
+MOST = {
+    "chat/completions": "max_completion_tokens",
+    "completions": "max_tokens",
+    "responses": "max_output_tokens",
+}
+
+
+@pytest.mark.parametrize("most", [4096, CONTEXT, 10**9])
+@pytest.mark.parametrize("api", APIS)
+def test_more_tokens_than_fit_are_cut_to_what_fits(worker: RunningWorker, api: str, most: int) -> None:
+    """4,096 is every agent's default (contract, section 1)."""
+    prompt = script(5000, text="ok", row_ms=0)
+    answer = asked(worker, api, prompt, **{MOST[api]: most})
+    assert answer.status_code == 200, answer.text
+    record = worker.record(answer.headers["x-job-id"])
+    assert record["max_tokens"] == min(most, CONTEXT - record["prompt_tokens"])
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("api", APIS)
+def test_a_prompt_that_does_not_fit_says_so_in_the_words_that_clients_look_for(
+    worker: RunningWorker, api: str, stream: bool
+) -> None:
+    """Code and both numbers; LiteLLM and coding agents then shorten the conversation."""
+    answer = asked(worker, api, "x" * 35_000, stream=stream)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    words = r"This model's maximum context length is 8192 tokens\. However, your prompt has 35\d\d\d tokens"
+    assert re.match(words, error["message"])
+    assert (
+        error["param"] == {"chat/completions": "messages", "completions": "prompt", "responses": "input"}[api]
+    )
+
+
+def answers(worker: RunningWorker) -> bool:
+    """Whether it listens already."""
+    try:
+        return worker.client.get("/livez").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_a_prompt_that_turns_out_not_to_fit_has_the_same_code_in_its_stream(api: str) -> None:
+    """While the model is loaded, jobs are accepted and wait."""
+    with running_worker(wait=False, env={"WORKER_ORCD_SCRIPTED_LOAD_SEC": "2"}) as loading:
+        wait_until(lambda: answers(loading), what="a worker that listens")
+        answer = asked(loading, api, "x" * 9000, stream=True)
+        assert answer.status_code == 200
+        assert '"context_length_exceeded"' in answer.text
+        assert "[DONE]" not in answer.text
+
+
+def test_an_operators_ceiling_is_one_on_each_api() -> None:
+    """`--max-tokens-out` cuts on `/v1` and refuses on `/execute`; `--max-prompt-chars` refuses on both."""
+    with running_worker(max_tokens_out=7, max_prompt_chars=100) as worker:
+        answer = asked(worker, "completions", script(text="a" * 20), max_tokens=4096)
+        assert answer.json()["usage"]["completion_tokens"] == 7
+        refused = worker.execute(fresh_id(), max_tokens=8).finished()
+        assert (refused.status, refused.refusal and refused.refusal["param"]) == (400, "max_tokens")
+        for api in APIS:
+            assert asked(worker, api, "x" * 101).status_code == 400
