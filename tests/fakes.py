@@ -217,6 +217,8 @@ class HandModel(ScriptedModel):
         self.saves: list[int] = []
         """Sequence ids that were saved, in order."""
         self.restores_fail = False
+        self._stale: set[int] = set()
+        """Sequence ids without cells whose state an aborted step should have zeroed, and has not."""
 
     def sampler(self, sampling: Sampling, history: list[int]) -> Sampler:
         """The script's own, if it says something."""
@@ -244,12 +246,21 @@ class HandModel(ScriptedModel):
 
     def restore(self, sequence: int, saved: bytearray) -> bool:
         """Put it back, unless the test wants that to fail."""
-        return not self.restores_fail and super().restore(sequence, saved)
+        if self.restores_fail:
+            return False
+        self._stale.discard(sequence)
+        return super().restore(sequence, saved)
+
+    def clear(self) -> None:
+        """Zero all states."""
+        self._stale.clear()
+        super().clear()
 
     def _spoil(self) -> None:
         """What a decode that did not end well makes of recurrent states: all of them are wrong, whoever was in it."""
         for cells in self._cells.values():
             cells[:] = [cell + 1 for cell in cells]
+        self._stale = {id_ for id_ in range(self.facts.sequences) if not self._cells.get(id_)}
 
     def disturb(self, sequence: int, by: int) -> None:
         """Give a sequence so many cells more or, if negative, less, behind the books' back."""
@@ -275,7 +286,10 @@ class HandModel(ScriptedModel):
         if outcome not in (Outcome.DONE, Outcome.NO_ROOM) and not self.memory.trims:
             self._spoil()
         places = zip(batch.positions, batch.sequences, strict=True)
-        self.behind_row = [tuple(self._cells.get(s, [])[: position + 1]) for position, s in places]
+        self.behind_row = [
+            (-1,) * (s in self._stale) + tuple(self._cells.get(s, [])[: position + 1])
+            for position, s in places
+        ]
         self.steps.append(Decoded(batch, armed, outcome))
         return outcome
 

@@ -81,15 +81,19 @@ class TinyEngine:
 
     def __init__(self, path: Path, *, exact: bool = False, parallel: int = 6, cells: int = 4096) -> None:
         self.byte = InterruptByte.create()
-        load = Load(str(path), "worker", None, parallel, cells, exact, 2, "json")
+        load = Load(str(path), "worker", None, parallel, cells, exact, 1, "json")
         self.model = RecordedModel(load, self.byte)
         self.sent: list[FromEngine] = []
+        self.aborts_at_once = False
+        """Whether the byte is set before each step begins: an armed one ends with its first graph node."""
         self._inbox: list[Run | Stop | Ping] = []
         narrator = Narrator.configure("worker", process="engine", log_format="json", stream=io.StringIO())
         self.loop = EngineLoop(self.model, self.byte, self._drain, self.sent.append, narrator)
         self.loop.warm_up()
 
     def _drain(self) -> list[Run | Stop | Ping]:
+        if self.aborts_at_once:
+            self.byte.set()
         messages, self._inbox = self._inbox, []
         return messages
 

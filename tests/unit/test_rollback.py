@@ -99,6 +99,28 @@ def test_a_run_without_rows_in_the_aborted_step_is_restored_as_well(make_loop: M
     check_all(loop, make_loop)
 
 
+@pytest.mark.parametrize("computed_before", [True, False])
+def test_a_run_that_comes_after_an_abort_begins_with_an_empty_state(
+    make_loop: MakeLoop, computed_before: bool
+) -> None:
+    """Whether or not another run has a copy of its state."""
+    loop = make_loop()
+    loop.model.decode_ms = 20.0
+    loop.post(run_message(1, "p" * 100, max_tokens=9))
+    if computed_before:
+        until_decoding(loop, 1)
+        loop.turn(2)
+    loop.model.during_step = loop.byte.set
+    loop.turn()
+    assert loop.steps[-1].aborted
+    loop.model.during_step = lambda: None
+    loop.post(*(run_message(n, max_tokens=9) for n in (2, 3, 4)))
+    loop.finish()
+    for n in (2, 3, 4):
+        assert loop.tokens(n) == alone(make_loop, n, max_tokens=9)
+    assert loop.tokens(1) == alone(make_loop, 1, "p" * 100, max_tokens=9)
+
+
 def test_only_what_has_changed_is_saved_again(make_loop: MakeLoop) -> None:
     """A run that waits for rows costs nothing."""
     loop = one_waiting(make_loop)

@@ -6,6 +6,10 @@ in the decode are undefined as well. So for such memory (`Memory.trims` is false
 before a decode that may be aborted, and all are restored and trimmed afterwards. The other ways that suggest
 themselves give wrong text now and then: saving only the decode's sequences, copies under a spare sequence id, and
 llama.cpp's own rollback slots (`n_rs_seq`).
+
+One more thing has to be put right. llama.cpp keeps states in slots and marks the free slots that a decode passes over
+as zeroed before it zeroes them. After an abort they are marked and not zeroed, and the next new sequence would begin
+with another one's state. A slot loses the mark when it is filled and freed again, so all free slots are.
 """
 
 from collections.abc import Iterable
@@ -64,7 +68,25 @@ class Rollback:
             # Without room llama.cpp writes nothing.
             touched = [sequence for sequence in resident if sequence.run.run in computed]
             return [sequence for sequence in touched if not self._trimmed(sequence)]
-        return [sequence for sequence in resident if not self._restored(sequence)]
+        sequences = list(resident)
+        lost = [sequence for sequence in sequences if not self._restored(sequence)]
+        for sequence in lost:
+            self._model.trim(sequence.id, 0)
+        self._reset_free_slots([s for s in sequences if s.computed > 0 and s not in lost])
+        return lost
+
+    def _reset_free_slots(self, restored: list[Sequence]) -> None:
+        """Fill and free every slot that none of these sequences has. Without any the whole memory can be cleared."""
+        if not restored:
+            self._model.clear()
+            return
+        used = {sequence.id for sequence in restored}
+        free = [id_ for id_ in range(self._model.facts.sequences) if id_ not in used]
+        filling = self._saved[restored[0]].memory
+        for id_ in free:
+            self._model.restore(id_, filling)
+        for id_ in free:
+            self._model.trim(id_, 0)
 
     def _restored(self, sequence: Sequence) -> bool:
         if sequence.computed > 0:

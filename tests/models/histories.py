@@ -1,0 +1,113 @@
+"""Random histories of runs, stops and aborted steps, and how far a run's logits are from those of the run alone."""
+
+import random
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tests.models.engine import Logits, TinyEngine, run_of, some_prompt
+from worker_orcd.protocol.messages import FromEngine, Run, Step, Stop, Stopped
+
+PROMPTS = (1, 3, 17, 40, 90)
+LENGTHS = (1, 4, 12, 25)
+_MOST_TURNS = 20
+"""Turns for each abort that is wanted, at most."""
+
+
+@dataclass(slots=True)
+class History:
+    """What was asked of an engine, and how often a step was aborted."""
+
+    runs: dict[int, Run] = field(default_factory=dict)
+    stopped: set[int] = field(default_factory=set)
+    aborts: int = 0
+
+
+def play(engine: TinyEngine, aborts: int, seed: int) -> History:
+    """Let runs come and be stopped, and interrupt steps at random moments, until so many steps were aborted.
+
+    Raises:
+        AssertionError: the steps are not aborted.
+    """
+    chance = random.Random(seed)
+    history = History()
+    live: set[int] = set()
+    step_sec = 0.01
+    parallel = engine.model.facts.sequences
+    for _ in range(aborts * _MOST_TURNS):
+        if history.aborts >= aborts:
+            break
+        while len(live) < parallel and (chance.random() < 0.5 or not live):
+            run = len(history.runs) + 1
+            prompt = some_prompt(chance, chance.choice(PROMPTS), engine.model.facts.vocab_size)
+            history.runs[run] = run_of(run, prompt, max_tokens=chance.choice(LENGTHS))
+            live.add(run)
+            engine.post(history.runs[run])
+        if chance.random() < 0.1:
+            stopped = chance.choice(sorted(live))
+            history.stopped.add(stopped)
+            engine.post(Stop(stopped))
+        seen = len(engine.sent)
+        aborted = engine.interrupted_turn(chance.random() * step_sec * 1.2)
+        history.aborts += aborted
+        live -= _gone(engine.sent[seen:])
+        if not aborted and engine.steps:
+            step_sec += 0.3 * (engine.steps[-1].duration_ms / 1000 - step_sec)
+    assert history.aborts >= aborts, f"only {history.aborts} steps were aborted"
+    engine.finish()
+    return history
+
+
+def _gone(messages: list[FromEngine]) -> set[int]:
+    gone = {message.run for message in messages if isinstance(message, Stopped)}
+    for step in messages:
+        if isinstance(step, Step):
+            gone |= {end.run for end in step.ended} | set(step.preempted)
+    return gone
+
+
+def check_whole(engine: TinyEngine, history: History) -> None:
+    """Each run ended by itself with all its tokens, or was stopped; nothing is held; no audit found a fault."""
+    assert engine.faults == []
+    for number, run in history.runs.items():
+        if number in history.stopped and engine.ends(number) == []:
+            assert len(engine.tokens(number)) < run.max_tokens
+        else:
+            assert engine.ends(number) == ["length"], number
+            assert len(engine.tokens(number)) == run.max_tokens
+    assert all(said.cells_after == 0 for said in engine.stopped)
+    assert engine.held() == [0] * engine.model.facts.sequences
+
+
+def compare(engine: TinyEngine, alone: TinyEngine, history: History) -> list[tuple[int, Logits, Logits]]:
+    """For each token: its run, the logits it was drawn from, and those of the same tokens computed at once, alone.
+
+    The tokens of a run are computed again as they are, so one that differs does not hide what comes behind it.
+    """
+    pairs: list[tuple[int, Logits, Logits]] = []
+    for number, run in history.runs.items():
+        drawn = engine.model.drawn[number]
+        if drawn:
+            tokens = [*run.prompt, *engine.tokens(number)][: len(run.prompt) + len(drawn) - 1]
+            undisturbed = alone.model.alone(tokens, len(run.prompt) - 1)
+            pairs += [(number, *both) for both in zip(drawn, undisturbed, strict=True)]
+    return pairs
+
+
+def compare_exactly(engine: TinyEngine, alone: TinyEngine, history: History) -> tuple[int, list[int]]:
+    """Let each run have an engine to itself. Returns how many tokens were compared, and runs that differ in a bit."""
+    compared, different = 0, []
+    for number, run in history.runs.items():
+        alone.post(run)
+        alone.finish()
+        pairs = zip(engine.model.drawn[number], alone.model.drawn[number], strict=False)
+        same = [drawn.tobytes() == undisturbed.tobytes() for drawn, undisturbed in pairs]
+        compared += len(same)
+        if not all(same):
+            different.append(number)
+    return compared, different
+
+
+def distance(drawn: Logits, undisturbed: Logits) -> float:
+    """How far two rows of logits are apart, in units of how far the logits of one row are apart."""
+    return float(np.sqrt(np.mean((drawn - undisturbed) ** 2)) / np.std(undisturbed))
