@@ -15,7 +15,9 @@ class Case:
         memory: the kind of memory that it has.
         rounding: logits that are farther from those of the run alone come from a wrong state, in the measure of
             `histories.distance` and with F32 weights. Five to twenty times what is seen without aborts.
-        exact: whether streams are byte-identical with `--exact` when its weights are Q8_0.
+        exact: whether streams are byte-identical with `--exact` when its weights are Q8_0. MLA has no cache of the
+            types that `--exact` needs; RWKV and mixtures of experts compute with some F32 weights, whose results
+            depend on the number of rows.
         metadata: keys to replace. Windows are short, so that a few tokens leave them.
     """
 
@@ -31,16 +33,16 @@ class Case:
 
 CASES = (
     Case("llama", "attention", 2e-3),
-    Case("llama-moe", "attention", 2e-3),
+    Case("llama-moe", "attention", 2e-3, exact=False),
     Case("deepseek2", "attention", 2e-2, exact=False),
     Case("gemma3", "sliding window", 2e-2, metadata={"gemma3.attention.sliding_window": 32}),
     Case("gpt-oss", "sliding window", 2e-3, exact=False, metadata={"gpt-oss.attention.sliding_window": 32}),
     Case("mamba", "recurrent", 1e-6),
     Case("mamba2", "recurrent", 1e-5),
     Case("rwkv7", "recurrent", 1e-5, exact=False),
-    Case("jamba", "hybrid", 1e-3),
+    Case("jamba", "hybrid", 1e-3, exact=False),
     Case("falcon-h1", "hybrid", 1e-3),
     Case("lfm2", "hybrid", 1e-5),
-    Case("granitehybrid", "hybrid", 2e-3),
-    Case("qwen3next", "hybrid", 1e-4),
+    Case("granitehybrid", "hybrid", 2e-3, exact=False),
+    Case("qwen3next", "hybrid", 1e-4, exact=False),
 )

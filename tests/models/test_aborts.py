@@ -21,12 +21,6 @@ SEQUENCES = 6
 CELLS = 1024
 
 
-@pytest.fixture(autouse=True)
-def every_step_is_armed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also steps that are too short to be worth it."""
-    monkeypatch.setattr("worker_orcd.engine.loop.WORTH_ABORTING_MS", 0.0)
-
-
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
     """Frees models."""
