@@ -465,6 +465,31 @@ def test_a_response_that_is_not_to_be_stored_cannot_be_had_again(client: openai.
     assert caught.value.param == "store"
 
 
+@pytest.mark.parametrize("live", [True, False], ids=["live", "ended"])
+def test_the_text_of_a_response_that_is_not_stored_is_handed_out_to_nobody(
+    client: openai.OpenAI, served: RunningWorker, live: bool
+) -> None:
+    """Neither by its cancel nor as the events of its job, to whoever knows its id."""
+    name = fresh_id("unstored")
+    input_ = SLOW if live else says("secret")
+    with client.responses.create(
+        model=MODEL, input=input_, store=False, stream=True, extra_headers={"X-Job-Id": name}
+    ) as stream:
+        for event in stream:
+            if live and event.type == "response.output_text.delta":
+                break
+        assert served.client.get(f"/jobs/{name}/events").status_code == 404
+        cancel = served.client.post(f"/v1/responses/{name}/cancel")
+        if live:
+            assert (cancel.status_code, cancel.json()["status"]) == (200, "cancelled")
+            assert cancel.json()["output"] == []
+        else:
+            assert cancel.status_code == 404
+    assert served.client.get(f"/jobs/{name}/events").status_code == 404
+    assert served.client.post(f"/v1/responses/{name}/cancel").status_code == 404
+    assert served.record(name)["job_id"] == name, "its record is kept"
+
+
 def test_a_response_streams_and_is_picked_up_after_any_event(client: openai.OpenAI) -> None:
     """The same events with the same numbers, from wherever."""
     events = list(client.responses.create(model=MODEL, input=says("abcd"), stream=True))

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import at_rest, ended_state, fresh_id, in_prefill, queued, script
+from tests.helpers import at_rest, ended_state, fresh_id, in_prefill, queued, script, undisturbed
 from worker_orcd.testing.harness import RunningWorker, Stream, running_worker, wait_until
 from worker_orcd.testing.trials import stopped_in_time
 
@@ -642,3 +642,26 @@ def test_the_answer_is_json_and_the_accepted_status_is_narrated_without_the_body
     stream.finished()
     assert worker.record(job_id)["state"] == "cancelled"
     assert len(worker.narrated("cancel_complete", job_id=job_id)["human"]) <= 100
+
+
+@pytest.mark.parametrize("how", ["cancelled", "timed_out", "failed", "while the engine is dead"])
+def test_text_that_is_held_back_is_not_lost_with_its_job(battered: RunningWorker, how: str) -> None:
+    """`w0 w1 …` may be the beginning of a stop sequence for long (contract, section 2)."""
+    until = {"fail_at": 8} if how == "failed" else {}
+    stream = battered.execute(
+        fresh_id("held"),
+        script(token_ms=20, **until),
+        temperature=0,
+        ignore_eos=True,
+        stop=["w2 w3 w4 w5 w6 w7 w8 w9 x"],
+        **({"timeout_ms": 400} if how == "timed_out" else {}),
+    ).tokens_seen(6)
+    if how == "while the engine is dead":
+        battered.signal_engine(signal.SIGKILL)
+    if how not in ("timed_out", "failed"):
+        battered.cancel(stream.job_id)
+    stream.finished().assert_whole()
+    terminal = stream.events[-1]
+    assert terminal.event == "error"
+    assert stream.text == undisturbed(terminal.data["tokens_out"])
+    battered.ready()

@@ -130,18 +130,34 @@ def test_two_readers_follow_one_job_each_at_its_own_pace(worker: RunningWorker) 
     assert len(second) == 62
 
 
-def test_a_job_is_stopped_when_its_last_reader_leaves_whoever_that_is(worker: RunningWorker) -> None:
-    """The one who asked for it may go while another follows it."""
+def test_a_followers_leaving_stops_nothing(worker: RunningWorker) -> None:
+    """Neither beside the client that executes the job, nor when it is the last reader."""
+    first = worker.execute(fresh_id(), ENDLESS, on_disconnect="continue").tokens_seen(1)
+    for last in (False, True):
+        if last:
+            first.leave()
+            first.finished()
+        reading = following(worker, first.job_id)
+        next(reading)
+        reading.close()  # type: ignore[attr-defined]
+        before = worker.record(first.job_id)["tokens_out"]
+        more = before + 20
+        while worker.record(first.job_id)["tokens_out"] < more:
+            assert worker.record(first.job_id)["state"] == "running"
+        assert worker.record(first.job_id)["state"] == "running"
+    worker.cancel(first.job_id)
+    assert ended_state(worker, first.job_id)["state"] == "cancelled"
+
+
+def test_a_job_is_stopped_when_its_client_leaves_though_others_follow_it(worker: RunningWorker) -> None:
+    """Its followers read its end."""
     first = worker.execute(fresh_id(), ENDLESS).tokens_seen(1)
     reading = following(worker, first.job_id)
     next(reading)
     first.leave()
     first.finished()
-    for _ in range(20):
-        next(reading)
-    assert worker.record(first.job_id)["state"] == "running"
-    reading.close()  # type: ignore[attr-defined]
-    assert ended_state(worker, first.job_id)["state"] == "cancelled"
+    *_, (_, name, data) = reading
+    assert (name, data["code"], data["reason"]) == ("error", "CANCELLED", "disconnect")
 
 
 def test_a_job_that_goes_on_without_readers_is_picked_up_again(worker: RunningWorker) -> None:

@@ -43,6 +43,10 @@ class Seen:
 
     job: Job
     events: list[Event] = field(default_factory=list)
+    told: str = ""
+    """Text of the tokens that were told."""
+    held: str = ""
+    """Text that the engine holds back after these."""
     over: dict[str, object] | None = None
     """Its books when it had ended: nothing about it changes any more."""
 
@@ -381,17 +385,20 @@ class Core(RuleBasedStateMachine):
         self.carry_out(self.core.failed(run, error, self.freed(), self.now()))
 
     @precondition(lambda self: self.engine is not None and self.engine.holds)
-    @rule(which=ANY, texts=st.lists(LETTER, min_size=1, max_size=4))
-    def tokens_are_generated(self, which: int, texts: list[str]) -> None:
+    @rule(which=ANY, texts=st.lists(st.tuples(LETTER, LETTER), min_size=1, max_size=4))
+    def tokens_are_generated(self, which: int, texts: list[tuple[str, str]]) -> None:
         """Also for a run whose stop it has not read yet."""
         assert self.engine is not None
         run = self.pick(self.engine.holds, which)
         assert run is not None
         job = self.seen[run].job
         told = job.state is State.RUNNING
-        for n, text in enumerate(texts):
+        for n, (text, held) in enumerate(texts):
             self.core.progress(run, 3)
-            assert (self.core.token(run, 1000 + n, text, self.now()) is job) == told
+            assert (self.core.token(run, 1000 + n, text, self.now(), held) is job) == told
+            if told:
+                self.seen[run].told += text
+                self.seen[run].held = held
         self.carry_out(self.core.go_on(self.now()))
 
     @precondition(lambda self: self.engine is not None and len(self.engine.holds) > 1)
@@ -414,8 +421,11 @@ class Core(RuleBasedStateMachine):
         assert self.engine is not None
         run = self.pick(self.engine.holds, which)
         assert run is not None
-        if held:
-            self.core.token(run, None, "…", self.now())
+        seen = self.seen[run]
+        if held or seen.held:
+            text = seen.held + "…" * held
+            if self.core.token(run, None, text, self.now()) is not None:
+                seen.told, seen.held = seen.told + text, ""
         self.engine.holds.remove(run)
         self.carry_out(self.core.finished(run, "length", self.freed(), self.now()))
 
@@ -515,6 +525,13 @@ class Core(RuleBasedStateMachine):
             if isinstance(terminal, End):
                 assert terminal.tokens_out == seen.job.tokens_out
                 assert len(numbers) - terminal.tokens_out in (0, 1)
+
+    @invariant()
+    def no_text_is_lost(self) -> None:
+        """However a job ends, what its told tokens say has gone out, held back or not."""
+        for seen in self.seen.values():
+            text = "".join(event.t for event in seen.job.events if isinstance(event, Token))
+            assert text == (seen.told if seen.job.live else seen.told + seen.held)
 
     @invariant()
     def who_asked_first_has_the_last_word(self) -> None:

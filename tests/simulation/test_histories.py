@@ -10,6 +10,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import traceback
 
 import pytest
 
@@ -108,7 +109,15 @@ def test_a_defect_is_found_and_its_seed_says_how_to_play_it_again_and_fails_agai
     found, again = failure(failing), failure(failing)
     assert found is not None
     assert found.__notes__ == [f"replay with SIMULATION_SEEDS={failing}:{failing + 1}"]
-    assert str(found).splitlines()[0] == str(again).splitlines()[0]
+    assert again is not None
+    # Not every assertion has a message, but each has its place.
+    assert str(found).splitlines()[:1] == str(again).splitlines()[:1]
+    assert place_of(found) == place_of(again)
+
+
+def place_of(error: AssertionError) -> int | None:
+    """The line that complains."""
+    return traceback.extract_tb(error.__traceback__)[-1].lineno
 
 
 def failure(seed: int) -> AssertionError | None:

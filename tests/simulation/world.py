@@ -61,6 +61,7 @@ class World:
         self.engines: list[VirtualEngine] = []
         self.seen: list[Seen] = []
         self.wishes: dict[tuple[str, str], float] = {}
+        self.refused: set[tuple[str, str]] = set()
         policy = Policy(
             ceilings=Ceilings(max_tokens_out=400, inference_timeout_sec=self.chance.choice([20.0, 300.0])),
             max_queue=self.chance.choice([2, 50]),
@@ -68,7 +69,7 @@ class World:
             drain_sec=2.0,
         )
         narrator = Narrator.configure("worker", log_format="json", stream=io.StringIO())
-        self.worker = Worker(policy, self.launch, narrator, worker_id="w", model_path="m")
+        self.worker = Worker(policy, self.launch, narrator, worker_id="w", model_path="m", epoch="0")
 
     async def launch(self, listener: EngineListener) -> Engine:
         """Start the next engine."""
@@ -123,10 +124,13 @@ class World:
             stream = self.worker.execute(ExecuteRequest(**fields), "cor", owner)  # type: ignore[arg-type]
         except JobError as refused:
             assert refused.code in ("JOB_ID_IN_USE", "QUEUE_FULL", "ENGINE_LOST")  # noqa: PT017  # Either is right.
+            if refused.code == "QUEUE_FULL":
+                self.refused.add((owner, str(fields["job_id"])))
             return
         seen = Seen(stream.job, fields)
         self.seen.append(seen)
         self.wishes.pop((owner, stream.job.job_id), None)
+        self.refused.discard((owner, stream.job.job_id))
         if self.loop.time() - wished_at <= MEMORY_SEC:
             seen.may_be_cancelled = True
             assert [event.name for event in stream.job.events] == ["error"], (
@@ -138,7 +142,8 @@ class World:
         await self.read(seen, stream, 0, leaves_after)
         if leaves_after is not None and self.chance.random() < 0.7:
             await asyncio.sleep(self.chance.random())
-            await self.read(seen, JobStream(stream.job) if not stream.job.live else stream, 0, None)
+            again = JobStream(stream.job) if not stream.job.live else stream
+            await self.read(seen, again, 0, None, follows=True)
 
     def cancel_this(self, seen: Seen) -> None:
         """Cancel by its id, if that still means it."""
@@ -150,6 +155,8 @@ class World:
         wish, now = (owner, job_id), self.loop.time()
         live = any(job.live for job in self.own(owner, job_id))
         known = live or self.worker.dispatcher.tracker.ended(job_id, owner)
+        # A cancel that follows a refused request is for that one.
+        known = known or wish in self.refused
         if not known and now - self.wishes.get(wish, -100.0) > MEMORY_SEC:
             self.wishes[wish] = now
         self.note_cancel(lambda seen: (seen.job.owner, seen.job.job_id) == wish)
@@ -184,7 +191,9 @@ class World:
         else:
             assert stream.job in own[-1:], "another's job is shown (G9)"
 
-    async def read(self, seen: Seen, stream: JobStream, start: int, leaves_after: int | None) -> None:
+    async def read(
+        self, seen: Seen, stream: JobStream, start: int, leaves_after: int | None, *, follows: bool = False
+    ) -> None:
         """Follow it from an event on."""
         got: list[Event] = []
         stream.join()
@@ -200,7 +209,10 @@ class World:
                     await asyncio.sleep(self.chance.random())
             seen.readers.append(got)
         finally:
-            self.worker.reader_left(stream)
+            if follows:
+                stream.leave()
+            else:
+                self.worker.reader_left(stream)
 
     # What must hold.
 

@@ -399,3 +399,42 @@ def test_the_deadline_counts_from_acceptance() -> None:
     job.measured((1,), 1)
     job.start(at(9), "a-model")
     assert job.deadline == 12.0
+
+
+# Text that is held back.
+
+
+@pytest.mark.parametrize("how", ["cancelled", "timed out", "failed", "engine lost", "given up", "requeued"])
+def test_text_that_is_held_back_goes_out_before_the_end_however_the_job_ends(how: str) -> None:
+    """In one more token event; what came after the stop does not count."""
+    job = running_job()
+    job.token(at(2), 10, "a", "<|")
+    job.token(at(2), 11, "b", "<|e")
+    match how:
+        case "failed":
+            job.failed(at(3), JobError(ErrorCode.CUDA_ERROR, "GPU 0 failed"), freed_at(3))
+        case "requeued":
+            job.engine_lost(at(3))
+            job.ask_to_stop(wish())
+        case _:
+            job.ask_to_stop(wish(StopReason.TIMEOUT if how == "timed out" else StopReason.CLIENT))
+            job.token(at(3), 12, "late", "later")
+            if how == "engine lost":
+                job.engine_lost(at(4))
+            elif how == "given up":
+                job.give_up(at(7))
+            else:
+                job.stopped(at(3), freed_at(3))
+    tokens = [event for event in job.events if isinstance(event, Token)]
+    assert [(event.t, event.i) for event in tokens] == [("a", 0), ("b", 1), ("<|e", 2)]
+    assert job.terminal is not None
+    assert job.tokens_out == 2
+
+
+def test_text_that_came_out_at_the_natural_end_does_not_come_twice() -> None:
+    """The engine gives it out by itself then."""
+    job = running_job()
+    job.token(at(2), 10, "a", "<|")
+    job.token(at(2), None, "<|")
+    job.finished(at(3), "length", freed_at(3))
+    assert [event.t for event in job.events if isinstance(event, Token)] == ["a", "<|"]

@@ -67,10 +67,14 @@ def router(worker: Worker) -> APIRouter:
         worker.forget_old()
         seen = last_event_id(request)
         stream = worker.stream_of(job_id, owner_of(request))
+        if not stream.job.request.stored:
+            raise JobError(
+                ErrorCode.JOB_NOT_FOUND, "the events of this job are only for the request that made it"
+            )
         start = stream.job.place_after(seen)
         if not stream.job.live and start >= len(stream.job.events):
             return Response(status_code=204)
-        return JobStreamResponse(worker, stream, start)
+        return JobStreamResponse(worker, stream, start, follows=True)
 
     return routes
 

@@ -32,11 +32,13 @@ def encode(events: Sequence[Numbered], incarnation: str) -> bytes:
 
 
 class Readers:
-    """One reader of each of these jobs, while it is open. With a job's last reader the job is stopped."""
+    """One reader of each of these jobs, while it is open. When the reader whose request executes a job leaves, the job
+    is stopped; a follower's leaving stops nothing."""
 
-    def __init__(self, worker: Worker, streams: Sequence[JobStream]) -> None:
+    def __init__(self, worker: Worker, streams: Sequence[JobStream], *, follows: bool = False) -> None:
         self._worker = worker
         self._streams = streams
+        self._follows = follows
         self._joined: list[JobStream] = []
 
     def __enter__(self) -> Self:
@@ -61,7 +63,10 @@ class Readers:
     def close(self) -> None:
         """Leave them."""
         for stream in self._joined:
-            self._worker.reader_left(stream)
+            if self._follows:
+                stream.leave()
+            else:
+                self._worker.reader_left(stream)
         self._joined = []
 
 
@@ -78,20 +83,23 @@ async def _kept_alive(chunks: Chunks) -> AsyncIterator[bytes]:
 
 class ReaderResponse(EventSourceResponse):
     """One reader's answer. However it ends, also before its first byte, the reader is counted out: that is how a job
-    whose client went away is stopped.
+    whose client went away is stopped. A follower's going stops nothing.
 
     Whatever the jobs do, something is sent every `KEEP_ALIVE_SEC`: proxies on the way count bytes, not progress.
     """
 
-    def __init__(self, worker: Worker, streams: Sequence[JobStream], chunks: Chunks) -> None:
+    def __init__(
+        self, worker: Worker, streams: Sequence[JobStream], chunks: Chunks, *, follows: bool = False
+    ) -> None:
         """Join the jobs' readers.
 
         Args:
             worker: whose jobs they are.
             streams: those jobs.
             chunks: makes what is sent: whole events, or nothing when there is no event to send.
+            follows: whether the jobs are those of other requests.
         """
-        self._readers = Readers(worker, streams).__enter__()
+        self._readers = Readers(worker, streams, follows=follows).__enter__()
         super().__init__(
             _kept_alive(chunks),
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **named(streams)},
@@ -109,11 +117,11 @@ class ReaderResponse(EventSourceResponse):
 class JobStreamResponse(ReaderResponse):
     """One reader of one job's own events, from number `start` on."""
 
-    def __init__(self, worker: Worker, stream: JobStream, start: int = 0) -> None:
+    def __init__(self, worker: Worker, stream: JobStream, start: int = 0, *, follows: bool = False) -> None:
         def chunks(keep_alive: KeepAlive) -> AsyncIterator[bytes]:
             return self._chunks(stream.read(keep_alive, start), stream.job.incarnation)
 
-        super().__init__(worker, [stream], chunks)
+        super().__init__(worker, [stream], chunks, follows=follows)
 
     @staticmethod
     async def _chunks(batches: AsyncIterator[Sequence[Numbered]], incarnation: str) -> AsyncIterator[bytes]:

@@ -57,4 +57,4 @@ class Sequence:
             return [TokenOut(run, token, text)], EndOfRun(run, "stop_sequence", 0, 0)
         if self.generated >= self.run.max_tokens:
             return [TokenOut(run, token, text + self._text.finish())], EndOfRun(run, "length", 0, 0)
-        return [TokenOut(run, token, text)], None
+        return [TokenOut(run, token, text, self._text.held)], None

@@ -38,6 +38,11 @@ class TextAssembler:
             return ""
         return self._release(len(self._held))
 
+    @property
+    def held(self) -> str:
+        """Text that is held back now: a stop sequence may begin with it."""
+        return self._held
+
     def _release(self, length: int) -> str:
         text, self._held = self._held[:length], self._held[length:]
         return text

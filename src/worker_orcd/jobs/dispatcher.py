@@ -298,10 +298,10 @@ class Dispatcher:
         job.start(now, engine.model)
         return Run(job)
 
-    def token(self, run: int, token: int | None, text: str, now: Moment) -> Job | None:
+    def token(self, run: int, token: int | None, text: str, now: Moment, held: str = "") -> Job | None:
         """The engine reports a token. Returns the job whose readers have something new."""
         job = self.tracker.by_run(run)
-        return job if job is not None and job.token(now, token, text) else None
+        return job if job is not None and job.token(now, token, text, held) else None
 
     def progress(self, run: int, prompt_processed: int) -> None:
         """The engine has read so many prompt tokens of a job."""

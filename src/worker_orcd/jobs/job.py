@@ -80,6 +80,8 @@ class Job:
     """Ids of the tokens told so far."""
     tokens_out: int = 0
     """How many they are; stays when the ids are let go."""
+    held: str = ""
+    """Text of these tokens that the engine holds back, as a stop sequence may begin with it."""
     _events: list[Event] = field(default_factory=list)
     _ended_events: EndedEvents | None = None
     started_at: float | None = None
@@ -168,8 +170,8 @@ class Job:
             self.started_at = now.mono
             self._events.append(Started(self.job_id, model, rfc3339(now.unix), self.seed))
 
-    def token(self, now: Moment, token: int | None, text: str) -> bool:
-        """The engine reports a token (None: only text that was held back to the end).
+    def token(self, now: Moment, token: int | None, text: str, held: str = "") -> bool:
+        """The engine reports a token (None: only text that was held back to the end), and what it holds back now.
 
         Returns:
             Whether it is told; what arrives after a stop is not.
@@ -183,6 +185,7 @@ class Job:
         self.deaths = 0
         self.last_token_at = now.mono
         self._events.append(Token(text, self.tokens_out))
+        self.held = held
         if token is not None:
             self.tokens.append(token)
             self.tokens_out += 1
@@ -244,6 +247,10 @@ class Job:
         state = following(self.state, trigger)
         stop = self.stop.stop
         self.prompt_processed = max(self.prompt_processed, freed.prompt_processed)
+        if self.held:
+            # Nothing follows that could complete a stop sequence: the text is certain.
+            self._events.append(Token(self.held, self.tokens_out))
+            self.held = ""
         if stop is not None:
             self._events.append(self._stopped_by(stop))
             self.receipt = self._receipt(stop, freed, terminal_at=now)

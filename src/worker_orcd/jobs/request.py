@@ -115,8 +115,8 @@ class JobRequest(Body):
     )
     on_disconnect: Literal["cancel", "continue"] = Field(
         default="cancel",
-        description="what happens when the last reader leaves: the job is cancelled, or it goes on and its stream can "
-        "be picked up again",
+        description="what happens when this request's connection is closed: the job is cancelled, or it goes on and "
+        "its stream can be picked up again",
     )
     group: JobId | None = Field(default=None, description="jobs of one group can be cancelled together")
 
@@ -151,6 +151,11 @@ class JobRequest(Body):
     def without_prompt(self) -> Self:
         """This request, as far as it is kept when its job has ended."""
         return self.model_copy(update={"prompt": "", "stop": ()})
+
+    @property
+    def stored(self) -> bool:
+        """Whether what the job says may be had by other requests than this one."""
+        return True
 
     @property
     def kept_bytes(self) -> int:

@@ -75,8 +75,9 @@ class JobTracker:
         self._forget(job.key)
         self._records[job.key] = (now.mono, job.record())
         job.let_go()
-        self._whole[job.key] = job
-        self._kept_bytes += job.kept_bytes
+        if job.request.stored:
+            self._whole[job.key] = job
+            self._kept_bytes += job.kept_bytes
         while self._kept_bytes > self._keep_bytes:
             self._forget_events(next(iter(self._whole)))
         self.forget_old(now)

@@ -291,7 +291,7 @@ class Timeout(_ToldOfJob):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disconnect(_ToldOfJob):
-    """A job's last reader left."""
+    """The client of a job left."""
 
     name: ClassVar = "disconnect"
     sentences: ClassVar = {

@@ -179,12 +179,14 @@ class Refused(Message, frozen=True):
 class TokenOut(msgspec.Struct, frozen=True, array_like=True):
     """One token of a run and the text that became certain with it.
 
-    `token` is None when only text comes out that was held back until the end.
+    `token` is None when only text comes out that was held back until the end. `held` is all text that is held back
+    after this token: it goes out if the run does not go on.
     """
 
     run: int
     token: int | None
     text: str
+    held: str = ""
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True):

@@ -63,7 +63,7 @@ class Books:
 class Worker:
     """One model's worker. Everything happens on one asyncio loop; nothing here blocks."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # all that is known of a worker before it starts
         self,
         policy: Policy,
         launch: Launch,
@@ -72,13 +72,15 @@ class Worker:
         worker_id: str,
         model_path: str,
         model_names: ModelNames | None = None,
+        epoch: str = "",
     ) -> None:
-        """Hold the model of this file, by these names; without any, by the file's."""
+        """Hold the model of this file, by these names; without any, by the file's. `epoch` names this start of the
+        worker in the incarnations of its jobs; left out, it is drawn."""
         self.worker_id = worker_id
         self.started_at = time.monotonic()
         self.started_unix = time.time()
         self.dispatcher = Dispatcher(
-            policy.ceilings, policy.max_queue, policy.cancel_memory_sec, epoch=secrets.token_hex(5)
+            policy.ceilings, policy.max_queue, policy.cancel_memory_sec, epoch=epoch or secrets.token_hex(5)
         )
         self.supervisor = Supervisor(launch, self, policy.cancel_deadline_sec)
         self.metrics = Metrics()
@@ -240,10 +242,13 @@ class Worker:
         raise JobError(ErrorCode.JOB_NOT_FOUND, "no job with this id is live or remembered")
 
     def reader_left(self, stream: JobStream) -> None:
-        """A reader of a job is gone. With the last one the job is stopped, if it is not to go on without."""
+        """The connection that executes a job is closed: the job is stopped, if it is not to go on without it.
+
+        A follower's leaving (`JobStream.leave`) stops nothing.
+        """
         stream.leave()
         job = stream.job
-        if stream.readers > 0 or not job.live:
+        if not job.live:
             return
         if not job.stop:
             self._story.reader_left(job)
@@ -387,7 +392,7 @@ class Worker:
         """Whether it is a token that was told."""
         stream = self._streams.get(out.run)
         last_token_at = stream.job.last_token_at if stream else None
-        job = self.dispatcher.token(out.run, out.token, out.text, now)
+        job = self.dispatcher.token(out.run, out.token, out.text, now, out.held)
         if job is None:
             return False
         if last_token_at is None:

@@ -82,7 +82,7 @@ def router(worker: Worker) -> APIRouter:
         after = whole_number(request.query_params.get("starting_after"), "starting_after")
         if request.query_params.get("stream") == "true":
             teller = Teller(stream.job, model, after)
-            return ReaderResponse(worker, [stream], partial(_frames, stream, teller))
+            return ReaderResponse(worker, [stream], partial(_frames, stream, teller), follows=True)
         return JSONResponse(response_of(stream.job, model), headers=named([stream]))
 
     @routes.post(
@@ -101,16 +101,19 @@ def router(worker: Worker) -> APIRouter:
             await worker.receipts(
                 [response_id], owner_of(request), worker.policy.cancel_deadline_sec + CANCEL_MARGIN_SEC
             )
-        model = model_of(worker, _asked(stream.job).model)
-        return JSONResponse(response_of(stream.job, model), headers=named([stream]))
+        asked = _asked(stream.job)
+        answer = response_of(stream.job, model_of(worker, asked.model), with_output=asked.stored)
+        return JSONResponse(answer, headers=named([stream]))
 
     return routes
 
 
-def response_of(job: Job, model: str) -> dict[str, Any]:
+def response_of(job: Job, model: str, *, with_output: bool = True) -> dict[str, Any]:
     """The response object, as the job is now."""
     said = text_of(job)
     status = _status(job)
+    if not with_output:
+        return {**_head(job, model, status), "output": []}
     begun = status in ("completed", "incomplete") or (bool(said) and not job.live)
     return {**_head(job, model, status), "output": [_item(job, said, status)] if begun else []}
 

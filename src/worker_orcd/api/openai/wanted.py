@@ -327,6 +327,11 @@ class ResponseJob(OpenAIJob):
         return super().without_prompt().model_copy(update={"asked": asked})
 
     @property
+    def stored(self) -> bool:
+        """As `store` says."""
+        return self.asked.stored
+
+    @property
     def kept_bytes(self) -> int:
         """Of its instructions and metadata; strings of wide characters have four for each."""
         metadata = self.asked.metadata or {}
