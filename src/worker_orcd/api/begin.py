@@ -1,6 +1,7 @@
 """Take jobs in for one request: all of them or none."""
 
 import asyncio
+import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -69,8 +70,9 @@ async def begin(
 
 async def _measured(worker: Worker, streams: Sequence[JobStream]) -> None:
     try:
+        until = time.monotonic() + MEASURE_PATIENCE_SEC
         for stream in streams:
-            await worker.measured(stream, MEASURE_PATIENCE_SEC)
+            await worker.measured(stream, until - time.monotonic())
     except JobError as end:
         raise EndedAlready(end) from end
 

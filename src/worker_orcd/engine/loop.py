@@ -391,10 +391,5 @@ class EngineLoop:
         return self._failed(key, "CUDA_ERROR", f"{device} failed during the computation")
 
     def _failed(self, key: int, code: str, message: str) -> EndOfRun:
-        run = self._sequences[key].run
-        self._narrator.tell(
-            narration.Error(code=code, message=message, job_id=run.job_id),
-            correlation_id=run.correlation_id,
-            owner=run.owner,
-        )
+        """End a run by an error. The front narrates it, as every job's end."""
         return self._end(EndOfRun(key, None, 0, 0, code, message))
