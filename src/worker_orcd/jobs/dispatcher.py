@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import count
 
+from worker_orcd.jobs.deadlines import Deadlines
 from worker_orcd.jobs.effects import Effect, Ended, Halt, Prepare, Run
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import StopReason as EndReason
@@ -68,6 +69,11 @@ class Dispatcher:
         self._engine: ReadyEngine | None = None
         self._stopping_together = False
         self._runs = count(1)
+        self._deadlines = Deadlines()
+        self._uncounted: dict[int, Job] = {}
+        """Waiting jobs whose prompts the engine has not been given to count, in order."""
+        self._suspects: dict[int, Job] = {}
+        """Jobs that `SUSPECT_DEATHS` engines died with; those that a token has cleared since may still be here."""
         self._preparing: dict[int, None] = {}
         """Runs whose prompts the engine has been given to count, in order; of jobs that have ended meanwhile, too."""
 
@@ -117,6 +123,8 @@ class Dispatcher:
         self.tracker.register(job)
         self._refused.accepted(job.key)
         self.queue.append(job)
+        self._uncounted[job.run] = job
+        self._deadlines.add(job, len(self.tracker))
         if retry_of is None:
             self._cancelled.use(job.key)
         if cancel is None:
@@ -173,7 +181,7 @@ class Dispatcher:
 
     def expire(self, now: Moment) -> tuple[list[Job], list[Effect]]:
         """Stop the jobs whose deadline has passed; returns them too, for the telling."""
-        late = [job for job in self.tracker if job.deadline <= now.mono and not job.stop]
+        late = list(self._deadlines.passed(now.mono))
         reason = StopReason.TIMEOUT
         effects = self._stop_together(
             [(job, Stop(reason, now.mono, job.correlation_id)) for job in late], now
@@ -192,7 +200,7 @@ class Dispatcher:
 
     def next_deadline(self) -> float | None:
         """When `expire` has something to do next."""
-        return min((job.deadline for job in self.tracker if not job.stop), default=None)
+        return self._deadlines.next()
 
     def give_up(self, job: Job, now: Moment) -> list[Effect]:
         """End a job whose stop could not be confirmed in time by anybody."""
@@ -210,6 +218,8 @@ class Dispatcher:
         self._engine = engine
         for job in self.queue:
             job.phase = self._waiting_phase()
+        # The engine before may have been given prompts that it has not counted.
+        self._uncounted = {job.run: job for job in self.queue if job.prompt_tokens is None}
         return self.go_on(now)
 
     def engine_lost(self, why: str, now: Moment) -> list[Effect]:
@@ -231,6 +241,8 @@ class Dispatcher:
             if was_running:
                 self.queue.put_back(job)
             job.deaths += was_running or job is reading
+            if job.deaths >= SUSPECT_DEATHS:
+                self._suspects[job.run] = job
             if job.deaths >= POISON_DEATHS:
                 message = f"The engine died {job.deaths} times with this job, at last because {why}"
                 effects += self._failed(
@@ -275,14 +287,12 @@ class Dispatcher:
         engine = self._engine
         if engine is None or self._stopping_together:
             return []
-        suspect = next((job for job in self.tracker if job.deaths >= SUSPECT_DEATHS), None)
+        suspect = self._suspect()
         effects: list[Effect] = []
-        for job in self.queue if suspect is None else (suspect,):
-            if len(self._preparing) >= MOST_PREPARING:
-                break
-            if job.prompt_tokens is None and job.run not in self._preparing:
-                self._preparing[job.run] = None
-                effects.append(Prepare(job))
+        while (job := self._next_uncounted(suspect)) and len(self._preparing) < MOST_PREPARING:
+            del self._uncounted[job.run]
+            self._preparing[job.run] = None
+            effects.append(Prepare(job))
         if suspect is None:
             while head := self.queue.next_to_run(engine.capacity):
                 effects.append(self._started(head, engine, now))
@@ -293,6 +303,20 @@ class Dispatcher:
         ):
             effects.append(self._started(suspect, engine, now))
         return effects
+
+    def _suspect(self) -> Job | None:
+        """The oldest job that is suspected of killing engines."""
+        for run in [
+            run for run, job in self._suspects.items() if not job.live or job.deaths < SUSPECT_DEATHS
+        ]:
+            del self._suspects[run]
+        return self._suspects[min(self._suspects)] if self._suspects else None
+
+    def _next_uncounted(self, suspect: Job | None) -> Job | None:
+        """The job whose prompt is to be counted next; while there is a suspect, only its own."""
+        if suspect is not None:
+            return self._uncounted.get(suspect.run)
+        return next(iter(self._uncounted.values()), None)
 
     def _started(self, job: Job, engine: ReadyEngine, now: Moment) -> Run:
         job.start(now, engine.model)
@@ -337,6 +361,7 @@ class Dispatcher:
 
     def _ended(self, job: Job, now: Moment) -> list[Effect]:
         self.queue.leave(job)
+        self._uncounted.pop(job.run, None)
         self.tracker.unregister(job, now)
         return [Ended(job), *self.go_on(now)]
 

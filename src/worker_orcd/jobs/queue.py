@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
 from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
 from worker_orcd.jobs.job import Job
@@ -95,7 +96,8 @@ class JobQueue:
     def put_back(self, job: Job) -> None:
         """Wait again, in front of everybody who came later."""
         self._inside.pop(job.run, None)
-        earlier = [run for run in self._waiting if run < job.run]
+        # Those that wait are in the order they came, so this looks at the earlier ones only.
+        earlier = list(takewhile(lambda run: run < job.run, self._waiting))
         self._waiting[job.run] = job
         for run in (job.run, *reversed(earlier)):
             self._waiting.move_to_end(run, last=False)

@@ -28,6 +28,8 @@ class JobTracker:
     ) -> None:
         self._live: dict[JobKey, Job] = {}
         self._by_run: dict[int, Job] = {}
+        self._groups: dict[tuple[str, str], dict[int, Job]] = {}
+        """Live jobs by owner and group."""
         self._records: OrderedDict[JobKey, tuple[float, dict[str, object]]] = OrderedDict()
         self._whole: OrderedDict[JobKey, Job] = OrderedDict()
         """Ended jobs whose events are kept."""
@@ -53,6 +55,8 @@ class JobTracker:
             raise JobError(ErrorCode.JOB_ID_IN_USE, "a live job has this job_id", param="job_id")
         self._live[job.key] = job
         self._by_run[job.run] = job
+        if job.request.group is not None:
+            self._groups.setdefault((job.owner, job.request.group), {})[job.run] = job
         return job.stop
 
     def cancel(self, job_id: str, stop: Stop, owner: str = "") -> bool:
@@ -72,6 +76,11 @@ class JobTracker:
             return
         del self._live[job.key]
         del self._by_run[job.run]
+        if job.request.group is not None:
+            members = self._groups[job.owner, job.request.group]
+            del members[job.run]
+            if not members:
+                del self._groups[job.owner, job.request.group]
         self._forget(job.key)
         self._records[job.key] = (now.mono, job.record())
         job.let_go()
@@ -88,7 +97,7 @@ class JobTracker:
 
     def in_group(self, group: str, owner: str = "") -> list[Job]:
         """The live jobs of exactly this group, oldest first."""
-        return [job for job in self if job.owner == owner and job.request.group == group]
+        return list(self._groups.get((owner, group), {}).values())
 
     def by_run(self, run: int) -> Job | None:
         """The live job that the engine knows as `run`."""

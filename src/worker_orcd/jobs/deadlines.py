@@ -1,0 +1,47 @@
+"""When which job's time is over: the next deadline without a look at every job."""
+
+import heapq
+from collections.abc import Iterable
+
+from worker_orcd.jobs.job import Job
+
+_SPARE = 64
+"""Entries of jobs that have ended are dropped when they are more than the live ones, and this many."""
+
+
+class Deadlines:
+    """The live jobs that nobody has stopped, by their deadlines.
+
+    A job that ends or is stopped leaves its entry behind; it is dropped when it comes first, or with many others.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Job]] = []
+
+    def __len__(self) -> int:
+        """Entries, those of ended jobs included."""
+        return len(self._heap)
+
+    def add(self, job: Job, live: int) -> None:
+        """A job is accepted; `live` is how many there are then."""
+        if len(self._heap) > 2 * live + _SPARE:
+            self._heap = [entry for entry in self._heap if _counts(entry[2])]
+            heapq.heapify(self._heap)
+        heapq.heappush(self._heap, (job.deadline, job.run, job))
+
+    def next(self) -> float | None:
+        """The earliest deadline."""
+        while self._heap and not _counts(self._heap[0][2]):
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def passed(self, now: float) -> Iterable[Job]:
+        """Take out the jobs whose deadline is not after `now`, oldest job first."""
+        late = []
+        while (at := self.next()) is not None and at <= now:
+            late.append(heapq.heappop(self._heap)[2])
+        return sorted(late, key=lambda job: job.run)
+
+
+def _counts(job: Job) -> bool:
+    return job.live and not job.stop

@@ -1,0 +1,99 @@
+"""What the core does for a step, a request or a cancel does not grow with the number of jobs that wait."""
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from tests.fakes import at, freed_at, queued_job, wish
+from tests.unit.test_dispatcher import PROMPT, dispatcher, running, submitted
+from worker_orcd.jobs.deadlines import Deadlines
+from worker_orcd.jobs.dispatcher import Dispatcher
+from worker_orcd.jobs.queue import JobQueue
+from worker_orcd.jobs.tracker import JobTracker
+
+FEW, MANY = 30, 3000
+
+
+def crowded(waiting: int) -> Dispatcher:
+    """Two jobs run, so many wait, and eight prompts are being counted."""
+    it = dispatcher(max_queue=10_000)
+    for n in range(2):
+        running(it, f"running-{n}")
+    for n in range(waiting):
+        submitted(it, f"waiting-{n}", group=f"g-{n % 20}" if n < 20 else None)
+    return it
+
+
+def instructions(act: Callable[[], object]) -> int:
+    """How many bytecode instructions it takes."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal count
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def a_step(it: Dispatcher) -> None:
+    """Tokens come, somebody ends, the next one starts."""
+    it.token(1, 5, "a", at(3))
+    it.go_on(at(3))
+    it.finished(1, "stop", freed_at(3), at(3))
+
+
+def a_preemption(it: Dispatcher) -> None:
+    """The younger one waits again, in front of all."""
+    it.preempted(2)
+    it.go_on(at(3))
+
+
+ACTS: dict[str, Callable[[Dispatcher], object]] = {
+    "a step": a_step,
+    "a preemption": a_preemption,
+    "a request": lambda it: submitted(it, "new"),
+    "a prompt is counted": lambda it: it.prepared(3, PROMPT, at(3)),
+    "a cancel of one that waits": lambda it: it.stop("waiting-9", wish(seconds=3), at(3)),
+    "a cancel of a group": lambda it: it.stop_group("g-7", wish(seconds=3), at(3)),
+    "the next deadline": lambda it: it.next_deadline(),
+    "nobody is late": lambda it: it.expire(at(3)),
+}
+
+
+@pytest.mark.parametrize("what", ACTS)
+def test_no_act_of_the_core_looks_at_every_job(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--max-queue` allows 100,000: neither all that wait are copied, nor are more instructions run for more."""
+    few, many = crowded(FEW), crowded(MANY)
+
+    def whole(_: object) -> None:
+        raise AssertionError("all jobs are looked at")
+
+    monkeypatch.setattr(JobTracker, "__iter__", whole)
+    monkeypatch.setattr(JobQueue, "__iter__", whole)
+    took_few, took_many = (instructions(lambda it=it: ACTS[what](it)) for it in (few, many))  # type: ignore[misc]
+    assert took_many <= took_few + 50
+
+
+def test_deadlines_of_ended_jobs_do_not_pile_up() -> None:
+    """Thousands come and are cancelled while one waits for its long deadline."""
+    deadlines = Deadlines()
+    deadlines.add(queued_job("waits", run=1, timeout_sec=10), 1)
+    for run in range(2, 5000):
+        job = queued_job(f"job-{run}", run=run, timeout_sec=100)
+        deadlines.add(job, 2)
+        job.ask_to_stop(wish())
+    assert len(deadlines) < 200
+    assert deadlines.next() == 10
+    assert [job.job_id for job in deadlines.passed(10)] == ["waits"]
+    assert deadlines.next() is None
