@@ -18,8 +18,9 @@ DEEP = (
     "integration/test_observability.py",
     "integration/test_proxy.py",
     "integration/test_traces.py",
+    "models/test_worker.py",
 )
-"""Folders and files: programs of others, many faults, many jobs, the documentation's examples."""
+"""Folders and files: programs of others, many faults, many jobs, many models, the documentation's examples."""
 
 SERIAL = ("browser", "clients", "faults", "features", "real", "soak", "integration/test_disconnect.py")
 """Folders and files whose tests measure time, or start so much that another test beside them would be disturbed."""

@@ -70,6 +70,10 @@ class RecordedModel(LlamaModel):
         self.trim(0, 0)
         return rows
 
+    def lowest(self, sequence: int) -> int:
+        """The lowest position that llama.cpp still has of a sequence in every layer."""
+        return int(lib.llama_memory_seq_pos_min(self._memory, sequence))
+
     def free(self) -> None:
         """Give back its memory."""
         lib.llama_free(self._context)

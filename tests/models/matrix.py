@@ -34,7 +34,8 @@ class Case:
 CASES = (
     Case("llama", "attention", 2e-3),
     Case("llama-moe", "attention", 2e-3, exact=False),
-    Case("deepseek2", "attention", 2e-2, exact=False),
+    # Without experts: MLA's rounding is coarse enough to choose another expert now and then, also without an abort.
+    Case("deepseek2", "attention", 2e-2, exact=False, metadata={"deepseek2.leading_dense_block_count": 6}),
     Case("gemma3", "sliding window", 2e-2, metadata={"gemma3.attention.sliding_window": 32}),
     Case("gpt-oss", "sliding window", 2e-3, exact=False, metadata={"gpt-oss.attention.sliding_window": 32}),
     Case("mamba", "recurrent", 1e-6),
