@@ -1,5 +1,7 @@
 """The core's one face: which effects each fact has."""
 
+import re
+
 import pytest
 
 from tests.fakes import at, books_of, execute, freed_at, wish
@@ -597,7 +599,7 @@ def test_a_cancel_that_overtakes_its_job_wins_once() -> None:
     assert error_code(job) == "CANCELLED"
     assert job.receipt is not None
     assert (job.receipt.terminal_ms, job.receipt.cancel_correlation_id) == (0.0, "cor-cancel")
-    with pytest.raises(JobError, match="waiting"):
+    with pytest.raises(JobError, match="queue is full"):
         it.submit(execute(), "cor-2", at(3.5))
 
 
@@ -632,12 +634,35 @@ def test_an_id_whose_record_is_too_old_was_never_seen() -> None:
 
 def test_remembered_cancels_are_bounded() -> None:
     """The oldest go."""
-    remembered = RememberedCancels(5.0, most=3)
+    remembered = RememberedCancels(5.0, bound=3)
     for n in range(5):
         remembered.add(("", f"job-{n}"), wish(seconds=n / 10))
     assert len(remembered) == 3
     assert remembered.of(("", "job-1"), at(1)) is None
     assert remembered.of(("", "job-4"), at(1)) == wish(seconds=0.4)
+
+
+def test_cancels_of_one_owner_push_out_only_its_own() -> None:
+    """Anna's early cancel still wins after 10,200 cancels of Berta's for ids that nobody uses (G8, G9)."""
+    it = dispatcher()
+    it.stop("job-1", wish(), at(1), "anna")
+    for n in range(10_200):
+        it.stop(f"made-up-{n}", wish(), at(1.5), "berta")
+    assert len(it.remembered) == 10_000
+    job, _ = it.submit(execute(), "cor-1", at(2), "anna")
+    assert [event.name for event in job.events] == ["error"]
+
+
+def test_a_full_queue_does_not_say_how_many_wait() -> None:
+    """That would tell a tenant how busy the others are; and nor does an incarnation count their jobs."""
+    it = dispatcher(max_queue=2)
+    seen = [it.submit(execute(f"job-{n}"), "cor-1", at(1), "berta")[0].incarnation for n in range(2)]
+    with pytest.raises(JobError) as caught:
+        it.submit(execute(), "cor-1", at(1), "anna")
+    assert caught.value.code is ErrorCode.QUEUE_FULL
+    assert not any(character.isdigit() for character in caught.value.message)
+    assert len(set(seen)) == 2
+    assert all(re.fullmatch("[0-9a-f]{20}", one) for one in seen)
 
 
 def submitted_at(it: Dispatcher, seconds: float) -> Job:

@@ -1,4 +1,4 @@
-"""Ids of refused requests: bounded in number and age, for each owner by itself."""
+"""Ids of refused requests: bounded in number and age; no owner pushes out another's."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from worker_orcd.jobs.refused import RefusedRequests
 
 def test_the_latest_ids_of_each_owner_are_kept() -> None:
     """An owner whose requests are refused again and again pushes out its own only."""
-    refused = RefusedRequests(keep_sec=10, max_per_owner=3)
+    refused = RefusedRequests(keep_sec=10, bound=4)
     refused.add(("anna", "job-0"), at(0))
     for n in range(5):
         refused.add(("berta", f"job-{n}"), at(1))
@@ -20,7 +20,7 @@ def test_the_latest_ids_of_each_owner_are_kept() -> None:
 
 
 def test_an_id_is_forgotten_after_its_time_and_when_a_request_is_accepted() -> None:
-    """A refusal again begins its time anew; nothing is kept of an owner without ids."""
+    """A refusal again begins its time anew."""
     refused = RefusedRequests(keep_sec=10)
     for seconds in (0, 5):
         refused.add(("", "job-1"), at(seconds))
@@ -29,7 +29,7 @@ def test_an_id_is_forgotten_after_its_time_and_when_a_request_is_accepted() -> N
     assert not refused.has(("", "job-2"), at(7))
     assert refused.has(("", "job-1"), at(15))
     assert not refused.has(("", "job-1"), at(15.1))
-    assert (len(refused), refused._by_owner) == (0, {})
+    assert len(refused) == 0
 
 
 @pytest.mark.parametrize("code", [ErrorCode.DRAINING, ErrorCode.QUEUE_FULL])

@@ -266,3 +266,19 @@ def test_jobs_can_be_unregistered_while_they_are_walked() -> None:
         tracker.unregister(job, at(1))
     assert walked == ["job-0", "job-1", "job-2"]
     assert len(tracker) == 0
+
+
+def test_one_owners_jobs_push_out_only_its_own_records_and_events() -> None:
+    """Anna's jobs are kept for their five minutes, however many jobs Berta has end (G9, G10)."""
+    tracker = JobTracker(keep=10, keep_bytes=1000)
+    for owner, count in (("anna", 4), ("berta", 40)):
+        for n in range(count):
+            job = running_job(f"job-{n}", run=n + 1000 * (owner == "berta"))
+            job.owner = owner
+            tracker.register(job)
+            job.token(at(2), 5, "x" * 96)
+            job.finished(at(3), "stop", freed_at(3))
+            tracker.unregister(job, at(3))
+    assert [record["job_id"] for record in tracker.records("anna")] == ["job-3", "job-2", "job-1", "job-0"]
+    assert all(tracker.ended_job(f"job-{n}", "anna") is not None for n in range(4))
+    assert len(tracker.records("berta")) == 6

@@ -3,6 +3,7 @@
 Facts are what clients ask, what the engine reports and what time it is. Nothing here waits, sleeps or talks.
 """
 
+import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import count
@@ -54,9 +55,9 @@ class Dispatcher:
     def __init__(
         self, ceilings: Ceilings, max_queue: int, cancel_memory_sec: float = 5.0, *, epoch: str = "0"
     ) -> None:
-        """Begin without an engine. `epoch` names this start of the worker, so that incarnations are unique across
-        restarts."""
-        self._epoch = epoch
+        """Begin without an engine. `epoch` is a secret of this start of the worker, so that incarnations are unique
+        across restarts."""
+        self._epoch = epoch.encode()
         self.tracker = JobTracker()
         self.queue = JobQueue()
         self.remembered = RememberedCancels(cancel_memory_sec)
@@ -105,7 +106,7 @@ class Dispatcher:
         job = Job(
             request=request,
             run=run,
-            incarnation=f"{self._epoch}-{run}",
+            incarnation=self._incarnation(run),
             correlation_id=correlation_id,
             seed=request.seed_or_drawn(),
             timeout_sec=request.timeout_within(self._ceilings),
@@ -117,9 +118,8 @@ class Dispatcher:
         in_use = self.tracker.live(request.job_id, owner) is not None
         if len(self.queue) >= self._max_queue and not in_use and cancel is None:
             self.refused(request.job_id, now, owner)
-            raise JobError(
-                ErrorCode.QUEUE_FULL, f"{len(self.queue)} jobs are waiting already", retry_after_sec=1
-            )
+            # How many wait is the operator's to know: it tells a tenant how busy the others are.
+            raise JobError(ErrorCode.QUEUE_FULL, "the queue is full", retry_after_sec=1)
         self.tracker.register(job)
         self._refused.accepted(job.key)
         self.queue.append(job)
@@ -135,6 +135,10 @@ class Dispatcher:
         # It counts from where there was something to cancel.
         job.ask_to_stop(Stop(cancel.reason, now.mono, cancel.correlation_id))
         return job, self._ended(job, now)
+
+    def _incarnation(self, run: int) -> str:
+        """Unique, and opaque: the plain number would tell each tenant how many jobs the others start."""
+        return hashlib.blake2b(b"%d" % run, key=self._epoch, digest_size=10).hexdigest()
 
     def refused(self, job_id: str, now: Moment, owner: str = "") -> None:
         """A request with this id is refused, by whatever part of the worker."""

@@ -1,21 +1,20 @@
 """Cancels that overtook their `/execute`: kept for a few seconds, used once (contract, section 3)."""
 
-from collections import OrderedDict
-
+from worker_orcd.bounded import BoundedByOwner
 from worker_orcd.jobs.job import JobKey
 from worker_orcd.jobs.moment import Moment
 from worker_orcd.jobs.stops import Stop
 
-MOST_REMEMBERED = 10_000
+MAX_REMEMBERED = 10_000
 
 
 class RememberedCancels:
-    """The first cancel of each id that was never seen, for `keep_sec` seconds; of too many the oldest go."""
+    """The first cancel of each id that was never seen, for `keep_sec` seconds; of too many, the oldest of the owner
+    that has most are forgotten."""
 
-    def __init__(self, keep_sec: float, *, most: int = MOST_REMEMBERED) -> None:
+    def __init__(self, keep_sec: float, *, bound: int = MAX_REMEMBERED) -> None:
         self._keep_sec = keep_sec
-        self._most = most
-        self._stops: OrderedDict[JobKey, Stop] = OrderedDict()
+        self._stops: BoundedByOwner[str, Stop] = BoundedByOwner(bound)
 
     def __len__(self) -> int:
         return len(self._stops)
@@ -23,19 +22,18 @@ class RememberedCancels:
     def add(self, key: JobKey, stop: Stop) -> None:
         """Remember a cancel. A second one for the same id neither replaces the first nor makes it last longer."""
         self._forget_old(stop.accepted_at)
-        self._stops.setdefault(key, stop)
-        while len(self._stops) > self._most:
-            self._stops.popitem(last=False)
+        if self._stops.get(*key) is None:
+            self._stops.add(*key, stop)
 
     def of(self, key: JobKey, now: Moment) -> Stop | None:
         """The cancel that waits for this id, if one does."""
         self._forget_old(now.mono)
-        return self._stops.get(key)
+        return self._stops.get(*key)
 
     def use(self, key: JobKey) -> None:
-        """It has found its job."""
-        self._stops.pop(key, None)
+        """The cancel has found its job."""
+        self._stops.remove(*key)
 
     def _forget_old(self, now: float) -> None:
-        while self._stops and now - next(iter(self._stops.values())).accepted_at > self._keep_sec:
-            self._stops.popitem(last=False)
+        while (oldest := self._stops.oldest()) and now - oldest.value.accepted_at > self._keep_sec:
+            self._stops.remove(oldest.owner, oldest.name)

@@ -1,9 +1,10 @@
 """Who is there: live jobs by id, and a bounded memory of those that have ended."""
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import islice
+from typing import NamedTuple
 
+from worker_orcd.bounded import BoundedByOwner, Owner
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job, JobKey
 from worker_orcd.jobs.moment import Moment
@@ -12,7 +13,15 @@ from worker_orcd.jobs.stops import Stop, StopFlag
 RECORDS_KEPT = 10_000
 RECORDS_KEPT_SEC = 300.0
 KEPT_BYTES = 32 << 20
-"""Of what all ended jobs said together, some four million tokens. The oldest lose theirs first, their records stay."""
+"""Of the events of all ended jobs together, some four million tokens. Beyond that, jobs of the owner that keeps most
+lose theirs, the oldest first; their records stay."""
+
+
+class _Record(NamedTuple):
+    """What is shown of an ended job, and when it ended (monotonic seconds)."""
+
+    ended_at: float
+    shown: dict[str, object]
 
 
 class JobTracker:
@@ -20,7 +29,8 @@ class JobTracker:
 
     An id has at most one live job for each owner; without API keys all jobs are of the owner "". Of ended jobs the
     latest record of each id is kept for five minutes, at most 10,000 of them; its stream can be read again as long
-    as its events are kept.
+    as its events are kept. What is over a bound is taken from the owner that keeps most, so no owner's jobs push out
+    another's.
     """
 
     def __init__(
@@ -30,12 +40,9 @@ class JobTracker:
         self._by_run: dict[int, Job] = {}
         self._groups: dict[tuple[str, str], dict[int, Job]] = {}
         """Live jobs by owner and group."""
-        self._records: OrderedDict[JobKey, tuple[float, dict[str, object]]] = OrderedDict()
-        self._whole: OrderedDict[JobKey, Job] = OrderedDict()
+        self._records: BoundedByOwner[str, _Record] = BoundedByOwner(keep)
+        self._whole: BoundedByOwner[str, Job] = BoundedByOwner(keep_bytes)
         """Ended jobs whose events are kept."""
-        self._kept_bytes = 0
-        self._keep_bytes = keep_bytes
-        self._keep = keep
         self._keep_sec = keep_sec
 
     def __len__(self) -> int:
@@ -81,14 +88,13 @@ class JobTracker:
             del members[job.run]
             if not members:
                 del self._groups[job.owner, job.request.group]
-        self._forget(job.key)
-        self._records[job.key] = (now.mono, job.record())
+        self._forget(job.owner, job.job_id)
+        record = job.record()
         job.let_go()
         if job.request.stored:
-            self._whole[job.key] = job
-            self._kept_bytes += job.kept_bytes
-        while self._kept_bytes > self._keep_bytes:
-            self._forget_events(next(iter(self._whole)))
+            self._whole.add(job.owner, job.job_id, job, job.kept_bytes)
+        for lost in self._records.add(job.owner, job.job_id, _Record(now.mono, record)):
+            self._whole.remove(lost.owner, lost.name)
         self.forget_old(now)
 
     def live(self, job_id: str, owner: str = "") -> Job | None:
@@ -105,39 +111,31 @@ class JobTracker:
 
     def ended(self, job_id: str, owner: str = "") -> bool:
         """Whether the last use of this id is remembered as ended."""
-        return (owner, job_id) not in self._live and (owner, job_id) in self._records
+        return (owner, job_id) not in self._live and self._records.get(owner, job_id) is not None
 
     def ended_job(self, job_id: str, owner: str = "") -> Job | None:
         """The last job with this id that ended, while its events are kept."""
-        return self._whole.get((owner, job_id))
+        return self._whole.get(owner, job_id)
 
     def record(self, job_id: str, owner: str = "") -> dict[str, object] | None:
         """The record of the live job with this id, or else of the last one that ended."""
         job = self._live.get((owner, job_id))
         if job is not None:
             return job.record()
-        kept = self._records.get((owner, job_id))
-        return None if kept is None else kept[1]
+        kept = self._records.get(owner, job_id)
+        return None if kept is None else kept.shown
 
     def records(self, owner: str = "", limit: int = RECORDS_KEPT) -> list[dict[str, object]]:
         """An owner's records: live jobs oldest first, then ended ones, latest first, at most `limit` of these."""
         live = [job.record() for job in self if job.owner == owner]
-        ended = (record for (whose, _), (_, record) in reversed(self._records.items()) if whose == owner)
+        ended = (entry.value.shown for entry in reversed(self._records.of(owner)))
         return live + list(islice(ended, limit))
 
     def forget_old(self, now: Moment) -> None:
-        """Drop records that are too old or too many."""
-        while self._records:
-            _, (ended_at, _) = next(iter(self._records.items()))
-            if len(self._records) <= self._keep and now.mono - ended_at <= self._keep_sec:
-                return
-            self._forget(next(iter(self._records)))
+        """Drop records that are too old."""
+        while (oldest := self._records.oldest()) and now.mono - oldest.value.ended_at > self._keep_sec:
+            self._forget(oldest.owner, oldest.name)
 
-    def _forget(self, key: JobKey) -> None:
-        self._records.pop(key, None)
-        self._forget_events(key)
-
-    def _forget_events(self, key: JobKey) -> None:
-        job = self._whole.pop(key, None)
-        if job is not None:
-            self._kept_bytes -= job.kept_bytes
+    def _forget(self, owner: Owner, job_id: str) -> None:
+        self._records.remove(owner, job_id)
+        self._whole.remove(owner, job_id)

@@ -6,11 +6,15 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
+from worker_orcd.bounded import BoundedByOwner
+
 BACKLOG = 200
-"""Events that a new listener is told of what was before."""
-MOST_BEHIND = 1000
+"""Events of before that a new listener gets."""
+MAX_KEPT = 2000
+"""Events that are kept for listeners to come, of all tenants together."""
+MAX_BEHIND = 1000
 """A listener that is further behind loses the oldest."""
-MOST_LISTENERS = 32
+MAX_LISTENERS = 32
 
 Told = dict[str, str | int | float | bool | None]
 """One event, as it is written."""
@@ -28,7 +32,7 @@ class Listener:
 
     def __init__(self, owner: str, backlog: list[Heard]) -> None:
         self.owner = owner
-        self._waiting: deque[Heard] = deque(backlog, maxlen=MOST_BEHIND)
+        self._waiting: deque[Heard] = deque(backlog, maxlen=MAX_BEHIND)
         self._news = asyncio.Event()
         self._closed = False
 
@@ -60,44 +64,48 @@ class Listener:
 
 
 class Audience:
-    """All who listen, and what was told lately."""
+    """The listeners, and the latest events. Both are bounded; what is over is taken from the owner that has most."""
 
     def __init__(self) -> None:
-        self._backlog: deque[tuple[str | None, Heard]] = deque(maxlen=BACKLOG)
-        self._listeners: set[Listener] = set()
+        self._kept: BoundedByOwner[str, Heard] = BoundedByOwner(MAX_KEPT)
+        self._listeners: BoundedByOwner[Listener, Listener] = BoundedByOwner(MAX_LISTENERS)
         self._closed = False
 
     def tell(self, event: Told, owner: str | None) -> None:
         """An event; `owner` is whose request it belongs to, None is nobody's in particular."""
         heard = Heard(secrets.token_hex(6), event)
-        self._backlog.append((owner, heard))
+        self._kept.add(owner, heard.mark, heard)
         for listener in self._listeners:
             if owner in (None, listener.owner):
-                listener.hear(heard)
+                listener.value.hear(heard)
 
     def join(self, owner: str, after: str | None = None) -> Listener | None:
-        """One more listener; None if there are too many.
+        """Add a listener; None if there are too many and no other owner has more of them than this one.
+
+        A listener that is one too many takes the place of the oldest one of the owner that has most.
 
         Args:
             owner: who listens.
-            after: the mark of what was heard last. Without it, or if it is not known any more, all is told that is.
+            after: the mark of the last event that the client has. Without it, or if it is not kept any more, the
+                listener gets the latest `BACKLOG` events.
         """
-        if len(self._listeners) >= MOST_LISTENERS:
+        if self._listeners.is_full_for(owner):
             return None
-        backlog = [heard for whose, heard in self._backlog if whose in (None, owner)]
+        backlog = [entry.value for entry in self._kept if entry.owner in (None, owner)]
         known = [place for place, heard in enumerate(backlog, start=1) if heard.mark == after]
-        listener = Listener(owner, backlog[known[0] :] if known else backlog)
+        listener = Listener(owner, backlog[known[0] :] if known else backlog[-BACKLOG:])
         if self._closed:
             listener.close()
-        self._listeners.add(listener)
+        for replaced in self._listeners.add(owner, listener, listener):
+            replaced.value.close()
         return listener
 
     def leave(self, listener: Listener) -> None:
-        """It listens no more."""
-        self._listeners.discard(listener)
+        """Remove a listener."""
+        self._listeners.remove(listener.owner, listener)
 
     def close(self) -> None:
-        """Nothing more is told: everybody may go."""
+        """End every listener's stream, and those of listeners to come."""
         self._closed = True
         for listener in self._listeners:
-            listener.close()
+            listener.value.close()

@@ -80,7 +80,7 @@ class Worker:
         self.started_at = time.monotonic()
         self.started_unix = time.time()
         self.dispatcher = Dispatcher(
-            policy.ceilings, policy.max_queue, policy.cancel_memory_sec, epoch=epoch or secrets.token_hex(5)
+            policy.ceilings, policy.max_queue, policy.cancel_memory_sec, epoch=epoch or secrets.token_hex(16)
         )
         self.supervisor = Supervisor(launch, self, policy.cancel_deadline_sec)
         self.metrics = Metrics()
