@@ -290,7 +290,9 @@ def test_a_reader_that_takes_nothing_is_dropped_and_slows_nobody() -> None:
 @pytest.mark.parametrize("tokens", [20, 1600, 2300])
 def test_a_reader_that_takes_nothing_of_what_the_buffers_hold_is_dropped_too(tokens: int) -> None:
     """Also after the job's end, and if all of it fits in the kernel's buffer."""
-    with running_worker(env={"WORKER_ORCD_TEST_STALL_SEC": "0.5"}, max_tokens_out=8000) as worker:
+    # What the client's kernel has taken is an idle connection to the worker, and closed as such.
+    env = {"WORKER_ORCD_TEST_STALL_SEC": "0.5"}
+    with running_worker(env=env, max_tokens_out=8000, keep_alive_sec=3) as worker:
         job_id = fresh_id("stalled")
         with stalled_client(worker, job_id, prompt=script(token_ms=0.3), max_tokens=tokens) as client:
             port = client.getsockname()[1]
