@@ -244,6 +244,14 @@ def test_metrics_count_what_happened(worker: RunningWorker) -> None:
         assert 0 <= grown("worker_cancel_latency_seconds_sum", **labels) < 1
 
 
+def test_a_failed_step_is_not_counted_as_done(worker: RunningWorker) -> None:
+    """It is a step of its own kind."""
+    failed = ("worker_engine_steps_total", (("outcome", "failed"),))
+    before = _metrics(worker)[failed]
+    worker.execute(fresh_id(), script(fail_at=1)).finished()
+    assert _metrics(worker)[failed] == before + 1
+
+
 def test_metrics_have_the_gauges_of_health(worker: RunningWorker) -> None:
     """Running, queued and KV use; every name has the prefix."""
     stream = worker.execute(fresh_id(), ENDLESS).tokens_seen(1)

@@ -665,6 +665,24 @@ def test_a_run_alone_that_finds_no_room_fails(loop: HandLoop) -> None:
     assert [(end.run, end.error_code) for end in loop.steps[-1].ended] == [(1, "INTERNAL")]
 
 
+@pytest.mark.parametrize(
+    ("outcome", "reported"),
+    [
+        (Outcome.DONE, "done"),
+        (Outcome.NO_ROOM, "no_room"),
+        (Outcome.NO_MEMORY, "failed"),
+        (Outcome.FAILED, "failed"),
+    ],
+)
+def test_a_report_says_how_its_step_ended(loop: HandLoop, outcome: Outcome, reported: str) -> None:
+    """A step that failed or found no room has not been done."""
+    loop.post(run_message(1, max_tokens=9), run_message(2, max_tokens=9))
+    in_decode(loop, 1, 2)
+    loop.model.next_outcome = outcome
+    loop.turn()
+    assert loop.steps[-1].outcome == reported
+
+
 def test_a_ping_is_answered_between_two_steps(loop: HandLoop) -> None:
     """With or without something to compute."""
     loop.post(Ping())

@@ -50,7 +50,7 @@ FROM_ENGINE: list[messages.FromEngine] = [
         99,
         3,
         25.0,
-        True,
+        "aborted",
         (4, 5),
     ),
     messages.Pong(),

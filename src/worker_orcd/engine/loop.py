@@ -13,7 +13,7 @@ import msgspec
 
 from worker_orcd import narration
 from worker_orcd.engine.audit import Difference, differences
-from worker_orcd.engine.model import Arming, Batch, Model, Outcome
+from worker_orcd.engine.model import REPORTED, Arming, Batch, Model, Outcome
 from worker_orcd.engine.parts import Part, StepResult, parts_of, runs_of
 from worker_orcd.engine.planner import MAX_ROWS, TILE_ROWS, CostEstimate, Pending, Plan, plan_step
 from worker_orcd.engine.recovery import Recovery
@@ -266,7 +266,7 @@ class EngineLoop:
                 cells_used=cells,
                 sequences_used=sequences,
                 next_ms=self.next_ms,
-                aborted=result.outcome is Outcome.ABORTED,
+                outcome=REPORTED[result.outcome],
                 preempted=tuple(preempted),
             )
         )

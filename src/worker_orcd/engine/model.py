@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Literal, Protocol
 
-from worker_orcd.protocol.messages import Ready, Sampling, Template
+from worker_orcd.protocol.messages import Ready, Sampling, StepOutcome, Template
 
 
 class ModelLoadError(Exception):
@@ -45,6 +45,16 @@ class Outcome(Enum):
     """The device had no memory left for the step."""
     FAILED = "failed"
     """The device or backend failed."""
+
+
+REPORTED: dict[Outcome, StepOutcome] = {
+    Outcome.DONE: "done",
+    Outcome.ABORTED: "aborted",
+    Outcome.NO_ROOM: "no_room",
+    Outcome.NO_MEMORY: "failed",
+    Outcome.FAILED: "failed",
+}
+"""Outcomes as `Step` reports them."""
 
 
 MemoryKind = Literal["attention", "sliding window", "recurrent", "hybrid"]

@@ -210,6 +210,10 @@ class EndOfRun(msgspec.Struct, frozen=True, array_like=True):
     error_message: str = ""
 
 
+StepOutcome = Literal["done", "aborted", "no_room", "failed"]
+"""How a step ended: computed, ended by an interrupt, without free KV cells for it, or by a fault of the device."""
+
+
 class Step(Message, frozen=True):
     """Everything that one step brought, in order: tokens, then progress, then ends.
 
@@ -219,8 +223,8 @@ class Step(Message, frozen=True):
         sequences_used: sequences in use.
         next_ms: how long the next step is predicted to take, as the runs are now; with none left, the first step of a
             long prompt.
-        aborted: whether an interrupt ended it. The runs that the step brings nothing of are computed again; with
-            `exact` a step may have brought others something before.
+        outcome: how it ended. After any but `done` the runs that the step brings nothing of are computed again, or are
+            in `ended` or `preempted`; with `exact` a step may have brought others something before.
         preempted: runs that were put out because the others need their cells. They hold nothing any more.
     """
 
@@ -231,8 +235,13 @@ class Step(Message, frozen=True):
     cells_used: int
     sequences_used: int
     next_ms: float
-    aborted: bool = False
+    outcome: StepOutcome = "done"
     preempted: tuple[int, ...] = ()
+
+    @property
+    def aborted(self) -> bool:
+        """Whether an interrupt ended it."""
+        return self.outcome == "aborted"
 
 
 class Stopped(Message, frozen=True):

@@ -21,6 +21,7 @@ from worker_orcd.jobs.events import End, StopReason as EndReason, Terminal
 from worker_orcd.jobs.job import Job, Phase
 from worker_orcd.jobs.receipt import Receipt
 from worker_orcd.jobs.stops import StopReason
+from worker_orcd.protocol.messages import StepOutcome
 
 # Fine enough for a GPU that decodes a token in a millisecond, wide enough for a CPU that takes seconds, and with an
 # edge at each promise: 20 ms, 100 ms and 5 s (guarantees, G1 and G5).
@@ -28,7 +29,7 @@ _STEP = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0
 _JOB = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 _STAGES = ("stopped", "freed", "terminal")
-_STEP_OUTCOMES = ("done", "aborted")
+_STEP_OUTCOMES: tuple[str, ...] = get_args(StepOutcome)
 _FAILURES = (
     ErrorCode.INVALID_REQUEST,
     ErrorCode.ENGINE_LOST,

@@ -362,7 +362,7 @@ class Worker:
     def _step(self, step: messages.Step, now: Moment) -> None:
         """Everything that one step brought: the front's only work per token is in here."""
         self.books = Books(step.cells_used, step.sequences_used)
-        self.metrics.steps.labels("aborted" if step.aborted else "done").inc()
+        self.metrics.steps.labels(step.outcome).inc()
         self.metrics.step_seconds.observe(step.duration_ms / 1000)
         for progress in step.progress:
             self.dispatcher.progress(progress.run, progress.prompt_processed)
