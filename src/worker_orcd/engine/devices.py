@@ -17,10 +17,25 @@ _GPU_TYPES = (1, 2)
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A place to compute. `used_bytes` tells its memory that is in use since it was chosen; 0 for the CPU."""
+    """A place to compute.
+
+    Attributes:
+        used_bytes: tells its memory that is in use since it was chosen; 0 for the CPU.
+        handle: ggml's `ggml_backend_dev_t`; None for the CPU.
+    """
 
     name: str
     used_bytes: Callable[[], int]
+    handle: int | None = None
+
+    def as_list(self) -> "ctypes.Array[ctypes.c_void_p]":
+        """What llama.cpp takes as `devices`: the GPUs to use and no other, ended by NULL.
+
+        Left to itself, llama.cpp has a list of its own, in which integrated GPUs come last or not at all, so that the
+        same index may mean another GPU.
+        """
+        handles = () if self.handle is None else (self.handle,)
+        return (ctypes.c_void_p * (len(handles) + 1))(*handles, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +46,8 @@ class GpuMemory:
     total: int
 
 
-def choose(lib: Any, gpu_device: int | None, model_path: Path) -> Device:
-    """The device that was asked for.
+def choose(lib: Any, gpu_device: int | None, model_path: Path, ggml: Any = None) -> Device:
+    """The device that was asked for: `gpu_device` counts ggml's GPUs, integrated ones included.
 
     Raises:
         ModelLoadError: this build cannot offload, or there is no such GPU (`MODEL_LOAD_FAILED`); the weights
@@ -45,12 +60,12 @@ def choose(lib: Any, gpu_device: int | None, model_path: Path) -> Device:
             f"--gpu-device {gpu_device}: required a llama.cpp build with GPU support, available is a CPU-only build "
             "(docs/gpu.md says how to build one)"
         )
-    gpus = _gpus(lib)
+    gpus = _gpus(ggml or _load_ggml(lib))
     if gpu_device >= len(gpus):
         raise ModelLoadError(
             f"--gpu-device {gpu_device}: required GPU {gpu_device}, available are {len(gpus)} GPUs"
         )
-    name, memory = gpus[gpu_device]
+    handle, name, memory = gpus[gpu_device]
     before = memory()
     weights = model_path.stat().st_size
     if weights > before.free:
@@ -59,11 +74,10 @@ def choose(lib: Any, gpu_device: int | None, model_path: Path) -> Device:
             f"available {before.free} of {before.total} bytes on {name}",
             "INSUFFICIENT_VRAM",
         )
-    return Device(name, lambda: max(0, before.free - memory().free))
+    return Device(name, lambda: max(0, before.free - memory().free), handle)
 
 
-def _gpus(lib: Any) -> list[tuple[str, Callable[[], GpuMemory]]]:
-    """GPUs in ggml's order, each with a way to ask for its memory."""
+def _load_ggml(lib: Any) -> Any:
     ggml = ctypes.CDLL(str(Path(lib.__file__).parent / "lib" / "libggml.so"))
     ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
     ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
@@ -72,6 +86,11 @@ def _gpus(lib: Any) -> list[tuple[str, Callable[[], GpuMemory]]]:
     ggml.ggml_backend_dev_name.argtypes = [ctypes.c_void_p]
     ggml.ggml_backend_dev_name.restype = ctypes.c_char_p
     ggml.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+    return ggml
+
+
+def _gpus(ggml: Any) -> list[tuple[int, str, Callable[[], GpuMemory]]]:
+    """GPUs in ggml's order: handle, name, and a way to ask for its memory."""
 
     def memory_of(device: int) -> Callable[[], GpuMemory]:
         def ask() -> GpuMemory:
@@ -83,7 +102,7 @@ def _gpus(lib: Any) -> list[tuple[str, Callable[[], GpuMemory]]]:
 
     devices = [ggml.ggml_backend_dev_get(index) for index in range(ggml.ggml_backend_dev_count())]
     return [
-        (ggml.ggml_backend_dev_name(device).decode(), memory_of(device))
+        (device, ggml.ggml_backend_dev_name(device).decode(), memory_of(device))
         for device in devices
         if ggml.ggml_backend_dev_type(device) in _GPU_TYPES
     ]

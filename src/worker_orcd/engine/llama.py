@@ -62,7 +62,7 @@ class LlamaModel:
         self._complaints = _Complaints()
         lib.llama_backend_init()
         device = devices.choose(lib, load.gpu_device, Path(load.model_path))
-        self._model = self._load_model(load, progress)
+        self._model = self._load_model(load, device, progress)
         self._vocab = lib.llama_model_get_vocab(self._model)
         self._context = self._make_context(load)
         self._memory = lib.llama_get_memory(self._context)
@@ -254,11 +254,13 @@ class LlamaModel:
 
     # Loading.
 
-    def _load_model(self, load: Load, progress: Callable[[float], None]) -> Any:
+    def _load_model(self, load: Load, device: devices.Device, progress: Callable[[float], None]) -> Any:
         params = lib.llama_model_default_params()
         params.n_gpu_layers = 0 if load.gpu_device is None else 2**31 - 1
         params.split_mode = lib.LLAMA_SPLIT_MODE_NONE
-        params.main_gpu = load.gpu_device or 0
+        gpus = device.as_list()
+        params.devices = ctypes.cast(gpus, ctypes.c_void_p)
+        params.main_gpu = 0
 
         def loaded(part: float, _user_data: object) -> bool:
             progress(min(99.0, part * 100))  # The context comes after it.
