@@ -83,9 +83,11 @@ class RecordedModel(LlamaModel):
 class TinyEngine:
     """The loop around a recorded model, turned by hand, and all that it sent."""
 
-    def __init__(self, path: Path, *, exact: bool = False, parallel: int = 6, cells: int = 4096) -> None:
+    def __init__(
+        self, path: Path, *, exact: bool = False, parallel: int = 6, cells: int = 4096, threads: int = 1
+    ) -> None:
         self.byte = InterruptByte.create()
-        load = Load(str(path), "worker", None, parallel, cells, exact, 1, "json")
+        load = Load(str(path), "worker", None, parallel, cells, exact, threads, "json")
         self.model = RecordedModel(load, self.byte)
         self.sent: list[FromEngine] = []
         self.aborts_at_once = False

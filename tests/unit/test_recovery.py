@@ -24,8 +24,10 @@ def test_only_runs_that_were_not_computed_are_owed_a_step() -> None:
     assert (recovery.pace(), recovery.arming()) == (Pace.LET_THROUGH, Arming.OVERDUE)
     recovery.done([1])
     assert recovery.owed([1, 2, 9]) == {2}
-    recovery.done([2])
-    assert recovery.owed([1, 2, 9]) == set()
+    recovery.aborted([3], computed=[2])
+    assert recovery.owed([1, 2, 3, 9]) == {3}
+    recovery.done([3])
+    assert recovery.owed([1, 2, 3, 9]) == set()
 
 
 def test_steps_stay_short_for_a_while() -> None:

@@ -13,12 +13,13 @@ import msgspec
 
 from worker_orcd import narration
 from worker_orcd.engine.audit import Difference, differences
-from worker_orcd.engine.model import REPORTED, Arming, Batch, Model, Outcome
+from worker_orcd.engine.model import REPORTED, Arming, Model, Outcome
 from worker_orcd.engine.parts import Part, StepResult, parts_of, runs_of
-from worker_orcd.engine.planner import MAX_ROWS, TILE_ROWS, CostEstimate, Pending, Plan, plan_step
+from worker_orcd.engine.planner import MAX_ROWS, CostEstimate, Pending, Plan, plan_step
 from worker_orcd.engine.recovery import Recovery
 from worker_orcd.engine.rollback import Rollback
 from worker_orcd.engine.sequence import Sequence
+from worker_orcd.engine.warm_up import warm_up
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import (
     AuditFault,
@@ -32,9 +33,6 @@ from worker_orcd.protocol.messages import (
     Stop,
     Stopped,
 )
-
-SLOW_ROW_SEC = 1.0
-"""A model whose first row takes longer is warmed up with fewer rows."""
 
 
 class BeyondRepair(Exception):
@@ -72,25 +70,8 @@ class EngineLoop:
         """Which run a sequence id was freed by last."""
 
     def warm_up(self, progressed: Callable[[], None] = lambda: None) -> None:
-        """Run steps for nobody, of each kind: so that the first job's steps are predicted, not guessed.
-
-        The very first one is for the caches, and shows whether the model is too slow here for a whole tile of rows.
-        `progressed` is called after each step.
-        """
-        started = self._clock()
-        self._model.decode(Batch([0], [0], [0], [True]), armed=Arming.NONE)
-        self._model.trim(0, 0)
-        progressed()
-        slow = self._clock() - started > SLOW_ROW_SEC
-        for rows in (TILE_ROWS // 4, 1) if slow else (TILE_ROWS, TILE_ROWS // 4, 1):
-            batch = Batch([0] * rows, list(range(rows)), [0] * rows, [False] * (rows - 1) + [True])
-            decoding = rows == 1
-            plan = Plan((), int(decoding), 0 if decoding else rows, prefill_context=0, predicted_ms=0.0)
-            started = self._clock()
-            self._model.decode(batch, armed=Arming.NONE)
-            self._cost.learn(plan, (self._clock() - started) * 1000)
-            self._model.trim(0, 0)
-            progressed()
+        """Learn what steps cost before there is a job. `progressed` is called after each step."""
+        warm_up(self._model, self._cost, self._clock, progressed)
 
     def turn(self) -> bool:
         """Look at messages, then run one step. False if there was nothing to compute.
@@ -279,12 +260,14 @@ class EngineLoop:
 
     def _learn(self, plan: Plan, result: StepResult, took_ms: float) -> None:
         """Learn what steps cost from whole ones; and from all of them, what the next ones have to be like."""
+        undone = {*result.undone, *result.skipped}
+        computed = {share.key for share in plan.shares} - undone
         if result.outcome is Outcome.DONE:
             self._cost.learn(plan, took_ms)
-            self._recovery.done(share.key for share in plan.shares)
+            self._recovery.done(computed)
         elif result.outcome is Outcome.ABORTED:
             self._cost.aborted(plan, took_ms)
-            self._recovery.aborted(result.undone + result.skipped)
+            self._recovery.aborted(undone, computed)
 
     def _plan_within_cells(self) -> tuple[Plan, list[int]]:
         """Plan a step; when the cells do not last for it, put out the youngest until they do. The oldest goes on."""

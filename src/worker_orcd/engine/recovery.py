@@ -26,9 +26,9 @@ class Recovery:
         self._short_left = 0
         self._aborts_in_a_row = 0
 
-    def aborted(self, runs: Iterable[int]) -> None:
-        """A step was aborted, and these runs of it were not computed."""
-        self._owed |= set(runs)
+    def aborted(self, undone: Iterable[int], computed: Iterable[int] = ()) -> None:
+        """A step was aborted. Some of its runs were not computed; with `--exact` others may have been."""
+        self._owed = (self._owed - set(computed)) | set(undone)
         self._short_left = SHORT_STEPS
         self._aborts_in_a_row += 1
 

@@ -1,0 +1,37 @@
+"""Steps for no job, of each kind, so that the first job's steps are predicted and not guessed."""
+
+from collections.abc import Callable
+
+from worker_orcd.engine.model import Arming, Batch, Model
+from worker_orcd.engine.planner import TILE_ROWS, CostEstimate, Plan
+
+SLOW_ROW_SEC = 1.0
+"""A model whose first row takes longer is warmed up with fewer rows."""
+
+
+def warm_up(
+    model: Model, cost: CostEstimate, clock: Callable[[], float], progressed: Callable[[], None]
+) -> None:
+    """Compute steps and have `cost` learn from them. Leaves every sequence empty.
+
+    The very first step is for the caches, and shows whether the model is too slow here for a whole tile of rows.
+    `progressed` is called after each step.
+    """
+    started = clock()
+    _compute(model, 1)
+    progressed()
+    slow = clock() - started > SLOW_ROW_SEC
+    for rows in (TILE_ROWS // 4, 1) if slow else (TILE_ROWS, TILE_ROWS // 4, 1):
+        decoding = rows == 1
+        started = clock()
+        _compute(model, rows)
+        took_ms = (clock() - started) * 1000
+        cost.learn(Plan((), int(decoding), 0 if decoding else rows, 0, predicted_ms=0.0), took_ms)
+        progressed()
+
+
+def _compute(model: Model, rows: int) -> None:
+    """One step of so many rows, whose cells are freed again."""
+    wanted = [False] * (rows - 1) + [True]
+    model.decode(Batch([0] * rows, list(range(rows)), [0] * rows, wanted), armed=Arming.NONE)
+    model.trim(0, 0)
