@@ -20,7 +20,7 @@ def test_each_key_has_its_own_lasting_owner(tmp_path: Path) -> None:
     """The same after a restart, and nothing of the key is in it."""
     first, again = (
         keys(tmp_path, f"{KEY}\n{OTHER}\n"),
-        keys(tmp_path, f"# a comment\n\n  {OTHER}  \n{KEY}\n{KEY}"),
+        keys(tmp_path, f"# a comment\n\n  {OTHER}  \n{KEY}\n{KEY}\n"),
     )
     assert (len(first), len(again)) == (2, 2)
     assert first.owner_of(KEY) == again.owner_of(KEY) != first.owner_of(OTHER)
@@ -50,11 +50,25 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
 def test_a_bad_file_does_not_replace_good_keys(tmp_path: Path) -> None:
     """They stay in force."""
-    it = keys(tmp_path, KEY)
+    it = keys(tmp_path, f"{KEY}\n")
     (tmp_path / "keys.txt").write_text("short")
     with pytest.raises(KeyFileError):
         it.reload()
     assert it.owner_of(KEY) is not None
-    (tmp_path / "keys.txt").write_text(OTHER)
+    (tmp_path / "keys.txt").write_text(f"{OTHER}\n")
     it.reload()
     assert (it.owner_of(KEY), len(it)) == (None, 1)
+
+
+def test_a_half_written_file_is_refused_and_the_old_keys_stay(tmp_path: Path) -> None:
+    """Cut anywhere within a key: the shorter key is never good."""
+    path = tmp_path / "keys.txt"
+    path.write_text(f"{KEY}\n")
+    read = ApiKeys(path)
+    long = "l" * 32
+    for cut in range(1, len(long) + 1):
+        path.write_text(f"{KEY}\n{long[:cut]}")
+        with pytest.raises(KeyFileError, match="line feed"):
+            read.reload()
+        assert read.owner_of(long[:cut]) is None
+    assert read.owner_of(KEY) is not None

@@ -1,7 +1,7 @@
 """Who may ask: API keys, or else only what comes from this machine and was meant for it. Pure ASGI."""
 
+import re
 from dataclasses import dataclass
-from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
@@ -17,6 +17,10 @@ OPEN_FILES = "/console/"
 """The console's files: they are the same for everybody, and ask for a key."""
 _THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 _OWNER = "worker_orcd.owner"
+_AUTHORITY = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+_ORIGIN = re.compile(r"https?://(?P<authority>[^/]+)")
+_OWN_PAGES = frozenset({"same-origin", "none"})
+"""What a browser says of a request by our own page or by its user (`Sec-Fetch-Site`)."""
 
 
 def owner_of(request: HTTPConnection) -> str:
@@ -41,8 +45,9 @@ class Access:
 
 
 class AccessMiddleware:
-    """With keys: no request without one. Without keys, on a loopback address: no page in a browser may ask in a
-    user's name, neither by a name that was rebound to this machine (`Host`) nor across origins (`Origin`)."""
+    """With keys: no request without one. Without keys: no page in a browser may send a request in a user's name,
+    neither across origins (`Origin`, `Sec-Fetch-Site`) nor, on a loopback address, by a name that was rebound to this
+    machine (`Host`)."""
 
     def __init__(self, app: ASGIApp, *, access: Access) -> None:
         self.app = app
@@ -56,14 +61,15 @@ class AccessMiddleware:
             JobError: `UNAUTHORIZED` or `INVALID_REQUEST`.
         """
         if scope["type"] == "http":
+            context.owner.set(context.STRANGER)  # Every request has a context of its own.
             headers = Headers(scope=scope)
             _check_host(headers, scope["http_version"])
-            if self._keys is not None:
-                if scope["path"] not in OPEN_PATHS and not scope["path"].startswith(OPEN_FILES):
-                    scope[_OWNER] = self._owner(headers, self._keys)
-                    context.owner.set(scope[_OWNER])  # Every request has a context of its own.
-            elif self._hosts is not None:
-                self._check_origin(headers, self._hosts)
+            if self._keys is None:
+                self._check_page(headers, scope["method"], scope["path"])
+                context.owner.set("")
+            elif scope["path"] not in OPEN_PATHS and not scope["path"].startswith(OPEN_FILES):
+                scope[_OWNER] = self._owner(headers, self._keys)
+                context.owner.set(scope[_OWNER])
         await self.app(scope, receive, send)
 
     @staticmethod
@@ -75,14 +81,21 @@ class AccessMiddleware:
             raise JobError(ErrorCode.UNAUTHORIZED, "a valid API key is required: Authorization: Bearer KEY")
         return owner
 
-    @staticmethod
-    def _check_origin(headers: Headers, hosts: frozenset[str]) -> None:
-        host = headers.get("host")
-        if host is not None and _parts(f"//{host}").hostname not in hosts:
+    def _check_page(self, headers: Headers, method: str, path: str) -> None:
+        host = headers.get("host", "").lower()
+        name = _AUTHORITY.fullmatch(host)
+        if host and name is None:
+            raise invalid("Host is not a name or an address with an optional port", "Host")
+        if name is not None and self._hosts is not None and name["name"].strip("[]") not in self._hosts:
             raise invalid("Host is not this machine; without API keys it has to be", "Host")
         origin = headers.get("origin")
-        if origin is not None and _parts(origin).netloc.lower() != (host or "?").lower():
-            raise invalid("Origin is another site; without API keys it cannot be", "Origin")
+        if origin is not None:
+            found = _ORIGIN.fullmatch(origin.lower())
+            if found is None or not host or found["authority"] != host:
+                raise invalid("Origin is another site; without API keys it cannot be", "Origin")
+        opens_console = method == "GET" and path == "/" and headers.get("sec-fetch-mode") == "navigate"
+        if headers.get("sec-fetch-site", "none").lower() not in _OWN_PAGES and not opens_console:
+            raise invalid("another site's page asks; without API keys it cannot", "Sec-Fetch-Site")
 
 
 def _check_host(headers: Headers, http_version: str) -> None:
@@ -90,11 +103,3 @@ def _check_host(headers: Headers, http_version: str) -> None:
     hosts = len(headers.getlist("host"))
     if hosts > 1 or (hosts == 0 and http_version == "1.1"):
         raise invalid(f"a request has one Host; this one has {hosts or 'none'}", "Host")
-
-
-def _parts(address: str) -> SplitResult:
-    """What an address consists of; of nothing, if it is none."""
-    try:
-        return urlsplit(address)
-    except ValueError:
-        return urlsplit("")

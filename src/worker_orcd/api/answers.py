@@ -14,6 +14,8 @@ from worker_orcd.worker.worker import Worker
 
 OPENAI_PATHS = "/v1/"
 """Below these, errors are in the shape that OpenAI's clients know: ours and what they expect beside it."""
+SAFE_HEADERS = {"X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin"}
+"""On every answer: no other site's page may load it as a script, a style or an image."""
 _TYPES = {ErrorCode.QUEUE_FULL: "rate_limit_error", ErrorCode.CANCELLED: "cancelled_error"}
 
 

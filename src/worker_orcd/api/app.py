@@ -22,6 +22,7 @@ from worker_orcd.api.middleware import (
     CorrelationMiddleware,
     ErrorMiddleware,
     ReserveMiddleware,
+    UnsupportedMiddleware,
 )
 from worker_orcd.api.openai import completions, responses
 from worker_orcd.api.refusals import RefusalMiddleware
@@ -75,6 +76,7 @@ def create_app(
         app.include_router(console_page.router())
     # The last one added is the outermost.
     app.add_middleware(BodyLimitMiddleware)
+    app.add_middleware(UnsupportedMiddleware)
     app.add_middleware(ReserveMiddleware)
     app.add_middleware(AccessMiddleware, access=access or Access())
     app.add_middleware(ErrorMiddleware, refuse=refuse, narrator=narrator)

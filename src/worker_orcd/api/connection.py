@@ -9,10 +9,10 @@ from typing import Any
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from worker_orcd.api.answers import Refuse
+from worker_orcd.api.answers import SAFE_HEADERS, Refuse
 from worker_orcd.api.half_close import HalfClose
 from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
-from worker_orcd.narration.context import correlation_id, new_correlation_id
+from worker_orcd.narration.context import STRANGER, correlation_id, new_correlation_id, owner
 
 REQUEST_SEC = 10.0
 """A client that has not sent its whole request after so long is dropped."""
@@ -187,15 +187,17 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: JobError) -> None:
         asked = new_correlation_id()
-        token = correlation_id.set(asked)
+        token, owned = correlation_id.set(asked), owner.set(STRANGER)
         try:
             answer = self._answer(error, "")
         finally:
             correlation_id.reset(token)
+            owner.reset(owned)
         status = HTTPStatus(answer.status_code)
         lines = [
             f"HTTP/1.1 {status.value} {status.phrase}".encode(),
             *(name + b": " + value for name, value in answer.raw_headers),
+            *(f"{name}: {value}".encode() for name, value in SAFE_HEADERS.items()),
             f"x-correlation-id: {asked}".encode(),
             b"connection: close",
         ]

@@ -13,7 +13,10 @@ class KeyFileError(ValueError):
 
 
 class ApiKeys:
-    """The keys of a file, one on each line; blank lines and lines that begin with `#` are left out."""
+    """The keys of a file, one on each line; blank lines and lines that begin with `#` are left out.
+
+    The file ends with a line feed.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read them.
@@ -50,11 +53,16 @@ class ApiKeys:
 
 def _read(path: Path) -> tuple[bytes, ...]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise KeyFileError(f"--api-key-file {path}: required a readable text file, but {why}") from error
-    keys = [(number, line.strip()) for number, line in enumerate(lines, 1)]
+    if text and not text.endswith("\n"):
+        raise KeyFileError(
+            f"--api-key-file {path}: required a line feed at its end; without one it may be half-written, "
+            "and a cut key would be good"
+        )
+    keys = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     keys = [(number, key) for number, key in keys if key and not key.startswith("#")]
     for number, key in keys:
         if not _KEY.fullmatch(key):

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker_orcd import narration
 from worker_orcd.api.access import OPEN_PATHS
-from worker_orcd.api.answers import Refuse, error_content, internal
+from worker_orcd.api.answers import SAFE_HEADERS, Refuse, error_content, internal
 from worker_orcd.api.connection import RESERVED, too_many_connections
 from worker_orcd.jobs.errors import JobError, invalid
 from worker_orcd.narration import context
@@ -44,6 +44,7 @@ class CorrelationMiddleware:
             if message["type"] == "http.response.start":
                 answered = MutableHeaders(scope=message)
                 answered["X-Correlation-Id"] = chosen
+                answered.update(SAFE_HEADERS)
                 if scope["path"].startswith("/v1/"):
                     answered["X-Request-Id"] = chosen  # Where OpenAI's packages look for it.
             await send(message)
@@ -118,6 +119,33 @@ class BodyLimitMiddleware:
             return message
 
         await self.app(scope, receive_counted, send)
+
+
+class UnsupportedMiddleware:
+    """Refuses HTTP versions and codings that the worker does not speak; the parser would take them as plain."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or refuse it.
+
+        Raises:
+            JobError: `INVALID_REQUEST`, with 505, 501 or 415.
+        """
+        if scope["type"] == "http":
+            if scope["http_version"] not in ("1.0", "1.1"):
+                raise invalid("this HTTP version is not supported", http_status=505)
+            headers = Headers(scope=scope)
+            transfer = ",".join(headers.getlist("transfer-encoding")).strip().lower()
+            if transfer not in ("", "chunked"):
+                raise invalid("only chunked is supported", "Transfer-Encoding", http_status=501)
+            content = ",".join(headers.getlist("content-encoding")).strip().lower()
+            if content not in ("", "identity"):
+                raise invalid(
+                    "bodies are read as they are; send it unencoded", "Content-Encoding", http_status=415
+                )
+        await self.app(scope, receive, send)
 
 
 class ReserveMiddleware:

@@ -17,6 +17,9 @@ correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=No
 owner: ContextVar[str | None] = ContextVar("owner", default=None)
 """Whose request it is, when there are API keys."""
 
+STRANGER = "stranger"
+"""The owner of a request that was not let in: what is narrated of it is in the operator's log only."""
+
 _VISIBLE_ASCII = re.compile(r"[\x21-\x7e]{1,128}")
 
 
