@@ -137,7 +137,7 @@ def test_execute_shows_events_as_json_lines(worker: RunningWorker) -> None:
     result = run("execute", '{"text": "ab"}', "--json", worker=worker)
     events: list[dict[str, Any]] = [json.loads(line) for line in result.stdout.splitlines()]
     assert [event["event"] for event in events] == ["started", "token", "token", "end"]
-    assert [event["id"] for event in events] == [0, 1, 2, 3]
+    assert [event["id"].rpartition(".")[2] for event in events] == ["0", "1", "2", "3"]
     assert events[1]["data"] == {"t": "a", "i": 0}
     assert result.returncode == 0
 

@@ -1,6 +1,7 @@
 """Shell completion: what shells ask us, and the shells themselves."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import SLOW
+from tests.programs import find
 from tests.terminal import PATIENCE_SEC, Terminal, environment, run
 from worker_orcd.testing.harness import RunningWorker
 
@@ -58,7 +60,7 @@ def test_options_of_every_command_are_completed(command: str) -> None:
 def test_without_a_command_options_are_those_of_serve() -> None:
     """As when it is run, also after one of them."""
     assert completed("--po") == ["--port"]
-    assert completed("--port", "9000", "--mo") == ["--model"]
+    assert completed("--port", "9000", "--mo") == ["--model", "--model-alias"]
     assert {"--version", "--model"} <= set(completed("--"))
 
 
@@ -120,7 +122,7 @@ def cancels_by_tabs(terminal: Terminal, begun: str, job_id: str) -> None:
 def test_bash_completes_once_it_has_our_script(worker: RunningWorker) -> None:
     """As its documentation says: eval "$(worker-orcd completion bash)"."""
     stream = worker.execute("tab-bash", SLOW).started()
-    shell = ["bash", "--norc", "--noprofile", "-i"]
+    shell = [shutil.which("bash") or "bash", "--norc", "--noprofile", "-i"]
     with Terminal(worker, program=shell, env={**with_our_program(), "PS1": "$ "}) as terminal:
         terminal.shows(r"\$ ")
         terminal.type('eval "$(worker-orcd completion bash)"; echo read""y\n')
@@ -133,7 +135,7 @@ def test_bash_completes_once_it_has_our_script(worker: RunningWorker) -> None:
 def test_zsh_completes_once_it_has_our_script(worker: RunningWorker) -> None:
     """The same there, with its own completion system loaded."""
     stream = worker.execute("tab-zsh", SLOW).started()
-    with Terminal(worker, "-f", "-i", program=["zsh"], env=with_our_program()) as terminal:
+    with Terminal(worker, "-f", "-i", program=[find("zsh") or ""], env=with_our_program()) as terminal:
         terminal.type("autoload -U compinit; compinit -u -D; PS1='> '\n")
         terminal.type('eval "$(worker-orcd completion zsh)"; echo read""y\n')
         terminal.shows("ready")
@@ -149,7 +151,7 @@ def test_fish_completes_once_it_has_our_script(worker: RunningWorker, tmp_path: 
     def offered(line: str) -> list[str]:
         ask = f"worker-orcd completion fish | source; complete -C '{line}'"
         result = subprocess.run(
-            ["fish", "--no-config", "-c", ask],
+            [find("fish") or "", "--no-config", "-c", ask],
             capture_output=True,
             text=True,
             env=environment(worker, **with_our_program(), HOME=str(tmp_path)),

@@ -116,7 +116,7 @@ BAD_FIELDS = {
         b'{"job_id": "x", "prompt": "y", ' + b", ".join(b'"f%d": %d' % (n, n) for n in range(1000)) + b"}"
     ),
     "a name of 100,000 characters": field("n" * 100_000, "1"),
-    "too many stop strings": field("stop", json.dumps(["a"] * 5)),
+    "too many stop strings": field("stop", json.dumps(["a"] * 17)),
     "nothing to stop at": field("stop", '[""]'),
     "a list of lists": field("stop", "[[]]"),
 }
@@ -182,7 +182,7 @@ def test_no_text_that_a_model_says_forges_a_frame(target: RunningWorker, said: s
         name, data, number = frame.split("\n")
         names.append(name.removeprefix("event: "))
         json.loads(data.removeprefix("data: "))
-        assert number == f"id: {len(names) - 1}"
+        assert number.rpartition(".")[2] == str(len(names) - 1)
     assert names[0] == "started"
     assert names[-1] == "end"
     assert set(names[1:-1]) == {"token"}
@@ -335,7 +335,7 @@ def test_no_address_finds_what_is_not_there(target: RunningWorker, line: str) ->
 def test_last_event_ids_without_sense_are_refused(target: RunningWorker) -> None:
     """By their name."""
     stream = target.execute(fresh_id("last"), max_tokens=2).finished()
-    for given in ["-1", "1.5", "9" * 19, "NaN", "\u00b2", "x-1.\u00b2", "x-\u0661.1"]:
+    for given in ["-1", "9" * 19, "NaN", "\u00b2", "x-1.\u00b2", "x-\u0661.1"]:
         answer = target.client.get(
             f"/jobs/{stream.job_id}/events", headers={b"Last-Event-ID": given.encode()}
         )

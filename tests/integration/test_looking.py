@@ -127,10 +127,10 @@ def test_a_receipt_says_what_the_stop_did_and_when(worker: RunningWorker) -> Non
     assert receipt["stopped_ms"] <= 500  # One trial; distributions are elsewhere.
     assert (receipt["reason"], receipt["phase"]) == ("client", "decode")
     assert (receipt["prompt_tokens"], receipt["tokens_out"]) == (len(prompt), len(stream.tokens))
-    # The last token drawn is not in a cell yet; one more may have been drawn and not be told.
-    assert (
-        len(prompt) + len(stream.tokens) - 1 <= receipt["kv_cells_before"] <= len(prompt) + len(stream.tokens)
-    )
+    # The last token drawn is not in a cell yet. Steps that ran until the job had stopped drew tokens that nobody gets.
+    known = len(prompt) + len(stream.tokens)
+    steps_until_stopped = 1 + receipt["stopped_ms"] / 5
+    assert known - 1 <= receipt["kv_cells_before"] <= known + steps_until_stopped
     assert receipt["kv_cells_after"] == 0
     assert receipt["cancel_correlation_id"] == f"ends-{stream.job_id}"
     assert record["error"] == stream.events[-1].data

@@ -183,7 +183,7 @@ def test_an_event_stream_of_nobody_is_404(worker: RunningWorker) -> None:
 
 
 @pytest.mark.parametrize(
-    "after", ["-1", "1", "1.5", "one", "x-1.", ".1", "x-1.2.1", "x-1.-1", "x-1.0x1", "x-1." + "9" * 30]
+    "after", ["-1", "1", "one", "x-1.", ".1", "x-1.2.1", "x-1.-1", "x-1.0x1", "x-1." + "9" * 30]
 )
 def test_a_last_event_id_that_is_no_position_is_refused(worker: RunningWorker, after: str) -> None:
     """400, naming the header."""
