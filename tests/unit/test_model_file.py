@@ -415,3 +415,21 @@ def test_a_path_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
         model_file.inspect(path)
     assert "not UTF-8" in caught.value.message
     assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("adapter", "an adapter (LoRA)"), ("imatrix", "an importance matrix"), ("mmproj", "a projector")],
+)
+def test_a_file_that_is_no_model_is_refused_as_what_it_is(tmp_path: Path, kind: str, words: str) -> None:
+    """By its own general.type, before anything is loaded."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    path = tmp_path / "m.gguf"
+    header = b"GGUF" + struct.pack("<IQQ", 3, 1, 1)
+    path.write_bytes(header + text("general.type") + struct.pack("<I", 8) + text(kind))
+    with pytest.raises(ModelFileError) as caught:
+        model_file.inspect(path)
+    assert f"is {words} (general.type {kind})" in caught.value.message

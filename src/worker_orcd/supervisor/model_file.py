@@ -22,6 +22,8 @@ TENSORS_MAX = 9_999
 KEYS_MAX = 65_535
 ALIGNMENT_MAX = 1 << 20
 NAME_MAX_BYTES = 256
+NOT_MODELS = {"adapter": "an adapter (LoRA)", "imatrix": "an importance matrix", "mmproj": "a projector"}
+"""`general.type` of files that belong to a model and are none."""
 GUESSED_FILE_TYPE = 1024
 """Set in `general.file_type` when a converter guessed it; the rest of the bits are the type."""
 
@@ -123,6 +125,10 @@ def _read(path: Path, data: mmap.mmap) -> ModelFile:
     if key_count > KEYS_MAX:
         raise gguf.Malformed(f"has {key_count:,} metadata keys; at most {KEYS_MAX:,} are taken")
     facts = _metadata(reader, key_count)
+    if facts.kind in NOT_MODELS:
+        raise gguf.Malformed(
+            f"is {NOT_MODELS[facts.kind]} (general.type {facts.kind}); a whole model is required"
+        )
     if not facts.architecture:
         raise gguf.Malformed("does not say its architecture; metadata key general.architecture is required")
     bytes_by_type = _tensors(reader, tensor_count, facts.alignment)
@@ -164,6 +170,7 @@ class _Facts:
         self.architecture = ""
         self.name = ""
         self.tokenizer_kind = ""
+        self.kind = ""
         self.file_type = -1
         self.alignment = gguf.DEFAULT_ALIGNMENT
         self.vocab_size: int | None = None
@@ -186,6 +193,8 @@ def _keep(facts: _Facts, reader: gguf.Reader, key: str, value_type: int) -> None
             facts.architecture = reader.text(what, NAME_MAX_BYTES)
         case "general.name", gguf.STRING:
             facts.name = reader.text(what, NAME_MAX_BYTES)
+        case "general.type", gguf.STRING:
+            facts.kind = reader.text(what, NAME_MAX_BYTES)
         case "tokenizer.ggml.model", gguf.STRING:
             facts.tokenizer_kind = reader.text(what, NAME_MAX_BYTES)
         case "tokenizer.ggml.tokens", gguf.ARRAY:
