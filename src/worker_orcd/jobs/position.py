@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple, Self
 
-_POSITION = re.compile(r"([0-9a-z-]{1,48})\.([0-9]{1,18})")
+_POSITION = re.compile(r"([0-9a-f]{20})\.([0-9]{1,18})")
 
 
 class Position(NamedTuple):
