@@ -104,20 +104,21 @@ def test_jobs_of_groups_are_shown_with_them(worker: RunningWorker) -> None:
     assert rows[1].split()[-1] == "ps-g"
 
 
-def test_ids_are_shown_as_they_are(worker: RunningWorker) -> None:
-    """Also where a part of them is an emoji's name."""
-    worker.execute("run:100:7", '{"text": "a"}', group="team:fire:1").finished()
-    rows = run("ps", worker=worker).stdout.splitlines()[2:]
-    assert [rows[0].split()[0], rows[0].split()[-1]] == ["run:100:7", "team:fire:1"]
-    (stream,) = several(worker, "run:100:8", group="team:fire:1")
-    with Terminal(worker, "ps", "--watch") as terminal:
-        terminal.shows("run:100:8 .* team:fire:1")
-        terminal.type("c")
-        terminal.shows("job run:100:8 cancelled")
-        terminal.type("q")
-        assert terminal.ended() == 0
-        assert "job run:100:8 cancelled" in terminal.raw()[terminal.raw().rindex(ORDINARY) :]
-    stream.finished()
+def test_ids_are_shown_as_they_are() -> None:
+    """Also where a part of them is an emoji's name. The worker is its own: many long ids would squeeze the columns."""
+    with running_worker(parallel=2) as worker:
+        worker.execute("run:100:7", '{"text": "a"}', group="team:fire:1").finished()
+        rows = run("ps", worker=worker).stdout.splitlines()[2:]
+        assert [rows[0].split()[0], rows[0].split()[-1]] == ["run:100:7", "team:fire:1"]
+        (stream,) = several(worker, "run:100:8", group="team:fire:1")
+        with Terminal(worker, "ps", "--watch") as terminal:
+            terminal.shows("run:100:8 .* team:fire:1")
+            terminal.type("c")
+            terminal.shows("job run:100:8 cancelled")
+            terminal.type("q")
+            assert terminal.ended() == 0
+            assert "job run:100:8 cancelled" in terminal.raw()[terminal.raw().rindex(ORDINARY) :]
+        stream.finished()
 
 
 @pytest.mark.parametrize("words", [("--watch",), ("--watch", "--json")], ids=" ".join)

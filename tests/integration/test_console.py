@@ -168,4 +168,6 @@ def test_nobody_hears_of_others_with_keys(tmp_path: Path) -> None:
         assert "berta" not in told
         assert "model_load_complete" in told
         refused = [one["code"] for one in listener.heard if one["action"] == "error"]
-        assert refused == ["UNAUTHORIZED", "INVALID_REQUEST"], "nobody's, and Anna's own"
+        assert refused == ["INVALID_REQUEST"], (
+            "her own only: a request without a key is for the operator's log"
+        )

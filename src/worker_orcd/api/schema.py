@@ -99,7 +99,7 @@ def stream(status: int, description: str) -> Responses:
         "required": ["event", "id", "data"],
         "properties": {
             "event": {"enum": ["started", "token", "end", "error"]},
-            "id": {"type": "string", "pattern": "^[0-9a-z]+-[0-9]+\\.[0-9]+$"},
+            "id": {"type": "string", "pattern": "^[0-9a-f]+\\.[0-9]+$"},
             "data": {
                 "type": "string",
                 "contentMediaType": "application/json",
