@@ -99,7 +99,7 @@ def stream(status: int, description: str) -> Responses:
         "required": ["event", "id", "data"],
         "properties": {
             "event": {"enum": ["started", "token", "end", "error"]},
-            "id": {"type": "string", "pattern": "^[0-9a-f]+\\.[0-9]+$"},
+            "id": {"type": "string", "pattern": "^[0-9a-f]{20}\\.[0-9]+$"},
             "data": {
                 "type": "string",
                 "contentMediaType": "application/json",
@@ -116,7 +116,7 @@ def query(name: str, description: str, most: int) -> dict[str, Any]:
     return {"parameters": [{"name": name, "in": "query", "description": description, "schema": schema}]}
 
 
-POSITION = "^([0-9a-z]{1,32}-[0-9]{1,18}\\.[0-9]{1,18})?$"
+POSITION = "^([0-9a-f]{20}\\.[0-9]{1,18})?$"
 """An event's id, or nothing."""
 
 
