@@ -50,6 +50,7 @@ NOT_RUN = {
     (TESTING, '{"fail_at":'): ITS_OWN_TEST,
     (TESTING, '{"die_at":'): ITS_OWN_TEST,
     (TESTING, '{"hang_at":'): ITS_OWN_TEST,
+    (TESTING, '{"spin_at":'): ITS_OWN_TEST,
 }
 """Blocks and commands, by their page and how they begin, and why nothing executes them here."""
 
@@ -143,7 +144,7 @@ def scripted() -> Any:
 def test_each_script_does_what_its_row_says(row: str, scripted: RunningWorker) -> None:
     """As a prompt it ends as the table says."""
     script: dict[str, Any] = json.loads(row)
-    if "hang_at" in script:
+    if script.keys() & {"hang_at", "spin_at"}:
         wait_until(lambda: _hangs_until_killed(scripted, row), within_sec=30.0, what="an engine that hangs")
         return
     stream = scripted.ready().execute(fresh_id("script"), row, max_tokens=8).finished()
@@ -165,7 +166,7 @@ def test_each_script_does_what_its_row_says(row: str, scripted: RunningWorker) -
 def _hangs_until_killed(worker: RunningWorker, row: str) -> bool:
     """Whether a cancel cost the engine its life. One that arrives just before it hangs does not."""
     pid = worker.ready().engine_pid
-    stream = worker.execute(fresh_id("script"), row).tokens_seen(json.loads(row)["hang_at"])
+    stream = worker.execute(fresh_id("script"), row).tokens_seen(*json.loads(row).values())
     worker.cancel(stream.job_id)
     assert stream.finished().events[-1].data["code"] == "CANCELLED"
     return worker.ready().engine_pid != pid
