@@ -282,7 +282,9 @@ def test_a_refusal_is_shown(visit: Open, shown: RunningWorker) -> None:
     pane(page).get_by_text("Options").click()
     pane(page).get_by_label("max tokens").fill("999999")
     run(pane(page), "x")
-    expect(pane(page).locator(".receipt")).to_contain_text("INVALID_REQUEST: max_tokens is 999999")
+    expect(pane(page).locator(".receipt")).to_contain_text(
+        "and max_tokens (999999) need 1000000 tokens of context"
+    )
     expect(pane(page).get_by_role("button", name="Run")).to_be_enabled()
 
 
@@ -337,7 +339,7 @@ def test_a_worker_that_goes_away_and_comes_back(visit: Open) -> None:
 
 
 def test_the_rows_of_a_worker_are_not_those_of_its_successor(visit: Open) -> None:
-    """It counts the uses of job ids anew: Stop is for the job that its row shows."""
+    """Stop is for the job that its row shows."""
     with running_worker() as first:
         page = visit(first)
         first.execute("before", script(text="a")).finished()
@@ -347,7 +349,7 @@ def test_the_rows_of_a_worker_are_not_those_of_its_successor(visit: Open) -> Non
         port = first.port
     with running_worker(port=port) as second:
         stream = second.execute("after", ENDLESS).tokens_seen(1)
-        assert second.record("after")["incarnation"] == incarnation
+        assert second.record("after")["incarnation"] != incarnation
         page.unroute("**/jobs?*")
         expect(row(page, "after")).to_be_visible()
         row(page, "after").get_by_role("button").click()
