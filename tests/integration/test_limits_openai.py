@@ -1,5 +1,6 @@
 """What does not fit, in OpenAI's words: cut where clients send defaults, or refused in words that they look for."""
 
+import hashlib
 import re
 from typing import Any
 
@@ -85,3 +86,21 @@ def test_an_operators_ceiling_is_one_on_each_api() -> None:
         assert (refused.status, refused.refusal and refused.refusal["param"]) == (400, "max_tokens")
         for api in APIS:
             assert asked(worker, api, "x" * 101).status_code == 400
+
+
+def test_a_prompts_characters_are_those_of_its_text_however_it_travels() -> None:
+    """A conversation travels as JSON, in which quotes and line feeds are longer; the limit and narration count text."""
+    text = '"\n\\é' * 25
+    with running_worker(max_prompt_chars=100) as worker:
+        for api in APIS:
+            assert asked(worker, api, text, **{MOST[api]: 1}).status_code == 200
+            assert asked(worker, api, text + "x", **{MOST[api]: 1}).status_code == 400
+        two = [{"role": "system", "content": text[:60]}, {"role": "user", "content": text[60:]}]
+        assert (
+            worker.client.post("/v1/chat/completions", json={"messages": two, "max_tokens": 1}).status_code
+            == 200
+        )
+        starts = [event for event in worker.narration() if event["action"] == "execute_start"]
+        assert {event["prompt_chars"] for event in starts} == {100}
+        assert {event["prompt_sha256"] for event in starts} == {hashlib.sha256(text.encode()).hexdigest()}
+        assert len(starts) == 4

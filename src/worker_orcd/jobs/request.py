@@ -1,5 +1,6 @@
 """What a client may ask: the bodies of `POST /execute` and `POST /cancel`, and their checks (contract, 2 and 3)."""
 
+import json
 import secrets
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -120,15 +121,22 @@ class JobRequest(Body):
     )
     group: JobId | None = Field(default=None, description="jobs of one group can be cancelled together")
 
+    @property
+    def text(self) -> str:
+        """The text that the client sent: the prompt, or the contents of all messages one after the other."""
+        if self.template != "messages":
+            return self.prompt
+        return "".join(message["content"] for message in json.loads(self.prompt))
+
     def within(self, ceilings: Ceilings) -> Self:
         """This request, held against the worker's ceilings.
 
         Raises:
             JobError: `INVALID_REQUEST` naming the field at fault.
         """
-        if ceilings.max_prompt_chars is not None and len(self.prompt) > ceilings.max_prompt_chars:
+        if ceilings.max_prompt_chars is not None and len(self.text) > ceilings.max_prompt_chars:
             raise invalid(
-                f"prompt has {len(self.prompt)} characters, at most {ceilings.max_prompt_chars} are allowed",
+                f"prompt has {len(self.text)} characters, at most {ceilings.max_prompt_chars} are allowed",
                 "prompt",
             )
         too_many = None not in (self.max_tokens, ceilings.max_tokens_out) and (

@@ -25,7 +25,7 @@ def to_prepare(job: Job) -> messages.Prepare:
 def to_run(job: Job) -> messages.Run:
     """Have it generated, from its tokens so far on."""
     request = job.request
-    chars, sha256 = narration.prompt_digest(request.prompt)
+    chars, sha256 = narration.prompt_digest(request.text)
     return messages.Run(
         run=job.run,
         job_id=job.job_id,
