@@ -5,13 +5,13 @@ import re
 import pytest
 
 from tests.fakes import at, books_of, execute, freed_at, wish
-from worker_orcd.jobs.dispatcher import MOST_PREPARING, Dispatcher, Known, ReadyEngine
+from worker_orcd.jobs.dispatcher import Dispatcher, Known, ReadyEngine
 from worker_orcd.jobs.effects import Effect, Ended, Halt, Prepare, Run
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import Error
 from worker_orcd.jobs.job import Job, Phase
 from worker_orcd.jobs.lifecycle import State
-from worker_orcd.jobs.queue import Capacity
+from worker_orcd.jobs.queue import MAX_PREPARING, Capacity
 from worker_orcd.jobs.receipt import Freed
 from worker_orcd.jobs.remembered import RememberedCancels
 from worker_orcd.jobs.request import Ceilings
@@ -156,20 +156,20 @@ def test_without_max_tokens_a_job_gets_what_fits_up_to_the_ceiling() -> None:
     assert (small.max_tokens, large.max_tokens) == (40, 30)
 
 
-def test_a_job_waits_until_the_one_before_it_is_counted() -> None:
-    """Order is that of arrival, not of tokenization; then both go in one go."""
+def test_a_job_that_is_not_counted_yet_holds_up_no_other() -> None:
+    """Its chat template may take seconds; prompts are counted in the order of arrival otherwise."""
     it = dispatcher()
     first, second = submitted(it, "job-1"), submitted(it, "job-2")
-    assert it.prepared(second.run, PROMPT, at(1)) == []
-    assert it.prepared(first.run, PROMPT, at(2)) == [Run(first), Run(second)]
+    assert it.prepared(second.run, PROMPT, at(1)) == [Run(second)]
+    assert it.prepared(first.run, PROMPT, at(2)) == [Run(first)]
 
 
 def test_a_prompt_that_never_fits_is_refused_and_makes_room_for_the_next() -> None:
     """It ends with the field's name and never started; the one behind it runs."""
     it = dispatcher()
     too_long, next_one = submitted(it, "job-1"), submitted(it, "job-2")
-    it.prepared(next_one.run, PROMPT, at(1))
-    assert it.prepared(too_long.run, (1,) * 60, at(2)) == [Ended(too_long), Run(next_one)]
+    assert it.prepared(too_long.run, (1,) * 60, at(2)) == [Ended(too_long)]
+    assert it.prepared(next_one.run, PROMPT, at(1)) == [Run(next_one)]
     assert [event.name for event in too_long.events] == ["error"]
     assert too_long.terminal is not None
     data = too_long.terminal.data()
@@ -308,8 +308,10 @@ def test_a_waiting_job_ends_at_once_without_the_engine() -> None:
 def test_a_waiting_head_that_is_cancelled_lets_the_next_one_run() -> None:
     """The one behind it may have been held up by it alone."""
     it = dispatcher()
+    running(it, "job-0")
     head, next_one = submitted(it, "job-1"), submitted(it, "job-2")
-    it.prepared(next_one.run, PROMPT, at(1))
+    assert it.prepared(head.run, PROMPT * 2, at(1)) == [], "too large beside the first"
+    assert it.prepared(next_one.run, PROMPT, at(1)) == []
     assert it.stop("job-1", wish(), at(2)) == (Known.LIVE, [Ended(head), Run(next_one)])
 
 
@@ -421,7 +423,9 @@ def test_a_deadline_that_passes_during_a_cancel_changes_nothing() -> None:
 def test_two_that_wait_and_are_late_end_without_starting_each_other() -> None:
     """The second is not handed to the engine in the moment in which it is stopped."""
     it = dispatcher()
+    running(it, "job-0")
     head, second = submitted(it, "job-1", timeout_ms=2000), submitted(it, "job-2", timeout_ms=2000)
+    it.prepared(head.run, PROMPT * 2, at(1))
     it.prepared(second.run, PROMPT, at(1))
     late, effects = it.expire(at(2))
     assert late == [head, second]
@@ -523,7 +527,7 @@ def test_prompts_that_the_engine_has_to_count_at_a_time_are_bounded() -> None:
         job, effects = it.submit(execute(f"job-{number}"), "cor", at(0))
         effects += it.stop(job.job_id, wish(), at(0))[1]
         handed += [effect.job for effect in effects if isinstance(effect, Prepare)]
-    assert len(handed) == MOST_PREPARING
+    assert len(handed) == MAX_PREPARING
     waiting, _ = it.submit(execute("waiting"), "cor", at(0))
     assert it.prepared(handed[0].run, PROMPT, at(1)) == [Prepare(waiting)]
 

@@ -41,14 +41,14 @@ def test_jobs_run_in_the_order_they_came() -> None:
     assert (len(queue), queue.running) == (0, 3)
 
 
-def test_a_head_whose_prompt_is_not_counted_yet_holds_the_line() -> None:
-    """A later job that was counted sooner does not overtake it."""
-    head, second = queued_job("job-1", run=1), measured(2, 1, 1)
-    queue = line(head, second)
-    assert queue.next_to_run(ROOMY) is None
-    head.measured((1,), 1)
-    assert queue.next_to_run(ROOMY) is head
+def test_a_job_whose_prompt_is_not_counted_yet_holds_up_no_other() -> None:
+    """Its chat template may take seconds. Counted, it is the head again, and no later job overtakes it."""
+    slow, second, third = queued_job("job-1", run=1), measured(2, 1, 1), measured(3, 1, 1)
+    queue = line(slow, second, third)
     assert queue.next_to_run(ROOMY) is second
+    slow.measured((1,), 1)
+    assert queue.next_to_run(ROOMY) is slow
+    assert queue.next_to_run(ROOMY) is third
 
 
 def test_a_job_runs_when_what_it_is_about_to_hold_fits_beside_the_running_ones() -> None:

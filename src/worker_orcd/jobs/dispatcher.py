@@ -15,7 +15,7 @@ from worker_orcd.jobs.events import StopReason as EndReason
 from worker_orcd.jobs.job import Job, Phase
 from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.moment import Moment
-from worker_orcd.jobs.queue import Capacity, JobQueue
+from worker_orcd.jobs.queue import MAX_PREPARING, Capacity, JobQueue
 from worker_orcd.jobs.receipt import Freed
 from worker_orcd.jobs.refused import RefusedRequests
 from worker_orcd.jobs.remembered import RememberedCancels
@@ -23,9 +23,6 @@ from worker_orcd.jobs.request import Ceilings, JobRequest
 from worker_orcd.jobs.stops import Stop, StopReason
 from worker_orcd.jobs.tracker import JobTracker
 
-MOST_PREPARING = 8
-"""Prompts that the engine has to count at a time: enough to keep it busy, and few enough that those of cancelled jobs,
-which it counts all the same, are no burden."""
 SUSPECT_DEATHS = 2
 """A job that two engines died with, without a token in between, is tried before anybody else is let in."""
 POISON_DEATHS = 3
@@ -293,7 +290,7 @@ class Dispatcher:
             return []
         suspect = self._suspect()
         effects: list[Effect] = []
-        while (job := self._next_uncounted(suspect)) and len(self._preparing) < MOST_PREPARING:
+        while (job := self._next_uncounted(suspect)) and len(self._preparing) < MAX_PREPARING:
             del self._uncounted[job.run]
             self._preparing[job.run] = None
             effects.append(Prepare(job))

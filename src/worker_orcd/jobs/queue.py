@@ -3,10 +3,14 @@
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import islice, takewhile
 
 from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
 from worker_orcd.jobs.job import Job
+
+MAX_PREPARING = 8
+"""Prompts that the engine has to render and count at a time: enough to keep it busy, and few enough that those of
+cancelled jobs, which it counts all the same, are no burden."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,8 @@ class JobQueue:
     """Jobs in the order they came, and those that hold a place in the engine.
 
     Jobs are let in by what they hold and are about to hold, not by all that they may come to hold: the engine puts
-    the youngest out when its cells do not last (`put_back`). The head waits until it fits, and nobody overtakes it.
+    the youngest out when its cells do not last (`put_back`). The head waits until it fits, and no job overtakes it.
+    The head is the oldest job whose prompt is counted: a prompt that takes long to render holds up no other job.
     """
 
     def __init__(self) -> None:
@@ -109,7 +114,9 @@ class JobQueue:
 
     def next_to_run(self, capacity: Capacity) -> Job | None:
         """Take the head of the line, if it fits now; it then holds its place until it leaves."""
-        head = next(iter(self._waiting.values()), None)
+        # Prompts are counted in the order of the line, a few at a time, so the head is one of the first.
+        first = islice(self._waiting.values(), MAX_PREPARING + 1)
+        head = next((job for job in first if job.prompt_tokens is not None), None)
         return head if head is not None and self.enter(head, capacity) else None
 
     def enter(self, job: Job, capacity: Capacity) -> bool:
