@@ -11,7 +11,6 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 
 from worker_orcd.engine import devices
-from worker_orcd.engine.chat import ChatTemplate
 from worker_orcd.engine.draws import draw_seed
 from worker_orcd.engine.model import (
     Arming,
@@ -24,6 +23,9 @@ from worker_orcd.engine.model import (
     Sampler,
 )
 from worker_orcd.engine.planner import MAX_ROWS
+from worker_orcd.engine.templates.renderer import Renderer, RendererLost
+from worker_orcd.engine.templates.template import Source, TemplateFault
+from worker_orcd.engine.tokenizer import Tokenizer
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import Load, Ready, Sampling, Template
 
@@ -76,10 +78,10 @@ class LlamaModel:
         self._abort = ctypes.cast(_strlen, lib.ggml_abort_callback)
         self._rows = _RowBuffers(MAX_ROWS)
         self._exact = load.exact
-        self._pieces: dict[int, bytes] = {}
-        self._template: ChatTemplate | None = None
-        self._template_fault: PromptRefused | None = None
-        self._read_chat_template()
+        self._tokenizer = Tokenizer(lib, self._vocab)
+        self._renderer: Renderer | None = None
+        self._template_fault: str | None = None
+        self._compile_chat_template()
         self.facts = Ready(
             model=self._meta("general.name") or Path(load.model_path).stem,
             device=device.name,
@@ -119,72 +121,53 @@ class LlamaModel:
 
     # Text.
 
-    def encode(self, prompt: str, template: Template) -> list[int]:
+    def encode(self, prompt: str, template: Template, slow: Callable[[], None] = lambda: None) -> list[int]:
         """Token ids of a prompt: raw text, or a conversation in the model's chat template."""
         if template != "none" and self._template_fault is not None:
-            raise self._template_fault
-        if template == "messages" and self._template is None:
+            raise PromptRefused(self._template_fault, "template")
+        if template == "messages" and self._renderer is None:
             raise PromptRefused("the model has no chat template")
-        if template == "none" or self._template is None:
-            return self._tokenize(prompt, special_text=True, add_bos=True)
+        if template == "none" or self._renderer is None:
+            return self._tokenizer.encode(prompt, parse_special=True, add_special=True)
         alone = [{"role": "user", "content": prompt}]
         conversation = json.loads(prompt) if template == "messages" else alone
-        tokens: list[int] = []
-        for piece in self._template.pieces(conversation):
-            tokens += self._tokenize(piece.text, special_text=piece.of_template, add_bos=False)
-        bos = lib.llama_vocab_bos(self._vocab)
-        if lib.llama_vocab_get_add_bos(self._vocab) and tokens[:1] != [bos]:
-            tokens.insert(0, bos)
-        return tokens
+        try:
+            pieces = self._renderer.render({"messages": conversation, "add_generation_prompt": True}, slow)
+        except TemplateFault as fault:
+            raise PromptRefused(str(fault)) from fault
+        return self._tokenizer.encode_pieces(pieces)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a plain text."""
-        return len(self._tokenize(text, special_text=False, add_bos=False))
+        return len(self._tokenizer.encode(text, parse_special=False, add_special=False))
 
     def piece(self, token: int) -> bytes:
         """The bytes a token adds to the text."""
-        known = self._pieces.get(token)
-        if known is None:
-            buffer = ctypes.create_string_buffer(256)
-            length = lib.llama_token_to_piece(self._vocab, token, buffer, 256, 0, False)
-            if length < 0:
-                buffer = ctypes.create_string_buffer(-length)
-                length = lib.llama_token_to_piece(self._vocab, token, buffer, -length, 0, False)
-            known = self._pieces[token] = buffer.raw[: max(0, length)]
-        return known
+        return self._tokenizer.piece(token)
 
     def ends_generation(self, token: int) -> bool:
         """Whether it is an end-of-generation token."""
         return bool(lib.llama_vocab_is_eog(self._vocab, token))
 
-    def _tokenize(self, text: str, *, special_text: bool, add_bos: bool) -> list[int]:
-        if not text and not add_bos:
-            return []
-        raw = text.encode("utf-8", "replace")
-        size = len(raw) + 8
-        buffer = (lib.llama_token * size)()
-        count = lib.llama_tokenize(self._vocab, raw, len(raw), buffer, size, add_bos, special_text)
-        if count < 0:
-            raise PromptRefused("the prompt cannot be tokenized")
-        return list(buffer[:count])
-
-    def _read_chat_template(self) -> None:
-        """A model without one takes prompts as they are; one whose template is broken only with `template: none`."""
+    def _compile_chat_template(self) -> None:
+        """A model without a template takes prompts as they are, one with a broken template only with `none`."""
         source = lib.llama_model_chat_template(self._model, None)
         if not source:
             return
-        bos, eos = lib.llama_vocab_bos(self._vocab), lib.llama_vocab_eos(self._vocab)
+        tokenizer = self._tokenizer
         try:
-            self._template = ChatTemplate(
-                source.decode("utf-8", "replace"), bos=self._text(bos), eos=self._text(eos)
+            self._renderer = Renderer(
+                Source(
+                    source.decode("utf-8", "replace"),
+                    bos=tokenizer.bos,
+                    eos=tokenizer.eos,
+                    adds_bos=tokenizer.adds_bos,
+                    adds_eos=tokenizer.adds_eos,
+                    special=tokenizer.special_tokens(),
+                )
             )
-        except PromptRefused as error:
-            self._template_fault = PromptRefused(f"{error}; send the prompt with template 'none'", "template")
-
-    def _text(self, token: int) -> str:
-        if token < 0:
-            return ""
-        return (lib.llama_vocab_get_text(self._vocab, token) or b"").decode("utf-8", "replace")
+        except (TemplateFault, RendererLost) as fault:
+            self._template_fault = f"{fault}; send the prompt with template 'none'"
 
     # Computing.
 

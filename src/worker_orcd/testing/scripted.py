@@ -116,7 +116,12 @@ class ScriptedModel:
         self.layers = 30
         self.abortable = "WORKER_ORCD_SCRIPTED_UNABORTABLE" not in os.environ
 
-    def encode(self, prompt: str, template: Template) -> list[int]:
+    def encode(
+        self,
+        prompt: str,
+        template: Template,
+        slow: Callable[[], None] = lambda: None,  # Nothing is rendered here.
+    ) -> list[int]:
         """A token for each byte; of a conversation, the latest message first."""
         if template == "messages":
             prompt = "\n".join(message["content"] for message in reversed(json.loads(prompt)))

@@ -1,0 +1,56 @@
+"""What a process that runs a chat template may use. The kernel holds it to that, whatever the template does."""
+
+import ctypes
+import os
+import resource
+import signal
+from pathlib import Path
+
+MAX_CPU_SEC = 2
+"""CPU time for compiling and trying a template, and for rendering one conversation."""
+MAX_WALL_SEC = 30
+"""Real time for the same. Generous, because on a starved machine 2 s of CPU time take long."""
+MAX_MEMORY_BYTES = 512 << 20
+"""Address space beyond what the renderer itself needs."""
+_MAX_FILES = 16
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+
+_prctl = ctypes.CDLL(None).prctl
+
+
+def die_with(parent: int) -> None:
+    """End this process when its parent ends, however suddenly."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def confine() -> None:
+    """Limit this process and its children: no more memory, files, core dumps or privileges."""
+    held = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    _limit(resource.RLIMIT_AS, held + MAX_MEMORY_BYTES)
+    _limit(resource.RLIMIT_FSIZE, 0)
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_NOFILE, _MAX_FILES)
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def start_clocks() -> None:
+    """End this process when it has used its time. Clocks of a parent do not count for its children."""
+    for name in (signal.SIGPROF, signal.SIGALRM):
+        # The kernel ends the process: a handler in Python would wait until a call in C returns.
+        signal.signal(name, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, MAX_CPU_SEC)
+    signal.setitimer(signal.ITIMER_REAL, MAX_WALL_SEC)
+
+
+def stop_clocks() -> None:
+    """The work is done in time."""
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _limit(what: int, value: int) -> None:
+    _, hard = resource.getrlimit(what)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(what, (value, value))

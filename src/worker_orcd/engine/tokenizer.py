@@ -1,0 +1,152 @@
+"""llama.cpp's tokenizer for one vocabulary. `llama_cpp` comes in as `lib`: only `llama.py` imports it."""
+
+import ctypes
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+from worker_orcd.engine.model import PromptRefused
+from worker_orcd.engine.templates.special_tokens import Piece, SpecialToken
+
+_UNKNOWN, _CONTROL, _USER_DEFINED, _LSTRIP, _RSTRIP = 1, 1 << 3, 1 << 4, 1 << 7, 1 << 8
+"""llama_token_attr."""
+_PIECE_BYTES = 256
+
+
+class Tokenizer:
+    """Turns text into token ids and back. Safe to use while a step runs, from any thread."""
+
+    def __init__(self, lib: Any, vocabulary: Any) -> None:
+        """For a `llama_vocab` of a loaded model."""
+        self._lib = lib
+        self._vocabulary = vocabulary
+        self._pieces: dict[int, bytes] = {}
+
+    def encode(self, text: str, *, parse_special: bool, add_special: bool) -> list[int]:
+        """Token ids of a text.
+
+        Args:
+            text: the text; what is not Unicode in it becomes a question mark.
+            parse_special: what looks like a special token is one.
+            add_special: add the beginning and the end that the vocabulary asks for.
+
+        Raises:
+            PromptRefused: llama.cpp cannot tokenize it.
+        """
+        if not text and not add_special:
+            return []
+        raw = text.encode("utf-8", "replace")
+        size = len(raw) + 8
+        buffer = (self._lib.llama_token * size)()
+        count = self._lib.llama_tokenize(
+            self._vocabulary, raw, len(raw), buffer, size, add_special, parse_special
+        )
+        if count < 0:
+            raise PromptRefused("the prompt cannot be tokenized")
+        return list(buffer[:count])
+
+    def encode_pieces(self, pieces: Iterable[Piece]) -> list[int]:
+        """Token ids of a rendered conversation, as llama.cpp tokenizes the whole text at once.
+
+        Pieces meet at special tokens only, and there llama.cpp cuts a text itself: a space that the vocabulary puts
+        before a text (`add_space_prefix`) comes to stand behind each of them, in pieces as in the whole.
+        """
+        beginning, end = self._frame
+        tokens = list(beginning)
+        for piece in pieces:
+            if piece.parsed:
+                tokens += self.encode(piece.text, parse_special=True, add_special=False)
+            else:
+                tokens += self._encode_plain(piece.text)
+        return tokens + end
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """Token ids of a text without control tokens.
+
+        Some of llama.cpp's tokenizers (RWKV, PLaMo 2) know control tokens as ordinary words. The text is then cut
+        inside these words.
+        """
+        tokens = self.encode(text, parse_special=False, add_special=False)
+        special = [token for token in tokens if self._special.get(token, 0) & (_CONTROL | _UNKNOWN)]
+        word = next((word for word in map(self._text, special) if len(word) > 1 and word in text), None)
+        if word is None:
+            # The unknown token may stay: it stands for what the vocabulary lacks.
+            return [token for token in tokens if not self._special.get(token, 0) & _CONTROL]
+        first, *rest = text.split(word)
+        parts = [first, *(word[1:] + part for part in rest)]
+        tokens = []
+        for part in (*(part + word[0] for part in parts[:-1]), parts[-1]):
+            tokens += self._encode_plain(part)
+        return tokens
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether each text gets a token at its beginning."""
+        return bool(self._frame[0])
+
+    @property
+    def adds_eos(self) -> bool:
+        """Whether each text gets a token at its end."""
+        return bool(self._frame[1])
+
+    @property
+    def bos(self) -> str:
+        """The text of the token that begins a sequence, "" if there is none."""
+        return self._text(self._lib.llama_vocab_bos(self._vocabulary))
+
+    @property
+    def eos(self) -> str:
+        """The text of the token that ends a sequence, "" if there is none."""
+        return self._text(self._lib.llama_vocab_eos(self._vocabulary))
+
+    def special_tokens(self) -> tuple[SpecialToken, ...]:
+        """All tokens that llama.cpp looks for in a text before it tokenizes the rest."""
+        return tuple(
+            SpecialToken(
+                self._text(token),
+                control=bool(attribute & (_CONTROL | _UNKNOWN)),
+                lstrip=bool(attribute & _LSTRIP),
+                rstrip=bool(attribute & _RSTRIP),
+            )
+            for token, attribute in self._special.items()
+        )
+
+    @cached_property
+    def _special(self) -> dict[int, int]:
+        """The attributes of all special tokens."""
+        count = self._lib.llama_vocab_n_tokens(self._vocabulary)
+        attributes = (
+            (token, self._lib.llama_vocab_get_attr(self._vocabulary, token)) for token in range(count)
+        )
+        return {token: a for token, a in attributes if a & (_CONTROL | _USER_DEFINED | _UNKNOWN)}
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token adds to the text; none for control tokens."""
+        known = self._pieces.get(token)
+        if known is None:
+            size = _PIECE_BYTES
+            buffer = ctypes.create_string_buffer(size)
+            length = self._lib.llama_token_to_piece(self._vocabulary, token, buffer, size, 0, False)
+            if length < 0:
+                size = -length
+                buffer = ctypes.create_string_buffer(size)
+                length = self._lib.llama_token_to_piece(self._vocabulary, token, buffer, size, 0, False)
+            known = self._pieces[token] = buffer.raw[: max(0, length)]
+        return known
+
+    @cached_property
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """What llama.cpp adds before and after each text."""
+        added = self.encode("", parse_special=False, add_special=True)
+        bos = self._lib.llama_vocab_bos(self._vocabulary)
+        beginning = 1 if added[:1] == [bos] and (len(added) > 1 or self._adds_bos_token) else 0
+        return added[:beginning], added[beginning:]
+
+    @property
+    def _adds_bos_token(self) -> bool:
+        return bool(self._lib.llama_vocab_get_add_bos(self._vocabulary))
+
+    def _text(self, token: int) -> str:
+        if token < 0:
+            return ""
+        return (self._lib.llama_vocab_get_text(self._vocabulary, token) or b"").decode("utf-8", "replace")

@@ -1,0 +1,1 @@
+"""Chat templates of seventy published models, and what `transformers` renders them to."""

@@ -1,0 +1,119 @@
+"""A model file whose chat template is hostile or broken harms nobody: not the worker, not a neighbour's prompt."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.helpers import at_rest, fresh_id
+from tests.integration.test_renderer import HOSTILE
+from tests.tiny import TinyModels
+from worker_orcd.testing.harness import RunningWorker, Stream, running_worker, wait_until
+
+pytestmark = pytest.mark.deep
+
+
+def model(tiny_models: TinyModels, template: str) -> str:
+    """The file of a tiny model with this chat template."""
+    return str(tiny_models.path("llama", **{"tokenizer.chat_template": template}))
+
+
+@pytest.fixture(scope="module")
+def hostile(tiny_models: TinyModels) -> Iterator[RunningWorker]:
+    """A worker whose template does harm at a word."""
+    with running_worker("llama", wait=False, model=model(tiny_models, HOSTILE), parallel=4) as worker:
+        yield worker.ready(within_sec=60)
+        at_rest(worker)
+        assert worker.health()["engine_restarts"] == 0
+
+
+def refused(stream: Stream) -> dict[str, Any]:
+    """By an error that a client does not send again: a 400, or in the stream if it took more than a second."""
+    stream.finished(within_sec=90)
+    error = stream.refusal or (stream.terminal.data if stream.terminal else {})
+    assert (error["code"], error["retriable"]) == ("INVALID_REQUEST", False)
+    assert "chat template" in error["message"]
+    assert not stream.text
+    return error
+
+
+@pytest.mark.parametrize("word", ["time", "power", "slice", "double", "center", "format", "write"])
+def test_a_prompt_that_makes_a_template_harmful_is_refused(hostile: RunningWorker, word: str) -> None:
+    """Once, without a retry, and without a death of the engine."""
+    refused(hostile.execute(fresh_id(), word, max_tokens=2))
+    assert hostile.execute(fresh_id(), "hi", max_tokens=2).finished().terminal is not None
+
+
+def test_a_whole_answer_is_a_400(hostile: RunningWorker) -> None:
+    """However long it takes to find that out."""
+    body = {"messages": [{"role": "user", "content": "time"}], "max_tokens": 2}
+    answer = hostile.client.post("/v1/chat/completions", json=body, timeout=90)
+    assert answer.status_code == 400, answer.text
+    assert "takes too long" in answer.json()["error"]["message"]
+
+
+def test_harmful_prompts_hold_up_no_neighbour(hostile: RunningWorker) -> None:
+    """Prompts that come after three slow ones are answered while those are still being rendered."""
+    slow = [hostile.execute(fresh_id(), "time", max_tokens=2) for _ in range(3)]
+    neighbour = hostile.execute(fresh_id(), "hi", max_tokens=2).finished(within_sec=60)
+    assert neighbour.terminal is not None
+    assert neighbour.terminal.event == "end"
+    # Rendered one after the other, all of them would have ended before.
+    assert any(stream.terminal is None for stream in slow)
+    for stream in slow:
+        refused(stream)
+
+
+def test_a_prompt_can_be_cancelled_while_it_is_being_rendered(hostile: RunningWorker) -> None:
+    """As any other that waits."""
+    job_id = fresh_id()
+    stream = hostile.execute(job_id, "time", max_tokens=2)
+    receipt: list[int] = []
+    thread = threading.Thread(target=lambda: receipt.append(hostile.cancel(job_id).status_code))
+    thread.start()
+    thread.join()
+    stream.finished(within_sec=60)
+    assert receipt == [202]
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "2 s of CPU time"),
+        ("{{ 'a' * 10 ** 9 }}", "too much memory"),
+        ("{% for a in b %}" * 30 + "{% endfor %}" * 30, "SyntaxError"),
+        ("{% if a %}" * 5000, "RecursionError"),
+        (f"{{{{ {'9' * 6000} }}}}", "ValueError"),
+        ("{{ raise_exception('\x1b[31mno') }}", r"\x1b[31mno"),
+    ],
+)
+def test_a_broken_template_leaves_raw_prompts(tiny_models: TinyModels, template: str, reason: str) -> None:
+    """The worker becomes healthy, says what is wrong, and serves `template: none`."""
+    file = model(tiny_models, template + "{{ messages[0].content }}")
+    with running_worker("llama", wait=False, model=file, parallel=2) as worker:
+        worker.ready(within_sec=60)
+        assert worker.health()["engine_restarts"] == 0
+        stream = worker.execute(fresh_id(), "hi", max_tokens=2)
+        error = refused(stream)
+        assert reason in error["message"]
+        assert error["param"] == "template"
+        raw = worker.execute(fresh_id(), "hi", template="none", max_tokens=2).finished()
+        assert raw.terminal is not None
+        assert raw.terminal.event == "end"
+
+
+def test_a_killed_engine_leaves_no_renderer(tiny_models: TinyModels) -> None:
+    """Also not one that is in the middle of a template."""
+    with running_worker("llama", wait=False, model=model(tiny_models, HOSTILE), parallel=2) as worker:
+        worker.ready(within_sec=60)
+        engine = psutil.Process(worker.health()["engine_pid"])
+        [renderer] = engine.children()
+        stream = worker.execute(fresh_id(), "time", max_tokens=2)
+        wait_until(lambda: bool(renderer.children()), within_sec=30, what="a child that renders")
+        processes = [renderer, *renderer.children()]
+        engine.kill()
+        _, alive = psutil.wait_procs(processes, timeout=20)
+        assert not alive
+        refused(stream)
