@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from hashlib import blake2b
 from typing import Any
 
+from tests.loop_reports import LoopReports, run_of_tokens
 from worker_orcd.engine.loop import EngineLoop
 from worker_orcd.engine.model import Arming, Batch, Memory, Outcome, Sampler
 from worker_orcd.jobs.events import EndedEvents
@@ -22,9 +23,7 @@ from worker_orcd.protocol.messages import (
     Ping,
     Run,
     Sampling,
-    Step,
     Stop as StopRun,
-    Stopped,
 )
 from worker_orcd.testing.scripted import FIRST_WORD, ScriptedModel
 
@@ -96,20 +95,7 @@ QUICK = '{"token_ms": 0, "row_ms": 0}'
 def run_message(run: int, prompt: str = "", **given: Any) -> Run:
     """Generate; `prompt` follows a script that takes no time, unless it is a script itself."""
     text = prompt if prompt.startswith("{") else QUICK + prompt
-    values: dict[str, Any] = {
-        "run": run,
-        "job_id": f"job-{run}",
-        "correlation_id": f"cor-{run}",
-        "prompt": tuple(text.encode()),
-        "generated": (),
-        "max_tokens": 4,
-        "ignore_eos": False,
-        "stop": (),
-        "sampling": Sampling(temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, seed=run),
-        "prompt_chars": len(text),
-        "prompt_sha256": "0" * 64,
-    }
-    return Run(**values | given)
+    return run_of_tokens(run, tuple(text.encode()), **{"prompt_chars": len(text)} | given)
 
 
 class HandClock:
@@ -304,65 +290,57 @@ class HandModel(ScriptedModel):
         return self._aborts(armed)
 
 
-class HandLoop:
+class HandLoop(LoopReports):
     """An engine's loop with its model, its inbox and all that it sent."""
 
     def __init__(
         self, *, parallel: int = 4, cells: int = 4096, exact: bool = False, recurrent: bool = False
     ) -> None:
+        super().__init__()
         self.byte = InterruptByte.create()
         self.clock = HandClock()
         load = Load("scripted", "worker", None, parallel, cells, exact, 1, "json")
-        self.model = HandModel(load, self.byte, self.clock)
+        self.model: HandModel = HandModel(load, self.byte, self.clock)
         if recurrent:
             self.model.memory = Memory("recurrent", trims=False)
-        self.sent: list[FromEngine] = []
         self.after_drain: Callable[[], None] = lambda: None
         self.on_send: Callable[[FromEngine], None] = lambda message: None
-        self._inbox: list[Run | StopRun | Ping] = []
         narrator = Narrator.configure("worker", process="engine", log_format="json", stream=io.StringIO())
-        self._loop = EngineLoop(self.model, self.byte, self._drain, self._send, narrator, clock=self.clock)
+        self.loop = EngineLoop(self.model, self.byte, self._drain, self._send, narrator, clock=self.clock)
 
     def _send(self, message: FromEngine) -> None:
         self.on_send(message)
         self.sent.append(message)
 
     def _drain(self) -> Iterable[Run | StopRun | Ping]:
-        messages, self._inbox = self._inbox, []
+        messages, self.inbox = self.inbox, []
         self.after_drain()
         return messages
 
     def post(self, *messages: Run | StopRun | Ping, interrupt: bool = True) -> None:
         """Put messages into the socket; and set the byte for a `Stop`, as a front does if it is not confirmed."""
         for message in messages:
-            self._inbox.append(message)
+            self.inbox.append(message)
             if isinstance(message, StopRun) and interrupt:
                 self.byte.set()
 
     def turn(self, times: int = 1) -> None:
         """So many turns, each of which has something to compute."""
         for _ in range(times):
-            assert self._loop.turn(), "there was nothing to compute"
+            assert self.loop.turn(), "there was nothing to compute"
 
     def turn_idle(self) -> bool:
         """One turn. Whether it had nothing to compute."""
-        return not self._loop.turn()
-
-    def finish(self, most: int = 2000) -> None:
-        """Turn until there is nothing to compute."""
-        for _ in range(most):
-            if not self._loop.turn() and not self._inbox:
-                return
-        raise AssertionError(f"still computing after {most} turns")
+        return not self.loop.turn()
 
     def warm_up(self) -> None:
         """As a process does before it is ready."""
-        self._loop.warm_up()
+        self.loop.warm_up()
 
     @property
     def next_ms(self) -> float:
         """How long the next step is predicted to take."""
-        return self._loop.next_ms
+        return self.loop.next_ms
 
     def close(self) -> None:
         """Unmap the byte."""
@@ -370,38 +348,9 @@ class HandLoop:
 
     # What it said.
 
-    @property
-    def steps(self) -> list[Step]:
-        """Its reports of steps."""
-        return [message for message in self.sent if isinstance(message, Step)]
-
-    @property
-    def stopped(self) -> list[Stopped]:
-        """Its confirmations of stops."""
-        return [message for message in self.sent if isinstance(message, Stopped)]
-
-    def tokens(self, run: int) -> list[int]:
-        """Ids of the tokens that it reported for a run."""
-        return [
-            out.token
-            for step in self.steps
-            for out in step.tokens
-            if out.run == run and out.token is not None
-        ]
-
     def text(self, run: int) -> str:
         """The text that it reported for a run."""
         return "".join(out.text for step in self.steps for out in step.tokens if out.run == run)
-
-    def ends(self, run: int) -> list[str]:
-        """How a run ended: a reason, or an error's code. More than one would be a defect."""
-        return [
-            end.reason or end.error_code or "?" for step in self.steps for end in step.ended if end.run == run
-        ]
-
-    def cells_held(self) -> list[int]:
-        """Cells of each sequence id."""
-        return [self.model.cells(sequence) for sequence in range(self.model.facts.sequences)]
 
 
 MakeLoop = Callable[..., HandLoop]

@@ -9,7 +9,8 @@ For example:
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Reversible
+from collections.abc import Callable, Iterator, Reversible
+from itertools import takewhile
 from typing import Generic, NamedTuple, TypeVar
 
 Name = TypeVar("Name")
@@ -69,9 +70,12 @@ class BoundedByOwner(Generic[Name, Value]):
         """An owner's entries, oldest first."""
         return self._of.get(owner, OrderedDict()).values()
 
-    def oldest(self) -> Entry[Name, Value] | None:
-        """The entry that was added before all others."""
-        return next(iter(self._all.values()), None)
+    def drop_while(self, is_old: Callable[[Value], bool]) -> list[Entry[Name, Value]]:
+        """Drop the oldest entries for as long as this is true of their values. Returns them."""
+        old = list(takewhile(lambda entry: is_old(entry.value), self._all.values()))
+        for entry in old:
+            self.remove(entry.owner, entry.name)
+        return old
 
     def is_full_for(self, owner: Owner, size: int = 1) -> bool:
         """Whether a new value of this size would cost the owner one of its own."""

@@ -12,21 +12,19 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 import numpy.typing as npt
 
+from tests.loop_reports import LoopReports, run_of_tokens
 from worker_orcd.engine.llama import LlamaModel
 from worker_orcd.engine.loop import EngineLoop
 from worker_orcd.engine.model import Arming, Batch, Outcome, Sampler
 from worker_orcd.narration import Narrator
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import (
-    AuditFault,
-    FromEngine,
     Load,
     Ping,
     Run,
     Sampling,
     Step,
     Stop,
-    Stopped,
 )
 
 Logits = npt.NDArray[np.float32]
@@ -80,19 +78,18 @@ class RecordedModel(LlamaModel):
         lib.llama_model_free(self._model)
 
 
-class TinyEngine:
+class TinyEngine(LoopReports):
     """The loop around a recorded model, turned by hand, and all that it sent."""
 
     def __init__(
         self, path: Path, *, exact: bool = False, parallel: int = 6, cells: int = 4096, threads: int = 1
     ) -> None:
+        super().__init__()
         self.byte = InterruptByte.create()
         load = Load(str(path), "worker", None, parallel, cells, exact, threads, "json")
-        self.model = RecordedModel(load, self.byte)
-        self.sent: list[FromEngine] = []
+        self.model: RecordedModel = RecordedModel(load, self.byte)
         self.aborts_at_once = False
         """Whether the byte is set before each step begins: an armed one ends with its first graph node."""
-        self._inbox: list[Run | Stop | Ping] = []
         narrator = Narrator.configure("worker", process="engine", log_format="json", stream=io.StringIO())
         self.loop = EngineLoop(self.model, self.byte, self._drain, self.sent.append, narrator)
         self.loop.warm_up()
@@ -100,19 +97,12 @@ class TinyEngine:
     def _drain(self) -> list[Run | Stop | Ping]:
         if self.aborts_at_once:
             self.byte.set()
-        messages, self._inbox = self._inbox, []
+        messages, self.inbox = self.inbox, []
         return messages
 
     def post(self, *messages: Run | Stop | Ping) -> None:
         """Send messages; the next turn sees them."""
-        self._inbox += messages
-
-    def finish(self, most: int = 3000) -> None:
-        """Turn until there is nothing to compute."""
-        for _ in range(most):
-            if not self.loop.turn() and not self._inbox:
-                return
-        raise AssertionError(f"still computing after {most} turns")
+        self.inbox += messages
 
     def interrupted_turn(self, after_sec: float) -> bool:
         """One turn, with the byte set so long after its start. Whether the step was aborted."""
@@ -134,54 +124,12 @@ class TinyEngine:
         self.model.free()
         self.byte.close()
 
-    # What it said.
-
-    @property
-    def steps(self) -> list[Step]:
-        """Its reports of steps."""
-        return [message for message in self.sent if isinstance(message, Step)]
-
-    @property
-    def faults(self) -> list[AuditFault]:
-        """Differences that its audits found."""
-        return [message for message in self.sent if isinstance(message, AuditFault)]
-
-    @property
-    def stopped(self) -> list[Stopped]:
-        """Its confirmations of stops."""
-        return [message for message in self.sent if isinstance(message, Stopped)]
-
-    def tokens(self, run: int) -> list[int]:
-        """Tokens that it reported for a run."""
-        outs = [out for step in self.steps for out in step.tokens if out.run == run]
-        return [out.token for out in outs if out.token is not None]
-
-    def ends(self, run: int) -> list[str]:
-        """How a run ended: a reason, or an error's code."""
-        ends = [end for step in self.steps for end in step.ended if end.run == run]
-        return [end.reason or f"{end.error_code}: {end.error_message}" for end in ends]
-
-    def held(self) -> list[int]:
-        """Tokens that each sequence id holds."""
-        return [self.model.cells(sequence) for sequence in range(self.model.facts.sequences)]
-
 
 def run_of(run: int, prompt: list[int], **given: Any) -> Run:
     """Generate greedily, past end-of-generation tokens."""
-    values: dict[str, Any] = {
-        "run": run,
-        "job_id": f"job-{run}",
-        "correlation_id": f"cor-{run}",
-        "prompt": tuple(prompt),
-        "generated": (),
-        "max_tokens": 12,
-        "ignore_eos": True,
-        "stop": (),
-        "sampling": Sampling(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0, seed=run),
-        "prompt_chars": len(prompt),
-        "prompt_sha256": "0" * 64,
-    }
-    return Run(**values | given)
+    greedy = Sampling(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0, seed=run)
+    usual: dict[str, Any] = {"max_tokens": 12, "ignore_eos": True, "sampling": greedy}
+    return run_of_tokens(run, tuple(prompt), **usual | given)
 
 
 def some_prompt(chance: random.Random, length: int, vocabulary: int) -> list[int]:

@@ -76,7 +76,7 @@ def check_whole(engine: TinyEngine, history: History) -> None:
             assert engine.ends(number) == ["length"], number
             assert len(engine.tokens(number)) == run.max_tokens
     assert all(said.cells_after == 0 for said in engine.stopped)
-    assert engine.held() == [0] * engine.model.facts.sequences
+    assert engine.cells_held() == [0] * engine.model.facts.sequences
 
 
 def compare(engine: TinyEngine, alone: TinyEngine, history: History) -> list[tuple[int, Logits, Logits]]:

@@ -115,7 +115,7 @@ def test_a_run_whose_id_changes_keeps_its_state(name: str, tiny_models: TinyMode
     engine.post(*history.runs.values())
     while not engine.ends(1):
         engine.loop.turn()
-    assert [held > 0 for held in engine.held()] == [True, True, True, False]
+    assert [held > 0 for held in engine.cells_held()] == [True, True, True, False]
     engine.aborts_at_once = True
     engine.finish()
     assert any(step.aborted for step in engine.steps)

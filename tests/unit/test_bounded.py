@@ -36,6 +36,17 @@ def test_among_equals_the_one_that_adds_loses() -> None:
     assert holding(kept, "anna") == [0]
 
 
+def test_only_the_oldest_are_dropped_while_they_are_old() -> None:
+    """In the order in which they were added, up to the first that is not old; an old one behind it stays."""
+    kept: BoundedByOwner[str, int] = BoundedByOwner(10)
+    for owner, name, value in (("anna", "a", 1), ("berta", "b", 2), ("anna", "c", 9), ("berta", "d", 1)):
+        kept.add(owner, name, value)
+    assert [entry.name for entry in kept.drop_while(lambda value: value < 5)] == ["a", "b"]
+    assert [entry.name for entry in kept] == ["c", "d"]
+    assert (kept.total, kept.held("anna"), kept.held("berta")) == (2, 1, 1)
+    assert kept.drop_while(lambda value: value < 5) == []
+
+
 def test_a_value_in_place_of_another_is_the_newest() -> None:
     """It is counted once, and stands at the end."""
     kept: BoundedByOwner[int, str] = BoundedByOwner(10)
@@ -44,7 +55,7 @@ def test_a_value_in_place_of_another_is_the_newest() -> None:
     kept.add("anna", 0, "new", 3)
     assert (kept.total, len(kept), kept.get("anna", 0)) == (5, 2, "new")
     assert [entry.name for entry in kept] == [1, 0]
-    oldest = kept.oldest()
+    oldest = next(iter(kept), None)
     assert oldest is not None
     assert oldest.name == 1
     assert kept.remove("anna", 1) == "other"

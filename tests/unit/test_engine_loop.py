@@ -693,18 +693,13 @@ def test_a_ping_is_answered_between_two_steps(loop: HandLoop) -> None:
 # The audit.
 
 
-def faults(it: HandLoop) -> list[AuditFault]:
-    """What the audits found."""
-    return [message for message in it.sent if isinstance(message, AuditFault)]
-
-
 def test_cells_that_nobody_holds_are_told_and_freed(loop: HandLoop) -> None:
     """An idle engine finds them when it is asked whether it is there."""
     loop.model.trim(2, 0)
     loop.model.decode(Batch([1, 2, 3], [0, 1, 2], [2, 2, 2], [False] * 3), armed=Arming.NONE)
     loop.post(Ping())
     assert loop.turn_idle()
-    assert faults(loop) == [AuditFault(None, "sequence 2 held 3 KV cells instead of 0", repaired=True)]
+    assert loop.faults == [AuditFault(None, "sequence 2 held 3 KV cells instead of 0", repaired=True)]
     assert loop.cells_held() == [0, 0, 0, 0]
 
 
@@ -720,7 +715,7 @@ def test_a_run_whose_cells_are_not_what_they_should_be_goes_on_with_right_ones(
     loop.model.disturb(0, cells - held)
     loop.post(Stop(9))
     loop.turn()
-    (fault,) = faults(loop)
+    (fault,) = loop.faults
     assert (fault.run, fault.repaired) == (1, True)
     assert f"held {cells} KV cells instead of {held}" in fault.message
     loop.finish()
@@ -731,7 +726,7 @@ def test_a_sequence_that_stays_dirty_is_not_used_until_it_is_clean(loop: HandLoo
     """It is told once; jobs get the other ids."""
     loop.post(run_message(1, says("a", leak=4)))
     loop.finish()
-    (fault,) = faults(loop)
+    (fault,) = loop.faults
     assert (fault.run, fault.repaired) == (1, False)
     assert loop.ends(1) == ["stop"]
     loop.post(run_message(2, max_tokens=9))
@@ -739,7 +734,7 @@ def test_a_sequence_that_stays_dirty_is_not_used_until_it_is_clean(loop: HandLoo
     assert loop.model.cells(1) > 0, "it got the next id"
     loop.post(Ping(runs=(2,)), Ping(runs=(2,)))
     loop.finish()
-    assert len(faults(loop)) == 1
+    assert len(loop.faults) == 1
     assert loop.cells_held() == [0, 0, 0, 0]
     loop.post(run_message(3, max_tokens=9))
     loop.turn()
@@ -756,7 +751,7 @@ def test_a_run_in_a_sequence_that_cannot_be_trimmed_moves_to_another(make_loop: 
     loop.model.disturb(0, -2)
     loop.post(Stop(9))
     loop.turn()
-    assert [(fault.run, fault.repaired) for fault in faults(loop)] == [(1, False)]
+    assert [(fault.run, fault.repaired) for fault in loop.faults] == [(1, False)]
     loop.turn()
     assert loop.model.cells(1) > 0
     for _ in range(200):
@@ -782,7 +777,7 @@ def test_a_run_that_the_front_does_not_know_is_freed_and_told(loop: HandLoop) ->
     in_decode(loop, 1, 2)
     loop.post(Ping(runs=(2,)))
     loop.turn()
-    assert faults(loop) == [AuditFault(1, "run 1 was computed for nobody", repaired=True)]
+    assert loop.faults == [AuditFault(1, "run 1 was computed for nobody", repaired=True)]
     assert loop.model.cells(0) == 0
     loop.finish()
     assert (loop.ends(1), loop.ends(2)) == ([], ["length"])

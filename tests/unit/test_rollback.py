@@ -7,7 +7,7 @@ import pytest
 
 from tests.fakes import HandLoop, run_message
 from worker_orcd.engine.model import Outcome
-from worker_orcd.protocol.messages import AuditFault, Stop
+from worker_orcd.protocol.messages import Stop
 
 MakeLoop = Callable[..., HandLoop]
 
@@ -34,11 +34,6 @@ def alone(make_loop: MakeLoop, run: int, prompt: str = "", **given: Any) -> list
     return loop.tokens(run)
 
 
-def faults(loop: HandLoop) -> list[AuditFault]:
-    """Differences that audits found."""
-    return [message for message in loop.sent if isinstance(message, AuditFault)]
-
-
 def until_decoding(loop: HandLoop, *runs: int) -> None:
     """Turn until each of these runs has a token."""
     while not all(loop.tokens(run) for run in runs):
@@ -61,7 +56,7 @@ def test_aborted_steps_change_nobody_s_tokens(make_loop: MakeLoop, exact: bool) 
     for n, length in lengths.items():
         assert loop.tokens(n) == alone(make_loop, n, "p" * length, max_tokens=12)
         assert loop.ends(n) == ["length"]
-    assert faults(loop) == []
+    assert loop.faults == []
     assert loop.cells_held() == [0, 0, 0, 0]
 
 
@@ -84,7 +79,7 @@ def check_all(loop: HandLoop, make_loop: MakeLoop, *without: int) -> None:
         if n not in without:
             assert loop.tokens(n) == alone(make_loop, n, "p" * length, max_tokens=4)
             assert loop.ends(n) == ["length"]
-    assert faults(loop) == []
+    assert loop.faults == []
 
 
 def test_a_run_without_rows_in_the_aborted_step_is_restored_as_well(make_loop: MakeLoop) -> None:

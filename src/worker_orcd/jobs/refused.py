@@ -35,5 +35,4 @@ class RefusedRequests:
         return self._refused.get(*key) is not None
 
     def _forget_old(self, now: Moment) -> None:
-        while (oldest := self._refused.oldest()) and now.mono - oldest.value > self._keep_sec:
-            self._refused.remove(oldest.owner, oldest.name)
+        self._refused.drop_while(lambda refused_at: now.mono - refused_at > self._keep_sec)

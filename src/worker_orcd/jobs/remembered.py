@@ -35,5 +35,4 @@ class RememberedCancels:
         self._stops.remove(*key)
 
     def _forget_old(self, now: float) -> None:
-        while (oldest := self._stops.oldest()) and now - oldest.value.accepted_at > self._keep_sec:
-            self._stops.remove(oldest.owner, oldest.name)
+        self._stops.drop_while(lambda stop: now - stop.accepted_at > self._keep_sec)

@@ -133,8 +133,8 @@ class JobTracker:
 
     def forget_old(self, now: Moment) -> None:
         """Drop records that are too old."""
-        while (oldest := self._records.oldest()) and now.mono - oldest.value.ended_at > self._keep_sec:
-            self._forget(oldest.owner, oldest.name)
+        for lost in self._records.drop_while(lambda record: now.mono - record.ended_at > self._keep_sec):
+            self._whole.remove(lost.owner, lost.name)
 
     def _forget(self, owner: Owner, job_id: str) -> None:
         self._records.remove(owner, job_id)

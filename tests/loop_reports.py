@@ -1,0 +1,73 @@
+"""What an engine's loop sent, as tests ask for it."""
+
+from typing import Any
+
+from worker_orcd.engine.loop import EngineLoop
+from worker_orcd.engine.model import Model
+from worker_orcd.protocol.messages import AuditFault, FromEngine, Ping, Run, Sampling, Step, Stop, Stopped
+
+
+class LoopReports:
+    """A loop that a test turns by hand, with its inbox and all that it sent."""
+
+    loop: EngineLoop
+    model: Model
+
+    def __init__(self) -> None:
+        self.sent: list[FromEngine] = []
+        self.inbox: list[Run | Stop | Ping] = []
+
+    def finish(self, most: int = 3000) -> None:
+        """Turn until there is nothing to compute."""
+        for _ in range(most):
+            if not self.loop.turn() and not self.inbox:
+                return
+        raise AssertionError(f"still computing after {most} turns")
+
+    @property
+    def steps(self) -> list[Step]:
+        """Its reports of steps."""
+        return [message for message in self.sent if isinstance(message, Step)]
+
+    @property
+    def stopped(self) -> list[Stopped]:
+        """Its confirmations of stops."""
+        return [message for message in self.sent if isinstance(message, Stopped)]
+
+    @property
+    def faults(self) -> list[AuditFault]:
+        """Differences that its audits found."""
+        return [message for message in self.sent if isinstance(message, AuditFault)]
+
+    def tokens(self, run: int) -> list[int]:
+        """Ids of the tokens that it reported for a run."""
+        outs = [out for step in self.steps for out in step.tokens if out.run == run]
+        return [out.token for out in outs if out.token is not None]
+
+    def ends(self, run: int) -> list[str]:
+        """How a run ended: a reason, or an error's code. More than one would be a defect."""
+        return [
+            end.reason or end.error_code or "?" for step in self.steps for end in step.ended if end.run == run
+        ]
+
+    def cells_held(self) -> list[int]:
+        """Cells of each sequence id."""
+        return [self.model.cells(sequence) for sequence in range(self.model.facts.sequences)]
+
+
+def run_of_tokens(run: int, prompt: tuple[int, ...], **given: Any) -> Run:
+    """Generate from these prompt tokens; `given` are other values of the message than the usual ones."""
+    values: dict[str, Any] = {
+        "run": run,
+        "job_id": f"job-{run}",
+        "correlation_id": f"cor-{run}",
+        "prompt": prompt,
+        "generated": (),
+        "max_tokens": 4,
+        "ignore_eos": False,
+        "stop": (),
+        "sampling": Sampling(temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, seed=run),
+        "prompt_chars": len(prompt),
+        "prompt_sha256": "0" * 64,
+    }
+    return Run(**values | given)
