@@ -1,6 +1,7 @@
 """A model file whose chat template is hostile or broken harms nobody: not the worker, not a neighbour's prompt."""
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from tests.helpers import at_rest, fresh_id
 from tests.integration.test_renderer import HOSTILE
 from tests.tiny import TinyModels
+from worker_orcd.supervisor.liveness import PREPARE_SEC
 from worker_orcd.testing.harness import RunningWorker, Stream, running_worker, wait_until
 
 pytestmark = pytest.mark.deep
@@ -76,6 +78,47 @@ def test_a_prompt_can_be_cancelled_while_it_is_being_rendered(hostile: RunningWo
     thread.join()
     stream.finished(within_sec=60)
     assert receipt == [202]
+
+
+def test_rendering_ends_with_the_job(hostile: RunningWorker) -> None:
+    """A cancelled prompt is computed no more, as any other job."""
+    engine = psutil.Process(hostile.health()["engine_pid"])
+    [renderer] = engine.children()
+    stream = hostile.execute(fresh_id(), "time", max_tokens=2)
+    wait_until(lambda: bool(renderer.children()), within_sec=30, what="a child that renders")
+    [child] = renderer.children()
+    wait_until(lambda: sum(child.cpu_times()[:2]) > 0.05, within_sec=30, what="a child that computes")
+    child.suspend()  # So that it cannot end by itself.
+    hostile.cancel(stream.job_id)
+    stream.finished(within_sec=60)
+    child.resume()
+    _, alive = psutil.wait_procs([child], timeout=1)
+    assert not alive
+
+
+def test_a_prompt_that_gets_no_cpu_costs_nobody_the_engine(hostile: RunningWorker) -> None:
+    """The engine waits for a process that has limits of its own. That is no reason to kill it, however busy the machine
+    is: here the process gets no CPU at all, and four of them hold up no fifth."""
+    engine = psutil.Process(hostile.health()["engine_pid"])
+    [renderer] = engine.children()
+    neighbour = hostile.execute(fresh_id(), "hi", template="none", ignore_eos=True, max_tokens=200)
+    neighbour.tokens_seen(1)
+    slow = [hostile.execute(fresh_id(), "time", max_tokens=2) for _ in range(4)]
+    wait_until(lambda: len(renderer.children()) == len(slow), within_sec=60, what="children that render")
+    for child in renderer.children():
+        child.suspend()
+    stopped_until = time.monotonic() + 1.5 * PREPARE_SEC
+    while time.monotonic() < stopped_until:
+        hostile.execute(fresh_id(), "hi", max_tokens=2).finished(within_sec=60)
+        assert hostile.health()["engine_pid"] == engine.pid
+    assert all(stream.terminal is None for stream in slow)
+    for stream in slow:
+        hostile.cancel(stream.job_id)
+        stream.finished(within_sec=60)
+    for child in renderer.children():
+        child.resume()
+    neighbour.finished(within_sec=60).assert_whole()
+    assert len(neighbour.tokens) == 200
 
 
 @pytest.mark.parametrize(

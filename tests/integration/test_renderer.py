@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from tests.chat_templates.conversations import BOS, EOS, said
+from worker_orcd.engine.in_hand import InHand
 from worker_orcd.engine.templates import limits
 from worker_orcd.engine.templates.renderer import Renderer
 from worker_orcd.engine.templates.template import Source, TemplateFault
@@ -79,18 +80,46 @@ def test_a_template_that_takes_too_much_fails_on_its_prompt_alone(hostile: Rende
 
 def test_a_slow_prompt_holds_up_no_other(hostile: Renderer) -> None:
     """It says that it is slow, and others are rendered beside it."""
-    slow, ended = threading.Event(), threading.Event()
+    slow, over, ended = threading.Event(), threading.Event(), threading.Event()
+    in_hand = InHand()
+    in_hand.slow = lambda is_slow: (slow if is_slow else over).set()
 
     def render() -> None:
         with pytest.raises(TemplateFault, match="takes too long"):
-            hostile.render({"messages": [said("user", "time")]}, slow.set)
+            hostile.render({"messages": [said("user", "time")]}, in_hand)
         ended.set()
 
     threading.Thread(target=render, daemon=True).start()
     assert slow.wait(limits.MAX_WALL_SEC)
     assert rendered(hostile, "hi") == "<hi>"
-    assert not ended.is_set()
+    assert not over.is_set()
     assert ended.wait(limits.MAX_WALL_SEC + 10)
+    assert over.is_set()
+
+
+def test_a_conversation_whose_job_has_ended_is_not_rendered_on(hostile: Renderer) -> None:
+    """Its process ends at once, also in the middle of a call in C."""
+    process, in_hand, reasons = _process_of(hostile), InHand(), []
+
+    def render() -> None:
+        with pytest.raises(TemplateFault) as fault:
+            hostile.render({"messages": [said("user", "power")]}, in_hand)
+        reasons.append(str(fault.value))
+
+    thread = threading.Thread(target=render, daemon=True)
+    thread.start()
+    wait_until(lambda: bool(process.children()), within_sec=30, what="a child that renders")
+    [child] = process.children()
+    wait_until(lambda: sum(child.cpu_times()[:2]) > 0.1, within_sec=30, what="a child that computes")
+    child.suspend()  # So that it cannot end by itself.
+    in_hand.drop()
+    thread.join(30)
+    assert reasons == ["the job has ended"]
+    child.resume()
+    _, alive = psutil.wait_procs([child], timeout=1)
+    assert not alive
+    render()  # One that has ended before is not begun.
+    assert reasons == ["the job has ended"] * 2
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.fakes import at, books_of, execute
 from worker_orcd.jobs.dispatcher import POISON_DEATHS, SUSPECT_DEATHS, Dispatcher, Known, ReadyEngine
-from worker_orcd.jobs.effects import Effect, Ended, Halt, Prepare, Run
+from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Halt, Prepare, Run
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import End, Error, Event, Started, Token
 from worker_orcd.jobs.job import Job
@@ -24,6 +24,7 @@ from worker_orcd.jobs.moment import Moment
 from worker_orcd.jobs.position import Position
 from worker_orcd.jobs.queue import Capacity
 from worker_orcd.jobs.receipt import Freed
+from worker_orcd.jobs.refused import REFUSED_KEPT_SEC
 from worker_orcd.jobs.request import Ceilings
 from worker_orcd.jobs.stops import Stop, StopReason
 
@@ -76,8 +77,8 @@ class Core(RuleBasedStateMachine):
         """Cancels that came before their job, and when."""
         self.reached: dict[str, float] = {}
         """Ids of jobs that a client's cancel has reached, and when."""
-        self.refused: set[str] = set()
-        """Ids whose latest request was refused: a cancel that follows is for that one."""
+        self.refused: dict[str, float] = {}
+        """Ids whose latest request was refused, and when: a cancel that follows is for that one."""
         self.put_out_stopping: set[int] = set()
         """Runs that the engine put out while their stop was on its way."""
         self.written_off = False
@@ -110,6 +111,9 @@ class Core(RuleBasedStateMachine):
                 self.ended.append(run)
                 continue
             assert self.engine is not None, "an order without an engine"
+            if isinstance(effect, DropPrompt):
+                assert run in self.engine.to_prepare, "what is dropped is not being prepared"
+                continue
             assert effect.job.live
             match effect:
                 case Prepare():
@@ -184,14 +188,14 @@ class Core(RuleBasedStateMachine):
             assert refused.code is expected  # noqa: PT017  # Being taken is as right as being refused.
             assert self.books() == before
             if expected is not ErrorCode.JOB_ID_IN_USE:
-                self.refused.add(job_id)
+                self.refused[job_id] = now.mono
             return
         assert (self.core.draining, in_use) == (False, False)
         if retry_of is not None:
             assert [event.name for event in job.events] == ["error"], "the retry of a cancelled job runs"
             assert effects[0] == Ended(job)
             self.seen[job.run] = Seen(job)
-            self.refused.discard(job_id)
+            self.refused.pop(job_id, None)
             self.carry_out(effects)
             return
         self.reached.pop(job_id, None)
@@ -199,7 +203,7 @@ class Core(RuleBasedStateMachine):
         assert job.run not in self.seen, "an incarnation has its own run"
         assert job.incarnation not in {seen.job.incarnation for seen in self.seen.values()}
         self.seen[job.run] = Seen(job)
-        self.refused.discard(job_id)
+        self.refused.pop(job_id, None)
         self.positions_are_of_one_job(job)
         self.carry_out(effects)
         cancelled_at = self.cancels.pop(job_id, -100.0)
@@ -239,7 +243,7 @@ class Core(RuleBasedStateMachine):
         before = self.books()
         self.core.refused(job_id, self.now())
         assert self.books() == before
-        self.refused.add(job_id)
+        self.refused[job_id] = self.seconds
 
     def stop_by_id(self, job_id: str, reason: StopReason) -> None:
         """Ask, and see that nobody else was asked."""
@@ -256,7 +260,9 @@ class Core(RuleBasedStateMachine):
         match state:
             case None:
                 assert known in (Known.UNKNOWN, Known.FINISHED)
-                if known is Known.UNKNOWN and reason is StopReason.CLIENT and job_id not in self.refused:
+                refused_at = self.refused.get(job_id, float("-inf"))
+                for_refused = stop.accepted_at - refused_at <= REFUSED_KEPT_SEC
+                if known is Known.UNKNOWN and reason is StopReason.CLIENT and not for_refused:
                     self.remember(job_id, stop.accepted_at)
                 assert effects == []
             case State.STOPPING:

@@ -74,6 +74,9 @@ class VirtualEngine:
         if len(self._preparing) == 1:
             self._later(self._chance.uniform(0.0005, 0.02), self._prepared)
 
+    def drop_prompt(self, run: int) -> None:
+        """Answered all the same."""
+
     def run(self, message: Run) -> None:
         """Take it into the next turn."""
         self._hand.post(message)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.fakes import at, books_of, execute, freed_at, wish
 from worker_orcd.jobs.dispatcher import Dispatcher, Known, ReadyEngine
-from worker_orcd.jobs.effects import Effect, Ended, Halt, Prepare, Run
+from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Halt, Prepare, Run
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import Error
 from worker_orcd.jobs.job import Job, Phase
@@ -121,7 +121,7 @@ def test_a_draining_worker_takes_nothing_but_finishes_what_it_has() -> None:
     assert (refused.value.code, refused.value.http_status) == (ErrorCode.DRAINING, 503)
     assert refused.value.retry_after_sec is not None
     assert it.prepared(waiting.run, PROMPT, at(1)) == [Run(waiting)]
-    assert it.stop("job-2", wish(), at(2)) == (Known.LIVE, [Ended(other)])
+    assert it.stop("job-2", wish(), at(2)) == (Known.LIVE, [Ended(other), DropPrompt(other)])
 
 
 def test_a_refused_submit_leaves_a_live_job_of_that_id_alone() -> None:
@@ -299,7 +299,7 @@ def test_a_waiting_job_ends_at_once_without_the_engine() -> None:
     """No Halt: the engine never knew of it as a run."""
     it = dispatcher()
     job = submitted(it)
-    assert it.stop("job-1", wish(), at(2)) == (Known.LIVE, [Ended(job)])
+    assert it.stop("job-1", wish(), at(2)) == (Known.LIVE, [Ended(job), DropPrompt(job)])
     assert error_code(job) == "CANCELLED"
     assert len(it.queue) == 0
     assert [event.name for event in job.events] == ["error"]
@@ -393,7 +393,7 @@ def test_jobs_whose_deadline_has_passed_are_stopped_whatever_they_do() -> None:
     assert it.expire(at(1.9)) == ([], [])
     late, effects = it.expire(at(3.0))
     assert late == [runs, waits]
-    assert sorted(effects, key=repr) == sorted([Halt(runs), Ended(waits)], key=repr)
+    assert sorted(effects, key=repr) == sorted([Halt(runs), Ended(waits), DropPrompt(waits)], key=repr)
     assert error_code(waits) == "INFERENCE_TIMEOUT"
     assert runs.state is State.STOPPING
     assert patient.live
@@ -681,7 +681,7 @@ def test_a_group_is_stopped_as_a_whole_and_by_its_exact_name() -> None:
     others = [submitted(it, "job-3", group="g1"), submitted(it, "job-4"), submitted(it, "g")]
     jobs, effects = it.stop_group("g", wish(), at(2))
     assert jobs == members
-    assert effects == [Ended(job) for job in members]
+    assert effects == [effect for job in members for effect in (Ended(job), DropPrompt(job))]
     assert all(job.live for job in others)
     assert it.stop_group("g", wish(), at(2)) == ([], [])
 
@@ -693,7 +693,7 @@ def test_owners_never_meet() -> None:
     theirs = it.submit(execute("job-1", group="g"), "cor-2", at(0), "berta")[0]
     assert it.stop_group("g", wish(), at(1), "carl") == ([], [])
     assert it.stop("job-1", wish(), at(1), "carl") == (Known.UNKNOWN, [])
-    assert it.stop("job-1", wish(), at(1), "anna") == (Known.LIVE, [Ended(mine)])
+    assert it.stop("job-1", wish(), at(1), "anna") == (Known.LIVE, [Ended(mine), DropPrompt(mine)])
     assert theirs.live
     assert it.tracker.record("job-1", "carl") is None
     assert [record["state"] for record in it.tracker.records("anna")] == ["cancelled"]

@@ -26,6 +26,7 @@ TO_ENGINE: list[messages.ToEngine] = [
     messages.Prepare(1, "job-1", "cor", "漢👋\x00", "auto", ("a", "\n\n"), 32, 0),
     messages.Run(1, "job-1", "cor", (1, 2), (3,), 8, True, ("x",), SAMPLING, 5, "0" * 64),
     messages.Run(2**40, "j", "c", (), (), 1, False, (), SAMPLING, 0, ""),
+    messages.DropPrompt(2**40),
     messages.Stop(7),
     messages.Ping(runs=(1, 2)),
 ]
@@ -53,6 +54,7 @@ FROM_ENGINE: list[messages.FromEngine] = [
         "aborted",
         (4, 5),
     ),
+    messages.Rendering(1, slow=True),
     messages.Pong(),
     messages.AuditFault(7, "sequence 0 held 3 KV cells instead of 0", repaired=False),
     messages.Step(0.1, (), (), (), 0, 0, 0.0),

@@ -202,3 +202,24 @@ def test_a_prompt_waits_for_a_cpu_as_long_as_it_takes() -> None:
     watch = Watch(Spent.evenly(float("inf")))
     watch.liveness.prepare(1, 0.0)
     assert watch.stuck_after(computing(0.0)) is None
+
+
+def test_a_prompt_that_takes_long_to_render_is_no_sign_of_a_stuck_engine() -> None:
+    """The engine waits for a process that ends by itself. It is watched again when it has an answer."""
+    for activities in (asleep(), computing(1.0)):
+        watch = Watch(Spent.evenly(float("inf")))
+        watch.liveness.prepare(1, 0.0)
+        watch.liveness.rendering(1, 0.0, slow=True)
+        assert watch.stuck_after(activities) is None
+        watch.liveness.rendering(1, watch.now, slow=False)
+        assert watch.stuck_after([None] * 9) is None
+        assert watch.look(None) is not None
+
+
+def test_a_prompt_beside_one_that_takes_long_to_render_is_watched() -> None:
+    """A slow prompt hides no other at which the engine is stuck."""
+    watch = Watch(Spent.evenly(float("inf")))
+    for run in (1, 2):
+        watch.liveness.prepare(run, 0.0)
+    watch.liveness.rendering(1, 0.0, slow=True)
+    assert watch.stuck_after([None] * 60) == pytest.approx(PREPARE_SEC, abs=1)

@@ -16,9 +16,13 @@ from worker_orcd.protocol.messages import (
     EndOfRun,
     FromEngine,
     LoadFailed,
+    Narrated,
     Pong,
     Prepare,
+    Prepared,
     Ready,
+    Refused,
+    Rendering,
     Run,
     Sampling,
     Step,
@@ -26,7 +30,13 @@ from worker_orcd.protocol.messages import (
 )
 from worker_orcd.supervisor import supervisor as supervisor_module
 from worker_orcd.supervisor.engine import Death, Engine, EngineListener
-from worker_orcd.supervisor.liveness import FIRST_STEP_PATIENCE, LOADING_PATIENCE, Activity, Waiting
+from worker_orcd.supervisor.liveness import (
+    FIRST_STEP_PATIENCE,
+    LOADING_PATIENCE,
+    PREPARE_SEC,
+    Activity,
+    Waiting,
+)
 from worker_orcd.supervisor.supervisor import EngineState, Supervisor
 
 READY = Ready("m", "cpu", True, 0, "F16", "bpe", 1000, 100, 100, 4, False, 1.0)
@@ -88,6 +98,10 @@ class FakeEngine:
     def prepare(self, message: Prepare) -> None:
         """Note it."""
         self.told.append(message)
+
+    def drop_prompt(self, run: int) -> None:
+        """Note it."""
+        self.told.append(f"drop {run}")
 
     def run(self, message: Run) -> None:
         """Note it."""
@@ -371,6 +385,54 @@ def test_a_starved_engine_is_not_killed_however_long_it_is_silent(play: Callable
         await asyncio.sleep(200)
         assert bench.supervisor.state is EngineState.READY
         assert not engine.killed_at
+
+    play(scenario)
+
+
+def test_an_engine_that_waits_for_a_prompt_to_be_rendered_is_not_killed(play: Callable[..., Bench]) -> None:
+    """One tenant's prompt costs no other its engine: the prompt's process ends by itself (G16)."""
+
+    async def scenario(bench: Bench) -> None:
+        engine = await bench.ready()
+        bench.supervisor.prepare(PREPARE)
+        engine.says(Rendering(1, slow=True))
+        await asyncio.sleep(60)
+        assert not engine.killed_at
+        engine.says(Rendering(1, slow=False))
+        await asyncio.sleep(PREPARE_SEC - 2)
+        assert not engine.killed_at
+        await bench.until(lambda: bool(engine.killed_at))
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    "message", [Prepared(1, (5,)), Refused(1, "no", "prompt"), Rendering(1, slow=True), Narrated({}, "owner")]
+)
+def test_what_side_threads_say_does_not_hide_a_stuck_loop(
+    play: Callable[..., Bench], message: FromEngine
+) -> None:
+    """A tenant that sends prompts without pause does not keep a stuck engine alive (G11)."""
+
+    async def scenario(bench: Bench) -> None:
+        engine = await bench.ready()
+        engine.answers_pings = False
+        silent_from = bench.now
+        while not engine.killed_at:
+            assert bench.now - silent_from < 30
+            await asyncio.sleep(0.5)
+            engine.says(message)
+
+    play(scenario)
+
+
+def test_a_prompt_whose_job_has_ended_is_dropped(play: Callable[..., Bench]) -> None:
+    """So that no more is computed for it."""
+
+    async def scenario(bench: Bench) -> None:
+        engine = await bench.ready()
+        bench.supervisor.drop_prompt(1)
+        assert engine.told == ["drop 1"]
 
     play(scenario)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from worker_orcd.engine import devices
 from worker_orcd.engine.draws import draw_seed
+from worker_orcd.engine.in_hand import InHand
 from worker_orcd.engine.model import (
     Arming,
     Batch,
@@ -121,7 +122,7 @@ class LlamaModel:
 
     # Text.
 
-    def encode(self, prompt: str, template: Template, slow: Callable[[], None] = lambda: None) -> list[int]:
+    def encode(self, prompt: str, template: Template, in_hand: InHand | None = None) -> list[int]:
         """Token ids of a prompt: raw text, or a conversation in the model's chat template."""
         if template != "none" and self._template_fault is not None:
             raise PromptRefused(self._template_fault, "template")
@@ -132,7 +133,7 @@ class LlamaModel:
         alone = [{"role": "user", "content": prompt}]
         conversation = json.loads(prompt) if template == "messages" else alone
         try:
-            pieces = self._renderer.render({"messages": conversation, "add_generation_prompt": True}, slow)
+            pieces = self._renderer.render({"messages": conversation, "add_generation_prompt": True}, in_hand)
         except TemplateFault as fault:
             raise PromptRefused(str(fault)) from fault
         return self._tokenizer.encode_pieces(pieces)

@@ -7,8 +7,19 @@ import threading
 from collections import deque
 from queue import SimpleQueue
 
+from worker_orcd.engine.prompts import Prompts
 from worker_orcd.protocol.framing import BrokenFrame, encode, engine_side
-from worker_orcd.protocol.messages import FromEngine, Load, Message, Ping, Pong, Prepare, Run, Stop
+from worker_orcd.protocol.messages import (
+    DropPrompt,
+    FromEngine,
+    Load,
+    Message,
+    Ping,
+    Pong,
+    Prepare,
+    Run,
+    Stop,
+)
 
 _CHUNK = 1 << 18
 
@@ -31,7 +42,7 @@ class Mailbox:
         self._looping = False
         self._progressed = True
         self._loads: SimpleQueue[Load] = SimpleQueue()
-        self.to_prepare: SimpleQueue[Prepare] = SimpleQueue()
+        self.prompts = Prompts()
         threading.Thread(target=self._read, name="mailbox", daemon=True).start()
 
     def first(self) -> Load:
@@ -108,6 +119,8 @@ class Mailbox:
                     self._for_loop.append(message)
                     self._arrived.notify()
             case Prepare():
-                self.to_prepare.put(message)
+                self.prompts.put(message)
+            case DropPrompt():
+                self.prompts.drop(message.run)
             case Load():
                 self._loads.put(message)

@@ -1,10 +1,10 @@
 """What the loop needs of a model. llama.cpp is one (`llama.py`); the scripted one in `testing/` is another."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Literal, Protocol
 
+from worker_orcd.engine.in_hand import InHand
 from worker_orcd.protocol.messages import Ready, Sampling, StepOutcome, Template
 
 
@@ -130,13 +130,13 @@ class Model(Protocol):
     def memory(self) -> Memory:
         """What kind of memory its sequences have."""
 
-    def encode(self, prompt: str, template: Template, slow: Callable[[], None] = lambda: None) -> list[int]:
+    def encode(self, prompt: str, template: Template, in_hand: InHand | None = None) -> list[int]:
         """Token ids of a prompt. Safe to call while a step runs, from several threads.
 
         Args:
             prompt: raw text, or a conversation as `template` says.
             template: how to read it.
-            slow: called once if rendering takes longer than usual, so that the caller can let others go first.
+            in_hand: learns whether rendering takes longer than usual, and can end it.
 
         Raises:
             PromptRefused: it cannot be rendered.

@@ -2,18 +2,19 @@
 
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
 
 from worker_orcd import narration
+from worker_orcd.engine.in_hand import InHand
 from worker_orcd.engine.model import Model, PromptRefused
-from worker_orcd.protocol.messages import FromEngine, Prepare, Prepared, Refused
+from worker_orcd.engine.prompts import Prompts
+from worker_orcd.protocol.messages import FromEngine, Prepare, Prepared, Refused, Rendering
 
-THREADS = 4
-"""Prompts prepared at a time: one, and up to three slow ones beside it."""
+THREADS = 8
+"""As many as the prompts that the front gives an engine at a time, so that none waits for slow ones to be rendered."""
 
 
-def prepare(request: Prepare, model: Model, slow: Callable[[], None] = lambda: None) -> Prepared | Refused:
-    """Render and tokenize one prompt, and check what only the model can check. `slow`: as in `Model.encode`."""
+def prepare(request: Prepare, model: Model, in_hand: InHand | None = None) -> Prepared | Refused:
+    """Render and tokenize one prompt, and check what only the model can check. `in_hand`: as in `Model.encode`."""
     try:
         for stop in request.stop:
             count = model.count_tokens(stop)
@@ -27,7 +28,7 @@ def prepare(request: Prepare, model: Model, slow: Callable[[], None] = lambda: N
             return Refused(
                 request.run, f"top_k is {request.top_k}, the vocabulary has {known} tokens", "top_k"
             )
-        tokens = tuple(model.encode(request.prompt, request.template, slow))
+        tokens = tuple(model.encode(request.prompt, request.template, in_hand))
     except PromptRefused as error:
         return Refused(request.run, str(error), error.param)
     if not tokens:
@@ -36,18 +37,15 @@ def prepare(request: Prepare, model: Model, slow: Callable[[], None] = lambda: N
 
 
 def prepare_all(
-    requests: "SimpleQueue[Prepare]",
-    model: Model,
-    send: Callable[[FromEngine], None],
-    narrator: narration.Narrator,
+    prompts: Prompts, model: Model, send: Callable[[FromEngine], None], narrator: narration.Narrator
 ) -> None:
-    """Answer requests for ever, one after the other. A slow prompt is prepared beside those that come after it.
+    """Prepare prompts for ever, one after the other. A slow one is prepared beside those that come after it.
 
-    A prompt waits for at most 0.1 s for each slow one before it. Only when four are slow at once does the next one
-    wait until the first of them is done, which takes at most 2 s of CPU time.
+    So a prompt waits for at most 0.1 s for each slow one before it. The front learns which prompts are slow, since it
+    judges how long the engine is at the others (`supervisor/liveness.py`).
     """
     lock = threading.Lock()
-    arguments = (requests, model, send, narrator, lock)
+    arguments = (prompts, model, send, narrator, lock)
     for _ in range(THREADS - 1):
         threading.Thread(target=_prepare_in_turn, args=arguments, name="preparer", daemon=True).start()
     _prepare_in_turn(*arguments)
@@ -71,7 +69,7 @@ class _Turn:
 
 
 def _prepare_in_turn(
-    requests: "SimpleQueue[Prepare]",
+    prompts: Prompts,
     model: Model,
     send: Callable[[FromEngine], None],
     narrator: narration.Narrator,
@@ -80,17 +78,31 @@ def _prepare_in_turn(
     turn = _Turn(lock)
     while True:
         turn.take()
-        request = requests.get()
-        try:
-            answer: FromEngine = prepare(request, model, turn.pass_on)
-        except Exception as error:  # noqa: BLE001  # Reported as INTERNAL; the thread must live on for the next prompt.
-            narrator.tell(
-                narration.Error.from_exception(
-                    error, code="INTERNAL", message="preparing a prompt failed", job_id=request.job_id
-                ),
-                correlation_id=request.correlation_id,
-                owner=request.owner,
-            )
-            answer = Refused(request.run, "the prompt could not be prepared", None)
+        with prompts.next() as (request, in_hand):
+
+            def slow(is_slow: bool, run: int = request.run) -> None:
+                send(Rendering(run, is_slow))
+                turn.pass_on()
+
+            in_hand.slow = slow
+            answer = _answer(request, model, narrator, in_hand)
         send(answer)
         turn.pass_on()
+
+
+def _answer(
+    request: Prepare, model: Model, narrator: narration.Narrator, in_hand: InHand
+) -> Prepared | Refused:
+    if in_hand.dropped:
+        return Refused(request.run, "the job has ended", None)
+    try:
+        return prepare(request, model, in_hand)
+    except Exception as error:  # noqa: BLE001  # Reported as INTERNAL; the thread must live on for the next prompt.
+        narrator.tell(
+            narration.Error.from_exception(
+                error, code="INTERNAL", message="preparing a prompt failed", job_id=request.job_id
+            ),
+            correlation_id=request.correlation_id,
+            owner=request.owner,
+        )
+        return Refused(request.run, "the prompt could not be prepared", None)

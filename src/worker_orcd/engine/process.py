@@ -60,7 +60,7 @@ def main(load_model: ModelLoader) -> None:
     mailbox.send(msgspec.structs.replace(ready, next_ms=loop.next_ms))
     threading.Thread(
         target=prepare_all,
-        args=(mailbox.to_prepare, model, mailbox.send, narrator),
+        args=(mailbox.prompts, model, mailbox.send, narrator),
         name="preparer",
         daemon=True,
     ).start()

@@ -9,7 +9,7 @@ from enum import StrEnum
 from itertools import count
 
 from worker_orcd.jobs.deadlines import Deadlines
-from worker_orcd.jobs.effects import Effect, Ended, Halt, Prepare, Run
+from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Halt, Prepare, Run
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import StopReason as EndReason
 from worker_orcd.jobs.job import Job, Phase
@@ -364,7 +364,8 @@ class Dispatcher:
         self.queue.leave(job)
         self._uncounted.pop(job.run, None)
         self.tracker.unregister(job, now)
-        return [Ended(job), *self.go_on(now)]
+        dropped = [DropPrompt(job)] if job.run in self._preparing else []
+        return [Ended(job), *dropped, *self.go_on(now)]
 
     def _waiting_phase(self) -> Phase:
         return Phase.QUEUED if self._engine else Phase.LOADING

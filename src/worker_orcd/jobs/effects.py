@@ -13,6 +13,13 @@ class Prepare:
 
 
 @dataclass(frozen=True, slots=True)
+class DropPrompt:
+    """Have the engine end the preparing of this job's prompt: the job has ended."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """Hand this job to the engine, from the tokens it has so far on."""
 
@@ -33,4 +40,4 @@ class Ended:
     job: Job
 
 
-Effect = Prepare | Run | Halt | Ended
+Effect = Prepare | DropPrompt | Run | Halt | Ended

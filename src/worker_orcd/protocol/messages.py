@@ -96,6 +96,12 @@ class Run(Message, frozen=True):
     owner: str = ""
 
 
+class DropPrompt(Message, frozen=True):
+    """The job of a `Prepare` has ended: end the rendering of its prompt. The `Prepare` is answered all the same."""
+
+    run: int
+
+
 class Stop(Message, frozen=True):
     """Compute nothing more for this run and free what it holds. Always answered by `Stopped`."""
 
@@ -112,7 +118,7 @@ class Ping(Message, frozen=True):
     runs: tuple[int, ...] = ()
 
 
-ToEngine = Load | Prepare | Run | Stop | Ping
+ToEngine = Load | Prepare | DropPrompt | Run | Stop | Ping
 
 # Engine to front.
 
@@ -174,6 +180,16 @@ class Refused(Message, frozen=True):
     run: int
     message: str
     param: str | None
+
+
+class Rendering(Message, frozen=True):
+    """The prompt takes long to render (`slow`), or its rendering is over.
+
+    In between, the engine waits for a process that has limits of its own, so it is not stuck.
+    """
+
+    run: int
+    slow: bool
 
 
 class TokenOut(msgspec.Struct, frozen=True, array_like=True):
@@ -291,4 +307,16 @@ class Narrated(Message, frozen=True):
     owner: str | None
 
 
-FromEngine = Loading | Ready | LoadFailed | Prepared | Refused | Step | Stopped | Pong | AuditFault | Narrated
+FromEngine = (
+    Loading
+    | Ready
+    | LoadFailed
+    | Prepared
+    | Refused
+    | Rendering
+    | Step
+    | Stopped
+    | Pong
+    | AuditFault
+    | Narrated
+)

@@ -28,6 +28,9 @@ class Engine(Protocol):
     def prepare(self, message: Prepare) -> None:
         """Have a prompt tokenized."""
 
+    def drop_prompt(self, run: int) -> None:
+        """Have the preparing of a prompt ended. It is answered all the same."""
+
     def run(self, message: Run) -> None:
         """Have a job generated, from its tokens so far on."""
 

@@ -15,7 +15,8 @@ from enum import Enum
 
 PING_INTERVAL_SEC = 1.0
 PREPARE_SEC = 10.0
-"""Rendering and tokenizing a prompt takes milliseconds; the prompt at the head of the line may take this long."""
+"""Preparing a prompt takes milliseconds; the engine may be at the same prompts for this long, without making progress.
+Prompts that take long to render do not count: the engine waits for a process that ends by itself (`Rendering`)."""
 STEPS_OF_PATIENCE = 10
 """An engine is given the time of ten predicted steps before it is judged stuck."""
 _COMPUTING_SHARE = 0.02
@@ -144,15 +145,16 @@ class Stuck:
 
 
 class Liveness:
-    """Keeps how long one engine has been silent, and how long it has been at one prompt."""
+    """Keeps how long one engine's loop has been silent, and how long its side threads have been at one prompt."""
 
     def __init__(self, now: float) -> None:
         self._silence = Stopwatch(now)
         self._preparing: set[int] = set()
+        """Runs whose prompts the engine prepares, without those that take long to render."""
         self._at_prompt = Stopwatch(now)
 
     def heard(self, now: float) -> None:
-        """The engine sent a message."""
+        """The engine's loop sent a message, or the model is loaded further."""
         self._silence = Stopwatch(now)
 
     def prepare(self, run: int, now: float) -> None:
@@ -160,6 +162,14 @@ class Liveness:
         if not self._preparing:
             self._at_prompt = Stopwatch(now)
         self._preparing.add(run)
+
+    def rendering(self, run: int, now: float, *, slow: bool) -> None:
+        """A prompt turns out to take long to render, or its rendering is over."""
+        if slow:
+            self._preparing.discard(run)
+        else:
+            self._preparing.add(run)
+        self._at_prompt = Stopwatch(now)
 
     def prepared(self, run: int, now: float) -> None:
         """The engine has tokenized a prompt."""

@@ -11,7 +11,7 @@ from typing import cast
 
 from worker_orcd.protocol.framing import BrokenFrame, encode, front_side
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import Load, Message, Ping, Prepare, Run, Stop, Stopped
+from worker_orcd.protocol.messages import DropPrompt, Load, Message, Ping, Prepare, Run, Stop, Stopped
 from worker_orcd.supervisor.engine import Death, EngineListener
 from worker_orcd.supervisor.interrupter import Interrupter
 from worker_orcd.supervisor.liveness import Activity
@@ -102,6 +102,10 @@ class LocalEngine(asyncio.Protocol):
     def prepare(self, message: Prepare) -> None:
         """Have a prompt tokenized."""
         self._send(message)
+
+    def drop_prompt(self, run: int) -> None:
+        """Have the preparing of a prompt ended."""
+        self._send(DropPrompt(run))
 
     def run(self, message: Run) -> None:
         """Have a job generated."""

@@ -8,11 +8,13 @@ from typing import Protocol
 from worker_orcd.protocol.messages import (
     FromEngine,
     LoadFailed,
+    Narrated,
     Pong,
     Prepare,
     Prepared,
     Ready,
     Refused,
+    Rendering,
     Run,
     Step,
     Stopped,
@@ -38,6 +40,8 @@ AWAY_SEC = 0.5
 """A front whose timers are so late was away: its machine was suspended, or it was stopped."""
 HEARING_SEC = 0.1
 """It then hears for so long what the engine has said meanwhile, before it judges."""
+_FROM_SIDE_THREADS = (Narrated, Prepared, Refused, Rendering)
+"""Messages that an engine whose loop is stuck may still send."""
 _FIRST_PAUSE_SEC = 0.1
 _LONGEST_PAUSE_SEC = 5.0
 
@@ -110,6 +114,11 @@ class Supervisor:
             self._liveness.prepare(message.run, time.monotonic())
             self._engine.prepare(message)
 
+    def drop_prompt(self, run: int) -> None:
+        """Have the preparing of a prompt ended, whose job has ended."""
+        if self._engine is not None:
+            self._engine.drop_prompt(run)
+
     def run(self, message: Run) -> None:
         """Have a job generated."""
         if self._engine is not None:
@@ -147,7 +156,8 @@ class Supervisor:
     def heard(self, message: FromEngine) -> None:
         """The engine says something."""
         now = time.monotonic()
-        self._liveness.heard(now)
+        if not isinstance(message, _FROM_SIDE_THREADS):
+            self._liveness.heard(now)
         match message:
             case Ready(next_ms=next_ms):
                 self._stops.predict(next_ms)
@@ -164,6 +174,9 @@ class Supervisor:
                     self._stops.confirmed(end.run)
             case Prepared(run=run) | Refused(run=run):
                 self._liveness.prepared(run, now)
+            case Rendering(run=run, slow=slow):
+                self._liveness.rendering(run, now, slow=slow)
+                return
             case Pong():
                 return
             case Stopped(run=run):

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from worker_orcd.engine.draws import draw_seed
+from worker_orcd.engine.in_hand import InHand
 from worker_orcd.engine.model import ATTENTION, Arming, Batch, Memory, ModelLoadError, Outcome, Sampler
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import Load, Ready, Sampling, Template
@@ -120,7 +121,7 @@ class ScriptedModel:
         self,
         prompt: str,
         template: Template,
-        slow: Callable[[], None] = lambda: None,  # Nothing is rendered here.
+        in_hand: InHand | None = None,  # Nothing is rendered here.
     ) -> list[int]:
         """A token for each byte; of a conversation, the latest message first."""
         if template == "messages":

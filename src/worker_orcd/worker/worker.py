@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 from worker_orcd import narration
 from worker_orcd.jobs.dispatcher import Dispatcher, Known, ReadyEngine
-from worker_orcd.jobs.effects import Effect, Ended, Halt, Prepare, Run
+from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Halt, Prepare, Run
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import Error
 from worker_orcd.jobs.job import Job
@@ -409,6 +409,8 @@ class Worker:
             match effect:
                 case Prepare(job):
                     self.supervisor.prepare(to_prepare(job))
+                case DropPrompt(job):
+                    self.supervisor.drop_prompt(job.run)
                 case Run(job):
                     self.supervisor.run(to_run(job))
                     self._started(job)

@@ -1,9 +1,14 @@
 """What a process that runs a chat template may use. The kernel holds it to that, whatever the template does."""
 
+import contextlib
 import ctypes
+import fcntl
 import os
 import resource
+import select
 import signal
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 MAX_CPU_SEC = 2
@@ -13,6 +18,8 @@ MAX_WALL_SEC = 30
 MAX_MEMORY_BYTES = 512 << 20
 """Address space beyond what the renderer itself needs."""
 _MAX_FILES = 16
+_NICENESS = 5
+"""Beside a thread that computes steps, a process of this niceness gets a quarter of a CPU."""
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 
 _prctl = ctypes.CDLL(None).prctl
@@ -26,8 +33,12 @@ def die_with(parent: int) -> None:
 
 
 def confine() -> None:
-    """Limit this process and its children: no more memory, files, core dumps or privileges."""
+    """Limit this process and its children: no more memory, files, core dumps or privileges. Where memory runs out,
+    the kernel ends these processes first, and lets others have the CPU before them."""
     held = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    os.nice(_NICENESS)
     _limit(resource.RLIMIT_AS, held + MAX_MEMORY_BYTES)
     _limit(resource.RLIMIT_FSIZE, 0)
     _limit(resource.RLIMIT_CORE, 0)
@@ -48,6 +59,24 @@ def stop_clocks() -> None:
     """The work is done in time."""
     signal.setitimer(signal.ITIMER_PROF, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@contextlib.contextmanager
+def ending_with(connection: socket.socket) -> Iterator[None]:
+    """In this block, end this process when the other end of the connection closes, whatever it is computing."""
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    flags = fcntl.fcntl(connection, fcntl.F_GETFL)
+    fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(connection, fcntl.F_SETFL, flags | os.O_ASYNC)
+    hung_up = select.poll()
+    hung_up.register(connection, select.POLLRDHUP)
+    if hung_up.poll(0):
+        os._exit(0)  # It closed before.
+    try:
+        yield
+    finally:
+        # The kernel signals as well that an answer can be written.
+        fcntl.fcntl(connection, fcntl.F_SETFL, flags)
 
 
 def _limit(what: int, value: int) -> None:

@@ -56,7 +56,8 @@ def _render(connection: socket.socket, template: ChatTemplate, renderer: int) ->
     answer: messages.Rendered | messages.Failed
     try:
         request = messages.receive_render(connection)
-        answer = messages.Rendered(tuple(template.render(request.variables)))
+        with limits.ending_with(connection):
+            answer = messages.Rendered(tuple(template.render(request.variables)))
     except TemplateFault as fault:
         answer = messages.Failed(str(fault))
     except MemoryError:

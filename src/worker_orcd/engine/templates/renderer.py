@@ -6,11 +6,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import msgspec
 
+from worker_orcd.engine.in_hand import InHand
 from worker_orcd.engine.templates import limits, messages
 from worker_orcd.engine.templates.special_tokens import Piece
 from worker_orcd.engine.templates.template import Source, TemplateFault
@@ -32,9 +34,9 @@ class RendererLost(Exception):
 class Renderer:
     """Renders conversations with one chat template, in processes of their own.
 
-    A conversation has at most 2 s of CPU time and 512 MiB of memory. Safe to call from several threads: they render
-    beside each other. A thread that calls it must live as long as the engine, because the renderer ends with the
-    thread that started it. Its faults are printable, whatever the template writes into them.
+    A conversation has at most 2 s of CPU time and 512 MiB of memory, and 30 s in all. Safe to call from several
+    threads: they render beside each other. A thread that calls it must live as long as the engine, because the
+    renderer ends with the thread that started it. Its faults are printable, whatever the template writes into them.
     """
 
     def __init__(self, source: Source) -> None:
@@ -49,19 +51,23 @@ class Renderer:
         self._process: subprocess.Popen[bytes] | None = None
         self._start()
 
-    def render(self, variables: dict[str, Any], slow: Callable[[], None] = lambda: None) -> Sequence[Piece]:
+    def render(self, variables: dict[str, Any], in_hand: InHand | None = None) -> Sequence[Piece]:
         """Render a conversation.
 
         Args:
             variables: what the template sees, `messages` for one: JSON values.
-            slow: called once if the conversation takes longer than most.
+            in_hand: learns of each wait that is longer than usual, and ends the rendering when it is dropped.
 
         Raises:
-            TemplateFault: the template refuses the conversation, fails on it, or uses more than it may.
+            TemplateFault: the template refuses the conversation, fails on it, or uses more than it may; or the
+                conversation was dropped.
             RendererLost: the renderer's process cannot be had.
         """
+        in_hand = in_hand or InHand()
         for _ in range(_ATTEMPTS):
-            answer = self._answer(variables, slow)
+            answer = self._answer(variables, in_hand)
+            if in_hand.dropped:
+                raise TemplateFault("the job has ended")
             if isinstance(answer, messages.Rendered):
                 return answer.pieces
             if answer is not None:
@@ -82,15 +88,17 @@ class Renderer:
         self._end()
 
     def _answer(
-        self, variables: dict[str, Any], slow: Callable[[], None]
+        self, variables: dict[str, Any], in_hand: InHand
     ) -> messages.Rendered | messages.Failed | None:
         """What a child of the renderer's process says; None if it ends without a word."""
-        with self._connected() as connection:
+        with ExitStack() as block:
+            connection = block.enter_context(self._connected(in_hand))
+            block.enter_context(in_hand.connected(connection))
             connection.settimeout(_PATIENCE_SEC)
             try:
                 messages.send(connection, messages.Render(variables))
                 if not _readable(connection, SLOW_AFTER_SEC):
-                    slow()
+                    block.enter_context(in_hand.rendering_slowly())
                 return messages.receive_answer(connection)
             except (OSError, EOFError, msgspec.MsgspecError):
                 return None
@@ -100,13 +108,14 @@ class Renderer:
         with self._lock:
             return self._process is None or _readable(self._control, 0)
 
-    def _connected(self) -> socket.socket:
+    def _connected(self, in_hand: InHand) -> socket.socket:
         """A connection to a child of the renderer's process, which is started again if it is not there."""
         for attempt in range(_ATTEMPTS):
             ours, theirs = socket.socketpair()
-            with theirs, self._lock:
+            with theirs, self._locked(in_hand), ExitStack() as block:
                 try:
                     if attempt:
+                        block.enter_context(in_hand.rendering_slowly())
                         self._start()
                     socket.send_fds(self._control, [b"r"], [theirs.fileno()])
                 except OSError:
@@ -118,6 +127,17 @@ class Renderer:
                     raise RendererLost(f"the chat template's process cannot be started: {fault}") from fault
             return ours
         raise RendererLost("the chat template's process ends as soon as it has started")
+
+    @contextmanager
+    def _locked(self, in_hand: InHand) -> Iterator[None]:
+        """Hold the lock, for which a prompt may have to wait while another one's thread starts the process again."""
+        if not self._lock.acquire(timeout=SLOW_AFTER_SEC):
+            with in_hand.rendering_slowly():
+                self._lock.acquire()
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _start(self) -> None:
         self._end()

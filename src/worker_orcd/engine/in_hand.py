@@ -1,0 +1,59 @@
+"""What the engine's threads know of one prompt from its arrival on: it may take long to render, and may be dropped."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+
+class InHand:
+    """Joins the thread that prepares a prompt and the one that drops it. Safe to use from any thread.
+
+    Attributes:
+        slow: called with True when the prompt turns out to take long to render, and with False when that is over. In
+            between the engine waits for a process that has limits of its own.
+    """
+
+    def __init__(self) -> None:
+        self.slow: Callable[[bool], None] = lambda _: None
+        self._lock = threading.Lock()
+        self._dropped = False
+        self._connection: socket.socket | None = None
+
+    def drop(self) -> None:
+        """The prompt's job has ended: end the process that renders it."""
+        with self._lock:
+            self._dropped = True
+            self._hang_up()
+
+    @contextlib.contextmanager
+    def rendering_slowly(self) -> Iterator[None]:
+        """In this block the engine waits longer than usual for a process that has limits of its own."""
+        self.slow(True)
+        try:
+            yield
+        finally:
+            self.slow(False)
+
+    @contextlib.contextmanager
+    def connected(self, connection: socket.socket) -> Iterator[None]:
+        """In this block a process at the other end of `connection` renders. It ends when the connection does."""
+        with self._lock:
+            self._connection = connection
+            if self._dropped:
+                self._hang_up()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._connection = None
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the prompt's job has ended."""
+        return self._dropped
+
+    def _hang_up(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
