@@ -25,7 +25,7 @@ from worker_orcd.protocol.messages import Load
 from worker_orcd.settings import Settings
 from worker_orcd.supervisor import model_file
 from worker_orcd.supervisor.engine import Engine, EngineListener
-from worker_orcd.supervisor.local import LLAMA_ENGINE, LocalEngine
+from worker_orcd.supervisor.local import LLAMA_ENGINE, LocalEngine, StartModule, start_module
 from worker_orcd.worker.gauges import publish
 from worker_orcd.worker.model_names import ModelNames
 from worker_orcd.worker.worker import Policy, Worker
@@ -105,12 +105,15 @@ def _tracing(settings: Settings) -> "Tracing | None":
         raise StartupFailed("INVALID_REQUEST", f"{wanted}, but {error}") from error
 
 
-def serve(settings: Settings, *, engine_module: str = LLAMA_ENGINE) -> int:
+def serve(
+    settings: Settings, *, engine_module: str = LLAMA_ENGINE, start_engine: StartModule = start_module
+) -> int:
     """Run a worker in this process until it is told to stop.
 
     Args:
         settings: validated options.
         engine_module: the engine to run; the scripted one for tests.
+        start_engine: runs that module as a process.
 
     Returns:
         The process's exit code.
@@ -120,7 +123,7 @@ def serve(settings: Settings, *, engine_module: str = LLAMA_ENGINE) -> int:
     """
     opening = open_up(settings, check_model=engine_module == LLAMA_ENGINE)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_Serving(opening, engine_module).run())
+        return runner.run(_Serving(opening, engine_module, start_engine).run())
 
 
 def load_order(settings: Settings, model_path: str) -> Load:
@@ -140,7 +143,7 @@ def load_order(settings: Settings, model_path: str) -> Load:
 class _Serving:
     """One run of the server, from the first line narrated to the last."""
 
-    def __init__(self, opening: Opening, engine_module: str) -> None:
+    def __init__(self, opening: Opening, engine_module: str, start_engine: StartModule) -> None:
         settings = self._settings = opening.settings
         self._opening = opening
         self._started_at = time.monotonic()
@@ -154,7 +157,7 @@ class _Serving:
 
         async def launch(listener: EngineListener) -> Engine:
             again = msgspec.structs.replace(load, self_check=not self._worker.supervisor.ever_ready)
-            return await LocalEngine.launch(again, listener, engine_module)
+            return await LocalEngine.launch(again, listener, engine_module, start_engine)
 
         self._worker = Worker(
             policy_of(settings),

@@ -6,8 +6,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, cast
 
 from worker_orcd.protocol.framing import BrokenFrame, encode, front_side
 from worker_orcd.protocol.interrupt import InterruptByte
@@ -24,12 +24,43 @@ _DYING_SEC = 0.1
 _STDERR = 2
 
 
+class EngineProcess(Protocol):
+    """A child of this process."""
+
+    @property
+    def pid(self) -> int:
+        """Its id."""
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code, negative if it was a signal; None while it runs."""
+
+    def kill(self) -> None:
+        """SIGKILL."""
+
+    async def wait(self) -> int:
+        """Wait for its end."""
+
+
+StartModule = Callable[[str, Sequence[str], Sequence[int]], Awaitable[EngineProcess]]
+"""Run a Python module with these arguments and descriptors as a child, in a session of its own."""
+
+
+async def start_module(module: str, arguments: Sequence[str], descriptors: Sequence[int]) -> EngineProcess:
+    """Run it in a fresh interpreter."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", module, *arguments),
+        pass_fds=descriptors,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=_STDERR,
+        start_new_session=True,
+    )
+
+
 class LocalEngine(asyncio.Protocol):
     """One engine process."""
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, interrupt: InterruptByte, listener: EngineListener
-    ) -> None:
+    def __init__(self, process: EngineProcess, interrupt: InterruptByte, listener: EngineListener) -> None:
         self._process = process
         self._activity = ProcessActivity(process.pid)
         self._interrupt = interrupt
@@ -46,13 +77,20 @@ class LocalEngine(asyncio.Protocol):
         self._killed_because: str | None = None
 
     @classmethod
-    async def launch(cls, load: Load, listener: EngineListener, module: str = LLAMA_ENGINE) -> "LocalEngine":
+    async def launch(
+        cls,
+        load: Load,
+        listener: EngineListener,
+        module: str = LLAMA_ENGINE,
+        start: StartModule = start_module,
+    ) -> "LocalEngine":
         """Start the process and have it load the model.
 
         Args:
             load: its first message.
             listener: is told what it says, and its death.
             module: the Python module to run, which speaks `worker_orcd.protocol`.
+            start: runs it.
         """
         greeting = encode(load)  # It may not be encodable, which must be known before a process is there.
         ours, theirs = socket.socketpair()
@@ -66,13 +104,7 @@ class LocalEngine(asyncio.Protocol):
             str(os.getpid()),
         )
         try:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", module, *own),
-                pass_fds=(theirs.fileno(), interrupt.fd),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=_STDERR,
-                start_new_session=True,
-            )
+            process = await start(module, own, (theirs.fileno(), interrupt.fd))
         except BaseException:
             ours.close()
             interrupt.close()

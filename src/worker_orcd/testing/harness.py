@@ -15,12 +15,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import IO, Any, Literal, Protocol, Self, TypeVar
 
 import httpx2
 
+from worker_orcd.testing import forked
+
 EngineKind = Literal["scripted", "llama"]
 _MODULES: dict[EngineKind, str] = {"scripted": "worker_orcd.testing.serve", "llama": "worker_orcd.cli.main"}
+_FORKED = "worker_orcd.testing.forked_serve"
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """Plain HTTP is spoken here; a client that loads certificates first takes 70 ms to make."""
 _LOOK_EVERY_SEC = 0.02
@@ -183,10 +186,37 @@ class Stream:
             assert names[-1] in ("end", "error")
 
 
+class Process(Protocol):
+    """A worker's process, exec'ed or forked."""
+
+    @property
+    def pid(self) -> int:
+        """Its id."""
+
+    @property
+    def returncode(self) -> Any:
+        """Its exit code once `poll` or `wait` has seen its end, negative if it was a signal."""
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end. Raises `subprocess.TimeoutExpired`."""
+
+    def send_signal(self, sig: int) -> None:
+        """Send it a signal."""
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+
+    def kill(self) -> None:
+        """SIGKILL."""
+
+
 class RunningWorker:
     """A worker process with its own port, its narration in a file."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+    def __init__(self, process: Process, port: int, log: Path) -> None:
         self.process = process
         self.port = port
         self.log = log
@@ -290,17 +320,11 @@ def running_worker(
     port = port or free_port()
     with tempfile.TemporaryDirectory(prefix="worker-orcd-") as folder:
         log = Path(folder) / "narration.jsonl"
-        arguments = [sys.executable, "-m", _MODULES[engine], "--port", str(port)]
+        arguments = ["--port", str(port)]
         for name, value in {"log_format": "json", **options}.items():
             arguments += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-        with log.open("wb") as stderr:
-            process = subprocess.Popen(
-                arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=stderr,
-                stderr=stderr,
-                env={**os.environ, **(env or {})},
-            )
+        with log.open("wb") as said, Path(os.devnull).open("rb") as nothing:
+            process = _start(engine, arguments, nothing, said, {**os.environ, **(env or {})})
         worker = RunningWorker(process, port, log)
         try:
             if wait:
@@ -308,6 +332,20 @@ def running_worker(
             yield worker
         finally:
             worker.stop()
+
+
+def _start(
+    engine: EngineKind, arguments: list[str], stdin: IO[bytes], said: IO[bytes], env: dict[str, str]
+) -> Process:
+    """A scripted one is forked, unless Python itself is to be set up in some way."""
+    if engine == "scripted" and not any(
+        name.startswith("PYTHON") for name, _ in env.items() - os.environ.items()
+    ):
+        return forked.start(
+            _FORKED, arguments, streams=(stdin.fileno(), said.fileno(), said.fileno()), env=env
+        )
+    command = [sys.executable, "-m", _MODULES[engine], *arguments]
+    return subprocess.Popen(command, stdin=stdin, stdout=said, stderr=said, env=env)
 
 
 def free_port() -> int:

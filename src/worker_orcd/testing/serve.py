@@ -11,10 +11,13 @@ import sys
 from worker_orcd.api import connection
 from worker_orcd.cli.serve import StartupFailed, serve
 from worker_orcd.settings import Settings
+from worker_orcd.supervisor.local import StartModule, start_module
+
+_ENGINE = "worker_orcd.testing.scripted_engine"
 
 
-def main() -> int:
-    """Serve with options from the command line, as `worker-orcd serve` has them."""
+def main(start_engine: StartModule = start_module) -> int:
+    """Serve with options from the command line, as `worker-orcd serve` has them. `start_engine` runs the engine."""
     given: dict[str, str] = {"model": "scripted.gguf"}
     name = ""
     for word in sys.argv[1:]:
@@ -33,7 +36,7 @@ def main() -> int:
     )
     settings = Settings(**given)  # type: ignore[arg-type]  # Settings reads its values from text.
     try:
-        code = serve(settings, engine_module="worker_orcd.testing.scripted_engine")
+        code = serve(settings, engine_module=_ENGINE, start_engine=start_engine)
     except StartupFailed as error:
         print(f"worker-orcd: {error.code}: {error}", file=sys.stderr)
         return 1

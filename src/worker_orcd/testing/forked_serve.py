@@ -1,0 +1,9 @@
+"""`worker_orcd.testing.serve` in a process that was forked: the engine is forked off it in turn."""
+
+import sys
+
+from worker_orcd.testing.forked_engine import fork_engine
+from worker_orcd.testing.serve import main
+
+if __name__ == "__main__":
+    sys.exit(main(fork_engine))
