@@ -203,7 +203,7 @@ def test_a_path_with_a_nul_is_refused() -> None:
     """What the system can't even look up is refused like the rest, in one printable line."""
     with pytest.raises(ModelFileError) as caught:
         model_file.inspect(Path("a\0b"))
-    assert caught.value.message.startswith("model file 'a\\x00b': can't be read: ")
+    assert caught.value.message.startswith("model file a\\x00b: can't be read: ")
 
 
 def test_an_over_long_path_is_refused(tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_names_from_the_file_are_short_and_printable(path: Path) -> None:
     file = Gguf()
     file.metadata["general.name"] = text_value("\x1b[31mred\n" + "x" * 100_000)
     name = accepted(path, file).name
-    assert name.startswith("?[31mred?xxx")
+    assert name.startswith("\\x1b[31mred\\nxxx")
     assert len(name) <= 256
     assert name.isprintable()
 

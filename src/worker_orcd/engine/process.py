@@ -18,6 +18,7 @@ from worker_orcd.engine.loop import BeyondRepair, EngineLoop
 from worker_orcd.engine.mailbox import Mailbox
 from worker_orcd.engine.model import Model, ModelLoadError
 from worker_orcd.engine.preparer import prepare_all
+from worker_orcd.printable import printable
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import Load, LoadFailed, Loading, Narrated, Percent, Ready
 
@@ -87,10 +88,21 @@ def _load(
         if load.exact and load.self_check:
             require_exactness(model, load.model_path, mailbox.load_progressed)
     except ModelLoadError as error:
-        mailbox.send(LoadFailed(error.code, str(error)))
+        mailbox.send(LoadFailed(error.code, printable(str(error))))
         sys.exit(1)
     load_ms = (time.monotonic() - started) * 1000
-    return model, msgspec.structs.replace(model.facts, exact=load.exact, load_ms=load_ms)
+    return model, msgspec.structs.replace(_printable(model.facts), exact=load.exact, load_ms=load_ms)
+
+
+def _printable(facts: Ready) -> Ready:
+    """The same with printable names. They come from the model file and from the device's driver."""
+    return msgspec.structs.replace(
+        facts,
+        model=printable(facts.model),
+        device=printable(facts.device),
+        quant_kind=printable(facts.quant_kind),
+        tokenizer_kind=printable(facts.tokenizer_kind),
+    )
 
 
 class _LoadingProgress:

@@ -10,7 +10,8 @@ from structlog.dev import Column, ConsoleRenderer, KeyValueColumnFormatter, LogL
 from structlog.typing import EventDict, WrappedLogger
 
 from worker_orcd.narration.sink import LINE_LIMIT
-from worker_orcd.narration.text import FIELD_LIMIT, printable, shorten
+from worker_orcd.narration.text import FIELD_LIMIT, shorten
+from worker_orcd.printable import printable
 
 LogFormat = Literal["json", "pretty", "auto"]
 
@@ -80,8 +81,8 @@ def pretty(*, colors: bool) -> Render:
             Column("level", LogLevelColumnFormatter(levels, styles.reset)),
             Column("process", column(styles.timestamp, 6)),
             Column("action", column(styles.logger_name, 19)),
-            # Printable already, and easier to read without quotes.
-            Column("human", KeyValueColumnFormatter(None, styles.bright, styles.reset, str, 48)),
+            # Easier to read without quotes.
+            Column("human", KeyValueColumnFormatter(None, styles.bright, styles.reset, _sentence, 48)),
         ],
         sort_keys=False,
     )
@@ -101,6 +102,11 @@ def _shown(value: object) -> str:
     if isinstance(value, str) and value.isprintable() and not set(value) & set(" =\"'\\"):
         return value
     return repr(value)
+
+
+def _sentence(value: object) -> str:
+    """Show a sentence without quotes. Another worker's may not be printable."""
+    return printable(str(value))
 
 
 def _is_terminal(stream: TextIO) -> bool:

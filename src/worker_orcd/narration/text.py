@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from string import Formatter
 
+from worker_orcd.printable import printable
+
 SENTENCE_LIMIT = 100
 """Characters a human sentence may have (M0-W-1900)."""
 
@@ -23,13 +25,6 @@ _SHORTENED_AT_THE_END = frozenset({"message", "why"})
 def prompt_digest(text: str) -> tuple[int, str]:
     """Return what narration may say about a prompt: its length in characters and its SHA-256 in hex."""
     return len(text), hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def printable(text: str) -> str:
-    """Escape what a terminal would obey rather than show: controls, ANSI, line separators, bidi marks."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def shorten(text: str, limit: int, *, at_end: bool = False) -> str:

@@ -7,6 +7,8 @@ that is read here.
 import mmap
 import struct
 
+from worker_orcd.printable import printable
+
 MAGIC = b"GGUF"
 HEADER_BYTES = 24
 DEFAULT_ALIGNMENT = 32
@@ -149,11 +151,11 @@ class Reader:
         return value
 
     def text(self, what: str, bytes_max: int) -> str:
-        """A string, of which at most `bytes_max` bytes are kept; what can't be printed shows as "?"."""
+        """A string, of which at most `bytes_max` bytes are kept, printable."""
         length = self.u64(what)
         begin = self.skip(length, what)
         kept = self._data[begin : begin + min(length, bytes_max)].decode("utf-8", "replace")
-        return "".join(character if character.isprintable() else "?" for character in kept)
+        return printable(kept)[:bytes_max]
 
     def integer(self, value_type: int, what: str) -> int:
         """A whole number of one of the types in `INTEGERS`."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, NoReturn
 
+from worker_orcd.printable import printable
 from worker_orcd.supervisor import gguf
 
 VERSIONS = (2, 3)
@@ -110,8 +111,7 @@ def _opening_fault(fault: OSError | ValueError) -> str:
 
 
 def _refuse(path: Path, fault: str) -> NoReturn:
-    shown = str(path) if str(path).isprintable() else ascii(str(path))
-    raise ModelFileError(f"model file {shown}: {fault}", path)
+    raise ModelFileError(f"model file {printable(str(path))}: {fault}", path)
 
 
 def _read(path: Path, data: mmap.mmap) -> ModelFile:
@@ -137,7 +137,7 @@ def _read(path: Path, data: mmap.mmap) -> ModelFile:
         version=version,
         tensor_count=tensor_count,
         architecture=facts.architecture,
-        name=facts.name or path.stem,
+        name=facts.name or printable(path.stem),
         quant_kind=gguf.FILE_TYPES.get(facts.file_type, "") or bytes_by_type.most_common(1)[0][0],
         tokenizer_kind=facts.tokenizer_kind or None,
         size_bytes=reader.size,

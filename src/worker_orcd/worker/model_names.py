@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from worker_orcd.printable import printable
+
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
 """The end of the name of one part of a split file."""
 
@@ -21,7 +23,7 @@ class ModelNames:
     @classmethod
     def of(cls, path: str, aliases: tuple[str, ...] = (), name: str = "") -> Self:
         """Names of the model in the file at `path`, whose `general.name` is `name`; empty if that is unknown."""
-        of_file = _PART.sub("", Path(path).name.removesuffix(".gguf"))
+        of_file = printable(_PART.sub("", Path(path).name.removesuffix(".gguf")))
         return cls(aliases or (of_file,), frozenset({of_file, name} - {""}))
 
     def __contains__(self, name: str) -> bool:

@@ -16,7 +16,7 @@ from worker_orcd.engine.in_hand import InHand
 from worker_orcd.engine.templates import limits, messages
 from worker_orcd.engine.templates.special_tokens import Piece
 from worker_orcd.engine.templates.template import Source, TemplateFault
-from worker_orcd.narration.text import printable
+from worker_orcd.printable import printable
 
 SLOW_AFTER_SEC = 0.1
 """A conversation that takes longer is slow: others are rendered beside it."""
