@@ -48,13 +48,15 @@ def run(
 class Piped:
     """A `worker-orcd` that still runs, its three streams piped."""
 
-    def __init__(self, worker: RunningWorker, *words: str) -> None:
+    def __init__(
+        self, worker: RunningWorker | None, *words: str, env: Mapping[str, str] | None = None
+    ) -> None:
         self.process = subprocess.Popen(
             [*CLI, *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment(worker),
+            env=environment(worker, **(env or {})),
         )
 
     def first_output(self, size: int = 20) -> bytes:
@@ -79,10 +81,10 @@ class Terminal:
 
     def __init__(
         self,
-        worker: RunningWorker,
+        worker: RunningWorker | None,
         *words: str,
         rows: int = 30,
-        columns: int = 120,
+        columns: int = 200,
         program: Sequence[str] = CLI,
         env: Mapping[str, str] | None = None,
     ) -> None:

@@ -32,7 +32,7 @@ def several(worker: RunningWorker, *names: str, **fields: str) -> list[Stream]:
 
 def selected(terminal: Terminal, job_id: str) -> None:
     """Wait until this job is shown as the selected one."""
-    row = re.compile(rf"\x1b\[7m{job_id} ")
+    row = re.compile(rf"\x1b\[7m{job_id}(?: |\x1b)")
     wait_until(
         lambda: any(map(row.search, terminal.raw().split(HOME)[-2:])),
         what=f"{job_id} to be selected",
@@ -159,9 +159,8 @@ def test_c_cancels_the_selected_job_and_shows_its_receipt(worker: RunningWorker)
         terminal.type("c")
         terminal.shows(r"job ps-b cancelled [(]reason client[)]: stopped after [\d.]+ ms, freed after")
         streams[1].finished()
+        selected(terminal, "ps-c")
         assert {worker.record(name)["state"] for name in ("ps-a", "ps-c")} == {"running"}
-        terminal.type("c")
-        selected(terminal, "ps-b")
         terminal.type("q")
         assert terminal.ended() == 0
         assert_restored(terminal)
@@ -171,6 +170,31 @@ def test_c_cancels_the_selected_job_and_shows_its_receipt(worker: RunningWorker)
         worker.cancel(name)
     for stream in streams:
         stream.finished()
+
+
+def test_the_selection_stays_where_it_was_and_never_on_an_ended_job(worker: RunningWorker) -> None:
+    """After `c` the next live job is selected, at the end of the list the one before, then none: ended jobs cannot be
+    selected, and `c` stops nothing."""
+    streams = several(worker, "ps-one", "ps-two", "ps-three")
+    with Terminal(worker, "ps", "--watch") as terminal:
+        terminal.shows("ps-three +running")
+        terminal.type("j")
+        selected(terminal, "ps-two")
+        for job_id, then in (("ps-two", "ps-three"), ("ps-three", "ps-one")):
+            terminal.type("c")
+            terminal.shows(f"job {job_id} cancelled")
+            selected(terminal, then)
+        terminal.type("jjj")
+        terminal.type("c")
+        terminal.shows("job ps-one cancelled")
+        terminal.type("kc")
+        terminal.shows("there is no live job")
+        assert "\x1b[7m" not in terminal.raw().split(HOME)[-1]
+        terminal.type("q")
+        assert terminal.ended() == 0
+    for stream in streams:
+        stream.finished()
+    at_rest(worker)
 
 
 def test_g_cancels_the_group_of_the_selected_job(worker: RunningWorker) -> None:

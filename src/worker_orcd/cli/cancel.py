@@ -1,13 +1,12 @@
 """`worker-orcd cancel JOB_ID`: stop a job, or a group of them, and say what became of it."""
 
-import json
 from typing import Annotated
 
 import typer
 
 from worker_orcd.cli.completing import live_groups, live_jobs
 from worker_orcd.cli.connection import Url, connected
-from worker_orcd.cli.output import write_json
+from worker_orcd.cli.output import line, write_json
 from worker_orcd.cli.receipts import receipt_line, what_happened
 from worker_orcd.client import CANCEL_SEC, DEFAULT_URL, SyncClient
 
@@ -45,13 +44,11 @@ def command(
 
 def _cancel_job(client: SyncClient, job_id: str, *, as_json: bool) -> None:
     answer = client.ask("POST", "/cancel", body={"job_id": job_id}, allowed=(202,))
-    if not as_json:
-        print(answer.status, json.dumps(answer.body), flush=True)
     record = client.ended(job_id)
     if as_json:
         write_json({"status": answer.status, "answer": answer.body, "record": record})
     else:
-        print(what_happened(job_id, record))
+        line(what_happened(job_id, record))
 
 
 def _cancel_group(client: SyncClient, group: str, *, as_json: bool) -> None:
@@ -62,9 +59,9 @@ def _cancel_group(client: SyncClient, group: str, *, as_json: bool) -> None:
         return
     receipts = client.cancel(group=group)
     for receipt in receipts:
-        print(f"job {receipt.job_id} cancelled (reason {receipt.reason}): {receipt_line(receipt)}")
+        line(f"job {receipt.job_id} cancelled (reason {receipt.reason}): {receipt_line(receipt)}")
     still = [record for record in client.jobs(ended=0) if record["group"] == group]
     for record in still:
-        print(what_happened(record["job_id"], record))
+        line(what_happened(record["job_id"], record))
     if not receipts and not still:
-        print(f"no live job is of group {group}; nothing to stop")
+        line(f"no live job is of group {group}; nothing to stop")

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from worker_orcd.cli.connection import Url, connected, explained
-from worker_orcd.cli.failure import fail, tell
-from worker_orcd.cli.output import Text, aside, write_json
+from worker_orcd.cli.failure import fail
+from worker_orcd.cli.output import Text, aside, ask, tell, write_json
 from worker_orcd.cli.receipts import receipt_line
 from worker_orcd.cli.running import EXIT_INTERRUPTED, Ran, run
 from worker_orcd.client import DEFAULT_URL, SyncClient, WorkerError
@@ -183,7 +183,7 @@ def _typed(*, prompt_on_stderr: bool) -> Iterator[str]:
     while True:
         try:
             if prompt_on_stderr or not sys.stdout.isatty():
-                print(PROMPT, end="", file=sys.stderr, flush=True)
+                ask(PROMPT)
                 line = input()
             else:
                 line = input(PROMPT)

@@ -9,6 +9,7 @@ import typer
 
 from worker_orcd.cli.connection import client_of
 from worker_orcd.client import DEFAULT_URL, WorkerError
+from worker_orcd.printable import printable_values
 
 PATIENCE_SEC = 0.5
 """Whoever presses Tab does not wait longer for a worker that does not answer."""
@@ -32,9 +33,10 @@ def live_groups(ctx: typer.Context) -> list[tuple[str, str]]:
 
 def _records(ctx: typer.Context, *, ended: int) -> Iterable[dict[str, Any]]:
     try:
-        return asyncio.run(_ask(str(ctx.params.get("url") or DEFAULT_URL), ended))
+        records = asyncio.run(_ask(str(ctx.params.get("url") or DEFAULT_URL), ended))
     except WorkerError:
         return []
+    return printable_values(records)
 
 
 async def _ask(url: str, ended: int) -> list[dict[str, Any]]:

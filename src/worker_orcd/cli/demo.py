@@ -20,10 +20,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from worker_orcd.cli.failure import fail, tell
-from worker_orcd.cli.output import write_json
+from worker_orcd.cli.failure import fail
+from worker_orcd.cli.output import tell, write_json
 from worker_orcd.cli.receipts import receipt_line
+from worker_orcd.cli.streams import OutputLost
 from worker_orcd.client import Answer, Event, Receipt, SyncClient, WorkerError
+from worker_orcd.printable import printable, readable
 from worker_orcd.settings import VARIABLE_PREFIX, variable
 
 Json = dict[str, Any]
@@ -66,6 +68,9 @@ def command(
                 _unknown_job(stage, second)
     except WorkerError as error:
         fail(error.code, f"{error}; the worker's narration is in {log}")
+    except OutputLost:
+        log.unlink()
+        raise
     except (KeyboardInterrupt, SystemExit):
         log.unlink()
         tell("worker-orcd: interrupted; the worker is stopped")
@@ -87,7 +92,7 @@ class Checks:
     def check(self, kept: bool, what: str) -> None:
         """Show one promise as kept or broken."""
         self.console.print("  [green]✓[/]" if kept else "  [bold red]✗ NOT AS PROMISED:[/]", end=" ")
-        self.console.print(what, markup=False)
+        self.console.print(printable(what), markup=False)
         if self.as_json:
             write_json({"kept": kept, "what": what})
         if not kept:
@@ -150,7 +155,7 @@ def _while_generating(stage: _Stage, first: SyncClient, second: SyncClient) -> N
             last = event
             if event.name == "token":
                 tokens += 1
-                stage.console.print(event.data["t"], end="", style="cyan", markup=False)
+                stage.console.print(readable(event.data["t"]), end="", style="cyan", markup=False)
                 stage.console.file.flush()
             if tokens == _STORY_TOKENS // 2 and cancelling is None:
                 cancelling = stage.pool.submit(cancel_it)
@@ -284,8 +289,8 @@ def _worker(console: Console, checks: Checks, log: Path) -> Iterator[str]:
         with SyncClient(url) as client:
             health = _once(lambda: _healthy(client, process, log), "the model to load", _LOAD_PATIENCE_SEC)
         console.print(
-            f"{health['model']} is ready on {health['device']} after {time.monotonic() - started:.1f} s: {url}, "
-            f"{health['kv_cells_total']} KV cells"
+            f"{printable(health['model'])} is ready on {printable(health['device'])} after "
+            f"{time.monotonic() - started:.1f} s: {url}, {health['kv_cells_total']} KV cells"
         )
         yield url
         console.print("\n[bold]The worker is told to stop (SIGTERM)[/]")

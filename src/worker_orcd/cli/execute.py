@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from worker_orcd.cli.connection import Url, connected
-from worker_orcd.cli.failure import fail, tell
-from worker_orcd.cli.output import Text, write_json
+from worker_orcd.cli.failure import fail
+from worker_orcd.cli.output import Text, tell, write_json
 from worker_orcd.cli.receipts import receipt_line
 from worker_orcd.cli.running import EXIT_INTERRUPTED, Ran, run
 from worker_orcd.client import DEFAULT_URL, Event

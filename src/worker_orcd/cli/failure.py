@@ -1,14 +1,10 @@
 """How every command fails: one clear line on stderr, and exit code 1."""
 
-import sys
 from typing import NoReturn
 
 import typer
 
-
-def tell(line: str) -> None:
-    """Say something beside the output proper."""
-    print(line, file=sys.stderr, flush=True)
+from worker_orcd.cli.output import tell
 
 
 def fail(code: str, message: str) -> NoReturn:

@@ -11,10 +11,10 @@ import typer
 
 from worker_orcd.cli.completing import known_jobs
 from worker_orcd.cli.connection import Url, client_of, plainly
-from worker_orcd.cli.failure import tell
-from worker_orcd.cli.output import write_json
+from worker_orcd.cli.output import rendered, tell, write_json
 from worker_orcd.client import DEFAULT_URL, Client, WorkerError
 from worker_orcd.narration.render import BoundedLine, renderer
+from worker_orcd.printable import printable
 
 Level = Literal["INFO", "WARN", "ERROR"]
 _LEVELS: tuple[Level, ...] = ("INFO", "WARN", "ERROR")
@@ -50,7 +50,7 @@ def command(
     show = write_json if as_json else _columns()
 
     def show_wanted(told: Told) -> None:
-        if told["level"] in levels and job_id in (None, told.get("job_id")):
+        if told.get("level") in levels and job_id in (None, told.get("job_id")):
             show(told)
 
     with plainly(), contextlib.suppress(KeyboardInterrupt):
@@ -62,7 +62,9 @@ def _columns() -> Callable[[Told], None]:
     line = BoundedLine(renderer("pretty", sys.stdout))
 
     def show(told: Told) -> None:
-        print(line(None, "", told), flush=True)
+        # The values are for the renderer: a traceback in it has lines.
+        named = {printable(name): value for name, value in told.items()}
+        rendered(line(None, "", {"time": "", **named}))
 
     return show
 

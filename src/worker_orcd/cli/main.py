@@ -17,6 +17,8 @@ from typer.core import TyperGroup
 from worker_orcd import __version__
 from worker_orcd.cli import completion
 from worker_orcd.cli.failure import fail
+from worker_orcd.cli.output import line
+from worker_orcd.cli.streams import guarded
 
 _COMMANDS = ("serve", "execute", "chat", "cancel", "ps", "logs", "demo", "completion")
 _OF_THE_GROUP = ("--help", "--version")
@@ -69,7 +71,7 @@ app = _typer(cls=_Commands)
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"worker-orcd {__version__}")
+        line(f"worker-orcd {__version__}")
         raise typer.Exit
 
 
@@ -88,9 +90,10 @@ def worker_orcd(
 
 def main() -> None:
     """Run the command line."""
-    if completion.VARIABLE in os.environ:
-        completion.register()
-    app(prog_name=completion.PROGRAM)
+    with guarded():
+        if completion.VARIABLE in os.environ:
+            completion.register()
+        app(prog_name=completion.PROGRAM)
 
 
 def _function(command: str) -> Callable[..., None]:

@@ -1,41 +1,61 @@
-"""What the commands write: text as it comes, lines of JSON, and asides."""
+"""What the commands write: a job's text as it comes, lines, JSON, and asides. Nothing else in `cli` prints.
+
+Ids, names and messages come from the worker, which has them from its model file and from other clients. No terminal
+obeys any of it.
+"""
 
 import json
 import os
+import shutil
 import sys
-from dataclasses import asdict
-from typing import Any
+import textwrap
+from dataclasses import asdict, is_dataclass
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
-from worker_orcd.client import Event, Receipt
+from worker_orcd.printable import printable, readable
 
-_OBEYED = {
-    code: "\N{REPLACEMENT CHARACTER}"
-    for code in (*range(0x20), *range(0x7F, 0xA0))
-    if chr(code) not in "\t\n\r"
-}
-"""Control characters. What a model says is for reading: no terminal is to obey it."""
+if TYPE_CHECKING:  # `serve` does without it.
+    from worker_orcd.client import Event
 
 
 def write(text: str) -> None:
-    """Write a piece of text at once. What the terminal's encoding cannot say is shown as "?" and ends nothing."""
-    if sys.stdout.isatty():
-        text = text.translate(_OBEYED)
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    """Write a piece of a job's text at once: on a terminal nothing in it acts, piped it is as it is."""
+    sys.stdout.write(readable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
+def line(text: str) -> None:
+    """Write a line to standard output. On a terminal it is wrapped at words."""
+    print(_wrapped(text, sys.stdout), flush=True)
+
+
 def write_json(value: Any) -> None:
-    """Write a line of JSON; a receipt in it becomes an object."""
-    print(json.dumps(value, default=_as_object), flush=True)
+    """Write a line of JSON in ASCII; a dataclass in it, such as a receipt, becomes an object."""
+    # DEL is the one control character that JSON leaves as it is.
+    print(json.dumps(value, default=_as_object).replace("\x7f", "\\u007f"), flush=True)
 
 
-def aside(line: str) -> None:
-    """Say something beside the output proper, dimly on a terminal."""
+def rendered(text: str) -> None:
+    """Write a line that was made printable, and perhaps coloured, by its renderer."""
+    print(text, flush=True)
+
+
+def tell(text: str) -> None:
+    """Write a line to standard error. On a terminal it is wrapped at words."""
+    print(_wrapped(text, sys.stderr), file=sys.stderr, flush=True)
+
+
+def aside(text: str) -> None:
+    """The same, dimly on a terminal."""
     plain = bool(os.environ.get("NO_COLOR"))
-    typer.secho(line, err=True, dim=None if plain else True)
+    typer.secho(_wrapped(text, sys.stderr), err=True, dim=None if plain else True)
+
+
+def ask(prompt: str) -> None:
+    """Write a prompt to standard error and stay in its line."""
+    print(prompt, end="", file=sys.stderr, flush=True)
 
 
 class Text:
@@ -44,7 +64,7 @@ class Text:
     def __init__(self) -> None:
         self._open = False
 
-    def show(self, event: Event) -> None:
+    def show(self, event: "Event") -> None:
         """Show what there is to show of an event."""
         if event.name == "token" and (piece := event.data["t"]):
             self._open = not piece.endswith("\n")
@@ -59,7 +79,22 @@ class Text:
             write("\n")
 
 
+def _wrapped(text: str, stream: TextIO) -> str:
+    """One printable line; for a terminal, as many lines as it takes. A word that is longer than a line stays whole."""
+    text = printable(text)
+    if not stream.isatty():
+        return text
+    return textwrap.fill(text, _columns(stream), break_long_words=False, break_on_hyphens=False)
+
+
+def _columns(stream: TextIO) -> int:
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or shutil.get_terminal_size().columns
+    except OSError:
+        return shutil.get_terminal_size().columns
+
+
 def _as_object(value: object) -> object:
-    if isinstance(value, Receipt):
+    if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     raise TypeError(f"{type(value).__name__} has no JSON")

@@ -11,8 +11,8 @@ from worker_orcd.cli.connection import Url, client_of, connected, plainly
 from worker_orcd.cli.output import write_json
 from worker_orcd.client import DEFAULT_URL
 
-PIPED_COLUMNS = 160
-"""Width of the table where there is no terminal to ask."""
+_ANY_WIDTH = 10_000
+"""Columns where there is no terminal to ask: more than any line has."""
 MOST_RECENT = 1000
 """What the worker shows at most."""
 
@@ -45,11 +45,12 @@ def command(
         with plainly():
             code = asyncio.run(watch(client_of(url), console, recent))
         raise typer.Exit(code)
-    if not console.is_terminal:
-        console.width = PIPED_COLUMNS
     with connected(url) as client:
         health, records = client.health(), client.jobs(ended=recent)
     if as_json:
         write_json({"health": health, "jobs": records})
     else:
-        console.print(board(health, records))
+        width = console.width if console.is_terminal else None
+        if width is None:
+            console.width = _ANY_WIDTH
+        console.print(board(health, records, width), crop=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from worker_orcd.cli.connection import explained
-from worker_orcd.cli.failure import tell
+from worker_orcd.cli.output import tell
 from worker_orcd.client import (
     CANCEL_SEC,
     Event,

@@ -4,8 +4,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Coroutine
-from contextlib import ExitStack
+from collections.abc import Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import anyio
@@ -13,18 +13,22 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from worker_orcd.cli import board
+from worker_orcd.cli import board, output
 from worker_orcd.cli.connection import explained
 from worker_orcd.cli.keyboard import Keyboard
 from worker_orcd.cli.receipts import receipt_line, what_happened
+from worker_orcd.cli.streams import OutputLost
 from worker_orcd.client import Client, WorkerError, WorkerUnreachable
+from worker_orcd.printable import printable
 
 REFRESH_SEC = 0.5
 GOODBYE_SEC = 1.0
 """A cancel that was asked for is sent before the watch is left; its receipt is waited for no longer than that."""
 _KEYS = "↑↓ or j k select   c cancel   g cancel its group   q leave"
-_BESIDE_THE_JOBS = 5
-"""Lines: the worker, the headings, two for what happened, the keys."""
+_BESIDE_THE_JOBS = 3
+"""Lines: the worker, the headings, the keys."""
+_LINES_OF_A_NOTE = 2
+"""Lines that are kept for what happened last, so that the list rarely moves."""
 
 Json = board.Json
 
@@ -41,8 +45,8 @@ async def watch(client: Client, console: Console, recent: int) -> int:
         try:
             return await watching.run()
         finally:
-            for line in watching.happened:
-                console.print(line, soft_wrap=True)
+            for what in watching.happened:
+                output.line(what)
 
 
 class _Watching:
@@ -60,6 +64,8 @@ class _Watching:
         self._health: Json = {}
         self._records: list[Json] = []
         self._selected: tuple[str, int] | None = None
+        self._place = 0
+        self._output_lost: OutputLost | None = None
         self._note = ""
         self._lost: str | None = None
         self._code = 0
@@ -73,25 +79,39 @@ class _Watching:
         self._health = await self._client.health()
         self._records = await self._client.jobs(ended=self._recent)
         self._lost = None
+        self._select(0)
 
     async def run(self) -> int:
-        """Show it, again and again, until somebody leaves. Returns the exit code."""
-        with ExitStack() as taken:
-            self._listen(taken)
-            taken.enter_context(self._live)
-            with self._watching:
-                while True:
-                    self._draw()
-                    with anyio.move_on_after(REFRESH_SEC):
-                        await self._news.wait()
-                    self._news.clear()
-                    try:
-                        await self.look()
-                    except WorkerUnreachable as error:
-                        self._lost = error.message
-            if self._stopping:
-                await asyncio.wait(self._stopping, timeout=GOODBYE_SEC)
+        """Show it, again and again, until the user leaves. Returns the exit code.
+
+        Raises:
+            OutputLost: the terminal cannot be written any more.
+        """
+        try:
+            with ExitStack() as taken:
+                self._listen(taken)
+                taken.callback(self._live.stop)
+                await self._show()
+        except OutputLost as lost:
+            self._output_lost = lost
+        if self._stopping:
+            await asyncio.wait(self._stopping, timeout=GOODBYE_SEC)
+        if self._output_lost is not None and not self._code:
+            raise self._output_lost
         return self._code
+
+    async def _show(self) -> None:
+        self._live.start()
+        with self._watching:
+            while True:
+                self._draw()
+                with anyio.move_on_after(REFRESH_SEC):
+                    await self._news.wait()
+                self._news.clear()
+                try:
+                    await self.look()
+                except WorkerUnreachable as error:
+                    self._lost = error.message
 
     # The terminal.
 
@@ -114,13 +134,23 @@ class _Watching:
         self._watching.cancel()
 
     def _pause(self, keyboard: Keyboard) -> None:
-        """Ctrl-Z: the shell gets its terminal back as it was, and we ours when we go on."""
-        self._live.stop()
-        keyboard.__exit__()
-        os.kill(os.getpid(), signal.SIGSTOP)
-        keyboard.__enter__()
-        self._live.start()
-        self._draw()
+        """Ctrl-Z: the shell gets its terminal back as it was; the watch takes it again when it is continued."""
+        with self._leaving_without_output():
+            self._live.stop()
+            keyboard.__exit__()
+            os.kill(os.getpid(), signal.SIGSTOP)
+            keyboard.__enter__()
+            self._live.start()
+            self._draw()
+
+    @contextmanager
+    def _leaving_without_output(self) -> Iterator[None]:
+        """Leave when the terminal cannot be written: a callback of the event loop has no caller that it could tell."""
+        try:
+            yield
+        except OutputLost as lost:
+            self._output_lost = lost
+            self._watching.cancel()
 
     # Keys.
 
@@ -142,28 +172,30 @@ class _Watching:
                     self._stop_its_group()
                 case "q":
                     self._leave(0)
-        self._draw()
-
-    def _place(self) -> int | None:
-        """Where the selected job stands; the first one if it is not there any more."""
-        known = [_identity(record) for record in self._records]
-        if self._selected in known:
-            return known.index(self._selected)
-        return 0 if known else None
+        with self._leaving_without_output():
+            self._draw()
 
     def _select(self, step: int) -> None:
-        place = self._place()
-        if place is not None:
-            place = min(max(0, place + step), len(self._records) - 1)
-            self._selected = _identity(self._records[place])
+        """Move the selection by `step` live jobs.
+
+        The selection follows its job. When the job has ended, the live job that takes its place is selected.
+        """
+        live = self._live_jobs()
+        known = [_identity(record) for record in live]
+        if self._selected in known:
+            self._place = known.index(self._selected)
+        self._place = max(0, min(self._place + step, len(live) - 1))
+        self._selected = known[self._place] if live else None
+
+    def _live_jobs(self) -> list[Json]:
+        """Those that can be stopped. The worker lists them first."""
+        return [record for record in self._records if record["ended_ms"] is None]
 
     def _chosen(self) -> Json | None:
-        place = self._place()
-        if place is None:
-            self._note = "there is no job"
+        if self._selected is None:
+            self._note = "there is no live job"
             return None
-        self._selected = _identity(self._records[place])
-        return self._records[place]
+        return self._live_jobs()[self._place]
 
     def _stop_selected(self) -> None:
         if (record := self._chosen()) is not None:
@@ -211,21 +243,21 @@ class _Watching:
         self._live.update(self._seen(), refresh=True)
 
     def _seen(self) -> RenderableType:
-        room = max(1, self._console.height - _BESIDE_THE_JOBS)
-        place = self._place()
-        first = max(0, min((place or 0) - room // 2, len(self._records) - room))
-        shown = self._records[first : first + room]
-        selected = None if place is None else place - first
+        width = self._console.width
+        note = board.wrapped(Text(printable(self._note)), width)
+        room = max(1, self._console.height - _BESIDE_THE_JOBS - max(_LINES_OF_A_NOTE, len(note)))
+        first = max(0, min(self._place - room // 2, len(self._records) - room))
+        selected = None if self._selected is None else self._place - first
         return Group(
             self._header(),
-            board.jobs(shown, selected, one_line_each=True),
-            Text(self._note),
+            board.fitted(self._records[first : first + room], width, selected),
+            *note,
             Text(_KEYS, style="dim", no_wrap=True, overflow="ellipsis"),
         )
 
     def _header(self) -> Text:
         if self._lost is not None:
-            return Text(f"lost  {self._lost}", style="red", no_wrap=True, overflow="ellipsis")
+            return Text(f"lost  {printable(self._lost)}", style="red", no_wrap=True, overflow="ellipsis")
         line = board.header(self._health)
         line.no_wrap, line.overflow = True, "ellipsis"
         return line

@@ -1,0 +1,108 @@
+"""Standard output and standard error that may be closed, full or without a reader.
+
+Output that cannot be written ends a command with one line on standard error and exit code 1; leaving the command
+cancels its job. What cannot be written to standard error is dropped: there is no other place to say so.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+
+class OutputLost(Exception):
+    """Standard output cannot be written. The message says why."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"cannot write to standard output: {why}")
+
+
+class GuardedStream:
+    """A standard stream that reports its faults to `lost` instead of raising them. A closed one is None.
+
+    Characters that its encoding does not know are written as "?". All else is as in the stream itself.
+    """
+
+    def __init__(self, stream: TextIO | None, lost: Callable[[str], None]) -> None:
+        self._closed = stream is None
+        self._stream = stream or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # until the end
+        self._lost = lost
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write `text`, or report why that fails. Returns the number of its characters."""
+        if self._closed and text:
+            self._lost(os.strerror(errno.EBADF))
+        else:
+            self._try(lambda: self._encode(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or report why that fails."""
+        self._try(self._stream.flush)
+
+    def _encode(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+        except UnicodeEncodeError:
+            encoding = self._stream.encoding
+            self._stream.write(text.encode(encoding, "replace").decode(encoding))
+
+    def _try(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            self._lost(os.strerror(error.errno) if error.errno else str(error))
+        except ValueError as error:  # A stream that was closed later.
+            self._lost(str(error))
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Guard the standard streams of this process for as long as a command runs.
+
+    Raises:
+        SystemExit: with 1, and a line on standard error, when standard output could not be written.
+    """
+    _occupy_descriptors()
+    before = sys.stdin, sys.stdout, sys.stderr
+    sys.stdin = sys.stdin or Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115  # until the end
+    sys.stdout = cast(TextIO, GuardedStream(sys.stdout, _raise))
+    sys.stderr = cast(TextIO, GuardedStream(sys.stderr, lambda _: None))
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OutputLost as lost:
+        _discard(sys.stdout)
+        sys.stderr.write(f"worker-orcd: OUTPUT_LOST: {lost}\n")
+        raise SystemExit(1) from None
+    finally:
+        sys.stdin, sys.stdout, sys.stderr = before
+
+
+def _raise(why: str) -> None:
+    raise OutputLost(why)
+
+
+def _occupy_descriptors() -> None:
+    """Open standard descriptors that are closed: otherwise the next socket would be standard output."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # The lowest one that is free: this one.
+
+
+def _discard(stream: TextIO) -> None:
+    """Send what is still buffered nowhere. The interpreter flushes once more at its end, and would complain."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    with suppress(OSError, ValueError):
+        os.dup2(null, stream.fileno())
+    os.close(null)
