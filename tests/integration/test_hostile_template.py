@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -119,6 +120,24 @@ def test_a_prompt_that_gets_no_cpu_costs_nobody_the_engine(hostile: RunningWorke
         child.resume()
     neighbour.finished(within_sec=60).assert_whole()
     assert len(neighbour.tokens) == 200
+
+
+def test_a_tenants_slow_prompts_hold_up_no_other_tenant(tiny_models: TinyModels, tmp_path: Path) -> None:
+    """One tenant sends a hundred, which take 2 s of CPU time each. Another tenant's prompts do not wait for them."""
+    anna, berta = ({"Authorization": f"Bearer {name * 32}"} for name in "ab")
+    keys = tmp_path / "keys"
+    keys.write_text("a" * 32 + "\n" + "b" * 32 + "\n")
+    file = model(tiny_models, HOSTILE)
+    with running_worker("llama", model=file, parallel=4, api_key_file=str(keys)) as worker:
+        body = {"prompt": "time", "max_tokens": 2}
+        slow = [Stream(worker, {"job_id": fresh_id(), **body}, anna) for _ in range(100)]
+        wait_until(lambda: worker.health()["jobs_queued"] >= 90, within_sec=60, what="most of them")
+        for _ in range(3):
+            quick = Stream(worker, {"job_id": fresh_id(), "prompt": "hi", "max_tokens": 2}, berta)
+            quick.finished(within_sec=60)
+            assert quick.terminal is not None
+            assert quick.terminal.event == "end"
+        assert sum(stream.terminal is None and stream.refusal is None for stream in slow) > 80
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import Error
 from worker_orcd.jobs.job import Job, Phase
 from worker_orcd.jobs.lifecycle import State
-from worker_orcd.jobs.queue import MAX_PREPARING, Capacity
+from worker_orcd.jobs.preparing import MAX_PREPARING
+from worker_orcd.jobs.queue import Capacity
 from worker_orcd.jobs.receipt import Freed
 from worker_orcd.jobs.remembered import RememberedCancels
 from worker_orcd.jobs.request import Ceilings
@@ -527,9 +528,19 @@ def test_prompts_that_the_engine_has_to_count_at_a_time_are_bounded() -> None:
         job, effects = it.submit(execute(f"job-{number}"), "cor", at(0))
         effects += it.stop(job.job_id, wish(), at(0))[1]
         handed += [effect.job for effect in effects if isinstance(effect, Prepare)]
-    assert len(handed) == MAX_PREPARING
+    assert len(handed) == MAX_PREPARING // 2, "the other half is for other owners"
     waiting, _ = it.submit(execute("waiting"), "cor", at(0))
     assert it.prepared(handed[0].run, PROMPT, at(1)) == [Prepare(waiting)]
+
+
+def test_an_owners_slow_prompts_hold_up_no_other_owners() -> None:
+    """A hundred prompts that take long to render: another tenant's is prepared at once, and runs before them."""
+    it = dispatcher(max_queue=200)
+    slow = [it.submit(execute(f"slow-{number}"), "cor", at(0), "anna")[0] for number in range(100)]
+    job, effects = it.submit(execute("quick"), "cor", at(0), "berta")
+    assert effects == [Prepare(job)]
+    assert it.prepared(job.run, PROMPT, at(1)) == [Run(job)]
+    assert it.prepared(slow[0].run, PROMPT, at(2)) == [Prepare(slow[MAX_PREPARING // 2]), Run(slow[0])]
 
 
 def test_a_prompt_that_engines_die_of_fails_with_the_third() -> None:

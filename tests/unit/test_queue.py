@@ -35,7 +35,7 @@ def test_an_empty_line_has_nobody_to_run() -> None:
 
 def test_jobs_run_in_the_order_they_came() -> None:
     """First come, first served."""
-    jobs = [measured(run, 10, 10) for run in (3, 1, 2)]
+    jobs = [measured(run, 10, 10) for run in (1, 2, 3)]
     queue = line(*jobs)
     assert [queue.next_to_run(ROOMY) for _ in range(4)] == [*jobs, None]
     assert (len(queue), queue.running) == (0, 3)
@@ -47,8 +47,31 @@ def test_a_job_whose_prompt_is_not_counted_yet_holds_up_no_other() -> None:
     queue = line(slow, second, third)
     assert queue.next_to_run(ROOMY) is second
     slow.measured((1,), 1)
+    queue.counted(slow)
     assert queue.next_to_run(ROOMY) is slow
     assert queue.next_to_run(ROOMY) is third
+
+
+def test_a_counted_job_runs_however_many_before_it_are_not_counted() -> None:
+    """Prompts are not counted in the order of the line: each owner's turn comes."""
+    queue = line(*(queued_job(f"job-{run}", run=run) for run in range(1, 500)), last := measured(500, 1, 1))
+    assert queue.next_to_run(ROOMY) is last
+    assert queue.next_to_run(ROOMY) is None
+
+
+def test_jobs_that_left_do_not_pile_up_behind_a_head_that_waits() -> None:
+    """Thousands are counted and cancelled while a large one waits for room."""
+    first, large = measured(1, 500, 300), measured(2, 400, 200)
+    queue = line(first, large)
+    assert queue.next_to_run(ROOMY) is first
+    for run in range(3, 5000):
+        small = measured(run, 1, 1)
+        queue.append(small)
+        assert queue.next_to_run(ROOMY) is None
+        queue.leave(small)
+    assert len(queue._counted) < 200
+    queue.leave(first)
+    assert queue.next_to_run(ROOMY) is large
 
 
 def test_a_job_runs_when_what_it_is_about_to_hold_fits_beside_the_running_ones() -> None:

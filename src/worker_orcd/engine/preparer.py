@@ -9,8 +9,9 @@ from worker_orcd.engine.model import Model, PromptRefused
 from worker_orcd.engine.prompts import Prompts
 from worker_orcd.protocol.messages import FromEngine, Prepare, Prepared, Refused, Rendering
 
-THREADS = 8
-"""As many as the prompts that the front gives an engine at a time, so that none waits for slow ones to be rendered."""
+THREADS = 16
+"""As many as the prompts that the front gives an engine at a time (`jobs/preparing.py`): none waits for another one's
+rendering."""
 
 
 def prepare(request: Prepare, model: Model, in_hand: InHand | None = None) -> Prepared | Refused:

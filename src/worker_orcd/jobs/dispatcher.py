@@ -15,7 +15,8 @@ from worker_orcd.jobs.events import StopReason as EndReason
 from worker_orcd.jobs.job import Job, Phase
 from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.moment import Moment
-from worker_orcd.jobs.queue import MAX_PREPARING, Capacity, JobQueue
+from worker_orcd.jobs.preparing import Preparing
+from worker_orcd.jobs.queue import Capacity, JobQueue
 from worker_orcd.jobs.receipt import Freed
 from worker_orcd.jobs.refused import RefusedRequests
 from worker_orcd.jobs.remembered import RememberedCancels
@@ -68,12 +69,9 @@ class Dispatcher:
         self._stopping_together = False
         self._runs = count(1)
         self._deadlines = Deadlines()
-        self._uncounted: dict[int, Job] = {}
-        """Waiting jobs whose prompts the engine has not been given to count, in order."""
+        self._preparing = Preparing()
         self._suspects: dict[int, Job] = {}
         """Jobs that `SUSPECT_DEATHS` engines died with; those that a token has cleared since may still be here."""
-        self._preparing: dict[int, None] = {}
-        """Runs whose prompts the engine has been given to count, in order; of jobs that have ended meanwhile, too."""
 
     # Clients.
 
@@ -120,7 +118,7 @@ class Dispatcher:
         self.tracker.register(job)
         self._refused.accepted(job.key)
         self.queue.append(job)
-        self._uncounted[job.run] = job
+        self._preparing.add(job)
         self._deadlines.add(job, len(self.tracker))
         if retry_of is None:
             self._cancelled.use(job.key)
@@ -219,8 +217,7 @@ class Dispatcher:
         self._engine = engine
         for job in self.queue:
             job.phase = self._waiting_phase()
-        # The engine before may have been given prompts that it has not counted.
-        self._uncounted = {job.run: job for job in self.queue if job.prompt_tokens is None}
+        self._preparing = Preparing(job for job in self.queue if job.prompt_tokens is None)
         return self.go_on(now)
 
     def engine_lost(self, why: str, now: Moment) -> list[Effect]:
@@ -229,8 +226,9 @@ class Dispatcher:
         Who was in it is counted a death, and so is whose prompt it was reading: that may have been the cause.
         """
         was_ready, self._engine = self._engine is not None, None
-        reading = self.tracker.by_run(next(iter(self._preparing), 0)) if was_ready else None
-        self._preparing.clear()
+        reading = self.tracker.by_run(self._preparing.oldest or 0) if was_ready else None
+        # What the engine has not prepared waits for the next one (`engine_ready`).
+        self._preparing = Preparing()
         effects: list[Effect] = []
         for job in self.tracker:
             was_running = job.state is State.RUNNING
@@ -263,7 +261,7 @@ class Dispatcher:
 
     def prepared(self, run: int, prompt_tokens: tuple[int, ...], now: Moment) -> list[Effect]:
         """The engine has counted a prompt: does the job fit at all, and does it fit now?"""
-        self._preparing.pop(run, None)
+        self._preparing.prepared(run)
         job = self.tracker.by_run(run)
         if job is None or job.state is not State.QUEUED or self._engine is None:
             return self.go_on(now)
@@ -277,6 +275,7 @@ class Dispatcher:
         except JobError as error:
             return self._failed(job, error, Freed(now.mono, now.mono), now)
         job.measured(prompt_tokens, max_tokens)
+        self.queue.counted(job)
         return self.go_on(now)
 
     def go_on(self, now: Moment) -> list[Effect]:
@@ -290,9 +289,7 @@ class Dispatcher:
             return []
         suspect = self._suspect()
         effects: list[Effect] = []
-        while (job := self._next_uncounted(suspect)) and len(self._preparing) < MAX_PREPARING:
-            del self._uncounted[job.run]
-            self._preparing[job.run] = None
+        while job := self._preparing.next(only=suspect):
             effects.append(Prepare(job))
         if suspect is None:
             while head := self.queue.next_to_run(engine.capacity):
@@ -312,12 +309,6 @@ class Dispatcher:
         ]:
             del self._suspects[run]
         return self._suspects[min(self._suspects)] if self._suspects else None
-
-    def _next_uncounted(self, suspect: Job | None) -> Job | None:
-        """The job whose prompt is to be counted next; while there is a suspect, only its own."""
-        if suspect is not None:
-            return self._uncounted.get(suspect.run)
-        return next(iter(self._uncounted.values()), None)
 
     def _started(self, job: Job, engine: ReadyEngine, now: Moment) -> Run:
         job.start(now, engine.model)
@@ -344,7 +335,7 @@ class Dispatcher:
 
     def failed(self, run: int, error: JobError, freed: Freed, now: Moment) -> list[Effect]:
         """The engine could not go on with (or not prepare) a job; it holds nothing any more."""
-        self._preparing.pop(run, None)
+        self._preparing.prepared(run)
         job = self.tracker.by_run(run)
         return self.go_on(now) if job is None else self._failed(job, error, freed, now)
 
@@ -362,7 +353,7 @@ class Dispatcher:
 
     def _ended(self, job: Job, now: Moment) -> list[Effect]:
         self.queue.leave(job)
-        self._uncounted.pop(job.run, None)
+        self._preparing.remove(job)
         self.tracker.unregister(job, now)
         dropped = [DropPrompt(job)] if job.run in self._preparing else []
         return [Ended(job), *dropped, *self.go_on(now)]

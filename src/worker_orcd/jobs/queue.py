@@ -1,16 +1,16 @@
 """The waiting line in front of the engine, and what of it fits beside the running jobs."""
 
+import heapq
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice, takewhile
+from itertools import takewhile
 
 from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
 from worker_orcd.jobs.job import Job
 
-MAX_PREPARING = 8
-"""Prompts that the engine has to render and count at a time: enough to keep it busy, and few enough that those of
-cancelled jobs, which it counts all the same, are no burden."""
+_SPARE = 64
+"""Entries of jobs that do not wait any more are dropped when they are more than the waiting jobs, and this many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,8 @@ class JobQueue:
     def __init__(self) -> None:
         self._waiting: OrderedDict[int, Job] = OrderedDict()
         self._inside: dict[int, Job] = {}
+        self._counted: list[int] = []
+        """A heap of the runs whose prompts are counted; of jobs that do not wait any more, too."""
 
     def __len__(self) -> int:
         """Jobs that wait."""
@@ -95,8 +97,17 @@ class JobQueue:
         return len(self._inside)
 
     def append(self, job: Job) -> None:
-        """Join the end of the line."""
+        """Join the end of the line. Later jobs have higher runs."""
         self._waiting[job.run] = job
+        if job.prompt_tokens is not None:
+            self.counted(job)
+
+    def counted(self, job: Job) -> None:
+        """The prompt of a waiting job is counted."""
+        if len(self._counted) > 2 * len(self._waiting) + _SPARE:
+            self._counted = [run for run in self._counted if run in self._waiting]
+            heapq.heapify(self._counted)
+        heapq.heappush(self._counted, job.run)
 
     def put_back(self, job: Job) -> None:
         """Wait again, in front of everybody who came later."""
@@ -104,6 +115,7 @@ class JobQueue:
         # Those that wait are in the order they came, so this looks at the earlier ones only.
         earlier = list(takewhile(lambda run: run < job.run, self._waiting))
         self._waiting[job.run] = job
+        self.counted(job)
         for run in (job.run, *reversed(earlier)):
             self._waiting.move_to_end(run, last=False)
 
@@ -114,10 +126,12 @@ class JobQueue:
 
     def next_to_run(self, capacity: Capacity) -> Job | None:
         """Take the head of the line, if it fits now; it then holds its place until it leaves."""
-        # Prompts are counted in the order of the line, a few at a time, so the head is one of the first.
-        first = islice(self._waiting.values(), MAX_PREPARING + 1)
-        head = next((job for job in first if job.prompt_tokens is not None), None)
-        return head if head is not None and self.enter(head, capacity) else None
+        while self._counted and self._counted[0] not in self._waiting:
+            heapq.heappop(self._counted)
+        if not self._counted:
+            return None
+        head = self._waiting[self._counted[0]]
+        return head if self.enter(head, capacity) else None
 
     def enter(self, job: Job, capacity: Capacity) -> bool:
         """Take this one out of the line, whoever is before it, if it fits now."""

@@ -15,7 +15,7 @@ MAX_CPU_SEC = 2
 """CPU time for compiling and trying a template, and for rendering one conversation."""
 MAX_WALL_SEC = 30
 """Real time for the same. Generous, because on a starved machine 2 s of CPU time take long."""
-MAX_MEMORY_BYTES = 512 << 20
+MAX_MEMORY_BYTES = 256 << 20
 """Address space beyond what the renderer itself needs."""
 _MAX_FILES = 16
 _NICENESS = 5

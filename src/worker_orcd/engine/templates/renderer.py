@@ -34,7 +34,7 @@ class RendererLost(Exception):
 class Renderer:
     """Renders conversations with one chat template, in processes of their own.
 
-    A conversation has at most 2 s of CPU time and 512 MiB of memory, and 30 s in all. Safe to call from several
+    A conversation has at most 2 s of CPU time and 256 MiB of memory, and 30 s in all. Safe to call from several
     threads: they render beside each other. A thread that calls it must live as long as the engine, because the
     renderer ends with the thread that started it. Its faults are printable, whatever the template writes into them.
     """
