@@ -39,7 +39,8 @@ _MADE = "<!-- Made by `make docs` from the code; change it there. -->"
 MEANINGS: dict[ErrorCode, str] = {
     ErrorCode.INVALID_REQUEST: "the request is malformed or can never be met; `param` names the field. "
     "Also 404 for a wrong path, 405 for a wrong method, 413 for a body over 1 MiB",
-    ErrorCode.UNAUTHORIZED: "keys are configured (`--api-key-file`), and the request has none that fits",
+    ErrorCode.UNAUTHORIZED: "keys are configured (`--api-key-file`, `--operator-key-file`), and the request has none "
+    "that fits. As a 403: it has a tenant's, and `/shutdown` and `/metrics` are for operators",
     ErrorCode.JOB_NOT_FOUND: "only `GET /jobs/{job_id}`: no such job is live or remembered",
     ErrorCode.JOB_ID_IN_USE: "a live job has this id; an id is free again once its job has ended",
     ErrorCode.QUEUE_FULL: "`--max-queue` jobs are waiting, or there are too many readers or connections; "
@@ -365,7 +366,9 @@ def _health() -> str:
         "## Health\n\n"
         f"`GET /health` answers 200 when `status` is `healthy`, 503 when it is `loading`, `draining` or `unhealthy`. "
         f"Fields: {names}. What only a loaded engine can tell is null without one. `kv_cells_used` counts live jobs; "
-        "nothing is kept for reuse in this release, so `kv_cells_cached` is 0."
+        "nothing is kept for reuse in this release, so `kv_cells_cached` is 0. With keys, only an operator's key sees "
+        "the reason in full, and with `--private-load` only an operator's key sees load figures: the cells used and "
+        "cached and the jobs running and queued are null for all others."
     )
 
 
@@ -389,7 +392,8 @@ def _metrics(worker: Worker) -> str:
     return "\n\n".join(
         [
             "## Metrics",
-            "`GET /metrics`, for Prometheus; [how to use them](observability.md#metrics).",
+            "`GET /metrics`, for Prometheus; with keys, it needs an operator's. "
+            "[How to use them](observability.md#metrics).",
             table(("name", "type", "labels", "meaning"), rows),
         ]
     )

@@ -164,13 +164,27 @@ class Settings(BaseSettings):
         default=False, description="show load in `/metrics` also under the names that vLLM has for it"
     )
     api_key_file: Path | None = Field(
-        default=None, description="file with one API key on each line; SIGHUP reads it again"
+        default=None, description="file with one tenant's API key on each line; SIGHUP reads it again"
+    )
+    operator_key_file: Path | None = Field(
+        default=None,
+        description="file with one operator's API key on each line: what `/shutdown` and `/metrics` require once there "
+        "are keys; SIGHUP reads it again",
+    )
+    private_load: bool = Field(
+        default=False,
+        description="with keys, `/health` shows load figures to operators only; to all others they are null",
     )
     console: bool = Field(default=True, description="serve a page for people at /")
     insecure: bool = Field(
         default=False,
         description="listen beyond this machine without API keys: whoever reaches it may use it",
     )
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether every request needs a key."""
+        return self.api_key_file is not None or self.operator_key_file is not None
 
     @property
     def model_path(self) -> Path:
@@ -193,7 +207,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _who_may_is_decided(self) -> Self:
-        if not _is_loopback(self.host) and self.api_key_file is None and not self.insecure:
+        if not _is_loopback(self.host) and not self.has_keys and not self.insecure:
             raise ValueError(
                 f"--host {self.host} can be reached from elsewhere: it requires --api-key-file, or --insecure to let "
                 "everybody read and cancel jobs"

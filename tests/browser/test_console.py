@@ -1,5 +1,6 @@
 """What a person does on the page."""
 
+import re
 import signal
 from pathlib import Path
 from typing import Any, Literal
@@ -376,6 +377,27 @@ def test_it_asks_for_a_key(visit: Open, tmp_path: Path) -> None:
         page.reload()
         expect(row(page, "console-")).to_have_count(1)
         expect(page.locator("#narration")).to_contain_text("ends after")
+
+
+def test_it_shows_a_tenant_what_a_tenant_may_see(visit: Open, tmp_path: Path) -> None:
+    """Figures for operators are dashes, with a hint; the rest of the page works. An operator sees all figures."""
+    keys, operators = tmp_path / "keys.txt", tmp_path / "operators.txt"
+    keys.write_text(f"{KEY}\n")
+    operators.write_text("olga-0123456789abcdef\n")
+    with running_worker(
+        api_key_file=str(keys), operator_key_file=str(operators), private_load=True
+    ) as guarded:
+        for key, sees in ((KEY, False), ("olga-0123456789abcdef", True)):
+            page = visit(guarded)
+            page.evaluate("key => { sessionStorage.setItem('key', key); location.reload(); }", key)
+            figure = re.compile(r"^\d+$" if sees else r"^\W$")
+            for name in ("#running", "#queued", "#rate"):
+                expect(page.locator(name)).to_have_text(figure)
+            expect(page.get_by_text("need an operator's key")).to_be_visible(visible=not sees)
+            run(pane(page), script(text="mine", token_ms=1))
+            expect(pane(page).get_by_role("log")).to_have_text("mine")
+        refused = [told for told in guarded.narration() if told.get("http_status") == 403]
+        assert len(refused) <= 2, "a page does not ask again and again for what its key may not see"
 
 
 def test_every_control_has_a_name_and_a_place_in_the_order(visit: Open, shown: RunningWorker) -> None:

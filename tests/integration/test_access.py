@@ -38,6 +38,37 @@ def by(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
+@pytest.mark.parametrize("operators", [False, True])
+def test_a_shut_down_worker_was_asked_by_an_operator(tmp_path: Path, key_file: Path, operators: bool) -> None:
+    """With keys, `POST /shutdown` and `/metrics` are refused to a tenant; reloads read operators' keys, too."""
+    path = tmp_path / "operators"
+    path.write_text("olga-0123456789abcdef\n")
+    path.chmod(0o600)
+    olga = by("olga-0123456789abcdef")
+    options: dict[str, Any] = {"operator_key_file": str(path)} if operators else {}
+    with running_worker(api_key_file=str(key_file), **options) as worker:
+        for method, asked in (("POST", "/shutdown"), ("GET", "/metrics")):
+            assert code(worker.client.request(method, asked, headers=by(ANNA))) == (403, "UNAUTHORIZED")
+        if not operators:
+            assert worker.client.get("/metrics", headers=olga).status_code == 401
+            return
+        assert "worker_jobs_running" in worker.client.get("/metrics", headers=olga).text
+        assert (
+            worker.narrated("startup", api_keys=3)["level"] == "WARN"
+        )  # Everybody can read the file of the tenants.
+        path.chmod(0o622)
+        worker.process.send_signal(signal.SIGHUP)
+        worker.narrated("error", code="INVALID_REQUEST", level="ERROR")
+        path.chmod(0o600)
+        path.write_text("otto-0123456789abcdef\n")
+        worker.process.send_signal(signal.SIGHUP)
+        otto = by("otto-0123456789abcdef")
+        wait_until(lambda: worker.client.get("/metrics", headers=otto).status_code == 200, what="the new key")
+        assert worker.client.get("/metrics", headers=olga).status_code == 401
+        assert worker.client.post("/shutdown", headers=otto).status_code == 202
+        assert worker.process.wait(15) == 0
+
+
 def code(answer: Any) -> tuple[int, str]:
     """Status and error code."""
     return answer.status_code, answer.json()["error"]["code"]

@@ -146,7 +146,10 @@ def test_nobody_hears_of_others_with_keys(tmp_path: Path) -> None:
     """Neither their jobs, nor their cancels, nor what they were refused."""
     keys = tmp_path / "keys.txt"
     keys.write_text(f"{ANNA}\n{BERTA}\n")
-    with running_worker(api_key_file=str(keys)) as guarded:
+    operators = tmp_path / "operators.txt"
+    operators.write_text("olga-0123456789abcdef\n")
+    with running_worker(api_key_file=str(keys), operator_key_file=str(operators)) as guarded:
+        olga = {"Authorization": "Bearer olga-0123456789abcdef"}
         anna, berta = {"Authorization": f"Bearer {ANNA}"}, {"Authorization": f"Bearer {BERTA}"}
         assert guarded.client.get("/narration").status_code == 401
         listener = Listening(guarded, **anna)
@@ -159,12 +162,22 @@ def test_nobody_hears_of_others_with_keys(tmp_path: Path) -> None:
         guarded.client.post("/cancel", json={"job_id": "last-anna"}, headers=anna)
         wait_until(lambda: listener.actions_of("last-anna"), what="the last")
         told = json.dumps(listener.heard)
-        guarded.client.post("/shutdown", headers=berta)
+        by_operator = Listening(guarded, **olga)
+        guarded.client.post("/shutdown", headers=olga)
         wait_until(
             lambda: "drain" in [one["action"] for one in listener.heard], what="what concerns everybody"
         )
         assert "of-anna" in told
         assert "execute_start" in listener.actions_of("of-anna")
+        wait_until(lambda: "drain" in [one["action"] for one in by_operator.heard], what="the operator's")
+        drains = [next(one for one in by.heard if one["action"] == "drain") for by in (listener, by_operator)]
+        assert ["jobs_running" in drain for drain in drains] == [False, True]
+        heard_by_operator = json.dumps(by_operator.heard)
+        assert "unknown-berta" in heard_by_operator
+        for of in ("of-anna", "of-berta"):
+            assert "execute_start" in by_operator.actions_of(of)
+        assert '"path"' not in told
+        assert '"path"' in heard_by_operator
         assert "berta" not in told
         assert "model_load_complete" in told
         refused = [one["code"] for one in listener.heard if one["action"] == "error"]

@@ -306,7 +306,7 @@ def test_a_body_of_1_mib_comes_through_and_a_larger_one_is_refused_as_the_worker
 
 
 def test_nobody_shuts_the_worker_down_from_outside(worker: RunningWorker, proxied: RunningWorker) -> None:
-    """Any key could; the proxy keeps it in the house."""
+    """Any operator's key could; the proxy keeps it in the house."""
     assert proxied.client.post("/shutdown").status_code == 403
     assert worker.health()["status"] == "healthy"
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ from starlette.testclient import TestClient
 from tools.docs import idle_worker
 from worker_orcd.api.access import Access
 from worker_orcd.api.app import create_app
-from worker_orcd.narration import Narrator
+from worker_orcd.api.keys import ApiKeys
+from worker_orcd.narration import Narrator, Told
+from worker_orcd.narration.audience import BACKLOG
+from worker_orcd.supervisor.supervisor import EngineState
 
 CANCEL = {"job_id": "x"}
 
@@ -122,12 +126,120 @@ def test_another_http_version_is_refused() -> None:
     assert b"INVALID_REQUEST" in sent[1]["body"]
 
 
-def test_what_was_not_let_in_is_narrated_to_the_operator_only() -> None:
+KEYS = {"anna": "anna-0123456789abcdef", "berta": "berta-0123456789abcdef", "olga": "olga-0123456789abcdef"}
+"""Olga is the operator."""
+
+
+class Guarded:
+    """An app with two tenants' keys and an operator's, or none of an operator."""
+
+    def __init__(self, folder: Path, *, operators: bool = True, private_load: bool = False) -> None:
+        files = [folder / "tenants", folder / "operators"]
+        files[0].write_text(f"{KEYS['anna']}\n{KEYS['berta']}\n")
+        files[1].write_text(f"{KEYS['olga']}\n")
+        self.keys = ApiKeys(files[0], files[1] if operators else None)
+        self.narrator = Narrator.configure("w", log_format="json", stream=io.StringIO())
+        self.worker = idle_worker()
+        self.asked_to_shut_down: list[str] = []
+        self.app = create_app(
+            self.worker,
+            self.narrator,
+            self.asked_to_shut_down.append,
+            access=Access(self.keys),
+            console=True,
+            private_load=private_load,
+        )
+        self.client = TestClient(self.app, base_url="http://127.0.0.1:8080")
+
+    def ask(self, who: str | None, method: str, path: str, **more: Any) -> Any:
+        """The answer to a request with this person's key."""
+        headers = {} if who is None else {"Authorization": f"Bearer {KEYS[who]}"}
+        return self.client.request(method, path, headers=headers | more.pop("headers", {}), **more)
+
+    def heard_by(self, who: str) -> list[Told]:
+        """What this person gets from `/narration` from its start on."""
+        caller = self.keys.caller(KEYS[who])
+        assert caller is not None
+        listener = self.narrator.audience.join(caller.owner, operator=caller.operator)
+        assert listener is not None
+
+        async def listen() -> list[Told]:
+            async for batch in listener.listen(0.001):
+                return [one.event for one in batch]
+            return []
+
+        return asyncio.run(listen())
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/shutdown"), ("GET", "/metrics")])
+def test_what_concerns_all_tenants_needs_an_operators_key(tmp_path: Path, method: str, path: str) -> None:
+    """A tenant's key is not enough, without an operator's key file for nobody at all."""
+    guarded = Guarded(tmp_path)
+    assert guarded.ask(None, method, path).status_code == 401
+    refused = guarded.ask("anna", method, path)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "UNAUTHORIZED")
+    assert "--operator-key-file" in refused.json()["error"]["message"]
+    assert guarded.asked_to_shut_down == []
+    assert guarded.ask("olga", method, path).status_code < 300
+    without = Guarded(tmp_path, operators=False)
+    assert without.ask("anna", method, path).status_code == 403
+    assert without.ask("olga", method, path).status_code == 401
+    assert without.asked_to_shut_down == []
+
+
+def test_every_route_says_whom_it_is_for(tmp_path: Path) -> None:
+    """A new route needs a key unless it is added here, and only two are for operators."""
+    guarded = Guarded(tmp_path)
+    open_to, for_operators = set(), set()
+    for path in guarded.app.openapi()["paths"].keys() | {"/", "/console/app.js", "/docs", "/openapi.json"}:
+        asked = path.replace("{", "").replace("}", "")
+        for method in ("GET", "POST"):
+            answer = guarded.ask(None, method, asked)
+            if answer.status_code not in (401, 405):
+                open_to.add(path)
+            if path != "/narration" and guarded.ask("anna", method, asked).status_code == 403:
+                for_operators.add(path)
+    assert open_to == {"/", "/console/app.js", "/livez", "/readyz", "/health"}
+    assert for_operators == {"/shutdown", "/metrics"}
+
+
+def test_health_shows_paths_and_if_asked_load_to_operators_only(tmp_path: Path) -> None:
+    """To all others the reason is in general words, and load figures are null with `--private-load`."""
+    load = ("kv_cells_used", "kv_cells_cached", "jobs_running", "jobs_queued")
+    for private_load in (False, True):
+        guarded = Guarded(tmp_path, private_load=private_load)
+        guarded.worker.supervisor.state = EngineState.GONE
+        guarded.worker.supervisor.reason = "--model /secret/model.gguf: no such file"
+        for who in (None, "anna", "berta", "olga"):
+            answer = guarded.ask(who, "GET", "/health")
+            assert answer.status_code == 503
+            assert ("/secret" in answer.text) is (who == "olga")
+            assert answer.json()["status"] == "unhealthy"
+            assert answer.json()["reason"]
+            hidden = [name for name in load if answer.json()[name] is None]
+            assert hidden == (list(load) if private_load and who != "olga" else [])
+
+
+def test_a_wrong_key_does_not_turn_a_probe_away(tmp_path: Path) -> None:
+    """Open paths stay open to a probe whose key was taken away."""
+    answer = Guarded(tmp_path).client.get("/livez", headers={"Authorization": "Bearer no-0123456789abcdef"})
+    assert answer.status_code == 200
+
+
+def test_without_keys_everybody_is_an_operator() -> None:
+    """Whoever reaches a worker without keys sees all of it."""
+    assert Asking().status(path="/metrics") == 200
+
+
+def test_what_was_not_let_in_is_narrated_to_the_operator_only(tmp_path: Path) -> None:
     """A stranger cannot push tenants' events out, nor write an id of its choice into their streams."""
-    asking = Asking()
-    told: list[Any] = []
-    asking.narrator.audience.tell = lambda event, owner: told.append(event)  # type: ignore[method-assign]
-    assert asking.status(origin="http://evil.example", x_correlation_id="evil") == 400
-    assert told == []
-    assert asking.status(path="/nowhere") == 404
-    assert [event["action"] for event in told] == ["error"]
+    guarded = Guarded(tmp_path)
+    assert guarded.ask("anna", "GET", "/nowhere").status_code == 404
+    for _ in range(BACKLOG + 10):
+        answer = guarded.ask(None, "GET", "/jobs", headers={"X-Correlation-Id": "evil"})
+        assert answer.status_code == 401
+    assert [event["http_status"] for event in guarded.heard_by("anna")] == [404]
+    assert guarded.heard_by("berta") == []
+    heard = guarded.heard_by("olga")
+    assert {event["http_status"] for event in heard} == {404, 401}, "strangers push nobody out there, either"
+    assert "evil" in {event["correlation_id"] for event in heard}

@@ -29,7 +29,7 @@ def test_a_tenants_events_push_out_only_its_own() -> None:
     """Anna's events are there after any number of Berta's; so are everybody's."""
     audience = Audience()
     audience.tell({"number": 1}, "anna")
-    audience.tell({"number": 2}, None)
+    audience.tell({"action": "ready", "number": 2}, None)
     for number in range(2 * MAX_KEPT):
         audience.tell({"number": -number}, "berta")
     assert heard(joined(audience, "anna")) == [1, 2]
@@ -43,7 +43,7 @@ def test_a_tenants_listeners_shut_out_only_its_own() -> None:
     assert audience.join("berta") is None
     anna = joined(audience, "anna")
     assert heard(bertas[0]) == ["closed"]
-    audience.tell({"number": 1}, None)
+    audience.tell({"action": "ready", "number": 1}, None)
     assert heard(bertas[1]) == heard(anna) == [1]
     assert audience.join("berta") is None, "anna's listener is not to be pushed out again"
     audience.leave(bertas[0])

@@ -11,9 +11,14 @@ KEY, OTHER = "0123456789abcdef", "fedcba9876543210"
 
 def keys(tmp_path: Path, text: str) -> ApiKeys:
     """A file with this text."""
-    path = tmp_path / "keys.txt"
+    return ApiKeys(written(tmp_path / "keys.txt", text))
+
+
+def written(path: Path, text: str, mode: int = 0o600) -> Path:
+    """A file with this text and this mode."""
     path.write_text(text)
-    return ApiKeys(path)
+    path.chmod(mode)
+    return path
 
 
 def test_each_key_has_its_own_lasting_owner(tmp_path: Path) -> None:
@@ -23,9 +28,10 @@ def test_each_key_has_its_own_lasting_owner(tmp_path: Path) -> None:
         keys(tmp_path, f"# a comment\n\n  {OTHER}  \n{KEY}\n{KEY}\n"),
     )
     assert (len(first), len(again)) == (2, 2)
-    assert first.owner_of(KEY) == again.owner_of(KEY) != first.owner_of(OTHER)
-    assert KEY not in str(first.owner_of(KEY))
-    assert first.owner_of("") is first.owner_of(KEY + "0") is first.owner_of("é\udce9") is None
+    assert first.caller(KEY) == again.caller(KEY) != first.caller(OTHER)
+    assert KEY not in str(first.caller(KEY))
+    assert first.caller(KEY) not in (None, first.caller(OTHER))
+    assert first.caller("") is first.caller(KEY + "0") is first.caller("é\udce9") is None
 
 
 @pytest.mark.parametrize(
@@ -54,10 +60,10 @@ def test_a_bad_file_does_not_replace_good_keys(tmp_path: Path) -> None:
     (tmp_path / "keys.txt").write_text("short")
     with pytest.raises(KeyFileError):
         it.reload()
-    assert it.owner_of(KEY) is not None
+    assert it.caller(KEY) is not None
     (tmp_path / "keys.txt").write_text(f"{OTHER}\n")
     it.reload()
-    assert (it.owner_of(KEY), len(it)) == (None, 1)
+    assert (it.caller(KEY), len(it)) == (None, 1)
 
 
 def test_a_half_written_file_is_refused_and_the_old_keys_stay(tmp_path: Path) -> None:
@@ -70,5 +76,66 @@ def test_a_half_written_file_is_refused_and_the_old_keys_stay(tmp_path: Path) ->
         path.write_text(f"{KEY}\n{long[:cut]}")
         with pytest.raises(KeyFileError, match="line feed"):
             read.reload()
-        assert read.owner_of(long[:cut]) is None
-    assert read.owner_of(KEY) is not None
+        assert read.caller(long[:cut]) is None
+    assert read.caller(KEY) is not None
+
+
+def test_an_operators_key_is_known_as_one(tmp_path: Path) -> None:
+    """By the file that it stands in; each of the two files may be there alone."""
+    tenants, operators = (
+        written(tmp_path / "tenants", f"{KEY}\n"),
+        written(tmp_path / "operators", f"{OTHER}\n"),
+    )
+    both, alone = ApiKeys(tenants, operators), ApiKeys(None, operators)
+    for read in (both, alone):
+        caller = read.caller(OTHER)
+        assert caller is not None
+        assert caller.operator
+    tenant = both.caller(KEY)
+    assert tenant is not None
+    assert not tenant.operator
+    assert alone.caller(KEY) is None
+    assert (len(both), len(alone)) == (2, 1)
+
+
+def test_a_key_in_both_files_is_refused(tmp_path: Path) -> None:
+    """At the start and on a reload: a key that was copied into the wrong file makes no tenant an operator."""
+    tenants, operators = (
+        written(tmp_path / "tenants", f"{KEY}\n"),
+        written(tmp_path / "operators", f"{KEY}\n"),
+    )
+    with pytest.raises(KeyFileError, match="both a tenant and an operator") as refused:
+        ApiKeys(tenants, operators)
+    assert KEY not in str(refused.value)
+    written(operators, f"{OTHER}\n")
+    read = ApiKeys(tenants, operators)
+    written(tenants, f"{KEY}\n{OTHER}\n")
+    with pytest.raises(KeyFileError, match="--operator-key-file"):
+        read.reload()
+    assert (read.caller(OTHER), len(read)) == (ApiKeys(None, operators).caller(OTHER), 2)
+
+
+@pytest.mark.parametrize("option", ["--api-key-file", "--operator-key-file"])
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666, 0o664])
+def test_a_file_that_others_can_write_is_refused(tmp_path: Path, mode: int, option: str) -> None:
+    """At the start and on a reload, in one line that says what helps."""
+    files = [written(tmp_path / "tenants", f"{KEY}\n"), written(tmp_path / "operators", f"{OTHER}\n")]
+    read = ApiKeys(*files)
+    files[option == "--operator-key-file"].chmod(mode)
+    for attempt in (lambda: ApiKeys(*files), read.reload):
+        with pytest.raises(KeyFileError, match=f"{option}.*{mode:04o}.*chmod go-w"):
+            attempt()
+    assert len(read) == 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "open_to_all"), [(0o600, False), (0o440, False), (0o640, False), (0o644, True)]
+)
+def test_a_file_that_everybody_can_read_is_known(tmp_path: Path, mode: int, open_to_all: bool) -> None:
+    """A group may read it, as with a mounted secret; what all users can read is warned of."""
+    path = written(tmp_path / "tenants", f"{KEY}\n", mode)
+    read = ApiKeys(path)
+    assert read.open_files == ([path] if open_to_all else [])
+    path.chmod(0o600)
+    read.reload()
+    assert read.open_files == []

@@ -7,9 +7,10 @@ from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from worker_orcd.api.keys import ApiKeys
+from worker_orcd.api.keys import ApiKeys, Caller
 from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
 from worker_orcd.narration import context
+from worker_orcd.settings import flag
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/"})
 """What orchestrators ask without a key, and the console's page."""
@@ -17,6 +18,7 @@ OPEN_FILES = "/console/"
 """The console's files: they are the same for everybody, and ask for a key."""
 _THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 _OWNER = "worker_orcd.owner"
+_OPERATOR = "worker_orcd.operator"
 _AUTHORITY = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _ORIGIN = re.compile(r"https?://(?P<authority>[^/]+)")
 _OWN_PAGES = frozenset({"same-origin", "none"})
@@ -32,6 +34,26 @@ def owner_of_scope(scope: Scope) -> str:
     """The same, for middleware."""
     owner: str = scope.get(_OWNER, "")
     return owner
+
+
+def is_operator(request: HTTPConnection) -> bool:
+    """Whether the request comes from an operator: it has an operator's key, or there are no keys at all."""
+    operator: bool = request.scope.get(_OPERATOR, False)
+    return operator
+
+
+def require_operator(request: HTTPConnection) -> None:
+    """Refuse the request if it does not come from an operator.
+
+    Raises:
+        JobError: `UNAUTHORIZED`, with 403: the key is a tenant's.
+    """
+    if not is_operator(request):
+        raise JobError(
+            ErrorCode.UNAUTHORIZED,
+            f"an operator's key is required, from the file of {flag('operator_key_file')}",
+            http_status=403,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +88,14 @@ class AccessMiddleware:
             _check_host(headers, scope["http_version"])
             if self._keys is None:
                 self._check_page(headers, scope["method"], scope["path"])
-                context.owner.set("")
+                _let_in(scope, Caller(owner="", operator=True))
+            elif (caller := _caller(headers, self._keys)) is not None:
+                _let_in(scope, caller)
             elif scope["path"] not in OPEN_PATHS and not scope["path"].startswith(OPEN_FILES):
-                scope[_OWNER] = self._owner(headers, self._keys)
-                context.owner.set(scope[_OWNER])
+                raise JobError(
+                    ErrorCode.UNAUTHORIZED, "a valid API key is required: Authorization: Bearer KEY"
+                )
         await self.app(scope, receive, send)
-
-    @staticmethod
-    def _owner(headers: Headers, keys: ApiKeys) -> str:
-        scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        key = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        owner = keys.owner_of(key)
-        if owner is None:
-            raise JobError(ErrorCode.UNAUTHORIZED, "a valid API key is required: Authorization: Bearer KEY")
-        return owner
 
     def _check_page(self, headers: Headers, method: str, path: str) -> None:
         host = headers.get("host", "").lower()
@@ -96,6 +112,18 @@ class AccessMiddleware:
         opens_console = method == "GET" and path == "/" and headers.get("sec-fetch-mode") == "navigate"
         if headers.get("sec-fetch-site", "none").lower() not in _OWN_PAGES and not opens_console:
             raise invalid("another site's page asks; without API keys it cannot", "Sec-Fetch-Site")
+
+
+def _caller(headers: Headers, keys: ApiKeys) -> Caller | None:
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    key = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+    return keys.caller(key)
+
+
+def _let_in(scope: Scope, caller: Caller) -> None:
+    scope[_OWNER] = caller.owner
+    scope[_OPERATOR] = caller.operator
+    context.owner.set(caller.owner)
 
 
 def _check_host(headers: Headers, http_version: str) -> None:

@@ -40,6 +40,7 @@ def create_app(
     *,
     access: Access | None = None,
     console: bool = False,
+    private_load: bool = False,
 ) -> FastAPI:
     """Make it.
 
@@ -49,6 +50,7 @@ def create_app(
         shut_down: begins the drain; given what asked for it.
         access: who may ask; left out: whoever is on this machine.
         console: whether to serve the page for people at `/`.
+        private_load: whether `/health` shows load figures to operators only.
     """
     app = FastAPIOffline(
         title="worker-orcd",
@@ -67,7 +69,7 @@ def create_app(
         jobs.router(worker),
         completions.router(worker),
         responses.router(worker),
-        health.router(worker),
+        health.router(worker, private_load=private_load),
         narrated.router(narrator.audience),
         shutdown.router(shut_down),
     ):

@@ -1,18 +1,19 @@
 """`GET /health`, `/livez`, `/readyz` and `/metrics`. None of them touches the engine."""
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from worker_orcd.api import schema
+from worker_orcd.api.access import is_operator, require_operator
 from worker_orcd.worker.health import Status, health_of, status_of
 from worker_orcd.worker.worker import Worker
 
 _UNAVAILABLE: schema.Responses = {503: {"description": "Jobs make no progress now, or none are taken"}}
 
 
-def router(worker: Worker) -> APIRouter:
-    """The routes of this resource."""
+def router(worker: Worker, *, private_load: bool) -> APIRouter:
+    """The routes of this resource; with `private_load` only operators see load figures."""
     routes = APIRouter(tags=["health"])
 
     def status_code(status: Status) -> int:
@@ -20,8 +21,10 @@ def router(worker: Worker) -> APIRouter:
 
     @routes.head("/health", include_in_schema=False)
     @routes.get("/health", summary="How the worker is", responses=_UNAVAILABLE)
-    async def health() -> JSONResponse:
+    async def health(request: Request) -> JSONResponse:
         seen = health_of(worker)
+        if not is_operator(request):
+            seen = seen.for_everybody(worker.supervisor.state, private_load=private_load)
         return JSONResponse(seen.data(), status_code=status_code(seen.status))
 
     @routes.head("/livez", include_in_schema=False)
@@ -42,8 +45,14 @@ def router(worker: Worker) -> APIRouter:
         status = status_of(worker)
         return JSONResponse({"status": status.value}, status_code=status_code(status))
 
-    @routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
-    async def metrics() -> Response:
+    @routes.get(
+        "/metrics",
+        summary="Prometheus metrics; with keys, for operators",
+        response_class=Response,
+        responses=schema.errors(401, 403),
+    )
+    async def metrics(request: Request) -> Response:
+        require_operator(request)
         return Response(worker.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     return routes

@@ -2,74 +2,130 @@
 
 import hashlib
 import hmac
+import os
 import re
+import stat
 from pathlib import Path
+from typing import NamedTuple
+
+from worker_orcd.settings import flag
 
 _KEY = re.compile(r"[\x21-\x7e]{16,256}")
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class KeyFileError(ValueError):
     """The file has no usable keys. The message is one clear line and never holds a key."""
 
 
-class ApiKeys:
-    """The keys of a file, one on each line; blank lines and lines that begin with `#` are left out.
+class Caller(NamedTuple):
+    """Whose key a request brings."""
 
-    The file ends with a line feed.
+    owner: str
+    """The name of the key's holder inside the worker: a part of the key's hash."""
+    operator: bool
+
+
+class ApiKeys:
+    """The keys of tenants and of operators, each in a file of its own.
+
+    A file has one key on each line; blank lines and lines that begin with `#` are left out. It ends with a line feed.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Read them.
+    def __init__(self, tenants: Path | None, operators: Path | None = None) -> None:
+        """Read both files.
 
         Raises:
-            KeyFileError: it cannot be read, has no key, or has a line that is none.
+            KeyFileError: one cannot be read, has no key, has a line that is none, or can be written by others; or a key
+                is in both.
         """
-        self._path = path
-        self._digests = _read(path)
+        self._paths = (tenants, operators)
+        self._tenants, self._operators = _read_both(tenants, operators)
 
     def __len__(self) -> int:
-        return len(self._digests)
+        return len(self._tenants.digests) + len(self._operators.digests)
+
+    @property
+    def have_operators(self) -> bool:
+        """Whether there is an operator's key."""
+        return bool(self._operators.digests)
+
+    @property
+    def open_files(self) -> list[Path]:
+        """The files that every user of this machine can read."""
+        return [file.path for file in (self._tenants, self._operators) if file.path and file.open_to_all]
 
     def reload(self) -> None:
-        """Read the file again; when it is bad, the keys stay as they are.
+        """Read both files again; when one is bad, all keys stay as they are.
 
         Raises:
             KeyFileError: as at first.
         """
-        self._digests = _read(self._path)
+        self._tenants, self._operators = _read_both(*self._paths)
 
-    def owner_of(self, key: str) -> str | None:
-        """The owner's name: a part of the key's hash. None for a key that is not in the file.
+    def caller(self, key: str) -> Caller | None:
+        """Whose key this is; None for a key that is in no file.
 
         All keys are compared, each in constant time, so an answer's time tells nothing about any of them.
         """
         given = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-        found: bytes | None = None
-        for digest in self._digests:
-            if hmac.compare_digest(digest, given):
-                found = digest
-        return None if found is None else found.hex()[:16]
+        found: Caller | None = None
+        for file, operator in ((self._tenants, False), (self._operators, True)):
+            for digest in file.digests:
+                if hmac.compare_digest(digest, given):
+                    found = Caller(digest.hex()[:16], operator)
+        return found
 
 
-def _read(path: Path) -> tuple[bytes, ...]:
+class _KeyFile(NamedTuple):
+    path: Path | None = None
+    digests: tuple[bytes, ...] = ()
+    open_to_all: bool = False
+
+
+def _read_both(tenants: Path | None, operators: Path | None) -> tuple[_KeyFile, _KeyFile]:
+    of_tenants = _KeyFile() if tenants is None else _read(tenants, flag("api_key_file"))
+    of_operators = _KeyFile() if operators is None else _read(operators, flag("operator_key_file"))
+    if not set(of_tenants.digests).isdisjoint(of_operators.digests):
+        raise KeyFileError(
+            f"{flag('operator_key_file')} {operators}: required keys of its own, but one is in {flag('api_key_file')}, "
+            "too: its holder would be both a tenant and an operator"
+        )
+    return of_tenants, of_operators
+
+
+def _read(path: Path, option: str) -> _KeyFile:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            mode = os.fstat(
+                file.fileno()
+            ).st_mode  # Of the file that is read, whatever the path names by now.
+            text = file.read().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise KeyFileError(f"--api-key-file {path}: required a readable text file, but {why}") from error
+        raise KeyFileError(f"{option} {path}: required a readable text file, but {why}") from error
+    if mode & _OTHERS_WRITE:
+        raise KeyFileError(
+            f"{option} {path}: required a file that only its owner can write, but its mode is "
+            f"{stat.S_IMODE(mode):04o}; chmod go-w takes that away"
+        )
     if text and not text.endswith("\n"):
         raise KeyFileError(
-            f"--api-key-file {path}: required a line feed at its end; without one it may be half-written, "
+            f"{option} {path}: required a line feed at its end; without one it may be half-written, "
             "and a cut key would be good"
         )
+    return _KeyFile(path, _digests(text, f"{option} {path}"), bool(mode & stat.S_IROTH))
+
+
+def _digests(text: str, named: str) -> tuple[bytes, ...]:
     keys = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     keys = [(number, key) for number, key in keys if key and not key.startswith("#")]
     for number, key in keys:
         if not _KEY.fullmatch(key):
             raise KeyFileError(
-                f"--api-key-file {path}: line {number} is no key: required 16 to 256 visible ASCII characters, "
+                f"{named}: line {number} is no key: required 16 to 256 visible ASCII characters, "
                 f"found {len(key)} characters"
             )
     if not keys:
-        raise KeyFileError(f"--api-key-file {path}: required at least one key, found none")
+        raise KeyFileError(f"{named}: required at least one key, found none")
     return tuple(dict.fromkeys(hashlib.sha256(key.encode()).digest() for _, key in keys))

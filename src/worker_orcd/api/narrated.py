@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from worker_orcd import narration
 from worker_orcd.api import schema
-from worker_orcd.api.access import owner_of
+from worker_orcd.api.access import is_operator, owner_of
 from worker_orcd.api.half_close import takes_comments
 from worker_orcd.api.sse import KEEP_ALIVE_SEC
 from worker_orcd.jobs.errors import ErrorCode, JobError
@@ -23,7 +23,7 @@ def router(audience: narration.Audience) -> APIRouter:
 
     @routes.get(
         "/narration",
-        summary="What the worker narrates, as server-sent events; the latest 200 first, or those after "
+        summary="What the worker narrates to this key, as server-sent events; the latest 200 first, or those after "
         "`Last-Event-ID`",
         response_class=Response,
         responses=schema.answer(200, "Each event's data is one object, as in the log", "text/event-stream")
@@ -31,7 +31,9 @@ def router(audience: narration.Audience) -> APIRouter:
         openapi_extra=schema.header("Last-Event-ID", "the `id:` of the last event that was heard", None),
     )
     async def narrated(request: Request) -> Response:
-        listener = audience.join(owner_of(request), request.headers.get("last-event-id"))
+        listener = audience.join(
+            owner_of(request), request.headers.get("last-event-id"), operator=is_operator(request)
+        )
         if listener is None:
             raise JobError(ErrorCode.QUEUE_FULL, "too many listen to the narration", retry_after_sec=5)
         return _Narration(audience, listener)

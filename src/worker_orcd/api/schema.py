@@ -67,6 +67,7 @@ def errors(*statuses: int) -> Responses:
     described = {
         400: "`INVALID_REQUEST`, with the field at fault in `param`",
         401: "`UNAUTHORIZED`: keys are configured, and none fits",
+        403: "`UNAUTHORIZED`: the key is a tenant's, and this is for operators",
         404: "`JOB_NOT_FOUND`",
         409: "`JOB_ID_IN_USE`",
         413: "`INVALID_REQUEST`: the body is over 1 MiB",

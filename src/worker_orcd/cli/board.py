@@ -51,15 +51,21 @@ def header(health: Json) -> Text:
     status = health["status"]
     facts = [
         f"{health['model'] or 'no model yet'} on {health['device'] or '?'}",
-        f"KV cells {health['kv_cells_used']}/{health['kv_cells_total']}",
-        f"running {health['jobs_running']}",
-        f"queued {health['jobs_queued']}",
+        f"KV cells {_load(health, 'kv_cells_used')}/{health['kv_cells_total']}",
+        f"running {_load(health, 'jobs_running')}",
+        f"queued {_load(health, 'jobs_queued')}",
         f"engine {health['engine_pid'] or '-'}",
         f"restarts {health['engine_restarts']}",
     ]
     if health.get("reason"):
         facts.insert(0, health["reason"])
     return Text.assemble((status, _STYLES.get(status, "red")), "  ", "  ".join(facts))
+
+
+def _load(health: Json, figure: str) -> str:
+    """A load figure, or a dash where only operators may see it."""
+    value = health[figure]
+    return "-" if value is None else str(value)
 
 
 def fitted(records: Sequence[Json], width: int, selected: int | None) -> Table:

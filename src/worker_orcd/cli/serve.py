@@ -72,7 +72,8 @@ def open_up(settings: Settings, *, check_model: bool = True) -> Opening:
     except (model_file.ModelFileError, FileNotFoundError) as error:
         raise StartupFailed("MODEL_LOAD_FAILED", str(error)) from error
     try:
-        keys = None if settings.api_key_file is None else ApiKeys(settings.api_key_file)
+        files = (settings.api_key_file, settings.operator_key_file)
+        keys = ApiKeys(*files) if settings.has_keys else None
     except KeyFileError as error:
         raise StartupFailed("INVALID_REQUEST", str(error)) from error
     tracing = _tracing(settings)
@@ -176,6 +177,7 @@ class _Serving:
                 self._shut_down,
                 access=Access(opening.keys, settings.host, settings.insecure),
                 console=settings.console,
+                private_load=settings.private_load,
             ),
             settings.keep_alive_sec,
         )
@@ -300,7 +302,7 @@ class _Serving:
             loop.call_soon_threadsafe(self._narrator.tell, told)
 
     def _tell_startup(self) -> None:
-        settings = self._settings
+        settings, keys = self._settings, self._opening.keys
         self._narrator.tell(
             narration.Startup(
                 version=__version__,
@@ -313,8 +315,9 @@ class _Serving:
                 exact=settings.exact,
                 max_queue=settings.max_queue,
                 inference_timeout_sec=settings.inference_timeout_sec,
-                api_keys=0 if self._opening.keys is None else len(self._opening.keys),
-                insecure=settings.insecure and self._opening.keys is None,
+                api_keys=0 if keys is None else len(keys),
+                open_key_files=", ".join(map(str, keys.open_files)) or None if keys else None,
+                insecure=settings.insecure and keys is None,
             )
         )
 

@@ -273,11 +273,14 @@ async function lookAtHealth() {
   }
   const about = health.model ? `${health.model} on ${health.device}${health.exact ? ", exact" : ""}` : "";
   show(health.status, health.status + (health.reason ? `: ${health.reason}` : ""), about);
-  $("running").textContent = health.jobs_running;
-  $("queued").textContent = health.jobs_queued;
+  const loadHidden = health.jobs_running === null;
+  $("running").textContent = health.jobs_running ?? "–";
+  $("queued").textContent = health.jobs_queued ?? "–";
   $("kv").max = health.kv_cells_total || 1;
-  $("kv").value = health.kv_cells_used;
-  $("kv-text").textContent = `${health.kv_cells_used} / ${health.kv_cells_total}`;
+  $("kv").value = health.kv_cells_used ?? 0;
+  $("kv-text").textContent = `${health.kv_cells_used ?? "–"} / ${health.kv_cells_total}`;
+  $("limited").hidden = !loadHidden && !metricsRefused();
+  if (loadHidden) return;
   const now = Date.now() / 1000;
   history.kv.add(now, health.kv_cells_used);
   history.jobs.add(now, health.jobs_running, health.jobs_queued);
@@ -289,8 +292,25 @@ function show(status, text, about) {
   if (about) $("model").textContent = about;
 }
 
+let keyWithoutMetrics = null;
+/** Whether the key in use may not read the metrics; then they are not asked for again. */
+const metricsRefused = () => keyWithoutMetrics !== null && keyWithoutMetrics === sessionStorage.getItem("key");
+
 async function lookAtMetrics() {
-  const now = { time: Date.now() / 1000, count: metric(await (await ask("/metrics")).text(), "worker_tokens_generated_total") };
+  if (metricsRefused()) return;
+  let answer;
+  try {
+    answer = await ask("/metrics");
+  } catch (error) {
+    if (error.status === 403) {
+      keyWithoutMetrics = sessionStorage.getItem("key");
+      counted = null;
+      $("rate").textContent = "–";
+      $("limited").hidden = false;
+    }
+    throw error;
+  }
+  const now = { time: Date.now() / 1000, count: metric(await answer.text(), "worker_tokens_generated_total") };
   const perSecond = counted ? rate(counted, now) : 0;
   counted = now;
   $("rate").textContent = perSecond.toFixed(0);

@@ -9,7 +9,8 @@ For example:
 """
 
 from worker_orcd.narration import context
-from worker_orcd.narration.audience import Audience, Heard, Listener, Told
+from worker_orcd.narration.action import Told
+from worker_orcd.narration.audience import Audience, Heard, Listener
 from worker_orcd.narration.catalogue import (
     ACTIONS,
     Action,

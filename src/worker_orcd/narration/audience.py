@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from worker_orcd.bounded import BoundedByOwner
+from worker_orcd.narration.action import Told
+from worker_orcd.narration.catalogue import concerns_worker, for_tenants
 
 BACKLOG = 200
 """Events of before that a new listener gets."""
@@ -16,9 +18,6 @@ MAX_BEHIND = 1000
 """A listener that is further behind loses the oldest."""
 MAX_LISTENERS = 32
 
-Told = dict[str, str | int | float | bool | None]
-"""One event, as it is written."""
-
 
 class Heard(NamedTuple):
     """Something that was told, and a mark to go on from; no count, which would say how much others do."""
@@ -27,14 +26,29 @@ class Heard(NamedTuple):
     event: Told
 
 
-class Listener:
-    """One who listens. Hears what belongs to nobody in particular, and what is the owner's."""
+class _Kept(NamedTuple):
+    """An event that is kept."""
 
-    def __init__(self, owner: str, backlog: list[Heard]) -> None:
+    mark: str
+    event: Told
+    for_tenants: Told | None
+    """What a tenant sees of the event if it is not the tenant's own."""
+
+
+class Listener:
+    """A listener: an operator hears everything, a tenant its own events and what every tenant may see."""
+
+    def __init__(self, owner: str, *, operator: bool) -> None:
         self.owner = owner
-        self._waiting: deque[Heard] = deque(backlog, maxlen=MAX_BEHIND)
+        self._operator = operator
+        self._waiting: deque[Heard] = deque(maxlen=MAX_BEHIND)
         self._news = asyncio.Event()
         self._closed = False
+
+    def seen(self, kept: _Kept, owner: str | None) -> Heard | None:
+        """What this listener may see of an owner's event; None if nothing."""
+        event = kept.event if self._operator or owner == self.owner else kept.for_tenants
+        return None if event is None else Heard(kept.mark, event)
 
     def hear(self, heard: Heard) -> None:
         """Something is told."""
@@ -63,23 +77,36 @@ class Listener:
                     yield []
 
 
+def _latest(events: list[tuple[str | None, Heard]]) -> list[Heard]:
+    latest: BoundedByOwner[str, Heard] = BoundedByOwner(BACKLOG)
+    for owner, heard in events:
+        latest.add(owner, heard.mark, heard)
+    return [entry.value for entry in latest]
+
+
 class Audience:
     """The listeners, and the latest events. Both are bounded; what is over is taken from the owner that has most."""
 
     def __init__(self) -> None:
-        self._kept: BoundedByOwner[str, Heard] = BoundedByOwner(MAX_KEPT)
+        self._kept: BoundedByOwner[str, _Kept] = BoundedByOwner(MAX_KEPT)
         self._listeners: BoundedByOwner[Listener, Listener] = BoundedByOwner(MAX_LISTENERS)
         self._closed = False
 
     def tell(self, event: Told, owner: str | None) -> None:
-        """An event; `owner` is whose request it belongs to, None is nobody's in particular."""
-        heard = Heard(secrets.token_hex(6), event)
-        self._kept.add(owner, heard.mark, heard)
+        """An event; `owner` is whose request it belongs to, None is nobody's in particular.
+
+        An event about the worker as a whole belongs to nobody, also if an owner's request caused it.
+        """
+        if concerns_worker(event):
+            owner = None
+        kept = _Kept(secrets.token_hex(6), event, None if owner is not None else for_tenants(event))
+        self._kept.add(owner, kept.mark, kept)
         for listener in self._listeners:
-            if owner in (None, listener.owner):
+            heard = listener.value.seen(kept, owner)
+            if heard is not None:
                 listener.value.hear(heard)
 
-    def join(self, owner: str, after: str | None = None) -> Listener | None:
+    def join(self, owner: str, after: str | None = None, *, operator: bool = False) -> Listener | None:
         """Add a listener; None if there are too many and no other owner has more of them than this one.
 
         A listener that is one too many takes the place of the oldest one of the owner that has most.
@@ -87,13 +114,19 @@ class Audience:
         Args:
             owner: who listens.
             after: the mark of the last event that the client has. Without it, or if it is not kept any more, the
-                listener gets the latest `BACKLOG` events.
+                listener gets the latest `BACKLOG` events; of owners whose events an operator hears, each has its
+                share of these.
+            operator: whether the listener is an operator.
         """
         if self._listeners.is_full_for(owner):
             return None
-        backlog = [entry.value for entry in self._kept if entry.owner in (None, owner)]
-        known = [place for place, heard in enumerate(backlog, start=1) if heard.mark == after]
-        listener = Listener(owner, backlog[known[0] :] if known else backlog[-BACKLOG:])
+        listener = Listener(owner, operator=operator)
+        backlog = [
+            (entry.owner, heard) for entry in self._kept if (heard := listener.seen(entry.value, entry.owner))
+        ]
+        known = [place for place, (_, heard) in enumerate(backlog, start=1) if heard.mark == after]
+        for heard in (one for _, one in backlog[known[0] :]) if known else _latest(backlog):
+            listener.hear(heard)
         if self._closed:
             listener.close()
         for replaced in self._listeners.add(owner, listener, listener):

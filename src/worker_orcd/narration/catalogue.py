@@ -3,7 +3,7 @@
 One frozen class per action: its fields are what the event carries, its `sentences` what a person reads.
 The classes are the data. The documentation is rendered from them, mypy checks each use of them, and
 `Narrator.tell` refuses anything that is not one of them. To add an action, write its class and name it
-in `Action`.
+in `Action`. Tenants do not see a field that is marked `OPERATORS` in an event that belongs to none of them.
 
 Milliseconds are numbers with a fraction. A field that defaults to None is left out of the event while it
 is None; a field that may be None without a default is always there, because its absence says something.
@@ -11,62 +11,24 @@ is None; a field that may be None without a default is always there, because its
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, ClassVar, Final, Literal, Self, get_args
+from typing import Annotated, ClassVar, Final, Literal, Self, get_args, get_type_hints
 
-from worker_orcd.narration.text import frames
-
-Level = Literal["INFO", "WARN", "ERROR"]
-
-ALWAYS: Final = "always"
-"""The variant of an action that has only one sentence."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sentence:
-    """A level and the sentence told at it; `{name}` stands for the field of that name."""
-
-    level: Level
-    template: str
-
-
-class _Told:
-    """What all actions have in common."""
-
-    __slots__ = ()
-
-    name: ClassVar[str]
-    sentences: ClassVar[Mapping[str, Sentence]]
-    """The sentences by variant."""
-    acts_on: ClassVar[str]
-    """How `target` is built, with `{name}` for a field; for the documentation too."""
-
-    def variant(self) -> str:
-        """Return which of `sentences` tells this event."""
-        return ALWAYS
-
-    def target(self) -> str:
-        """Return what is acted on, for example `job:job-7`."""
-        return self.acts_on
-
-
-class _ToldOfJob(_Told):
-    """An action on one job."""
-
-    __slots__ = ()
-
-    acts_on: ClassVar[str] = "job:{job_id}"
-    job_id: str
-
-    def target(self) -> str:
-        """Return the job."""
-        return f"job:{self.job_id}"
-
+from worker_orcd.narration.action import (
+    ALWAYS,
+    OPERATORS,
+    BaseAction,
+    JobAction,
+    Sentence,
+    Told,
+    WorkerAction,
+)
+from worker_orcd.narration.text import fill, frames
 
 # --- the worker's life ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Startup(_Told):
+class Startup(WorkerAction):
     """The settings are valid; nothing is loaded yet."""
 
     name: ClassVar = "startup"
@@ -76,58 +38,72 @@ class Startup(_Told):
         "open to everybody": Sentence(
             "WARN", "Worker {version} is starting on {host}:{port}, open to everybody"
         ),
+        "open key files": Sentence(
+            "WARN", "Worker {version} is starting; every user of this machine can read {open_key_files}"
+        ),
     }
+    for_tenants: ClassVar = "Worker {version} is starting on {host}:{port}"
 
     version: Annotated[str, "of worker-orcd"]
     host: Annotated[str, "address listened on"]
     port: Annotated[int, "port listened on"]
-    model: Annotated[str, "the model's name or path"]
+    model: Annotated[str, "the model's name or path", OPERATORS]
     device: Annotated[str, "where the model is to be: `cpu` or `gpu N`"]
     parallel: Annotated[int, "sequences decoded together"]
     context_length: Annotated[int, "KV cells shared by all sequences"]
     exact: Annotated[bool, "whether byte-identical streams are asked for"]
     max_queue: Annotated[int, "jobs that may wait"]
     inference_timeout_sec: Annotated[float, "s a job may take, waiting included"]
-    api_keys: Annotated[int, "API keys configured; 0 is open to all who reach it"]
+    api_keys: Annotated[
+        int, "API keys configured, operators' included; 0 is open to all who reach it", OPERATORS
+    ]
+    open_key_files: Annotated[
+        str | None, "key files that every user of this machine can read, if there are any", OPERATORS
+    ] = None
     insecure: Annotated[bool, "whether it may be reached from elsewhere without keys"] = False
 
     def variant(self) -> str:
         """Tell by who may use it."""
+        if self.open_key_files is not None:
+            return "open key files"
         return "open to everybody" if self.insecure else "closed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelLoadStart(_Told):
+class ModelLoadStart(WorkerAction):
     """The engine process begins to load the model."""
 
     name: ClassVar = "model_load_start"
     acts_on: ClassVar = "model"
     sentences: ClassVar = {ALWAYS: Sentence("INFO", "Loading model {path}")}
+    for_tenants: ClassVar = "Loading the model"
 
-    path: Annotated[str, "the model file"]
+    path: Annotated[str, "the model file", OPERATORS]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelLoadProgress(_Told):
+class ModelLoadProgress(WorkerAction):
     """Loading passed 0, 25, 50, 75 or 100 percent."""
 
     name: ClassVar = "model_load_progress"
     acts_on: ClassVar = "model"
     sentences: ClassVar = {ALWAYS: Sentence("INFO", "Loading model {path}: {percent} %")}
+    for_tenants: ClassVar = "Loading the model: {percent} %"
 
-    path: Annotated[str, "the model file"]
+    path: Annotated[str, "the model file", OPERATORS]
     percent: Annotated[Literal[0, 25, 50, 75, 100], "of the model loaded"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelLoadComplete(_Told):
+class ModelLoadComplete(WorkerAction):
     """The model is resident and its tokenizer usable."""
 
     name: ClassVar = "model_load_complete"
     acts_on: ClassVar = "model"
     sentences: ClassVar = {ALWAYS: Sentence("INFO", "Model {path} is loaded on {device} after {load_ms} ms")}
+    for_tenants: ClassVar = "The model is loaded on {device} after {load_ms} ms"
 
-    path: Annotated[str, "the model file"]
+    path: Annotated[str, "the model file", OPERATORS]
     load_ms: Annotated[float, "ms from the start of loading"]
     device: Annotated[str, "where the model is: `cpu` or `gpu N`"]
     context_length: Annotated[int, "tokens one job can have, prompt and output together"]
@@ -137,7 +113,7 @@ class ModelLoadComplete(_Told):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ready(_Told):
+class Ready(WorkerAction):
     """The worker can take jobs and make progress with them."""
 
     name: ClassVar = "ready"
@@ -150,7 +126,7 @@ class Ready(_Told):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drain(_Told):
+class Drain(WorkerAction):
     """Shutdown was asked for: no new work, running jobs may finish until the drain time is over."""
 
     name: ClassVar = "drain"
@@ -160,14 +136,15 @@ class Drain(_Told):
             "INFO", "Draining: {jobs_running} running and {jobs_queued} queued jobs have {drain_sec} s to end"
         ),
     }
+    for_tenants: ClassVar = "Draining: running and queued jobs have {drain_sec} s to end"
 
-    jobs_running: Annotated[int, "jobs in the engine"]
-    jobs_queued: Annotated[int, "jobs waiting"]
+    jobs_running: Annotated[int, "jobs in the engine", OPERATORS]
+    jobs_queued: Annotated[int, "jobs waiting", OPERATORS]
     drain_sec: Annotated[float, "s until what still runs is cancelled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shutdown(_Told):
+class Shutdown(WorkerAction):
     """The last event of a worker's life."""
 
     name: ClassVar = "shutdown"
@@ -183,7 +160,7 @@ class Shutdown(_Told):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExecuteStart(_ToldOfJob):
+class ExecuteStart(JobAction):
     """The engine begins with a job. Of the prompt only what `prompt_digest` returns is told."""
 
     name: ClassVar = "execute_start"
@@ -199,7 +176,7 @@ class ExecuteStart(_ToldOfJob):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExecuteEnd(_ToldOfJob):
+class ExecuteEnd(JobAction):
     """A job ended by itself, its memory is free and its reader has been told."""
 
     name: ClassVar = "execute_end"
@@ -216,7 +193,7 @@ class ExecuteEnd(_ToldOfJob):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cancel(_Told):
+class Cancel(BaseAction):
     """Somebody asked for a stop. Whether it took effect is `cancel_complete`'s to say."""
 
     name: ClassVar = "cancel"
@@ -245,7 +222,7 @@ class Cancel(_Told):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CancelComplete(_ToldOfJob):
+class CancelComplete(JobAction):
     """A stopped job's reader has been told: the receipt. All times count from the accepted cancel.
 
     The event's `correlation_id` is the job's own.
@@ -278,7 +255,7 @@ class CancelComplete(_ToldOfJob):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Timeout(_ToldOfJob):
+class Timeout(JobAction):
     """A job's deadline passed; it is stopped like a cancelled one."""
 
     name: ClassVar = "timeout"
@@ -290,7 +267,7 @@ class Timeout(_ToldOfJob):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Disconnect(_ToldOfJob):
+class Disconnect(JobAction):
     """The client of a job left."""
 
     name: ClassVar = "disconnect"
@@ -312,7 +289,7 @@ class Disconnect(_ToldOfJob):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Error(_Told):
+class Error(BaseAction):
     """A request or a job was refused (WARN), or a job or the worker failed (ERROR)."""
 
     name: ClassVar = "error"
@@ -323,14 +300,17 @@ class Error(_Told):
         "job": Sentence("ERROR", "Job {job_id} fails with {code}: {message}"),
         "worker": Sentence("ERROR", "Worker reports {code}: {message}"),
     }
+    for_tenants: ClassVar = "Worker reports {code}"
 
     code: Annotated[str, "from the contract's table of errors"]
-    message: Annotated[str, "what the client or operator is told; never prompt or output"]
+    message: Annotated[str, "what the client or operator is told; never prompt or output", OPERATORS]
     job_id: Annotated[str | None, "the job, if there is one"] = None
     http_status: Annotated[int | None, "answered to the client; none for a failure within a stream"] = None
     param: Annotated[str | None, "the request's field that was wrong"] = None
-    exception_type: Annotated[str | None, "qualified name of what was raised"] = None
-    traceback: Annotated[str | None, "where it was raised; without messages, they may quote a prompt"] = None
+    exception_type: Annotated[str | None, "qualified name of what was raised", OPERATORS] = None
+    traceback: Annotated[
+        str | None, "where it was raised; without messages, they may quote a prompt", OPERATORS
+    ] = None
 
     @classmethod
     def from_exception(
@@ -370,22 +350,23 @@ class Error(_Told):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineLost(_Told):
+class EngineLost(WorkerAction):
     """The engine process died or was killed."""
 
     name: ClassVar = "engine_lost"
     acts_on: ClassVar = "engine"
     sentences: ClassVar = {ALWAYS: Sentence("ERROR", "Engine process {engine_pid} is lost: {why}")}
+    for_tenants: ClassVar = "The engine is lost; it is started again"
 
-    engine_pid: Annotated[int, "process id of the lost engine"]
-    why: Annotated[str, "how it was noticed, or why it was killed"]
-    exit_code: Annotated[int | None, "if it exited"] = None
-    signal: Annotated[str | None, "name of the signal that ended it, for example `SIGKILL`"] = None
-    jobs_running: Annotated[int, "jobs that were running in it and wait for the next one"]
+    engine_pid: Annotated[int, "process id of the lost engine", OPERATORS]
+    why: Annotated[str, "how it was noticed, or why it was killed", OPERATORS]
+    exit_code: Annotated[int | None, "if it exited", OPERATORS] = None
+    signal: Annotated[str | None, "name of the signal that ended it, for example `SIGKILL`", OPERATORS] = None
+    jobs_running: Annotated[int, "jobs that were running in it and wait for the next one", OPERATORS]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineRestarted(_Told):
+class EngineRestarted(WorkerAction):
     """A new engine process has the model loaded and takes jobs."""
 
     name: ClassVar = "engine_restarted"
@@ -393,8 +374,9 @@ class EngineRestarted(_Told):
     sentences: ClassVar = {
         ALWAYS: Sentence("INFO", "Engine is back as process {engine_pid} after {ready_ms} ms"),
     }
+    for_tenants: ClassVar = "The engine is back after {ready_ms} ms"
 
-    engine_pid: Annotated[int, "process id of the new engine"]
+    engine_pid: Annotated[int, "process id of the new engine", OPERATORS]
     restarts: Annotated[int, "since the worker started"]
     ready_ms: Annotated[float, "ms from the loss of the old engine"]
 
@@ -425,3 +407,33 @@ FIELDS: Final[Mapping[type[Action], Mapping[str, bool]]] = {
     action: {field.name: field.default is None for field in fields(action)} for action in ACTIONS
 }
 """Each action's field names, with whether the field is left out while it is None."""
+
+_BY_NAME: Final[Mapping[str, type[Action]]] = {action.name: action for action in ACTIONS}
+FOR_OPERATORS: Final[Mapping[str, frozenset[str]]] = {
+    action.name: frozenset(
+        name
+        for name, hint in get_type_hints(action, include_extras=True).items()
+        if OPERATORS in getattr(hint, "__metadata__", ())
+    )
+    for action in ACTIONS
+}
+"""Each action's fields that only operators see."""
+
+
+def for_tenants(event: Told) -> Told | None:
+    """What every tenant may see of an event that belongs to no tenant; None if it is not about the worker."""
+    if not concerns_worker(event):
+        return None
+    action = _BY_NAME[str(event["action"])]
+    seen = {name: value for name, value in event.items() if name not in FOR_OPERATORS[action.name]}
+    if action.for_tenants is not None:
+        seen["human"] = fill(action.for_tenants, seen)
+    return seen
+
+
+def concerns_worker(event: Told) -> bool:
+    """Whether an event is about the worker as a whole, so that it belongs to no tenant, whoever's request caused it."""
+    action = _BY_NAME.get(str(event.get("action")))
+    if action is Error:
+        return "job_id" not in event and "http_status" not in event
+    return action is not None and issubclass(action, WorkerAction)

@@ -18,7 +18,7 @@ owner: ContextVar[str | None] = ContextVar("owner", default=None)
 """Whose request it is, when there are API keys."""
 
 STRANGER = "stranger"
-"""The owner of a request that was not let in: what is narrated of it is in the operator's log only."""
+"""The owner of a request that was not let in: only operators hear of it."""
 
 _VISIBLE_ASCII = re.compile(r"[\x21-\x7e]{1,128}")
 

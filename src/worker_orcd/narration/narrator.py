@@ -19,7 +19,6 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from worker_orcd.narration.audience import Audience
 from worker_orcd.narration.catalogue import FIELDS, Action
 from worker_orcd.narration.context import (
-    STRANGER,
     correlation_id as current_correlation_id,
     owner as current_owner,
 )
@@ -158,8 +157,6 @@ def _to(audience: Audience) -> Processor:
 
     def to_audience(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
         owner = event.pop(_OWNER, None)
-        if owner == STRANGER:
-            return event
         # As it is written, but for tracebacks: those are for whoever can read the log.
         audience.tell(
             {name: plain(value) for name, value in event.items() if name != "traceback"}, owner or None

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from types import NoneType
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from worker_orcd.narration.catalogue import ACTIONS, ALWAYS, FIELDS, Action
+from worker_orcd.narration.action import ALWAYS
+from worker_orcd.narration.catalogue import ACTIONS, FIELDS, FOR_OPERATORS, Action
 from worker_orcd.narration.narrator import ENVELOPE
 
 _TYPE_NAMES = {str: "text", int: "integer", float: "number", bool: "true or false"}
@@ -21,9 +22,17 @@ def reference_markdown() -> str:
     lines = _table(("action", "level", "when", "sentence"), actions)
     lines += ["", "Every event carries:", ""]
     lines += _table(("field", "meaning"), [(f"`{name}`", meaning) for name, meaning in ENVELOPE.items()])
+    lines += [
+        "",
+        "With keys, a tenant hears its own events and those of the worker as a whole. Of the latter it does not see "
+        'the fields marked "operators", and where an action has a sentence for tenants, it reads that one. Operators '
+        "hear everything.",
+    ]
     for action in ACTIONS:
         told = (action.__doc__ or "").strip().split("\n")[0]
         lines += ["", f"### `{action.name}`", "", told, "", f"Target: `{action.acts_on}`.", ""]
+        if action.for_tenants is not None:
+            lines += [f"For tenants: {action.for_tenants}", ""]
         lines += _table(("field", "type", "meaning"), _fields(action))
     return "\n".join(lines) + "\n"
 
@@ -32,7 +41,9 @@ def _fields(action: type[Action]) -> Sequence[tuple[str, ...]]:
     hints = get_type_hints(action, include_extras=True)
     rows = []
     for name, optional in FIELDS[action].items():
-        kind, meaning = get_args(hints[name])
+        kind, meaning = get_args(hints[name])[:2]
+        if name in FOR_OPERATORS[action.name]:
+            meaning += " (operators)"
         rows.append((f"`{name}`", _type_name(kind) + (", optional" if optional else ""), meaning))
     return rows
 

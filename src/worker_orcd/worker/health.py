@@ -1,11 +1,20 @@
 """How the worker is, from what it knows already: nobody is asked, so the answer is quick and never blocks."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
 from worker_orcd.supervisor.supervisor import EngineState
 from worker_orcd.worker.worker import Worker
+
+_REASONS = {
+    EngineState.LOADING: "the engine is starting again",
+    EngineState.READY: "the engine is starting again",
+    EngineState.STUCK: "the engine does not answer",
+    EngineState.LOST: "the engine is starting again",
+    EngineState.GONE: "the engine cannot be started any more",
+}
+"""Why a worker is unhealthy, without what only operators may know: paths, signals, exit codes."""
 
 
 class Status(StrEnum):
@@ -19,7 +28,8 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The body of `GET /health`. What only a loaded engine can tell is null without one."""
+    """The body of `GET /health`. What only a loaded engine can tell is null without one, and load figures are null for
+    a client that may not see them."""
 
     status: Status
     reason: str | None
@@ -33,14 +43,23 @@ class Health:
     vocab_size: int | None
     context_length: int | None
     kv_cells_total: int
-    kv_cells_used: int
-    kv_cells_cached: int
-    jobs_running: int
-    jobs_queued: int
+    kv_cells_used: int | None
+    kv_cells_cached: int | None
+    jobs_running: int | None
+    jobs_queued: int | None
     engine_pid: int | None
     engine_restarts: int
     exact: bool
     uptime_seconds: float
+
+    def for_everybody(self, engine: EngineState, *, private_load: bool) -> "Health":
+        """The same for a client that is no operator: the reason names no path; with `private_load`, no load figures."""
+        seen = self if self.reason is None else replace(self, reason=_REASONS[engine])
+        if private_load:
+            seen = replace(
+                seen, kv_cells_used=None, kv_cells_cached=None, jobs_running=None, jobs_queued=None
+            )
+        return seen
 
     def data(self) -> dict[str, object]:
         """As a JSON object."""

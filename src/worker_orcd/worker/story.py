@@ -122,7 +122,6 @@ class Story:
         self._narrator.tell(
             narration.Error(code="INTERNAL", message=f"{fault.message}; {now}"),
             correlation_id=job.correlation_id if job else None,
-            owner=job.owner if job else None,
         )
 
     def overheard(self, told: Narrated) -> None:

@@ -1,0 +1,67 @@
+"""What all actions of the catalogue have in common."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Final, Literal
+
+Level = Literal["INFO", "WARN", "ERROR"]
+
+ALWAYS: Final = "always"
+"""The variant of an action that has only one sentence."""
+
+OPERATORS: Final = "operators only"
+"""Marks a field that names a path, or tells how busy other tenants are."""
+
+
+Told = dict[str, str | int | float | bool | None]
+"""One event, as it is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """A level and the sentence told at it; `{name}` stands for the field of that name."""
+
+    level: Level
+    template: str
+
+
+class BaseAction:
+    """An action of the catalogue."""
+
+    __slots__ = ()
+
+    name: ClassVar[str]
+    sentences: ClassVar[Mapping[str, Sentence]]
+    """The sentences by variant."""
+    for_tenants: ClassVar[str | None] = None
+    """The sentence for tenants, where one of `sentences` has a field for operators."""
+    acts_on: ClassVar[str]
+    """How `target` is built, with `{name}` for a field; for the documentation too."""
+
+    def variant(self) -> str:
+        """Return which of `sentences` tells this event."""
+        return ALWAYS
+
+    def target(self) -> str:
+        """Return what is acted on, for example `job:job-7`."""
+        return self.acts_on
+
+
+class WorkerAction(BaseAction):
+    """An action of the worker as a whole. It belongs to no tenant; every tenant sees it, without fields for
+    operators."""
+
+    __slots__ = ()
+
+
+class JobAction(BaseAction):
+    """An action on one job."""
+
+    __slots__ = ()
+
+    acts_on: ClassVar[str] = "job:{job_id}"
+    job_id: str
+
+    def target(self) -> str:
+        """Return the job."""
+        return f"job:{self.job_id}"
