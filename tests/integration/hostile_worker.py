@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -44,8 +44,7 @@ def record(job_id: str, ended_ms: float | None = 1.0) -> Json:
 class HostileWorker(BaseHTTPRequestHandler):
     """Answers everything that a worker answers, with shapes that are right and texts that are not.
 
-    Attributes:
-        error: the last event of a stream, and whether `refused` begins with it.
+    A word in the request, such as `failed`, `stopped`, `refused` or `unknown`, decides how it goes.
     """
 
     def do_GET(self) -> None:
@@ -74,6 +73,7 @@ class HostileWorker(BaseHTTPRequestHandler):
         """Jobs and cancels."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         asked = json.dumps(body)
+        self.remember(body)
         error = {"code": EVIL, "message": EVIL, "retriable": False, "reason": EVIL, "phase": EVIL}
         if "stopped" in asked:
             error["code"] = "CANCELLED"
@@ -95,6 +95,9 @@ class HostileWorker(BaseHTTPRequestHandler):
             usage = {"completion_tokens": 1}
             ending = {"choices": [{**choice, "delta": {}, "finish_reason": EVIL}], "usage": usage}
             self._stream([("", {"model": EVIL, "choices": [choice]}), ("", ending), ("", "[DONE]")])
+
+    def remember(self, body: Json) -> None:
+        """What was asked for."""
 
     def _refuse(self) -> None:
         self._json({"error": {"code": EVIL, "message": EVIL, "retriable": False}}, 400)
@@ -119,10 +122,15 @@ class HostileWorker(BaseHTTPRequestHandler):
         """Nothing is logged."""
 
 
+def hostile_worker() -> AbstractContextManager[str]:
+    """One that listens until the end, and its address."""
+    return serving(HostileWorker)
+
+
 @contextmanager
-def hostile_worker() -> Iterator[str]:
-    """One that listens until the end. Yields its address."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), HostileWorker)
+def serving(handler: type[HostileWorker]) -> Iterator[str]:
+    """Serve what a handler answers. Yields the address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -1,5 +1,6 @@
 """Which model files are accepted at start-up, what is known of them, and what is said of the others."""
 
+import math
 import os
 import struct
 import time
@@ -328,6 +329,21 @@ def test_a_huge_sparse_file_of_empty_strings_is_refused_in_bounded_time(path: Pa
 def test_too_many_keys_are_refused(path: Path) -> None:
     """Real models have some dozens."""
     assert refusal(path, Gguf(key_count=2**40)).endswith("metadata keys; at most 65,535 are taken")
+
+
+def test_recommended_sampling_is_read(path: Path) -> None:
+    """Numbers of every type; an F32 as its makers wrote it. Texts are walked over."""
+    file = Gguf()
+    file.metadata |= {
+        "general.sampling.temp": struct.pack("<If", F32, 0.7),
+        "general.sampling.top_k": struct.pack("<Ii", 5, 20),
+        "general.sampling.top_p": struct.pack("<Id", 12, 0.95),
+        "general.sampling.min_p": struct.pack("<If", F32, float("nan")),
+        "general.sampling.sequence": text_value("kpt"),
+    }
+    sampling = accepted(path, file).sampling
+    assert math.isnan(sampling.pop("min_p"))
+    assert sampling == {"temp": 0.7, "top_k": 20, "top_p": 0.95}
 
 
 def test_names_from_the_file_are_short_and_printable(path: Path) -> None:

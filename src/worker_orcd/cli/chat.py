@@ -14,6 +14,7 @@ from worker_orcd.cli.failure import fail
 from worker_orcd.cli.output import Text, aside, ask, tell, write_json
 from worker_orcd.cli.receipts import receipt_line
 from worker_orcd.cli.running import EXIT_INTERRUPTED, Ran, run
+from worker_orcd.cli.sampling import with_defaults
 from worker_orcd.client import DEFAULT_URL, SyncClient, WorkerError
 
 PROMPT = "> "
@@ -37,6 +38,9 @@ def command(  # to typer, an option is an argument
     Ctrl-C stops the answer that is being written, says how that went, and keeps what was said so far; a second one,
     or Ctrl-D, leaves. /reset forgets the conversation, /exit leaves.
 
+    Sampling that is left out is as the model's makers recommend; where its file says nothing, temperature 0.3 and
+    top-p 0.9.
+
     Exit codes: 0 left, or the input has ended; 1 there was no worker; piped: an answer was refused, failed, or was
     cancelled from elsewhere; 130 left with Ctrl-C.
     """
@@ -49,7 +53,8 @@ def command(  # to typer, an option is an argument
             aside(
                 f"{health['model'] or health['status']} at {url}; Ctrl-C stops an answer, Ctrl-D leaves, /help"
             )
-        chat = _Chat(client, Conversation(system), given, terminal=terminal, as_json=as_json)
+        sampled = with_defaults(client, given)
+        chat = _Chat(client, Conversation(system), sampled, terminal=terminal, as_json=as_json)
         try:
             chat.talk()
         except KeyboardInterrupt:

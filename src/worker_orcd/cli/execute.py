@@ -11,6 +11,7 @@ from worker_orcd.cli.failure import fail
 from worker_orcd.cli.output import Text, tell, write_json
 from worker_orcd.cli.receipts import receipt_line
 from worker_orcd.cli.running import EXIT_INTERRUPTED, Ran, run
+from worker_orcd.cli.sampling import with_defaults
 from worker_orcd.client import DEFAULT_URL, Event
 
 
@@ -49,7 +50,8 @@ def command(  # noqa: PLR0913  # to typer, an option is an argument
     Exit codes: 0 the job ended; 1 it was refused, failed or was cancelled from elsewhere; 2 wrong usage; 130 cancelled
     by Ctrl-C.
 
-    What is left out is as the worker has it.
+    Sampling that is left out is as the model's makers recommend; where its file says nothing, temperature 0.3 and
+    top-p 0.9. All else that is left out is as the worker has it.
     """
     options: dict[str, Any] = {
         "max_tokens": max_tokens,
@@ -70,7 +72,10 @@ def command(  # noqa: PLR0913  # to typer, an option is an argument
     with connected(url) as client:
         if not as_json and sys.stderr.isatty():
             tell(f"job {name}; Ctrl-C cancels it, and so does `worker-orcd cancel {name}`")
-        ran = run(client, client.execute(text, job_id=name, **given), _show_line if as_json else Text().show)
+        sampled = with_defaults(client, given)
+        ran = run(
+            client, client.execute(text, job_id=name, **sampled), _show_line if as_json else Text().show
+        )
         raise typer.Exit(_conclude(name, ran, client.correlation_id))
 
 

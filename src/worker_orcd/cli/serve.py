@@ -28,6 +28,7 @@ from worker_orcd.supervisor.engine import Engine, EngineListener
 from worker_orcd.supervisor.local import LLAMA_ENGINE, LocalEngine, StartModule, start_module
 from worker_orcd.worker.gauges import publish
 from worker_orcd.worker.model_names import ModelNames
+from worker_orcd.worker.recommended import recommended_sampling
 from worker_orcd.worker.worker import Policy, Worker
 
 if TYPE_CHECKING:  # It needs an extra.
@@ -53,6 +54,7 @@ class Opening:
     settings: Settings
     model_path: str
     model_name: str
+    sampling: dict[str, float]
     listener: socket.socket
     keys: ApiKeys | None
     tracing: "Tracing | None" = None
@@ -65,10 +67,11 @@ def open_up(settings: Settings, *, check_model: bool = True) -> Opening:
         StartupFailed: with one clear line.
     """
     try:
-        name = ""
+        name, sampling = "", {}
         path = settings.model_path if check_model else settings.model
         if check_model and path is not None:
-            name = model_file.inspect(path).name
+            model = model_file.inspect(path)
+            name, sampling = model.name, recommended_sampling(model.sampling)
     except (model_file.ModelFileError, FileNotFoundError) as error:
         raise StartupFailed("MODEL_LOAD_FAILED", str(error)) from error
     try:
@@ -83,7 +86,7 @@ def open_up(settings: Settings, *, check_model: bool = True) -> Opening:
         wanted = f"--host {settings.host} --port {settings.port}: required a free address"
         why = os.strerror(error.errno or 0)
         raise StartupFailed("INVALID_REQUEST", f"{wanted}, but {why}") from error
-    return Opening(settings, str(path), name, listener, keys, tracing)
+    return Opening(settings, str(path), name, sampling, listener, keys, tracing)
 
 
 def _tracing(settings: Settings) -> "Tracing | None":
@@ -169,6 +172,7 @@ class _Serving:
             model_names=ModelNames.of(opening.model_path, settings.model_alias, opening.model_name),
         )
         self._worker.tracing = opening.tracing
+        self._worker.recommended_sampling = opening.sampling
         publish(self._worker, vllm_names=settings.vllm_metrics)
         self._server = make_server(
             create_app(

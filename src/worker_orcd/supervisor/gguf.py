@@ -20,6 +20,9 @@ UINT32, STRING, ARRAY = 4, 8, 9
 INTEGERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", UINT32: "<I", 5: "<i", 10: "<Q", 11: "<q"}
 """Value type → struct format, for the value types that are whole numbers."""
 
+NUMBERS = {**INTEGERS, 6: "<f", 12: "<d"}
+"""The same for all numbers."""
+
 VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, UINT32: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Value type → size in bytes, for the value types of fixed size."""
 
@@ -162,6 +165,13 @@ class Reader:
         form = INTEGERS[value_type]
         value: int = struct.unpack_from(form, self._data, self.skip(struct.calcsize(form), what))[0]
         return value
+
+    def number(self, value_type: int, what: str) -> float:
+        """A number of one of the types in `NUMBERS`. What is no whole number is rounded to six significant digits, as
+        many as an F32 holds."""
+        form = NUMBERS[value_type]
+        value: float = struct.unpack_from(form, self._data, self.skip(struct.calcsize(form), what))[0]
+        return value if value_type in INTEGERS else float(f"{value:.6g}")
 
     def skip_value(self, value_type: int, what: str) -> int:
         """Go past a value of any type without keeping it; returns its number of items (1 unless an array)."""

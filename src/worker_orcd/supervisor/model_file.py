@@ -11,7 +11,7 @@ import os
 import stat
 import struct
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, NoReturn
 
@@ -25,6 +25,8 @@ ALIGNMENT_MAX = 1 << 20
 NAME_MAX_BYTES = 256
 NOT_MODELS = {"adapter": "an adapter (LoRA)", "imatrix": "an importance matrix", "mmproj": "a projector"}
 """`general.type` of files that belong to a model and are none."""
+SAMPLING_KEYS = "general.sampling."
+"""Numbers below are what the model's makers recommend."""
 GUESSED_FILE_TYPE = 1024
 """Set in `general.file_type` when a converter guessed it; the rest of the bits are the type."""
 
@@ -45,7 +47,7 @@ class ModelFile:
     """What a GGUF file says about itself. `None`: it does not say.
 
     `train_context_length` is in tokens. `name` falls back to the file's name, and `quant_kind` ("Q4_1") to the type
-    that most of the tensors' bytes have.
+    that most of the tensors' bytes have. `sampling` has the numbers below `general.sampling`.
     """
 
     path: Path
@@ -58,6 +60,7 @@ class ModelFile:
     size_bytes: int
     train_context_length: int | None
     vocab_size: int | None
+    sampling: dict[str, float] = field(default_factory=dict)
 
 
 def inspect(path: Path) -> ModelFile:
@@ -143,6 +146,7 @@ def _read(path: Path, data: mmap.mmap) -> ModelFile:
         size_bytes=reader.size,
         train_context_length=facts.context_lengths.get(facts.architecture),
         vocab_size=facts.vocab_size,
+        sampling=facts.sampling,
     )
 
 
@@ -174,6 +178,7 @@ class _Facts:
         self.file_type = -1
         self.alignment = gguf.DEFAULT_ALIGNMENT
         self.vocab_size: int | None = None
+        self.sampling: dict[str, float] = {}
         self.context_lengths: dict[str, int] = {}
         """By architecture: the key holds it, and nothing says that the architecture's own key comes first."""
 
@@ -199,6 +204,8 @@ def _keep(facts: _Facts, reader: gguf.Reader, key: str, value_type: int) -> None
             facts.tokenizer_kind = reader.text(what, NAME_MAX_BYTES)
         case "tokenizer.ggml.tokens", gguf.ARRAY:
             facts.vocab_size = reader.skip_value(value_type, what)
+        case _, number if number in gguf.NUMBERS and key.startswith(SAMPLING_KEYS):
+            facts.sampling[key.removeprefix(SAMPLING_KEYS)] = reader.number(number, what)
         case "general.alignment", _:
             facts.alignment = _alignment(reader, value_type, what)
         case "general.file_type", number if number in gguf.INTEGERS:

@@ -85,6 +85,8 @@ class Worker:
         self.supervisor = Supervisor(launch, self, policy.cancel_deadline_sec)
         self.metrics = Metrics()
         self.tracing: Tracing | None = None
+        self.recommended_sampling: dict[str, float] = {}
+        """Fields of a job as the model's makers recommend them, as far as its file says."""
         self.engine: messages.Ready | None = None
         self.model: str | None = None
         """The model's name, once one engine has told it."""

@@ -127,6 +127,7 @@ def _model(worker: Worker, name: str) -> dict[str, object]:
         "created": int(worker.started_unix),
         "owned_by": "worker-orcd",
         "max_model_len": context,
+        "recommended_sampling": worker.recommended_sampling,
     }
 
 

@@ -1,0 +1,32 @@
+"""How `execute` and `chat` sample when the command line does not say: as the model's makers recommend."""
+
+from typing import Any
+
+from worker_orcd.client import SyncClient, WorkerRefused
+
+FALLBACK: dict[str, float] = {"temperature": 0.3, "top_p": 0.9}
+"""For a model whose file recommends nothing: careful enough for a small model to make sense."""
+_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+def with_defaults(client: SyncClient, given: dict[str, Any]) -> dict[str, Any]:
+    """Add the model's recommended sampling to the options that were given, which win one by one.
+
+    Raises:
+        WorkerError: the worker cannot be reached, or refuses the key.
+    """
+    return {**_defaults(client), **given}
+
+
+def _defaults(client: SyncClient) -> dict[str, Any]:
+    try:
+        models = client.ask("GET", "/v1/models").body["data"]
+    except WorkerRefused as error:
+        if error.code == "UNAUTHORIZED":
+            raise
+        return FALLBACK  # A worker without this resource.
+    recommended = models[0].get("recommended_sampling") if models else None
+    usable = {
+        name: value for name in _FIELDS if isinstance(value := (recommended or {}).get(name), int | float)
+    }
+    return usable or FALLBACK
