@@ -277,6 +277,55 @@ def test_a_group_is_stopped(visit: Open, shown: RunningWorker) -> None:
         assert stream.finished().events[-1].data["code"] == "CANCELLED"
 
 
+def test_an_ended_job_has_no_stop(visit: Open, shown: RunningWorker) -> None:
+    """Neither for itself nor for its group, whose name stays; a live one has both. The focus is not lost."""
+    page = visit(shown)
+    job_id = fresh_id("page-ended")
+    stream = shown.execute(job_id, SLOW, group="page-ended-group").started()
+    expect(row(page, job_id).get_by_role("button")).to_have_count(2)
+    stop = page.get_by_role("button", name=f"Stop job {job_id}")
+    stop.press("Enter")
+    expect(row(page, job_id)).to_contain_text("cancelled")
+    expect(row(page, job_id).get_by_role("button")).to_have_count(0)
+    expect(row(page, job_id)).to_contain_text("page-ended-group")
+    expect(page.get_by_role("group", name="Table of jobs")).to_be_focused()
+    stream.finished()
+
+
+def test_the_state_is_whole_on_a_phone(visit: Open, shown: RunningWorker) -> None:
+    """However long the ids are, and without scrolling sideways; live and ended jobs alike."""
+    ended, live = (fresh_id(f"page-{'long-' * 20}") for _ in range(2))
+    shown.execute(ended, script(text="a")).finished()
+    stream = shown.execute(live, SLOW).started()
+    page = visit(shown)
+    page.set_viewport_size({"width": 360, "height": 700})
+    for job_id, state in ((live, "running"), (ended, "completed")):
+        cell = row(page, job_id).locator("td").nth(2)
+        expect(cell).to_have_text(state)
+        box, table = cell.bounding_box(), page.get_by_role("group", name="Table of jobs").bounding_box()
+        assert box is not None
+        assert table is not None
+        assert box["x"] + box["width"] <= min(360, table["x"] + table["width"])
+    shown.cancel(live)
+    stream.finished()
+
+
+def test_the_timeline_of_a_receipt_is_to_scale(visit: Open, shown: RunningWorker) -> None:
+    """Each mark lies where its time says, from the cancel to the terminal event."""
+    page = visit(shown)
+    run(pane(page), SLOW)
+    expect(pane(page).get_by_role("log")).to_contain_text("w")
+    job_id = job_of(pane(page))
+    pane(page).get_by_role("button", name="Stop").click()
+    circles = pane(page).locator(".timeline circle")
+    expect(circles).to_have_count(4)
+    receipt = receipt_of(shown, job_id)
+    at = [0.0, receipt["stopped_ms"], receipt["freed_ms"], receipt["terminal_ms"]]
+    places = [float(circles.nth(number).get_attribute("cx") or "nan") for number in range(4)]
+    scale = (places[3] - places[0]) / at[3]
+    assert places == pytest.approx([places[0] + scale * one for one in at], abs=0.5)
+
+
 def test_a_refusal_is_shown(visit: Open, shown: RunningWorker) -> None:
     """In the worker's words."""
     page = visit(shown)

@@ -61,16 +61,18 @@ test("a histogram counts each value once", () => {
   assert.equal(quantile([], 0.5), null);
 });
 
-test("the marks of a receipt stand in order, apart, and within", () => {
+test("the marks of a receipt are to scale, their labels in order, apart, and within", () => {
   for (const receipt of [
     { stopped_ms: 0, freed_ms: 0, terminal_ms: 0 },
     { stopped_ms: 8.1, freed_ms: 8.2, terminal_ms: 8.2 },
     { stopped_ms: 1, freed_ms: 500, terminal_ms: 501 },
     { stopped_ms: 1011, freed_ms: null, terminal_ms: 1012 },
   ]) {
-    const places = marks(receipt).map((mark) => mark.place);
-    for (let n = 1; n < places.length; n += 1) assert.ok(places[n] - places[n - 1] >= 0.2, `${places}`);
-    assert.ok(places[0] >= 0 && places.at(-1) <= 1);
+    const all = marks(receipt);
+    for (const { at, place } of all) assert.ok(Math.abs(place - at / Math.max(receipt.terminal_ms, 0.001)) < 1e-9);
+    const labels = all.map((mark) => mark.label);
+    for (let n = 1; n < labels.length; n += 1) assert.ok(labels[n] - labels[n - 1] >= 0.2, `${labels}`);
+    assert.ok(labels[0] >= 0 && labels.at(-1) <= 1);
   }
 });
 

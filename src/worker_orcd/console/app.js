@@ -210,14 +210,15 @@ function timeline(receipt) {
     `Stopped in ${receipt.phase} after ${ms(receipt.stopped_ms)}, freed after ${ms(receipt.freed_ms) || "?"}, terminal event after ${ms(receipt.terminal_ms)}. ` +
     `KV cells ${receipt.kv_cells_before} → ${after}; ${receipt.prompt_tokens} prompt tokens read, ${receipt.tokens_out} tokens out.`;
   const svg = svgElement("svg", { class: "timeline", viewBox: "0 0 400 74", role: "img", "aria-label": "Timeline of the stop" });
-  svg.append(svgElement("line", { class: "axis", x1: 12, x2: 340, y1: 36, y2: 36 }));
-  for (const { name, at, place } of marks(receipt)) {
-    const x = 12 + place * 328;
-    const label = svgElement("text", { x: x - 6, y: 20 });
-    label.textContent = name;
-    const value = svgElement("text", { x: x - 6, y: 60 });
+  const [left, width, axis] = [12, 328, 62];
+  svg.append(svgElement("line", { class: "axis", x1: left, x2: left + width, y1: axis, y2: axis }));
+  for (const { name, at, place, label } of marks(receipt)) {
+    const [x, beside] = [left + place * width, left + label * width];
+    const [title, value] = [14, 29].map((y) => svgElement("text", { x: beside - 6, y }));
+    title.textContent = name;
     value.textContent = ms(at);
-    svg.append(svgElement("circle", { class: name, cx: x, cy: 36, r: 6 }), label, value);
+    const leader = svgElement("line", { class: `leader ${name}`, x1: beside, y1: 34, x2: x, y2: axis });
+    svg.append(leader, svgElement("circle", { class: name, cx: x, cy: axis, r: 4 }), title, value);
   }
   return [line, svg];
 }
@@ -349,6 +350,14 @@ function newRow(job) {
   return row;
 }
 
+/** An ended job has nothing to stop. The focus stays with the table. */
+function withoutStop(row, job) {
+  const focused = row.contains(document.activeElement);
+  row.children[0].replaceChildren();
+  row.children[8].textContent = job.group ?? "";
+  if (focused) $("jobs").closest(".scroll").focus();
+}
+
 function button(text, label, act) {
   const made = document.createElement("button");
   made.type = "button";
@@ -369,7 +378,7 @@ function fill(row, job) {
     if (row.children[n + 1].textContent !== String(value)) row.children[n + 1].textContent = value;
   });
   row.children[1].title = job.job_id;
-  row.querySelectorAll("button").forEach((one) => (one.disabled = !live));
+  if (!live && row.querySelector("button")) withoutStop(row, job);
 }
 
 // Plots.

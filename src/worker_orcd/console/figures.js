@@ -53,14 +53,20 @@ export function quantile(values, part) {
 
 export const ms = (value) => (value === null || value === undefined ? "" : value < 100 ? `${value.toFixed(1)} ms` : `${Math.round(value)} ms`);
 
-/** The marks of a receipt's timeline: names, milliseconds, and places from 0 to 1 that do not lie on each other. */
+const LABEL = 0.22;
+
+/**
+ * The marks of a receipt's timeline: names, milliseconds, places from 0 to 1 that are to scale, and places of their labels,
+ * which stand as near as they can without lying on each other.
+ */
 export function marks(receipt) {
   const stages = [["accepted", 0], ["stopped", receipt.stopped_ms], ["freed", receipt.freed_ms], ["terminal", receipt.terminal_ms]];
   const known = stages.filter(([, at]) => at !== null);
   const last = Math.max(...known.map(([, at]) => at), 0.001);
-  let place = -1;
-  return known.map(([name, at]) => {
-    place = Math.min(1, Math.max(at / last, place < 0 ? 0 : place + 0.22));
-    return { name, at, place };
-  }).map((mark, n, all) => ({ ...mark, place: Math.min(mark.place, 1 - 0.22 * (all.length - 1 - n)) }));
+  let label = -LABEL;
+  return known.map(([name, at], n) => {
+    const place = at / last;
+    label = Math.min(Math.max(place, label + LABEL), 1 - LABEL * (known.length - 1 - n));
+    return { name, at, place, label };
+  });
 }
