@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tests.helpers import queued
 from tests.terminal import CTRL_C, PATIENCE_SEC, Piped, Terminal, environment, run
-from worker_orcd import __version__
+from worker_orcd import __version__, settings
 from worker_orcd.cli import demo
 from worker_orcd.settings import bundled_model
 from worker_orcd.testing.harness import RunningWorker, free_port, running_worker, wait_until
@@ -79,6 +79,37 @@ def test_help_shows_commands_and_the_options_of_serve_with_their_variables() -> 
     assert "--port N" in shown
     assert "WORKER_ORCD_PORT" in shown
     assert "WORKER_ORCD_INFERENCE_TIMEOUT_SEC" in shown
+
+
+def test_help_lists_every_option_with_its_variable_and_its_true_default() -> None:
+    """Those of the contract's first section that there are, as `Settings` has them."""
+    shown = " ".join(run("serve", "--help").stdout.split())
+    for option in settings.options():
+        (about,) = re.findall(rf" {option.flag}[ /].*?\(([^()]*?){option.variable}\)", shown)
+        told = {"none", "generated", "cores", "bundled model", "file's name"}
+        assert about == ("" if option.default in told else f"{option.default}; ")
+    of_the_contract = {
+        *(
+            "--model",
+            "--host",
+            "--port",
+            "--gpu-device",
+            "--worker-id",
+            "--model-alias",
+            "--parallel",
+            "--exact",
+        ),
+        *(
+            "--context-length",
+            "--max-queue",
+            "--max-tokens-out",
+            "--max-prompt-chars",
+            "--inference-timeout-sec",
+        ),
+        *("--keep-alive-sec", "--cancel-deadline-sec", "--cancel-memory-sec", "--drain-sec", "--threads"),
+        *("--log-format", "--api-key-file", "--insecure"),
+    }
+    assert of_the_contract <= {option.flag for option in settings.options()}
 
 
 def test_client_commands_import_no_server() -> None:
