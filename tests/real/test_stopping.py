@@ -7,9 +7,9 @@ import time
 
 import pytest
 
+from tests.real.cancels import assert_steps_are_done_beside_steady_cancels, storm
 from worker_orcd.testing.harness import RunningWorker, Stream
 from worker_orcd.testing.trials import (
-    HAIKU,
     STORY,
     Begin,
     decoding,
@@ -80,6 +80,17 @@ def test_neighbours_of_a_storm_of_cancels_lose_double_and_reorder_nothing(real_w
             "decode_time_ms": stream.terminal.data["decode_time_ms"],
             "stop_reason": "length",
         }
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(600)
+def test_steps_are_done_beside_steady_cancels(real_worker: RunningWorker) -> None:
+    """Four streams get on beside a cancel about every 50 ms, most of them in the middle of a long prompt."""
+    neighbours = [
+        real_worker.execute(f"steady-{n}", STORY, ignore_eos=True, max_tokens=4000, temperature=0.7, seed=n)
+        for n in range(4)
+    ]
+    assert_steps_are_done_beside_steady_cancels(real_worker, neighbours)
 
 
 @pytest.mark.parametrize("victim", [decoding, prefilling])
@@ -158,20 +169,3 @@ def gaps(stream: Stream, begin: float, end: float) -> list[float]:
     """Seconds between the tokens of a stream that arrived in a time."""
     times = [token.at for token in stream.tokens if begin < token.at < end]
     return [b - a for a, b in itertools.pairwise(times)]
-
-
-def storm(worker: RunningWorker, name: str, until_ended: list[Stream]) -> int:
-    """Start and cancel jobs at random moments until the given streams have ended. Returns how many."""
-    moments = random.Random(name)
-    number = 0
-    while any(stream.closed_at is None for stream in until_ended) and number < 40:
-        job_id = f"{name}-{number}"
-        if number % 2:
-            stream = worker.execute(job_id, long_prompt(number, 400), template="none", max_tokens=50)
-        else:
-            stream = worker.execute(job_id, HAIKU, max_tokens=30, temperature=1.0)
-        stream.events_seen(moments.randint(0, 4))
-        worker.cancel(job_id)
-        stream.finished().assert_whole()
-        number += 1
-    return number

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -67,8 +68,38 @@ def test_only_programs_that_are_listed_can_be_needed() -> None:
         programs.find("cobol")
 
 
-@pytest.mark.parametrize("place", ["tools/outside.sh", "Makefile"])
-def test_every_program_is_installed_and_hidden_by_the_tools(place: str) -> None:
+def test_every_program_is_installed_and_hidden_by_the_tools() -> None:
     """`make outside` installs what `make without` hides."""
-    text = (ROOT / place).read_text(encoding="utf-8")
-    assert [program for program in programs.PACKAGES if program not in text] == []
+    installed = (ROOT / "tools/outside.sh").read_text(encoding="utf-8")
+    places = [place.relative_to(ROOT).as_posix() for place in programs.PLACES.values()]
+    wanted = [*programs.PACKAGES, *(place.removesuffix("/bin/python") for place in places)]
+    assert [need for need in wanted if need not in installed] == []
+    (hidden,) = (line for line in (ROOT / "Makefile").read_text().splitlines() if "tools/without.sh " in line)
+    assert set(hidden.split()[1:]) == {*programs.PACKAGES, *programs.PLACES}
+
+
+@pytest.mark.parametrize(
+    "lock",
+    [
+        "requirements.lock",
+        "tests/clients/node/package-lock.json",
+        "tests/clients/python/requirements.lock",
+        "tests/real/gemma3.lock",
+    ],
+)
+def test_locks_have_hashes_and_name_no_index(lock: str) -> None:
+    """Every package is fetched from the index that the machine is set up for."""
+    text = (ROOT / lock).read_text(encoding="utf-8")
+    assert "sha512-" in text or "sha256:" in text
+    assert [
+        line for line in text.splitlines() if "resolved" in line or "-index-url" in line or ".tgz" in line
+    ] == []
+
+
+def test_what_is_hidden_counts_as_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`make without` hides a library or a model that lies in this folder, and the run says how to get it."""
+    monkeypatch.setattr(programs, "PLACES", {"gemma3": tmp_path})
+    assert programs.find("gemma3") == str(tmp_path)
+    monkeypatch.setattr(programs, "HIDDEN", frozenset({"gemma3"}))
+    assert programs.find("gemma3") is None
+    assert programs.summary(Counter({"gemma3": 2})) == ["gemma3: 2 skipped (make outside)"]
