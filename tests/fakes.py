@@ -246,11 +246,12 @@ class HandModel(ScriptedModel):
         """What a decode that did not end well makes of recurrent states: all of them are wrong, whoever was in it."""
         for cells in self._cells.values():
             cells[:] = [cell + 1 for cell in cells]
-        self._stale = {id_ for id_ in range(self.facts.sequences) if not self._cells.get(id_)}
+        self._stale = {id_ for id_ in range(self.sequence_ids) if not self._cells.get(id_)}
 
     def disturb(self, sequence: int, by: int) -> None:
         """Give a sequence so many cells more or, if negative, less, behind the books' back."""
         cells = self._cells[sequence]
+        self._places[sequence] = self._places[sequence][: len(cells) + min(by, 0)]
         self._cells[sequence] = cells + [0] * by if by > 0 else cells[:by]
 
     def decode(self, batch: Batch, *, armed: Arming) -> Outcome:
@@ -294,7 +295,13 @@ class HandLoop(LoopReports):
     """An engine's loop with its model, its inbox and all that it sent."""
 
     def __init__(
-        self, *, parallel: int = 4, cells: int = 4096, exact: bool = False, recurrent: bool = False
+        self,
+        *,
+        parallel: int = 4,
+        cells: int = 4096,
+        exact: bool = False,
+        recurrent: bool = False,
+        window: int | None = None,
     ) -> None:
         super().__init__()
         self.byte = InterruptByte.create()
@@ -303,6 +310,8 @@ class HandLoop(LoopReports):
         self.model: HandModel = HandModel(load, self.byte, self.clock)
         if recurrent:
             self.model.memory = Memory("recurrent", trims=False)
+        if window is not None:
+            self.model.memory = Memory("sliding window", trims=True, window=window)
         self.after_drain: Callable[[], None] = lambda: None
         self.on_send: Callable[[FromEngine], None] = lambda message: None
         narrator = Narrator.configure("worker", process="engine", log_format="json", stream=io.StringIO())

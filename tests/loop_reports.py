@@ -51,7 +51,7 @@ class LoopReports:
         ]
 
     def cells_held(self) -> list[int]:
-        """Cells of each sequence id."""
+        """Cells of each sequence id that runs can have without any for warm prefixes."""
         return [self.model.cells(sequence) for sequence in range(self.model.facts.sequences)]
 
 

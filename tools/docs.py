@@ -366,7 +366,7 @@ def _health() -> str:
         "## Health\n\n"
         f"`GET /health` answers 200 when `status` is `healthy`, 503 when it is `loading`, `draining` or `unhealthy`. "
         f"Fields: {names}. What only a loaded engine can tell is null without one. `kv_cells_used` counts live jobs; "
-        "nothing is kept for reuse in this release, so `kv_cells_cached` is 0. With keys, only an operator's key sees "
+        "`kv_cells_cached` those kept for later jobs ([prefixes](prefixes.md)). With keys, only an operator's key sees "
         "the reason in full, and with `--private-load` only an operator's key sees load figures: the cells used and "
         "cached and the jobs running and queued are null for all others."
     )

@@ -104,6 +104,10 @@ class Settings(BaseSettings):
         le=4_194_304,
         description="KV cells shared by all sequences; one job never gets more than the model was trained for",
     )
+    prefix_cache: Literal["on", "off"] = Field(
+        default="on",
+        description="keep computed prefixes of prompts for later jobs of the same API key",
+    )
     max_queue: int = Field(
         default=512, ge=1, le=100_000, description="jobs that may wait before new ones are refused"
     )

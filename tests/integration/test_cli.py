@@ -224,7 +224,7 @@ def test_ctrl_c_cancels_a_job_that_waits_in_the_queue(worker: RunningWorker) -> 
     worker.cancel("cli-in-front")
     running.finished()
     assert code == 130
-    assert "(queued, 0 prompt tokens read, 0 tokens out)" in said
+    assert "(queued, 0 prompt tokens processed, 0 tokens out)" in said
 
 
 def test_ctrl_c_is_a_key_of_the_terminal(worker: RunningWorker) -> None:

@@ -10,6 +10,8 @@ from worker_orcd.protocol.messages import FromEngine, Run, Step, Stop, Stopped
 
 PROMPTS = (1, 3, 17, 40, 90)
 LENGTHS = (1, 4, 12, 25)
+MAX_BEGINNING = 120
+"""Tokens that a run has in common with an earlier one, at most."""
 _MOST_TURNS = 20
 """Turns for each abort that is wanted, at most."""
 
@@ -40,7 +42,10 @@ def play(engine: TinyEngine, aborts: int, seed: int) -> History:
         while len(live) < parallel and (chance.random() < 0.5 or not live):
             run = len(history.runs) + 1
             prompt = some_prompt(chance, chance.choice(PROMPTS), engine.model.facts.vocab_size)
-            history.runs[run] = run_of(run, prompt, max_tokens=chance.choice(LENGTHS))
+            if history.runs and chance.random() < 0.6:
+                prompt = _beginning(chance, engine, history) + prompt
+            cache = chance.choice(["a", "a", "b", None])
+            history.runs[run] = run_of(run, prompt, max_tokens=chance.choice(LENGTHS), cache=cache)
             live.add(run)
             engine.post(history.runs[run])
         if chance.random() < 0.1:
@@ -56,6 +61,13 @@ def play(engine: TinyEngine, aborts: int, seed: int) -> History:
     assert history.aborts >= aborts, f"only {history.aborts} steps were aborted"
     engine.finish()
     return history
+
+
+def _beginning(chance: random.Random, engine: TinyEngine, history: History) -> list[int]:
+    """Tokens that an earlier run began with: a part of them, or all that it has computed so far."""
+    earlier = history.runs[chance.choice(sorted(history.runs))]
+    tokens = [*earlier.prompt, *engine.tokens(earlier.run)]
+    return tokens[: chance.choice([len(tokens), chance.randint(1, len(tokens))])][:MAX_BEGINNING]
 
 
 def _gone(messages: list[FromEngine]) -> set[int]:
@@ -76,7 +88,7 @@ def check_whole(engine: TinyEngine, history: History) -> None:
             assert engine.ends(number) == ["length"], number
             assert len(engine.tokens(number)) == run.max_tokens
     assert all(said.cells_after == 0 for said in engine.stopped)
-    assert engine.cells_held() == [0] * engine.model.facts.sequences
+    assert engine.steps[-1].cells_used == 0
 
 
 def compare(engine: TinyEngine, alone: TinyEngine, history: History) -> list[tuple[int, Logits, Logits]]:

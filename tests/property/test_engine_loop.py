@@ -26,7 +26,20 @@ class Plan:
     stopped_after: int | None
     late: bool
     """Whether its stop arrives after the look at messages, so that it has to end the step."""
+    cache: str | None
+    """The namespace of its prefixes."""
 
+
+Kind = dict[str, Any]
+KINDS: list[Kind] = [
+    {},
+    {},
+    {"window": 100},
+    {"exact": True},
+    {"recurrent": True},
+    {"exact": True, "recurrent": True},
+]
+"""Kinds of memory. The first can keep prefixes, the one with a window only what was never longer, or all of it."""
 
 PLANS = st.lists(
     st.builds(
@@ -38,6 +51,7 @@ PLANS = st.lists(
         carried=st.integers(0, 6),
         stopped_after=st.none() | st.integers(0, 20),
         late=st.booleans(),
+        cache=st.sampled_from([None, "a", "a", "b"]),
     ),
     min_size=1,
     max_size=8,
@@ -46,7 +60,7 @@ PLANS = st.lists(
 
 def message(run: int, plan: Plan) -> Run:
     """The order to generate it, from its beginning."""
-    given: dict[str, Any] = {"max_tokens": plan.max_tokens, "stop": ("STOP",)}
+    given: dict[str, Any] = {"max_tokens": plan.max_tokens, "stop": ("STOP",), "cache": plan.cache}
     if plan.text is None:
         return run_message(run, "p" * plan.prompt, **given)
     escaped = plan.text.encode("unicode_escape").decode() if plan.text.isascii() else plan.text
@@ -136,24 +150,25 @@ class Schedule:
 @given(
     plans=PLANS,
     interrupts=st.sets(st.integers(0, 60)),
-    exact=st.booleans(),
-    recurrent=st.booleans(),
+    kind=st.sampled_from(KINDS),
     decode_ms=st.sampled_from([1.0, 9.0, 40.0, 150.0]),
     row_ms=st.sampled_from([0.05, 1.0, 6.0]),
 )
 @settings(deadline=None, max_examples=120)
 def test_whatever_happens_beside_it_a_run_s_output_is_that_of_the_run_alone(
-    plans: list[Plan], interrupts: set[int], exact: bool, recurrent: bool, decode_ms: float, row_ms: float
+    plans: list[Plan], interrupts: set[int], kind: Kind, decode_ms: float, row_ms: float
 ) -> None:
-    """Runs come, are carried on, end and are stopped; steps are interrupted; nothing is lost, doubled or reordered."""
-    loop = HandLoop(parallel=SEQUENCES, cells=8192, exact=exact, recurrent=recurrent)
+    """Runs come, are requeued, end and are stopped; steps are interrupted; nothing is lost, doubled or reordered."""
+    loop = HandLoop(parallel=SEQUENCES, cells=8192, **kind)
     loop.model.decode_ms, loop.model.prefill_row_ms = decode_ms, row_ms
     schedule = Schedule(loop, plans)
     schedule.play(interrupts)
     for run, plan in enumerate(plans):
         check_output(schedule, run, plan)
-    assert loop.cells_held() == [0] * SEQUENCES
     assert loop.model.samplers_open == 0
+    assert loop.faults == []
+    if loop.steps:
+        assert loop.model.cells_in_use() == loop.loop.cells_cached
     loop.close()
 
 
@@ -177,17 +192,17 @@ def check_output(schedule: Schedule, run: int, plan: Plan) -> None:
 
 
 def check_books(loop: HandLoop) -> None:
-    """What the last report says is what the model holds; an aborted step changed nothing; ids are dense if wanted."""
-    held = loop.cells_held()
+    """What the last report says is what the model holds; an aborted step changed nothing."""
     last = loop.sent[-1] if loop.sent else None
     if isinstance(last, Step):
-        assert (last.cells_used, last.sequences_used) == (sum(held), sum(cells > 0 for cells in held))
+        assert loop.model.cells_in_use() == last.cells_used + last.cells_cached
         if last.aborted:
             undone = loop.model.steps[-1]
             assert undone.armed
             assert undone.outcome is Outcome.ABORTED
             if not loop.model.separate_streams:
-                assert (last.tokens, last.progress, last.ended) == ((), (), ())
+                assert (last.tokens, last.ended) == ((), ())
+                assert all(progress.cached > 0 for progress in last.progress)
     if len(loop.sent) >= 2 and all(isinstance(said, Step) and said.aborted for said in loop.sent[-2:]):
         # No run left between them, so the second step was owed to the runs of the first.
         raise AssertionError("two steps in a row were aborted, and no stop was overdue")

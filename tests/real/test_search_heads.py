@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from worker_orcd.engine.ledger import Slot
 from worker_orcd.engine.llama import LlamaModel
 from worker_orcd.engine.model import Arming, Batch, Outcome
 from worker_orcd.engine.parts import parts_of
@@ -36,7 +37,7 @@ def sequence(model: LlamaModel, id_: int, rows: int) -> Sequence:
     prompt = tuple(1000 + 37 * position + id_ for position in range(rows))
     sampling = Sampling(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0, seed=0)
     run = Run(id_, f"job-{id_}", "cor", prompt, (), 1, False, (), sampling, 0, "")
-    return Sequence(run, id_, model)
+    return Sequence(run, Slot(id_, id_, None, list(prompt)), model)
 
 
 def scores(model: LlamaModel, it: Sequence) -> list[bytes]:

@@ -114,9 +114,9 @@ class VirtualEngine:
             self._listener.lost(Death(why, self.pid))
 
     @property
-    def cells_held(self) -> int:
+    def cells_in_use(self) -> int:
         """By its model's own count."""
-        return sum(self._hand.cells_held())
+        return self._hand.model.cells_in_use()
 
     # Inside
 

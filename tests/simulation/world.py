@@ -67,6 +67,7 @@ class World:
             max_queue=self.chance.choice([2, 50]),
             cancel_deadline_sec=DEADLINE_SEC,
             drain_sec=2.0,
+            prefix_cache=self.chance.random() < 0.8,
         )
         narrator = Narrator.configure("worker", log_format="json", stream=io.StringIO())
         self.worker = Worker(policy, self.launch, narrator, worker_id="w", model_path="m", epoch="0")
@@ -118,6 +119,8 @@ class World:
             "on_disconnect": self.chance.choice(["cancel", "continue"]),
             "group": self.chance.choice([None, "g", "g1"]),
             "timeout_ms": self.chance.choice([None, None, 3000]),
+            "cache_prompt": self.chance.random() < 0.9,
+            "cache_salt": self.chance.choice([None, None, "salt"]),
         }
         wished_at = self.wishes.get((owner, str(fields["job_id"])), -100.0)
         try:
@@ -249,8 +252,8 @@ class World:
         assert b"worker_audit_faults_total 0.0" in self.worker.metrics.render(), "books that do not agree"
         engine = self.engines[-1]
         if not engine.dead and not engine.hung:
-            assert engine.cells_held == 0
             assert self.worker.books.cells_used == 0
+            assert self.worker.books.cells_cached == engine.cells_in_use
 
     def check_stream(self, seen: Seen) -> None:
         """`started token* (end|error)` or `error`; tokens are those of the job alone, without a gap or a repetition."""

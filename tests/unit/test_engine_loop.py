@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from tests.fakes import HandLoop, MakeLoop, run_message
-from worker_orcd.engine.loop import BeyondRepair
+from worker_orcd.engine.ledger import BeyondRepair
 from worker_orcd.engine.model import Arming, Batch, Outcome
 from worker_orcd.engine.planner import SHORT_MS
 from worker_orcd.protocol.messages import AuditFault, FromEngine, Ping, Pong, Step, Stop, Stopped
@@ -763,7 +763,7 @@ def test_a_run_in_a_sequence_that_cannot_be_trimmed_moves_to_another(make_loop: 
 
 def test_an_engine_without_a_clean_sequence_gives_up(make_loop: MakeLoop) -> None:
     """Its successor has clean ones, and carries on what it held."""
-    loop = make_loop(parallel=1)
+    loop = make_loop(parallel=1, exact=True)
     loop.post(run_message(1, says("a", leak=1000)))
     loop.finish()
     loop.post(run_message(2))

@@ -171,9 +171,11 @@ def test_a_queued_job_ends_with_the_wish_itself() -> None:
         "freed_ms": 0.0,
         "terminal_ms": 0.0,
         "prompt_tokens": 0,
+        "prompt_tokens_cached": 0,
         "tokens_out": 0,
         "kv_cells_before": 0,
         "kv_cells_after": 0,
+        "kv_cells_warm": 0,
         "cancel_correlation_id": "cor-cancel",
     }
 
@@ -258,7 +260,8 @@ def test_a_receipt_counts_from_the_acceptance_of_the_stop_that_counted() -> None
     """Milliseconds to stopped, freed and told, and the cells by the engine's own count."""
     job = decoding_job()
     job.ask_to_stop(wish(seconds=3.0))
-    job.stopped(at(3.02), Freed(3.004, 3.0065, cells_before=5, cells_after=0, prompt_processed=3))
+    freed = Freed(3.004, 3.0065, cells_before=5, cells_after=0, prompt_processed=3, cells_warm=5)
+    job.stopped(at(3.02), freed)
     assert receipt_of(job) == {
         "reason": "client",
         "phase": "decode",
@@ -267,9 +270,11 @@ def test_a_receipt_counts_from_the_acceptance_of_the_stop_that_counted() -> None
         "freed_ms": 6.5,
         "terminal_ms": 20.0,
         "prompt_tokens": 3,
+        "prompt_tokens_cached": 0,
         "tokens_out": 2,
         "kv_cells_before": 5,
         "kv_cells_after": 0,
+        "kv_cells_warm": 5,
         "cancel_correlation_id": "cor-cancel",
     }
     assert job.record()["receipt"] == receipt_of(job)

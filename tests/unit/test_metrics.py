@@ -146,7 +146,21 @@ def test_vllms_names_say_what_ours_say() -> None:
         "num_requests_waiting": 0,
         "kv_cache_usage_perc": 0.25,
         "gpu_cache_usage_perc": 0.25,
+        "prefix_cache_queries_total": 0,
+        "prefix_cache_hits_total": 0,
     }
+
+
+def test_prompt_tokens_are_counted_by_where_they_came_from() -> None:
+    """Under vLLM's names, tokens that were looked up and those found."""
+    worker = with_vllm_names()
+    worker.model, worker.engine = "a-model", READY
+    worker.metrics.prompt_tokens_computed(30, 0)
+    worker.metrics.prompt_tokens_computed(5, 70)
+    assert value(worker.metrics, "worker_prompt_tokens_total", source="computed") == 35
+    assert value(worker.metrics, "worker_prompt_tokens_total", source="cached") == 70
+    assert vllm(worker)["prefix_cache_queries_total"] == 105
+    assert vllm(worker)["prefix_cache_hits_total"] == 70
 
 
 def test_without_an_engine_a_router_is_told_that_all_is_full() -> None:

@@ -51,7 +51,7 @@ def header(health: Json) -> Text:
     status = health["status"]
     facts = [
         f"{health['model'] or 'no model yet'} on {health['device'] or '?'}",
-        f"KV cells {_load(health, 'kv_cells_used')}/{health['kv_cells_total']}",
+        f"KV cells {_load(health, 'kv_cells_used')}/{health['kv_cells_total']} ({_load(health, 'kv_cells_cached')} cached)",
         f"running {_load(health, 'jobs_running')}",
         f"queued {_load(health, 'jobs_queued')}",
         f"engine {health['engine_pid'] or '-'}",
@@ -64,7 +64,7 @@ def header(health: Json) -> Text:
 
 def _load(health: Json, figure: str) -> str:
     """A load figure, or a dash where only operators may see it."""
-    value = health[figure]
+    value = health.get(figure)
     return "-" if value is None else str(value)
 
 

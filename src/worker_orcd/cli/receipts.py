@@ -11,10 +11,11 @@ def receipt_line(receipt: Receipt | None) -> str:
         return "its receipt is not kept any more"
     freed = "NOT CONFIRMED" if receipt.freed_ms is None else f"after {receipt.freed_ms:.1f} ms"
     after = "unknown" if receipt.kv_cells_after is None else receipt.kv_cells_after
+    warm = f", {receipt.kv_cells_warm} kept for later jobs" if receipt.kv_cells_warm else ""
     return (
         f"stopped after {receipt.stopped_ms:.1f} ms, freed {freed}, terminal event after {receipt.terminal_ms:.1f} ms; "
-        f"KV cells {receipt.kv_cells_before} → {after} "
-        f"({receipt.phase}, {receipt.prompt_tokens} prompt tokens read, {receipt.tokens_out} tokens out)"
+        f"KV cells {receipt.kv_cells_before} → {after}{warm} "
+        f"({receipt.phase}, {receipt.prompt_tokens} prompt tokens processed, {receipt.tokens_out} tokens out)"
     )
 
 

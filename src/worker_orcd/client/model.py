@@ -71,7 +71,8 @@ class Ending:
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """What a stop did. Milliseconds from its acceptance; `freed_ms` and `kv_cells_after` are None if not even the
-    engine's death could be confirmed. `job_id` says whose it is."""
+    engine's death could be confirmed. `prompt_tokens_cached` of the prompt tokens were taken from the prefix cache, and
+    `kv_cells_warm` cells stay there for later jobs. `job_id` says whose it is."""
 
     reason: str
     phase: str
@@ -84,6 +85,8 @@ class Receipt:
     kv_cells_after: int | None
     cancel_correlation_id: str | None
     job_id: str = ""
+    prompt_tokens_cached: int | None = None
+    kv_cells_warm: int | None = None
 
     @classmethod
     def of(cls, data: Json, job_id: str) -> Self:

@@ -208,7 +208,7 @@ function timeline(receipt) {
   const after = receipt.kv_cells_after ?? "unknown";
   line.textContent =
     `Stopped in ${receipt.phase} after ${ms(receipt.stopped_ms)}, freed after ${ms(receipt.freed_ms) || "?"}, terminal event after ${ms(receipt.terminal_ms)}. ` +
-    `KV cells ${receipt.kv_cells_before} → ${after}; ${receipt.prompt_tokens} prompt tokens read, ${receipt.tokens_out} tokens out.`;
+    `KV cells ${receipt.kv_cells_before} → ${after}; ${receipt.prompt_tokens} prompt tokens processed, ${receipt.tokens_out} tokens out.`;
   const svg = svgElement("svg", { class: "timeline", viewBox: "0 0 400 74", role: "img", "aria-label": "Timeline of the stop" });
   const [left, width, axis] = [12, 328, 62];
   svg.append(svgElement("line", { class: "axis", x1: left, x2: left + width, y1: axis, y2: axis }));

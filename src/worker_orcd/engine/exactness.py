@@ -59,7 +59,7 @@ def streams_are_exact(model: Model, progressed: Callable[[], None] = lambda: Non
             _step(model, [probe for probe in carried_on if len(probe.scores) < _DECODED], _CHUNK)
             progressed()
     finally:
-        for sequence in range(model.facts.sequences):
+        for sequence in range(model.sequence_ids):
             model.trim(sequence, 0)
     return all(
         first.scores == second.scores and first.scores[-1] == third.scores[-1]

@@ -32,6 +32,8 @@ from worker_orcd.protocol.messages import Load, Ready, Sampling, Template
 
 PENALTY_WINDOW = 64
 """Tokens that the repetition penalty looks back on, prompt included (contract, section 2)."""
+WARM_IDS = 16
+"""Sequence ids beyond those of the runs: so many prefixes can stay warm while all runs compute."""
 _COLDEST = 1e-4
 """Temperatures below are greedy: logits divided by them leave the range of a float."""
 _SMALLEST_PENALTY = 1e-6
@@ -67,6 +69,7 @@ class LlamaModel:
         device = devices.choose(lib, load.gpu_device, Path(load.model_path))
         self._model = self._load_model(load, device, progress)
         self._vocab = lib.llama_model_get_vocab(self._model)
+        self.sequence_ids = self._sequence_ids(load)
         self._context = self._make_context(load)
         self._memory = lib.llama_get_memory(self._context)
         self._watched = {
@@ -202,6 +205,10 @@ class LlamaModel:
         lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
         lib.llama_memory_seq_rm(self._memory, source, -1, -1)
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Only llama.cpp's list of who holds which cell changes."""
+        lib.llama_memory_seq_cp(self._memory, source, target, 0, length)
+
     def cells(self, sequence: int) -> int:
         """Tokens up to the highest position that llama.cpp knows of the sequence.
 
@@ -234,7 +241,8 @@ class LlamaModel:
         self.decode(Batch([0, 0], [0, 1], [0, 0], [False, True]), armed=Arming.NONE)
         trims = self.trim(0, 1) and self.cells(0) == 1
         self.trim(0, 0)
-        return Memory(kind, trims)
+        window = int(lib.llama_model_n_swa(self._model))
+        return Memory(kind, trims, window or None)
 
     # Loading.
 
@@ -261,11 +269,17 @@ class LlamaModel:
             )
         return model
 
+    def _sequence_ids(self, load: Load) -> int:
+        """Separate streams divide the cells among the ids, and each id of a recurrent model costs a state."""
+        states = lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model)
+        warm = 0 if load.exact or states else WARM_IDS
+        return min(load.parallel + warm, int(lib.llama_max_parallel_sequences()))
+
     def _make_context(self, load: Load) -> Any:
         params = lib.llama_context_default_params()
         params.n_ctx = load.context_length
         params.n_batch = params.n_ubatch = MAX_ROWS
-        params.n_seq_max = load.parallel
+        params.n_seq_max = self.sequence_ids
         params.n_threads = params.n_threads_batch = load.threads
         params.offload_kqv = load.gpu_device is not None
         params.op_offload = load.gpu_device is not None

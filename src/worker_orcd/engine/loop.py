@@ -5,14 +5,13 @@ cleared *before* messages are looked at, and the front sets it *after* its messa
 seen in this turn, or it ends this turn's step.
 """
 
-import heapq
 import time
 from collections.abc import Callable, Iterable
 
 import msgspec
 
 from worker_orcd import narration
-from worker_orcd.engine.audit import Difference, differences
+from worker_orcd.engine.ledger import Closed, Ledger
 from worker_orcd.engine.model import REPORTED, Arming, Model, Outcome
 from worker_orcd.engine.parts import Part, StepResult, parts_of, runs_of
 from worker_orcd.engine.planner import MAX_ROWS, CostEstimate, Pending, Plan, plan_step
@@ -35,10 +34,6 @@ from worker_orcd.protocol.messages import (
 )
 
 
-class BeyondRepair(Exception):
-    """The model's memory does not do what it is asked; only a new process helps."""
-
-
 class EngineLoop:
     """Owns the model. `turn` is called again and again by the process, or step by step by a test."""
 
@@ -57,17 +52,17 @@ class EngineLoop:
         self._send = send
         self._narrator = narrator
         self._clock = clock
+        self._waiting: dict[int, Run] = {}
+        """Runs without a slot: each waits for a live run that is computing what its prompt begins with."""
         self._sequences: dict[int, Sequence] = {}
-        self._free_ids = list(range(model.facts.sequences))
-        self._quarantined: set[int] = set()
-        """Free ids whose cells could not be freed. They are tried again with every audit."""
+        self._ledger = Ledger(model)
+        self._reused: list[Progress] = []
+        """Runs that got a slot since the last report, and what was in its cells."""
         self._rollback = Rollback(model)
         self._cost = CostEstimate()
         self._recovery = Recovery()
         self._planned: Plan | None = None
         """The next step, if no message changes what it should be."""
-        self._last_holder: dict[int, int] = {}
-        """Which run a sequence id was freed by last."""
 
     def warm_up(self, progressed: Callable[[], None] = lambda: None) -> None:
         """Learn what steps cost before there is a job. `progressed` is called after each step."""
@@ -77,32 +72,43 @@ class EngineLoop:
         """Look at messages, then run one step. False if there was nothing to compute.
 
         Raises:
-            BeyondRepair: the books and the model's memory cannot be made to agree.
+            BeyondRepair: the ledger and the model's memory cannot be made to agree.
         """
         self._interrupt.clear()
         for message in self._drain():
             self._planned = None
             match message:
                 case Run():
-                    self._take(message)
+                    self._waiting[message.run] = message
                 case Stop():
                     self._stop(message.run)
                 case Ping():
                     self._drop_strangers(message.runs)
                     self._send(Pong())
+        self._open_slots()
         if not self._sequences:
             self._audit()
             return False
         self._step()
         return True
 
-    # Sequences.
+    # Runs.
 
-    def _take(self, run: Run) -> None:
-        if not self._free_ids:
-            raise BeyondRepair("every sequence id is in use or in quarantine")
-        sequence = Sequence(run, heapq.heappop(self._free_ids), self._model)
-        self._sequences[run.run] = sequence
+    def _open_slots(self) -> None:
+        """Give waiting runs their slots, oldest first, but for those that save more by waiting on."""
+        for run in sorted(self._waiting):
+            message = self._waiting[run]
+            tokens = [*message.prompt, *message.generated]
+            if self._ledger.leader(tokens, message.cache) is None:
+                del self._waiting[run]
+                self._begin(message, tokens)
+                self._planned = None
+
+    def _begin(self, run: Run, tokens: list[int]) -> None:
+        slot = self._ledger.open(run.run, tokens, run.cache)
+        sequence = self._sequences[run.run] = Sequence(run, slot, self._model)
+        if slot.reused:
+            self._reused.append(Progress(run.run, sequence.prompt_processed, sequence.prompt_cached))
         self._narrator.tell(
             narration.ExecuteStart(
                 job_id=run.job_id,
@@ -119,109 +125,50 @@ class EngineLoop:
     def _stop(self, run: int) -> None:
         """Free a run and say so. The answer comes even for a run that is not here: it holds nothing, either."""
         stopped_at = self._clock()
+        self._waiting.pop(run, None)
         sequence = self._sequences.get(run)
-        before, after = self._free(sequence) if sequence else (0, 0)
+        processed, cached = (sequence.prompt_processed, sequence.prompt_cached) if sequence else (0, 0)
+        closed = self._free(sequence) if sequence else Closed(0, 0, 0)
         freed_at = self._clock()
-        cells, sequences = self._audit()
-        now = self._clock()
+        self._audit()
+        now, after = self._clock(), closed.after
         if sequence is not None and after:
-            # What would not be freed, the audit has tried again.
+            # The audit has tried again to free what would not be freed.
             after, freed_at = self._model.cells(sequence.id), now
         self._send(
             Stopped(
                 run=run,
                 stopped_ago_ms=(now - stopped_at) * 1000,
                 freed_ago_ms=None if after else (now - freed_at) * 1000,
-                cells_before=before,
+                cells_before=closed.before,
                 cells_after=after,
-                prompt_processed=sequence.prompt_processed if sequence else 0,
-                cells_used=cells,
-                sequences_used=sequences,
+                prompt_processed=processed,
+                prompt_cached=cached,
+                cells_used=self._ledger.held,
+                sequences_used=self._ledger.live,
+                cells_cached=self._ledger.warm,
+                cells_warm=closed.warm,
             )
         )
 
-    def _free(self, sequence: Sequence) -> tuple[int, int]:
-        """Free all that a run holds. Returns its cells before and after, by the model's own count."""
+    def _free(self, sequence: Sequence) -> Closed:
+        """End a run's computing. Its cells belong to nobody afterwards."""
         del self._sequences[sequence.run.run]
         sequence.sampler.close()
-        before = self._model.cells(sequence.id)
-        self._model.trim(sequence.id, 0)
-        after = self._model.cells(sequence.id)
-        self._last_holder[sequence.id] = sequence.run.run
-        hole = sequence.id
-        if self._model.dense_ids and self._sequences and after == 0:
-            last = max(self._sequences.values(), key=lambda other: other.id)
-            if last.id > hole:
-                self._model.move(last.id, hole)
-                last.id, hole = hole, last.id
-        heapq.heappush(self._free_ids, hole)
-        return before, after
-
-    # The audit.
-
-    def _audit(self) -> tuple[int, int]:
-        """Compare the books with the model's own count of every sequence id; tell and repair what differs.
-
-        This is done after every step and every stop, and with every ping while there is nothing to compute.
-
-        Returns:
-            Cells and sequences in use, by the model's count.
-        """
-        for sequence in [id_ for id_ in self._quarantined if self._trimmed(id_, 0)]:
-            self._quarantined.remove(sequence)
-            heapq.heappush(self._free_ids, sequence)
-        counted = self._counted()
-        expected = {sequence.id: sequence.computed for sequence in self._sequences.values()}
-        found = [d for d in differences(expected, counted) if d.sequence not in self._quarantined]
-        if found:
-            for difference in found:
-                self._repair(difference)
-            counted = self._counted()
-        return sum(counted), sum(cells > 0 for cells in counted)
-
-    def _counted(self) -> list[int]:
-        return [self._model.cells(sequence) for sequence in range(self._model.facts.sequences)]
-
-    def _repair(self, difference: Difference) -> None:
-        """Make one sequence id hold what it should: trim it, read its run again, or use the id no more."""
-        holder = next((s for s in self._sequences.values() if s.id == difference.sequence), None)
-        # Only plain attention is sure to be right behind its first tokens when what follows them is trimmed.
-        trimmable = holder is None or self._model.memory.kind == "attention"
-        if not (trimmable and self._trimmed(difference.sequence, difference.expected)):
-            if holder is not None:
-                self._read_again(holder)
-            else:
-                self._free_ids.remove(difference.sequence)
-                heapq.heapify(self._free_ids)
-                self._quarantined.add(difference.sequence)
-        self._send(
-            AuditFault(
-                holder.run.run if holder else self._last_holder.get(difference.sequence),
-                f"sequence {difference.sequence} held {difference.counted} KV cells instead of {difference.expected}",
-                repaired=difference.sequence not in self._quarantined,
-            )
-        )
-
-    def _trimmed(self, sequence: int, length: int) -> bool:
-        self._model.trim(sequence, length)
-        return self._model.cells(sequence) == length
-
-    def _read_again(self, sequence: Sequence) -> None:
-        """Its cells are not what they should be: compute all of them anew, with another id if this one stays dirty."""
-        sequence.computed = 0
-        self._rollback.forget(sequence)
-        if self._trimmed(sequence.id, 0):
-            return
-        if not self._free_ids:
-            raise BeyondRepair(f"sequence {sequence.id} cannot be freed and no other is free")
-        self._quarantined.add(sequence.id)
-        sequence.id = heapq.heappop(self._free_ids)
+        return self._ledger.close(sequence.slot)
 
     def _drop_strangers(self, runs: tuple[int, ...]) -> None:
-        """Free what the front does not know of. A run leaves its books only by what was said here, so there is none."""
-        for run in self._sequences.keys() - set(runs):
-            self._free(self._sequences[run])
+        """Free runs that the front does not know. The front forgets a run only after the engine reported its end."""
+        for run in (self._sequences.keys() | self._waiting.keys()) - set(runs):
+            self._waiting.pop(run, None)
+            if run in self._sequences:
+                self._free(self._sequences[run])
             self._send(AuditFault(run, f"run {run} was computed for nobody", repaired=True))
+
+    def _audit(self) -> None:
+        """Done after every step and every stop, and with every ping while there is nothing to compute."""
+        for fault in self._ledger.audit():
+            self._send(fault)
 
     # Steps.
 
@@ -236,19 +183,23 @@ class EngineLoop:
             failures, put_out = self._fail(result)
             ends += failures
             preempted += put_out
-        cells, sequences = self._audit()
+        self._audit()
+        self._open_slots()
+        progress, self._reused = [*self._reused, *result.progress], []
         self._planned = self._plan()
         self._send(
             Step(
                 duration_ms=(self._clock() - started) * 1000,
                 tokens=tuple(result.tokens),
-                progress=tuple(result.progress),
+                progress=tuple(progress),
                 ended=tuple(ends),
-                cells_used=cells,
-                sequences_used=sequences,
+                cells_used=self._ledger.held,
+                sequences_used=self._ledger.live,
+                cells_cached=self._ledger.warm,
                 next_ms=self.next_ms,
                 outcome=REPORTED[result.outcome],
                 preempted=tuple(preempted),
+                prompt_computed=result.prompt_computed,
             )
         )
 
@@ -257,6 +208,11 @@ class EngineLoop:
         """How long the next step is predicted to take; without a run, the first step of a long prompt."""
         planned = self._planned if self._sequences else None
         return (planned or self._plan_of([Pending(0, MAX_ROWS, 0, decoding=False)])).predicted_ms
+
+    @property
+    def cells_cached(self) -> int:
+        """KV cells that are kept for later runs and held by none."""
+        return self._ledger.warm
 
     def _learn(self, plan: Plan, result: StepResult, took_ms: float) -> None:
         """Learn what steps cost from whole ones; and from all of them, what the next ones have to be like."""
@@ -270,15 +226,14 @@ class EngineLoop:
             self._recovery.aborted(undone, computed)
 
     def _plan_within_cells(self) -> tuple[Plan, list[int]]:
-        """Plan a step; when the cells do not last for it, put out the youngest until they do. The oldest goes on."""
+        """Plan a step and make room for it. When the cells do not last, the youngest runs are requeued until they do,
+        but not the oldest."""
         preempted: list[int] = []
         plan = self._planned or self._plan()
-        while len(self._sequences) > 1:
-            held = sum(sequence.computed for sequence in self._sequences.values())
-            if held + plan.decode_rows + plan.prefill_rows <= self._model.facts.cells:
-                break
+        while not self._ledger.can_grow(plan.decode_rows + plan.prefill_rows) and len(self._sequences) > 1:
             preempted.append(self._preempt())
             plan = self._plan()
+        self._ledger.grow(plan.decode_rows + plan.prefill_rows)
         return plan, preempted
 
     def _plan(self) -> Plan:
@@ -310,7 +265,7 @@ class EngineLoop:
         parts = parts_of(plan, self._sequences, separate_streams=self._model.separate_streams)
         for number, part in enumerate(parts):
             if armed and self._model.abortable:
-                self._rollback.prepare(self._sequences.values())
+                self._rollback.prepare(self._ledger.resident)
             result.outcome = self._model.decode(part.batch, armed=armed)
             if result.outcome is not Outcome.DONE:
                 self._undo(part, result.outcome)
@@ -324,7 +279,8 @@ class EngineLoop:
         for share in part.shares:
             sequence = self._sequences[share.key]
             before = sequence.prompt_processed
-            sequence.computed += share.rows
+            self._ledger.computed(sequence.slot, share.rows)
+            result.prompt_computed += sequence.prompt_processed - before
             if sequence.prompt_processed > before:
                 result.progress.append(Progress(share.key, sequence.prompt_processed))
             if share.key in part.last_rows:
@@ -334,14 +290,17 @@ class EngineLoop:
                     result.ends.append(end)
 
     def _end(self, end: EndOfRun) -> EndOfRun:
-        before, after = self._free(self._sequences[end.run])
-        return msgspec.structs.replace(end, cells_before=before, cells_after=after)
+        closed = self._free(self._sequences[end.run])
+        return msgspec.structs.replace(
+            end, cells_before=closed.before, cells_after=closed.after, cells_warm=closed.warm
+        )
 
     def _undo(self, part: Part, outcome: Outcome) -> None:
-        """Roll a part back that was not done. A sequence whose memory is lost is computed again; no run ends."""
-        lost = self._rollback.undo(self._sequences.values(), set(runs_of([part])), outcome)
-        for sequence in lost:
-            self._read_again(sequence)
+        """Roll a part back that was not done. A run whose memory is lost is computed again; no run ends."""
+        computed = [self._sequences[run].slot for run in runs_of([part])]
+        for slot in self._rollback.undo(self._ledger.resident, computed, outcome):
+            self._rollback.forget(slot)
+            self._ledger.restart(slot)
 
     def _fail(self, result: StepResult) -> tuple[list[EndOfRun], list[int]]:
         """Handle a part that was neither done nor aborted.
@@ -350,6 +309,8 @@ class EngineLoop:
             The ends of the runs that fail with it, and the runs that are requeued.
         """
         separate = self._model.separate_streams
+        if result.outcome is Outcome.NO_ROOM and self._ledger.give_up_warm():
+            return [], []
         if result.outcome is Outcome.NO_ROOM and len(self._sequences) > 1 and not separate:
             return [], [self._preempt()]
         if result.outcome is Outcome.NO_ROOM:

@@ -70,10 +70,13 @@ class Memory:
             for all of them, `hybrid` a state in some layers and positions in the others.
         trims: whether a sequence can be cut back to any shorter length. Where it cannot, an aborted step leaves the
             states of all sequences undefined, also of those that had no rows in it.
+        window: positions that the layers with a sliding window keep; None without such layers. A sequence that was
+            never longer has all its positions.
     """
 
     kind: MemoryKind
     trims: bool
+    window: int | None = None
 
 
 ATTENTION = Memory("attention", trims=True)
@@ -130,6 +133,10 @@ class Model(Protocol):
     def memory(self) -> Memory:
         """What kind of memory its sequences have."""
 
+    @property
+    def sequence_ids(self) -> int:
+        """Number of sequence ids: one for each of `facts.sequences` runs, and more for warm prefixes if it has any."""
+
     def encode(self, prompt: str, template: Template, in_hand: InHand | None = None) -> list[int]:
         """Token ids of a prompt. Safe to call while a step runs, from several threads.
 
@@ -168,6 +175,9 @@ class Model(Protocol):
 
     def move(self, source: int, target: int) -> None:
         """Give sequence `source` the free id `target`."""
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Make the first `length` cells of `source` cells of the free id `target`, too. Not with separate streams."""
 
     def cells(self, sequence: int) -> int:
         """Tokens that a sequence holds, by the backend's own count."""

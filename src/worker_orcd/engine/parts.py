@@ -41,6 +41,7 @@ class StepResult:
         outcome: `DONE` if all parts are done; otherwise how the first that was not ended.
         undone: runs of the part that was not done.
         skipped: runs of the parts behind it, which were not computed.
+        prompt_computed: prompt tokens that were computed.
         ends: of runs that ended by themselves; they are not freed yet.
     """
 
@@ -49,6 +50,7 @@ class StepResult:
     skipped: tuple[int, ...] = ()
     tokens: list[TokenOut] = field(default_factory=list)
     progress: list[Progress] = field(default_factory=list)
+    prompt_computed: int = 0
     ends: list[EndOfRun] = field(default_factory=list)
 
 

@@ -14,7 +14,8 @@ import msgspec
 
 from worker_orcd import narration
 from worker_orcd.engine.exactness import require_exactness
-from worker_orcd.engine.loop import BeyondRepair, EngineLoop
+from worker_orcd.engine.ledger import BeyondRepair
+from worker_orcd.engine.loop import EngineLoop
 from worker_orcd.engine.mailbox import Mailbox
 from worker_orcd.engine.model import Model, ModelLoadError
 from worker_orcd.engine.preparer import prepare_all

@@ -1,5 +1,6 @@
 """A run while the engine holds it: its tokens, how many of them are in KV cells, and its text so far."""
 
+from worker_orcd.engine.ledger import Slot
 from worker_orcd.engine.model import Model
 from worker_orcd.engine.planner import Pending
 from worker_orcd.engine.text import TextAssembler
@@ -7,22 +8,31 @@ from worker_orcd.protocol.messages import EndOfRun, Run, TokenOut
 
 
 class Sequence:
-    """One run in one sequence of the model.
+    """One run in one slot.
 
-    `tokens` are prompt and generated ones; the first `computed` of them are in KV cells. One token behind them and
-    something generated already: it is decoding. More: its prompt is being read (or read again, when it is carried
-    on from elsewhere).
+    The slot's tokens are prompt and generated ones; the first `computed` of them are in KV cells. If one token is not,
+    and the run has generated some, the run is decoding. If more are not, the prompt is being computed (or computed
+    again, after the run was requeued).
     """
 
-    def __init__(self, run: Run, sequence_id: int, model: Model) -> None:
+    def __init__(self, run: Run, slot: Slot, model: Model) -> None:
         self.run = run
-        self.id = sequence_id
-        self.tokens = [*run.prompt, *run.generated]
-        self.computed = 0
+        self.slot = slot
+        self.tokens = slot.tokens
         self.sampler = model.sampler(run.sampling, self.tokens)
         self._text = TextAssembler(run.stop)
         for token in run.generated:
             self._text.feed(model.piece(token))
+
+    @property
+    def id(self) -> int:
+        """Its sequence id in the model, as the ledger has it now."""
+        return self.slot.id
+
+    @property
+    def computed(self) -> int:
+        """Tokens that are in KV cells."""
+        return self.slot.computed
 
     @property
     def generated(self) -> int:
@@ -33,6 +43,11 @@ class Sequence:
     def prompt_processed(self) -> int:
         """Prompt tokens that are in KV cells."""
         return min(self.computed, len(self.run.prompt))
+
+    @property
+    def prompt_cached(self) -> int:
+        """Prompt tokens that were in KV cells when the run got its slot."""
+        return min(self.slot.reused, len(self.run.prompt))
 
     @property
     def pending(self) -> Pending:

@@ -319,11 +319,11 @@ class Dispatcher:
         job = self.tracker.by_run(run)
         return job if job is not None and job.token(now, token, text, held) else None
 
-    def progress(self, run: int, prompt_processed: int) -> None:
-        """The engine has read so many prompt tokens of a job."""
+    def progress(self, run: int, prompt_processed: int, cached: int = 0) -> None:
+        """So many prompt tokens of a job are in KV cells; `cached` of them were when the job came to the engine."""
         job = self.tracker.by_run(run)
         if job is not None:
-            job.prompt_processed = max(job.prompt_processed, prompt_processed)
+            job.in_cells(prompt_processed, cached)
 
     def finished(self, run: int, reason: EndReason, freed: Freed, now: Moment) -> list[Effect]:
         """The engine reports a job's natural end; it holds nothing any more."""

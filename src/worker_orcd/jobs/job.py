@@ -76,6 +76,8 @@ class Job:
     max_tokens: int = 0
     """Tokens it may put out, once its prompt is measured."""
     prompt_processed: int = 0
+    prompt_cached: int = 0
+    """Prompt tokens that were computed already when the job first came to the engine."""
     tokens: list[int] = field(default_factory=list)
     """Ids of the tokens told so far."""
     tokens_out: int = 0
@@ -205,6 +207,15 @@ class Job:
         self.state = following(self.state, Trigger.STOP)
         return self.live and self.stop.set(stop)
 
+    def in_cells(self, prompt_processed: int, cached: int) -> None:
+        """So many prompt tokens are in KV cells, and so many of them were there when this use of the engine began.
+
+        A job that was requeued finds what it had computed itself: that is not counted as cached.
+        """
+        if self.prompt_processed == 0:
+            self.prompt_cached = cached
+        self.prompt_processed = max(self.prompt_processed, prompt_processed)
+
     def stopped(self, now: Moment, freed: Freed) -> None:
         """The engine confirms that nothing is computed or held for it."""
         self._end(Trigger.STOPPED, now.mono, freed)
@@ -246,7 +257,7 @@ class Job:
         """The one place where a terminal event is decided: whoever asked to stop first has the last word."""
         state = following(self.state, trigger)
         stop = self.stop.stop
-        self.prompt_processed = max(self.prompt_processed, freed.prompt_processed)
+        self.in_cells(freed.prompt_processed, freed.prompt_cached)
         if self.held:
             # Nothing follows that could complete a stop sequence: the text is certain.
             self._events.append(Token(self.held, self.tokens_out))
@@ -284,9 +295,11 @@ class Job:
             freed_ms=None if freed.freed_at is None else millis(asked, freed.freed_at),
             terminal_ms=millis(asked, terminal_at),
             prompt_tokens=self.prompt_processed,
+            prompt_tokens_cached=self.prompt_cached,
             tokens_out=self.tokens_out,
             kv_cells_before=freed.cells_before,
             kv_cells_after=freed.cells_after,
+            kv_cells_warm=freed.cells_warm,
             cancel_correlation_id=stop.correlation_id,
         )
 
@@ -320,6 +333,7 @@ class Job:
             "decode_time_ms": self.decode_time_ms,
             "prompt_tokens": self.prompt_length,
             "prompt_tokens_processed": self.prompt_processed,
+            "prompt_tokens_cached": self.prompt_cached,
             "tokens_out": self.tokens_out,
             "max_tokens": self.max_tokens or None,
             "carried_on": self.carried_on,

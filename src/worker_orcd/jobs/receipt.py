@@ -14,7 +14,9 @@ class Freed:
         freed_at: when its cells and sequence were free, same clock; None if that could not be confirmed.
         cells_before: KV cells it held when asked.
         cells_after: KV cells it holds now, by the engine's own count; None if that could not be confirmed.
-        prompt_processed: prompt tokens that were computed.
+        prompt_processed: prompt tokens that were in KV cells.
+        prompt_cached: how many of these were in KV cells already when the job began.
+        cells_warm: KV cells that stay for later jobs, and belong to no job.
     """
 
     stopped_at: float
@@ -22,6 +24,8 @@ class Freed:
     cells_before: int = 0
     cells_after: int | None = 0
     prompt_processed: int = 0
+    prompt_cached: int = 0
+    cells_warm: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +38,11 @@ class Receipt:
     freed_ms: float | None
     terminal_ms: float
     prompt_tokens: int
+    prompt_tokens_cached: int
     tokens_out: int
     kv_cells_before: int
     kv_cells_after: int | None
+    kv_cells_warm: int
     cancel_correlation_id: str | None
 
     def data(self) -> dict[str, object]:
@@ -49,8 +55,10 @@ class Receipt:
             "freed_ms": self.freed_ms,
             "terminal_ms": self.terminal_ms,
             "prompt_tokens": self.prompt_tokens,
+            "prompt_tokens_cached": self.prompt_tokens_cached,
             "tokens_out": self.tokens_out,
             "kv_cells_before": self.kv_cells_before,
             "kv_cells_after": self.kv_cells_after,
+            "kv_cells_warm": self.kv_cells_warm,
             "cancel_correlation_id": self.cancel_correlation_id,
         }

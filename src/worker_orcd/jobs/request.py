@@ -20,6 +20,8 @@ JobId = Annotated[
     ),
 ]
 
+CacheSalt = Annotated[str, Field(min_length=1, max_length=256)]
+
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKENS = 32
 """Tokens of one stop string, in the model's own tokenization; only the engine can count them."""
@@ -120,6 +122,14 @@ class JobRequest(Body):
         "its stream can be picked up again",
     )
     group: JobId | None = Field(default=None, description="jobs of one group can be cancelled together")
+    cache_prompt: bool = Field(
+        default=True,
+        description="`false`: the job starts from nothing that was computed before, and leaves nothing for later jobs",
+    )
+    cache_salt: CacheSalt | None = Field(
+        default=None,
+        description="computed prefixes are shared only by jobs with the same API key and the same salt",
+    )
 
     @property
     def text(self) -> str:

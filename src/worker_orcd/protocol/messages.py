@@ -80,6 +80,7 @@ class Run(Message, frozen=True):
         generated: ids of the tokens that were told before; numbering and randomness go on from there.
         max_tokens: tokens in all, `generated` included.
         prompt_chars, prompt_sha256: what narration says of the prompt instead of the prompt.
+        cache: the namespace whose computed prefixes it uses and adds to; None: it uses none and leaves none.
     """
 
     run: int
@@ -94,6 +95,7 @@ class Run(Message, frozen=True):
     prompt_chars: int
     prompt_sha256: str
     owner: str = ""
+    cache: str | None = None
 
 
 class DropPrompt(Message, frozen=True):
@@ -206,10 +208,12 @@ class TokenOut(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True):
-    """So many prompt tokens of a run are computed."""
+    """So many prompt tokens of a run are in KV cells. `cached`: only when the run begins, how many of them were there
+    already."""
 
     run: int
     prompt_processed: int
+    cached: int = 0
 
 
 class EndOfRun(msgspec.Struct, frozen=True, array_like=True):
@@ -224,6 +228,7 @@ class EndOfRun(msgspec.Struct, frozen=True, array_like=True):
     cells_after: int
     error_code: str | None = None
     error_message: str = ""
+    cells_warm: int = 0
 
 
 StepOutcome = Literal["done", "aborted", "no_room", "failed"]
@@ -235,13 +240,15 @@ class Step(Message, frozen=True):
 
     Attributes:
         duration_ms: how long the step took.
-        cells_used: KV cells in use over all sequences, by the engine's own count, after it.
-        sequences_used: sequences in use.
+        cells_used: KV cells that runs hold after it, shared ones counted once, by the audited ledger.
+        sequences_used: sequences that hold them.
         next_ms: how long the next step is predicted to take, as the runs are now; with none left, the first step of a
             long prompt.
         outcome: how it ended. After any but `done` the runs that the step brings nothing of are computed again, or are
             in `ended` or `preempted`; with `exact` a step may have brought others something before.
         preempted: runs that were put out because the others need their cells. They hold nothing any more.
+        cells_cached: KV cells that are kept for later runs and held by none.
+        prompt_computed: prompt tokens that it computed.
     """
 
     duration_ms: float
@@ -253,6 +260,8 @@ class Step(Message, frozen=True):
     next_ms: float
     outcome: StepOutcome = "done"
     preempted: tuple[int, ...] = ()
+    cells_cached: int = 0
+    prompt_computed: int = 0
 
     @property
     def aborted(self) -> bool:
@@ -268,8 +277,10 @@ class Stopped(Message, frozen=True):
     Attributes:
         stopped_ago_ms: how long before the sending computing ended.
         freed_ago_ms: how long before the sending its cells were free; None: they cannot be freed.
-        cells_before, cells_after: KV cells of its sequence, by the engine's own count.
-        cells_used, sequences_used: as in `Step`, after it.
+        cells_before, cells_after: KV cells that it held and holds, by the engine's own count.
+        cells_used, sequences_used, cells_cached: as in `Step`, after it.
+        cells_warm: KV cells that it leaves for later runs.
+        prompt_cached: of the prompt tokens processed, how many were in KV cells already when the run began.
     """
 
     run: int
@@ -280,6 +291,9 @@ class Stopped(Message, frozen=True):
     prompt_processed: int
     cells_used: int
     sequences_used: int
+    cells_cached: int = 0
+    cells_warm: int = 0
+    prompt_cached: int = 0
 
 
 class Pong(Message, frozen=True):

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import count
 
 from worker_orcd.engine.draws import draw_seed
 from worker_orcd.engine.in_hand import InHand
@@ -33,6 +34,8 @@ END = 256
 """The end-of-generation token. Below are bytes, above are words."""
 FIRST_WORD = 257
 VOCABULARY = 50_000
+WARM_IDS = 16
+"""Sequence ids for warm prefixes."""
 _SLICE_SEC = 0.0005
 
 
@@ -89,6 +92,9 @@ class ScriptedModel:
     def __init__(self, load: Load, interrupt: InterruptByte, progress: Callable[[float], None]) -> None:
         self._interrupt = interrupt
         self._cells: dict[int, list[int]] = {}
+        self._places: dict[int, list[int]] = {}
+        """Which cell of the pool each cell of a sequence is. Sequences may share cells."""
+        self._place_numbers = count()
         self._scores: list[bytes] = []
         self._leaked: dict[int, int] = {}
         pause = float(os.environ.get("WORKER_ORCD_SCRIPTED_LOAD_SEC", "0"))
@@ -113,6 +119,7 @@ class ScriptedModel:
             load_ms=0.0,
         )
         self.separate_streams = self.dense_ids = load.exact
+        self.sequence_ids = load.parallel + (0 if load.exact else WARM_IDS)
         self.memory: Memory = ATTENTION
         self.layers = 30
         self.abortable = "WORKER_ORCD_SCRIPTED_UNABORTABLE" not in os.environ
@@ -156,7 +163,8 @@ class ScriptedModel:
             if position != len(cells):
                 raise AssertionError(f"sequence {sequence}: position {position} after {len(cells)} cells")
             cells.append(token)
-        if sum(map(len, self._cells.values())) > self.facts.cells:
+            self._places.setdefault(sequence, []).append(next(self._place_numbers))
+        if self.cells_in_use() > self.facts.cells:
             raise AssertionError("more cells in use than there are")
         for sequence, length in before.items():
             script = _script(self._cells[sequence])
@@ -201,6 +209,7 @@ class ScriptedModel:
             self._leaked[sequence] = self._leaked.get(sequence, 0) + 1
             return False
         del cells[length:]
+        del self._places.setdefault(sequence, [])[length:]
         return True
 
     def save(self, sequence: int, into: bytearray | None = None) -> bytearray:
@@ -210,15 +219,29 @@ class ScriptedModel:
     def restore(self, sequence: int, saved: bytearray) -> bool:
         """Hold those again."""
         self._cells[sequence] = json.loads(saved)
+        self._places[sequence] = [next(self._place_numbers) for _ in self._cells[sequence]]
         return True
 
     def clear(self) -> None:
         """Hold nothing."""
         self._cells.clear()
+        self._places.clear()
 
     def move(self, source: int, target: int) -> None:
         """Take another id."""
         self._cells[target] = self._cells.pop(source, [])
+        self._places[target] = self._places.pop(source, [])
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Share cells."""
+        if self.cells(target) or length > self.cells(source):
+            raise AssertionError(f"{length} cells of sequence {source} copied to {target}")
+        self._cells[target] = self._cells[source][:length]
+        self._places[target] = self._places[source][:length]
+
+    def cells_in_use(self) -> int:
+        """Cells of the pool that any sequence holds, shared ones counted once."""
+        return len({place for places in self._places.values() for place in places})
 
     def cells(self, sequence: int) -> int:
         """Cells held."""

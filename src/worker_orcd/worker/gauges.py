@@ -55,7 +55,7 @@ class _State(Collector):
                 "KV cells of live jobs, by the engine's count.",
                 worker.books.cells_used,
             ),
-            ("worker_kv_cells_cached", "KV cells kept for reuse.", 0),
+            ("worker_kv_cells_cached", "KV cells kept for later jobs.", worker.books.cells_cached),
             ("worker_event_loop_tasks", "Asyncio tasks of the front.", _tasks()),
             ("worker_start_time_seconds", "When the worker started, Unix time.", worker.started_unix),
         ):
@@ -85,6 +85,14 @@ class _VllmNames(Collector):
             gauge = GaugeMetricFamily(name, help_text, labels=["model_name"])
             gauge.add_metric([worker.model], value)
             yield gauge
+        computed, cached = worker.metrics.prompt_tokens_by_source()
+        for name, help_text, value in (
+            ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", computed + cached),
+            ("vllm:prefix_cache_hits", "Those of them that were computed already.", cached),
+        ):
+            counter = CounterMetricFamily(name, help_text, labels=["model_name"])
+            counter.add_metric([worker.model], value)
+            yield counter
 
 
 def _tasks() -> int:

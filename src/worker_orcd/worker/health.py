@@ -98,7 +98,7 @@ def health_of(worker: Worker) -> Health:
         context_length=engine.cells_per_job if engine else None,
         kv_cells_total=engine.cells if engine else 0,
         kv_cells_used=worker.books.cells_used,
-        kv_cells_cached=0,
+        kv_cells_cached=worker.books.cells_cached,
         jobs_running=worker.dispatcher.queue.running,
         jobs_queued=len(worker.dispatcher.queue),
         engine_pid=worker.supervisor.pid,

@@ -48,6 +48,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._prompt_tokens = (0, 0)
         into = self.registry
         self.requests = Counter(
             "worker_requests",
@@ -66,8 +67,13 @@ class Metrics:
         )
         self.tokens = Counter("worker_tokens_generated", "Tokens generated and told.", registry=into)
         self.prompt_tokens = Counter(
-            "worker_prompt_tokens", "Prompt tokens processed, of jobs that ended.", registry=into
+            "worker_prompt_tokens",
+            "Prompt tokens, computed or taken from the prefix cache.",
+            ["source"],
+            registry=into,
         )
+        for source in ("computed", "cached"):
+            self.prompt_tokens.labels(source)
         self.steps = Counter(
             "worker_engine_steps", "Steps of the engine, by how they ended.", ["outcome"], registry=into
         )
@@ -148,13 +154,22 @@ class Metrics:
             self.prefill.observe(job.first_token_at - job.started_at)
             self.first_token.observe(job.first_token_at - job.accepted.mono)
 
+    def prompt_tokens_computed(self, computed: int, cached: int) -> None:
+        """A step computed prompt tokens; jobs that began with it found others cached."""
+        self.prompt_tokens.labels("computed").inc(computed)
+        self.prompt_tokens.labels("cached").inc(cached)
+        self._prompt_tokens = (self._prompt_tokens[0] + computed, self._prompt_tokens[1] + cached)
+
+    def prompt_tokens_by_source(self) -> tuple[int, int]:
+        """Prompt tokens computed and cached so far."""
+        return self._prompt_tokens
+
     def job_ended(self, job: Job) -> None:
         """Count a job by its terminal event."""
         terminal = job.terminal
         if terminal is None:
             return
         self.requests.labels(*_labels(terminal, job.receipt)).inc()
-        self.prompt_tokens.inc(job.prompt_processed)
         if job.ended_at is not None:
             took = job.ended_at - job.accepted.mono
             self.inference.observe(took)

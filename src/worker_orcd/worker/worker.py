@@ -50,6 +50,7 @@ class Policy:
     cancel_deadline_sec: float = 5.0
     cancel_memory_sec: float = 5.0
     drain_sec: float = 4.0
+    prefix_cache: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class Books:
 
     cells_used: int = 0
     sequences_used: int = 0
+    cells_cached: int = 0
 
 
 class Worker:
@@ -287,13 +289,15 @@ class Worker:
             case messages.Step():
                 self._step(message, now)
             case messages.Stopped():
-                self.books = Books(message.cells_used, message.sequences_used)
+                self.books = Books(message.cells_used, message.sequences_used, message.cells_cached)
                 freed = Freed(
                     stopped_at=now.mono - message.stopped_ago_ms / 1000,
                     freed_at=None if message.freed_ago_ms is None else now.mono - message.freed_ago_ms / 1000,
                     cells_before=message.cells_before,
                     cells_after=message.cells_after,
                     prompt_processed=message.prompt_processed,
+                    prompt_cached=message.prompt_cached,
+                    cells_warm=message.cells_warm,
                 )
                 self._carry_out(self.dispatcher.stopped(message.run, freed, now))
             case messages.Prepared():
@@ -363,15 +367,17 @@ class Worker:
 
     def _step(self, step: messages.Step, now: Moment) -> None:
         """Everything that one step brought: the front's only work per token is in here."""
-        self.books = Books(step.cells_used, step.sequences_used)
+        self.books = Books(step.cells_used, step.sequences_used, step.cells_cached)
         self.metrics.steps.labels(step.outcome).inc()
         self.metrics.step_seconds.observe(step.duration_ms / 1000)
+        cached = sum(progress.cached for progress in step.progress)
+        self.metrics.prompt_tokens_computed(step.prompt_computed, cached)
         for progress in step.progress:
-            self.dispatcher.progress(progress.run, progress.prompt_processed)
+            self.dispatcher.progress(progress.run, progress.prompt_processed, progress.cached)
         self.metrics.tokens.inc(sum(self._token(out, now) for out in step.tokens))
         effects: list[Effect] = []
         for end in step.ended:
-            freed = Freed(now.mono, now.mono, end.cells_before, end.cells_after)
+            freed = Freed(now.mono, now.mono, end.cells_before, end.cells_after, cells_warm=end.cells_warm)
             if end.reason is not None:
                 effects += self.dispatcher.finished(end.run, end.reason, freed, now)
             else:
@@ -414,7 +420,7 @@ class Worker:
                 case DropPrompt(job):
                     self.supervisor.drop_prompt(job.run)
                 case Run(job):
-                    self.supervisor.run(to_run(job))
+                    self.supervisor.run(to_run(job, prefix_cache=self.policy.prefix_cache))
                     self._started(job)
                 case Halt(job):
                     self.supervisor.stop(job.run)

@@ -22,16 +22,22 @@ def text_of(job: Job) -> str:
     return "".join(event.t for event in job.events if isinstance(event, Token))
 
 
-def usage_of(jobs: Sequence[Job], choices: int = 1) -> dict[str, int]:
+def usage_of(jobs: Sequence[Job], choices: int = 1) -> dict[str, Any]:
     """Tokens in and out, of several jobs together; of one that was stopped, those that were computed.
 
-    Of every `choices` jobs in a row, which have their prompt in common, it counts once.
+    Of every `choices` jobs in a row, which have their prompt in common, it counts once: `cached_tokens` are those that
+    not even the first of them had computed.
     """
-    read = sum(
-        max(job.prompt_processed for job in jobs[n : n + choices]) for n in range(0, len(jobs), choices)
-    )
+    prompts = [jobs[n : n + choices] for n in range(0, len(jobs), choices)]
+    tokens_in = sum(max(job.prompt_processed for job in siblings) for siblings in prompts)
+    cached = sum(min(job.prompt_cached for job in siblings) for siblings in prompts)
     out = sum(job.tokens_out for job in jobs)
-    return {"prompt_tokens": read, "completion_tokens": out, "total_tokens": read + out}
+    return {
+        "prompt_tokens": tokens_in,
+        "completion_tokens": out,
+        "total_tokens": tokens_in + out,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
 
 
 def frame(data: dict[str, Any], event: str | None = None) -> bytes:

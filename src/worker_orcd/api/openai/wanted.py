@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 
 from worker_orcd.api.openai import unsupported
 from worker_orcd.jobs.errors import JobError, invalid
-from worker_orcd.jobs.request import MAX_STOP_CHARS, MAX_STOP_STRINGS, Body, JobId, JobRequest
+from worker_orcd.jobs.request import MAX_STOP_CHARS, MAX_STOP_STRINGS, Body, CacheSalt, JobId, JobRequest
 
 MOST_CHOICES = 16
 """`n`, and prompts of one request times `n`."""
@@ -48,6 +48,8 @@ class Generation(Body):
     ignore_eos: bool | None = None
     timeout_ms: int | None = Field(default=None, ge=1, description="as in `POST /execute`")
     group: JobId | None = Field(default=None, description="as in `POST /execute`")
+    cache_prompt: bool | None = Field(default=None, description="as in `POST /execute`")
+    cache_salt: CacheSalt | None = Field(default=None, description="as in `POST /execute`")
 
     @classmethod
     def parse(cls, raw: bytes) -> Self:
@@ -84,6 +86,8 @@ class Generation(Body):
             repetition_penalty=self.repetition_penalty or 1.0,
             ignore_eos=bool(self.ignore_eos),
             timeout_ms=self.timeout_ms,
+            cache_prompt=self.cache_prompt is not False,
+            cache_salt=self.cache_salt,
             **more,
         )
 

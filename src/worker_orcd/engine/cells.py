@@ -1,0 +1,156 @@
+"""Who holds which KV cells: held by runs, kept warm, shared, free. Pure.
+
+Cells that one sequence copied from another are one and the same cells, so a count by sequence counts them twice. Here
+cells are a forest: a *stretch* is a number of consecutive cells behind its parent stretch, and a holder holds the path
+from a root to its stretch. Copying a prefix makes a second holder of a part of that path.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True, eq=False)
+class _Stretch:
+    """`length` consecutive cells behind those of `parent`, and how many holders' paths lead through it."""
+
+    parent: "_Stretch | None"
+    length: int
+    live: int = 0
+    warm: int = 0
+
+    @property
+    def holders(self) -> int:
+        return self.live + self.warm
+
+
+@dataclass(slots=True, eq=False)
+class Holder:
+    """A sequence's cells: the first `length` positions. `live`: they belong to a run; otherwise they are warm."""
+
+    live: bool
+    length: int = 0
+    end: _Stretch | None = field(default=None, repr=False)
+
+
+class Cells:
+    """Counts the cells of a pool of `total`, each cell once.
+
+    Attributes:
+        total: cells of the pool.
+        held: cells of at least one live holder.
+        warm: cells of warm holders only; they can be given up at any time.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.held = 0
+        self.warm = 0
+
+    @property
+    def free(self) -> int:
+        """Cells of no holder."""
+        return self.total - self.held - self.warm
+
+    def grow(self, holder: Holder, cells: int) -> None:
+        """Append cells that only this holder holds.
+
+        Raises:
+            ValueError: there are not as many free ones.
+        """
+        if not 0 <= cells <= self.free:
+            raise ValueError(f"{cells} cells wanted, {self.free} are free")
+        if cells == 0:
+            return
+        end = holder.end
+        if end is None or end.holders > 1:
+            end = holder.end = _Stretch(end, 0, live=int(holder.live), warm=int(not holder.live))
+        end.length += cells
+        holder.length += cells
+        self._count(cells, live=holder.live, by=1)
+
+    def share(self, source: Holder, length: int, *, live: bool) -> Holder:
+        """A new holder of the first `length` cells of `source`.
+
+        Raises:
+            ValueError: the source has not as many.
+        """
+        made = Holder(live=live, length=length, end=self._cut(source, length))
+        self._enter(made)
+        return made
+
+    def trim(self, holder: Holder, length: int) -> None:
+        """Give up the holder's cells behind its first `length`; 0 gives up all.
+
+        Raises:
+            ValueError: the holder has not as many.
+        """
+        rest = self._cut(holder, length)
+        self._leave(holder)
+        holder.end, holder.length = rest, length
+        self._enter(holder)
+
+    def keep_warm(self, holder: Holder) -> None:
+        """The run that held these cells is over: they are warm from now on."""
+        self._turn(holder, live=False)
+
+    def take(self, holder: Holder) -> None:
+        """A run takes over warm cells: they are held from now on."""
+        self._turn(holder, live=True)
+
+    # Inside.
+
+    def _turn(self, holder: Holder, *, live: bool) -> None:
+        self._leave(holder)
+        holder.live = live
+        self._enter(holder)
+
+    def _cut(self, holder: Holder, length: int) -> _Stretch | None:
+        """The stretch with which the holder's first `length` cells end; one that reaches further is split there."""
+        if not 0 <= length <= holder.length:
+            raise ValueError(f"{length} cells of a holder of {holder.length}")
+        stretch, ends_at = holder.end, holder.length
+        while stretch is not None and ends_at - stretch.length >= length:
+            ends_at -= stretch.length
+            stretch = stretch.parent
+        if stretch is None or ends_at == length:
+            return stretch
+        # The lower part keeps its identity, so that the holders that end there stay where they are.
+        upper_length = stretch.length - (ends_at - length)
+        upper = _Stretch(stretch.parent, upper_length, live=stretch.live, warm=stretch.warm)
+        stretch.parent = upper
+        stretch.length -= upper_length
+        return upper
+
+    def _enter(self, holder: Holder) -> None:
+        stretch = holder.end
+        while stretch is not None:
+            before = stretch.live, stretch.warm
+            if holder.live:
+                stretch.live += 1
+            else:
+                stretch.warm += 1
+            self._recount(stretch, *before)
+            stretch = stretch.parent
+
+    def _leave(self, holder: Holder) -> None:
+        stretch = holder.end
+        while stretch is not None:
+            before = stretch.live, stretch.warm
+            if holder.live:
+                stretch.live -= 1
+            else:
+                stretch.warm -= 1
+            self._recount(stretch, *before)
+            stretch = stretch.parent
+
+    def _recount(self, stretch: _Stretch, live: int, warm: int) -> None:
+        """Correct the sums after the holders of a stretch changed."""
+        if live or warm:
+            self._count(stretch.length, live=live > 0, by=-1)
+        if stretch.holders:
+            self._count(stretch.length, live=stretch.live > 0, by=1)
+
+    def _count(self, cells: int, *, live: bool, by: int) -> None:
+        if live:
+            self.held += by * cells
+        else:
+            self.warm += by * cells
