@@ -1,5 +1,6 @@
 """What tests over HTTP say again and again."""
 
+import itertools
 import json
 import random
 import socket
@@ -24,8 +25,14 @@ def fresh_id(name: str = "job") -> str:
 
 
 def script(length: int = 0, **does: object) -> str:
-    """A prompt that tells the scripted engine what to do, `length` tokens long at least."""
-    return f"{json.dumps(does)} ".ljust(length, "x")
+    """A prompt that tells the scripted engine what to do, `length` tokens long at least.
+
+    A long one is different each time, so that no part of it is in the prefix cache.
+    """
+    return f"{json.dumps(does)} {next(_numbers) if length else ''} ".ljust(length, "x")
+
+
+_numbers = itertools.count()
 
 
 SLOW = script(token_ms=20)

@@ -16,8 +16,8 @@ CANNOT_BE_REPAIRED = 10**6
 
 @pytest.fixture
 def leaky() -> Iterator[RunningWorker]:
-    """A worker of its own, so that faults can be counted; two jobs at a time."""
-    with running_worker(parallel=2) as worker:
+    """A worker of its own, so that faults can be counted: two jobs at a time, no sequence ids for warm prefixes."""
+    with running_worker(parallel=2, prefix_cache="off") as worker:
         yield worker
 
 

@@ -198,7 +198,9 @@ def test_ctrl_c_cancels_the_job_and_shows_the_receipt(worker: RunningWorker) -> 
     code, _, said = executing.end()
     assert code == 130
     assert re.search(r"job cli-ctrl-c cancelled: stopped after [\d.]+ ms, freed after [\d.]+ ms", said), said
-    assert re.search(r"terminal event after [\d.]+ ms; KV cells \d+ → 0 \(decode, ", said), said
+    assert re.search(
+        r"terminal event after [\d.]+ ms; KV cells \d+ → 0, \d+ kept for later jobs \(decode, ", said
+    ), said
     record = worker.record("cli-ctrl-c")
     assert (record["state"], record["receipt"]["reason"]) == ("cancelled", "client")
 

@@ -141,6 +141,7 @@ def load_order(settings: Settings, model_path: str) -> Load:
         exact=settings.exact,
         threads=settings.threads,
         log_format=_log_format(settings),
+        prefix_cache=settings.prefix_cache == "on",
     )
 
 

@@ -272,7 +272,7 @@ class LlamaModel:
     def _sequence_ids(self, load: Load) -> int:
         """Separate streams divide the cells among the ids, and each id of a recurrent model costs a state."""
         states = lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model)
-        warm = 0 if load.exact or states else WARM_IDS
+        warm = WARM_IDS if load.prefix_cache and not load.exact and not states else 0
         return min(load.parallel + warm, int(lib.llama_max_parallel_sequences()))
 
     def _make_context(self, load: Load) -> Any:

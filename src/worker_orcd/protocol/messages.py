@@ -56,6 +56,7 @@ class Load(Message, frozen=True):
     threads: int
     log_format: Literal["json", "pretty"]
     self_check: bool = True
+    prefix_cache: bool = True
 
 
 class Prepare(Message, frozen=True):

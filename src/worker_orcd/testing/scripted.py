@@ -119,7 +119,7 @@ class ScriptedModel:
             load_ms=0.0,
         )
         self.separate_streams = self.dense_ids = load.exact
-        self.sequence_ids = load.parallel + (0 if load.exact else WARM_IDS)
+        self.sequence_ids = load.parallel + (WARM_IDS if load.prefix_cache and not load.exact else 0)
         self.memory: Memory = ATTENTION
         self.layers = 30
         self.abortable = "WORKER_ORCD_SCRIPTED_UNABORTABLE" not in os.environ

@@ -4,6 +4,7 @@ For trials of stopping, which begin a job, let a random moment pass and cancel i
 """
 
 import random
+import secrets
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,13 +38,18 @@ def decoding(worker: RunningWorker, job_id: str, moment: random.Random) -> Strea
 
 
 def prefilling(worker: RunningWorker, job_id: str, moment: random.Random) -> Stream:
-    """A job somewhere in the first part of reading a 2,000-token prompt."""
-    return _reading(worker, job_id, long_prompt(moment.randint(0, 10**6)), moment.randint(1, 300))
+    """A job somewhere in the first part of the prefill of a 2,000-token prompt."""
+    return _reading(worker, job_id, _new_prompt(2000), moment.randint(1, 300))
 
 
 def prefilling_deep(worker: RunningWorker, job_id: str, moment: random.Random) -> Stream:
     """A job that is reading a prompt near the limit of the context: more than 5,000 tokens are in cells."""
-    return _reading(worker, job_id, long_prompt(moment.randint(0, 10**6), 7000), moment.randint(5000, 5500))
+    return _reading(worker, job_id, _new_prompt(7000), moment.randint(5000, 5500))
+
+
+def _new_prompt(tokens: int) -> str:
+    """A prompt of which no worker has a prefix."""
+    return f"{secrets.token_hex(4)}: {long_prompt(0, tokens)}"
 
 
 def _reading(worker: RunningWorker, job_id: str, prompt: str, depth: int) -> Stream:
