@@ -75,6 +75,8 @@ class Ledger:
         self._free_ids = list(range(model.sequence_ids))
         self._quarantined: set[int] = set()
         """Free ids whose cells could not be freed. Each audit tries again."""
+        self._dirty: dict[int, int] = {}
+        """Cells of quarantined ids, by the model's count at the last audit."""
         self._live: dict[int, Slot] = {}
         """By run."""
         self._warm: OrderedDict[Slot, None] = OrderedDict()
@@ -85,8 +87,8 @@ class Ledger:
 
     @property
     def held(self) -> int:
-        """Cells of live slots, shared ones counted once."""
-        return self._cells.held
+        """Cells of live slots, shared ones counted once, and cells that the model does not free."""
+        return self._cells.held + sum(self._dirty.values())
 
     @property
     def warm(self) -> int:
@@ -225,7 +227,9 @@ class Ledger:
         counted = [self._model.cells(id_) for id_ in range(self._model.sequence_ids)]
         expected = {slot.id: slot.computed for slot in self.resident}
         found = [d for d in differences(expected, counted) if d.sequence not in self._quarantined]
-        return [self._repair(difference) for difference in found]
+        faults = [self._repair(difference) for difference in found]
+        self._dirty = {id_: counted[id_] for id_ in self._quarantined}
+        return faults
 
     def _repair(self, difference: Difference) -> AuditFault:
         """Make one sequence id hold what it should: trim it, have its tokens computed again, or use it no more."""
