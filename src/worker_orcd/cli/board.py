@@ -51,7 +51,8 @@ def header(health: Json) -> Text:
     status = health["status"]
     facts = [
         f"{health['model'] or 'no model yet'} on {health['device'] or '?'}",
-        f"KV cells {_load(health, 'kv_cells_used')}/{health['kv_cells_total']} ({_load(health, 'kv_cells_cached')} cached)",
+        f"KV cells {_load(health, 'kv_cells_used')}/{health['kv_cells_total']}",
+        f"cached {_load(health, 'kv_cells_cached')}",
         f"running {_load(health, 'jobs_running')}",
         f"queued {_load(health, 'jobs_queued')}",
         f"engine {health['engine_pid'] or '-'}",
