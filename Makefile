@@ -6,7 +6,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup install outside demo run test deep nightly test-all without faults exact simulate soak lint types arrows format bench lock docs clean
+.PHONY: help setup install outside demo run test deep nightly test-all without faults exact models simulate soak lint types arrows format bench lock docs clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -34,7 +34,7 @@ deep: setup ## The deep lane: browser, clients, proxies, faults, soak, documenta
 
 nightly: setup ## The long proofs: everything that takes more than a few minutes (some hours)
 	@tools/lane.sh nightly --timeout 7200 $(ARGS)
-	$(MAKE) --no-print-directory exact faults simulate soak
+	$(MAKE) --no-print-directory exact models faults simulate soak
 
 test-all: ## All that CI runs: `test`, then `deep`, then `without`
 	@$(MAKE) --no-print-directory test deep without
@@ -47,6 +47,9 @@ faults: setup ## Kill, stop and storm, ten times the sample that is in `make tes
 
 exact: setup ## Streams of `--exact` in a storm of aborts, compared bit by bit (EXACT_STREAMS=3000; half an hour)
 	EXACT_STREAMS=$${EXACT_STREAMS:-3000} $(PY) -m pytest tests/real/test_exact_storm.py -s --timeout 7200 </dev/null
+
+models: setup ## Aborted steps on a tiny model of each kind of memory, 100 a model (MODEL_ABORTS=100)
+	MODEL_ABORTS=$${MODEL_ABORTS:-100} $(PY) -m pytest tests/models/test_aborts.py -s --timeout 7200 </dev/null
 
 simulate: setup ## Seeded histories of the whole worker in virtual time (SIMULATED=5000; ten minutes)
 	SIMULATION_SEEDS=0:$${SIMULATED:-5000} $(PY) -m pytest tests/simulation -s </dev/null

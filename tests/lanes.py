@@ -18,6 +18,7 @@ DEEP = (
     "integration/test_observability.py",
     "integration/test_proxy.py",
     "integration/test_traces.py",
+    "models/test_exactness.py",
     "models/test_worker.py",
 )
 """Folders and files: programs of others, many faults, many jobs, many models, the documentation's examples."""

@@ -1,6 +1,6 @@
 """Aborted steps at random moments leave no trace, for each kind of memory (G6, G15).
 
-`MODEL_ABORTS` is how many steps are aborted for each model (`make models`: 300).
+`MODEL_ABORTS` is how many steps are aborted for each model (`make models`: 100).
 """
 
 import os
@@ -75,7 +75,7 @@ def test_a_run_that_comes_after_an_abort_begins_with_an_empty_state(
     assert {number for number, drawn, other in pairs if distance(drawn, other) > case.rounding} == set()
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.exact], ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if not case.refused], ids=str)
 def test_exact_logits_beside_aborted_steps_are_identical_to_the_run_alone(
     case: Case, tiny_models: TinyModels, stack: ExitStack
 ) -> None:

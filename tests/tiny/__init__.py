@@ -37,7 +37,7 @@ class TinyModels:
             partial = path.with_suffix(".partial")
             command = [sys.executable, "-m", "tests.tiny", str(partial), name, quantized, wanted]
             root = Path(__file__).parents[2]
-            made = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
+            made = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600, check=False)
             if made.returncode != 0:
                 raise RuntimeError(f"{name}: {made.stderr[-1000:]}")
             partial.rename(path)

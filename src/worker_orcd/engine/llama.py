@@ -3,16 +3,17 @@
 import ctypes
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
-import numpy as np
 
 from worker_orcd.engine import devices
 from worker_orcd.engine.draws import draw_seed
 from worker_orcd.engine.in_hand import InHand
+from worker_orcd.engine.inspection import GraphInspection, Recorder
 from worker_orcd.engine.model import (
     Arming,
     Batch,
@@ -24,6 +25,7 @@ from worker_orcd.engine.model import (
     Sampler,
 )
 from worker_orcd.engine.planner import MAX_ROWS
+from worker_orcd.engine.row_buffers import RowBuffers
 from worker_orcd.engine.templates.renderer import Renderer, RendererLost
 from worker_orcd.engine.templates.template import Source, TemplateFault
 from worker_orcd.engine.tokenizer import Tokenizer
@@ -80,8 +82,8 @@ class LlamaModel:
         # libc's strlen(p) is 0 or 1 when p points at the flag byte followed by a NUL: a native abort callback that
         # needs neither a compiler nor the GIL, asked about a thousand times a step.
         self._abort = ctypes.cast(_strlen, lib.ggml_abort_callback)
-        self._rows = _RowBuffers(MAX_ROWS)
-        self._exact = load.exact
+        self._rows = RowBuffers(lib, MAX_ROWS)
+        self._load = load
         self._tokenizer = Tokenizer(lib, self._vocab)
         self._renderer: Renderer | None = None
         self._template_fault: str | None = None
@@ -116,12 +118,12 @@ class LlamaModel:
     @property
     def separate_streams(self) -> bool:
         """With `--exact`. llama.cpp computes streams from the lowest to the highest id of a step."""
-        return self._exact
+        return self._load.exact
 
     @property
     def dense_ids(self) -> bool:
         """A gap costs separate streams a stream that is computed for nobody, recurrent states a micro-batch more."""
-        return self._exact or self.memory.kind == "recurrent"
+        return self._load.exact or self.memory.kind == "recurrent"
 
     # Text.
 
@@ -189,6 +191,24 @@ class LlamaModel:
     def sampler(self, sampling: Sampling, history: list[int]) -> Sampler:
         """A chain of llama.cpp's samplers: penalties, top-k, top-p, temperature, then the draw."""
         return _LlamaSampler(self._context, self.facts.vocab_size, sampling, history[-PENALTY_WINDOW:])
+
+    @contextmanager
+    def inspection(self, sequences: int, cells: int, rows: int) -> Iterator[GraphInspection]:
+        """A second, small context over the same weights."""
+        recorder = Recorder(lib)
+        params = self._context_params(self._load)
+        params.n_seq_max, params.n_ctx = sequences, sequences * cells
+        params.n_batch = params.n_ubatch = rows
+        params.cb_eval = recorder.callback
+        context = lib.llama_init_from_model(self._model, params)
+        if not context:
+            raise ModelLoadError(
+                f"{self._load.model_path}: no room for the self-check of --exact: {self._complaints.last()}"
+            )
+        try:
+            yield GraphInspection(lib, context, rows, self.facts.vocab_size, recorder)
+        finally:
+            lib.llama_free(context)
 
     # Memory.
 
@@ -276,6 +296,23 @@ class LlamaModel:
         return min(load.parallel + warm, int(lib.llama_max_parallel_sequences()))
 
     def _make_context(self, load: Load) -> Any:
+        context = lib.llama_init_from_model(self._model, self._context_params(load))
+        if not context:
+            if load.exact and not self._complaints.about_memory():
+                architecture = self._meta("general.architecture")
+                mla = self._meta(f"{architecture}.attention.kv_lora_rank")
+                reason = "its attention is MLA, which keeps keys and values as one" if mla else ""
+                raise ModelLoadError(
+                    f"{load.model_path}: --exact refused: {reason or self._complaints.last()}"
+                )
+            code = "INSUFFICIENT_VRAM" if load.gpu_device is not None else "MODEL_LOAD_FAILED"
+            raise ModelLoadError(
+                f"{load.model_path}: no room for {load.context_length} KV cells: {self._complaints.last()}",
+                code,
+            )
+        return context
+
+    def _context_params(self, load: Load) -> Any:
         params = lib.llama_context_default_params()
         params.n_ctx = load.context_length
         params.n_batch = params.n_ubatch = MAX_ROWS
@@ -291,14 +328,7 @@ class LlamaModel:
             # other's order of summation.
             params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
             params.type_k, params.type_v = _BF16, _F16
-        context = lib.llama_init_from_model(self._model, params)
-        if not context:
-            code = "INSUFFICIENT_VRAM" if load.gpu_device is not None else "MODEL_LOAD_FAILED"
-            raise ModelLoadError(
-                f"{load.model_path}: no room for {load.context_length} KV cells: {self._complaints.last()}",
-                code,
-            )
-        return context
+        return params
 
     def _quant_kind(self) -> str:
         """`Q4_1` out of llama.cpp's description, `llama 135M Q4_1`."""
@@ -310,38 +340,6 @@ class LlamaModel:
         buffer = ctypes.create_string_buffer(256)
         length = lib.llama_model_meta_val_str(self._model, key.encode(), buffer, 256)
         return buffer.value.decode("utf-8", "replace") if length > 0 else ""
-
-
-class _RowBuffers:
-    """The arrays of a `llama_batch`, kept and refilled. Each row belongs to one sequence."""
-
-    def __init__(self, rows: int) -> None:
-        self._tokens = np.zeros(rows, np.int32)
-        self._positions = np.zeros(rows, np.int32)
-        self._counts = np.ones(rows, np.int32)
-        self._sequences = np.zeros(rows, np.int32)
-        self._wanted = np.zeros(rows, np.int8)
-        first = self._sequences.ctypes.data
-        self._pointers = np.arange(rows, dtype=np.uint64) * 4 + first
-        self._batch = lib.llama_batch()
-        for name, array in (
-            ("token", self._tokens),
-            ("pos", self._positions),
-            ("n_seq_id", self._counts),
-            ("seq_id", self._pointers),
-            ("logits", self._wanted),
-        ):
-            kind = dict(lib.llama_batch._fields_)[name]
-            setattr(self._batch, name, ctypes.cast(array.ctypes.data, kind))
-
-    def fill(self, batch: Batch) -> Any:
-        rows = len(batch.tokens)
-        self._tokens[:rows] = batch.tokens
-        self._positions[:rows] = batch.positions
-        self._sequences[:rows] = batch.sequences
-        self._wanted[:rows] = batch.wanted
-        self._batch.n_tokens = rows
-        return self._batch
 
 
 class _LlamaSampler:

@@ -1,5 +1,6 @@
 """What the loop needs of a model. llama.cpp is one (`llama.py`); the scripted one in `testing/` is another."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Literal, Protocol
@@ -105,7 +106,42 @@ class Sampler(Protocol):
         """Free what it holds."""
 
 
-class Model(Protocol):
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """An operation of a model's graph.
+
+    Attributes:
+        kind: as the backend calls it, such as `MUL_MAT`.
+        name: of the weights that it multiplies with, or else of its result.
+        weight_type: of these weights, such as `F32`; empty if it has none.
+    """
+
+    kind: str
+    name: str
+    weight_type: str = ""
+
+
+class Computes(Protocol):
+    """What computes steps."""
+
+    def decode(self, batch: Batch, *, armed: Arming) -> Outcome:
+        """Compute a step. `armed`: which stops may abort it."""
+
+    def logits(self, row: int) -> bytes:
+        """The raw next-token scores of the last step's row `row`, to be compared bit for bit."""
+
+    def trim(self, sequence: int, length: int) -> bool:
+        """Forget all of a sequence behind its first `length` tokens; 0 frees it. False: it cannot, nothing changed."""
+
+
+class Inspection(Computes, Protocol):
+    """Computes with a model's weights, and records the results of each operation."""
+
+    def recorded(self) -> dict[Operation, set[int]]:
+        """Hashes of the rows computed since the last call, by operation, in the order of the graph."""
+
+
+class Model(Computes, Protocol):
     """A loaded model with room for `facts.sequences` sequences."""
 
     @property
@@ -161,14 +197,12 @@ class Model(Protocol):
     def sampler(self, sampling: Sampling, history: list[int]) -> Sampler:
         """A sampler that has seen `history` (prompt and generated tokens)."""
 
-    def decode(self, batch: Batch, *, armed: Arming) -> Outcome:
-        """Compute a step. `armed`: which stops may abort it."""
+    def inspection(self, sequences: int, cells: int, rows: int) -> AbstractContextManager[Inspection]:
+        """An inspection for so many sequences with so many cells each, and at most so many rows in a step.
 
-    def logits(self, row: int) -> bytes:
-        """The raw next-token scores of the last step's row `row`, to be compared bit for bit."""
-
-    def trim(self, sequence: int, length: int) -> bool:
-        """Forget all of a sequence behind its first `length` tokens; 0 frees it. False: it cannot, nothing changed."""
+        Raises:
+            ModelLoadError: there is no room for it.
+        """
 
     def clear(self) -> None:
         """Reset the cells of a model in which no sequence holds any, and where the search for free ones begins."""

@@ -19,14 +19,24 @@ strict: positions that are not consecutive, or more rows than there is room for,
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import count
 
 from worker_orcd.engine.draws import draw_seed
 from worker_orcd.engine.in_hand import InHand
-from worker_orcd.engine.model import ATTENTION, Arming, Batch, Memory, ModelLoadError, Outcome, Sampler
+from worker_orcd.engine.model import (
+    ATTENTION,
+    Arming,
+    Batch,
+    Memory,
+    ModelLoadError,
+    Operation,
+    Outcome,
+    Sampler,
+)
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import Load, Ready, Sampling, Template
 
@@ -201,6 +211,15 @@ class ScriptedModel:
     def logits(self, row: int) -> bytes:
         """Something that depends on all tokens so far, shaped as 32-bit floats."""
         return self._scores[0][:64]
+
+    @contextmanager
+    def inspection(self, sequences: int, cells: int, rows: int) -> Iterator["ScriptedModel"]:
+        """Itself: it has no graph."""
+        yield self
+
+    def recorded(self) -> dict[Operation, set[int]]:
+        """One operation, without rows."""
+        return {Operation("SCRIPTED", "scripted"): set()}
 
     def trim(self, sequence: int, length: int) -> bool:
         """Forget what lies behind, or not: some leak."""

@@ -1,0 +1,41 @@
+"""Rows of a step in the form in which llama.cpp takes them."""
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from worker_orcd.engine.model import Batch
+
+
+class RowBuffers:
+    """The arrays of a `llama_batch`, kept and refilled. Each row belongs to one sequence."""
+
+    def __init__(self, lib: Any, rows: int) -> None:
+        self._tokens = np.zeros(rows, np.int32)
+        self._positions = np.zeros(rows, np.int32)
+        self._counts = np.ones(rows, np.int32)
+        self._sequences = np.zeros(rows, np.int32)
+        self._wanted = np.zeros(rows, np.int8)
+        first = self._sequences.ctypes.data
+        self._pointers = np.arange(rows, dtype=np.uint64) * 4 + first
+        self._batch = lib.llama_batch()
+        for name, array in (
+            ("token", self._tokens),
+            ("pos", self._positions),
+            ("n_seq_id", self._counts),
+            ("seq_id", self._pointers),
+            ("logits", self._wanted),
+        ):
+            kind = dict(lib.llama_batch._fields_)[name]
+            setattr(self._batch, name, ctypes.cast(array.ctypes.data, kind))
+
+    def fill(self, batch: Batch) -> Any:
+        """The `llama_batch` of these rows; valid until the next call."""
+        rows = len(batch.tokens)
+        self._tokens[:rows] = batch.tokens
+        self._positions[:rows] = batch.positions
+        self._sequences[:rows] = batch.sequences
+        self._wanted[:rows] = batch.wanted
+        self._batch.n_tokens = rows
+        return self._batch

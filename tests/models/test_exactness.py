@@ -1,0 +1,86 @@
+"""`--exact` refuses, in one line that says why, each model whose streams depend on what runs beside them (G6).
+
+What it takes is byte-identical beside aborts (`test_aborts.py`).
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.models.engine import TinyEngine
+from tests.models.matrix import CASES, ONLY_CHECKED, Case
+from tests.tiny import TinyModels
+from worker_orcd.engine.exactness import require_exactness
+from worker_orcd.engine.model import ModelLoadError
+from worker_orcd.testing.harness import free_port
+
+
+def refusal(path: Path, parallel: int = 4) -> str | None:
+    """What loading with `--exact` and the self-check say; None: streams are exact."""
+    try:
+        engine = TinyEngine(path, exact=True, parallel=parallel, cells=parallel * 256)
+    except ModelLoadError as error:
+        return str(error)
+    try:
+        require_exactness(engine.model, str(path), lambda: None)
+        assert engine.cells_held() == [0] * parallel
+    except ModelLoadError as error:
+        return str(error)
+    finally:
+        engine.close()
+    return None
+
+
+def check_refusal(said: str | None, path: Path, kind: str) -> None:
+    """One line, which names the file, the option and the kind of model."""
+    assert said is not None
+    assert said.startswith(f"{path}: --exact refused: ")
+    assert kind in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("case", CASES + ONLY_CHECKED, ids=str)
+def test_a_model_is_refused_if_and_only_if_its_streams_are_not_exact(
+    case: Case, tiny_models: TinyModels
+) -> None:
+    """Every kind of memory, with experts and without. The scores alone mostly do not show what is found here."""
+    path = tiny_models.path(case.name, **case.metadata)
+    said = refusal(path)
+    if case.refused:
+        check_refusal(said, path, case.refused)
+    else:
+        assert said is None
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+def test_weights_that_are_not_quantized_are_refused_by_their_type(tiny_models: TinyModels, kind: str) -> None:
+    """Their products take one path for a single row and another for several."""
+    path = tiny_models.path("llama", kind)
+    check_refusal(refusal(path), path, f"the model has {kind} weights (blk.0.attn_q.weight)")
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_few_sequences_are_enough_to_find_it(tiny_models: TinyModels, parallel: int) -> None:
+    """A single one is carried on after a death, and computes its rows beside each other then."""
+    path = tiny_models.path("llama-moe")
+    check_refusal(refusal(path, parallel), path, "a mixture of experts whose router has F32 weights")
+
+
+@pytest.mark.parametrize("name", ["llama-moe", "deepseek2"])
+def test_the_worker_ends_with_one_line(tiny_models: TinyModels, name: str) -> None:
+    """Before it serves any job; never because of cells."""
+    (case,) = (case for case in CASES if case.name == name)
+    path = tiny_models.path(case.name, **case.metadata)
+    given = ["--model", str(path), "--exact", "--parallel", "4", "--context-length", "2048", "--threads", "1"]
+    result = subprocess.run(
+        [sys.executable, "-m", "worker_orcd", "--port", str(free_port()), *given],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    check_refusal(last.removeprefix("worker-orcd: MODEL_LOAD_FAILED: "), path, case.refused)
