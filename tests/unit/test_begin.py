@@ -1,0 +1,40 @@
+"""Requests that become jobs: how long their prompts are waited for."""
+
+import asyncio
+from typing import cast
+
+import pytest
+
+from worker_orcd.api import begin
+from worker_orcd.worker.streams import JobStream
+from worker_orcd.worker.worker import Worker
+
+
+class SlowWorker:
+    """A worker that counts no prompt: each wait lasts as long as it may."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.waits: list[float] = []
+
+    def monotonic(self) -> float:
+        """The time."""
+        return self.now
+
+    async def measured(self, stream: JobStream, patience_sec: float) -> None:
+        """Wait in vain."""
+        self.waits.append(patience_sec)
+        self.now += max(0.0, patience_sec)
+
+
+@pytest.mark.parametrize("choices", [1, 2, 8])
+def test_the_prompts_of_all_choices_are_waited_for_together(
+    choices: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, not once each: otherwise eight choices begin after eight seconds."""
+    worker = SlowWorker()
+    monkeypatch.setattr(begin, "time", worker)
+    streams = [cast(JobStream, object())] * choices
+    asyncio.run(begin._measured(cast(Worker, worker), streams))
+    assert len(worker.waits) == choices
+    assert worker.now == 100.0 + begin.MEASURE_PATIENCE_SEC
