@@ -1,5 +1,6 @@
 """The command line as its users have it: real processes, piped or on a terminal of their own."""
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -11,11 +12,13 @@ import termios
 import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
-from worker_orcd.testing.harness import RunningWorker, wait_until
+from worker_orcd.testing import forked
+from worker_orcd.testing.harness import Process, RunningWorker, wait_until
 
-CLI = [sys.executable, "-m", "worker_orcd"]
+MODULE = "worker_orcd"
+CLI = [sys.executable, "-m", MODULE]
 PATIENCE_SEC = 60
 CTRL_C, CTRL_D, CTRL_Z = "\x03", "\x04", "\x1a"
 
@@ -30,19 +33,61 @@ def environment(worker: RunningWorker | None = None, **more: str) -> dict[str, s
     return {**plain, "PYTHONIOENCODING": "utf-8", **address, **more}
 
 
+class Command(forked.ForkedProcess):
+    """`worker-orcd` as a process with a pipe for each of its streams, as `subprocess.Popen` has it.
+
+    It is forked: what it imports lazily is measured elsewhere.
+    """
+
+    def __init__(self, words: Sequence[str], env: Mapping[str, str]) -> None:
+        (its_stdin, stdin), (stdout, its_stdout), (stderr, its_stderr) = (os.pipe() for _ in range(3))
+        its = (its_stdin, its_stdout, its_stderr)
+        try:
+            super().__init__(MODULE, words, streams=its, env=env)
+        finally:
+            for descriptor in its:
+                os.close(descriptor)
+        self.stdin: IO[bytes] = os.fdopen(stdin, "wb")
+        self.stdout: IO[bytes] | None = os.fdopen(stdout, "rb")
+        self.stderr: IO[bytes] = os.fdopen(stderr, "rb")
+
+    def communicate(self, stdin: bytes = b"") -> tuple[bytes, bytes]:
+        """Say this and no more, and wait for its end. Returns what it said until then.
+
+        Raises:
+            subprocess.TimeoutExpired: it did not end, and was killed.
+        """
+        said: dict[str, bytes] = {}
+        readers = [
+            threading.Thread(target=lambda name=name, stream=stream: said.update({name: stream.read()}))
+            for name, stream in (("stdout", self.stdout), ("stderr", self.stderr))
+            if stream is not None
+        ]
+        for reader in readers:
+            reader.start()
+        with contextlib.suppress(BrokenPipeError), self.stdin:
+            self.stdin.write(stdin)
+        try:
+            self.wait(PATIENCE_SEC)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+        finally:
+            for reader in readers:
+                reader.join()
+            for stream in (self.stdout, self.stderr):
+                if stream is not None:
+                    stream.close()
+        return said.get("stdout", b""), said["stderr"]
+
+
 def run(
     *words: str, worker: RunningWorker | None = None, stdin: str = "", **env: str
 ) -> "subprocess.CompletedProcess[str]":
     """Run `worker-orcd` to its end, piped."""
-    return subprocess.run(
-        [*CLI, *words],
-        input=stdin,
-        capture_output=True,
-        encoding="utf-8",
-        env=environment(worker, **env),
-        timeout=PATIENCE_SEC,
-        check=False,
-    )
+    command = Command(words, environment(worker, **env))
+    stdout, stderr = (said.decode().replace("\r\n", "\n") for said in command.communicate(stdin.encode()))
+    return subprocess.CompletedProcess(words, command.wait(), stdout, stderr)
 
 
 class Piped:
@@ -51,13 +96,7 @@ class Piped:
     def __init__(
         self, worker: RunningWorker | None, *words: str, env: Mapping[str, str] | None = None
     ) -> None:
-        self.process = subprocess.Popen(
-            [*CLI, *words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment(worker, **(env or {})),
-        )
+        self.process = Command(words, environment(worker, **(env or {})))
 
     def first_output(self, size: int = 20) -> bytes:
         """Wait for its first words."""
@@ -66,14 +105,13 @@ class Piped:
 
     def say(self, line: str) -> None:
         """Give it a line."""
-        assert self.process.stdin is not None
         self.process.stdin.write(line.encode() + b"\n")
         self.process.stdin.flush()
 
     def end(self) -> tuple[int, str, str]:
         """Wait for its end. Returns the exit code, and what more it said on stdout, and all on stderr."""
-        said, errors = self.process.communicate(timeout=PATIENCE_SEC)
-        return self.process.returncode, (said or b"").decode(), errors.decode()
+        said, errors = self.process.communicate()
+        return self.process.wait(), said.decode(), errors.decode()
 
 
 class Terminal:
@@ -85,7 +123,7 @@ class Terminal:
         *words: str,
         rows: int = 30,
         columns: int = 200,
-        program: Sequence[str] = CLI,
+        program: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
     ) -> None:
         self._ours, self._its = pty.openpty()
@@ -94,11 +132,14 @@ class Terminal:
         self._text = ""
         self._mark = 0
         self._changed = threading.Condition()
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _ON_ITS_TERMINAL, str(self._its), *program, *words],
-            pass_fds=[self._its],
-            env=environment(worker, TERM="xterm", INPUTRC="/dev/null", **(env or {})),
-        )
+        full_env = environment(worker, TERM="xterm", INPUTRC="/dev/null", **(env or {}))
+        self.process: Process
+        if program:
+            command = [sys.executable, "-c", _ON_ITS_TERMINAL, str(self._its), *program, *words]
+            self.process = subprocess.Popen(command, pass_fds=[self._its], env=full_env)
+        else:
+            streams = (self._its, self._its, self._its)
+            self.process = forked.ForkedProcess(MODULE, words, streams=streams, env=full_env, terminal=True)
         threading.Thread(target=self._read, daemon=True).start()
 
     def __enter__(self) -> Self:

@@ -28,7 +28,7 @@ def started(code: str, said: Path, monkeypatch: pytest.MonkeyPatch, **env: str) 
     monkeypatch.chdir(said.parent)
     with said.open("wb") as stdout, Path(os.devnull).open("rb") as stdin:
         streams = (stdin.fileno(), stdout.fileno(), stdout.fileno())
-        return forked.start(Path(file.name).stem, ["a b", "--c"], streams=streams, env=dict(env))
+        return forked.ForkedProcess(Path(file.name).stem, ["a b", "--c"], streams=streams, env=dict(env))
 
 
 def test_it_has_its_own_arguments_environment_streams_and_folder(

@@ -2,9 +2,10 @@
 
 Starting Python and importing a web server takes two CPU seconds, and an engine one more: most of what a short test
 takes. Forked ones start in a tenth of that and are processes all the same: with ids, signals, exit codes and streams of
-their own. `python -m worker_orcd.testing.forked` is the process that is forked; `start` talks to it.
+their own. `python -m worker_orcd.testing.forked` is the process that is forked.
 """
 
+import atexit
 import contextlib
 import gc
 import io
@@ -28,6 +29,12 @@ PRELOADED = (
     "uvicorn.lifespan.off",
     "uvicorn.loops.uvloop",
     "uvicorn.protocols.http.httptools_impl",
+    "worker_orcd.cli.cancel",
+    "worker_orcd.cli.execute",
+    "worker_orcd.cli.main",
+    "worker_orcd.cli.logs",
+    "worker_orcd.cli.ps",
+    "worker_orcd.cli.watch",
     "worker_orcd.cli.serve",
     "worker_orcd.engine.process",
     "worker_orcd.testing.scripted",
@@ -42,12 +49,45 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class ForkedProcess:
     """One of them, as `subprocess.Popen` shows a process."""
 
-    def __init__(self, pid: int, status: "IO[bytes]", arguments: Sequence[str]) -> None:
-        self.pid = pid
-        self.args = list(arguments)
+    def __init__(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        *,
+        streams: tuple[int, int, int],
+        env: Mapping[str, str],
+        terminal: bool = False,
+    ) -> None:
+        """Run a module as `python -m` would, in this folder.
+
+        Args:
+            module: its name.
+            arguments: those behind the module's name.
+            streams: the descriptors of its stdin, stdout and stderr. The caller keeps them.
+            env: all of its environment. What begins with PYTHON comes too late, but for PYTHONIOENCODING.
+            terminal: whether its streams are a terminal, which it is to have for itself.
+        """
+        self.args = [module, *arguments]
         self.returncode: int | None = None
-        self._status = status
         self._lock = threading.Lock()
+        ours, its = os.pipe()
+        order = {
+            "module": module,
+            "arguments": list(arguments),
+            "env": dict(env),
+            "folder": os.getcwd(),  # noqa: PTH109  # A word of the message.
+            "terminal": terminal,
+            "ignored": [sig for sig in _SIGNALS if signal.getsignal(sig) is signal.SIG_IGN],
+        }
+        self._status = os.fdopen(ours, "rb", buffering=0)
+        try:
+            _Parent.shared().send(json.dumps(order).encode(), [*streams, its])
+        except BaseException:
+            self._status.close()
+            raise
+        finally:
+            os.close(its)
+        self.pid = int(self._status.readline())
 
     def poll(self) -> int | None:
         """Its exit code, negative if it was a signal; None while it runs."""
@@ -92,43 +132,6 @@ class ForkedProcess:
         self.returncode = int(word)
 
 
-def start(
-    module: str,
-    arguments: Sequence[str],
-    *,
-    streams: tuple[int, int, int],
-    env: Mapping[str, str],
-    terminal: bool = False,
-) -> ForkedProcess:
-    """Run a module as `python -m` would, in this folder.
-
-    Args:
-        module: its name.
-        arguments: those behind the module's name.
-        streams: the descriptors of its stdin, stdout and stderr. The caller keeps them.
-        env: all of its environment. What begins with PYTHON comes too late, but for PYTHONIOENCODING.
-        terminal: whether its streams are a terminal, which it is to have for itself.
-    """
-    ours, its = os.pipe()
-    order = {
-        "module": module,
-        "arguments": list(arguments),
-        "env": dict(env),
-        "folder": os.getcwd(),  # noqa: PTH109  # A word of the message.
-        "terminal": terminal,
-        "ignored": [sig for sig in _SIGNALS if signal.getsignal(sig) is signal.SIG_IGN],
-    }
-    status = os.fdopen(ours, "rb", buffering=0)
-    try:
-        _Parent.shared().send(json.dumps(order).encode(), [*streams, its])
-    except BaseException:
-        status.close()
-        raise
-    finally:
-        os.close(its)
-    return ForkedProcess(int(status.readline()), status, [module, *arguments])
-
-
 class _Parent:
     """The process that is forked, as its own parent sees it. It ends with it."""
 
@@ -143,6 +146,7 @@ class _Parent:
                 pass_fds=[its.fileno()],
                 stdin=subprocess.DEVNULL,
             )
+        atexit.register(self._close)
 
     @classmethod
     def shared(cls) -> "_Parent":
@@ -155,6 +159,10 @@ class _Parent:
     def send(self, order: bytes, descriptors: list[int]) -> None:
         with self._lock:
             socket.send_fds(self._control, [order], descriptors)
+
+    def _close(self) -> None:
+        self._control.close()
+        self._process.wait()
 
 
 def _readable(stream: "IO[bytes]", timeout: float | None) -> bool:

@@ -341,9 +341,8 @@ def _start(
     if engine == "scripted" and not any(
         name.startswith("PYTHON") for name, _ in env.items() - os.environ.items()
     ):
-        return forked.start(
-            _FORKED, arguments, streams=(stdin.fileno(), said.fileno(), said.fileno()), env=env
-        )
+        streams = (stdin.fileno(), said.fileno(), said.fileno())
+        return forked.ForkedProcess(_FORKED, arguments, streams=streams, env=env)
     command = [sys.executable, "-m", _MODULES[engine], *arguments]
     return subprocess.Popen(command, stdin=stdin, stdout=said, stderr=said, env=env)
 
