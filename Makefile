@@ -26,7 +26,7 @@ demo: setup ## See a cancel at work on the bundled model
 run: setup ## Start the worker (options in ARGS, e.g. make run ARGS="--port 9000")
 	@.venv/bin/worker-orcd $(ARGS)
 
-test: setup lint types arrows ## The quick lane: lint, types, arrows, and the tests that every change needs
+test: setup ## The quick lane: lint, types, arrows, and the tests that every change needs
 	@tools/lane.sh quick $(ARGS)
 
 deep: setup ## The deep lane: browser, clients, proxies, faults, soak, documentation examples, models in depth

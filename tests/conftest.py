@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 
 from tests import lanes, programs
 from tests.helpers import stop_everything
@@ -27,11 +27,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
 
-# How fast examples are made says something of the machine only, and these machines are shared.
-settings.register_profile(
-    "any-machine", parent=settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("any-machine")
+settings.load_profile("any-machine")  # Of `lanes`.
 
 
 @pytest.fixture(scope="session")

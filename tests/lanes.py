@@ -1,12 +1,19 @@
 """Which lane a test runs in: quick (`make test`), deep (the rest of `make test-all`) or nightly (`make nightly`).
 
 A test is quick unless it is listed here or marked `deep` or `nightly`. `serial` is independent of the lane: such a test
-measures time or needs the machine for itself, and runs alone.
+measures time or needs the machine for itself, and runs alone. The quick lane has for each guarantee a test that fails
+when its mechanism is broken (docs/traceability.md); what proves the same again, elsewhere or more often, is deep.
+
+`LANE` names the lane that runs (`tools/lane.sh`).
 """
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+LANE = os.environ.get("LANE", "quick")
 
 DEEP = (
     "browser",
@@ -14,29 +21,74 @@ DEEP = (
     "docs",
     "faults",
     "soak",
+    "integration/test_cli_completion.py",
     "integration/test_deploy.py",
+    "integration/test_execute.py::test_a_declared_giant_is_refused_before_it_is_sent",
+    "integration/test_forked.py::test_with_options_for_python_a_worker_gets_an_interpreter_of_its_own",
+    "integration/test_hostile_template.py",
     "integration/test_observability.py",
     "integration/test_proxy.py",
+    "integration/test_schema.py",
+    "integration/test_shared_workers.py",
+    "integration/test_shutdown.py::test_it_is_gone_in_time_also_beside_a_reader_that_takes_nothing",
+    "integration/test_streams.py::test_readers_of_an_ended_job_are_bounded_too",
+    "integration/test_template_fuzz.py",
     "integration/test_traces.py",
     "models/test_exactness.py",
     "models/test_worker.py",
+    "real/test_demo.py",
+    "real/test_exact.py",
+    "real/test_exact_storm.py::test_streams_in_a_storm_are_bitwise_those_of_the_same_jobs_alone[bundled]",
+    "real/test_generating.py::test_every_way_of_sampling_works",
+    "real/test_generating.py::test_hundred_jobs_every_third_cancelled_leave_nothing",
+    "real/test_generating.py::test_no_broken_characters",
+    "real/test_stopping.py::test_a_cancel_delays_a_neighbour_by_a_step_at_most[prefilling]",
+    "real/test_stopping.py::test_computing_stops_in_time[starting-25-prefill]",
+    "real/test_stopping.py::test_computing_stops_in_time[ending-20-decode]",
+    "real/test_waiting.py",
 )
-"""Folders and files: programs of others, many faults, many jobs, many models, the documentation's examples."""
+"""Folders, files and tests (with or without parameters): programs of others, many faults, many jobs, many models, the
+documentation's examples, and repeated proofs."""
 
-SERIAL = ("browser", "clients", "faults", "features", "real", "soak", "integration/test_disconnect.py")
+QUICK_MODELS = {"llama", "mamba", "jamba", "gemma3"}
+"""Of each kind of memory one: attention, recurrent, hybrid, sliding windows. All others are deep."""
+
+SERIAL = ("faults", "features", "real", "integration/test_disconnect.py")
 """Folders and files whose tests measure time, or start so much that another test beside them would be disturbed."""
 
+SAMPLED = ("property", "simulation")
+"""Tests of random histories run in every lane: a sample in the quick one, more in the others."""
+
 _TESTS = Path(__file__).parent
+_MODELS = "models/test_aborts.py"
+
+# How fast examples are made says something of the machine only, and these machines are shared.
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def _listed(item: pytest.Item, places: tuple[str, ...]) -> bool:
-    path = item.path.relative_to(_TESTS).as_posix() if item.path.is_relative_to(_TESTS) else ""
-    return any(path == place or path.startswith(f"{place}/") for place in places)
+def examples(quick: int) -> int:
+    """How many examples a test tries that is listed in `SAMPLED`."""
+    return quick * {"quick": 1, "deep": 4, "nightly": 20}[LANE]
+
+
+def _listed(name: str, places: tuple[str, ...]) -> bool:
+    return any(name == place or name.startswith((f"{place}/", f"{place}::", f"{place}[")) for place in places)
+
+
+def _in_depth(item: pytest.Item, name: str) -> bool:
+    """Whether it tries a model that stands for no kind of memory."""
+    case = getattr(getattr(item, "callspec", None), "params", {}).get("case")
+    return name.startswith(_MODELS) and case is not None and str(case) not in QUICK_MODELS
 
 
 def assign(item: pytest.Item) -> None:
     """Mark a test with its lane."""
-    if _listed(item, DEEP) and not item.get_closest_marker("nightly"):
+    if not item.path.is_relative_to(_TESTS):
+        return
+    name = f"{item.path.relative_to(_TESTS).as_posix()}::{item.nodeid.partition('::')[2]}"
+    if (_listed(name, DEEP) or _in_depth(item, name)) and not item.get_closest_marker("nightly"):
         item.add_marker(pytest.mark.deep)
-    if _listed(item, SERIAL):
+    if _listed(name, SAMPLED):
+        item.add_marker(pytest.mark.sampled)
+    if _listed(name, SERIAL):
         item.add_marker(pytest.mark.serial)

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Runs the tests of one lane and says how long that took. Called by `make test`, `make deep` and `make nightly`.
+# Runs one lane (the quick one with lint, types and arrows) and says how long that took. Called by `make test`, `make deep` and `make nightly`.
 # Tests that measure no time run in two processes; `serial` ones run alone, after them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 lane=$1
 shift
-others="not deep and not nightly"
-[ "$lane" = quick ] || others=$lane
+export LANE=$lane
+chosen="not deep and not nightly"
+[ "$lane" = quick ] || chosen="($lane or sampled)"
 started=$SECONDS
-.venv/bin/python -m pytest -n 2 --dist loadfile -m "not serial and $others" --durations=10 "$@" </dev/null
-.venv/bin/python -m pytest -m "serial and $others" --durations=10 "$@" </dev/null || [ $? = 5 ] # none selected
+[ "$lane" != quick ] || make --no-print-directory lint types arrows
+.venv/bin/python -m pytest -n 2 --dist loadfile -m "not serial and $chosen" --durations=10 "$@" </dev/null
+.venv/bin/python -m pytest -m "serial and $chosen" --durations=10 "$@" </dev/null || [ $? = 5 ] # none selected
 echo "lane $lane: $(((SECONDS - started + 30) / 60)) min ($((SECONDS - started)) s)"

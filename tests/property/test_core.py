@@ -14,6 +14,7 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.fakes import at, books_of, execute
+from tests.lanes import examples
 from worker_orcd.jobs.dispatcher import POISON_DEATHS, SUSPECT_DEATHS, Dispatcher, Known, ReadyEngine
 from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Halt, Prepare, Run
 from worker_orcd.jobs.errors import ErrorCode, JobError
@@ -616,4 +617,4 @@ class Core(RuleBasedStateMachine):
 
 
 TestCore = Core.TestCase
-TestCore.settings = settings(max_examples=400, stateful_step_count=60, deadline=None)
+TestCore.settings = settings(max_examples=examples(100), stateful_step_count=60, deadline=None)

@@ -8,6 +8,7 @@ import msgspec
 from hypothesis import given, settings, strategies as st
 
 from tests.fakes import HandLoop, run_message
+from tests.lanes import examples
 from worker_orcd.engine.model import Outcome
 from worker_orcd.protocol.messages import FromEngine, Run, Step, Stop, Stopped
 
@@ -154,7 +155,7 @@ class Schedule:
     decode_ms=st.sampled_from([1.0, 9.0, 40.0, 150.0]),
     row_ms=st.sampled_from([0.05, 1.0, 6.0]),
 )
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=examples(40))
 def test_whatever_happens_beside_it_a_run_s_output_is_that_of_the_run_alone(
     plans: list[Plan], interrupts: set[int], kind: Kind, decode_ms: float, row_ms: float
 ) -> None:

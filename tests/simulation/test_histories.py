@@ -14,13 +14,14 @@ import traceback
 
 import pytest
 
+from tests.lanes import examples
 from tests.simulation.clock import virtual_time
 from tests.simulation.world import World
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.stops import StopReason
 from worker_orcd.jobs.tracker import JobTracker
 
-FIRST, LAST = (int(seed) for seed in os.environ.get("SIMULATION_SEEDS", "0:120").split(":"))
+FIRST, LAST = (int(seed) for seed in os.environ.get("SIMULATION_SEEDS", f"0:{examples(40)}").split(":"))
 SAMPLE = 100
 """So many histories have everything in them."""
 STILL_AT_IT = 500
