@@ -75,6 +75,11 @@ def _listed(name: str, places: tuple[str, ...]) -> bool:
     return any(name == place or name.startswith((f"{place}/", f"{place}::", f"{place}[")) for place in places)
 
 
+def is_deep(name: str) -> bool:
+    """Whether a folder, a file or a test (`unit/test_lanes.py::test_it[1]`) is listed as deep in whole."""
+    return _listed(name, DEEP)
+
+
 def _in_depth(item: pytest.Item, name: str) -> bool:
     """Whether it tries a model that stands for no kind of memory."""
     case = getattr(getattr(item, "callspec", None), "params", {}).get("case")
@@ -86,7 +91,7 @@ def assign(item: pytest.Item) -> None:
     if not item.path.is_relative_to(_TESTS):
         return
     name = f"{item.path.relative_to(_TESTS).as_posix()}::{item.nodeid.partition('::')[2]}"
-    if (_listed(name, DEEP) or _in_depth(item, name)) and not item.get_closest_marker("nightly"):
+    if (is_deep(name) or _in_depth(item, name)) and not item.get_closest_marker("nightly"):
         item.add_marker(pytest.mark.deep)
     if _listed(name, SAMPLED):
         item.add_marker(pytest.mark.sampled)

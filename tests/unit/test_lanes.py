@@ -1,0 +1,59 @@
+"""The quick lane proves every guarantee, and the pages say truly what is left to the deep one."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests import lanes
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "traceability.md").read_text(encoding="utf-8")
+GUARANTEES = [f"G{number}" for number in range(1, 13)]
+
+
+def named_for(guarantee: str) -> list[str]:
+    """The tests that the page names for it, as `lanes` writes them."""
+    [row] = re.findall(rf"^\| {guarantee} \| .*$", PAGE, re.MULTILINE)
+    return re.findall(r"`tests/([^`]+)`", row)
+
+
+@pytest.mark.parametrize("guarantee", GUARANTEES)
+def test_the_quick_lane_has_a_test_of_each_guarantee(guarantee: str) -> None:
+    """That it fails when the mechanism is broken was tried by hand."""
+    assert [name for name in named_for(guarantee) if not lanes.is_deep(name)], named_for(guarantee)
+
+
+def test_the_page_lists_what_is_deep() -> None:
+    """All of it, and nothing else."""
+    [section] = re.findall(r"^## Lanes\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    assert re.findall(r"^- `tests/([^`]+)`$", section, re.MULTILINE) == list(lanes.DEEP)
+
+
+@pytest.mark.parametrize("name", [*lanes.DEEP, *lanes.SERIAL, *lanes.SAMPLED])
+def test_what_is_listed_exists(name: str) -> None:
+    """A test that is renamed would otherwise change its lane without a word."""
+    place, _, test = name.partition("::")
+    path = ROOT / "tests" / place
+    assert path.exists()
+    function, _, _ = test.partition("[")
+    assert not function or f"def {function}(" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "deep"),
+    [
+        ("faults/test_engine.py", True),
+        ("faults", True),
+        ("faults_of_others/test_it.py", False),
+        ("real/test_demo.py::test_demo_shows_every_promise_kept", True),
+        ("real/test_stopping.py::test_computing_stops_in_time", False),
+        ("real/test_stopping.py::test_computing_stops_in_time[ending-20-decode]", True),
+        ("real/test_stopping.py::test_computing_stops_in_time[decoding-25-decode]", False),
+        ("integration/test_schema.py", True),
+        ("integration/test_cancel.py", False),
+    ],
+)
+def test_a_place_holds_all_that_is_in_it(name: str, deep: bool) -> None:
+    """A folder its files, a file its tests, a test all its parameters."""
+    assert lanes.is_deep(name) is deep
