@@ -4,8 +4,12 @@ import asyncio
 import os
 import signal
 from collections.abc import Sequence
+from itertools import count
 
 from worker_orcd.testing.forked import close_all_but, run_and_exit
+
+_COMES_BACK_SEC = 0.7
+_STARTS = count()
 
 
 class ForkedEngine:
@@ -38,6 +42,10 @@ class ForkedEngine:
 
 async def fork_engine(module: str, arguments: Sequence[str], descriptors: Sequence[int]) -> ForkedEngine:
     """Run a module in a child that has these descriptors, as `supervisor.local.start_module` does."""
+    # A first one is there at once. A later one takes as long as an interpreter's start, so that who looks now and then
+    # can see that the one before is gone.
+    if next(_STARTS):
+        await asyncio.sleep(_COMES_BACK_SEC)
     pid = os.fork()
     if pid == 0:
         os.setsid()
