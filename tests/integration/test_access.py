@@ -2,14 +2,17 @@
 
 import contextlib
 import json
+import resource
 import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from tests.helpers import fresh_id, raw_body, raw_exchange, script
@@ -254,27 +257,72 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_nobodys_fault(worker:
 
 
 def test_connections_are_bounded() -> None:
-    """One more than there may be is refused in the one shape and closed; who is connected is served, and so is who
-    comes when one of them has gone (G10)."""
-    with running_worker(env={"WORKER_ORCD_TEST_CONNECTIONS": "6"}) as worker, ExitStack() as stack:
-        assert worker.health()["status"] == "healthy"  # Over a connection that is kept: one of the six.
-        stream = worker.execute(fresh_id(), script(token_ms=5)).tokens_seen(1)
-        idle = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", worker.port), timeout=10))
-            for _ in range(4)
-        ]
-        for _ in range(3):
-            answer = raw_exchange(worker, b"")
-            status, body = raw_body(answer)
-            assert (status, json.loads(body)["error"]["code"]) == (429, "QUEUE_FULL")
-            assert b"retry-after: 1\r\n" in answer.lower()
-        assert worker.cancel(stream.job_id).status_code == 202
-        stream.finished().assert_whole()
-        for connection in idle:
-            connection.close()
+    """Silent ones and those with a slow head make room; when all are busy, another one is refused in the one shape and
+    closed, and what is busy is served (G10)."""
+    with running_worker(env={"WORKER_ORCD_TEST_CONNECTIONS": "4"}) as worker, ExitStack() as stack:
+        streams = [worker.execute(fresh_id(), script(token_ms=5)).tokens_seen(1) for _ in range(3)]
+        connect = partial(socket.create_connection, ("127.0.0.1", worker.port), timeout=10)
+        slow = [stack.enter_context(connect()) for _ in range(8)]
+        for connection in slow:
+            with contextlib.suppress(OSError):  # It may have made room already.
+                connection.sendall(b"POST /cancel HTTP/1.1\r\nHost: loc")
+        livez = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        assert raw_body(raw_exchange(worker, livez))[0] == 200
+        closed = 0
+        for connection in slow:
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(1000) == b""
+            closed += 1
+        assert closed == 8
+        streams.append(worker.execute(fresh_id(), script(token_ms=5)).tokens_seen(1))
+        answer = raw_exchange(worker, b"")
+        status, body = raw_body(answer)
+        assert (status, json.loads(body)["error"]["code"]) == (429, "QUEUE_FULL")
+        assert b"retry-after: 1\r\n" in answer.lower()
+        streams[0].leave()
 
-        asked = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-        wait_until(lambda: raw_body(raw_exchange(worker, asked))[0] == 200, what="a place")
+        def cancelled(job_id: str) -> bool:
+            body = json.dumps({"job_id": job_id}).encode()
+            head = (
+                b"POST /cancel HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+            )
+            try:
+                return raw_body(raw_exchange(worker, head % len(body) + body))[0] == 202
+            except ConnectionResetError:  # It was refused before its request was read.
+                return False
+
+        wait_until(lambda: cancelled(streams[1].job_id), what="a place")
+        streams[1].finished().assert_whole()
+        for stream in streams[2:]:
+            assert stream.closed_at is None
+            assert cancelled(stream.job_id)
+            stream.finished().assert_whole()
+
+
+def test_silent_strangers_shut_out_nobody_at_a_low_descriptor_limit(key_file: Path) -> None:
+    """Four hundred connections that say nothing, or a byte now and then, while there are 256 descriptors: whoever has a
+    key still runs and stops jobs, and health answers."""
+    with running_worker(api_key_file=str(key_file), wait=False) as worker, ExitStack() as stack:
+        resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE, (256, 256))
+        worker.ready()
+        resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE, (256, 256))
+        for number in range(400):
+            with contextlib.suppress(OSError):
+                silent = stack.enter_context(socket.create_connection(("127.0.0.1", worker.port), timeout=10))
+                if number % 2:
+                    silent.sendall(b"GET /jobs HTTP/1.1\r\n")
+        for _ in range(5):
+            with httpx2.Client(base_url=worker.url, timeout=10, trust_env=False) as fresh:
+                assert fresh.get("/health").status_code == 200
+                job_id = fresh_id()
+                body = {"job_id": job_id, "prompt": script(token_ms=5)}
+                with fresh.stream("POST", "/execute", json=body, headers=by(ANNA)) as stream:
+                    lines = stream.iter_lines()
+                    next(lines)
+                    with httpx2.Client(base_url=worker.url, timeout=10, trust_env=False) as other:
+                        answer = other.post("/cancel", json={"job_id": job_id}, headers=by(ANNA))
+                        assert answer.status_code == 202
+                    assert "CANCELLED" in "".join(lines)
 
 
 def test_another_address_without_keys_is_told_at_the_start() -> None:

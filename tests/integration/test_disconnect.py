@@ -28,6 +28,7 @@ from tests.helpers import (
 )
 from worker_orcd.api import sse
 from worker_orcd.api.connection import BoundedProtocol
+from worker_orcd.api.connections import Connections
 from worker_orcd.api.openai import responses
 from worker_orcd.api.openai.told import Completion, stream as told_stream
 from worker_orcd.api.openai.wanted import ResponseJob, ResponseRequest
@@ -264,7 +265,11 @@ def test_the_server_speaks_the_asgi_version_under_which_an_idle_stream_is_cancel
 
     async def ask() -> None:
         listener = bind("127.0.0.1", 0)
-        protocol: Any = partial(BoundedProtocol, refuse=lambda error, path: Response())
+        protocol: Any = partial(
+            BoundedProtocol,
+            refuse=lambda error, path: Response(),
+            all_open=Connections(BoundedProtocol.make_room),
+        )
         server = Server(uvicorn.Config(app, http=protocol, lifespan="off", log_config=None, access_log=False))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         reader, writer = await asyncio.open_connection(*listener.getsockname()[:2])

@@ -356,18 +356,23 @@ def test_a_crowd_shuts_out_nobody_who_wants_to_stop_a_job() -> None:
         stream = crowded.execute(fresh_id(), script(token_ms=5)).tokens_seen(1)
         descriptors_for_64 = (128, 128)
         resource.prlimit(crowded.process.pid, resource.RLIMIT_NOFILE, descriptors_for_64)
-        more = b"GET /jobs HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+        def more() -> bytes:
+            body = {"job_id": fresh_id(), "prompt": script(token_ms=5), "template": "none"}
+            return post("/execute", json.dumps(body).encode())
+
         with contextlib.ExitStack() as crowd:
 
             def another() -> bytes:
                 one = crowd.enter_context(socket.create_connection(("127.0.0.1", crowded.port), timeout=10))
-                one.sendall(more)
+                one.sendall(more())
                 return one.recv(12)
 
             came = list(iter(another, b"HTTP/1.1 429"))
             assert 50 < len(came) < 64
-            assert refusal(raw_exchange(crowded, more), 429)["code"] == "QUEUE_FULL"
-            assert raw_body(raw_exchange(crowded, more.replace(b"/jobs", b"/livez")))[0] == 200
+            livez = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            assert refusal(raw_exchange(crowded, more()), 429)["code"] == "QUEUE_FULL"
+            assert raw_body(raw_exchange(crowded, livez))[0] == 200
             body = json.dumps({"job_id": stream.job_id}).encode()
             assert raw_body(raw_exchange(crowded, post("/cancel", body)))[0] == 202
             assert stream.finished().events[-1].data["code"] == "CANCELLED"

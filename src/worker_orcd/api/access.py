@@ -7,6 +7,7 @@ from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from worker_orcd.api.connection import LET_IN
 from worker_orcd.api.keys import ApiKeys, Caller
 from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
 from worker_orcd.narration import context
@@ -124,6 +125,8 @@ def _let_in(scope: Scope, caller: Caller) -> None:
     scope[_OWNER] = caller.owner
     scope[_OPERATOR] = caller.operator
     context.owner.set(caller.owner)
+    if (let_in := scope.get("state", {}).get(LET_IN)) is not None:
+        let_in()
 
 
 def _check_host(headers: Headers, http_version: str) -> None:

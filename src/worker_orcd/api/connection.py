@@ -10,6 +10,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from worker_orcd.api.answers import SAFE_HEADERS, Refuse
+from worker_orcd.api.connections import Connections
 from worker_orcd.api.half_close import HalfClose
 from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
 from worker_orcd.narration.context import STRANGER, correlation_id, new_correlation_id, owner
@@ -25,26 +26,30 @@ MAX_CONNECTIONS = 4096
 SPARE_DESCRIPTORS = 64
 RESERVE = 16
 """One in so many connections is kept for who wants to stop a job, or to know how the worker is."""
+LET_IN = "let_in"
+"""In a request's state: what to call once the request is let in."""
 _HEAD_END = re.compile(rb"\n\r?\n")
 _UPGRADE = re.compile(rb"(?<=\n)upgrade(?=:)", re.IGNORECASE)
 RESERVED = "reserved"
-"""In a request's state: whether it came by one of those."""
+"""In a request's state: whether no other connections are left than those."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """One connection, with a bound to everything: how many there are, how large a request's head is, how long its
     client may take to send it, and how long to take its answer. Refuses in the one shape."""
 
-    def __init__(self, *args: Any, refuse: Refuse, **more: Any) -> None:
+    def __init__(
+        self, *args: Any, refuse: Refuse, all_open: "Connections[BoundedProtocol]", **more: Any
+    ) -> None:
         super().__init__(*args, **more)
         self._answer = refuse
+        self._all_open = all_open
         self._in_head = True
         self._head_bytes = 0
         self._line_begun = b""
         """The end of the head so far, if it may become an `Upgrade:` or the head's end: a line feed, and what of the
         next line is held back."""
         self._ahead_bytes = 0
-        self._reserved = False
         self._answering: RequestResponseCycle | None = None
         self._half_close: HalfClose | None = None
         """Set once the client has closed its side of the connection while its answer is still to come."""
@@ -55,15 +60,14 @@ class BoundedProtocol(HttpToolsProtocol):
         """A client is there."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # Of whatever waits for the client we want to know.
-        most = _most_connections()
-        self._reserved = len(self.connections) > most - most // RESERVE
-        if len(self.connections) > most:
+        if not self._all_open.add(self, _most_connections()):
             self._refuse(too_many_connections())
             return
         self._await_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone."""
+        self._all_open.remove(self)
         for timer in (self._request_timer, self._stall_timer):
             if timer is not None:
                 timer.cancel()
@@ -132,7 +136,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
-        self.scope["state"][RESERVED] = self._reserved
+        self.scope["state"][LET_IN] = self._let_in
         if self._request_timer is None:
             self._await_request()
 
@@ -140,8 +144,11 @@ class BoundedProtocol(HttpToolsProtocol):
         """Its head is there."""
         self._in_head = False
         self._line_begun = b""
+        most = _most_connections()
+        reserved = self._all_open.busy >= most - most // RESERVE
+        self.scope["state"][RESERVED] = reserved
         super().on_headers_complete()
-        if self._reserved:
+        if reserved:
             self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
@@ -152,6 +159,15 @@ class BoundedProtocol(HttpToolsProtocol):
             self._request_timer.cancel()
             self._request_timer = None
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Its answer is given; a request that was sent ahead is next."""
+        super().on_response_complete()
+        self._see_whether_it_is_idle()
+
+    def make_room(self) -> None:
+        """Close it for another connection's sake; nothing is being answered that the client has a right to."""
+        self.transport.abort()
 
     def pause_writing(self) -> None:
         """The client does not take its answer: see whether it ever does."""
@@ -164,6 +180,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._stall_timer.cancel()
             self._stall_timer = None
         self.flow.resume_writing()
+        self._see_whether_it_is_idle()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse bytes that are no HTTP request."""
@@ -174,6 +191,14 @@ class BoundedProtocol(HttpToolsProtocol):
         if cycle.scope["http_version"] == "1.0":
             app = _unchunked(cycle, app)
         super()._start_asgi_task(cycle, app)
+
+    def _let_in(self) -> None:
+        self._all_open.let_in(self)
+
+    def _see_whether_it_is_idle(self) -> None:
+        answered = self._answering is not None and self._answering.response_complete
+        if answered and self._stall_timer is None:
+            self._all_open.answered(self)
 
     def _await_request(self) -> None:
         self._request_timer = self.loop.call_later(REQUEST_SEC, self.transport.abort)

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from worker_orcd.api import connection
 from worker_orcd.api.connection import MAX_CONNECTIONS, SPARE_DESCRIPTORS, BoundedProtocol
+from worker_orcd.api.connections import Connections
 
 SEND_BUFFER_BYTES = 64 * 1024
 FLUSH_SEC = 1.0
@@ -58,10 +59,11 @@ def make_server(app: FastAPI, keep_alive_sec: float) -> Server:
     if soft < wanted:
         most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    all_open = Connections(BoundedProtocol.make_room)
     return Server(
         uvicorn.Config(
             app,
-            http=partial(BoundedProtocol, refuse=app.state.refuse),  # type: ignore[arg-type]  # Only called.
+            http=partial(BoundedProtocol, refuse=app.state.refuse, all_open=all_open),  # type: ignore[arg-type]  # Only called.
             loop="uvloop",
             ws="none",
             lifespan="off",
