@@ -13,6 +13,7 @@ from pytest_bdd import given, parsers, scenario, then, when
 
 from tests.helpers import at_rest, fresh_id, in_prefill, queued, script
 from worker_orcd.testing.harness import EngineKind, RunningWorker, Stream, running_worker, wait_until
+from worker_orcd.testing.trials import stopped_in_time
 
 FEATURE = "cancel.feature"
 STORY = "Write a long story..."
@@ -302,15 +303,15 @@ def stream_received_error(scene: Scene, code: str) -> None:
 
 @then("token generation should stop within 100ms")
 def generation_stopped(scene: Scene) -> None:
-    """By the receipt; and what the stream got is all there ever was. Should other tenants have taken the machine's
-    cores just then, the same is tried again: of three late ones each is the worker's fault."""
+    """By the receipt; and what the stream got is all there ever was. Judged with four more jobs that are stopped at
+    the same point, as other tenants take the machine's cores now and then."""
     took_ms = [stopped_ms(scene.worker, scene.stream)]
-    while took_ms[-1] > 100 and len(took_ms) < 3:
+    for _ in range(4):
         assert scene.begin is not None
         again = scene.begin(fresh_id("again"))
         scene.worker.cancel(again.job_id)
         took_ms.append(stopped_ms(scene.worker, again.finished(within_sec=5.0)))
-    assert took_ms[-1] <= 100, took_ms
+    stopped_in_time("scenario", took_ms)
 
 
 def stopped_ms(worker: RunningWorker, stream: Stream) -> float:
