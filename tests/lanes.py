@@ -53,7 +53,16 @@ documentation's examples, and repeated proofs."""
 QUICK_MODELS = {"llama", "mamba", "jamba", "gemma3"}
 """Of each kind of memory one: attention, recurrent, hybrid, sliding windows. All others are deep."""
 
-SERIAL = ("faults", "features", "real", "integration/test_disconnect.py")
+SERIAL = (
+    "faults",
+    "features",
+    "real",
+    "integration/test_cancel.py::test_cancels_delay_a_neighbour_by_a_step_at_most",
+    "integration/test_cancel.py::test_computing_stops_within_100_ms_also_in_the_middle_of_a_long_step",
+    "integration/test_cancel.py::test_where_steps_cannot_be_aborted_they_are_short_enough_to_wait_for",
+    "integration/test_disconnect.py",
+    "integration/test_streams.py::test_a_reader_that_takes_nothing_is_dropped_and_slows_nobody",
+)
 """Folders and files whose tests measure time, or start so much that another test beside them would be disturbed."""
 
 SAMPLED = ("property", "simulation")
