@@ -1,7 +1,6 @@
 """Which device is meant by an index (contract 1: `--gpu-device N`). ggml's list is a stand-in: no GPU is needed."""
 
 import ctypes
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,28 +40,22 @@ class Ggml:
         free._obj.value = total._obj.value = self._found[handle - 0x1000][2]
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    """A file of 100 bytes."""
-    path = tmp_path / "m.gguf"
-    path.write_bytes(bytes(100))
-    return path
-
-
+WEIGHTS = 100
+"""Bytes."""
 LAPTOP = Ggml((CPU, "CPU", 0), (INTEGRATED, "Vulkan0", 1000), (ACCELERATOR, "BLAS", 0), (GPU, "Vulkan1", 500))
 
 
 @pytest.mark.parametrize(("index", "name", "handle"), [(0, "Vulkan0", 0x1001), (1, "Vulkan1", 0x1003)])
-def test_an_index_means_the_same_gpu_to_llama_cpp(weights: Path, index: int, name: str, handle: int) -> None:
+def test_an_index_means_the_same_gpu_to_llama_cpp(index: int, name: str, handle: int) -> None:
     """llama.cpp leaves integrated GPUs out of its own list where there are others: it gets the one GPU by handle."""
-    device = devices.choose(OFFLOADING, index, weights, LAPTOP)
+    device = devices.choose(OFFLOADING, index, WEIGHTS, LAPTOP)
     assert device.name == name
     assert list(device.as_list()) == [handle, None]
 
 
-def test_the_cpu_means_no_gpu_at_all(weights: Path) -> None:
+def test_the_cpu_means_no_gpu_at_all() -> None:
     """An empty list, not the default one, which has every GPU."""
-    assert list(devices.choose(OFFLOADING, None, weights, LAPTOP).as_list()) == [None]
+    assert list(devices.choose(OFFLOADING, None, WEIGHTS, LAPTOP).as_list()) == [None]
 
 
 @pytest.mark.parametrize(
@@ -72,18 +65,17 @@ def test_the_cpu_means_no_gpu_at_all(weights: Path) -> None:
         (1, 501, "INSUFFICIENT_VRAM", "501 bytes of VRAM"),
     ],
 )
-def test_what_there_is_not_is_refused(weights: Path, index: int, weigh: int, code: str, words: str) -> None:
+def test_what_there_is_not_is_refused(index: int, weigh: int, code: str, words: str) -> None:
     """No such GPU, or not enough of its memory."""
-    weights.write_bytes(bytes(weigh))
     with pytest.raises(ModelLoadError, match=words) as caught:
-        devices.choose(OFFLOADING, index, weights, LAPTOP)
+        devices.choose(OFFLOADING, index, weigh, LAPTOP)
     assert caught.value.code == code
 
 
-def test_memory_in_use_counts_from_the_choice(weights: Path) -> None:
+def test_memory_in_use_counts_from_the_choice() -> None:
     """What others use of it is not ours."""
     machine = Ggml((GPU, "CUDA0", 1000))
-    device = devices.choose(OFFLOADING, 0, weights, machine)
+    device = devices.choose(OFFLOADING, 0, WEIGHTS, machine)
     machine._found = ((GPU, "CUDA0", 700),)
     assert device.used_bytes() == 300
     assert ctypes.sizeof(device.as_list()) == 2 * ctypes.sizeof(ctypes.c_void_p)

@@ -135,7 +135,8 @@ class FakeEngine:
 
     def die(self, why: str = "it died of SIGSEGV") -> None:
         """Be dead."""
-        self.listener.lost(Death(why, self.pid))
+        signal = why.removeprefix("it died of ")
+        self.listener.lost(Death(why, self.pid, signal=signal if signal != why else None))
 
     def says(self, message: FromEngine) -> None:
         """Send a message to the front."""
@@ -516,7 +517,7 @@ def test_a_dead_engine_that_was_ready_is_replaced_at_once(play: Callable[..., Be
         assert bench.supervisor.restarts == 1
 
     bench = play(scenario)
-    assert bench.said == [READY, Death("it died of SIGSEGV", 101), READY]
+    assert bench.said == [READY, Death("it died of SIGSEGV", 101, signal="SIGSEGV"), READY]
     assert bench.pauses[0] < 0.1
     assert seen == [(EngineState.LOST, None), (EngineState.LOADING, 102), (EngineState.READY, 102)]
 
@@ -558,7 +559,7 @@ def test_starts_that_fail_are_tried_five_times_with_growing_pauses(play: Callabl
     assert isinstance(bench.said[-2], Death)
     assert bench.said[-1] == (
         "gone",
-        "the engine cannot be started: it exited with code 1",
+        "the model: the engine cannot be started: it exited with code 1",
         "MODEL_LOAD_FAILED",
     )
     assert [type(said) for said in bench.said[:-1]] == [Death] * 5
@@ -575,7 +576,8 @@ def test_an_engine_that_worked_once_and_cannot_be_brought_back_is_lost(play: Cal
 
     bench = play(scenario)
     assert len(bench.launched_at) == 1 + 5
-    assert bench.said[-1] == ("gone", "the engine cannot be started: it exited with code 1", "ENGINE_LOST")
+    reason = "the model: the engine cannot be started: it exited with code 1"
+    assert bench.said[-1] == ("gone", reason, "ENGINE_LOST")
 
 
 @pytest.mark.parametrize("fault", [OSError("no more"), ValueError("no more"), RuntimeError("no more")])
@@ -630,6 +632,53 @@ def test_a_model_that_cannot_be_loaded_at_first_is_not_tried_again(play: Callabl
         ("gone", failure.message, "INSUFFICIENT_VRAM"),
     ]
     assert bench.supervisor.reason == failure.message
+
+
+@pytest.mark.parametrize("crash", ["SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV"])
+def test_a_model_that_crashes_the_engine_while_it_loads_is_not_tried_again(
+    play: Callable[..., Bench], crash: str
+) -> None:
+    """The file would crash the next engine as well; the line says how it died."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.supervisor.start()
+        await bench.until(lambda: len(bench.engines) == 1)
+        bench.engine.die(f"it died of {crash}")
+        await asyncio.sleep(60)
+
+    bench = play(scenario)
+    assert len(bench.launched_at) == 1
+    reason = f"the model: the engine died of {crash} while it loaded the model"
+    assert bench.said[1:] == [("gone", reason, "MODEL_LOAD_FAILED")]
+
+
+def test_an_engine_that_is_killed_while_it_loads_is_tried_again(play: Callable[..., Bench]) -> None:
+    """By the kernel, say, when memory was short: that says nothing of the file."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.supervisor.start()
+        await bench.until(lambda: len(bench.engines) == 1)
+        bench.engine.die("it died of SIGKILL")
+        await bench.until(lambda: len(bench.engines) == 2)
+        bench.engine.says(READY)
+
+    assert play(scenario).supervisor.state is EngineState.READY
+
+
+def test_an_engine_that_crashes_while_it_loads_a_known_model_is_tried_again(
+    play: Callable[..., Bench],
+) -> None:
+    """The file was loaded once, so it is not the file."""
+
+    async def scenario(bench: Bench) -> None:
+        await bench.ready()
+        bench.engine.die("it died of SIGSEGV")
+        await bench.until(lambda: len(bench.engines) == 2)
+        bench.engine.die("it died of SIGABRT")
+        await bench.until(lambda: len(bench.engines) == 3)
+        bench.engine.says(READY)
+
+    assert play(scenario).supervisor.state is EngineState.READY
 
 
 def test_a_model_that_was_loaded_once_is_tried_again_when_a_load_fails(play: Callable[..., Bench]) -> None:

@@ -55,6 +55,7 @@ class Opening:
     model_path: str
     model_name: str
     sampling: dict[str, float]
+    model_bytes: int
     listener: socket.socket
     keys: ApiKeys | None
     tracing: "Tracing | None" = None
@@ -67,11 +68,12 @@ def open_up(settings: Settings, *, check_model: bool = True) -> Opening:
         StartupFailed: with one clear line.
     """
     try:
-        name, sampling = "", {}
+        name, sampling, size = "", {}, 0
         path = settings.model_path if check_model else settings.model
         if check_model and path is not None:
             model = model_file.inspect(path)
             name, sampling = model.name, recommended_sampling(model.sampling)
+            size = model.size_bytes
     except (model_file.ModelFileError, FileNotFoundError) as error:
         raise StartupFailed("MODEL_LOAD_FAILED", str(error)) from error
     try:
@@ -86,7 +88,7 @@ def open_up(settings: Settings, *, check_model: bool = True) -> Opening:
         wanted = f"--host {settings.host} --port {settings.port}: required a free address"
         why = os.strerror(error.errno or 0)
         raise StartupFailed("INVALID_REQUEST", f"{wanted}, but {why}") from error
-    return Opening(settings, str(path), name, sampling, listener, keys, tracing)
+    return Opening(settings, str(path), name, sampling, size, listener, keys, tracing)
 
 
 def _tracing(settings: Settings) -> "Tracing | None":
@@ -130,7 +132,7 @@ def serve(
         return runner.run(_Serving(opening, engine_module, start_engine).run())
 
 
-def load_order(settings: Settings, model_path: str) -> Load:
+def load_order(settings: Settings, model_path: str, model_bytes: int = 0) -> Load:
     """The engine's first message."""
     return Load(
         model_path=model_path,
@@ -142,6 +144,7 @@ def load_order(settings: Settings, model_path: str) -> Load:
         threads=settings.threads,
         log_format=_log_format(settings),
         prefix_cache=settings.prefix_cache == "on",
+        model_bytes=model_bytes,
     )
 
 
@@ -158,7 +161,7 @@ class _Serving:
         self._narrator = narration.Narrator.configure(
             str(settings.worker_id), log_format=_log_format(settings)
         )
-        load = load_order(settings, opening.model_path)
+        load = load_order(settings, opening.model_path, opening.model_bytes)
 
         async def launch(listener: EngineListener) -> Engine:
             again = msgspec.structs.replace(load, self_check=not self._worker.supervisor.ever_ready)

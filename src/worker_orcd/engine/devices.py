@@ -46,8 +46,8 @@ class GpuMemory:
     total: int
 
 
-def choose(lib: Any, gpu_device: int | None, model_path: Path, ggml: Any = None) -> Device:
-    """The device that was asked for: `gpu_device` counts ggml's GPUs, integrated ones included.
+def choose(lib: Any, gpu_device: int | None, weights: int, ggml: Any = None) -> Device:
+    """The device that was asked for: `gpu_device` counts ggml's GPUs, integrated ones included; `weights` is in bytes.
 
     Raises:
         ModelLoadError: this build cannot offload, or there is no such GPU (`MODEL_LOAD_FAILED`); the weights
@@ -67,7 +67,6 @@ def choose(lib: Any, gpu_device: int | None, model_path: Path, ggml: Any = None)
         )
     handle, name, memory = gpus[gpu_device]
     before = memory()
-    weights = model_path.stat().st_size
     if weights > before.free:
         raise ModelLoadError(
             f"--gpu-device {gpu_device}: required {weights} bytes of VRAM for the weights alone, "

@@ -11,7 +11,9 @@ from typing import Any
 import llama_cpp.llama_cpp as lib
 
 from worker_orcd.engine import devices
+from worker_orcd.engine.complaints import Complaints
 from worker_orcd.engine.draws import draw_seed
+from worker_orcd.engine.generative import require_decoder, require_memory
 from worker_orcd.engine.in_hand import InHand
 from worker_orcd.engine.inspection import GraphInspection, Recorder
 from worker_orcd.engine.model import (
@@ -66,14 +68,17 @@ class LlamaModel:
         """
         started = time.monotonic()
         self._interrupt = interrupt
-        self._complaints = _Complaints()
+        self._complaints = Complaints(lib)
         lib.llama_backend_init()
-        device = devices.choose(lib, load.gpu_device, Path(load.model_path))
+        device = devices.choose(lib, load.gpu_device, load.model_bytes)
         self._model = self._load_model(load, device, progress)
+        architecture = self._meta("general.architecture")
+        require_decoder(lib, self._model, load.model_path, architecture)
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.sequence_ids = self._sequence_ids(load)
         self._context = self._make_context(load)
         self._memory = lib.llama_get_memory(self._context)
+        require_memory(self._memory, load.model_path, architecture)
         self._watched = {
             Arming.NONE: ctypes.addressof(_never),
             Arming.OVERDUE: interrupt.overdue_address,
@@ -85,6 +90,8 @@ class LlamaModel:
         self._rows = RowBuffers(lib, MAX_ROWS)
         self._load = load
         self._tokenizer = Tokenizer(lib, self._vocab)
+        # Some of llama.cpp's tokenizers end the process if the vocabulary lacks a token: rather now than at a prompt.
+        self._tokenizer.encode("a \u00e9\U0001f98a", parse_special=True, add_special=True)
         self._renderer: Renderer | None = None
         self._template_fault: str | None = None
         self._compile_chat_template()
@@ -102,7 +109,7 @@ class LlamaModel:
             exact=False,
             load_ms=(time.monotonic() - started) * 1000,
         )
-        self.memory = self._look_at_memory()
+        self.memory = self._look_at_memory(load.model_path)
         progress(100)
 
     @property
@@ -251,14 +258,16 @@ class LlamaModel:
         taken = lib.llama_state_seq_set_data_ext(self._context, native, len(saved), sequence, _PARTIAL)
         return bool(taken == len(saved))
 
-    def _look_at_memory(self) -> Memory:
+    def _look_at_memory(self, path: str) -> Memory:
         """Its kind by llama.cpp's word; whether it trims by trying, since some caches refuse that do not say so."""
         kind: MemoryKind = "sliding window" if lib.llama_model_n_swa(self._model) > 0 else "attention"
         if lib.llama_model_is_recurrent(self._model):
             kind = "recurrent"
         elif lib.llama_model_is_hybrid(self._model):
             kind = "hybrid"
-        self.decode(Batch([0, 0], [0, 1], [0, 0], [False, True]), armed=Arming.NONE)
+        tried = self.decode(Batch([0, 0], [0, 1], [0, 0], [False, True]), armed=Arming.NONE)
+        if tried is Outcome.FAILED:
+            raise ModelLoadError(f"model file {path}: llama.cpp cannot compute it: {self._complaints.last()}")
         trims = self.trim(0, 1) and self.cells(0) == 1
         self.trim(0, 0)
         window = int(lib.llama_model_n_swa(self._model))
@@ -285,7 +294,7 @@ class LlamaModel:
             on_gpu = load.gpu_device is not None
             code = "INSUFFICIENT_VRAM" if on_gpu and self._complaints.about_memory() else "MODEL_LOAD_FAILED"
             raise ModelLoadError(
-                f"{load.model_path}: llama.cpp cannot load it: {self._complaints.last()}", code
+                f"model file {load.model_path}: llama.cpp cannot load it: {self._complaints.last()}", code
             )
         return model
 
@@ -379,22 +388,3 @@ class _LlamaSampler:
         if self._chain is not None:
             lib.llama_sampler_free(self._chain)
             self._chain = None
-
-
-class _Complaints:
-    """What llama.cpp logs as errors, kept to explain a failed load; everything else it logs is dropped."""
-
-    def __init__(self) -> None:
-        self._lines: list[str] = []
-        self._callback = lib.llama_log_callback(self._hear)
-        lib.llama_log_set(self._callback, ctypes.c_void_p(0))
-
-    def _hear(self, level: int, text: bytes, _user_data: object) -> None:
-        if level == 4 and len(self._lines) < 20:  # GGML_LOG_LEVEL_ERROR
-            self._lines.append(text.decode("utf-8", "replace").strip())
-
-    def last(self) -> str:
-        return self._lines[0] if self._lines else "it gives no reason"
-
-    def about_memory(self) -> bool:
-        return any("memory" in line or "alloc" in line for line in self._lines)

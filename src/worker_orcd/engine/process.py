@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 import msgspec
 
@@ -82,15 +83,17 @@ def main(load_model: ModelLoader) -> None:
 def _load(
     load: Load, load_model: ModelLoader, interrupt: InterruptByte, mailbox: Mailbox
 ) -> tuple[Model, Ready]:
-    """Load and check; a model that cannot be had ends the process with 1. Returns it and what to say of it."""
+    """Load and check; a model that cannot be loaded ends the process with 1. Returns it and what to say of it."""
     started = time.monotonic()
     try:
         model = load_model(load, interrupt, _LoadingProgress(mailbox).reached)
         if load.exact and load.self_check:
             require_exactness(model, load.model_path, mailbox.load_progressed)
     except ModelLoadError as error:
-        mailbox.send(LoadFailed(error.code, printable(str(error))))
-        sys.exit(1)
+        _fail(mailbox, error.code, str(error))
+    except Exception as error:  # noqa: BLE001  # Whatever a file brings about: trying it again brings about the same.
+        what = f"{type(error).__name__}: {error}"
+        _fail(mailbox, "MODEL_LOAD_FAILED", f"model file {load.model_path}: cannot be loaded: {what}")
     load_ms = (time.monotonic() - started) * 1000
     return model, msgspec.structs.replace(_printable(model.facts), exact=load.exact, load_ms=load_ms)
 
@@ -104,6 +107,12 @@ def _printable(facts: Ready) -> Ready:
         quant_kind=printable(facts.quant_kind),
         tokenizer_kind=printable(facts.tokenizer_kind),
     )
+
+
+def _fail(mailbox: Mailbox, code: str, message: str) -> NoReturn:
+    """End the process; names and strings from the model file may be in the message."""
+    mailbox.send(LoadFailed(code, printable(message)))
+    sys.exit(1)
 
 
 class _LoadingProgress:

@@ -45,6 +45,7 @@ class Load(Message, frozen=True):
         log_format: how the engine narrates, `json` or `pretty`.
         self_check: whether to prove exactness before it is ready; one proof holds for the successors on the same
             machine, too.
+        model_bytes: the size of the file, or of all parts of a split model.
     """
 
     model_path: str
@@ -57,6 +58,7 @@ class Load(Message, frozen=True):
     log_format: Literal["json", "pretty"]
     self_check: bool = True
     prefix_cache: bool = True
+    model_bytes: int = 0
 
 
 class Prepare(Message, frozen=True):

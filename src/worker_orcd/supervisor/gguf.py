@@ -1,7 +1,6 @@
-"""The GGUF file format, as far as a start-up check needs it: its type tables, and a reader that can't be led astray.
+"""The GGUF file format, as far as a start-up check needs it: a reader that never leaves the file.
 
-Facts from llama.cpp's gguf.cpp and gguf-py (constants.py). Little-endian, versions 2 and 3, which differ in nothing
-that is read here.
+Facts from llama.cpp's gguf.cpp. Little-endian, versions 2 and 3, which do not differ in what is read here.
 """
 
 import mmap
@@ -10,103 +9,30 @@ import struct
 from worker_orcd.printable import printable
 
 MAGIC = b"GGUF"
-HEADER_BYTES = 24
 DEFAULT_ALIGNMENT = 32
 TENSOR_NAME_MAX_BYTES = 63
 TENSOR_DIMENSIONS_MAX = 4
+TEXT_MAX_BYTES = 256
+"""Bytes that are kept of a string."""
 
-UINT32, STRING, ARRAY = 4, 8, 9
+STRING, ARRAY = 8, 9
+_FORMATS = zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True)
+SCALARS = {number: struct.Struct(f"<{form}") for number, form in _FORMATS}
+"""Value types of fixed size."""
 
-INTEGERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", UINT32: "<I", 5: "<i", 10: "<Q", 11: "<q"}
-"""Value type → struct format, for the value types that are whole numbers."""
-
-NUMBERS = {**INTEGERS, 6: "<f", 12: "<d"}
-"""The same for all numbers."""
-
-VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, UINT32: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-"""Value type → size in bytes, for the value types of fixed size."""
-
-TENSOR_TYPES = {
-    0: ("F32", 1, 4),
-    1: ("F16", 1, 2),
-    2: ("Q4_0", 32, 18),
-    3: ("Q4_1", 32, 20),
-    6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24),
-    8: ("Q8_0", 32, 34),
-    9: ("Q8_1", 32, 36),
-    10: ("Q2_K", 256, 84),
-    11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144),
-    13: ("Q5_K", 256, 176),
-    14: ("Q6_K", 256, 210),
-    15: ("Q8_K", 256, 292),
-    16: ("IQ2_XXS", 256, 66),
-    17: ("IQ2_XS", 256, 74),
-    18: ("IQ3_XXS", 256, 98),
-    19: ("IQ1_S", 256, 50),
-    20: ("IQ4_NL", 32, 18),
-    21: ("IQ3_S", 256, 110),
-    22: ("IQ2_S", 256, 82),
-    23: ("IQ4_XS", 256, 136),
-    24: ("I8", 1, 1),
-    25: ("I16", 1, 2),
-    26: ("I32", 1, 4),
-    27: ("I64", 1, 8),
-    28: ("F64", 1, 8),
-    29: ("IQ1_M", 256, 56),
-    30: ("BF16", 1, 2),
-    34: ("TQ1_0", 256, 54),
-    35: ("TQ2_0", 256, 66),
-    39: ("MXFP4", 32, 17),
-    40: ("NVFP4", 64, 36),
-    41: ("Q1_0", 128, 18),
-    42: ("Q2_0", 64, 18),
+# fmt: off
+TENSOR_SIZES = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84),
+    11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292), 16: (256, 66), 17: (256, 74),
+    18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2),
+    26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
+    40: (64, 36), 41: (128, 18), 42: (64, 18),
 }
-"""Tensor type → its name, elements per block, bytes per block."""
+# fmt: on
+"""Tensor type → elements and bytes of a block, to see that a file is whole before an engine is started. A type that is
+not here is only checked for where its data begins; llama.cpp checks the end."""
 
-FILE_TYPES = {
-    0: "F32",
-    1: "F16",
-    2: "Q4_0",
-    3: "Q4_1",
-    7: "Q8_0",
-    8: "Q5_0",
-    9: "Q5_1",
-    10: "Q2_K",
-    11: "Q3_K_S",
-    12: "Q3_K_M",
-    13: "Q3_K_L",
-    14: "Q4_K_S",
-    15: "Q4_K_M",
-    16: "Q5_K_S",
-    17: "Q5_K_M",
-    18: "Q6_K",
-    19: "IQ2_XXS",
-    20: "IQ2_XS",
-    21: "Q2_K_S",
-    22: "IQ3_XS",
-    23: "IQ3_XXS",
-    24: "IQ1_S",
-    25: "IQ4_NL",
-    26: "IQ3_S",
-    27: "IQ3_M",
-    28: "IQ2_S",
-    29: "IQ2_M",
-    30: "IQ4_XS",
-    31: "IQ1_M",
-    32: "BF16",
-    36: "TQ1_0",
-    37: "TQ2_0",
-    38: "MXFP4",
-    39: "NVFP4",
-    40: "Q1_0",
-    41: "Q2_0",
-}
-"""`general.file_type` → the name people know the file's quantization by."""
-
-_U32 = struct.Struct("<I")
-_U64 = struct.Struct("<Q")
+Value = int | float | str | None
 
 
 class Malformed(Exception):
@@ -137,65 +63,54 @@ class Reader:
         self.position = begin + count
         return begin
 
-    def count_items(self, count: int, what: str) -> None:
-        """Take `count` items out of what may be read in all."""
-        self._items_left -= count
-        if self._items_left < 0:
-            raise Malformed(f"{what} has more items than any model: {count:,}")
-
     def u32(self, what: str) -> int:
         """An unsigned 32-bit number."""
-        value: int = _U32.unpack_from(self._data, self.skip(4, what))[0]
-        return value
+        return int(self._scalar(4, what))
 
     def u64(self, what: str) -> int:
         """An unsigned 64-bit number."""
-        value: int = _U64.unpack_from(self._data, self.skip(8, what))[0]
-        return value
+        return int(self._scalar(10, what))
 
-    def text(self, what: str, bytes_max: int) -> str:
-        """A string, of which at most `bytes_max` bytes are kept, printable."""
+    def text(self, what: str) -> str:
+        """A string, of which at most `TEXT_MAX_BYTES` are kept, printable."""
         length = self.u64(what)
         begin = self.skip(length, what)
-        kept = self._data[begin : begin + min(length, bytes_max)].decode("utf-8", "replace")
-        return printable(kept)[:bytes_max]
+        kept = self._data[begin : begin + min(length, TEXT_MAX_BYTES)].decode("utf-8", "replace")
+        return printable(kept)[:TEXT_MAX_BYTES]
 
-    def integer(self, value_type: int, what: str) -> int:
-        """A whole number of one of the types in `INTEGERS`."""
-        form = INTEGERS[value_type]
-        value: int = struct.unpack_from(form, self._data, self.skip(struct.calcsize(form), what))[0]
-        return value
-
-    def number(self, value_type: int, what: str) -> float:
-        """A number of one of the types in `NUMBERS`. What is no whole number is rounded to six significant digits, as
-        many as an F32 holds."""
-        form = NUMBERS[value_type]
-        value: float = struct.unpack_from(form, self._data, self.skip(struct.calcsize(form), what))[0]
-        return value if value_type in INTEGERS else float(f"{value:.6g}")
-
-    def skip_value(self, value_type: int, what: str) -> int:
-        """Go past a value of any type without keeping it; returns its number of items (1 unless an array)."""
+    def value(self, value_type: int, what: str) -> Value:
+        """A metadata value of any type; arrays are only passed, and are None."""
         if value_type == STRING:
-            self._skip_strings(1, what)
-            return 1
+            return self.text(what)
         if value_type != ARRAY:
-            self.skip(_fixed_bytes(value_type, what), what)
-            return 1
+            return self._scalar(value_type, what)
         item_type = self.u32(what)
         count = self.u64(what)
         if item_type == STRING:
             self._skip_strings(count, what)
         else:
-            # An array of arrays ends here too: llama.cpp takes none.
-            self.skip(count * _fixed_bytes(item_type, what), what)
-        return count
+            # An array of arrays is an unknown type here, as it is for llama.cpp.
+            self.skip(count * _form(item_type, what).size, what)
+        return None
+
+    def _scalar(self, value_type: int, what: str) -> int | float:
+        form = _form(value_type, what)
+        number: int | float = form.unpack_from(self._data, self.skip(form.size, what))[0]
+        return number
 
     def _skip_strings(self, count: int, what: str) -> None:
         # Each has at least its length: a count that can't be true is seen before walking.
         if count * 8 > self.size - self.position:
             self.skip(count * 8, what)
-        self.count_items(count, what)
-        data, position, last_begin, length_at = self._data, self.position, self.size - 8, _U64.unpack_from
+        self._items_left -= count
+        if self._items_left < 0:
+            raise Malformed(f"{what} has more items than any model: {count:,}")
+        data, position, last_begin, length_at = (
+            self._data,
+            self.position,
+            self.size - 8,
+            SCALARS[10].unpack_from,
+        )
         for _ in range(count):
             if position > last_begin:
                 break
@@ -207,8 +122,8 @@ class Reader:
         raise Malformed(f"truncated in {what}: a string ends past the file's {self.size:,} bytes")
 
 
-def _fixed_bytes(value_type: int, what: str) -> int:
-    size = VALUE_BYTES.get(value_type)
-    if size is None:
+def _form(value_type: int, what: str) -> struct.Struct:
+    form = SCALARS.get(value_type)
+    if form is None:
         raise Malformed(f"{what} has the unknown value type {value_type}")
-    return size
+    return form

@@ -1,16 +1,17 @@
 """Is this file a model that can be loaded? Found out at start-up, before anything is loaded.
 
-Everything before the tensors' data is read, and the end of the last tensor compared with the end of the file, so that
-a download that stopped half-way is refused here, with one clear line, and not by a crash deep in the engine.
+The check reads everything before the tensors' data and compares the end of the last tensor with the end of the file, in
+each part of a split model, so a download that stopped half-way is refused here, with one clear line. What only
+llama.cpp knows (which architectures generate text, whether the tensors are the right ones) the engine says.
 
 Source: the contract, section 1 (M0-W-1500).
 """
 
 import mmap
 import os
+import re
 import stat
 import struct
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, NoReturn
@@ -22,13 +23,13 @@ VERSIONS = (2, 3)
 TENSORS_MAX = 9_999
 KEYS_MAX = 65_535
 ALIGNMENT_MAX = 1 << 20
-NAME_MAX_BYTES = 256
 NOT_MODELS = {"adapter": "an adapter (LoRA)", "imatrix": "an importance matrix", "mmproj": "a projector"}
 """`general.type` of files that belong to a model and are none."""
 SAMPLING_KEYS = "general.sampling."
 """Numbers below are what the model's makers recommend."""
-GUESSED_FILE_TYPE = 1024
-"""Set in `general.file_type` when a converter guessed it; the rest of the bits are the type."""
+NO_VOCABULARY = ("none", "no_vocab")
+"""`tokenizer.ggml.model` of models without a vocabulary."""
+_FIRST_PART = re.compile(r"(?P<prefix>.*)-00001-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
 
 class ModelFileError(Exception):
@@ -44,22 +45,16 @@ class ModelFileError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """What a GGUF file says about itself. `None`: it does not say.
+    """What a GGUF file says about itself; of a split model, all parts together.
 
-    `train_context_length` is in tokens. `name` falls back to the file's name, and `quant_kind` ("Q4_1") to the type
-    that most of the tensors' bytes have. `sampling` has the numbers below `general.sampling`.
+    `name` is printable, and falls back to the file's name. `sampling` has the numbers below `general.sampling`.
     """
 
     path: Path
-    version: int
-    tensor_count: int
     architecture: str
     name: str
-    quant_kind: str
-    tokenizer_kind: str | None
+    tensor_count: int
     size_bytes: int
-    train_context_length: int | None
-    vocab_size: int | None
     sampling: dict[str, float] = field(default_factory=dict)
 
 
@@ -67,18 +62,66 @@ def inspect(path: Path) -> ModelFile:
     """Read what comes before the tensors' data and check that all of that data is there.
 
     Takes about 0.1 s for a vocabulary of 49,000 tokens, and bounded time and memory for any file.
-    Raises `ModelFileError`.
+    Raises `ModelFileError`; its path is that of the part at fault.
     """
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        _refuse(path, "has a path that is not UTF-8; one is required")
-    try:
-        return _inspect_open(path, _open(path))
-    except gguf.Malformed as fault:
-        _refuse(path, str(fault))
-    except (OSError, ValueError) as fault:  # ValueError: a path with a NUL in it
-        _refuse(path, _opening_fault(fault))
+    first = _Part.read(path)
+    count = first.number("split.count") or 1
+    if count > 1:
+        _require_first_part(first, count)
+    architecture = _require_generative(first)
+    parts = [first] if count <= 1 else _all_parts(first, count)
+    tensors = sum(part.tensor_count for part in parts)
+    expected = first.number("split.tensors.count")
+    if count > 1 and expected is not None and expected != tensors:
+        first.refuse(f"says that its {count} parts have {expected:,} tensors; they have {tensors:,}")
+    if not 1 <= tensors <= TENSORS_MAX:
+        first.refuse(f"has {tensors:,} tensors; 1 to {TENSORS_MAX:,} are required")
+    return ModelFile(
+        path=path,
+        architecture=architecture,
+        name=first.text("general.name") or printable(path.stem),
+        tensor_count=tensors,
+        size_bytes=sum(part.size_bytes for part in parts),
+        sampling=_sampling(first),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One file: the whole model, or a part of it. `metadata` holds what is no array."""
+
+    path: Path
+    metadata: dict[str, gguf.Value]
+    tensor_count: int
+    size_bytes: int
+
+    @classmethod
+    def read(cls, path: Path) -> "_Part":
+        """Read and check one file. Raises `ModelFileError`."""
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            _refuse(path, "has a path that is not UTF-8; one is required")
+        try:
+            return _read_open(path, _open(path))
+        except gguf.Malformed as fault:
+            _refuse(path, str(fault))
+        except (OSError, ValueError) as fault:  # ValueError: a path with a NUL in it
+            _refuse(path, _opening_fault(fault))
+
+    def text(self, key: str) -> str:
+        """A string of the metadata, "" if there is none of that name."""
+        value = self.metadata.get(key)
+        return value if isinstance(value, str) else ""
+
+    def number(self, key: str) -> int | None:
+        """A whole number of the metadata; None if there is none of that name."""
+        value = self.metadata.get(key)
+        return value if isinstance(value, int) else None
+
+    def refuse(self, fault: str) -> NoReturn:
+        """Raise `ModelFileError`."""
+        _refuse(self.path, fault)
 
 
 def _open(path: Path) -> int:
@@ -86,7 +129,7 @@ def _open(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
-def _inspect_open(path: Path, descriptor: int) -> ModelFile:
+def _read_open(path: Path, descriptor: int) -> _Part:
     try:
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
@@ -117,138 +160,133 @@ def _refuse(path: Path, fault: str) -> NoReturn:
     raise ModelFileError(f"model file {printable(str(path))}: {fault}", path)
 
 
-def _read(path: Path, data: mmap.mmap) -> ModelFile:
-    version = _version(data)
+def _sampling(first: _Part) -> dict[str, float]:
+    """What is no whole number is rounded to six significant digits, as many as an F32 holds."""
+    return {
+        key.removeprefix(SAMPLING_KEYS): float(f"{value:.6g}") if isinstance(value, float) else value
+        for key, value in first.metadata.items()
+        if key.startswith(SAMPLING_KEYS) and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+# What kind of model it is.
+
+
+def _require_generative(first: _Part) -> str:
+    """Refuse a file whose metadata says that it generates no text. Returns its architecture."""
+    kind = first.text("general.type")
+    if kind in NOT_MODELS:
+        first.refuse(f"is {NOT_MODELS[kind]} (general.type {kind}); a whole model is required")
+    architecture = first.text("general.architecture")
+    if not architecture:
+        first.refuse("does not say its architecture; metadata key general.architecture is required")
+    required = f"(architecture {architecture}); a model that generates text is required"
+    vocabulary = first.text("tokenizer.ggml.model")
+    if vocabulary in NO_VOCABULARY:
+        first.refuse(f"has no vocabulary: tokenizer.ggml.model is {vocabulary} {required}")
+    if first.metadata.get(f"{architecture}.attention.causal") is False:
+        first.refuse(f"has no causal decoder: {architecture}.attention.causal is false {required}")
+    pooling = first.number(f"{architecture}.pooling_type")
+    if pooling:
+        first.refuse(f"is an embedding model: {architecture}.pooling_type is {pooling} {required}")
+    return architecture
+
+
+# Split models.
+
+
+def _require_first_part(part: _Part, count: int) -> None:
+    number = (part.number("split.no") or 0) + 1
+    name = _FIRST_PART.fullmatch(part.path.name)
+    if number == 1 and name and int(name["count"]) == count:
+        return
+    required = f"; its first part is required, in a file named …-00001-of-{count:05}.gguf beside the others"
+    part.refuse(f"is part {number:,} of {count:,} of a split model{required}")
+
+
+def _all_parts(first: _Part, count: int) -> list[_Part]:
+    """Read and check the others. llama.cpp finds them by name, and looks only at their numbers."""
+    prefix = first.path.name.removesuffix(f"-00001-of-{count:05}.gguf")
+    parts = [first]
+    for number in range(2, count + 1):
+        part = _Part.read(first.path.with_name(f"{prefix}-{number:05}-of-{count:05}.gguf"))
+        for key, required in (
+            ("split.no", number - 1),
+            ("split.count", count),
+            ("split.tensors.count", first.number("split.tensors.count")),
+        ):
+            found = part.number(key)
+            if found != required:
+                part.refuse(
+                    f"is not part {number:,} of {first.path.name}: {key} is {found}, required is {required}"
+                )
+        parts.append(part)
+    return parts
+
+
+# One file.
+
+
+def _read(path: Path, data: mmap.mmap) -> _Part:
+    _require_version(data)
     reader = gguf.Reader(data)
     reader.skip(8, "header")
     tensor_count = reader.u64("header")
     key_count = reader.u64("header")
-    if not 1 <= tensor_count <= TENSORS_MAX:
+    if tensor_count > TENSORS_MAX:
         raise gguf.Malformed(f"has {tensor_count:,} tensors; 1 to {TENSORS_MAX:,} are required")
     if key_count > KEYS_MAX:
         raise gguf.Malformed(f"has {key_count:,} metadata keys; at most {KEYS_MAX:,} are taken")
-    facts = _metadata(reader, key_count)
-    if facts.kind in NOT_MODELS:
-        raise gguf.Malformed(
-            f"is {NOT_MODELS[facts.kind]} (general.type {facts.kind}); a whole model is required"
-        )
-    if not facts.architecture:
-        raise gguf.Malformed("does not say its architecture; metadata key general.architecture is required")
-    bytes_by_type = _tensors(reader, tensor_count, facts.alignment)
-    return ModelFile(
-        path=path,
-        version=version,
-        tensor_count=tensor_count,
-        architecture=facts.architecture,
-        name=facts.name or printable(path.stem),
-        quant_kind=gguf.FILE_TYPES.get(facts.file_type, "") or bytes_by_type.most_common(1)[0][0],
-        tokenizer_kind=facts.tokenizer_kind or None,
-        size_bytes=reader.size,
-        train_context_length=facts.context_lengths.get(facts.architecture),
-        vocab_size=facts.vocab_size,
-        sampling=facts.sampling,
-    )
+    metadata: dict[str, gguf.Value] = {}
+    for index in range(key_count):
+        key = reader.text(f"metadata key {index}")
+        metadata[key] = reader.value(reader.u32(f"metadata {key}"), f"metadata {key}")
+    _require_data(reader, tensor_count, _alignment(metadata))
+    return _Part(path, metadata, tensor_count, reader.size)
 
 
-def _version(data: mmap.mmap) -> int:
+def _require_version(data: mmap.mmap) -> None:
     found = data[:4]
     if found != gguf.MAGIC:
         raise gguf.Malformed(f"is not a GGUF file: it begins with {ascii(found)[1:]}, required is 'GGUF'")
-    if len(data) < gguf.HEADER_BYTES:
-        raise gguf.Malformed(
-            f"truncated in header: required {gguf.HEADER_BYTES} bytes or more, the file has {len(data)}"
-        )
-    version: int = struct.unpack_from("<I", data, 4)[0]
+    if len(data) < 8:
+        raise gguf.Malformed(f"truncated in header: required 24 bytes or more, the file has {len(data)}")
+    (version,) = struct.unpack_from("<I", data, 4)
     (swapped,) = struct.unpack_from(">I", data, 4)
     if version not in VERSIONS and swapped in VERSIONS:
         raise gguf.Malformed("is a big-endian GGUF file; a little-endian one is required")
     if version not in VERSIONS:
         raise gguf.Malformed(f"has GGUF version {version}; version 3 is required (2 is accepted)")
-    return version
 
 
-class _Facts:
-    """The metadata that is kept; everything else is walked over."""
-
-    def __init__(self) -> None:
-        self.architecture = ""
-        self.name = ""
-        self.tokenizer_kind = ""
-        self.kind = ""
-        self.file_type = -1
-        self.alignment = gguf.DEFAULT_ALIGNMENT
-        self.vocab_size: int | None = None
-        self.sampling: dict[str, float] = {}
-        self.context_lengths: dict[str, int] = {}
-        """By architecture: the key holds it, and nothing says that the architecture's own key comes first."""
-
-
-def _metadata(reader: gguf.Reader, count: int) -> _Facts:
-    facts = _Facts()
-    for index in range(count):
-        key = reader.text(f"metadata key {index}", NAME_MAX_BYTES)
-        _keep(facts, reader, key, reader.u32(f"metadata {key}"))
-    return facts
-
-
-def _keep(facts: _Facts, reader: gguf.Reader, key: str, value_type: int) -> None:
-    what = f"metadata {key}"
-    match key, value_type:
-        case "general.architecture", gguf.STRING:
-            facts.architecture = reader.text(what, NAME_MAX_BYTES)
-        case "general.name", gguf.STRING:
-            facts.name = reader.text(what, NAME_MAX_BYTES)
-        case "general.type", gguf.STRING:
-            facts.kind = reader.text(what, NAME_MAX_BYTES)
-        case "tokenizer.ggml.model", gguf.STRING:
-            facts.tokenizer_kind = reader.text(what, NAME_MAX_BYTES)
-        case "tokenizer.ggml.tokens", gguf.ARRAY:
-            facts.vocab_size = reader.skip_value(value_type, what)
-        case _, number if number in gguf.NUMBERS and key.startswith(SAMPLING_KEYS):
-            facts.sampling[key.removeprefix(SAMPLING_KEYS)] = reader.number(number, what)
-        case "general.alignment", _:
-            facts.alignment = _alignment(reader, value_type, what)
-        case "general.file_type", number if number in gguf.INTEGERS:
-            facts.file_type = reader.integer(number, what) & ~GUESSED_FILE_TYPE
-        case _, number if number in gguf.INTEGERS and key.endswith(".context_length"):
-            facts.context_lengths[key.removesuffix(".context_length")] = reader.integer(number, what)
-        case _:
-            reader.skip_value(value_type, what)
-
-
-def _alignment(reader: gguf.Reader, value_type: int, what: str) -> int:
-    alignment = reader.integer(value_type, what) if value_type == gguf.UINT32 else 0
-    if not 1 <= alignment <= ALIGNMENT_MAX or alignment & (alignment - 1):
-        raise gguf.Malformed(f"{what} is not a power of two up to {ALIGNMENT_MAX:,}")
+def _alignment(metadata: dict[str, gguf.Value]) -> int:
+    alignment = metadata.get("general.alignment", gguf.DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int) or not 1 <= alignment <= ALIGNMENT_MAX or alignment & (alignment - 1):
+        raise gguf.Malformed(
+            f"metadata general.alignment is not a power of two up to {ALIGNMENT_MAX:,}: {alignment}"
+        )
     return alignment
 
 
-def _tensors(reader: gguf.Reader, count: int, alignment: int) -> Counter[str]:
-    """Walk the tensor descriptions and check that the file holds all their data.
-
-    Returns how many bytes there are of each tensor type. Of a type that is newer than our table only the beginning
-    can be checked; whether it can be loaded is for the engine to say.
-    """
-    bytes_by_type: Counter[str] = Counter()
+def _require_data(reader: gguf.Reader, count: int, alignment: int) -> None:
+    """Walk the tensor descriptions and check that the file holds all their data."""
     data_end, last_name = 0, ""
     for index in range(count):
-        name, type_name, offset, size = _tensor(reader, index)
-        bytes_by_type[type_name] += size
-        if offset + size > data_end:
-            data_end, last_name = offset + size, name
+        name, end = _tensor(reader, index)
+        if end > data_end:
+            data_end, last_name = end, name
     data_begin = -(-reader.position // alignment) * alignment
     required = data_begin + data_end
-    if required > reader.size:
+    if count and required > reader.size:
         raise gguf.Malformed(
             f"truncated: required {required:,} bytes (the end of tensor {last_name}), the file has {reader.size:,}"
         )
-    return bytes_by_type
 
 
-def _tensor(reader: gguf.Reader, index: int) -> tuple[str, str, int, int]:
-    """Read one description: name, type name, offset within the data and size in bytes."""
+def _tensor(reader: gguf.Reader, index: int) -> tuple[str, int]:
+    """Read one description: the tensor's name, and where within the data it ends."""
     begin = reader.position
-    name = reader.text(f"the name of tensor {index}", NAME_MAX_BYTES)
+    name = reader.text(f"the name of tensor {index}")
     what = f"tensor {name}"
     if reader.position - begin - 8 > gguf.TENSOR_NAME_MAX_BYTES:
         raise gguf.Malformed(f"tensor {index} has a name longer than {gguf.TENSOR_NAME_MAX_BYTES} bytes")
@@ -257,16 +295,8 @@ def _tensor(reader: gguf.Reader, index: int) -> tuple[str, str, int, int]:
         raise gguf.Malformed(
             f"{what} has {dimensions:,} dimensions; at most {gguf.TENSOR_DIMENSIONS_MAX} exist"
         )
-    elements, row = 1, 1
-    for dimension in range(dimensions):
-        length = reader.u64(what)
-        elements *= length
-        row = length if dimension == 0 else row
-    type_number = reader.u32(what)
-    offset = reader.u64(what)
-    type_name, block, block_bytes = gguf.TENSOR_TYPES.get(type_number, (f"type {type_number}", 1, 0))
-    if row % block:
-        raise gguf.Malformed(
-            f"{what} has rows of {row:,} elements; {type_name} requires a multiple of {block}"
-        )
-    return name, type_name, offset, elements // block * block_bytes
+    elements = 1
+    for _ in range(dimensions):
+        elements *= reader.u64(what)
+    block, block_bytes = gguf.TENSOR_SIZES.get(reader.u32(what), (1, 0))
+    return name, reader.u64(what) + elements // block * block_bytes

@@ -42,6 +42,8 @@ HEARING_SEC = 0.1
 """It then hears for so long what the engine has said meanwhile, before it judges."""
 _FROM_SIDE_THREADS = (Narrated, Prepared, Refused, Rendering)
 """Messages that an engine whose loop is stuck may still send."""
+CRASHES = frozenset({"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV"})
+"""Signals by which an engine dies of its own doing. Dead so of a model that never loaded, it would die so again."""
 _FIRST_PAUSE_SEC = 0.1
 _LONGEST_PAUSE_SEC = 5.0
 
@@ -74,8 +76,16 @@ class Supervisor:
     """The front's one way to an engine. Everything sent while none is ready is dropped: it is sent again by
     whoever holds the jobs, once `heard` brings the next `Ready`."""
 
-    def __init__(self, launch: Launch, listener: SupervisorListener, cancel_deadline_sec: float) -> None:
+    def __init__(
+        self,
+        launch: Launch,
+        listener: SupervisorListener,
+        cancel_deadline_sec: float,
+        model: str = "the model",
+    ) -> None:
+        """`model` names the model in messages."""
         self._launch = launch
+        self._model = model
         self._listener = listener
         self._stops = StopEscalation(cancel_deadline_sec)
         self._engine: Engine | None = None
@@ -198,10 +208,13 @@ class Supervisor:
             self._short_lives = 0 if steady else self._short_lives + 1
         else:
             self._failed_starts += 1
-        never_will = self._load_failed is not None and not self.ever_ready
+        never_will = not self.ever_ready and (self._load_failed is not None or death.signal in CRASHES)
         if never_will or self._failed_starts >= STARTS_BEFORE_GIVING_UP:
             code = "ENGINE_LOST" if self.ever_ready else "MODEL_LOAD_FAILED"
-            failure = self._load_failed or LoadFailed(code, f"the engine cannot be started: {death.why}")
+            why = f"{self._model}: the engine cannot be started: {death.why}"
+            if not self.ever_ready and death.signal in CRASHES:
+                why = f"{self._model}: the engine died of {death.signal} while it loaded the model"
+            failure = self._load_failed or LoadFailed(code, why)
             self.failure = failure
             self.state = EngineState.GONE
             self.reason = failure.message
@@ -250,7 +263,7 @@ class Supervisor:
         if stuck is not None:
             if stuck.computing and not self.ever_ready:
                 self._load_failed = LoadFailed(
-                    "MODEL_LOAD_FAILED", f"the engine cannot load the model: {stuck.why}"
+                    "MODEL_LOAD_FAILED", f"{self._model}: the engine cannot load the model: {stuck.why}"
                 )
             self._kill_stuck(engine, stuck.why)
             return

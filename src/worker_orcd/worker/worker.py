@@ -84,7 +84,7 @@ class Worker:
         self.dispatcher = Dispatcher(
             policy.ceilings, policy.max_queue, policy.cancel_memory_sec, epoch=epoch or secrets.token_hex(16)
         )
-        self.supervisor = Supervisor(launch, self, policy.cancel_deadline_sec)
+        self.supervisor = Supervisor(launch, self, policy.cancel_deadline_sec, f"model file {model_path}")
         self.metrics = Metrics()
         self.tracing: Tracing | None = None
         self.recommended_sampling: dict[str, float] = {}
