@@ -1,0 +1,144 @@
+"""Model files that lie, against the front's check and a real engine: each is refused in one line or starts, in bounds.
+
+`MODEL_FILE_FUZZ` is how many are tried, 60 if it is not set; the nightly lane tries 50 times as many. llama.cpp may
+crash on such a file: that ends the engine process, and the worker's start with one line.
+"""
+
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.model_files.mutations import Gguf, mutated
+from tests.terminal import run
+from tests.tiny import TinyModels
+from worker_orcd.supervisor import model_file
+from worker_orcd.testing.harness import free_port
+
+pytestmark = pytest.mark.real
+
+COUNT = int(os.environ.get("MODEL_FILE_FUZZ", "60"))
+MODELS = (
+    *(("llama", "llama"), ("llama-spm", "llama"), ("llama-ugm", "llama"), ("llama-rwkv", "llama")),
+    *(("llama-wpm", "llama"), ("llama-plamo2", "llama"), ("llama-moe", "llama"), ("gemma3", "gemma3")),
+)
+"""One of each kind of vocabulary, one with experts, one with a sliding window; with their architectures."""
+LIMIT_MIB = 1024
+"""A file here has at most 0.3 MiB."""
+SMALL: dict[str, Any] = {
+    "embedding_length": 64,
+    "block_count": 2,
+    "feed_forward_length": 64,
+    "attention.head_count": 2,
+    "attention.head_count_kv": 1,
+}
+
+
+class Engines:
+    """Loads files in engine processes, one after the other."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "tests.model_files.loading"]
+        root = Path(__file__).parents[2]
+        self._process = subprocess.Popen(
+            command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """What an engine makes of the file."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(path, file=self._process.stdin, flush=True)
+        outcome: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return outcome
+
+    def close(self) -> None:
+        """End it."""
+        self._process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def engines() -> Iterator[Engines]:
+    """Engines for all tests of this file."""
+    made = Engines()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def bases(tiny_models: TinyModels) -> list[Path]:
+    """The files that are changed."""
+    return [
+        tiny_models.path(name, "Q8_0", **{f"{architecture}.{key}": value for key, value in SMALL.items()})
+        for name, architecture in MODELS
+    ]
+
+
+def outcome_of(path: Path, engines: Engines) -> dict[str, Any]:
+    """What the front makes of the file and, if it accepts the file, what an engine does."""
+    try:
+        model_file.inspect(path)
+    except model_file.ModelFileError as error:
+        return {"end": "refused by the front", "message": error.message}
+    return engines.load(path)
+
+
+def tried(bases: list[Path], engines: Engines, path: Path, seeds: range) -> Counter[str]:
+    """Try a file for each seed; how many came to which end."""
+    ends: Counter[str] = Counter()
+    for seed in seeds:
+        path.write_bytes(mutated(bases[seed % len(bases)], random.Random(seed)))
+        outcome = outcome_of(path, engines)
+        ends[outcome["end"]] += 1
+        said = f"seed {seed}: {outcome}"
+        assert outcome["end"] not in ("load hung", "prompt hung", "prompt crashed"), said
+        assert outcome.get("message", "").isprintable(), said
+        assert "Traceback" not in outcome.get("printed", ""), said
+        assert outcome.get("mib", 0) < LIMIT_MIB, said
+    print(f"{sum(ends.values())} model files: {dict(ends)}")
+    return ends
+
+
+def test_files_that_lie_are_refused_in_one_line_or_start(
+    bases: list[Path], engines: Engines, tmp_path: Path
+) -> None:
+    """The unchanged files start, so what is refused is refused for its lies."""
+    assert [outcome_of(path, engines)["end"] for path in bases] == ["ready"] * len(bases)
+    ends = tried(bases, engines, tmp_path / "m.gguf", range(COUNT))
+    assert {"refused by the front", "refused", "ready"} <= set(ends)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(7200)
+def test_many_files_that_lie_are_refused_in_one_line_or_start(
+    bases: list[Path], engines: Engines, tmp_path: Path
+) -> None:
+    """Other files than those of the short test."""
+    tried(bases, engines, tmp_path / "m.gguf", range(COUNT, COUNT + 50 * COUNT))
+
+
+def test_a_file_that_crashes_llama_cpp_ends_the_start_with_one_line(
+    bases: list[Path], engines: Engines, tmp_path: Path
+) -> None:
+    """More experts than llama.cpp takes are an assertion there: one engine, no debugger's dump, exit code 1."""
+    file = Gguf.read(bases[0])
+    file.keys.append((b"llama.expert_count", struct.pack("<II", 4, 1_000_000)))
+    path = tmp_path / "m.gguf"
+    path.write_bytes(file.bytes())
+    assert engines.load(path)["end"] == "load crashed"
+    result = run("--model", str(path), "--port", str(free_port()), "--log-format", "json")
+    assert (result.stdout, result.returncode) == ("", 1)
+    *printed, last = result.stderr.splitlines()
+    died = "the engine died of SIGABRT while it loaded the model"
+    assert last == f"worker-orcd: MODEL_LOAD_FAILED: model file {path}: {died}"
+    assertions = [line for line in printed if not line.startswith("{")]
+    assert len(assertions) == 1, result.stderr
+    assert "GGML_ASSERT" in assertions[0]
