@@ -5,6 +5,7 @@ crash on such a file: that ends the engine process, and the worker's start with 
 """
 
 import json
+import math
 import os
 import random
 import struct
@@ -20,7 +21,7 @@ import pytest
 from tests.model_files.mutations import Gguf, mutated
 from tests.terminal import run
 from tests.tiny import TinyModels
-from worker_orcd.supervisor import model_file
+from worker_orcd.supervisor import gguf, model_file
 from worker_orcd.testing.harness import free_port
 
 pytestmark = pytest.mark.real
@@ -142,3 +143,51 @@ def test_a_file_that_crashes_llama_cpp_ends_the_start_with_one_line(
     assertions = [line for line in printed if not line.startswith("{")]
     assert len(assertions) == 1, result.stderr
     assert "GGML_ASSERT" in assertions[0]
+
+
+def test_a_vocabulary_that_crashes_llama_cpp_at_each_text_ends_the_start(
+    bases: list[Path], engines: Engines, tmp_path: Path
+) -> None:
+    """A WPM vocabulary without the token that begins a text: found before the worker is ready, not at a prompt."""
+    file = Gguf.read(bases[[name for name, _ in MODELS].index("llama-wpm")])
+    nothing = struct.pack("<II", 4, 2**32 - 1)
+    file.keys = [
+        (key, nothing if key == b"tokenizer.ggml.bos_token_id" else value) for key, value in file.keys
+    ]
+    path = tmp_path / "m.gguf"
+    path.write_bytes(file.bytes())
+    outcome = outcome_of(path, engines)
+    assert outcome["end"] == "load crashed"
+    assert "special_bos_id" in outcome["printed"]
+
+
+def split_in_two(whole: Path, folder: Path) -> list[Path]:
+    """The same model in two files, the first of them without tensors."""
+    files = [Gguf.read(whole), Gguf.read(whole)]
+    tensors = len(files[0].tensors)
+    files[0].tensors, files[0].data = [], b""
+    files[1].keys = []
+    paths = []
+    for number, file in enumerate(files):
+        numbers = ((b"split.no", number), (b"split.count", 2))
+        file.keys += [(key, struct.pack("<IH", 2, value)) for key, value in numbers]
+        file.keys.append((b"split.tensors.count", struct.pack("<Ii", 5, tensors)))
+        paths.append(folder / f"m-{number + 1:05}-of-00002.gguf")
+        paths[-1].write_bytes(file.bytes())
+    return paths
+
+
+def test_a_split_model_starts_and_is_refused_with_a_cut_part(
+    bases: list[Path], engines: Engines, tmp_path: Path
+) -> None:
+    """llama.cpp loads what the front accepts, and a part without its last byte is refused before that."""
+    first, second = split_in_two(bases[0], tmp_path)
+    assert outcome_of(first, engines)["end"] == "ready"
+    end = Gguf.read(second)
+    _, dimensions, kind, offset = end.tensors[-1]
+    block, block_bytes = gguf.TENSOR_SIZES[kind]
+    needed = offset + math.prod(dimensions) // block * block_bytes
+    os.truncate(second, second.stat().st_size - len(end.data) + needed - 1)
+    outcome = outcome_of(first, engines)
+    assert outcome["end"] == "refused by the front"
+    assert outcome["message"].startswith(f"model file {second}: truncated: ")

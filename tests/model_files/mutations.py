@@ -31,7 +31,7 @@ LIES = (
     2**64 - 1,
 )
 """Numbers for counts, lengths, dimensions, offsets and ids."""
-TEXTS = (b"", b"\0", b"\xff\xfe", b"\x1b[31m", b"llama", b"bert", b"none", b"a" * 70, b"b" * 100_000)
+TEXTS = (b"", b"\0", b"\xff\xfe", b"\x1b[31m", b"llama", b"bert", b"none", b"a" * 70, b"b" * 10_000)
 
 
 @dataclass
