@@ -31,6 +31,7 @@ RECORD_FIELDS = {
     "decode_time_ms",
     "prompt_tokens",
     "prompt_tokens_processed",
+    "prompt_tokens_cached",
     "tokens_out",
     "carried_on",
     "group",
@@ -116,9 +117,11 @@ def test_a_receipt_says_what_the_stop_did_and_when(worker: RunningWorker) -> Non
         "freed_ms",
         "terminal_ms",
         "prompt_tokens",
+        "prompt_tokens_cached",
         "tokens_out",
         "kv_cells_before",
         "kv_cells_after",
+        "kv_cells_warm",
         "cancel_correlation_id",
     }
     assert (
@@ -167,7 +170,8 @@ def test_health_tells_everything(worker: RunningWorker) -> None:
     assert (health["resident"], health["exact"], health["vram_bytes_used"]) == (True, False, 0)
     assert (health["jobs_running"], health["jobs_queued"]) == (1, 0)
     assert 300 <= health["kv_cells_used"] < 2400
-    assert (health["kv_cells_total"], health["kv_cells_cached"]) == (16384, 0)
+    assert health["kv_cells_total"] == 16384
+    assert 0 <= health["kv_cells_cached"] <= 16384 // 4
     assert health["context_length"] == 8192
     assert health["uptime_seconds"] > 0
     worker.cancel(stream.job_id)

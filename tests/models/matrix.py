@@ -51,8 +51,9 @@ CASES = (
     Case(
         "gemma3n",
         "sliding window",
-        2e-2,
+        0.3,
         refused="F32 weights (altup_proj.weight)",
+        steady=False,
         metadata=_window("gemma3n"),
     ),
     Case("gpt-oss", "sliding window", 2e-3, refused=_ROUTER, metadata=_window("gpt-oss")),
