@@ -456,3 +456,36 @@ def test_short_last_chunks_never_make_full_steps_too_long() -> None:
         read_a_prompt(cost, took, 1, 0)
         for plan, ms in read_a_prompt(cost, took, 700, 0):
             assert ms <= max(planner.PREFILL_MS * 1.15, plan.predicted_ms * 1.15) or plan.prefill_rows <= 8
+
+
+# A starved machine.
+
+
+def starved(step_ms: float, row_ms: float) -> CostEstimate:
+    """A machine on which each step takes so long whatever is in it, and each row a little more."""
+    cost = CostEstimate()
+    for rows in (8, 64):
+        cost.learn(Plan((), 0, rows, 0, 0.0), step_ms + rows * row_ms)
+    return cost
+
+
+@pytest.mark.parametrize("streams", [0, 1])
+def test_where_even_few_rows_take_too_long_a_step_has_a_whole_tile(streams: int) -> None:
+    """Threads that wait for a core at each barrier make a step of 8 rows as long as one of 64: 8 rows a step would take
+    eight times as long for a prompt, and no larger step would ever show that it is not dearer."""
+    cost = starved(1200, 2)
+    cost.learn(Plan((), 1, 0, 0, 0.0), 100)
+    plan = plan_step([*map(decoding, range(streams)), reading(9, 2000)], cost)
+    assert plan.prefill_rows == 64
+
+
+def test_where_rows_are_what_takes_long_a_step_has_few() -> None:
+    """On a machine that is slow, but not starved."""
+    cost = starved(10, 100)
+    cost.learn(Plan((), 1, 0, 0, 0.0), 100)
+    assert plan_step([decoding(1), reading(9, 2000)], cost).prefill_rows == 8
+
+
+def test_a_step_soon_after_an_aborted_one_stays_short() -> None:
+    """It is to get done before the next stop."""
+    assert plan_step([reading(9, 2000)], starved(1200, 2), pace=Pace.SHORT).prefill_rows < 8

@@ -201,6 +201,10 @@ def plan_step(
         less = replace(limits, rows=min(limits.rows, TILE_ROWS - 1))
         one_tile = _fill(readers, cost, decode_ms, a_tile, tiled=True)
         fewer = _fill(readers, cost, decode_ms, less, tiled=False)
+        if fewer.predicted_ms > budget and pace is Pace.FULL and abortable:
+            # Nothing fits: on a starved machine a step takes its time whatever is in it, so it shall be worth it.
+            tile_ms = fewer.predicted_ms * TILE_STRETCH
+            one_tile = _fill(readers, cost, decode_ms, replace(a_tile, at_least=TILE_ROWS), tiled=True)
         filled = one_tile if one_tile.rows == TILE_ROWS and one_tile.predicted_ms <= tile_ms else fewer
     shares = decoding + tuple(Share(key, rows) for key, rows in filled.taken.items())
     return Plan(shares, len(decoding), filled.rows, filled.context, filled.predicted_ms)
