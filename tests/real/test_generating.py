@@ -1,6 +1,7 @@
 """What the real model writes through the worker."""
 
 import random
+from typing import Any
 
 import psutil
 import pytest
@@ -27,11 +28,16 @@ def test_haiku_streams_and_ends(real_worker: RunningWorker) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_same_seed_gives_same_tokens(real_worker: RunningWorker, temperature: float) -> None:
-    """A job alone is reproducible by its seed."""
+    """A job alone is reproducible by its seed, if it computes its whole prompt."""
     texts = {
         whole(
             real_worker.execute(
-                f"seed-{temperature}-{n}", HAIKU, temperature=temperature, seed=42, max_tokens=40
+                f"seed-{temperature}-{n}",
+                HAIKU,
+                temperature=temperature,
+                seed=42,
+                max_tokens=40,
+                cache_prompt=False,
             )
         ).text
         for n in range(3)
@@ -131,11 +137,10 @@ def test_no_broken_characters(real_worker: RunningWorker, prompt: str) -> None:
 
 def test_stop_sequence_is_never_shown(real_worker: RunningWorker) -> None:
     """The text ends before the stop string, which is text the model really writes."""
-    plain = whole(real_worker.execute("plain", HAIKU, temperature=0.0, max_tokens=40, ignore_eos=True))
+    given: dict[str, Any] = {"temperature": 0.0, "max_tokens": 40, "ignore_eos": True, "cache_prompt": False}
+    plain = whole(real_worker.execute("plain", HAIKU, **given))
     stop = plain.text[12:18]
-    cut = whole(
-        real_worker.execute("cut", HAIKU, temperature=0.0, max_tokens=40, ignore_eos=True, stop=[stop])
-    )
+    cut = whole(real_worker.execute("cut", HAIKU, **given, stop=[stop]))
     assert cut.terminal is not None
     assert cut.terminal.data["stop_reason"] == "stop_sequence"
     assert cut.text == plain.text[: plain.text.index(stop)]
