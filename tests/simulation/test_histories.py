@@ -16,10 +16,10 @@ import pytest
 
 from tests.lanes import examples
 from tests.simulation.clock import virtual_time
-from tests.simulation.world import World
+from tests.simulation.world import HOSTILE, World
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.stops import StopReason
-from worker_orcd.jobs.tracker import JobTracker
+from worker_orcd.jobs.tracker import RECORDS_KEPT, JobTracker
 
 FIRST, LAST = (int(seed) for seed in os.environ.get("SIMULATION_SEEDS", f"0:{examples(40)}").split(":"))
 SAMPLE = 100
@@ -28,11 +28,11 @@ STILL_AT_IT = 500
 """Say so after so many."""
 
 
-def play(seed: int) -> World:
+def play(seed: int, *, attacks: int = 0) -> World:
     """One history."""
     with virtual_time() as loop:
         asyncio.set_event_loop(loop)
-        world = World(seed, loop)
+        world = World(seed, loop, attacks=attacks)
         try:
             loop.run_until_complete(world.live())
             assert not loop.failures, loop.failures
@@ -52,6 +52,18 @@ def digest(world: World) -> str:
         for seen in world.seen
     ]
     return hashlib.sha256(repr((told, len(world.engines), world.loop.time())).encode()).hexdigest()
+
+
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("seed", range(1000, 1000 + examples(3)))
+def test_a_hostile_key_breaks_no_promise_to_the_others(seed: int) -> None:
+    """It makes up 10,500 cancels, refused requests and ended jobs, more than the worker keeps of each: the others'
+    early cancels still win, and their records and events are all kept."""
+    attacks = RECORDS_KEPT + 500
+    world = play(seed, attacks=attacks)
+    tracker = world.worker.dispatcher.tracker
+    assert world.seen
+    assert len(tracker.records(HOSTILE)) <= RECORDS_KEPT
 
 
 @pytest.mark.timeout(7200)

@@ -1,6 +1,7 @@
 """One history: clients who start, cancel, leave, come back and use ids again, against a worker in bad weather."""
 
 import asyncio
+import contextlib
 import io
 import random
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from worker_orcd.jobs.events import End, Error, Event, Started, Token
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.request import Ceilings, ExecuteRequest
 from worker_orcd.jobs.stops import StopReason
+from worker_orcd.jobs.tracker import RECORDS_KEPT_SEC
 from worker_orcd.narration import Narrator
 from worker_orcd.supervisor.engine import Engine, EngineListener
 from worker_orcd.supervisor.supervisor import EngineState
@@ -28,6 +30,7 @@ TOLD_WITHIN_SEC = DEADLINE_SEC + 0.1
 FOUND_OUT_SEC = 10.0
 MEMORY_SEC = 5.0
 IDS = ("a", "a1", "b", "c", "d", "e", "f")
+HOSTILE = "mallory"
 OWNERS = ("anna", "berta")
 """Two keys; their owners use the same ids and groups and must never meet (G9)."""
 
@@ -47,7 +50,9 @@ class Seen:
 class World:
     """Everything there is, out of one seed."""
 
-    def __init__(self, seed: int, loop: VirtualLoop) -> None:
+    def __init__(self, seed: int, loop: VirtualLoop, *, attacks: int = 0) -> None:
+        """`attacks`: how often a third key attacks every bound that the keys share."""
+        self.attacks = attacks
         self.chance = random.Random(seed)
         self.loop = loop
         mood = self.chance.choice(["calm", "deadly", "hanging", "mixed", "unkillable"])
@@ -84,7 +89,7 @@ class World:
         self.worker.start()
         clients = [asyncio.create_task(self.client()) for _ in range(self.chance.randint(1, 12))]
         watcher = asyncio.create_task(self.watch())
-        await asyncio.gather(*clients)
+        await asyncio.gather(*clients, self.attack())
         await self.all_ended()
         await asyncio.sleep(12.0)
         self.check_rest()
@@ -107,6 +112,18 @@ class World:
                 self.cancel_group(owner, "g")
             else:
                 self.look(owner, self.chance.choice(IDS))
+
+    async def attack(self) -> None:
+        """Fill what is remembered of cancels, of refused requests and of ended jobs, while the others work."""
+        for number in range(self.attacks):
+            self.worker.cancel(f"made-up-{number}", "cor", HOSTILE)
+            self.worker.refused(f"refused-{number}", HOSTILE)
+            request = ExecuteRequest(job_id=f"ended-{number}", prompt=QUICK, max_tokens=5)
+            with contextlib.suppress(JobError):
+                self.worker.execute(request, "cor", HOSTILE)
+            self.worker.cancel(request.job_id, "cor", HOSTILE)
+            if number % 100 == 0:
+                await asyncio.sleep(0.02)
 
     async def run_a_job(self, owner: str) -> None:
         """Start one and read it, perhaps not to the end, perhaps to be picked up again, perhaps cancelling it."""
@@ -250,10 +267,20 @@ class World:
         assert (len(core.tracker), len(core.queue), core.queue.running) == (0, 0, 0)
         assert self.worker._streams == {}
         assert b"worker_audit_faults_total 0.0" in self.worker.metrics.render(), "books that do not agree"
+        self.check_records()
         engine = self.engines[-1]
         if not engine.dead and not engine.hung:
             assert self.worker.books.cells_used == 0
             assert self.worker.books.cells_cached == engine.cells_in_use
+
+    def check_records(self) -> None:
+        """What ended within the last five minutes is kept, record and events, for the latest use of each id."""
+        tracker = self.worker.dispatcher.tracker
+        latest = {(seen.job.owner, seen.job.job_id): seen.job for seen in self.seen}
+        for (owner, job_id), job in latest.items():
+            if job.ended_at is not None and self.loop.time() - job.ended_at < RECORDS_KEPT_SEC:
+                assert tracker.record(job_id, owner) == job.record()
+                assert tracker.ended_job(job_id, owner) is job
 
     def check_stream(self, seen: Seen) -> None:
         """`started token* (end|error)` or `error`; tokens are those of the job alone, without a gap or a repetition."""
