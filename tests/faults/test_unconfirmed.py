@@ -19,6 +19,8 @@ from worker_orcd.testing.harness import running_worker, wait_until
 PTRACE_SEIZE = 0x4206
 WALL = 0x40000000
 """`waitpid` of any process that is traced, also if it is no child."""
+OWN_INTERPRETERS = {"PYTHONUNBUFFERED": "1"}
+"""Then the worker is the parent of its engine, and not the process that tests fork workers off."""
 DEADLINE_SEC = 5.0
 SLACK_SEC = 1.0
 
@@ -40,7 +42,7 @@ def keeping_its_death_to_itself(pid: int) -> Iterator[None]:
 def test_when_not_even_the_engines_death_is_confirmed_the_client_is_told_all_the_same() -> None:
     """CANCELLED by the deadline, `freed_ms` null because nobody knows, unhealthy as long as that lasts; and when the
     death is known, the neighbour goes on and all is well again."""
-    with running_worker() as worker:
+    with running_worker(env=OWN_INTERPRETERS) as worker:
         victim = worker.execute(fresh_id("victim"), script(token_ms=5)).tokens_seen(2)
         neighbour = worker.execute(fresh_id("neighbour"), script(token_ms=5), max_tokens=200).tokens_seen(2)
         engine = worker.engine_pid
@@ -71,7 +73,7 @@ def test_when_not_even_the_engines_death_is_confirmed_the_client_is_told_all_the
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_shutdown_does_not_wait_for_an_engine_that_cannot_die(busy: bool) -> None:
     """It is gone in time, and who still read was told."""
-    with running_worker(drain_sec=1) as worker:
+    with running_worker(drain_sec=1, env=OWN_INTERPRETERS) as worker:
         streams = [worker.execute(fresh_id(), script(token_ms=5)).tokens_seen(2)] if busy else []
         engine = worker.engine_pid
         with keeping_its_death_to_itself(engine):

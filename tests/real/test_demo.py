@@ -32,7 +32,7 @@ def test_demo_shows_every_promise_kept() -> None:
     times = (
         r"stopped after [\d.]+ ms, freed after [\d.]+ ms, terminal event after [\d.]+ ms; KV cells \d+ → 0"
     )
-    assert len(re.findall(times + r" \(decode,", shown)) == 1
+    assert len(re.findall(times + r", \d+ kept for later jobs \(decode,", shown)) == 1
     assert len(re.findall(times + r" \(prefill,", shown)) == 1
     assert len(re.findall(r"KV cells in /health: \d+ before, 0 after", shown)) == 2
     assert re.search(r"next job's first token came after \d+ ms; on the idle worker, before: \d+ ms", shown)

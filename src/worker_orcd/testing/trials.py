@@ -62,7 +62,7 @@ def _reading(worker: RunningWorker, job_id: str, prompt: str, depth: int) -> Str
 
 def starting(worker: RunningWorker, job_id: str, _moment: random.Random) -> Stream:
     """A job that has just been handed to the engine."""
-    return worker.execute(job_id, HAIKU, max_tokens=20).started()
+    return worker.execute(job_id, HAIKU, max_tokens=20, cache_prompt=False).started()
 
 
 def ending(worker: RunningWorker, job_id: str, _moment: random.Random) -> Stream:
