@@ -79,7 +79,7 @@ settings.register_profile("any-machine", deadline=None, suppress_health_check=[H
 
 def examples(quick: int) -> int:
     """How many examples a test tries that is listed in `SAMPLED`."""
-    return quick * {"quick": 1, "deep": 4, "nightly": 20}[LANE]
+    return quick * {"quick": 1, "deep": 2, "nightly": 20}[LANE]
 
 
 def _listed(name: str, places: tuple[str, ...]) -> bool:

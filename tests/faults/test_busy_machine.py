@@ -117,6 +117,7 @@ def test_a_worker_on_a_busy_machine_keeps_its_engine_for_long(
     works_beside(worker, neighbours, NIGHTLY_SEC)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("sig", [signal.SIGSTOP, signal.SIGKILL])
 def test_an_engine_that_is_stopped_is_found_on_a_busy_machine(
     worker: RunningWorker, neighbours: list[psutil.Process], sig: signal.Signals
@@ -137,6 +138,7 @@ def test_an_engine_that_is_stopped_is_found_on_a_busy_machine(
     at_rest(worker)
 
 
+@pytest.mark.nightly
 def test_an_engine_that_computes_without_end_is_found_on_a_busy_machine(
     neighbours: list[psutil.Process],
 ) -> None:

@@ -19,7 +19,7 @@ from worker_orcd.testing.harness import running_worker, wait_until
 PTRACE_SEIZE = 0x4206
 WALL = 0x40000000
 """`waitpid` of any process that is traced, also if it is no child."""
-OWN_INTERPRETERS = {"PYTHONUNBUFFERED": "1"}
+OWN_INTERPRETERS = {"PYTHONNOUSERSITE": "1"}
 """Then the worker is the parent of its engine, and not the process that tests fork workers off."""
 DEADLINE_SEC = 5.0
 SLACK_SEC = 1.0

@@ -106,6 +106,7 @@ def test_steps_are_done_beside_steady_cancels(gemma: RunningWorker) -> None:
     assert_steps_are_done_beside_steady_cancels(gemma, [neighbour(gemma, seed, 1500) for seed in range(3)])
 
 
+@pytest.mark.nightly
 def test_jobs_go_on_after_the_engine_was_killed(gemma: RunningWorker) -> None:
     """Some decode, one is in its prefill; each gets the rest of its tokens from the next engine, none twice."""
     restarts = gemma.health()["engine_restarts"]
@@ -152,6 +153,7 @@ def test_short_jobs_that_were_placed_first_and_end_cost_the_long_ones_nothing(ge
     assert 0 < rest < 100, "prompt tokens were computed more than once"
 
 
+@pytest.mark.nightly
 def test_jobs_are_requeued_when_cells_run_out_and_get_all_their_tokens() -> None:
     """Two jobs grow into room for one and a half; the younger one waits and continues where it was."""
     with running_worker(
