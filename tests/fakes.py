@@ -302,11 +302,12 @@ class HandLoop(LoopReports):
         exact: bool = False,
         recurrent: bool = False,
         window: int | None = None,
+        prefix_cache: bool = True,
     ) -> None:
         super().__init__()
         self.byte = InterruptByte.create()
         self.clock = HandClock()
-        load = Load("scripted", "worker", None, parallel, cells, exact, 1, "json")
+        load = Load("scripted", "worker", None, parallel, cells, exact, 1, "json", prefix_cache=prefix_cache)
         self.model: HandModel = HandModel(load, self.byte, self.clock)
         if recurrent:
             self.model.memory = Memory("recurrent", trims=False)

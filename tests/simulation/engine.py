@@ -43,7 +43,15 @@ class Weather:
 class VirtualEngine:
     """One life of an engine."""
 
-    def __init__(self, listener: EngineListener, chance: random.Random, weather: Weather, pid: int) -> None:
+    def __init__(
+        self,
+        listener: EngineListener,
+        chance: random.Random,
+        weather: Weather,
+        pid: int,
+        *,
+        prefix_cache: bool = True,
+    ) -> None:
         self.pid: int | None = pid
         self.dead = False
         self.hung = False
@@ -51,7 +59,7 @@ class VirtualEngine:
         self._listener = listener
         self._chance = chance
         self._weather = weather
-        self._hand = HandLoop(parallel=SEQUENCES, cells=CELLS)
+        self._hand = HandLoop(parallel=SEQUENCES, cells=CELLS, prefix_cache=prefix_cache)
         self._hand.model.decode_ms = chance.choice([2.0, 8.0, 30.0])
         self._hand.model.prefill_row_ms = chance.choice([0.2, 2.0, 6.0])
         self._busy = False

@@ -72,14 +72,18 @@ class World:
             max_queue=self.chance.choice([2, 50]),
             cancel_deadline_sec=DEADLINE_SEC,
             drain_sec=2.0,
-            prefix_cache=self.chance.random() < 0.8,
         )
+        self.prefix_cache = self.chance.random() < 0.8
         narrator = Narrator.configure("worker", log_format="json", stream=io.StringIO())
         self.worker = Worker(policy, self.launch, narrator, worker_id="w", model_path="m", epoch="0")
 
     async def launch(self, listener: EngineListener) -> Engine:
         """Start the next engine."""
-        self.engines.append(VirtualEngine(listener, self.chance, self.weather, 100 + len(self.engines)))
+        self.engines.append(
+            VirtualEngine(
+                listener, self.chance, self.weather, 100 + len(self.engines), prefix_cache=self.prefix_cache
+            )
+        )
         return self.engines[-1]
 
     # Clients.

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from worker_orcd.engine.audit import Difference, differences
 from worker_orcd.engine.cells import Cells, Holder
 from worker_orcd.engine.model import Model
-from worker_orcd.engine.prefixes import PrefixIndex, Tokens, as_tokens
+from worker_orcd.engine.prefixes import PrefixIndex, Tokens
 from worker_orcd.protocol.messages import AuditFault
 
 WARM_SHARE = 0.25
@@ -69,8 +69,8 @@ class Ledger:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._cells = Cells(model.facts.cells)
-        # Memory that cannot be cut back has no part to hand over; separate streams cannot share a part.
-        self._keeps_warm = model.memory.trims and not model.separate_streams and not model.dense_ids
+        # Memory that cannot be cut back has no part to hand over.
+        self._keeps_warm = model.memory.trims and model.sequence_ids > model.facts.sequences
         self._max_warm = int(model.facts.cells * WARM_SHARE) if self._keeps_warm else 0
         self._free_ids = list(range(model.sequence_ids))
         self._quarantined: set[int] = set()
@@ -138,7 +138,7 @@ class Ledger:
         if match is None:
             return self._enter(Slot(self._new_id(), run, namespace, tokens))
         source, length = match.key, match.length
-        if source in self._warm and (length == source.computed or not self._hands_over(source, length)):
+        if source in self._warm and length == source.computed:
             return self._take_over(source, run, tokens, length)
         try:
             slot = Slot(self._new_id(keep=source), run, namespace, tokens, reused=length)
@@ -174,14 +174,16 @@ class Ledger:
         """The slot's run is over. Its cells become warm, or free where no later run could use them."""
         del self._live[slot.run]
         before = self._model.cells(slot.id)
-        if slot.namespace is None or slot.computed == 0 or self._is_contained(slot):
+        if slot.namespace is None or slot.computed == 0:
+            return Closed(before, self._free(slot), 0)
+        slot.tokens = slot.tokens[: slot.computed]
+        self._prefixes.put(slot.namespace, slot, slot.tokens)
+        if any(self._covers(other, slot) for other in self._warm):
             return Closed(before, self._free(slot), 0)
         self._cells.keep_warm(slot.holder)
-        slot.tokens = slot.tokens[: slot.computed]
-        for other in self._contained_in(slot):
+        for other in [other for other in self._warm if self._covers(slot, other)]:
             self._give_up(other)
         self._warm[slot] = None
-        self._prefixes.put(slot.namespace, slot, slot.tokens)
         while self._cells.warm > self._max_warm:
             self._give_up(next(iter(self._warm)))
         return Closed(before, 0, slot.computed if slot in self._warm else 0)
@@ -295,27 +297,14 @@ class Ledger:
             raise BeyondRepair("every sequence id is in use or in quarantine")
         return heapq.heappop(self._free_ids)
 
-    def _is_contained(self, slot: Slot) -> bool:
-        """Whether a warm slot has all that a later run could take from this one, which is about to be closed."""
-        wanted = as_tokens(slot.tokens[: slot.computed])
-        return any(
-            self._prefixes.common(slot.namespace or "", other, wanted) == slot.computed
-            and self._hands_over(other, slot.computed)
-            for other in self._warm
-            if other.namespace == slot.namespace and other.computed >= slot.computed
-        )
-
-    def _contained_in(self, slot: Slot) -> list[Slot]:
-        """Warm slots of which this one has all that a later run could take."""
-        tokens = as_tokens(slot.tokens)
-        return [
-            other
-            for other in self._warm
-            if other.namespace == slot.namespace
-            and other.computed <= slot.computed
-            and self._prefixes.common(slot.namespace or "", other, tokens) == other.computed
+    def _covers(self, slot: Slot, other: Slot) -> bool:
+        """Whether one slot has all that a later run could take from another, whose run is over."""
+        return (
+            slot.namespace is not None
+            and slot.namespace == other.namespace
+            and self._prefixes.begins_with(slot.namespace, slot, other)
             and self._hands_over(slot, other.computed)
-        ]
+        )
 
     def _give_up(self, slot: Slot) -> None:
         del self._warm[slot]

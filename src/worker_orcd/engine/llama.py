@@ -260,7 +260,8 @@ class LlamaModel:
 
     def _look_at_memory(self, path: str) -> Memory:
         """Its kind by llama.cpp's word; whether it trims by trying, since some caches refuse that do not say so."""
-        kind: MemoryKind = "sliding window" if lib.llama_model_n_swa(self._model) > 0 else "attention"
+        window = int(lib.llama_model_n_swa(self._model))
+        kind: MemoryKind = "sliding window" if window > 0 else "attention"
         if lib.llama_model_is_recurrent(self._model):
             kind = "recurrent"
         elif lib.llama_model_is_hybrid(self._model):
@@ -270,7 +271,6 @@ class LlamaModel:
             raise ModelLoadError(f"model file {path}: llama.cpp cannot compute it: {self._complaints.last()}")
         trims = self.trim(0, 1) and self.cells(0) == 1
         self.trim(0, 0)
-        window = int(lib.llama_model_n_swa(self._model))
         return Memory(kind, trims, window or None)
 
     # Loading.

@@ -15,6 +15,7 @@ from worker_orcd.engine.ledger import Closed, Ledger
 from worker_orcd.engine.model import REPORTED, Arming, Model, Outcome
 from worker_orcd.engine.parts import Part, StepResult, parts_of, runs_of
 from worker_orcd.engine.planner import MAX_ROWS, CostEstimate, Pending, Plan, plan_step
+from worker_orcd.engine.prefixes import as_tokens
 from worker_orcd.engine.recovery import Recovery
 from worker_orcd.engine.rollback import Rollback
 from worker_orcd.engine.sequence import Sequence
@@ -32,6 +33,14 @@ from worker_orcd.protocol.messages import (
     Stop,
     Stopped,
 )
+
+
+class _Waiting:
+    """A run without a slot, and its tokens as the index of prefixes looks them up: before every step."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.tokens = as_tokens([*run.prompt, *run.generated])
 
 
 class EngineLoop:
@@ -52,7 +61,7 @@ class EngineLoop:
         self._send = send
         self._narrator = narrator
         self._clock = clock
-        self._waiting: dict[int, Run] = {}
+        self._waiting: dict[int, _Waiting] = {}
         """Runs without a slot: each waits for a live run that is computing what its prompt begins with."""
         self._sequences: dict[int, Sequence] = {}
         self._ledger = Ledger(model)
@@ -79,7 +88,7 @@ class EngineLoop:
             self._planned = None
             match message:
                 case Run():
-                    self._waiting[message.run] = message
+                    self._waiting[message.run] = _Waiting(message)
                 case Stop():
                     self._stop(message.run)
                 case Ping():
@@ -97,15 +106,14 @@ class EngineLoop:
     def _open_slots(self) -> None:
         """Give waiting runs their slots, oldest first, but for those that save more by waiting on."""
         for run in sorted(self._waiting):
-            message = self._waiting[run]
-            tokens = [*message.prompt, *message.generated]
-            if self._ledger.leader(tokens, message.cache) is None:
+            waiting = self._waiting[run]
+            if self._ledger.leader(waiting.tokens, waiting.run.cache) is None:
                 del self._waiting[run]
-                self._begin(message, tokens)
+                self._begin(waiting.run)
                 self._planned = None
 
-    def _begin(self, run: Run, tokens: list[int]) -> None:
-        slot = self._ledger.open(run.run, tokens, run.cache)
+    def _begin(self, run: Run) -> None:
+        slot = self._ledger.open(run.run, [*run.prompt, *run.generated], run.cache)
         sequence = self._sequences[run.run] = Sequence(run, slot, self._model)
         if slot.reused:
             self._reused.append(Progress(run.run, sequence.prompt_processed, sequence.prompt_cached))
@@ -184,7 +192,6 @@ class EngineLoop:
             ends += failures
             preempted += put_out
         self._audit()
-        self._open_slots()
         progress, self._reused = [*self._reused, *result.progress], []
         self._planned = self._plan()
         self._send(

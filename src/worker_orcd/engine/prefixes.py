@@ -80,6 +80,11 @@ class PrefixIndex(Generic[Key]):
         held = self._entries.get(namespace, {}).get(key)
         return 0 if held is None else common_prefix(held, as_tokens(tokens))
 
+    def begins_with(self, namespace: str, key: Key, other: Key) -> bool:
+        """Whether one entry begins with all tokens of another."""
+        entries = self._entries.get(namespace, {})
+        return common_prefix(entries[key], entries[other]) == len(entries[other])
+
     def __len__(self) -> int:
         """Entries of all namespaces."""
         return sum(map(len, self._entries.values()))

@@ -43,6 +43,7 @@ class Load(Message, frozen=True):
         exact: byte-identical streams whatever runs beside them.
         threads: compute threads.
         log_format: how the engine narrates, `json` or `pretty`.
+        prefix_cache: whether computed prefixes are kept for later runs.
         self_check: whether to prove exactness before it is ready; one proof holds for the successors on the same
             machine, too.
         model_bytes: the size of the file, or of all parts of a split model.

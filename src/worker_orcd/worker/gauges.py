@@ -85,10 +85,14 @@ class _VllmNames(Collector):
             gauge = GaugeMetricFamily(name, help_text, labels=["model_name"])
             gauge.add_metric([worker.model], value)
             yield gauge
-        computed, cached = worker.metrics.prompt_tokens_by_source()
+        prompt_tokens = worker.metrics.prompt_tokens_by_source()
         for name, help_text, value in (
-            ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", computed + cached),
-            ("vllm:prefix_cache_hits", "Those of them that were computed already.", cached),
+            (
+                "vllm:prefix_cache_queries",
+                "Prompt tokens looked up in the prefix cache.",
+                sum(prompt_tokens.values()),
+            ),
+            ("vllm:prefix_cache_hits", "Those of them that were computed already.", prompt_tokens["cached"]),
         ):
             counter = CounterMetricFamily(name, help_text, labels=["model_name"])
             counter.add_metric([worker.model], value)

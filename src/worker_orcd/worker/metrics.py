@@ -48,7 +48,6 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._prompt_tokens = (0, 0)
         into = self.registry
         self.requests = Counter(
             "worker_requests",
@@ -158,11 +157,11 @@ class Metrics:
         """A step computed prompt tokens; jobs that began with it found others cached."""
         self.prompt_tokens.labels("computed").inc(computed)
         self.prompt_tokens.labels("cached").inc(cached)
-        self._prompt_tokens = (self._prompt_tokens[0] + computed, self._prompt_tokens[1] + cached)
 
-    def prompt_tokens_by_source(self) -> tuple[int, int]:
-        """Prompt tokens computed and cached so far."""
-        return self._prompt_tokens
+    def prompt_tokens_by_source(self) -> dict[str, float]:
+        """Prompt tokens so far, `computed` and `cached`."""
+        (counted,) = self.prompt_tokens.collect()
+        return {sample.labels["source"]: sample.value for sample in counted.samples}
 
     def job_ended(self, job: Job) -> None:
         """Count a job by its terminal event."""

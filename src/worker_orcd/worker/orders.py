@@ -22,8 +22,8 @@ def to_prepare(job: Job) -> messages.Prepare:
     )
 
 
-def to_run(job: Job, *, prefix_cache: bool) -> messages.Run:
-    """Have it generated, from its tokens so far on. `prefix_cache`: whether the worker keeps computed prefixes."""
+def to_run(job: Job) -> messages.Run:
+    """Have it generated, from its tokens so far on."""
     request = job.request
     chars, sha256 = narration.prompt_digest(request.text)
     return messages.Run(
@@ -45,7 +45,7 @@ def to_run(job: Job, *, prefix_cache: bool) -> messages.Run:
         prompt_chars=chars,
         prompt_sha256=sha256,
         owner=job.owner,
-        cache=_namespace(job) if prefix_cache and request.cache_prompt else None,
+        cache=_namespace(job) if request.cache_prompt else None,
     )
 
 

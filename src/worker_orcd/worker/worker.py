@@ -50,7 +50,6 @@ class Policy:
     cancel_deadline_sec: float = 5.0
     cancel_memory_sec: float = 5.0
     drain_sec: float = 4.0
-    prefix_cache: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,8 +369,9 @@ class Worker:
         self.books = Books(step.cells_used, step.sequences_used, step.cells_cached)
         self.metrics.steps.labels(step.outcome).inc()
         self.metrics.step_seconds.observe(step.duration_ms / 1000)
-        cached = sum(progress.cached for progress in step.progress)
-        self.metrics.prompt_tokens_computed(step.prompt_computed, cached)
+        if step.progress:
+            cached = sum(progress.cached for progress in step.progress)
+            self.metrics.prompt_tokens_computed(step.prompt_computed, cached)
         for progress in step.progress:
             self.dispatcher.progress(progress.run, progress.prompt_processed, progress.cached)
         self.metrics.tokens.inc(sum(self._token(out, now) for out in step.tokens))
@@ -420,7 +420,7 @@ class Worker:
                 case DropPrompt(job):
                     self.supervisor.drop_prompt(job.run)
                 case Run(job):
-                    self.supervisor.run(to_run(job, prefix_cache=self.policy.prefix_cache))
+                    self.supervisor.run(to_run(job))
                     self._started(job)
                 case Halt(job):
                     self.supervisor.stop(job.run)
