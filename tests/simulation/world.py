@@ -15,9 +15,10 @@ from tests.simulation.engine import VirtualEngine, Weather
 from worker_orcd.jobs.errors import JobError
 from worker_orcd.jobs.events import End, Error, Event, Started, Token
 from worker_orcd.jobs.job import Job
+from worker_orcd.jobs.remembered import RememberedCancels
 from worker_orcd.jobs.request import Ceilings, ExecuteRequest
 from worker_orcd.jobs.stops import StopReason
-from worker_orcd.jobs.tracker import RECORDS_KEPT_SEC
+from worker_orcd.jobs.tracker import RECORDS_KEPT_SEC, JobTracker
 from worker_orcd.narration import Narrator
 from worker_orcd.supervisor.engine import Engine, EngineListener
 from worker_orcd.supervisor.supervisor import EngineState
@@ -31,6 +32,8 @@ FOUND_OUT_SEC = 10.0
 MEMORY_SEC = 5.0
 IDS = ("a", "a1", "b", "c", "d", "e", "f")
 HOSTILE = "mallory"
+SMALL_BOUND = 300
+"""Of what is remembered for all keys together while one attacks: an owner's share is still far more than it needs."""
 OWNERS = ("anna", "berta")
 """Two keys; their owners use the same ids and groups and must never meet (G9)."""
 
@@ -51,7 +54,7 @@ class World:
     """Everything there is, out of one seed."""
 
     def __init__(self, seed: int, loop: VirtualLoop, *, attacks: int = 0) -> None:
-        """`attacks`: how often a third key attacks every bound that the keys share."""
+        """`attacks`: how often a third key attacks every bound that the keys share; these are small then."""
         self.attacks = attacks
         self.chance = random.Random(seed)
         self.loop = loop
@@ -76,6 +79,9 @@ class World:
         self.prefix_cache = self.chance.random() < 0.8
         narrator = Narrator.configure("worker", log_format="json", stream=io.StringIO())
         self.worker = Worker(policy, self.launch, narrator, worker_id="w", model_path="m", epoch="0")
+        if attacks:
+            self.worker.dispatcher.tracker = JobTracker(keep=SMALL_BOUND)
+            self.worker.dispatcher.remembered = RememberedCancels(MEMORY_SEC, bound=SMALL_BOUND)
 
     async def launch(self, listener: EngineListener) -> Engine:
         """Start the next engine."""
@@ -126,7 +132,7 @@ class World:
             with contextlib.suppress(JobError):
                 self.worker.execute(request, "cor", HOSTILE)
             self.worker.cancel(request.job_id, "cor", HOSTILE)
-            if number % 100 == 0:
+            if number % 10 == 0:
                 await asyncio.sleep(0.02)
 
     async def run_a_job(self, owner: str) -> None:
