@@ -426,6 +426,7 @@ def test_cancels_delay_a_neighbour_by_a_step_at_most(worker: RunningWorker, vict
     step_sec = (1 + victims) * token_ms / 1000
     moments = random.Random(victims)
     neighbour = worker.execute(fresh_id("neighbour"), script(token_ms=token_ms), max_tokens=2048)
+    neighbour.tokens_seen(2)
     late: list[float] = []
     for _ in range(24):
         streams = [worker.execute(fresh_id("victim"), script(token_ms=token_ms)) for _ in range(victims)]
