@@ -27,8 +27,22 @@ require_compiler() {
 }
 
 # llama-cpp-python has no wheels: its llama.cpp is compiled here. LLAVA_BUILD=OFF saves a third of that.
-# uv's cache of built wheels does not look at CMAKE_ARGS, so they are made part of the settings it looks at.
+#
+# A build for the CPU of this very machine dies of SIGILL on another one, and what is built here does move: virtual machines
+# do, and so do copies of folders and uv's cache. So it is built for any x86-64 CPU with AVX2 and its companions (all since
+# 2013, 2017 from AMD). A build for one CPU is made where CMAKE_ARGS says something else, or the CPU is of another kind; then
+# the CPU is among the settings, and another CPU gets another build.
+cpu=$(grep -m 1 -E '^(flags|Features)[[:space:]]*:' /proc/cpuinfo 2>/dev/null || uname -m)
 llama_settings=(--config-settings-package llama-cpp-python:cmake.define.LLAVA_BUILD=OFF)
-if [ -n "${CMAKE_ARGS:-}" ]; then
-    llama_settings+=(--config-settings-package "llama-cpp-python:cmake.define.WORKER_ORCD_CMAKE_ARGS=$(digest <<<"$CMAKE_ARGS")")
+built_for="any CPU with AVX2"
+for flag in avx2 bmi2 f16c fma; do
+    [[ " $cpu " = *" $flag "* ]] || built_for=
+done
+if [ -n "${CMAKE_ARGS:-}" ] || [ -z "$built_for" ]; then
+    built_for="CMAKE_ARGS ${CMAKE_ARGS:-}"
+    [[ ${CMAKE_ARGS:-} = *GGML_NATIVE=OFF* ]] || built_for+=" on $cpu"
+    # uv's cache of built wheels does not look at CMAKE_ARGS, so they are made part of the settings it looks at.
+    llama_settings+=(--config-settings-package "llama-cpp-python:cmake.define.WORKER_ORCD_BUILT_FOR=$(digest <<<"$built_for")")
+else
+    llama_settings+=(--config-settings-package llama-cpp-python:cmake.define.GGML_NATIVE=OFF)
 fi

@@ -14,7 +14,7 @@ wanted=$(
     echo "at $PWD"
     echo "with $("$python" -c 'import sys; print(sys.base_prefix, sys.version.split()[0])')"
     echo "uv $uv_version"
-    echo "CMAKE_ARGS ${CMAKE_ARGS:-}"
+    echo "llama.cpp for $built_for"
     echo "files $(cat requirements.lock pyproject.toml tools/setup.sh tools/common.sh | digest)"
 )
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
@@ -26,7 +26,7 @@ if [ -d .venv ] && { [ ! -x .venv/bin/python ] || { [ -f "$stamp" ] && [ "$(head
     echo "setup: .venv was made elsewhere or with another Python; making it anew"
     rm -rf .venv
 fi
-previous_cmake_args=$([ ! -f "$stamp" ] || sed -n 's/^CMAKE_ARGS //p' "$stamp")
+previously_for=$([ ! -f "$stamp" ] || sed -n 's/^llama.cpp for //p' "$stamp")
 rm -f "$stamp"
 if [ ! -x .venv/bin/pip ]; then
     "$python" -m venv .venv || give_up "'$python' could not make .venv (on Debian and Ubuntu: apt-get install python3-venv)"
@@ -35,7 +35,7 @@ if [ "$(.venv/bin/uv --version 2>/dev/null | cut -d ' ' -f 2)" != "$uv_version" 
     .venv/bin/python -m pip install --quiet --disable-pip-version-check "uv==$uv_version"
 fi
 
-if [ "$previous_cmake_args" != "${CMAKE_ARGS:-}" ]; then
+if [ "$previously_for" != "$built_for" ]; then
     .venv/bin/uv pip uninstall --quiet --python .venv/bin/python llama-cpp-python 2>/dev/null || true
 fi
 

@@ -214,6 +214,8 @@ class Supervisor:
             why = f"{self._model}: the engine cannot be started: {death.why}"
             if not self.ever_ready and death.signal in CRASHES:
                 why = f"{self._model}: the engine died of {death.signal} while it loaded the model"
+                if death.signal == "SIGILL":
+                    why += ": its llama.cpp was built for another CPU; set it up or install it anew"
             failure = self._load_failed or LoadFailed(code, why)
             self.failure = failure
             self.state = EngineState.GONE
