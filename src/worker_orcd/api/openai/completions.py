@@ -95,10 +95,14 @@ async def _answer(
     jobs = [one.job for one in streams]
     for job in jobs:
         if isinstance(job.terminal, Error):
-            failure = told.failure(job.terminal, jobs)
-            headers = {**named(streams), **error_headers(failure, request.url.path)}
-            return JSONResponse(openai_error(failure), status_code=failure.http_status, headers=headers)
+            return failed(told.failure(job.terminal, jobs), streams, request)
     return JSONResponse(told.whole(jobs), headers=named(streams))
+
+
+def failed(failure: JobError, streams: Sequence[JobStream], request: Request) -> Response:
+    """The answer to a request one of whose jobs did not come to its natural end."""
+    headers = {**named(streams), **error_headers(failure, request.url.path)}
+    return JSONResponse(openai_error(failure), status_code=failure.http_status, headers=headers)
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from fastapi.responses import JSONResponse
 from worker_orcd.api import schema
 from worker_orcd.api.access import owner_of
 from worker_orcd.api.begin import begin, unless_it_leaves
-from worker_orcd.api.openai.completions import ended, in_words_of, model_of
-from worker_orcd.api.openai.told import frame, text_of, usage_of
+from worker_orcd.api.openai.completions import ended, failed, in_words_of, model_of
+from worker_orcd.api.openai.told import failure_of, frame, text_of, usage_of
 from worker_orcd.api.openai.wanted import ResponseJob, ResponseRequest, fresh_name
 from worker_orcd.api.sse import ReaderResponse, Readers, named, whole_number
 from worker_orcd.jobs.errors import ErrorCode, JobError
@@ -27,6 +27,7 @@ from worker_orcd.worker.worker import Worker
 
 CANCEL_MARGIN_SEC = 1.0
 """A cancel is finished within its deadline; the answer waits no longer than this beyond it."""
+_NAMES = {"prompt": "input", "max_tokens": "max_output_tokens"}
 _EXAMPLE: dict[str, object] = {"input": "Write a haiku.", "max_output_tokens": 64}
 
 
@@ -53,7 +54,7 @@ def router(worker: Worker) -> APIRouter:
         model = model_of(worker, asked.model)
         offered = request.headers.get("x-job-id")
         name = fresh_name("resp_", offered)
-        with in_words_of({"prompt": "input", "max_tokens": "max_output_tokens"}):
+        with in_words_of(_NAMES):
             wanted = asked.wanted(name, named_by_client=offered is not None)
             (stream,) = await begin(worker, request, [wanted.within(worker.policy.ceilings)], may_retry=True)
         if asked.stream:
@@ -61,6 +62,8 @@ def router(worker: Worker) -> APIRouter:
         if not asked.background:
             with Readers(worker, [stream]):
                 await unless_it_leaves(request, ended([stream]))
+            if isinstance(stream.job.terminal, Error):
+                return failed(failure_of(stream.job.terminal, _NAMES, _usage(stream.job)), [stream], request)
         return JSONResponse(response_of(stream.job, model), headers=named([stream]))
 
     @routes.get(

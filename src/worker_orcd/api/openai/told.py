@@ -46,6 +46,27 @@ def frame(data: dict[str, Any], event: str | None = None) -> bytes:
     return named + b"data: " + _encoder.encode(data) + b"\n\n"
 
 
+def failure_of(terminal: Error, names: Mapping[str, str], usage: dict[str, Any]) -> JobError:
+    """Why a job did not come to its natural end, as the answer to a request that is not streamed.
+
+    Args:
+        terminal: how the job ended.
+        names: what the request calls a job's fields, where the names differ.
+        usage: what was used until then, in the words of the API.
+    """
+    at_fault = terminal.details.get("param")
+    return JobError(
+        terminal.code,
+        terminal.message,
+        param=None if at_fault is None else names.get(str(at_fault), str(at_fault)),
+        # LangChain.js and LiteLLM's router send a request again that was answered with 499; of these, LangChain.js does
+        # not with 400.
+        http_status=400 if terminal.code is ErrorCode.CANCELLED else None,
+        details={"usage": usage},
+        openai_code=terminal.openai_code,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """The words of `POST /v1/completions`."""
@@ -75,16 +96,7 @@ class Completion:
 
     def failure(self, terminal: Error, jobs: Sequence[Job]) -> JobError:
         """Why one of a request's jobs did not come to its natural end; what all used until then goes with it."""
-        at_fault = terminal.details.get("param")
-        return JobError(
-            terminal.code,
-            terminal.message,
-            param=None if at_fault is None else self.names.get(str(at_fault), str(at_fault)),
-            # LangChain.js and LiteLLM's router send a request again that was answered with 499; nobody does with 400.
-            http_status=400 if terminal.code is ErrorCode.CANCELLED else None,
-            details={"usage": usage_of(jobs, self.choices)},
-            openai_code=terminal.openai_code,
-        )
+        return failure_of(terminal, self.names, usage_of(jobs, self.choices))
 
     def usage(self, jobs: Sequence[Job]) -> dict[str, Any]:
         """The chunk that says what was used."""
