@@ -9,7 +9,7 @@ import sys
 import time
 
 from worker_orcd.engine.llama import LlamaModel
-from worker_orcd.engine.model import Arming, Batch
+from worker_orcd.engine.model import AbortMode, Batch
 from worker_orcd.engine.planner import MAX_ROWS
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import Load, Sampling
@@ -32,7 +32,7 @@ def prefill(model: LlamaModel, sequence: int, tokens: list[int]) -> None:
         wanted[-1] = start + len(chunk) == len(tokens)
         model.decode(
             Batch(chunk, list(range(start, start + len(chunk))), [sequence] * len(chunk), wanted),
-            armed=Arming.NONE,
+            abort_mode=AbortMode.NONE,
         )
 
 
@@ -47,7 +47,9 @@ def decode_rate(model: LlamaModel, streams: int, tokens: int) -> float:
     started = time.perf_counter()
     for index in range(1, tokens):
         positions = [len(prompt) + index - 1] * streams
-        model.decode(Batch(last, positions, list(range(streams)), [True] * streams), armed=Arming.NONE)
+        model.decode(
+            Batch(last, positions, list(range(streams)), [True] * streams), abort_mode=AbortMode.NONE
+        )
         last = [samplers[n].draw(n, index) for n in range(streams)]
         for token in last:
             model.piece(token)

@@ -8,13 +8,13 @@ from typing import Any
 
 from tests.loop_reports import LoopReports, run_of_tokens
 from worker_orcd.engine.loop import EngineLoop
-from worker_orcd.engine.model import Arming, Batch, Memory, Outcome, Sampler
+from worker_orcd.engine.model import AbortMode, Batch, Memory, Outcome, Sampler
+from worker_orcd.jobs.clock import Timestamp
 from worker_orcd.jobs.events import EndedEvents
 from worker_orcd.jobs.job import Job
-from worker_orcd.jobs.moment import Moment
-from worker_orcd.jobs.receipt import Freed
+from worker_orcd.jobs.receipt import Release
 from worker_orcd.jobs.request import ExecuteRequest
-from worker_orcd.jobs.stops import Stop, StopFlag, StopReason
+from worker_orcd.jobs.stop_request import StopFlag, StopReason, StopRequest
 from worker_orcd.narration import Narrator
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import (
@@ -31,9 +31,9 @@ UNIX_ZERO = 1_700_000_000.0
 """The date at second 0 of the tests' monotonic clock: 2023-11-14T22:13:20Z."""
 
 
-def at(seconds: float) -> Moment:
+def at(seconds: float) -> Timestamp:
     """The moment when the monotonic clock shows so many seconds."""
-    return Moment(seconds, UNIX_ZERO + seconds)
+    return Timestamp(seconds, UNIX_ZERO + seconds)
 
 
 def execute(job_id: str = "job-1", **given: Any) -> ExecuteRequest:
@@ -62,28 +62,28 @@ def running_job(job_id: str = "job-1", *, run: int = 1, **given: Any) -> Job:
     return job
 
 
-def wish(
+def stop_request(
     reason: StopReason = StopReason.CLIENT, seconds: float = 2.0, correlation_id: str | None = "cor-cancel"
-) -> Stop:
-    """A wish to stop, accepted at that second."""
-    return Stop(reason, seconds, correlation_id)
+) -> StopRequest:
+    """A stop request, accepted at that second."""
+    return StopRequest(reason, seconds, correlation_id)
 
 
-def freed_at(seconds: float, cells_before: int = 5) -> Freed:
+def freed_at(seconds: float, cells_before: int = 5) -> Release:
     """An engine's word that all was free at that second."""
-    return Freed(stopped_at=seconds, freed_at=seconds, cells_before=cells_before)
+    return Release(stopped_at=seconds, freed_at=seconds, cells_before=cells_before)
 
 
 def books_of(job: Job) -> dict[str, object]:
     """All that a job holds, as values that can be compared later."""
-    books: dict[str, object] = {}
+    kv_usage: dict[str, object] = {}
     for field in fields(job):
         value = getattr(job, field.name)
         if isinstance(value, StopFlag):
-            books[field.name] = value.stop
+            kv_usage[field.name] = value.stop
         else:
-            books[field.name] = list(value) if isinstance(value, list | EndedEvents) else value
-    return books
+            kv_usage[field.name] = list(value) if isinstance(value, list | EndedEvents) else value
+    return kv_usage
 
 
 # An engine's loop, turned by hand.
@@ -153,7 +153,7 @@ class Decoded:
     """A step that the model was asked to compute."""
 
     batch: Batch
-    armed: Arming
+    abort_mode: AbortMode
     outcome: Outcome
 
     def rows_of(self, sequence: int) -> int:
@@ -254,17 +254,17 @@ class HandModel(ScriptedModel):
         self._places[sequence] = self._places[sequence][: len(cells) + min(by, 0)]
         self._cells[sequence] = cells + [0] * by if by > 0 else cells[:by]
 
-    def decode(self, batch: Batch, *, armed: Arming) -> Outcome:
+    def decode(self, batch: Batch, *, abort_mode: AbortMode) -> Outcome:
         """Take the clock's time; end as aborted if a byte that it is armed with is set while it runs."""
         assert list(batch.sequences) == sorted(batch.sequences), "rows are not sorted by sequence id"
         self.during_step()
         decoding = {s for s in batch.sequences if batch.sequences.count(s) == 1 and self.cells(s) > 0}
         prefill_rows = len(batch.sequences) - len(decoding)
-        aborted = self._take(self.decode_ms * len(decoding) + self.prefill_row_ms * prefill_rows, armed)
+        aborted = self._take(self.decode_ms * len(decoding) + self.prefill_row_ms * prefill_rows, abort_mode)
         if self.next_outcome is Outcome.NO_ROOM:
             outcome = Outcome.NO_ROOM
         else:
-            outcome = super().decode(batch, armed=Arming.NONE)
+            outcome = super().decode(batch, abort_mode=AbortMode.NONE)
             if self.next_outcome is not None:
                 outcome = self.next_outcome
             elif aborted:
@@ -277,18 +277,18 @@ class HandModel(ScriptedModel):
             (-1,) * (s in self._stale) + tuple(self._cells.get(s, [])[: position + 1])
             for position, s in places
         ]
-        self.steps.append(Decoded(batch, armed, outcome))
+        self.steps.append(Decoded(batch, abort_mode, outcome))
         return outcome
 
-    def _take(self, ms: float, armed: Arming) -> bool:
+    def _take(self, ms: float, abort_mode: AbortMode) -> bool:
         """Let so much time pass. Whether an interrupt ends the step."""
         end = self.clock.now + ms / 1000
-        while self.each_ms is not None and self.clock.now < end and not self._aborts(armed):
+        while self.each_ms is not None and self.clock.now < end and not self._aborts(abort_mode):
             self.clock.now = min(end, self.clock.now + 0.001)
             self.each_ms()
         if self.each_ms is None:
             self.clock.now = end
-        return self._aborts(armed)
+        return self._aborts(abort_mode)
 
 
 class HandLoop(LoopReports):

@@ -1,7 +1,7 @@
 """Writes the pages of the documentation that are made from the code: `python -m tools.docs`.
 
 With `--check` nothing is written; the names of pages that are not current are printed, and the exit code is 1.
-No model is loaded and no engine started: the examples are what the pure core does when it is told a story.
+No model is loaded and no engine started: the examples are what the pure core does when it is given a sequence of facts.
 """
 
 import argparse
@@ -19,18 +19,18 @@ from worker_orcd import narration, settings
 from worker_orcd.api import sse
 from worker_orcd.api.app import create_app
 from worker_orcd.jobs import events, lifecycle
+from worker_orcd.jobs.clock import Timestamp
 from worker_orcd.jobs.dispatcher import Dispatcher, ReadyEngine
 from worker_orcd.jobs.errors import KINDS, ErrorCode
 from worker_orcd.jobs.job import STOP_MESSAGES, Job
-from worker_orcd.jobs.moment import Moment
 from worker_orcd.jobs.queue import Capacity
-from worker_orcd.jobs.receipt import Freed
+from worker_orcd.jobs.receipt import Release
 from worker_orcd.jobs.request import Body, CancelRequest, Ceilings, ExecuteRequest
-from worker_orcd.jobs.stops import Stop, StopReason
+from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.narration.reference import reference_markdown
 from worker_orcd.supervisor.engine import Engine, EngineListener
-from worker_orcd.worker.gauges import publish
 from worker_orcd.worker.health import Health
+from worker_orcd.worker.state_metrics import publish
 from worker_orcd.worker.worker import Policy, Worker
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -410,16 +410,16 @@ _ACCEPTED_UNIX = 1_767_225_600.0
 def cancelled_job() -> Job:
     """A job that a client cancels after its second token."""
     dispatcher, job = _running_job()
-    asked = Stop(StopReason.CLIENT, 0.2, "cancel-7f3a")
+    asked = StopRequest(StopReason.CLIENT, 0.2, "cancel-7f3a")
     dispatcher.stop(job.job_id, asked, _at(0.2))
-    dispatcher.stopped(job.run, Freed(0.2035, 0.2036, 37, 0, 36), _at(0.2042))
+    dispatcher.stopped(job.run, Release(0.2035, 0.2036, 37, 0, 36), _at(0.2042))
     return job
 
 
 def finished_job() -> Job:
     """A job that the model ends after its second token."""
     dispatcher, job = _running_job()
-    dispatcher.finished(job.run, "stop", Freed(0.2, 0.2, 37, 0), _at(0.2))
+    dispatcher.finished(job.run, "stop", Release(0.2, 0.2, 37, 0), _at(0.2))
     return job
 
 
@@ -436,8 +436,8 @@ def _running_job() -> tuple[Dispatcher, Job]:
     return dispatcher, job
 
 
-def _at(sec: float) -> Moment:
-    return Moment(sec, _ACCEPTED_UNIX + sec)
+def _at(sec: float) -> Timestamp:
+    return Timestamp(sec, _ACCEPTED_UNIX + sec)
 
 
 def silent_narrator() -> narration.Narrator:

@@ -119,4 +119,4 @@ def test_curl_streams_and_stops_when_it_is_killed(served: RunningWorker) -> None
         wait_until(lambda: served.record("curl-1").get("state") == "running", what="its start")
         process.kill()
     cancelled(served, "curl-1", "disconnect")
-    assert ended_state(served, "curl-1")["carried_on"] == 0
+    assert ended_state(served, "curl-1")["requeues"] == 0

@@ -17,7 +17,7 @@ class Ledger:
     faults: Counter[str] = field(default_factory=Counter)
     streams: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
-    carried_on: int = 0
+    requeues: int = 0
     terminal_ms: dict[str, list[float]] = field(default_factory=dict)
 
     def harm(self, worker: RunningWorker, sig: signal.Signals) -> None:
@@ -29,8 +29,8 @@ class Ledger:
 
     def went_on(self, worker: RunningWorker, streams: Sequence[Stream]) -> int:
         """How many of these jobs another engine carried on: whom a fault has really hit."""
-        hit = sum(bool(worker.record(stream.job_id)["carried_on"]) for stream in streams)
-        self.carried_on += hit
+        hit = sum(bool(worker.record(stream.job_id)["requeues"]) for stream in streams)
+        self.requeues += hit
         return hit
 
     def whole(self, stream: Stream, undisturbed: Sequence[Any] | None = None, within_sec: float = 60) -> None:
@@ -58,7 +58,7 @@ class Ledger:
         """Lines for people."""
         lines = [f"{count} x {what}" for what, count in sorted(self.faults.items())]
         lines += [f"{count} streams {what}" for what, count in sorted(self.streams.items())]
-        lines.append(f"{self.tokens} tokens in them; {self.carried_on} jobs carried on by another engine")
+        lines.append(f"{self.tokens} tokens in them; {self.requeues} jobs carried on by another engine")
         for what, told in sorted(self.terminal_ms.items()):
             half, slowest = statistics.median(told), max(told)
             lines.append(

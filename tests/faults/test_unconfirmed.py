@@ -65,7 +65,7 @@ def test_when_not_even_the_engines_death_is_confirmed_the_client_is_told_all_the
             assert not neighbour.terminal
         worker.ready(within_sec=20.0)
         neighbour.finished().assert_whole()
-        assert (len(neighbour.tokens), worker.record(neighbour.job_id)["carried_on"]) == (200, 1)
+        assert (len(neighbour.tokens), worker.record(neighbour.job_id)["requeues"]) == (200, 1)
         assert worker.execute(victim.job_id, max_tokens=2).finished().events[-1].event == "end"
         at_rest(worker)
 

@@ -534,7 +534,7 @@ def _assert_rescued(
     neighbour.tokens_seen(len(neighbour.tokens) + 5)
     worker.cancel(neighbour.job_id)
     neighbour.finished().assert_whole()
-    assert worker.record(neighbour.job_id)["carried_on"] == 1
+    assert worker.record(neighbour.job_id)["requeues"] == 1
     again = worker.execute(victim.job_id, max_tokens=3).finished()
     assert again.events[-1].event == "end"
 

@@ -18,7 +18,7 @@ from worker_orcd.client import (
     Client,
     JobCancelled,
     JobFailed,
-    Narrated,
+    NarrationEvent,
     SyncClient,
     SyncJob,
     WorkerRefused,
@@ -190,7 +190,7 @@ def test_what_a_worker_narrates_is_heard_from_where_one_was(worker: RunningWorke
     async def use() -> None:
         async with Client(worker.url) as client:
 
-            async def heard_of(job_id: str, after: str | None) -> list[Narrated]:
+            async def heard_of(job_id: str, after: str | None) -> list[NarrationEvent]:
                 heard = []
                 async with aclosing(client.narration(after=after)) as narration:
                     async for one in narration:

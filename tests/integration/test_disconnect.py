@@ -30,8 +30,8 @@ from worker_orcd.api import sse
 from worker_orcd.api.connection import BoundedProtocol
 from worker_orcd.api.connections import Connections
 from worker_orcd.api.openai import responses
-from worker_orcd.api.openai.told import Completion, stream as told_stream
-from worker_orcd.api.openai.wanted import ResponseJob, ResponseRequest
+from worker_orcd.api.openai.requests import ResponseJob, ResponseRequest
+from worker_orcd.api.openai.response_bodies import Completion, stream as told_stream
 from worker_orcd.api.server import Server, bind
 from worker_orcd.jobs.job import Job
 from worker_orcd.testing.harness import RunningWorker, wait_until
@@ -188,7 +188,7 @@ def response_of(stream: JobStream) -> sse.ReaderResponse:
     """A job as a stream of `/v1/responses`."""
     asked = ResponseRequest(input="Say something.")
     stream.job.request = ResponseJob(**stream.job.request.model_dump(), asked=asked, named_by_client=False)
-    teller = responses.Teller(stream.job, "a-model")
+    teller = responses.ResponseEvents(stream.job, "a-model")
     return sse.ReaderResponse(cast(Worker, None), [stream], partial(responses._frames, stream, teller))
 
 

@@ -445,7 +445,7 @@ def test_when_the_engine_is_killed_everything_goes_on_where_it_was(battered: Run
         stream.finished(within_sec=20.0).assert_whole()
         assert [event.data for event in stream.tokens] == [event.data for event in undisturbed.tokens]
         assert stream.events[-1].event == "end"
-        assert battered.record(stream.job_id)["carried_on"] == 1
+        assert battered.record(stream.job_id)["requeues"] == 1
     waiting.finished(within_sec=15.0).assert_whole()
     assert [event.event for event in waiting.events] == ["started", *["token"] * 4, "end"]
     assert battered.health()["engine_restarts"] == restarts + 1
@@ -514,8 +514,8 @@ def test_jobs_are_let_in_by_what_they_hold_and_put_out_when_cells_run_out() -> N
         for stream in streams:
             stream.finished(within_sec=60.0).assert_whole()
             assert len(stream.tokens) == 500
-        assert sum(cramped.record(stream.job_id)["carried_on"] for stream in streams) > 0
-        assert cramped.record(streams[0].job_id)["carried_on"] == 0, "the oldest is never put out"
+        assert sum(cramped.record(stream.job_id)["requeues"] for stream in streams) > 0
+        assert cramped.record(streams[0].job_id)["requeues"] == 0, "the oldest is never put out"
         again = [
             cramped.execute(s.job_id, script(100, token_ms=1), max_tokens=500, seed=n)
             for n, s in enumerate(streams)

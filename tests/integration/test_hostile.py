@@ -263,8 +263,8 @@ def test_bytes_that_are_no_proper_request_are_refused(target: RunningWorker, wir
 
 def test_who_wants_http_2_as_well_has_its_body_read(target: RunningWorker) -> None:
     """Java's client and `curl --http2` ask for it beside their first request, a cancel for example."""
-    wish = b"Upgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAA"
-    asked = post("/cancel", CANCEL, wish).replace(b"n: close", b"n: close, Upgrade, HTTP2-Settings")
+    stop_request = b"Upgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAA"
+    asked = post("/cancel", CANCEL, stop_request).replace(b"n: close", b"n: close, Upgrade, HTTP2-Settings")
     status, body = raw_body(raw_exchange(target, asked))
     assert (status, json.loads(body)) == (202, {"status": "cancelling", "job_id": "nobody"})
 

@@ -33,7 +33,7 @@ RECORD_FIELDS = {
     "prompt_tokens_processed",
     "prompt_tokens_cached",
     "tokens_out",
-    "carried_on",
+    "requeues",
     "group",
     "max_tokens",
     "seed",

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from tests.chat_templates.conversations import BOS, EOS, said
-from worker_orcd.engine.in_hand import InHand
+from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.engine.templates import limits
 from worker_orcd.engine.templates.renderer import Renderer
 from worker_orcd.engine.templates.template import Source, TemplateFault
@@ -81,7 +81,7 @@ def test_a_template_that_takes_too_much_fails_on_its_prompt_alone(hostile: Rende
 def test_a_slow_prompt_holds_up_no_other(hostile: Renderer) -> None:
     """It says that it is slow, and others are rendered beside it."""
     slow, over, ended = threading.Event(), threading.Event(), threading.Event()
-    in_hand = InHand()
+    in_hand = CurrentPrompt()
     in_hand.slow = lambda is_slow: (slow if is_slow else over).set()
 
     def render() -> None:
@@ -99,7 +99,7 @@ def test_a_slow_prompt_holds_up_no_other(hostile: Renderer) -> None:
 
 def test_a_conversation_whose_job_has_ended_is_not_rendered_on(hostile: Renderer) -> None:
     """Its process ends at once, also in the middle of a call in C."""
-    process, in_hand, reasons = _process_of(hostile), InHand(), []
+    process, in_hand, reasons = _process_of(hostile), CurrentPrompt(), []
 
     def render() -> None:
         with pytest.raises(TemplateFault) as fault:

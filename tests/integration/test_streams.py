@@ -16,16 +16,16 @@ from worker_orcd.testing.harness import RunningWorker, Stream, running_worker, w
 ENDLESS = script(token_ms=5)
 
 
-Told = tuple[str, str, Any]
+EventFields = tuple[str, str, Any]
 """Id, name and data of an event."""
 
 
-def events_of(worker: RunningWorker, job_id: str, after: str | None = None) -> list[Told]:
+def events_of(worker: RunningWorker, job_id: str, after: str | None = None) -> list[EventFields]:
     """A job's stream to its end."""
     return list(following(worker, job_id, after))
 
 
-def following(worker: RunningWorker, job_id: str, after: str | None = None) -> Iterator[Told]:
+def following(worker: RunningWorker, job_id: str, after: str | None = None) -> Iterator[EventFields]:
     """A job's events as they come."""
     headers = {} if after is None else {"Last-Event-ID": after}
     with worker.client.stream("GET", f"/jobs/{job_id}/events", headers=headers) as answer:
@@ -43,7 +43,7 @@ def following(worker: RunningWorker, job_id: str, after: str | None = None) -> I
                 fields = {}
 
 
-def told(stream: Stream) -> list[Told]:
+def told(stream: Stream) -> list[EventFields]:
     """What the first reader got."""
     return [(event.id, event.event, event.data) for event in stream.events]
 

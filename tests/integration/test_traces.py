@@ -32,14 +32,14 @@ class Collector:
         self.service: dict[str, str] = {}
         self.scopes: set[str] = set()
         self.paths: set[str] = set()
-        self.let_go = threading.Event()
+        self.drop_run_data = threading.Event()
         collector = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 if hangs:
-                    collector.let_go.wait(60)
+                    collector.drop_run_data.wait(60)
                     return
                 collector.take(self.path, ExportTraceServiceRequest.FromString(body))
                 answer = ExportTraceServiceResponse().SerializeToString()
@@ -85,7 +85,7 @@ class Collector:
 
     def close(self) -> None:
         """Take nothing more."""
-        self.let_go.set()
+        self.drop_run_data.set()
         self.server.shutdown()
         self.server.server_close()
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tests.loop_reports import LoopReports, run_of_tokens
 from worker_orcd.engine.llama import LlamaModel
 from worker_orcd.engine.loop import EngineLoop
-from worker_orcd.engine.model import Arming, Batch, Outcome, Sampler
+from worker_orcd.engine.model import AbortMode, Batch, Outcome, Sampler
 from worker_orcd.narration import Narrator
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import (
@@ -53,7 +53,7 @@ class RecordedModel(LlamaModel):
     def __init__(self, load: Load, interrupt: InterruptByte) -> None:
         self.drawn: dict[int, list[Logits]] = defaultdict(list)
         super().__init__(load, interrupt, lambda percent: None)
-        _kept.append(self._complaints)
+        _kept.append(self._backend_log)
 
     def sampler(self, sampling: Sampling, history: list[int]) -> Sampler:
         """A sampler that notes what it draws from."""
@@ -63,7 +63,7 @@ class RecordedModel(LlamaModel):
         """Logits behind each token from number `wanted_from` on, computed in one go while nothing else is held."""
         wanted = [index >= wanted_from for index in range(len(tokens))]
         batch = Batch(tokens, list(range(len(tokens))), [0] * len(tokens), wanted)
-        assert self.decode(batch, armed=Arming.NONE) is Outcome.DONE
+        assert self.decode(batch, abort_mode=AbortMode.NONE) is Outcome.DONE
         rows = [np.frombuffer(self.logits(row), np.float32).copy() for row in range(wanted_from, len(tokens))]
         self.trim(0, 0)
         return rows

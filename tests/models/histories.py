@@ -12,7 +12,7 @@ PROMPTS = (1, 3, 17, 40, 90)
 LENGTHS = (1, 4, 12, 25)
 MAX_BEGINNING = 120
 """Tokens that a run has in common with an earlier one, at most."""
-_MOST_TURNS = 20
+_MAX_TURNS = 20
 """Turns for each abort that is wanted, at most."""
 
 
@@ -36,7 +36,7 @@ def play(engine: TinyEngine, aborts: int, seed: int) -> History:
     live: set[int] = set()
     step_sec = 0.01
     parallel = engine.model.facts.sequences
-    for _ in range(aborts * _MOST_TURNS):
+    for _ in range(aborts * _MAX_TURNS):
         if history.aborts >= aborts:
             break
         while len(live) < parallel and (chance.random() < 0.5 or not live):

@@ -15,19 +15,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.fakes import at, books_of, execute
 from tests.lanes import examples
-from worker_orcd.jobs.dispatcher import POISON_DEATHS, SUSPECT_DEATHS, Dispatcher, Known, ReadyEngine
-from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Halt, Prepare, Run
+from worker_orcd.jobs.clock import Timestamp
+from worker_orcd.jobs.dispatcher import MAX_DEATHS, SUSPECT_DEATHS, Dispatcher, ReadyEngine, TargetState
+from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Prepare, Run, SendStop
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import End, Error, Event, Started, Token
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.lifecycle import State
-from worker_orcd.jobs.moment import Moment
 from worker_orcd.jobs.position import Position
 from worker_orcd.jobs.queue import Capacity
-from worker_orcd.jobs.receipt import Freed
-from worker_orcd.jobs.refused import REFUSED_KEPT_SEC
+from worker_orcd.jobs.receipt import Release
+from worker_orcd.jobs.refused_requests import REFUSED_KEPT_SEC
 from worker_orcd.jobs.request import Ceilings
-from worker_orcd.jobs.stops import Stop, StopReason
+from worker_orcd.jobs.stop_request import StopReason, StopRequest
 
 IDS = ("job-1", "job-10", "job-2", "job", "JOB-1")
 CAPACITY = Capacity(cells=60, cells_per_job=30, sequences=3)
@@ -87,14 +87,14 @@ class Core(RuleBasedStateMachine):
 
     # Bookkeeping.
 
-    def now(self) -> Moment:
+    def now(self) -> Timestamp:
         """Every event has its own moment."""
         self.seconds += 0.001
         return at(self.seconds)
 
-    def freed(self) -> Freed:
+    def freed(self) -> Release:
         """The engine's word."""
-        return Freed(self.seconds, self.seconds, cells_before=3)
+        return Release(self.seconds, self.seconds, cells_before=3)
 
     def live_jobs(self) -> list[Job]:
         """Jobs whose terminal event is still to come."""
@@ -124,19 +124,19 @@ class Core(RuleBasedStateMachine):
                     assert not effect.job.stop, "handed over though somebody wants it to stop"
                     self.engine.holds.add(run)
                     assert effect.job.prompt_tokens is not None
-                case Halt():
+                case SendStop():
                     assert run in self.engine.holds, "halted what does not run"
                     assert run not in self.engine.to_confirm, "asked twice"
                     self.engine.to_confirm.append(run)
 
-    def books(self) -> object:
+    def kv_usage(self) -> object:
         """All that there is to know, as a value."""
         queue = self.core.queue
         return (
             [books_of(seen.job) for seen in self.seen.values()],
             [job.run for job in self.core.tracker],
             self.core.tracker.records(),
-            (list(queue._waiting), list(queue._inside)),
+            (list(queue._waiting), list(queue._in_engine)),
         )
 
     def pick(self, runs: Iterable[int], which: int) -> int | None:
@@ -174,7 +174,7 @@ class Core(RuleBasedStateMachine):
         assert may_retry is False or (retry_of is not None) == (now.mono - reached <= MEMORY_SEC)
         in_use = self.core.tracker.live(job_id) is not None
         full = len(self.core.queue) >= MAX_QUEUE
-        before = self.books()
+        before = self.kv_usage()
         request = execute(job_id, max_tokens=max_tokens, timeout_ms=timeout_ms, group=group)
         try:
             job, effects = self.core.submit(request, f"cor-{len(self.seen)}", now, retry_of=retry_of)
@@ -187,7 +187,7 @@ class Core(RuleBasedStateMachine):
                 else ErrorCode.QUEUE_FULL
             )
             assert refused.code is expected  # noqa: PT017  # Being taken is as right as being refused.
-            assert self.books() == before
+            assert self.kv_usage() == before
             if expected is not ErrorCode.JOB_ID_IN_USE:
                 self.refused[job_id] = now.mono
             return
@@ -230,20 +230,20 @@ class Core(RuleBasedStateMachine):
     def cancel(self, job_id: str, repeat: int) -> None:
         """A client cancels, perhaps again and again: the first decides, the others change nothing (G3)."""
         self.stop_by_id(job_id, StopReason.CLIENT)
-        before = self.books()
+        before = self.kv_usage()
         for n in range(repeat):
-            stop = Stop(StopReason.CLIENT, self.now().mono, f"again-{n}")
+            stop = StopRequest(StopReason.CLIENT, self.now().mono, f"again-{n}")
             known, effects = self.core.stop(job_id, stop, self.now())
             assert effects == []
-            assert known is not Known.LIVE
-            assert self.books() == before
+            assert known is not TargetState.LIVE
+            assert self.kv_usage() == before
 
     @rule(job_id=st.sampled_from(IDS))
     def a_bad_request_is_refused(self, job_id: str) -> None:
         """Before it gets to the core: a field is wrong, or the body too large."""
-        before = self.books()
+        before = self.kv_usage()
         self.core.refused(job_id, self.now())
-        assert self.books() == before
+        assert self.kv_usage() == before
         self.refused[job_id] = self.seconds
 
     def stop_by_id(self, job_id: str, reason: StopReason) -> None:
@@ -255,27 +255,27 @@ class Core(RuleBasedStateMachine):
             for run, seen in self.seen.items()
             if seen.job is not job
         }
-        stop = Stop(reason, self.now().mono, "cor-stop")
+        stop = StopRequest(reason, self.now().mono, "cor-stop")
         known, effects = self.core.stop(job_id, stop, self.now())
         self.carry_out(effects)
         match state:
             case None:
-                assert known in (Known.UNKNOWN, Known.FINISHED)
+                assert known in (TargetState.UNKNOWN, TargetState.FINISHED)
                 refused_at = self.refused.get(job_id, float("-inf"))
                 for_refused = stop.accepted_at - refused_at <= REFUSED_KEPT_SEC
-                if known is Known.UNKNOWN and reason is StopReason.CLIENT and not for_refused:
+                if known is TargetState.UNKNOWN and reason is StopReason.CLIENT and not for_refused:
                     self.remember(job_id, stop.accepted_at)
                 assert effects == []
             case State.STOPPING:
-                assert known is Known.STOPPING
+                assert known is TargetState.STOPPING
                 assert effects == []
             case State.QUEUED:
-                assert known is Known.LIVE
+                assert known is TargetState.LIVE
                 assert job is not None
                 assert effects[0] == Ended(job)
             case _:
-                assert known is Known.LIVE
-                assert effects == [Halt(job)] if job else False
+                assert known is TargetState.LIVE
+                assert effects == [SendStop(job)] if job else False
         if job is not None:
             if reason is StopReason.CLIENT:
                 self.reach(job_id, stop.accepted_at)
@@ -299,7 +299,7 @@ class Core(RuleBasedStateMachine):
         """All of exactly this group, and nobody is started in the place of another of it."""
         members = [job for job in self.live_jobs() if job.request.group == group]
         others = {job.run: job.stop.stop for job in self.live_jobs() if job not in members}
-        stop = Stop(StopReason.CLIENT, self.now().mono)
+        stop = StopRequest(StopReason.CLIENT, self.now().mono)
         jobs, effects = self.core.stop_group(group, stop, self.now())
         assert jobs == members
         for job in members:
@@ -370,8 +370,8 @@ class Core(RuleBasedStateMachine):
             assert isinstance(effect.job.terminal, Error)
             asked = effect.job.run in cancelled
             assert (effect.job.terminal.code is ErrorCode.ENGINE_LOST) != asked
-            assert asked or effect.job.deaths == POISON_DEATHS
-        assert self.live_jobs() == [job for job in waiting if job.deaths < POISON_DEATHS]
+            assert asked or effect.job.deaths == MAX_DEATHS
+        assert self.live_jobs() == [job for job in waiting if job.deaths < MAX_DEATHS]
         assert all(job.state is State.QUEUED for job in self.live_jobs())
 
     @precondition(lambda self: self.engine is not None and self.engine.to_prepare)
@@ -406,7 +406,7 @@ class Core(RuleBasedStateMachine):
             if told:
                 self.seen[run].told += text
                 self.seen[run].held = held
-        self.carry_out(self.core.go_on(self.now()))
+        self.carry_out(self.core.start_next(self.now()))
 
     @precondition(lambda self: self.engine is not None and len(self.engine.holds) > 1)
     @rule()
@@ -419,7 +419,7 @@ class Core(RuleBasedStateMachine):
         if job.state is State.STOPPING:
             self.put_out_stopping.add(run)
         self.core.preempted(run)
-        self.carry_out(self.core.go_on(self.now()))
+        self.carry_out(self.core.start_next(self.now()))
 
     @precondition(lambda self: self.engine is not None and self.engine.holds)
     @rule(which=ANY, held=st.booleans())
@@ -470,7 +470,7 @@ class Core(RuleBasedStateMachine):
         if not runs:
             return
         run = runs[which % len(runs)]
-        before = self.books()
+        before = self.kv_usage()
         now = self.now()
         assert self.core.token(run, 5, "late", now) is None
         self.core.progress(run, 99)
@@ -478,7 +478,7 @@ class Core(RuleBasedStateMachine):
         assert self.core.finished(run, "stop", self.freed(), now) == []
         assert self.core.failed(run, JobError(ErrorCode.INTERNAL, "late"), self.freed(), now) == []
         assert self.core.stopped(run, self.freed(), now) == []
-        assert self.books() == before
+        assert self.kv_usage() == before
 
     # The end.
 
@@ -492,7 +492,7 @@ class Core(RuleBasedStateMachine):
     @rule()
     def everybody_is_stopped(self) -> None:
         """The drain time is over: those that wait end, those that run are asked, and nobody is started."""
-        effects = self.core.stop_all(Stop(StopReason.SHUTDOWN, self.now().mono), self.now())
+        effects = self.core.stop_all(StopRequest(StopReason.SHUTDOWN, self.now().mono), self.now())
         assert not any(isinstance(effect, Run | Prepare) for effect in effects)
         self.carry_out(effects)
         assert all(job.state is State.STOPPING for job in self.live_jobs())
@@ -566,7 +566,7 @@ class Core(RuleBasedStateMachine):
         assert {job.run for job in self.core.tracker} == {job.run for job in live}
         assert len({job.job_id for job in live}) == len(live)
         assert list(self.core.queue._waiting) == sorted(queued), "order of arrival"
-        assert set(self.core.queue._inside) == started
+        assert set(self.core.queue._in_engine) == started
         assert len(started) <= CAPACITY.sequences
         if self.engine is None:
             assert not started
@@ -584,7 +584,7 @@ class Core(RuleBasedStateMachine):
         head = next(iter(self.core.queue._waiting.values()), None)
         suspected = any(job.deaths >= SUSPECT_DEATHS for job in self.live_jobs())
         if head is not None and head.prompt_tokens is not None and not suspected:
-            inside = self.core.queue._inside.values()
+            inside = self.core.queue._in_engine.values()
             fits = sum(job.cells_expected for job in inside) + head.cells_expected <= CAPACITY.cells
             assert not (fits and len(inside) < CAPACITY.sequences)
             assert inside

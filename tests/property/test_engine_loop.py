@@ -82,7 +82,7 @@ def alone(order: Run) -> tuple[tuple[tuple[int | None, str], ...], str]:
     return out, end
 
 
-def carried_on(order: Run, plan: Plan) -> Run:
+def requeues(order: Run, plan: Plan) -> Run:
     """The order with its first tokens generated already, but not its last: a run that had ended is not carried on."""
     tokens = [token for token, _ in alone(order)[0] if token is not None]
     return msgspec.structs.replace(
@@ -96,7 +96,7 @@ class Schedule:
     def __init__(self, loop: HandLoop, plans: list[Plan]) -> None:
         self.loop = loop
         self.plans = plans
-        self.orders = [carried_on(message(run, plan), plan) for run, plan in enumerate(plans)]
+        self.orders = [requeues(message(run, plan), plan) for run, plan in enumerate(plans)]
         self.waiting = sorted(range(len(plans)), key=lambda run: (plans[run].comes, run))
         self.inside: dict[int, int] = {}
         """Runs in the engine, and the turn in which each came."""
@@ -199,7 +199,7 @@ def check_books(loop: HandLoop) -> None:
         assert loop.model.cells_in_use() == last.cells_used + last.cells_cached
         if last.aborted:
             undone = loop.model.steps[-1]
-            assert undone.armed
+            assert undone.abort_mode
             assert undone.outcome is Outcome.ABORTED
             if not loop.model.separate_streams:
                 assert (last.tokens, last.ended) == ((), ())

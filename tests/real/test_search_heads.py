@@ -6,7 +6,7 @@ import pytest
 
 from worker_orcd.engine.ledger import Slot
 from worker_orcd.engine.llama import LlamaModel
-from worker_orcd.engine.model import Arming, Batch, Outcome
+from worker_orcd.engine.model import AbortMode, Batch, Outcome
 from worker_orcd.engine.parts import parts_of
 from worker_orcd.engine.planner import Plan, Share
 from worker_orcd.engine.sequence import Sequence
@@ -47,7 +47,7 @@ def scores(model: LlamaModel, it: Sequence) -> list[bytes]:
         rows = end - start
         wanted = [False] * (rows - 1) + [True]
         batch = Batch(it.tokens[start:end], list(range(start, end)), [it.id] * rows, wanted)
-        assert model.decode(batch, armed=Arming.NONE) is Outcome.DONE
+        assert model.decode(batch, abort_mode=AbortMode.NONE) is Outcome.DONE
         found.append(model.logits(rows - 1))
     return found
 
@@ -64,7 +64,7 @@ def differing(model: LlamaModel, byte: InterruptByte, other_id: int, *, in_parts
     plan = Plan((Share(0, 3), Share(other_id, 4)), 0, 7, 0, 0.0)
     byte.set()
     for part in parts_of(plan, {0: first, other_id: second}, separate_streams=in_parts):
-        if model.decode(part.batch, armed=Arming.ANY) is not Outcome.DONE:
+        if model.decode(part.batch, abort_mode=AbortMode.ANY) is not Outcome.DONE:
             break
     else:
         raise AssertionError("the step was not aborted")

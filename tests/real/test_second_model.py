@@ -119,7 +119,7 @@ def test_jobs_go_on_after_the_engine_was_killed(gemma: RunningWorker) -> None:
         for stream in streams:
             assert_all_there(stream)
         assert_all_there(waiting, 4)
-        assert gemma.record(waiting.job_id)["carried_on"] == 1
+        assert gemma.record(waiting.job_id)["requeues"] == 1
         gemma.ready(180)
     assert gemma.health()["engine_restarts"] == restarts + 2
 
@@ -144,7 +144,7 @@ def test_short_jobs_that_were_placed_first_and_end_cost_the_long_ones_nothing(ge
     records = [gemma.record(stream.job_id) for stream in long]
     assert all(record["prompt_tokens"] > WINDOW for record in records)
     assert all(record["prompt_tokens_processed"] == record["prompt_tokens"] for record in records)
-    assert all(record["carried_on"] == 0 for record in records)
+    assert all(record["requeues"] == 0 for record in records)
     rest = (
         metric(gemma, 'worker_prompt_tokens_total{source="computed"}')
         - before
@@ -163,7 +163,7 @@ def test_jobs_are_requeued_when_cells_run_out_and_get_all_their_tokens() -> None
         streams = [neighbour(worker, seed, 200, long_prompt(seed, 120)) for seed in (1, 2, 3)]
         for stream in streams:
             assert_all_there(stream, 200)
-        assert sum(worker.record(stream.job_id)["carried_on"] for stream in streams) > 0
+        assert sum(worker.record(stream.job_id)["requeues"] for stream in streams) > 0
         at_rest(worker)
         assert worker.health()["engine_restarts"] == 0
         assert metric(worker, "worker_audit_faults_total") == 0

@@ -136,7 +136,7 @@ class VirtualEngine:
         asyncio.get_running_loop().call_later(sec, act)
 
     def _says(self, message: FromEngine) -> None:
-        self._listener.heard(message)
+        self._listener.on_message(message)
 
     def _prepared(self) -> None:
         message = self._preparing.pop(0)

@@ -18,7 +18,7 @@ from tests.lanes import examples
 from tests.simulation.clock import virtual_time
 from tests.simulation.world import HOSTILE, SMALL_BOUND, World
 from worker_orcd.jobs.job import Job
-from worker_orcd.jobs.stops import StopReason
+from worker_orcd.jobs.stop_request import StopReason
 from worker_orcd.jobs.tracker import JobTracker
 
 FIRST, LAST = (int(seed) for seed in os.environ.get("SIMULATION_SEEDS", f"0:{examples(40)}").split(":"))
@@ -67,24 +67,24 @@ def test_a_hostile_key_breaks_no_promise_to_the_others(seed: int) -> None:
 @pytest.mark.timeout(7200)
 def test_histories_keep_every_guarantee() -> None:
     """Whatever happens, in whatever order."""
-    jobs = cancelled = carried_on = engines = 0
+    jobs = cancelled = requeues = engines = 0
     for number, seed in enumerate(range(FIRST, LAST), start=1):
         world = play(seed)
         engines += len(world.engines)
         for seen in world.seen:
             receipt = seen.job.receipt
             jobs += 1
-            carried_on += seen.job.carried_on > 0
+            requeues += seen.job.requeues > 0
             cancelled += receipt is not None and receipt.reason is StopReason.CLIENT
         if number % STILL_AT_IT == 0:
             print(f"{number} histories", flush=True)
     print(
         f"{LAST - FIRST} histories: {jobs} jobs, {cancelled} of them cancelled by clients, "
-        f"{carried_on} carried on, {engines} engines"
+        f"{requeues} carried on, {engines} engines"
     )
     if LAST - FIRST >= SAMPLE:
         assert cancelled > jobs / 10, "hardly anybody cancels"
-        assert carried_on > 0, "nothing was carried on: the weather is too good"
+        assert requeues > 0, "nothing was carried on: the weather is too good"
         assert engines > LAST - FIRST
 
 

@@ -15,9 +15,9 @@ from tests.simulation.engine import VirtualEngine, Weather
 from worker_orcd.jobs.errors import JobError
 from worker_orcd.jobs.events import End, Error, Event, Started, Token
 from worker_orcd.jobs.job import Job
-from worker_orcd.jobs.remembered import RememberedCancels
+from worker_orcd.jobs.pending_cancels import PendingCancels
 from worker_orcd.jobs.request import Ceilings, ExecuteRequest
-from worker_orcd.jobs.stops import StopReason
+from worker_orcd.jobs.stop_request import StopReason
 from worker_orcd.jobs.tracker import RECORDS_KEPT_SEC, JobTracker
 from worker_orcd.narration import Narrator
 from worker_orcd.supervisor.engine import Engine, EngineListener
@@ -81,7 +81,7 @@ class World:
         self.worker = Worker(policy, self.launch, narrator, worker_id="w", model_path="m", epoch="0")
         if attacks:
             self.worker.dispatcher.tracker = JobTracker(keep=SMALL_BOUND)
-            self.worker.dispatcher.remembered = RememberedCancels(MEMORY_SEC, bound=SMALL_BOUND)
+            self.worker.dispatcher.remembered = PendingCancels(MEMORY_SEC, bound=SMALL_BOUND)
 
     async def launch(self, listener: EngineListener) -> Engine:
         """Start the next engine."""
@@ -182,14 +182,14 @@ class World:
 
     def cancel(self, owner: str, job_id: str) -> None:
         """Note which incarnation it is for."""
-        wish, now = (owner, job_id), self.loop.time()
+        stop_request, now = (owner, job_id), self.loop.time()
         live = any(job.live for job in self.own(owner, job_id))
         known = live or self.worker.dispatcher.tracker.ended(job_id, owner)
         # A cancel that follows a refused request is for that one.
-        known = known or wish in self.refused
-        if not known and now - self.wishes.get(wish, -100.0) > MEMORY_SEC:
-            self.wishes[wish] = now
-        self.note_cancel(lambda seen: (seen.job.owner, seen.job.job_id) == wish)
+        known = known or stop_request in self.refused
+        if not known and now - self.wishes.get(stop_request, -100.0) > MEMORY_SEC:
+            self.wishes[stop_request] = now
+        self.note_cancel(lambda seen: (seen.job.owner, seen.job.job_id) == stop_request)
         for _ in range(self.chance.randint(1, 3)):
             self.worker.cancel(job_id, "cor-cancel", owner)
 
@@ -280,8 +280,8 @@ class World:
         self.check_records()
         engine = self.engines[-1]
         if not engine.dead and not engine.hung:
-            assert self.worker.books.cells_used == 0
-            assert self.worker.books.cells_cached == engine.cells_in_use
+            assert self.worker.kv_usage.cells_used == 0
+            assert self.worker.kv_usage.cells_cached == engine.cells_in_use
 
     def check_records(self) -> None:
         """What ended within the last five minutes is kept, record and events, for the latest use of each id."""

@@ -12,8 +12,8 @@ from tools.docs import idle_worker
 from worker_orcd.api.access import Access
 from worker_orcd.api.app import create_app
 from worker_orcd.api.keys import ApiKeys
-from worker_orcd.narration import Narrator, Told
-from worker_orcd.narration.audience import BACKLOG
+from worker_orcd.narration import EventFields, Narrator
+from worker_orcd.narration.broadcast import BACKLOG
 from worker_orcd.supervisor.supervisor import EngineState
 
 CANCEL = {"job_id": "x"}
@@ -156,14 +156,14 @@ class Guarded:
         headers = {} if who is None else {"Authorization": f"Bearer {KEYS[who]}"}
         return self.client.request(method, path, headers=headers | more.pop("headers", {}), **more)
 
-    def heard_by(self, who: str) -> list[Told]:
+    def heard_by(self, who: str) -> list[EventFields]:
         """What this person gets from `/narration` from its start on."""
         caller = self.keys.caller(KEYS[who])
         assert caller is not None
-        listener = self.narrator.audience.join(caller.owner, operator=caller.operator)
+        listener = self.narrator.broadcast.join(caller.owner, operator=caller.operator)
         assert listener is not None
 
-        async def listen() -> list[Told]:
+        async def listen() -> list[EventFields]:
             async for batch in listener.listen(0.001):
                 return [one.event for one in batch]
             return []
@@ -208,7 +208,7 @@ def test_health_shows_paths_and_if_asked_load_to_operators_only(tmp_path: Path) 
     load = ("kv_cells_used", "kv_cells_cached", "jobs_running", "jobs_queued")
     for private_load in (False, True):
         guarded = Guarded(tmp_path, private_load=private_load)
-        guarded.worker.supervisor.state = EngineState.GONE
+        guarded.worker.supervisor.state = EngineState.PERMANENTLY_FAILED
         guarded.worker.supervisor.reason = "--model /secret/model.gguf: no such file"
         for who in (None, "anna", "berta", "olga"):
             answer = guarded.ask(who, "GET", "/health")

@@ -4,19 +4,19 @@ import re
 
 import pytest
 
-from tests.fakes import at, books_of, execute, freed_at, wish
-from worker_orcd.jobs.dispatcher import Dispatcher, Known, ReadyEngine
-from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Halt, Prepare, Run
+from tests.fakes import at, books_of, execute, freed_at, stop_request
+from worker_orcd.jobs.dispatcher import Dispatcher, ReadyEngine, TargetState
+from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Prepare, Run, SendStop
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import Error
 from worker_orcd.jobs.job import Job, Phase
 from worker_orcd.jobs.lifecycle import State
+from worker_orcd.jobs.pending_cancels import PendingCancels
 from worker_orcd.jobs.preparing import MAX_PREPARING
 from worker_orcd.jobs.queue import Capacity
-from worker_orcd.jobs.receipt import Freed
-from worker_orcd.jobs.remembered import RememberedCancels
+from worker_orcd.jobs.receipt import Release
 from worker_orcd.jobs.request import Ceilings
-from worker_orcd.jobs.stops import Stop, StopReason
+from worker_orcd.jobs.stop_request import StopReason, StopRequest
 
 ENGINE = ReadyEngine(Capacity(cells=100, cells_per_job=60, sequences=2), "a-model")
 PROMPT = (1,) * 10
@@ -73,7 +73,7 @@ def test_each_use_of_an_id_has_its_own_run() -> None:
     """So nothing that is meant for one incarnation can reach another (G8)."""
     it = dispatcher()
     first = submitted(it)
-    it.stop("job-1", wish(), at(2))
+    it.stop("job-1", stop_request(), at(2))
     second = submitted(it)
     assert first.run != second.run
     assert not second.stop
@@ -122,7 +122,7 @@ def test_a_draining_worker_takes_nothing_but_finishes_what_it_has() -> None:
     assert (refused.value.code, refused.value.http_status) == (ErrorCode.DRAINING, 503)
     assert refused.value.retry_after_sec is not None
     assert it.prepared(waiting.run, PROMPT, at(1)) == [Run(waiting)]
-    assert it.stop("job-2", wish(), at(2)) == (Known.LIVE, [Ended(other), DropPrompt(other)])
+    assert it.stop("job-2", stop_request(), at(2)) == (TargetState.LIVE, [Ended(other), DropPrompt(other)])
 
 
 def test_a_refused_submit_leaves_a_live_job_of_that_id_alone() -> None:
@@ -200,7 +200,7 @@ def test_a_prompt_counted_after_its_job_was_cancelled_is_no_news() -> None:
     """The side thread was at it when the cancel came."""
     it = dispatcher()
     job = submitted(it)
-    it.stop("job-1", wish(), at(2))
+    it.stop("job-1", stop_request(), at(2))
     before = books_of(job)
     assert it.prepared(job.run, PROMPT, at(3)) == []
     assert books_of(job) == before
@@ -224,7 +224,7 @@ def test_tokens_after_a_stop_wake_nobody() -> None:
     """They were under way when the cancel came."""
     it = dispatcher()
     job = running(it)
-    it.stop("job-1", wish(), at(2))
+    it.stop("job-1", stop_request(), at(2))
     assert it.token(job.run, 5, "Hi", at(3)) is None
     assert [event.name for event in job.events] == ["started"]
 
@@ -288,9 +288,9 @@ def test_a_running_job_is_halted_and_ends_with_the_engine_s_word() -> None:
     running(it, "job-2")
     waiting = submitted(it, "job-3")
     it.prepared(waiting.run, PROMPT, at(2))
-    assert it.stop("job-1", wish(), at(2)) == (Known.LIVE, [Halt(job)])
+    assert it.stop("job-1", stop_request(), at(2)) == (TargetState.LIVE, [SendStop(job)])
     assert it.queue.running == 2
-    assert it.stopped(job.run, Freed(2.1, 2.2, 5, 0, 10), at(2.3)) == [Ended(job), Run(waiting)]
+    assert it.stopped(job.run, Release(2.1, 2.2, 5, 0, 10), at(2.3)) == [Ended(job), Run(waiting)]
     assert error_code(job) == "CANCELLED"
     assert job.receipt is not None
     assert job.receipt.prompt_tokens == 10
@@ -300,7 +300,7 @@ def test_a_waiting_job_ends_at_once_without_the_engine() -> None:
     """No Halt: the engine never knew of it as a run."""
     it = dispatcher()
     job = submitted(it)
-    assert it.stop("job-1", wish(), at(2)) == (Known.LIVE, [Ended(job), DropPrompt(job)])
+    assert it.stop("job-1", stop_request(), at(2)) == (TargetState.LIVE, [Ended(job), DropPrompt(job)])
     assert error_code(job) == "CANCELLED"
     assert len(it.queue) == 0
     assert [event.name for event in job.events] == ["error"]
@@ -313,36 +313,36 @@ def test_a_waiting_head_that_is_cancelled_lets_the_next_one_run() -> None:
     head, next_one = submitted(it, "job-1"), submitted(it, "job-2")
     assert it.prepared(head.run, PROMPT * 2, at(1)) == [], "too large beside the first"
     assert it.prepared(next_one.run, PROMPT, at(1)) == []
-    assert it.stop("job-1", wish(), at(2)) == (Known.LIVE, [Ended(head), Run(next_one)])
+    assert it.stop("job-1", stop_request(), at(2)) == (TargetState.LIVE, [Ended(head), Run(next_one)])
 
 
 def test_a_second_stop_asks_nobody_again() -> None:
     """Known as stopping, no effect, nothing changed (G3)."""
     it = dispatcher()
     job = running(it)
-    it.stop("job-1", wish(), at(2))
+    it.stop("job-1", stop_request(), at(2))
     before = books_of(job)
-    assert it.stop("job-1", wish(StopReason.SHUTDOWN, 3), at(3)) == (Known.STOPPING, [])
+    assert it.stop("job-1", stop_request(StopReason.SHUTDOWN, 3), at(3)) == (TargetState.STOPPING, [])
     assert books_of(job) == before
 
 
 def test_a_stop_says_what_was_known_of_the_id() -> None:
     """Unknown, live, stopping, finished; it is never an error."""
     it = dispatcher()
-    known = [it.stop("job-1", wish(StopReason.SHUTDOWN), at(0))[0]]
+    known = [it.stop("job-1", stop_request(StopReason.SHUTDOWN), at(0))[0]]
     job = running(it)
-    known.append(it.stop("job-1", wish(), at(2))[0])
-    known.append(it.stop("job-1", wish(), at(2))[0])
+    known.append(it.stop("job-1", stop_request(), at(2))[0])
+    known.append(it.stop("job-1", stop_request(), at(2))[0])
     it.stopped(job.run, freed_at(3), at(3))
-    known.append(it.stop("job-1", wish(), at(4))[0])
-    assert known == [Known.UNKNOWN, Known.LIVE, Known.STOPPING, Known.FINISHED]
+    known.append(it.stop("job-1", stop_request(), at(4))[0])
+    assert known == [TargetState.UNKNOWN, TargetState.LIVE, TargetState.STOPPING, TargetState.FINISHED]
 
 
 def test_a_natural_end_that_crosses_a_stop_ends_once() -> None:
     """The step that ended it was under way; its confirmation comes afterwards and is no news."""
     it = dispatcher()
     job = running(it)
-    it.stop("job-1", wish(), at(2))
+    it.stop("job-1", stop_request(), at(2))
     assert it.finished(job.run, "length", freed_at(2.1), at(2.2)) == [Ended(job)]
     events = list(job.events)
     assert it.stopped(job.run, freed_at(2.3), at(2.3)) == []
@@ -360,12 +360,15 @@ def test_stopping_everybody_ends_those_that_wait_and_halts_those_that_run() -> N
     it.finished(second.run, "stop", freed_at(2), at(2))
     assert it.queue.running == 2, "the large one took the free place"
     late = submitted(it, "job-5")
-    effects = it.stop_all(wish(StopReason.SHUTDOWN), at(3))
-    assert sorted(effect.job.job_id for effect in effects if isinstance(effect, Halt)) == ["job-1", "job-3"]
+    effects = it.stop_all(stop_request(StopReason.SHUTDOWN), at(3))
+    assert sorted(effect.job.job_id for effect in effects if isinstance(effect, SendStop)) == [
+        "job-1",
+        "job-3",
+    ]
     assert sorted(effect.job.job_id for effect in effects if isinstance(effect, Ended)) == ["job-4", "job-5"]
     assert not any(isinstance(effect, Run) for effect in effects)
     assert [event.name for event in late.events] == ["error"]
-    assert first.stop.stop == wish(StopReason.SHUTDOWN)
+    assert first.stop.stop == stop_request(StopReason.SHUTDOWN)
 
 
 def test_a_head_that_held_up_a_smaller_one_does_not_start_it_while_all_are_stopped() -> None:
@@ -376,7 +379,7 @@ def test_a_head_that_held_up_a_smaller_one_does_not_start_it_while_all_are_stopp
     it.prepared(large.run, (1,) * 20, at(1))
     it.prepared(small.run, PROMPT, at(1))
     assert it.queue.running == 1, "60 cells do not fit beside 50"
-    effects = it.stop_all(wish(StopReason.SHUTDOWN), at(3))
+    effects = it.stop_all(stop_request(StopReason.SHUTDOWN), at(3))
     assert not any(isinstance(effect, Run) for effect in effects)
     assert [event.name for event in small.events] == ["error"]
 
@@ -394,7 +397,7 @@ def test_jobs_whose_deadline_has_passed_are_stopped_whatever_they_do() -> None:
     assert it.expire(at(1.9)) == ([], [])
     late, effects = it.expire(at(3.0))
     assert late == [runs, waits]
-    assert sorted(effects, key=repr) == sorted([Halt(runs), Ended(waits), DropPrompt(waits)], key=repr)
+    assert sorted(effects, key=repr) == sorted([SendStop(runs), Ended(waits), DropPrompt(waits)], key=repr)
     assert error_code(waits) == "INFERENCE_TIMEOUT"
     assert runs.state is State.STOPPING
     assert patient.live
@@ -415,7 +418,7 @@ def test_a_deadline_that_passes_during_a_cancel_changes_nothing() -> None:
     """The first reason wins."""
     it = dispatcher()
     job = running(it, timeout_ms=2000)
-    it.stop("job-1", wish(seconds=1.5), at(1.5))
+    it.stop("job-1", stop_request(seconds=1.5), at(1.5))
     assert it.expire(at(5)) == ([], [])
     it.stopped(job.run, freed_at(5.1), at(5.1))
     assert error_code(job) == "CANCELLED"
@@ -463,14 +466,14 @@ def test_when_the_engine_dies_what_it_ran_goes_on_with_the_next() -> None:
     waiting = submitted(it, "job-3")
     it.prepared(waiting.run, PROMPT, at(1))
     it.token(ran.run, 5, "Hi", at(2))
-    it.stop("job-1", wish(), at(2))
+    it.stop("job-1", stop_request(), at(2))
     assert it.engine_lost("it is dead", at(3)) == [Ended(cancelled)]
     assert error_code(cancelled) == "CANCELLED"
     assert [(job.state, job.phase) for job in (ran, waiting)] == [(State.QUEUED, Phase.LOADING)] * 2
     assert (it.queue.running, list(it.queue)) == (0, [ran, waiting])
     assert it.engine_ready(ENGINE, at(4)) == [Run(ran), Run(waiting)]
     assert [event.name for event in ran.events] == ["started", "token"]
-    assert (ran.tokens, ran.carried_on, waiting.carried_on) == ([5], 1, 0)
+    assert (ran.tokens, ran.requeues, waiting.requeues) == ([5], 1, 0)
     it.token(ran.run, 6, " you", at(5))
     assert [event.data()["i"] for event in ran.events[1:]] == [0, 1]
 
@@ -501,7 +504,7 @@ def test_a_job_that_engines_die_with_is_tried_alone_and_fails_with_the_third() -
     assert effects == [Ended(poison), Run(innocent)]
     assert error_code(poison) == "ENGINE_LOST"
     it.token(innocent.run, 5, "Hi", at(5))
-    assert it.go_on(at(5)) == [Run(late)], "cleared by its token, it is not alone any more"
+    assert it.start_next(at(5)) == [Run(late)], "cleared by its token, it is not alone any more"
     assert dies(it) == [Run(innocent), Run(late)]
 
 
@@ -514,8 +517,8 @@ def test_suspects_that_brought_a_token_hold_up_nobody_to_their_end() -> None:
     dies(it)
     assert dies(it) == [Run(first)]
     it.token(first.run, 5, "Hi", at(5))
-    assert it.go_on(at(5)) == [Run(second)], "the first is cleared: the second need not wait for its end"
-    assert it.go_on(at(6)) == [], "the second is not cleared yet, so nobody else is let in"
+    assert it.start_next(at(5)) == [Run(second)], "the first is cleared: the second need not wait for its end"
+    assert it.start_next(at(6)) == [], "the second is not cleared yet, so nobody else is let in"
     it.token(second.run, 5, "Hi", at(7))
     assert it.finished(first.run, "stop", freed_at(8), at(8)) == [Ended(first), Run(late)]
 
@@ -526,7 +529,7 @@ def test_prompts_that_the_engine_has_to_count_at_a_time_are_bounded() -> None:
     handed: list[Job] = []
     for number in range(500):
         job, effects = it.submit(execute(f"job-{number}"), "cor", at(0))
-        effects += it.stop(job.job_id, wish(), at(0))[1]
+        effects += it.stop(job.job_id, stop_request(), at(0))[1]
         handed += [effect.job for effect in effects if isinstance(effect, Prepare)]
     assert len(handed) == MAX_PREPARING // 2, "the other half is for other owners"
     waiting, _ = it.submit(execute("waiting"), "cor", at(0))
@@ -570,8 +573,8 @@ def test_a_suspect_that_is_cancelled_lets_the_others_go_on() -> None:
     dies(it)
     dies(it)
     other.deaths = 0
-    effects = it.stop("job-1", wish(), at(5))[1]
-    assert [type(effect) for effect in effects] == [Halt]
+    effects = it.stop("job-1", stop_request(), at(5))[1]
+    assert [type(effect) for effect in effects] == [SendStop]
     suspect = it.tracker.live("job-1")
     assert suspect is not None
     assert it.stopped(suspect.run, freed_at(6), at(6)) == [Ended(suspect), Run(other)]
@@ -587,7 +590,7 @@ def test_a_job_that_is_put_out_waits_in_front_and_goes_on_where_it_was() -> None
     it.preempted(younger.run)
     assert (younger.state, younger.phase, list(it.queue)) == (State.QUEUED, Phase.QUEUED, [younger, behind])
     assert it.finished(older.run, "stop", freed_at(3), at(3)) == [Ended(older), Run(younger), Run(behind)]
-    assert (younger.tokens, younger.carried_on) == ([5], 1)
+    assert (younger.tokens, younger.requeues) == ([5], 1)
     assert [event.name for event in younger.events] == ["started", "token"]
 
 
@@ -595,9 +598,9 @@ def test_a_job_that_is_put_out_while_it_is_being_stopped_still_waits_for_the_eng
     """The confirmation is on its way; nobody runs it again."""
     it = dispatcher()
     job = running(it)
-    it.stop("job-1", wish(), at(2))
+    it.stop("job-1", stop_request(), at(2))
     it.preempted(job.run)
-    assert (job.state, it.go_on(at(2))) == (State.STOPPING, [])
+    assert (job.state, it.start_next(at(2))) == (State.STOPPING, [])
     assert it.stopped(job.run, freed_at(3), at(3)) == [Ended(job)]
 
 
@@ -607,7 +610,10 @@ def test_a_job_that_is_put_out_while_it_is_being_stopped_still_waits_for_the_eng
 def test_a_cancel_that_overtakes_its_job_wins_once() -> None:
     """The job ends at its acceptance, with an `error` only; the next use of the id is not touched (G8)."""
     it = dispatcher(max_queue=0)
-    assert it.stop("job-1", Stop(StopReason.CLIENT, 1.0, "cor-cancel"), at(1)) == (Known.UNKNOWN, [])
+    assert it.stop("job-1", StopRequest(StopReason.CLIENT, 1.0, "cor-cancel"), at(1)) == (
+        TargetState.UNKNOWN,
+        [],
+    )
     job, effects = it.submit(execute(), "cor-1", at(3))
     assert effects == [Ended(job)], "and it needs no place in the queue"
     assert [event.name for event in job.events] == ["error"]
@@ -621,8 +627,8 @@ def test_a_cancel_that_overtakes_its_job_wins_once() -> None:
 def test_a_cancel_is_forgotten_after_its_time() -> None:
     """Five seconds from the first one; a repeated one does not make it last longer."""
     it = dispatcher()
-    it.stop("job-1", wish(seconds=1), at(1))
-    it.stop("job-1", wish(seconds=4), at(4))
+    it.stop("job-1", stop_request(seconds=1), at(1))
+    it.stop("job-1", stop_request(seconds=4), at(4))
     assert submitted_at(it, 6.1).live
 
 
@@ -631,8 +637,8 @@ def test_only_a_clients_cancel_of_an_id_never_seen_is_remembered() -> None:
     it = dispatcher()
     job = running(it)
     it.finished(job.run, "stop", freed_at(2), at(2))
-    it.stop("job-1", wish(seconds=2.5), at(2.5))
-    it.stop("job-2", wish(StopReason.DISCONNECT, 2.5), at(2.5))
+    it.stop("job-1", stop_request(seconds=2.5), at(2.5))
+    it.stop("job-2", stop_request(StopReason.DISCONNECT, 2.5), at(2.5))
     assert len(it.remembered) == 0
     assert submitted_at(it, 3).live
 
@@ -642,27 +648,27 @@ def test_an_id_whose_record_is_too_old_was_never_seen() -> None:
     it = dispatcher()
     job = running(it)
     it.finished(job.run, "stop", freed_at(2), at(2))
-    assert it.stop("job-1", wish(seconds=302), at(302))[0] is Known.FINISHED
-    assert it.stop("job-1", wish(seconds=302.5), at(302.5))[0] is Known.UNKNOWN
+    assert it.stop("job-1", stop_request(seconds=302), at(302))[0] is TargetState.FINISHED
+    assert it.stop("job-1", stop_request(seconds=302.5), at(302.5))[0] is TargetState.UNKNOWN
     assert not submitted_at(it, 303).live
 
 
 def test_remembered_cancels_are_bounded() -> None:
     """The oldest go."""
-    remembered = RememberedCancels(5.0, bound=3)
+    remembered = PendingCancels(5.0, bound=3)
     for n in range(5):
-        remembered.add(("", f"job-{n}"), wish(seconds=n / 10))
+        remembered.add(("", f"job-{n}"), stop_request(seconds=n / 10))
     assert len(remembered) == 3
     assert remembered.of(("", "job-1"), at(1)) is None
-    assert remembered.of(("", "job-4"), at(1)) == wish(seconds=0.4)
+    assert remembered.of(("", "job-4"), at(1)) == stop_request(seconds=0.4)
 
 
 def test_cancels_of_one_owner_push_out_only_its_own() -> None:
     """Anna's early cancel still wins after 10,200 cancels of Berta's for ids that nobody uses (G8, G9)."""
     it = dispatcher()
-    it.stop("job-1", wish(), at(1), "anna")
+    it.stop("job-1", stop_request(), at(1), "anna")
     for n in range(10_200):
-        it.stop(f"made-up-{n}", wish(), at(1.5), "berta")
+        it.stop(f"made-up-{n}", stop_request(), at(1.5), "berta")
     assert len(it.remembered) == 10_000
     job, _ = it.submit(execute(), "cor-1", at(2), "anna")
     assert [event.name for event in job.events] == ["error"]
@@ -690,11 +696,11 @@ def test_a_group_is_stopped_as_a_whole_and_by_its_exact_name() -> None:
     it = dispatcher()
     members = [submitted(it, f"job-{n}", group="g") for n in (1, 2)]
     others = [submitted(it, "job-3", group="g1"), submitted(it, "job-4"), submitted(it, "g")]
-    jobs, effects = it.stop_group("g", wish(), at(2))
+    jobs, effects = it.stop_group("g", stop_request(), at(2))
     assert jobs == members
     assert effects == [effect for job in members for effect in (Ended(job), DropPrompt(job))]
     assert all(job.live for job in others)
-    assert it.stop_group("g", wish(), at(2)) == ([], [])
+    assert it.stop_group("g", stop_request(), at(2)) == ([], [])
 
 
 def test_owners_never_meet() -> None:
@@ -702,9 +708,12 @@ def test_owners_never_meet() -> None:
     it = dispatcher()
     mine = it.submit(execute("job-1", group="g"), "cor-1", at(0), "anna")[0]
     theirs = it.submit(execute("job-1", group="g"), "cor-2", at(0), "berta")[0]
-    assert it.stop_group("g", wish(), at(1), "carl") == ([], [])
-    assert it.stop("job-1", wish(), at(1), "carl") == (Known.UNKNOWN, [])
-    assert it.stop("job-1", wish(), at(1), "anna") == (Known.LIVE, [Ended(mine), DropPrompt(mine)])
+    assert it.stop_group("g", stop_request(), at(1), "carl") == ([], [])
+    assert it.stop("job-1", stop_request(), at(1), "carl") == (TargetState.UNKNOWN, [])
+    assert it.stop("job-1", stop_request(), at(1), "anna") == (
+        TargetState.LIVE,
+        [Ended(mine), DropPrompt(mine)],
+    )
     assert theirs.live
     assert it.tracker.record("job-1", "carl") is None
     assert [record["state"] for record in it.tracker.records("anna")] == ["cancelled"]
@@ -730,7 +739,7 @@ def test_a_stop_that_nobody_confirms_is_given_up_and_told() -> None:
     job, beside = running(it, "job-1"), running(it, "job-2")
     waiting = submitted(it, "job-3")
     it.prepared(waiting.run, PROMPT, at(1))
-    it.stop("job-1", wish(), at(2))
+    it.stop("job-1", stop_request(), at(2))
     assert it.give_up(job, at(7)) == [Ended(job)]
     assert job.receipt is not None
     assert job.receipt.freed_ms is None

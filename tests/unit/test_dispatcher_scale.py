@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import at, freed_at, queued_job, wish
+from tests.fakes import at, freed_at, queued_job, stop_request
 from tests.unit.test_dispatcher import PROMPT, dispatcher, running, submitted
 from worker_orcd.jobs.deadlines import Deadlines
 from worker_orcd.jobs.dispatcher import Dispatcher
@@ -49,14 +49,14 @@ def instructions(act: Callable[[], object]) -> int:
 def a_step(it: Dispatcher) -> None:
     """Tokens come, somebody ends, the next one starts."""
     it.token(1, 5, "a", at(3))
-    it.go_on(at(3))
+    it.start_next(at(3))
     it.finished(1, "stop", freed_at(3), at(3))
 
 
 def a_preemption(it: Dispatcher) -> None:
     """The younger one waits again, in front of all."""
     it.preempted(2)
-    it.go_on(at(3))
+    it.start_next(at(3))
 
 
 ACTS: dict[str, Callable[[Dispatcher], object]] = {
@@ -64,8 +64,8 @@ ACTS: dict[str, Callable[[Dispatcher], object]] = {
     "a preemption": a_preemption,
     "a request": lambda it: submitted(it, "new"),
     "a prompt is counted": lambda it: it.prepared(3, PROMPT, at(3)),
-    "a cancel of one that waits": lambda it: it.stop("waiting-9", wish(seconds=3), at(3)),
-    "a cancel of a group": lambda it: it.stop_group("g-7", wish(seconds=3), at(3)),
+    "a cancel of one that waits": lambda it: it.stop("waiting-9", stop_request(seconds=3), at(3)),
+    "a cancel of a group": lambda it: it.stop_group("g-7", stop_request(seconds=3), at(3)),
     "the next deadline": lambda it: it.next_deadline(),
     "nobody is late": lambda it: it.expire(at(3)),
 }
@@ -92,7 +92,7 @@ def test_deadlines_of_ended_jobs_do_not_pile_up() -> None:
     for run in range(2, 5000):
         job = queued_job(f"job-{run}", run=run, timeout_sec=100)
         deadlines.add(job, 2)
-        job.ask_to_stop(wish())
+        job.request_stop(stop_request())
     assert len(deadlines) < 200
     assert deadlines.next() == 10
     assert [job.job_id for job in deadlines.passed(10)] == ["waits"]

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from tests.fakes import HandLoop, MakeLoop, run_message
-from worker_orcd.engine.ledger import BeyondRepair
-from worker_orcd.engine.model import Arming, Batch, Outcome
+from worker_orcd.engine.ledger import NoUsableSequence
+from worker_orcd.engine.model import AbortMode, Batch, Outcome
 from worker_orcd.engine.planner import SHORT_MS
 from worker_orcd.protocol.messages import AuditFault, FromEngine, Ping, Pong, Step, Stop, Stopped
 from worker_orcd.testing.scripted import END, FIRST_WORD
@@ -257,21 +257,21 @@ def test_a_confirmation_says_what_was_held_and_that_it_is_free(loop: HandLoop) -
 
 def test_what_a_run_held_is_free_at_the_moment_in_which_its_end_is_sent(loop: HandLoop) -> None:
     """Freed before told, looked at from inside the sending: for a stop and for a natural end (G4)."""
-    books: list[list[int]] = []
+    kv_usage: list[list[int]] = []
 
     def look(message: FromEngine) -> None:
         if isinstance(message, Stopped) or (isinstance(message, Step) and message.ended):
-            books.append(loop.cells_held())
+            kv_usage.append(loop.cells_held())
 
     loop.on_send = look
     loop.post(run_message(1, max_tokens=50), run_message(2, max_tokens=1))
     in_decode(loop, 1)
     loop.post(Stop(1))
     loop.finish()
-    assert len(books) == 2
-    assert books[0][0] > 0
-    assert books[0][1] == 0, "run 2 ended by itself and held nothing when that was said"
-    assert books[1] == [0, 0, 0, 0]
+    assert len(kv_usage) == 2
+    assert kv_usage[0][0] > 0
+    assert kv_usage[0][1] == 0, "run 2 ended by itself and held nothing when that was said"
+    assert kv_usage[1] == [0, 0, 0, 0]
 
 
 def test_a_stopped_run_has_no_token_afterwards(loop: HandLoop) -> None:
@@ -428,10 +428,10 @@ def test_the_step_after_an_interrupted_one_is_short_and_let_through(loop: HandLo
     assert loop.steps[-1].next_ms <= SHORT_MS
     interrupted_step(loop)
     let_through = loop.model.steps[-1]
-    assert let_through.armed is Arming.OVERDUE
+    assert let_through.abort_mode is AbortMode.OVERDUE
     assert let_through.outcome is Outcome.DONE
     interrupted_step(loop)
-    assert loop.model.steps[-1].armed is Arming.ANY
+    assert loop.model.steps[-1].abort_mode is AbortMode.ANY
     assert loop.model.steps[-1].outcome is Outcome.ABORTED
 
 
@@ -468,7 +468,7 @@ def test_a_step_can_be_interrupted_however_short_it_is_predicted_to_be(
     in_decode(loop, 1)
     loop.turn(2)
     interrupted_step(loop)
-    assert loop.model.steps[-1].armed is Arming.ANY
+    assert loop.model.steps[-1].abort_mode is AbortMode.ANY
     assert loop.steps[-1].aborted
 
 
@@ -696,7 +696,7 @@ def test_a_ping_is_answered_between_two_steps(loop: HandLoop) -> None:
 def test_cells_that_nobody_holds_are_told_and_freed(loop: HandLoop) -> None:
     """An idle engine finds them when it is asked whether it is there."""
     loop.model.trim(2, 0)
-    loop.model.decode(Batch([1, 2, 3], [0, 1, 2], [2, 2, 2], [False] * 3), armed=Arming.NONE)
+    loop.model.decode(Batch([1, 2, 3], [0, 1, 2], [2, 2, 2], [False] * 3), abort_mode=AbortMode.NONE)
     loop.post(Ping())
     assert loop.turn_idle()
     assert loop.faults == [AuditFault(None, "sequence 2 held 3 KV cells instead of 0", repaired=True)]
@@ -767,7 +767,7 @@ def test_an_engine_without_a_clean_sequence_gives_up(make_loop: MakeLoop) -> Non
     loop.post(run_message(1, says("a", leak=1000)))
     loop.finish()
     loop.post(run_message(2))
-    with pytest.raises(BeyondRepair):
+    with pytest.raises(NoUsableSequence):
         loop.turn()
 
 

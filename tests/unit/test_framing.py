@@ -32,7 +32,7 @@ TO_ENGINE: list[messages.ToEngine] = [
 ]
 FROM_ENGINE: list[messages.FromEngine] = [
     messages.Loading(25),
-    messages.Narrated(
+    messages.NarrationEvent(
         {"human": "Starting job a", "prompt_tokens": 3, "x": None, "y": 1.5, "z": True}, "owner"
     ),
     messages.Ready("m", "cpu", True, 0, "Q8_0", "gpt2", 49152, 16384, 2048, 16, True, 812.5),

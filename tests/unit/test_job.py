@@ -2,13 +2,13 @@
 
 import pytest
 
-from tests.fakes import at, freed_at, queued_job, running_job, wish
+from tests.fakes import at, freed_at, queued_job, running_job, stop_request
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import End, Error, Started, Token
 from worker_orcd.jobs.job import Job, Phase
 from worker_orcd.jobs.lifecycle import State
-from worker_orcd.jobs.receipt import Freed
-from worker_orcd.jobs.stops import StopReason
+from worker_orcd.jobs.receipt import Release
+from worker_orcd.jobs.stop_request import StopReason
 
 
 def decoding_job() -> Job:
@@ -52,7 +52,7 @@ def test_a_job_s_events_are_started_tokens_end() -> None:
 def test_a_job_that_never_started_sends_only_its_error() -> None:
     """No `started` for what was never handed to the engine."""
     job = queued_job()
-    job.ask_to_stop(wish())
+    job.request_stop(stop_request())
     assert [event.name for event in job.events] == ["error"]
 
 
@@ -111,7 +111,7 @@ def test_phases_follow_what_the_job_does() -> None:
 def test_the_phase_is_frozen_at_the_stop() -> None:
     """A token that was under way does not turn a stop in prefill into one in decode."""
     job = running_job()
-    job.ask_to_stop(wish())
+    job.request_stop(stop_request())
     assert not job.token(at(2.1), 5, "late")
     job.stopped(at(2.2), freed_at(2.2))
     assert error_of(job)["phase"] == "prefill"
@@ -123,7 +123,7 @@ def test_a_waiting_job_that_is_stopped_says_what_it_waited_for(phase: Phase, sai
     """The model, or a place."""
     job = queued_job()
     job.phase = phase
-    job.ask_to_stop(wish())
+    job.request_stop(stop_request())
     assert error_of(job)["phase"] == said
     assert receipt_of(job)["phase"] == said
 
@@ -134,7 +134,7 @@ def test_a_waiting_job_that_is_stopped_says_what_it_waited_for(phase: Phase, sai
 def test_a_cancelled_job_s_error_is_exactly_that_of_the_contract() -> None:
     """Every key, in every value (contract, 3)."""
     job = decoding_job()
-    job.ask_to_stop(wish())
+    job.request_stop(stop_request())
     job.stopped(at(3.1), freed_at(3.1))
     assert error_of(job) == {
         "code": "CANCELLED",
@@ -150,7 +150,7 @@ def test_a_cancelled_job_s_error_is_exactly_that_of_the_contract() -> None:
 def test_asked_to_stop_is_not_stopped() -> None:
     """A running job has no terminal event before the engine's word (G4)."""
     job = decoding_job()
-    assert job.ask_to_stop(wish())
+    assert job.request_stop(stop_request())
     assert job.state is State.STOPPING
     assert job.live
     assert job.terminal is None
@@ -160,7 +160,7 @@ def test_asked_to_stop_is_not_stopped() -> None:
 def test_a_queued_job_ends_with_the_wish_itself() -> None:
     """It holds nothing, so nobody has to be asked."""
     job = queued_job()
-    assert job.ask_to_stop(wish())
+    assert job.request_stop(stop_request())
     assert not job.live
     assert job.ended_at == 2.0
     assert receipt_of(job) == {
@@ -183,9 +183,9 @@ def test_a_queued_job_ends_with_the_wish_itself() -> None:
 def test_the_first_reason_wins() -> None:
     """A lost reader, then a client, a deadline and a shutdown: it was the reader."""
     job = decoding_job()
-    assert job.ask_to_stop(wish(StopReason.DISCONNECT, 3.0, "first"))
+    assert job.request_stop(stop_request(StopReason.DISCONNECT, 3.0, "first"))
     for later in (StopReason.CLIENT, StopReason.TIMEOUT, StopReason.SHUTDOWN):
-        assert not job.ask_to_stop(wish(later, 4.0, "later"))
+        assert not job.request_stop(stop_request(later, 4.0, "later"))
     job.stopped(at(5), freed_at(5))
     assert error_of(job)["reason"] == "disconnect"
     assert receipt_of(job)["reason"] == "disconnect"
@@ -205,7 +205,7 @@ def test_the_first_reason_wins() -> None:
 def test_every_reason_but_the_deadline_ends_in_cancelled(reason: StopReason, message: str) -> None:
     """One code, one machinery; the reason and the sentence differ."""
     job = decoding_job()
-    job.ask_to_stop(wish(reason))
+    job.request_stop(stop_request(reason))
     job.stopped(at(4), freed_at(4))
     assert (error_of(job)["code"], error_of(job)["reason"]) == ("CANCELLED", reason.value)
     assert error_of(job)["message"] == message
@@ -215,7 +215,7 @@ def test_every_reason_but_the_deadline_ends_in_cancelled(reason: StopReason, mes
 def test_a_deadline_ends_in_inference_timeout() -> None:
     """By the same machinery, with another last word and a retry worth a try."""
     job = decoding_job()
-    job.ask_to_stop(wish(StopReason.TIMEOUT))
+    job.request_stop(stop_request(StopReason.TIMEOUT))
     job.stopped(at(4), freed_at(4))
     assert error_of(job) == {
         "code": "INFERENCE_TIMEOUT",
@@ -231,7 +231,7 @@ def test_a_deadline_ends_in_inference_timeout() -> None:
 def test_a_natural_end_after_a_stop_is_cancelled_all_the_same() -> None:
     """The client was told that it is being cancelled: what the engine did in the meantime does not change that."""
     job = decoding_job()
-    job.ask_to_stop(wish(seconds=3))
+    job.request_stop(stop_request(seconds=3))
     job.finished(at(3.5), "length", freed_at(3.4))
     assert error_of(job)["code"] == "CANCELLED"
     assert (receipt_of(job)["freed_ms"], receipt_of(job)["terminal_ms"]) == (400.0, 500.0)
@@ -241,7 +241,7 @@ def test_a_natural_end_after_a_stop_is_cancelled_all_the_same() -> None:
 def test_a_failure_after_a_stop_is_cancelled_all_the_same() -> None:
     """Whoever asked to stop first has the last word."""
     job = decoding_job()
-    job.ask_to_stop(wish())
+    job.request_stop(stop_request())
     job.failed(at(4), JobError(ErrorCode.CUDA_ERROR, "it broke"), freed_at(4))
     assert error_of(job)["code"] == "CANCELLED"
 
@@ -250,7 +250,7 @@ def test_what_arrives_after_a_stop_is_not_told() -> None:
     """Token generation has stopped for whoever asked, though the engine was in the middle of a step."""
     job = decoding_job()
     events = list(job.events)
-    job.ask_to_stop(wish())
+    job.request_stop(stop_request())
     assert not job.token(at(4), 13, "!")
     assert job.events == events
     assert job.tokens == [11, 12]
@@ -259,8 +259,8 @@ def test_what_arrives_after_a_stop_is_not_told() -> None:
 def test_a_receipt_counts_from_the_acceptance_of_the_stop_that_counted() -> None:
     """Milliseconds to stopped, freed and told, and the cells by the engine's own count."""
     job = decoding_job()
-    job.ask_to_stop(wish(seconds=3.0))
-    freed = Freed(3.004, 3.0065, cells_before=5, cells_after=0, prompt_processed=3, cells_warm=5)
+    job.request_stop(stop_request(seconds=3.0))
+    freed = Release(3.004, 3.0065, cells_before=5, cells_after=0, prompt_processed=3, cells_warm=5)
     job.stopped(at(3.02), freed)
     assert receipt_of(job) == {
         "reason": "client",
@@ -283,7 +283,7 @@ def test_a_receipt_counts_from_the_acceptance_of_the_stop_that_counted() -> None
 def test_no_time_of_a_receipt_is_negative() -> None:
     """An engine may have freed a job an instant before the cancel was accepted: it ended by itself."""
     job = decoding_job()
-    job.ask_to_stop(wish(seconds=3.0))
+    job.request_stop(stop_request(seconds=3.0))
     job.finished(at(3.0), "stop", freed_at(2.99))
     assert (receipt_of(job)["stopped_ms"], receipt_of(job)["freed_ms"]) == (0.0, 0.0)
 
@@ -292,8 +292,8 @@ def test_the_engine_s_count_of_prompt_tokens_is_taken_over_at_the_end() -> None:
     """The step that was aborted may have been reported in the confirmation only."""
     job = running_job()
     job.prompt_processed = 1
-    job.ask_to_stop(wish())
-    job.stopped(at(3), Freed(3, 3, prompt_processed=2))
+    job.request_stop(stop_request())
+    job.stopped(at(3), Release(3, 3, prompt_processed=2))
     assert error_of(job)["prompt_tokens"] == 2
 
 
@@ -330,7 +330,7 @@ def test_a_running_job_whose_engine_dies_waits_for_the_next() -> None:
     job = decoding_job()
     events = list(job.events)
     job.engine_lost(at(4))
-    assert (job.state, job.events, job.tokens, job.carried_on) == (State.QUEUED, events, [11, 12], 1)
+    assert (job.state, job.events, job.tokens, job.requeues) == (State.QUEUED, events, [11, 12], 1)
     job.start(at(5), "a-model")
     job.token(at(6), 13, "c")
     assert job.events[:-1] == events, "it is not started twice for its readers"
@@ -340,7 +340,7 @@ def test_a_running_job_whose_engine_dies_waits_for_the_next() -> None:
 def test_a_job_that_was_asked_to_stop_before_the_engine_died_is_cancelled() -> None:
     """The death confirms the stop: nothing is computed or held any more."""
     job = decoding_job()
-    job.ask_to_stop(wish(seconds=3))
+    job.request_stop(stop_request(seconds=3))
     job.engine_lost(at(5))
     assert error_of(job)["code"] == "CANCELLED"
     assert (receipt_of(job)["freed_ms"], receipt_of(job)["kv_cells_after"]) == (2000.0, 0)
@@ -360,7 +360,7 @@ def test_a_queued_job_outlives_the_engine() -> None:
 def test_a_stop_that_nobody_could_confirm_says_so_in_its_receipt() -> None:
     """Told all the same, with `freed_ms` null: no claim is made that was not confirmed."""
     job = decoding_job()
-    job.ask_to_stop(wish(seconds=3))
+    job.request_stop(stop_request(seconds=3))
     job.give_up(at(8))
     assert error_of(job)["code"] == "CANCELLED"
     assert receipt_of(job)["freed_ms"] is None
@@ -420,9 +420,9 @@ def test_text_that_is_held_back_goes_out_before_the_end_however_the_job_ends(how
             job.failed(at(3), JobError(ErrorCode.CUDA_ERROR, "GPU 0 failed"), freed_at(3))
         case "requeued":
             job.engine_lost(at(3))
-            job.ask_to_stop(wish())
+            job.request_stop(stop_request())
         case _:
-            job.ask_to_stop(wish(StopReason.TIMEOUT if how == "timed out" else StopReason.CLIENT))
+            job.request_stop(stop_request(StopReason.TIMEOUT if how == "timed out" else StopReason.CLIENT))
             job.token(at(3), 12, "late", "later")
             if how == "engine lost":
                 job.engine_lost(at(4))

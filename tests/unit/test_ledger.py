@@ -6,7 +6,7 @@ import pytest
 
 from tests.fakes import HandClock, HandModel
 from worker_orcd.engine.ledger import MIN_SHARED, Ledger, Slot
-from worker_orcd.engine.model import Arming, Batch, Memory, Outcome
+from worker_orcd.engine.model import AbortMode, Batch, Memory, Outcome
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import Load
 
@@ -36,7 +36,7 @@ class Pool:
         self.ledger.grow(rows)
         places = range(slot.computed, slot.computed + rows)
         batch = Batch([slot.tokens[p] for p in places], list(places), [slot.id] * rows, [False] * rows)
-        assert self.model.decode(batch, armed=Arming.NONE) is Outcome.DONE
+        assert self.model.decode(batch, abort_mode=AbortMode.NONE) is Outcome.DONE
         self.ledger.computed(slot, rows)
         return rows
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.fakes import at, books_of, freed_at, queued_job, running_job, wish
+from tests.fakes import at, books_of, freed_at, queued_job, running_job, stop_request
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.lifecycle import IllegalTransition, State, Trigger, following, mermaid
@@ -39,7 +39,7 @@ ILLEGAL = [pair for pair in itertools.product(STATES, TRIGGERS) if pair not in E
 ACTS: dict[str, Callable[[Job], object]] = {
     "start": lambda job: job.start(at(9), "a-model"),
     "token": lambda job: job.token(at(9), 5, "x"),
-    "stop": lambda job: job.ask_to_stop(wish(seconds=9)),
+    "stop": lambda job: job.request_stop(stop_request(seconds=9)),
     "stopped": lambda job: job.stopped(at(9), freed_at(9)),
     "finish": lambda job: job.finished(at(9), "stop", freed_at(9)),
     "fail": lambda job: job.failed(at(9), JobError(ErrorCode.INTERNAL, "oh"), freed_at(9)),
@@ -56,7 +56,7 @@ def job_in(state: str) -> Job:
     job = running_job()
     job.token(at(2), 4, "a")
     if state == "stopping":
-        job.ask_to_stop(wish(seconds=3))
+        job.request_stop(stop_request(seconds=3))
     if state == "ended":
         job.finished(at(4), "length", freed_at(4))
     assert job.state == state
@@ -105,7 +105,7 @@ def test_a_stop_of_an_ended_job_changes_nothing_at_all() -> None:
     """It is legal, because a cancel may come late; it is not the one that counts, and leaves no mark."""
     job = job_in("ended")
     before = books_of(job)
-    assert not job.ask_to_stop(wish())
+    assert not job.request_stop(stop_request())
     assert books_of(job) == before
 
 

@@ -58,7 +58,7 @@ def test_an_engine_that_talks_is_not_stuck() -> None:
     """Whatever else it does."""
     watch = Watch()
     for activity in itertools.chain(asleep(60), computing(1.0, sec=60)):
-        watch.liveness.heard(watch.now)
+        watch.liveness.on_message(watch.now)
         assert watch.look(activity) is None
 
 
@@ -125,7 +125,7 @@ def test_the_machine_that_killed_a_healthy_engine_25_times_in_46_minutes_kills_n
         for _ in range(46 * 60):
             cpu += chance.uniform(0.0, 0.25)
             if watch.now >= answers_at:
-                watch.liveness.heard(watch.now)
+                watch.liveness.on_message(watch.now)
                 answers_at = watch.now + chance.uniform(0.2, 8.0)
                 silent = 0
             silent += 1
@@ -139,7 +139,7 @@ def test_a_word_in_the_middle_of_a_second_counts_from_then() -> None:
     """What the engine did before it is not counted to its silence."""
     watch = Watch()
     watch.look(Activity(0.0, 0, Waiting.NOTHING))
-    watch.liveness.heard(watch.now + 0.9)
+    watch.liveness.on_message(watch.now + 0.9)
     assert [watch.look(Activity(0.0, 0, Waiting.NOTHING)) for _ in range(3)] == [None] * 3
     assert watch.look(Activity(0.0, 0, Waiting.NOTHING)) is not None
 
@@ -176,12 +176,12 @@ def test_tokenizing_is_watched_by_the_head_of_the_line() -> None:
     for run in range(100):
         watch.liveness.prepare(run, 0.0)
     for run in range(60):
-        watch.liveness.heard(watch.now)
+        watch.liveness.on_message(watch.now)
         watch.liveness.prepared(run, watch.now)
         assert watch.look(None) is None
     looks = 0
     while (stuck := watch.look(None)) is None:
-        watch.liveness.heard(watch.now)
+        watch.liveness.on_message(watch.now)
         looks += 1
     assert stuck.why == f"it has been at one prompt for {PREPARE_SEC:.0f} s"
     assert looks == pytest.approx(PREPARE_SEC, abs=2)

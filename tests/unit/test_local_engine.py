@@ -39,7 +39,7 @@ class FullSocket(asyncio.Transport):
 class Nobody:
     """Listens to nothing."""
 
-    def heard(self, message: FromEngine) -> None:
+    def on_message(self, message: FromEngine) -> None:
         """Nothing."""
 
     def lost(self, death: Death) -> None:

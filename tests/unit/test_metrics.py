@@ -6,15 +6,15 @@ from itertools import count
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.fakes import at, freed_at, queued_job, running_job, wish
+from tests.fakes import at, freed_at, queued_job, running_job, stop_request
 from tools.docs import idle_worker
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job
-from worker_orcd.jobs.stops import StopReason
+from worker_orcd.jobs.stop_request import StopReason
 from worker_orcd.protocol.messages import Ready
-from worker_orcd.worker.gauges import publish
 from worker_orcd.worker.metrics import Metrics
-from worker_orcd.worker.worker import Books, Worker
+from worker_orcd.worker.state_metrics import publish
+from worker_orcd.worker.worker import KvUsage, Worker
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 _runs = count(1)
@@ -42,8 +42,8 @@ def jobs_of_every_ending() -> list[Job]:
         jobs[-1].finished(at(3), reason, freed_at(3))
     for stop in StopReason:
         jobs += [queued_job(run=next(_runs)), running_job(run=next(_runs))]
-        jobs[-2].ask_to_stop(wish(stop))
-        jobs[-1].ask_to_stop(wish(stop))
+        jobs[-2].request_stop(stop_request(stop))
+        jobs[-1].request_stop(stop_request(stop))
         jobs[-1].stopped(at(2.05), freed_at(2.05))
     for code in ("INVALID_REQUEST", "ENGINE_LOST", "VRAM_OOM", "CUDA_ERROR", "INTERNAL"):
         jobs.append(running_job(run=next(_runs)))
@@ -67,7 +67,7 @@ def test_cancels_are_measured_by_stage_and_phase_and_deadlines_are_not() -> None
     metrics = Metrics()
     for reason in (StopReason.CLIENT, StopReason.TIMEOUT):
         job = running_job(run=next(_runs))
-        job.ask_to_stop(wish(reason))
+        job.request_stop(stop_request(reason))
         job.stopped(at(2.06), freed_at(2.05))
         metrics.job_ended(job)
     for stage, took in (("stopped", 0.05), ("freed", 0.05), ("terminal", 0.06)):
@@ -101,7 +101,7 @@ def test_a_job_that_never_left_the_queue_counts_with_all_its_waiting() -> None:
     """Otherwise a queue in which everybody gives up would look short."""
     metrics = Metrics()
     job = queued_job()
-    job.ask_to_stop(wish(seconds=40.0))
+    job.request_stop(stop_request(seconds=40.0))
     metrics.job_ended(job)
     assert value(metrics, "worker_queue_duration_seconds_sum") == 40.0
     assert value(metrics, "worker_prefill_duration_seconds_count") == 0
@@ -140,7 +140,7 @@ def test_vllms_names_say_what_ours_say() -> None:
     """With the model as label, and cells as a share: 1 is all."""
     worker = with_vllm_names()
     assert b"vllm" not in worker.metrics.render(), "no name, no label"
-    worker.model, worker.engine, worker.books = "a-model", READY, Books(cells_used=250, sequences_used=2)
+    worker.model, worker.engine, worker.kv_usage = "a-model", READY, KvUsage(cells_used=250, sequences_used=2)
     assert vllm(worker) == {
         "num_requests_running": 0,
         "num_requests_waiting": 0,

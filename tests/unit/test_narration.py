@@ -78,7 +78,7 @@ def filled(action: type[catalogue.Action], words: str) -> catalogue.Action:
 def told_line(action: catalogue.Action, log_format: narration.LogFormat = "json") -> str:
     """Tell `action` to a fresh stream and return everything that was written."""
     stream = io.StringIO(newline="")
-    narration.Narrator.configure(WORKER_ID, log_format=log_format, stream=stream).tell(action)
+    narration.Narrator.configure(WORKER_ID, log_format=log_format, stream=stream).emit(action)
     return stream.getvalue()
 
 
@@ -177,7 +177,7 @@ class TestCatalogue:
         narrator = narration.Narrator.configure(WORKER_ID, log_format="json", stream=stream)
         for stranger in (object(), Invented(host="h", port=1, startup_ms=1.0), narration.Ready):
             with pytest.raises(TypeError, match="not an action of the narration catalogue"):
-                narrator.tell(stranger)  # type: ignore[arg-type]
+                narrator.emit(stranger)  # type: ignore[arg-type]
         assert stream.getvalue() == ""
 
     def test_a_field_that_is_not_in_it_cannot_be_given(self) -> None:
@@ -244,12 +244,12 @@ class TestEvent:
             token = context.correlation_id.set("of-request")
             try:
                 bound = plain.bind(correlation_id="bound", job_id="job-7")
-                bound.tell(action, correlation_id="given")
-                bound.tell(action)
-                plain.tell(action)
+                bound.emit(action, correlation_id="given")
+                bound.emit(action)
+                plain.emit(action)
             finally:
                 context.correlation_id.reset(token)
-            plain.tell(action)
+            plain.emit(action)
         ids = [event.get("correlation_id") for event in events]
         assert ids == ["given", "bound", "of-request", None]
         assert [event.get("job_id") for event in events] == ["job-7", "job-7", None, None]
@@ -372,9 +372,9 @@ class TestLine:
         action = narration.Cancel(job_id="job-7", known="unknown", reason="client")
         monkeypatch.delenv("NO_COLOR", raising=False)
         coloured, plain = Terminal(), Terminal()
-        narration.Narrator.configure(WORKER_ID, stream=coloured).tell(action)
+        narration.Narrator.configure(WORKER_ID, stream=coloured).emit(action)
         monkeypatch.setenv("NO_COLOR", "1")
-        narration.Narrator.configure(WORKER_ID, stream=plain).tell(action)
+        narration.Narrator.configure(WORKER_ID, stream=plain).emit(action)
         assert "\x1b[" in coloured.getvalue()
         assert "\x1b" not in plain.getvalue()
         assert re.sub(r"\x1b\[\d+m", "", coloured.getvalue()).split()[1:] == plain.getvalue().split()[1:]
@@ -399,8 +399,8 @@ class TestFailure:
         closed.close()
         for stream in (Unwilling(), closed):
             narrator = narration.Narrator.configure(WORKER_ID, stream=stream)
-            narrator.tell(narration.ModelLoadStart(path="m"))
-            narrator.bind(job_id="job-7").tell(narration.ModelLoadStart(path="m"))
+            narrator.emit(narration.ModelLoadStart(path="m"))
+            narrator.bind(job_id="job-7").emit(narration.ModelLoadStart(path="m"))
             assert narrator.lines_lost == 2
 
     def test_a_value_that_cannot_be_rendered_is_counted_and_later_lines_say_so(self) -> None:
@@ -412,15 +412,15 @@ class TestFailure:
 
         stream = io.StringIO()
         narrator = narration.Narrator.configure(WORKER_ID, log_format="json", stream=stream)
-        narrator.tell(narration.ModelLoadStart(path=Broken()))  # type: ignore[arg-type]
-        narrator.tell(narration.ModelLoadStart(path="m"))
+        narrator.emit(narration.ModelLoadStart(path=Broken()))  # type: ignore[arg-type]
+        narrator.emit(narration.ModelLoadStart(path="m"))
         assert json.loads(stream.getvalue())["lines_lost"] == narrator.lines_lost == 1
 
     def test_a_stream_with_a_small_alphabet_gets_escapes(self) -> None:
         """An ASCII terminal shows what it can, and the line is not lost."""
         stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
         narrator = narration.Narrator.configure(WORKER_ID, log_format="pretty", stream=stream)
-        narrator.tell(narration.ModelLoadStart(path="modèle"))
+        narrator.emit(narration.ModelLoadStart(path="modèle"))
         stream.seek(0)
         assert "Loading model mod\\xe8le" in stream.read()
         assert narrator.lines_lost == 0
@@ -431,7 +431,7 @@ class TestFailure:
         with os.fdopen(reading, "rb") as reader, os.fdopen(writing, "w") as stream:
             narrator = narration.Narrator.configure(WORKER_ID, stream=stream)
             for _ in range(600):
-                narrator.tell(a_job_is_cancelled())
+                narrator.emit(a_job_is_cancelled())
             lost = narrator.lines_lost
             assert lost > 0
             whole = b""
@@ -441,7 +441,7 @@ class TestFailure:
                 600 - lost
             )
             narrator.flush(1.0)
-            narrator.tell(narration.ModelLoadStart(path="m"))
+            narrator.emit(narration.ModelLoadStart(path="m"))
             assert json.loads(os.read(reader.fileno(), 1 << 20))["lines_lost"] == lost
 
     def test_a_slow_reader_gets_every_line_in_order_and_nobody_waits_for_it(self) -> None:
@@ -452,7 +452,7 @@ class TestFailure:
             slowest = 0.0
             for number in range(300):
                 began = time.monotonic()
-                narrator.tell(narration.ModelLoadStart(path=str(number)))
+                narrator.emit(narration.ModelLoadStart(path=str(number)))
                 slowest = max(slowest, time.monotonic() - began)
             got = b""
             while got.count(b"\n") < 300:
@@ -472,8 +472,8 @@ class TestFailure:
         with Path(os.devnull).open("w") as stream:
             narrator = narration.Narrator.configure(WORKER_ID, log_format="json", stream=stream)
             monkeypatch.setattr(os, "write", write)
-            narrator.tell(a_job_is_cancelled())
-            narrator.tell(a_job_is_cancelled())
+            narrator.emit(a_job_is_cancelled())
+            narrator.emit(a_job_is_cancelled())
             monkeypatch.undo()
         assert [line.count(b"\n") for line in written] == [1, 1]
 
@@ -486,10 +486,10 @@ class TestCapture:
         stream = io.StringIO()
         narrator = narration.Narrator.configure(WORKER_ID, log_format="json", stream=stream)
         with capture() as events:
-            narrator.tell(narration.ModelLoadStart(path="m"))
+            narrator.emit(narration.ModelLoadStart(path="m"))
         assert [(event["action"], event["path"]) for event in events] == [("model_load_start", "m")]
         assert stream.getvalue() == ""
-        narrator.tell(narration.ModelLoadStart(path="m"))
+        narrator.emit(narration.ModelLoadStart(path="m"))
         assert len(events) == 1
         assert stream.getvalue().count("\n") == 1
 
@@ -498,8 +498,8 @@ class TestCapture:
         narrator = narration.Narrator.configure(WORKER_ID, stream=io.StringIO())
         with capture() as outer:
             with capture() as inner:
-                narrator.tell(narration.ModelLoadStart(path="m"))
-            narrator.tell(narration.ModelLoadStart(path="m"))
+                narrator.emit(narration.ModelLoadStart(path="m"))
+            narrator.emit(narration.ModelLoadStart(path="m"))
         assert (len(outer), len(inner)) == (2, 1)
 
 

@@ -14,7 +14,7 @@ import pytest
 from worker_orcd import narration
 from worker_orcd.narration import context
 from worker_orcd.narration.action import OPERATORS, WorkerAction
-from worker_orcd.narration.audience import Audience, Listener
+from worker_orcd.narration.broadcast import Broadcast, Listener
 from worker_orcd.narration.catalogue import ACTIONS, FOR_OPERATORS
 from worker_orcd.narration.text import placeholders
 
@@ -22,28 +22,28 @@ SECRET = "/srv/secret"
 SECRET_NUMBER = 987_654
 
 
-class Told:
+class EventFields:
     """A narrator with two tenants and an operator who listen."""
 
     def __init__(self) -> None:
         self.log = io.StringIO()
         self.narrator = narration.Narrator.configure("w", log_format="json", stream=self.log)
-        audience = self.narrator.audience
-        self.anna, self.berta = listener(audience, "anna"), listener(audience, "berta")
-        self.operator = listener(audience, "olga", operator=True)
+        broadcast = self.narrator.broadcast
+        self.anna, self.berta = listener(broadcast, "anna"), listener(broadcast, "berta")
+        self.operator = listener(broadcast, "olga", operator=True)
 
 
-def listener(audience: Audience, owner: str, *, operator: bool = False) -> Listener:
+def listener(broadcast: Broadcast, owner: str, *, operator: bool = False) -> Listener:
     """One more listener."""
-    joined = audience.join(owner, operator=operator)
+    joined = broadcast.join(owner, operator=operator)
     assert joined is not None
     return joined
 
 
-def heard(by: Listener) -> list[narration.Told]:
+def heard(by: Listener) -> list[narration.EventFields]:
     """What waits for a listener now."""
 
-    async def listen() -> list[narration.Told]:
+    async def listen() -> list[narration.EventFields]:
         async for batch in by.listen(0.001):
             return [one.event for one in batch]
         return []
@@ -88,9 +88,9 @@ def example(action: type[Any]) -> Any:
 @pytest.mark.parametrize("whose", [None, "berta"])
 def test_no_tenant_sees_what_is_for_operators(action: type[Any], whose: str | None) -> None:
     """Of an event about the worker, whoever's request caused it; the operator and the log have all of it."""
-    told = Told()
+    told = EventFields()
     with request_of(whose) if whose else contextlib.nullcontext():
-        told.narrator.tell(example(action))
+        told.narrator.emit(example(action))
     secrets = bool(FOR_OPERATORS[action.name])
     for tenant in (told.anna, told.berta):
         (event,) = heard(tenant)
@@ -131,9 +131,9 @@ def test_paths_and_counts_of_jobs_are_marked_for_operators() -> None:
 
 def test_a_tenant_sees_all_of_its_own_refusals() -> None:
     """Their message is what its client was told; nobody else hears of them but the operator."""
-    told = Told()
+    told = EventFields()
     with request_of("anna"):
-        told.narrator.tell(narration.Error(code="INVALID_REQUEST", message="no such field", http_status=400))
+        told.narrator.emit(narration.Error(code="INVALID_REQUEST", message="no such field", http_status=400))
     (event,) = heard(told.anna)
     assert event["message"] == "no such field"
     assert "no such field" in str(event["human"])
@@ -143,7 +143,7 @@ def test_a_tenant_sees_all_of_its_own_refusals() -> None:
 
 def test_an_event_of_a_job_that_belongs_to_nobody_is_for_operators() -> None:
     """A tenant hears of no job that is not known to be its own."""
-    told = Told()
-    told.narrator.tell(narration.Error(code="INTERNAL", message="m", job_id="job-7"))
+    told = EventFields()
+    told.narrator.emit(narration.Error(code="INTERNAL", message="m", job_id="job-7"))
     assert heard(told.anna) == []
     assert len(heard(told.operator)) == 1

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from worker_orcd.api.openai.wanted import ChatRequest, CompletionRequest, Generation, ResponseRequest
+from worker_orcd.api.openai.requests import ChatRequest, CompletionRequest, Generation, ResponseRequest
 from worker_orcd.jobs.errors import JobError
 
 CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}

@@ -123,7 +123,7 @@ def test_a_step_of_a_model_with_few_layers_is_shorter() -> None:
     assert plan.predicted_ms == pytest.approx(6 * planner.NODE_MS)
 
 
-@pytest.mark.parametrize("pace", [Pace.SHORT, Pace.LET_THROUGH])
+@pytest.mark.parametrize("pace", [Pace.SHORT, Pace.PROTECTED])
 def test_a_step_soon_after_an_aborted_one_is_short_also_beside_decoding(pace: Pace) -> None:
     """The next stop is likely to come soon."""
     cost = knowing(5, 1)
@@ -136,10 +136,10 @@ def test_a_let_through_step_takes_what_fits_and_one_row_whatever_it_costs() -> N
     """Decode rows first; no prefill beside them when they take all of the time."""
     four = [decoding(n) for n in range(4)]
     cost = knowing(20, 1)
-    assert plan_step(four, cost, pace=Pace.LET_THROUGH).shares == (Share(0, 1), Share(1, 1))
+    assert plan_step(four, cost, pace=Pace.PROTECTED).shares == (Share(0, 1), Share(1, 1))
     assert plan_step(four, cost, pace=Pace.SHORT).decode_rows == 4
-    assert plan_step(four, knowing(200, 1), pace=Pace.LET_THROUGH).shares == (Share(0, 1),)
-    plan = plan_step([*four, reading(9, 3000)], cost, pace=Pace.LET_THROUGH)
+    assert plan_step(four, knowing(200, 1), pace=Pace.PROTECTED).shares == (Share(0, 1),)
+    plan = plan_step([*four, reading(9, 3000)], cost, pace=Pace.PROTECTED)
     assert (plan.decode_rows, plan.prefill_rows) == (2, 0)
 
 
@@ -181,13 +181,13 @@ def test_nobody_wants_anything_is_an_empty_step() -> None:
 def test_the_oldest_prompt_never_gets_less_than_half(pending: list[Pending], cost: CostEstimate) -> None:
     """Unless it needs no more: half of the step's prefill time, or where room is what is short, half of the rows."""
     plan = plan_step(pending, cost)
-    readers = [wish for wish in pending if not wish.decoding]
+    readers = [one for one in pending if not one.decoding]
     got = {share.key: share.rows for share in plan.shares}
     if not readers or got[readers[0].key] == readers[0].rows:
         return
     oldest = readers[0]
     tiled = plan.prefill_rows >= planner.TILE_ROWS
-    ms = {wish.key: got.get(wish.key, 0) * cost.prefill_row_ms(wish.context, tiled=tiled) for wish in readers}
+    ms = {one.key: got.get(one.key, 0) * cost.prefill_row_ms(one.context, tiled=tiled) for one in readers}
     row_ms = cost.prefill_row_ms(oldest.context, tiled=tiled)
     assert got[oldest.key] >= plan.prefill_rows / 2 or ms[oldest.key] >= sum(ms.values()) / 2 - row_ms
 
@@ -200,32 +200,32 @@ def test_no_step_breaks_the_rules(
     """Whoever is there and whatever it costs: completeness, order, size and time."""
     plan = plan_step(pending, cost, pace=pace, abortable=abortable)
     least = 8 if pace is Pace.FULL else 1
-    wants = {wish.key: wish for wish in pending}
+    wants = {one.key: one for one in pending}
     keys = [share.key for share in plan.shares]
     assert len(keys) == len(set(keys))
     assert all(1 <= share.rows <= wants[share.key].rows for share in plan.shares)
     # Decode first and complete.
-    decoders = [wish.key for wish in pending if wish.decoding]
+    decoders = [one.key for one in pending if one.decoding]
     assert keys[: len(decoders)] == decoders
     assert plan.decode_rows == len(decoders)
     # Prefill: the oldest gets on, the rest goes to who needs least. Who does not get all gets what fits; what time is
     # left then may only do for cheaper rows.
-    readers = [wish for wish in pending if not wish.decoding]
+    readers = [one for one in pending if not one.decoding]
     got = {share.key: share.rows for share in plan.shares[len(decoders) :]}
-    assert set(got) <= {wish.key for wish in readers}
+    assert set(got) <= {one.key for one in readers}
     if readers and plan.decode_rows <= 512 - 8:
         assert got[readers[0].key] >= min(-(-least // 2) if len(readers) > 1 else least, readers[0].rows)
-    by_need = sorted(readers[1:], key=lambda wish: wish.rows)
+    by_need = sorted(readers[1:], key=lambda one: one.rows)
     tiled = plan.prefill_rows >= planner.TILE_ROWS
-    row_ms = [cost.prefill_row_ms(wish.context, tiled=tiled) for wish in by_need]
-    for n, wish in enumerate(by_need):
-        if got.get(wish.key, 0) < wish.rows:
+    row_ms = [cost.prefill_row_ms(one.context, tiled=tiled) for one in by_need]
+    for n, one in enumerate(by_need):
+        if got.get(one.key, 0) < one.rows:
             later = zip(by_need[n + 1 :], row_ms[n + 1 :], strict=True)
             assert all(ms <= row_ms[n] for other, ms in later if other.key in got)
     assert plan.prefill_rows == sum(got.values())
     # Size.
     assert sum(share.rows for share in plan.shares) <= 512
-    assert plan.prefill_rows >= min(least, sum(wish.rows for wish in readers))
+    assert plan.prefill_rows >= min(least, sum(one.rows for one in readers))
     # Time: beyond the budget only by what the eight rows need.
     decode_ms = cost.decode_ms(len(decoders))
     alone = planner.PREFILL_MS if abortable else 25

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from tests.fakes import queued_job
-from worker_orcd.engine.preparer import THREADS
+from worker_orcd.engine.tokenizer_threads import THREADS
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.preparing import MAX_PREPARING, Preparing
 

@@ -47,7 +47,7 @@ def test_a_job_whose_prompt_is_not_counted_yet_holds_up_no_other() -> None:
     queue = line(slow, second, third)
     assert queue.next_to_run(ROOMY) is second
     slow.measured((1,), 1)
-    queue.counted(slow)
+    queue.prompt_counted(slow)
     assert queue.next_to_run(ROOMY) is slow
     assert queue.next_to_run(ROOMY) is third
 
@@ -68,9 +68,9 @@ def test_jobs_that_left_do_not_pile_up_behind_a_head_that_waits() -> None:
         small = measured(run, 1, 1)
         queue.append(small)
         assert queue.next_to_run(ROOMY) is None
-        queue.leave(small)
+        queue.remove(small)
     assert len(queue._counted) < 200
-    queue.leave(first)
+    queue.remove(first)
     assert queue.next_to_run(ROOMY) is large
 
 
@@ -81,7 +81,7 @@ def test_a_job_runs_when_what_it_is_about_to_hold_fits_beside_the_running_ones()
     assert queue.next_to_run(ROOMY) is first
     assert queue.next_to_run(ROOMY) is exact
     assert queue.next_to_run(ROOMY) is None
-    queue.leave(first)
+    queue.remove(first)
     assert queue.next_to_run(ROOMY) is one_more
 
 
@@ -104,10 +104,10 @@ def test_who_is_put_back_waits_in_front_of_those_who_came_later() -> None:
     """In the order they came, in whatever order they are put back."""
     jobs = [measured(run, 10, 10) for run in range(1, 6)]
     queue = line(*jobs)
-    inside = [queue.next_to_run(ROOMY) for _ in range(3)]
-    assert inside == jobs[:3]
+    in_engine = [queue.next_to_run(ROOMY) for _ in range(3)]
+    assert in_engine == jobs[:3]
     for job in (jobs[1], jobs[0], jobs[2]):
-        queue.put_back(job)
+        queue.requeue(job)
     assert (list(queue), queue.running) == (jobs, 0)
 
 
@@ -117,7 +117,7 @@ def test_nobody_overtakes_a_head_that_does_not_fit() -> None:
     queue = line(first, large, small)
     assert queue.next_to_run(ROOMY) is first
     assert queue.next_to_run(ROOMY) is None
-    queue.leave(large)
+    queue.remove(large)
     assert queue.next_to_run(ROOMY) is small
 
 
@@ -133,9 +133,9 @@ def test_leaving_gives_back_a_place_in_the_line_or_in_the_engine() -> None:
     runs, waits = measured(1, 1, 1), measured(2, 1, 1)
     queue = line(runs, waits)
     queue.next_to_run(ROOMY)
-    queue.leave(waits)
+    queue.remove(waits)
     assert (len(queue), queue.running) == (0, 1)
-    queue.leave(runs)
+    queue.remove(runs)
     assert (len(queue), queue.running) == (0, 0)
 
 
@@ -144,10 +144,10 @@ def test_leaving_without_a_place_or_twice_is_harmless() -> None:
     runs, stranger = measured(1, 600, 1), measured(2, 600, 1)
     queue = line(runs)
     queue.next_to_run(ROOMY)
-    queue.leave(stranger)
+    queue.remove(stranger)
     assert queue.running == 1
-    queue.leave(runs)
-    queue.leave(runs)
+    queue.remove(runs)
+    queue.remove(runs)
     assert queue.running == 0
 
 
@@ -220,13 +220,13 @@ def test_what_is_expected_never_exceeds_the_engine_and_order_is_never_broken(
     jobs = [measured(run, prompt, out) for run, (prompt, out) in enumerate(sizes)]
     queue = line(*jobs)
     started: list[int] = []
-    inside: dict[int, Job] = {}
+    in_engine: dict[int, Job] = {}
     for place in [*leaving, *range(len(jobs))]:
         while (job := queue.next_to_run(capacity)) is not None:
             started.append(job.run)
-            inside[job.run] = job
-        assert sum(job.cells_expected for job in inside.values()) <= capacity.cells
-        assert queue.running == len(inside) <= sequences
-        if inside:
-            queue.leave(inside.pop(sorted(inside)[place % len(inside)]))
+            in_engine[job.run] = job
+        assert sum(job.cells_expected for job in in_engine.values()) <= capacity.cells
+        assert queue.running == len(in_engine) <= sequences
+        if in_engine:
+            queue.remove(in_engine.pop(sorted(in_engine)[place % len(in_engine)]))
     assert started == sorted(started)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.fakes import HandLoop, HandTimers, MakeLoop, run_message
-from worker_orcd.engine.model import Arming, Outcome
+from worker_orcd.engine.model import AbortMode, Outcome
 from worker_orcd.engine.planner import Pace
 from worker_orcd.engine.recovery import MAX_ABORTS_IN_A_ROW, SHORT_STEPS, Recovery
 from worker_orcd.protocol.messages import FromEngine, Step, Stop, Stopped
@@ -18,16 +18,16 @@ VICTIM_PROMPT = "v" * 300
 def test_only_runs_that_were_not_computed_are_owed_a_step() -> None:
     """Until they had one, or are gone."""
     recovery = Recovery()
-    assert (recovery.pace(), recovery.arming()) == (Pace.FULL, Arming.ANY)
+    assert (recovery.pace(), recovery.abort_mode()) == (Pace.FULL, AbortMode.ANY)
     recovery.aborted([1, 2, 3])
-    assert recovery.owed([1, 2, 9]) == {1, 2}
-    assert (recovery.pace(), recovery.arming()) == (Pace.LET_THROUGH, Arming.OVERDUE)
+    assert recovery.protected([1, 2, 9]) == {1, 2}
+    assert (recovery.pace(), recovery.abort_mode()) == (Pace.PROTECTED, AbortMode.OVERDUE)
     recovery.done([1])
-    assert recovery.owed([1, 2, 9]) == {2}
+    assert recovery.protected([1, 2, 9]) == {2}
     recovery.aborted([3], computed=[2])
-    assert recovery.owed([1, 2, 3, 9]) == {3}
+    assert recovery.protected([1, 2, 3, 9]) == {3}
     recovery.done([3])
-    assert recovery.owed([1, 2, 3, 9]) == set()
+    assert recovery.protected([1, 2, 3, 9]) == set()
 
 
 def test_steps_stay_short_for_a_while() -> None:
@@ -36,7 +36,7 @@ def test_steps_stay_short_for_a_while() -> None:
     recovery.aborted([1])
     for _ in range(SHORT_STEPS - 1):
         recovery.done([1])
-        assert (recovery.pace(), recovery.arming()) == (Pace.SHORT, Arming.ANY)
+        assert (recovery.pace(), recovery.abort_mode()) == (Pace.SHORT, AbortMode.ANY)
     recovery.done([1])
     assert recovery.pace() is Pace.FULL
 
@@ -45,12 +45,12 @@ def test_after_many_aborts_in_a_row_a_step_is_not_aborted_at_all() -> None:
     """Where even one row takes longer than a stop may wait, streams would starve otherwise."""
     recovery = Recovery()
     for _ in range(MAX_ABORTS_IN_A_ROW):
-        assert recovery.arming() is not Arming.NONE
+        assert recovery.abort_mode() is not AbortMode.NONE
         recovery.aborted([1])
-    assert recovery.arming() is Arming.NONE
+    assert recovery.abort_mode() is AbortMode.NONE
     recovery.done([1])
     recovery.aborted([1])
-    assert recovery.arming() is Arming.OVERDUE
+    assert recovery.abort_mode() is AbortMode.OVERDUE
 
 
 @dataclass

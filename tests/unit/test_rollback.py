@@ -121,7 +121,7 @@ def test_only_what_has_changed_is_saved_again(make_loop: MakeLoop) -> None:
     loop = one_waiting(make_loop)
     loop.model.saves.clear()
     loop.turn()
-    assert loop.model.steps[-1].armed
+    assert loop.model.steps[-1].abort_mode
     assert loop.model.saves == [0, 2]
 
 
@@ -140,7 +140,7 @@ def test_attention_saves_nothing(make_loop: MakeLoop) -> None:
     loop = make_loop(recurrent=False)
     loop.post(run_message(1, "p" * 900, max_tokens=4))
     loop.finish()
-    assert any(step.armed for step in loop.model.steps)
+    assert any(step.abort_mode for step in loop.model.steps)
     assert loop.model.saves == []
 
 

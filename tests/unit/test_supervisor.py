@@ -16,7 +16,7 @@ from worker_orcd.protocol.messages import (
     EndOfRun,
     FromEngine,
     LoadFailed,
-    Narrated,
+    NarrationEvent,
     Pong,
     Prepare,
     Prepared,
@@ -140,7 +140,7 @@ class FakeEngine:
 
     def says(self, message: FromEngine) -> None:
         """Send a message to the front."""
-        self.listener.heard(message)
+        self.listener.on_message(message)
 
 
 class Bench:
@@ -202,7 +202,7 @@ class Bench:
 
     # SupervisorListener
 
-    def heard(self, message: FromEngine) -> None:
+    def on_message(self, message: FromEngine) -> None:
         """Note it."""
         self.said.append(message)
 
@@ -210,7 +210,7 @@ class Bench:
         """Note it."""
         self.said.append(death)
 
-    def gone(self, reason: str, code: str) -> None:
+    def on_permanent_failure(self, reason: str, code: str) -> None:
         """Note it."""
         self.said.append(("gone", reason, code))
 
@@ -408,7 +408,8 @@ def test_an_engine_that_waits_for_a_prompt_to_be_rendered_is_not_killed(play: Ca
 
 
 @pytest.mark.parametrize(
-    "message", [Prepared(1, (5,)), Refused(1, "no", "prompt"), Rendering(1, slow=True), Narrated({}, "owner")]
+    "message",
+    [Prepared(1, (5,)), Refused(1, "no", "prompt"), Rendering(1, slow=True), NarrationEvent({}, "owner")],
 )
 def test_what_side_threads_say_does_not_hide_a_stuck_loop(
     play: Callable[..., Bench], message: FromEngine
@@ -477,7 +478,7 @@ def test_a_model_that_computes_without_end_while_it_loads_is_found_and_not_tried
         await bench.until(lambda: len(bench.engines) == 1)
         bench.engine.activity_is = computing(bench, 1.0)
         bench.engine.answers_pings = False
-        await bench.until(lambda: bench.supervisor.state is EngineState.GONE)
+        await bench.until(lambda: bench.supervisor.state is EngineState.PERMANENTLY_FAILED)
 
     bench = play(scenario)
     assert len(bench.engines) == 1
@@ -548,7 +549,7 @@ def test_starts_that_fail_are_tried_five_times_with_growing_pauses(play: Callabl
     async def scenario(bench: Bench) -> None:
         bench.dies_at_once = [None] * 9
         bench.supervisor.start()
-        await bench.until(lambda: bench.supervisor.state is EngineState.GONE)
+        await bench.until(lambda: bench.supervisor.state is EngineState.PERMANENTLY_FAILED)
         await asyncio.sleep(60)
 
     bench = play(scenario)
@@ -572,7 +573,7 @@ def test_an_engine_that_worked_once_and_cannot_be_brought_back_is_lost(play: Cal
         await bench.ready()
         bench.dies_at_once = [None] * 9
         bench.engine.die()
-        await bench.until(lambda: bench.supervisor.state is EngineState.GONE)
+        await bench.until(lambda: bench.supervisor.state is EngineState.PERMANENTLY_FAILED)
 
     bench = play(scenario)
     assert len(bench.launched_at) == 1 + 5
@@ -589,7 +590,7 @@ def test_a_process_that_cannot_even_be_started_counts_as_a_failed_start(
     async def scenario(bench: Bench) -> None:
         bench.dies_at_once = [fault] * 5
         bench.supervisor.start()
-        await bench.until(lambda: bench.supervisor.state is EngineState.GONE)
+        await bench.until(lambda: bench.supervisor.state is EngineState.PERMANENTLY_FAILED)
 
     bench = play(scenario)
     assert len(bench.launched_at) == 5
@@ -621,7 +622,7 @@ def test_a_model_that_cannot_be_loaded_at_first_is_not_tried_again(play: Callabl
     async def scenario(bench: Bench) -> None:
         bench.dies_at_once = [failure]
         bench.supervisor.start()
-        await bench.until(lambda: bench.supervisor.state is EngineState.GONE)
+        await bench.until(lambda: bench.supervisor.state is EngineState.PERMANENTLY_FAILED)
         await asyncio.sleep(60)
 
     bench = play(scenario)

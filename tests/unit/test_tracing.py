@@ -24,14 +24,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.trace import SpanKind, StatusCode
 
-from tests.fakes import QUICK, at, execute, queued_job, wish
+from tests.fakes import QUICK, at, execute, queued_job, stop_request
 from tests.simulation.clock import VirtualLoop, virtual_time
 from tests.simulation.engine import VirtualEngine, Weather
 from worker_orcd.jobs.events import Token
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.request import Ceilings
-from worker_orcd.jobs.stops import StopReason
+from worker_orcd.jobs.stop_request import StopReason
 from worker_orcd.narration import Narrator
 from worker_orcd.supervisor.engine import Engine, EngineListener
 from worker_orcd.worker.tracing import LAST_EXPORT_SEC, Tracing
@@ -167,7 +167,7 @@ def test_a_completed_job_is_one_span_with_what_was_asked_and_what_came(stage: St
         "worker_orcd.outcome": "completed",
         "worker_orcd.reason": "length",
         "worker_orcd.phase": "decode",
-        "worker_orcd.carried_on": 0,
+        "worker_orcd.requeues": 0,
     }
     assert job.started_at is not None
     assert job.ended_at is not None
@@ -320,7 +320,7 @@ def test_a_job_carried_on_after_an_engines_death_tells_the_death_and_completes(s
     times = [event.timestamp for event in span.events]
     assert times == sorted(times)
     said = attributes(span)
-    assert (said["worker_orcd.carried_on"], said["worker_orcd.outcome"]) == (1, "completed")
+    assert (said["worker_orcd.requeues"], said["worker_orcd.outcome"]) == (1, "completed")
     assert said["gen_ai.usage.output_tokens"] == 200
     assert span.status.status_code is StatusCode.UNSET
 
@@ -332,10 +332,10 @@ def test_a_job_that_was_put_out_for_want_of_cells_tells_it(stage: Stage) -> None
         await stage.ready()
         jobs = [stage.job(f"job-{number}", max_tokens=250) for number in range(4)]
         await stage.ended(*jobs)
-        return max(jobs, key=lambda job: job.carried_on)
+        return max(jobs, key=lambda job: job.requeues)
 
     job, span = play(stage, story())
-    assert job.carried_on
+    assert job.requeues
     assert names(span)[:4] == [
         "worker_orcd.started",
         "worker_orcd.first_token",
@@ -484,7 +484,7 @@ def test_every_name_in_a_span_is_explained_on_the_page(stage: Stage) -> None:
         job = stage.job(group="g", top_k=3, max_tokens=500)
         await stage.until(lambda: job.tokens)
         stage.engines[-1].die()
-        await stage.until(lambda: job.carried_on and job.state is State.RUNNING)
+        await stage.until(lambda: job.requeues and job.state is State.RUNNING)
         stage.worker.stop(job, StopReason.SHUTDOWN)
         await stage.ended(job, stage.job("ends"))
 
@@ -514,7 +514,7 @@ def test_a_stop_that_nobody_could_confirm_has_no_moment_of_being_freed() -> None
     tracing.accepted(job, {}, "m")
     job.measured((1, 2, 3), 8)
     job.start(at(1), "m")
-    job.ask_to_stop(wish(seconds=2.0))
+    job.request_stop(stop_request(seconds=2.0))
     job.give_up(at(7))
     tracing.ended(job, "m")
     (span,) = exporter.get_finished_spans()
@@ -534,7 +534,7 @@ def _kept() -> tuple[InMemorySpanExporter, Tracing]:
 
 def _end(tracing: Tracing, job: Job) -> None:
     tracing.accepted(job, {}, "m")
-    job.ask_to_stop(wish())
+    job.request_stop(stop_request())
     tracing.ended(job, "m")
 
 
@@ -543,12 +543,12 @@ class Hanging(SpanExporter):
 
     def __init__(self) -> None:
         self.taken = threading.Event()
-        self.let_go = threading.Event()
+        self.drop_run_data = threading.Event()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Hang."""
         self.taken.set()
-        self.let_go.wait(60)
+        self.drop_run_data.wait(60)
         return SpanExportResult.FAILURE
 
 
@@ -570,7 +570,7 @@ def test_a_collector_that_hangs_holds_up_neither_jobs_nor_the_end() -> None:
     tracing.begin_to_close()
     tracing.close()
     assert time.monotonic() - began < LAST_EXPORT_SEC + 1.0
-    exporter.let_go.set()
+    exporter.drop_run_data.set()
 
 
 def test_the_last_spans_are_exported_at_the_end() -> None:
@@ -590,7 +590,7 @@ def test_troubles_with_exporting_are_told_once_in_a_while_and_nowhere_else() -> 
     before = (log.handlers, log.propagate)
     told: list[str] = []
     try:
-        Tracing.complain_to(told.append)
+        Tracing.report_to(told.append)
         for _ in range(3):
             logging.getLogger("opentelemetry.sdk").warning("cannot reach %s", "it")
         logging.getLogger("opentelemetry.sdk").info("nothing to see")

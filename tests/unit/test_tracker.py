@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from tests.fakes import at, books_of, freed_at, queued_job, running_job, wish
+from tests.fakes import at, books_of, freed_at, queued_job, running_job, stop_request
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.lifecycle import State
-from worker_orcd.jobs.stops import StopFlag, StopReason
+from worker_orcd.jobs.stop_request import StopFlag, StopReason
 from worker_orcd.jobs.tracker import JobTracker
 
 
@@ -33,9 +33,9 @@ def test_cancel_sets_the_flag() -> None:
     """The flag holds the wish that was accepted."""
     tracker = JobTracker()
     flag = tracker.register(running_job())
-    assert tracker.cancel("job-1", wish())
+    assert tracker.cancel("job-1", stop_request())
     assert flag
-    assert flag.stop == wish()
+    assert flag.stop == stop_request()
 
 
 def test_cancel_of_an_unknown_id_is_false_and_harmless() -> None:
@@ -43,7 +43,7 @@ def test_cancel_of_an_unknown_id_is_false_and_harmless() -> None:
     tracker, job = JobTracker(), running_job()
     tracker.register(job)
     before = books_of(job)
-    assert not tracker.cancel("unknown-123", wish())
+    assert not tracker.cancel("unknown-123", stop_request())
     assert books_of(job) == before
     assert tracker.record("unknown-123") is None
     assert not tracker.ended("unknown-123")
@@ -54,7 +54,7 @@ def test_cancel_of_an_ended_id_is_false_and_its_record_stays_as_it_was() -> None
     tracker = JobTracker()
     ended(tracker, "job-1", 1, 3)
     before = tracker.record("job-1")
-    assert not tracker.cancel("job-1", wish())
+    assert not tracker.cancel("job-1", stop_request())
     assert tracker.record("job-1") == before
     assert tracker.ended("job-1")
 
@@ -88,20 +88,20 @@ def test_repeated_cancels_equal_one(times: int) -> None:
     """The first decides; all are true, and later ones change nothing at all."""
     tracker, job = JobTracker(), running_job()
     tracker.register(job)
-    tracker.cancel("job-1", wish())
+    tracker.cancel("job-1", stop_request())
     before = books_of(job)
     for n in range(times):
-        assert tracker.cancel("job-1", wish(StopReason.SHUTDOWN, 3.0 + n, "another"))
+        assert tracker.cancel("job-1", stop_request(StopReason.SHUTDOWN, 3.0 + n, "another"))
     assert books_of(job) == before
-    assert job.stop.stop == wish()
+    assert job.stop.stop == stop_request()
 
 
 def test_a_flag_remembers_the_first_wish_only() -> None:
     """`set` says whether it was the one that counts."""
     flag = StopFlag()
-    assert flag.set(wish(StopReason.DISCONNECT))
-    assert not flag.set(wish(StopReason.CLIENT))
-    assert flag.stop == wish(StopReason.DISCONNECT)
+    assert flag.set(stop_request(StopReason.DISCONNECT))
+    assert not flag.set(stop_request(StopReason.CLIENT))
+    assert flag.stop == stop_request(StopReason.DISCONNECT)
 
 
 def test_a_live_id_is_in_use() -> None:
@@ -126,7 +126,7 @@ def test_an_id_in_stopping_is_still_in_use() -> None:
     """Asked to stop is not stopped: what it holds may not be free yet."""
     tracker, job = JobTracker(), running_job()
     tracker.register(job)
-    tracker.cancel("job-1", wish())
+    tracker.cancel("job-1", stop_request())
     assert job.state is State.STOPPING
     with pytest.raises(JobError):
         tracker.register(queued_job(run=2))
@@ -137,7 +137,7 @@ def test_an_id_can_be_used_again_after_its_end() -> None:
     tracker = JobTracker()
     first = running_job(run=1)
     old_flag = tracker.register(first)
-    tracker.cancel("job-1", wish())
+    tracker.cancel("job-1", stop_request())
     first.stopped(at(3), freed_at(3))
     tracker.unregister(first, at(3))
     second = running_job(run=2)
@@ -160,11 +160,11 @@ def test_an_id_matches_exactly_or_not_at_all(other: str) -> None:
     tracker, one, ten = JobTracker(), running_job("job-1", run=1), running_job(other, run=2)
     tracker.register(one)
     tracker.register(ten)
-    tracker.cancel("job-1", wish())
+    tracker.cancel("job-1", stop_request())
     assert one.stop
     assert not ten.stop
     tracker.unregister(one, at(3))
-    assert not tracker.cancel("job-1", wish())
+    assert not tracker.cancel("job-1", stop_request())
     assert not ten.stop
 
 

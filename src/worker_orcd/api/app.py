@@ -7,13 +7,13 @@ from fastapi_offline import FastAPIOffline
 
 from worker_orcd import __version__, narration
 from worker_orcd.api import (
-    answers,
     cancel,
     console as console_page,
+    error_responses,
     execute,
     health,
     jobs,
-    narrated,
+    log_stream,
     shutdown,
 )
 from worker_orcd.api.access import Access, AccessMiddleware
@@ -62,7 +62,7 @@ def create_app(
         # What is measured and traced is the worker's own; FastAPI's logs could quote a prompt.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    refuse = app.state.refuse = answers.install(app, worker, narrator)
+    refuse = app.state.refuse = error_responses.install(app, worker, narrator)
     for routes in (
         execute.router(worker),
         cancel.router(worker),
@@ -70,7 +70,7 @@ def create_app(
         completions.router(worker),
         responses.router(worker),
         health.router(worker, private_load=private_load),
-        narrated.router(narrator.audience),
+        log_stream.router(narrator.broadcast),
         shutdown.router(shut_down),
     ):
         app.include_router(routes)

@@ -39,14 +39,14 @@ def router(worker: Worker) -> APIRouter:
     async def cancel(request: Request) -> JSONResponse:
         asked = CancelRequest.parse(await request.body())
         wait_sec = wait_of(",".join(request.headers.getlist("prefer")))
-        asker, owner = correlation_id.get() or "", owner_of(request)
+        requester, owner = correlation_id.get() or "", owner_of(request)
         if asked.job_id is not None:
             stopped = [asked.job_id]
-            worker.cancel(asked.job_id, asker, owner)
+            worker.cancel(asked.job_id, requester, owner)
         else:
             group = asked.group or ""
             stopped = [job.job_id for job in worker.dispatcher.tracker.in_group(group, owner)]
-            worker.cancel_group(group, asker, owner)
+            worker.cancel_group(group, requester, owner)
         if wait_sec and (receipts := await worker.receipts(stopped, owner, wait_sec)):
             return _with_receipts(asked, receipts, wait_sec)
         return JSONResponse(asked.answer(), status_code=202)

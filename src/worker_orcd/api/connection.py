@@ -9,8 +9,8 @@ from typing import Any
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from worker_orcd.api.answers import SAFE_HEADERS, Refuse
 from worker_orcd.api.connections import Connections
+from worker_orcd.api.error_responses import SAFE_HEADERS, Refuse
 from worker_orcd.api.half_close import HalfClose
 from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
 from worker_orcd.narration.context import STRANGER, correlation_id, new_correlation_id, owner
@@ -163,7 +163,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Its answer is given; a request that was sent ahead is next."""
         super().on_response_complete()
-        self._see_whether_it_is_idle()
+        self._check_idle()
 
     def make_room(self) -> None:
         """Close it for another connection's sake; nothing is being answered that the client has a right to."""
@@ -172,7 +172,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """The client does not take its answer: see whether it ever does."""
         self.flow.pause_writing()
-        self._see_whether_it_reads()
+        self._check_reading()
 
     def resume_writing(self) -> None:
         """It did."""
@@ -180,7 +180,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._stall_timer.cancel()
             self._stall_timer = None
         self.flow.resume_writing()
-        self._see_whether_it_is_idle()
+        self._check_idle()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse bytes that are no HTTP request."""
@@ -195,7 +195,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _let_in(self) -> None:
         self._all_open.let_in(self)
 
-    def _see_whether_it_is_idle(self) -> None:
+    def _check_idle(self) -> None:
         answered = self._answering is not None and self._answering.response_complete
         if answered and self._stall_timer is None:
             self._all_open.answered(self)
@@ -203,12 +203,12 @@ class BoundedProtocol(HttpToolsProtocol):
     def _await_request(self) -> None:
         self._request_timer = self.loop.call_later(REQUEST_SEC, self.transport.abort)
 
-    def _see_whether_it_reads(self, waiting_before: int | None = None) -> None:
+    def _check_reading(self, waiting_before: int | None = None) -> None:
         waiting = self.transport.get_write_buffer_size()
         if waiting_before is not None and waiting >= waiting_before:
             self.transport.abort()
             return
-        self._stall_timer = self.loop.call_later(STALL_SEC, self._see_whether_it_reads, waiting)
+        self._stall_timer = self.loop.call_later(STALL_SEC, self._check_reading, waiting)
 
     def _refuse(self, error: JobError) -> None:
         asked = new_correlation_id()

@@ -3,8 +3,8 @@
 from fastapi import APIRouter, Request, Response
 
 from worker_orcd.api import schema
-from worker_orcd.api.begin import begin
 from worker_orcd.api.sse import JobStreamResponse
+from worker_orcd.api.submit import submit
 from worker_orcd.jobs.request import ExecuteRequest
 from worker_orcd.worker.worker import Worker
 
@@ -38,7 +38,7 @@ def router(worker: Worker) -> APIRouter:
     )
     async def execute(request: Request) -> Response:
         asked = ExecuteRequest.parse(await request.body()).within(ceilings)
-        (stream,) = await begin(worker, request, [asked])
+        (stream,) = await submit(worker, request, [asked])
         return JobStreamResponse(worker, stream)
 
     return routes

@@ -34,9 +34,10 @@ def router(worker: Worker, *, private_load: bool) -> APIRouter:
         responses={503: {"description": "The engine cannot be brought back"}},
     )
     async def livez() -> JSONResponse:
-        hopeless = worker.hopeless.is_set()
+        permanently_failed = worker.permanently_failed.is_set()
         return JSONResponse(
-            {"status": "hopeless" if hopeless else "alive"}, status_code=503 if hopeless else 200
+            {"status": "permanently_failed" if permanently_failed else "alive"},
+            status_code=503 if permanently_failed else 200,
         )
 
     @routes.head("/readyz", include_in_schema=False)

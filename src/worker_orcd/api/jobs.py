@@ -10,7 +10,7 @@ from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
 from worker_orcd.worker.worker import Worker
 
 DEFAULT_LIMIT = 100
-MOST_LIMIT = 1000
+MAX_LIMIT = 1000
 """Ended jobs in one answer: it is made in one go, and nobody else is served meanwhile."""
 
 _encoder = msgspec.json.Encoder()
@@ -28,7 +28,7 @@ def router(worker: Worker) -> APIRouter:
         responses=schema.answer(200, "Their records", "application/json", schema={"type": "object"})
         | schema.errors(400),
         openapi_extra=schema.query(
-            "limit", f"ended jobs to show, 0 to {MOST_LIMIT}; default {DEFAULT_LIMIT}", MOST_LIMIT
+            "limit", f"ended jobs to show, 0 to {MAX_LIMIT}; default {DEFAULT_LIMIT}", MAX_LIMIT
         ),
     )
     async def jobs(request: Request) -> Response:
@@ -86,6 +86,6 @@ def _json(body: dict[str, object]) -> Response:
 def _limit(given: str | None) -> int:
     if given is None:
         return DEFAULT_LIMIT
-    if not (given.isascii() and given.isdigit() and len(given) <= 6 and int(given) <= MOST_LIMIT):
-        raise invalid(f"limit must be a whole number from 0 to {MOST_LIMIT}", "limit")
+    if not (given.isascii() and given.isdigit() and len(given) <= 6 and int(given) <= MAX_LIMIT):
+        raise invalid(f"limit must be a whole number from 0 to {MAX_LIMIT}", "limit")
     return int(given)

@@ -12,8 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker_orcd import narration
 from worker_orcd.api.access import OPEN_PATHS
-from worker_orcd.api.answers import SAFE_HEADERS, Refuse, error_content, internal
 from worker_orcd.api.connection import RESERVED, too_many_connections
+from worker_orcd.api.error_responses import SAFE_HEADERS, Refuse, error_content, internal
 from worker_orcd.jobs.errors import JobError, invalid
 from worker_orcd.narration import context
 
@@ -84,7 +84,7 @@ class ErrorMiddleware:
             if scope["type"] != "http":
                 raise
             failure = internal()
-            self._narrator.tell(
+            self._narrator.emit(
                 narration.Error.from_exception(
                     error, code=failure.code.value, message=failure.message, http_status=failure.http_status
                 )

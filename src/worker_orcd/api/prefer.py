@@ -2,17 +2,17 @@
 
 import re
 
-MOST_WAIT_SEC = 10
+MAX_WAIT_SEC = 10
 _WAIT = re.compile(r"wait\s*=\s*(?:(\d{1,9})|\"(\d{1,9})\")(?:\s*;.*)?", re.IGNORECASE)
 
 
 def wait_of(header: str) -> int:
-    """Seconds to wait, at most `MOST_WAIT_SEC`; 0 without the preference.
+    """Seconds to wait, at most `MAX_WAIT_SEC`; 0 without the preference.
 
     What is not understood is ignored, as the RFC says: no preference may keep a job from being cancelled.
     """
     for preference in header.split(","):
         match = _WAIT.fullmatch(preference.strip())
         if match:
-            return min(int(match[1] or match[2]), MOST_WAIT_SEC)
+            return min(int(match[1] or match[2]), MAX_WAIT_SEC)
     return 0

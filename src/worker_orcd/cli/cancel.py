@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from worker_orcd.cli.completing import live_groups, live_jobs
+from worker_orcd.cli.completion_values import live_groups, live_jobs
 from worker_orcd.cli.connection import Url, connected
 from worker_orcd.cli.output import line, write_json
 from worker_orcd.cli.receipts import receipt_line, what_happened

@@ -11,9 +11,9 @@ import typer
 
 from worker_orcd.cli.connection import Url, connected, explained
 from worker_orcd.cli.failure import fail
-from worker_orcd.cli.output import Text, aside, ask, tell, write_json
+from worker_orcd.cli.output import Text, aside, ask, notice, write_json
 from worker_orcd.cli.receipts import receipt_line
-from worker_orcd.cli.running import EXIT_INTERRUPTED, Ran, run
+from worker_orcd.cli.run_job import EXIT_INTERRUPTED, Ran, run
 from worker_orcd.cli.sampling import with_defaults
 from worker_orcd.client import DEFAULT_URL, SyncClient, WorkerError
 
@@ -131,7 +131,7 @@ class _Chat:
         except WorkerError as error:
             if not self._terminal:
                 raise
-            tell(f"worker-orcd: {error.code}: {explained(error)}")
+            notice(f"worker-orcd: {error.code}: {explained(error)}")
 
     def _answer(self, question: str) -> None:
         messages = self._conversation.asking(question)
@@ -164,7 +164,7 @@ class _Chat:
     def _failed(self, code: str, message: str) -> None:
         if not self._terminal:
             fail(code, message)
-        tell(f"worker-orcd: {code}: {message}")
+        notice(f"worker-orcd: {code}: {message}")
 
 
 def _as_data(job_id: str, text: str, ran: Ran) -> dict[str, Any]:

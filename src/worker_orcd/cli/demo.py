@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 
 from worker_orcd.cli.failure import fail
-from worker_orcd.cli.output import tell, write_json
+from worker_orcd.cli.output import notice, write_json
 from worker_orcd.cli.receipts import receipt_line
 from worker_orcd.cli.streams import OutputLost
 from worker_orcd.client import Answer, Event, Receipt, SyncClient, WorkerError
@@ -73,7 +73,7 @@ def command(
         raise
     except (KeyboardInterrupt, SystemExit):
         log.unlink()
-        tell("worker-orcd: interrupted; the worker is stopped")
+        notice("worker-orcd: interrupted; the worker is stopped")
         raise
     if checks.failed:
         fail("INTERNAL", f"not as promised: {'; '.join(checks.failed)}; the worker's narration is in {log}")

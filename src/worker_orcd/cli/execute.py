@@ -8,9 +8,9 @@ import typer
 
 from worker_orcd.cli.connection import Url, connected
 from worker_orcd.cli.failure import fail
-from worker_orcd.cli.output import Text, tell, write_json
+from worker_orcd.cli.output import Text, notice, write_json
 from worker_orcd.cli.receipts import receipt_line
-from worker_orcd.cli.running import EXIT_INTERRUPTED, Ran, run
+from worker_orcd.cli.run_job import EXIT_INTERRUPTED, Ran, run
 from worker_orcd.cli.sampling import with_defaults
 from worker_orcd.client import DEFAULT_URL, Event
 
@@ -71,7 +71,7 @@ def command(  # noqa: PLR0913  # to typer, an option is an argument
     given = {option: value for option, value in options.items() if value is not None}
     with connected(url) as client:
         if not as_json and sys.stderr.isatty():
-            tell(f"job {name}; Ctrl-C cancels it, and so does `worker-orcd cancel {name}`")
+            notice(f"job {name}; Ctrl-C cancels it, and so does `worker-orcd cancel {name}`")
         sampled = with_defaults(client, given)
         ran = run(
             client, client.execute(text, job_id=name, **sampled), _show_line if as_json else Text().show
@@ -88,17 +88,17 @@ def _conclude(job_id: str, ran: Ran, correlation_id: str) -> int:
     data = ran.last.data
     if ran.last.name == "end":
         if ran.interrupted:
-            tell(f"job {job_id} had ended before it could be cancelled")
+            notice(f"job {job_id} had ended before it could be cancelled")
         elif sys.stderr.isatty():
-            tell(f"job {job_id}: {data['tokens_out']} tokens, {data['stop_reason']}")
+            notice(f"job {job_id}: {data['tokens_out']} tokens, {data['stop_reason']}")
         return 0
     if not ran.cancelled:
         fail(data["code"], f"{data['message']} (correlation id {correlation_id})")
     receipt = receipt_line(ran.receipt)
     if ran.ours:
-        tell(f"job {job_id} cancelled: {receipt}")
+        notice(f"job {job_id} cancelled: {receipt}")
         return EXIT_INTERRUPTED
-    tell(f"job {job_id} was cancelled from elsewhere (reason {ran.reason}): {receipt}")
+    notice(f"job {job_id} was cancelled from elsewhere (reason {ran.reason}): {receipt}")
     return 1
 
 

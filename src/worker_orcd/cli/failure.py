@@ -4,7 +4,7 @@ from typing import NoReturn
 
 import typer
 
-from worker_orcd.cli.output import tell
+from worker_orcd.cli.output import notice
 
 
 def fail(code: str, message: str) -> NoReturn:
@@ -14,5 +14,5 @@ def fail(code: str, message: str) -> NoReturn:
         code: an error code of the contract.
         message: what was required against what was there.
     """
-    tell(f"worker-orcd: {code}: {' '.join(message.split())}")
+    notice(f"worker-orcd: {code}: {' '.join(message.split())}")
     raise typer.Exit(1)

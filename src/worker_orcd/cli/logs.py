@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 import anyio
 import typer
 
-from worker_orcd.cli.completing import known_jobs
+from worker_orcd.cli.completion_values import known_jobs
 from worker_orcd.cli.connection import Url, client_of, plainly
-from worker_orcd.cli.output import rendered, tell, write_json
+from worker_orcd.cli.output import notice, rendered, write_json
 from worker_orcd.client import DEFAULT_URL, Client, WorkerError
 from worker_orcd.narration.render import BoundedLine, renderer
 from worker_orcd.printable import printable
@@ -21,7 +21,7 @@ _LEVELS: tuple[Level, ...] = ("INFO", "WARN", "ERROR")
 AGAIN_SEC = 0.5
 """How often a worker that is gone is looked for."""
 
-Told = dict[str, Any]
+EventFields = dict[str, Any]
 
 
 def command(
@@ -49,7 +49,7 @@ def command(
     levels = _LEVELS[_LEVELS.index(level) :]
     show = write_json if as_json else _columns()
 
-    def show_wanted(told: Told) -> None:
+    def show_wanted(told: EventFields) -> None:
         if told.get("level") in levels and job_id in (None, told.get("job_id")):
             show(told)
 
@@ -57,11 +57,11 @@ def command(
         asyncio.run(_follow(client_of(url), show_wanted))
 
 
-def _columns() -> Callable[[Told], None]:
+def _columns() -> Callable[[EventFields], None]:
     """As the worker itself shows it on a terminal, in colours if this is one."""
     line = BoundedLine(renderer("pretty", sys.stdout))
 
-    def show(told: Told) -> None:
+    def show(told: EventFields) -> None:
         # The values are for the renderer: a traceback in it has lines.
         named = {printable(name): value for name, value in told.items()}
         rendered(line(None, "", {"time": "", **named}))
@@ -69,7 +69,7 @@ def _columns() -> Callable[[Told], None]:
     return show
 
 
-async def _follow(client: Client, show: Callable[[Told], None]) -> None:
+async def _follow(client: Client, show: Callable[[EventFields], None]) -> None:
     """For ever.
 
     Raises:
@@ -83,7 +83,7 @@ async def _follow(client: Client, show: Callable[[Told], None]) -> None:
             try:
                 async for one in client.narration(after=last):
                     if gone:
-                        tell(f"worker-orcd: the worker at {client.url} is back")
+                        notice(f"worker-orcd: the worker at {client.url} is back")
                     last, gone = one.id, False
                     show(one.data)
             except WorkerError as error:
@@ -91,6 +91,6 @@ async def _follow(client: Client, show: Callable[[Told], None]) -> None:
                     raise
                 why = error.message
             if not gone:
-                tell(f"worker-orcd: waiting for the worker at {client.url} to come back: {why}")
+                notice(f"worker-orcd: waiting for the worker at {client.url} to come back: {why}")
             gone = True
             await anyio.sleep(AGAIN_SEC)

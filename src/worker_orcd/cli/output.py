@@ -42,7 +42,7 @@ def rendered(text: str) -> None:
     print(text, flush=True)
 
 
-def tell(text: str) -> None:
+def notice(text: str) -> None:
     """Write a line to standard error. On a terminal it is wrapped at words."""
     print(_wrapped(text, sys.stderr), file=sys.stderr, flush=True)
 

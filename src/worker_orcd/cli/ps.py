@@ -6,14 +6,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from worker_orcd.cli.board import board
 from worker_orcd.cli.connection import Url, client_of, connected, plainly
+from worker_orcd.cli.job_table import board
 from worker_orcd.cli.output import write_json
 from worker_orcd.client import DEFAULT_URL
 
 _ANY_WIDTH = 10_000
 """Columns where there is no terminal to ask: more than any line has."""
-MOST_RECENT = 1000
+MAX_RECENT = 1000
 """What the worker shows at most."""
 
 
@@ -22,7 +22,7 @@ def command(
         bool, typer.Option("--watch/--once", help="go on showing it, with keys to stop jobs; or look once")
     ] = False,
     recent: Annotated[
-        int, typer.Option(min=0, max=MOST_RECENT, metavar="N", help="at most so many jobs that have ended")
+        int, typer.Option(min=0, max=MAX_RECENT, metavar="N", help="at most so many jobs that have ended")
     ] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="health and job records, once, as JSON")] = False,
     url: Url = DEFAULT_URL,

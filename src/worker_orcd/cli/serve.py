@@ -26,9 +26,9 @@ from worker_orcd.settings import Settings
 from worker_orcd.supervisor import model_file
 from worker_orcd.supervisor.engine import Engine, EngineListener
 from worker_orcd.supervisor.local import LLAMA_ENGINE, LocalEngine, StartModule, start_module
-from worker_orcd.worker.gauges import publish
 from worker_orcd.worker.model_names import ModelNames
 from worker_orcd.worker.recommended import recommended_sampling
+from worker_orcd.worker.state_metrics import publish
 from worker_orcd.worker.worker import Policy, Worker
 
 if TYPE_CHECKING:  # It needs an extra.
@@ -197,19 +197,19 @@ class _Serving:
             StartupFailed: the engine could not load the model.
         """
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(self._tell_failure)
+        loop.set_exception_handler(self._log_failure)
         for sig in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(sig, self._signalled, signal.Signals(sig).name)
+            loop.add_signal_handler(sig, self._on_signal, signal.Signals(sig).name)
         if self._opening.keys is not None:
             loop.add_signal_handler(signal.SIGHUP, self._reload_keys, self._opening.keys)
         elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # As `nohup` leaves it.
-            loop.add_signal_handler(signal.SIGHUP, self._hung_up)
+            loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
         if self._opening.tracing is not None:
-            self._opening.tracing.complain_to(partial(self._tell_soon, loop))
-        self._tell_startup()
+            self._opening.tracing.report_to(partial(self._log_soon, loop))
+        self._log_startup()
         self._worker.start()
         gone = asyncio.create_task(self._stop_when_gone())
-        ready = asyncio.create_task(self._tell_when_ready())
+        ready = asyncio.create_task(self._log_ready())
         await self._server.serve(sockets=[self._opening.listener])
         for task in (gone, ready):
             task.cancel()
@@ -221,7 +221,7 @@ class _Serving:
         supervisor = self._worker.supervisor
         failure = None if supervisor.ever_ready else supervisor.failure
         code = 0 if failure is None else 1
-        self._narrator.tell(
+        self._narrator.emit(
             narration.Shutdown(
                 reason=self._why or "stopped",
                 uptime_s=round(time.monotonic() - self._started_at, 3),
@@ -234,17 +234,17 @@ class _Serving:
             raise StartupFailed(failure.code, failure.message)
         return code
 
-    def _signalled(self, name: str) -> None:
+    def _on_signal(self, name: str) -> None:
         """The first signal: drain. The second: stop at once."""
         if self._signals:
             self._stop_at_once()
         self._signals += 1
         self._shut_down(name)
 
-    def _hung_up(self) -> None:
+    def _on_sighup(self) -> None:
         """The terminal is closed: drain. The kernel and the shell each send a SIGHUP, so a second one is no haste."""
         if not self._signals:
-            self._signalled("SIGHUP")
+            self._on_signal("SIGHUP")
 
     def _shut_down(self, why: str) -> None:
         """Drain; asking again changes nothing."""
@@ -261,7 +261,7 @@ class _Serving:
         await self._worker.drain()
         if self._opening.tracing is not None:
             self._opening.tracing.begin_to_close()
-        self._narrator.audience.close()
+        self._narrator.broadcast.close()
         self._server.exit_within(until - time.monotonic())
 
     def _stop_at_once(self) -> NoReturn:
@@ -271,15 +271,15 @@ class _Serving:
 
     async def _stop_when_gone(self) -> None:
         """A model that never loaded is a failed start. An engine lost later leaves the worker there, unhealthy."""
-        await self._worker.hopeless.wait()
+        await self._worker.permanently_failed.wait()
         if not self._worker.supervisor.ever_ready:
             self._why = "the model cannot be loaded"
             self._server.should_exit = True
 
-    async def _tell_when_ready(self) -> None:
+    async def _log_ready(self) -> None:
         await self._worker.ready.wait()
         host, port = self._opening.listener.getsockname()[:2]
-        self._narrator.tell(
+        self._narrator.emit(
             narration.Ready(
                 host=host, port=port, startup_ms=round((time.monotonic() - self._started_at) * 1000, 1)
             )
@@ -290,28 +290,28 @@ class _Serving:
         try:
             keys.reload()
         except KeyFileError as error:
-            self._narrator.tell(narration.Error(code="INVALID_REQUEST", message=str(error)))
+            self._narrator.emit(narration.Error(code="INVALID_REQUEST", message=str(error)))
         else:
-            self._tell_startup()
+            self._log_startup()
 
-    def _tell_failure(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    def _log_failure(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """What goes wrong outside of any request is narrated, too."""
         error = context.get("exception")
         message = str(context.get("message", "a callback failed"))
         if isinstance(error, Exception):
-            self._narrator.tell(narration.Error.from_exception(error, code="INTERNAL", message=message))
+            self._narrator.emit(narration.Error.from_exception(error, code="INTERNAL", message=message))
         else:
-            self._narrator.tell(narration.Error(code="INTERNAL", message=message))
+            self._narrator.emit(narration.Error(code="INTERNAL", message=message))
 
-    def _tell_soon(self, loop: asyncio.AbstractEventLoop, trouble: str) -> None:
+    def _log_soon(self, loop: asyncio.AbstractEventLoop, trouble: str) -> None:
         """What goes wrong with traces on another thread is told on the loop's, as long as there is one."""
         told = narration.Error(code="INTERNAL", message=f"traces: {trouble}")
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(self._narrator.tell, told)
+            loop.call_soon_threadsafe(self._narrator.emit, told)
 
-    def _tell_startup(self) -> None:
+    def _log_startup(self) -> None:
         settings, keys = self._settings, self._opening.keys
-        self._narrator.tell(
+        self._narrator.emit(
             narration.Startup(
                 version=__version__,
                 host=settings.host,

@@ -13,7 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from worker_orcd.cli import board, output
+from worker_orcd.cli import job_table, output
 from worker_orcd.cli.connection import explained
 from worker_orcd.cli.keyboard import Keyboard
 from worker_orcd.cli.receipts import receipt_line, what_happened
@@ -22,7 +22,7 @@ from worker_orcd.client import Client, WorkerError, WorkerUnreachable
 from worker_orcd.printable import printable
 
 REFRESH_SEC = 0.5
-GOODBYE_SEC = 1.0
+LEAVE_SEC = 1.0
 """A cancel that was asked for is sent before the watch is left; its receipt is waited for no longer than that."""
 _KEYS = "↑↓ or j k select   c cancel   g cancel its group   q leave"
 _BESIDE_THE_JOBS = 3
@@ -30,7 +30,7 @@ _BESIDE_THE_JOBS = 3
 _LINES_OF_A_NOTE = 2
 """Lines that are kept for what happened last, so that the list rarely moves."""
 
-Json = board.Json
+Json = job_table.Json
 
 
 async def watch(client: Client, console: Console, recent: int) -> int:
@@ -95,7 +95,7 @@ class _Watching:
         except OutputLost as lost:
             self._output_lost = lost
         if self._stopping:
-            await asyncio.wait(self._stopping, timeout=GOODBYE_SEC)
+            await asyncio.wait(self._stopping, timeout=LEAVE_SEC)
         if self._output_lost is not None and not self._code:
             raise self._output_lost
         return self._code
@@ -244,13 +244,13 @@ class _Watching:
 
     def _seen(self) -> RenderableType:
         width = self._console.width
-        note = board.wrapped(Text(printable(self._note)), width)
+        note = job_table.wrapped(Text(printable(self._note)), width)
         room = max(1, self._console.height - _BESIDE_THE_JOBS - max(_LINES_OF_A_NOTE, len(note)))
         first = max(0, min(self._place - room // 2, len(self._records) - room))
         selected = None if self._selected is None else self._place - first
         return Group(
             self._header(),
-            board.fitted(self._records[first : first + room], width, selected),
+            job_table.fitted(self._records[first : first + room], width, selected),
             *note,
             Text(_KEYS, style="dim", no_wrap=True, overflow="ellipsis"),
         )
@@ -258,7 +258,7 @@ class _Watching:
     def _header(self) -> Text:
         if self._lost is not None:
             return Text(f"lost  {printable(self._lost)}", style="red", no_wrap=True, overflow="ellipsis")
-        line = board.header(self._health)
+        line = job_table.header(self._health)
         line.no_wrap, line.overflow = True, "ellipsis"
         return line
 

@@ -14,11 +14,11 @@ the job on the worker, by `POST /cancel` and not by closing the connection, whic
 same without `async`; there it is Ctrl-C.
 """
 
-from worker_orcd.client.aio import Client
+from worker_orcd.client.async_client import Client
 from worker_orcd.client.connection import CANCEL_SEC
 from worker_orcd.client.errors import JobCancelled, JobFailed, WorkerError, WorkerRefused, WorkerUnreachable
 from worker_orcd.client.job import Job
-from worker_orcd.client.model import DEFAULT_URL, Answer, Ending, Event, Narrated, Receipt, Token
+from worker_orcd.client.model import DEFAULT_URL, Answer, Ending, Event, NarrationEvent, Receipt, Token
 from worker_orcd.client.sync import SyncClient, SyncJob
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
     "Job",
     "JobCancelled",
     "JobFailed",
-    "Narrated",
+    "NarrationEvent",
     "Receipt",
     "SyncClient",
     "SyncJob",

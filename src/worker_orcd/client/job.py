@@ -1,4 +1,4 @@
-"""One job and one client's reading of it."""
+"""One job, and how one client reads it."""
 
 import asyncio
 import time
@@ -9,7 +9,7 @@ from typing import Self
 
 import anyio
 
-from worker_orcd.client import reading
+from worker_orcd.client import decoding
 from worker_orcd.client.connection import (
     CANCEL_SEC,
     LONGEST_PAUSE_SEC,
@@ -33,11 +33,11 @@ class Opening:
     path: str
     body: Json
     headers: dict[str, str] = field(default_factory=dict)
-    decode: Callable[[Message], Iterable[Event]] = reading.events
+    decode: Callable[[Message], Iterable[Event]] = decoding.events
 
 
 class Job:
-    """One job and this client's reading of it.
+    """One job and how this client reads it.
 
     Attributes:
         job_id: what it is called.
@@ -67,7 +67,7 @@ class Job:
         self._incarnation: str | None = None
         self._next_number = 0
         if after is not None:
-            self._incarnation, seen = reading.position(after)
+            self._incarnation, seen = decoding.position(after)
             self._next_number = seen + 1
         self._over = False
         self._open = AsyncExitStack()
@@ -161,7 +161,7 @@ class Job:
         if self._incarnation is not None:
             headers["Last-Event-ID"] = f"{self._incarnation}.{self._next_number - 1}"
         path = f"/jobs/{in_path(self.job_id)}/events"
-        return await self._connection.open(self._open, "GET", path, reading.events, headers=headers)
+        return await self._connection.open(self._open, "GET", path, decoding.events, headers=headers)
 
     async def _pick_up(self, broken: WorkerError) -> None:
         self._back.lost()
@@ -218,7 +218,7 @@ class Job:
         It is done in a task of its own: `task.cancel()` would get through any shield.
         """
         if self._leaving is None:
-            self._leaving = asyncio.ensure_future(self._say_goodbye(cancel=cancel))
+            self._leaving = asyncio.ensure_future(self._cancel_quietly(cancel=cancel))
         cancelled: asyncio.CancelledError | None = None
         with anyio.CancelScope(shield=True):
             while not self._leaving.done():
@@ -231,7 +231,7 @@ class Job:
             raise cancelled
         self._leaving.result()
 
-    async def _say_goodbye(self, *, cancel: bool) -> None:
+    async def _cancel_quietly(self, *, cancel: bool) -> None:
         try:
             with anyio.move_on_after(CANCEL_SEC):
                 if cancel:

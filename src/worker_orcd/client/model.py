@@ -17,7 +17,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Narrated:
+class NarrationEvent:
     """One thing that a worker told of itself. `id` says where to go on from; `data` is as in its log."""
 
     id: str

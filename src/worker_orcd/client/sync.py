@@ -9,11 +9,11 @@ from typing import Any, Self, TypeVar
 import anyio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from worker_orcd.client.aio import Client
+from worker_orcd.client.async_client import Client
 from worker_orcd.client.connection import CANCEL_SEC
 from worker_orcd.client.errors import WorkerError
 from worker_orcd.client.job import Job
-from worker_orcd.client.model import DEFAULT_URL, Answer, Ending, Event, Json, Narrated, Receipt, Token
+from worker_orcd.client.model import DEFAULT_URL, Answer, Ending, Event, Json, NarrationEvent, Receipt, Token
 
 T = TypeVar("T")
 
@@ -94,7 +94,7 @@ class SyncClient:
         """A job's record once it has ended."""
         return self._wait(partial(self._client.ended, job_id, within_sec=within_sec))
 
-    def narration(self, *, after: str | None = None) -> Iterator[Narrated]:
+    def narration(self, *, after: str | None = None) -> Iterator[NarrationEvent]:
         """`GET /narration`."""
         return _each(self._portal, self._client.narration(after=after))
 

@@ -5,7 +5,7 @@ const $ = (id) => document.getElementById(id);
 const LOOK_MS = 1000;
 const ANSWER_MS = 5000;
 const KEPT_LINES = 300;
-const MOST_JOBS = 100;
+const MAX_JOBS = 100;
 const SHOWN_SEC = 120;
 
 // Asking the worker.
@@ -319,7 +319,7 @@ async function lookAtMetrics() {
 }
 
 async function lookAtJobs() {
-  const { jobs } = await (await ask(`/jobs?limit=${MOST_JOBS}`)).json();
+  const { jobs } = await (await ask(`/jobs?limit=${MAX_JOBS}`)).json();
   const rows = new Map([...$("jobs").children].map((row) => [row.dataset.run, row]));
   $("no-jobs").hidden = jobs.length > 0;
   jobs.forEach((job, place) => {

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from worker_orcd.engine.model import Arming, Batch, Computes, Model, ModelLoadError, Operation, Outcome
+from worker_orcd.engine.model import AbortMode, Batch, Computes, Model, ModelLoadError, Operation, Outcome
 
 _PROMPT_LENGTHS = (200, 9, 70, 33, 5, 64, 17, 120, 3, 12)
 """The first one takes several steps. More than eight together: some kernels switch at eight rows, others at 64."""
@@ -84,7 +84,7 @@ def _inspect(model: Model, progressed: Callable[[], None]) -> Operation | None:
         _compute_together(together, inspection, progressed)
         for probe in together:
             inspection.trim(probe.sequence, 0)
-        _compute_together(_carried_on(together), inspection, progressed)
+        _compute_together(_resumed(together), inspection, progressed)
         beside = inspection.recorded()
     if not alone:
         raise RuntimeError("the self-check recorded no operation")
@@ -105,16 +105,16 @@ def _compare_scores(model: Model, progressed: Callable[[], None]) -> bool:
     try:
         _compute_each(alone, model, progressed)
         _compute_together(together, model, progressed)
-        carried_on = _carried_on(together)
-        for probe in carried_on:
+        requeues = _resumed(together)
+        for probe in requeues:
             model.trim(probe.sequence, 0)
-        _compute_together(carried_on, model, progressed)
+        _compute_together(requeues, model, progressed)
     finally:
         for sequence in range(model.sequence_ids):
             model.trim(sequence, 0)
     return all(
         first.scores == second.scores and first.scores[-1] == third.scores[-1]
-        for first, second, third in zip(alone, together, carried_on, strict=True)
+        for first, second, third in zip(alone, together, requeues, strict=True)
     )
 
 
@@ -134,7 +134,7 @@ def _compute_together(probes: list[_Probe], model: Computes, progressed: Callabl
         progressed()
 
 
-def _carried_on(finished: list[_Probe]) -> list[_Probe]:
+def _resumed(finished: list[_Probe]) -> list[_Probe]:
     """Prompts that consist of finished ones and their tokens, but for the last two tokens."""
     return [_Probe(probe.sequence, probe.tokens[:-1], scores=[b""] * (_DECODED - 1)) for probe in finished]
 
@@ -164,7 +164,7 @@ def _step(model: Computes, probes: list[_Probe], chunk: int) -> None:
         if end == len(probe.tokens):
             batch.wanted[-1] = True
             last_row[index] = len(batch.wanted) - 1
-    if model.decode(batch, armed=Arming.NONE) is not Outcome.DONE:
+    if model.decode(batch, abort_mode=AbortMode.NONE) is not Outcome.DONE:
         raise RuntimeError("the self-check's step could not be computed")
     for index, row in last_row.items():
         scores = model.logits(row)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from worker_orcd.engine.model import Arming, Batch, Operation, Outcome
+from worker_orcd.engine.model import AbortMode, Batch, Operation, Outcome
 from worker_orcd.engine.row_buffers import RowBuffers
 
 _RECORDED = frozenset(("MUL_MAT", "MUL_MAT_ID", "FLASH_ATTN_EXT", "RMS_NORM", "NORM", "ADD"))
@@ -102,9 +102,9 @@ class GraphInspection:
         self._vocab_size = vocab_size
         self._recorder = recorder
 
-    def decode(self, batch: Batch, *, armed: Arming) -> Outcome:
+    def decode(self, batch: Batch, *, abort_mode: AbortMode) -> Outcome:
         """Compute rows. An inspection cannot be aborted."""
-        if armed is not Arming.NONE:
+        if abort_mode is not AbortMode.NONE:
             raise ValueError("an inspection cannot be aborted")
         code = self._lib.llama_decode(self._context, self._rows.fill(batch))
         return Outcome.DONE if code == 0 else Outcome.FAILED

@@ -26,7 +26,7 @@ MIN_SHARED = 32
 """A run waits for another one that is computing their common prefix only if that saves it so many tokens."""
 
 
-class BeyondRepair(Exception):
+class NoUsableSequence(Exception):
     """The model's memory does not do what the ledger asks; only a new process helps."""
 
 
@@ -130,7 +130,7 @@ class Ledger:
         The last token is always left to be computed, since its logits are needed.
 
         Raises:
-            BeyondRepair: no sequence id is free.
+            NoUsableSequence: no sequence id is free.
         """
         if not self._keeps_warm:
             namespace = None
@@ -142,7 +142,7 @@ class Ledger:
             return self._take_over(source, run, tokens, length)
         try:
             slot = Slot(self._new_id(keep=source), run, namespace, tokens, reused=length)
-        except BeyondRepair:
+        except NoUsableSequence:
             if source not in self._warm:
                 raise
             return self._take_over(source, run, tokens, length)
@@ -166,7 +166,7 @@ class Ledger:
         if self._trimmed(slot.id, 0):
             return
         if not self._free_ids:
-            raise BeyondRepair(f"sequence {slot.id} cannot be freed and no other is free")
+            raise NoUsableSequence(f"sequence {slot.id} cannot be freed and no other is free")
         self._quarantined.add(slot.id)
         slot.id = heapq.heappop(self._free_ids)
 
@@ -221,7 +221,7 @@ class Ledger:
             What differed.
 
         Raises:
-            BeyondRepair: the two cannot be made to agree.
+            NoUsableSequence: the two cannot be made to agree.
         """
         for id_ in [id_ for id_ in self._quarantined if self._trimmed(id_, 0)]:
             self._quarantined.remove(id_)
@@ -294,7 +294,7 @@ class Ledger:
             if oldest is not None:
                 self._give_up(oldest)
         if not self._free_ids:
-            raise BeyondRepair("every sequence id is in use or in quarantine")
+            raise NoUsableSequence("every sequence id is in use or in quarantine")
         return heapq.heappop(self._free_ids)
 
     def _covers(self, slot: Slot, other: Slot) -> bool:

@@ -11,13 +11,13 @@ from typing import Any
 import llama_cpp.llama_cpp as lib
 
 from worker_orcd.engine import devices
-from worker_orcd.engine.complaints import Complaints
-from worker_orcd.engine.draws import draw_seed
+from worker_orcd.engine.backend_log import BackendLog
+from worker_orcd.engine.counter_rng import draw_seed
+from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.engine.generative import require_decoder, require_memory
-from worker_orcd.engine.in_hand import InHand
 from worker_orcd.engine.inspection import GraphInspection, Recorder
 from worker_orcd.engine.model import (
-    Arming,
+    AbortMode,
     Batch,
     Memory,
     MemoryKind,
@@ -68,7 +68,7 @@ class LlamaModel:
         """
         started = time.monotonic()
         self._interrupt = interrupt
-        self._complaints = Complaints(lib)
+        self._backend_log = BackendLog(lib)
         lib.llama_backend_init()
         device = devices.choose(lib, load.gpu_device, load.model_bytes)
         self._model = self._load_model(load, device, progress)
@@ -80,9 +80,9 @@ class LlamaModel:
         self._memory = lib.llama_get_memory(self._context)
         require_memory(self._memory, load.model_path, architecture)
         self._watched = {
-            Arming.NONE: ctypes.addressof(_never),
-            Arming.OVERDUE: interrupt.overdue_address,
-            Arming.ANY: interrupt.address,
+            AbortMode.NONE: ctypes.addressof(_never),
+            AbortMode.OVERDUE: interrupt.overdue_address,
+            AbortMode.ANY: interrupt.address,
         }
         # libc's strlen(p) is 0 or 1 when p points at the flag byte followed by a NUL: a native abort callback that
         # needs neither a compiler nor the GIL, asked about a thousand times a step.
@@ -109,7 +109,7 @@ class LlamaModel:
             exact=False,
             load_ms=(time.monotonic() - started) * 1000,
         )
-        self.memory = self._look_at_memory(load.model_path)
+        self.memory = self._read_memory_kind(load.model_path)
         progress(100)
 
     @property
@@ -134,7 +134,7 @@ class LlamaModel:
 
     # Text.
 
-    def encode(self, prompt: str, template: Template, in_hand: InHand | None = None) -> list[int]:
+    def encode(self, prompt: str, template: Template, in_hand: CurrentPrompt | None = None) -> list[int]:
         """Token ids of a prompt: raw text, or a conversation in the model's chat template."""
         if template != "none" and self._template_fault is not None:
             raise PromptRefused(self._template_fault, "template")
@@ -184,10 +184,10 @@ class LlamaModel:
 
     # Computing.
 
-    def decode(self, batch: Batch, *, armed: Arming) -> Outcome:
+    def decode(self, batch: Batch, *, abort_mode: AbortMode) -> Outcome:
         """Compute at most 512 rows. They are one micro-batch, but with separate streams one for each number of rows:
         llama.cpp gives every sequence of a micro-batch equally many."""
-        lib.llama_set_abort_callback(self._context, self._abort, self._watched[armed])
+        lib.llama_set_abort_callback(self._context, self._abort, self._watched[abort_mode])
         code = lib.llama_decode(self._context, self._rows.fill(batch))
         return _OUTCOMES.get(code, Outcome.FAILED)
 
@@ -210,7 +210,7 @@ class LlamaModel:
         context = lib.llama_init_from_model(self._model, params)
         if not context:
             raise ModelLoadError(
-                f"{self._load.model_path}: no room for the self-check of --exact: {self._complaints.last()}"
+                f"{self._load.model_path}: no room for the self-check of --exact: {self._backend_log.last()}"
             )
         try:
             yield GraphInspection(lib, context, rows, self.facts.vocab_size, recorder)
@@ -258,7 +258,7 @@ class LlamaModel:
         taken = lib.llama_state_seq_set_data_ext(self._context, native, len(saved), sequence, _PARTIAL)
         return bool(taken == len(saved))
 
-    def _look_at_memory(self, path: str) -> Memory:
+    def _read_memory_kind(self, path: str) -> Memory:
         """Its kind by llama.cpp's word; whether it trims by trying, since some caches refuse that do not say so."""
         window = int(lib.llama_model_n_swa(self._model))
         kind: MemoryKind = "sliding window" if window > 0 else "attention"
@@ -266,9 +266,11 @@ class LlamaModel:
             kind = "recurrent"
         elif lib.llama_model_is_hybrid(self._model):
             kind = "hybrid"
-        tried = self.decode(Batch([0, 0], [0, 1], [0, 0], [False, True]), armed=Arming.NONE)
+        tried = self.decode(Batch([0, 0], [0, 1], [0, 0], [False, True]), abort_mode=AbortMode.NONE)
         if tried is Outcome.FAILED:
-            raise ModelLoadError(f"model file {path}: llama.cpp cannot compute it: {self._complaints.last()}")
+            raise ModelLoadError(
+                f"model file {path}: llama.cpp cannot compute it: {self._backend_log.last()}"
+            )
         trims = self.trim(0, 1) and self.cells(0) == 1
         self.trim(0, 0)
         return Memory(kind, trims, window or None)
@@ -292,9 +294,9 @@ class LlamaModel:
         model = lib.llama_model_load_from_file(load.model_path.encode(), params)
         if not model:
             on_gpu = load.gpu_device is not None
-            code = "INSUFFICIENT_VRAM" if on_gpu and self._complaints.about_memory() else "MODEL_LOAD_FAILED"
+            code = "INSUFFICIENT_VRAM" if on_gpu and self._backend_log.about_memory() else "MODEL_LOAD_FAILED"
             raise ModelLoadError(
-                f"model file {load.model_path}: llama.cpp cannot load it: {self._complaints.last()}", code
+                f"model file {load.model_path}: llama.cpp cannot load it: {self._backend_log.last()}", code
             )
         return model
 
@@ -307,16 +309,16 @@ class LlamaModel:
     def _make_context(self, load: Load) -> Any:
         context = lib.llama_init_from_model(self._model, self._context_params(load))
         if not context:
-            if load.exact and not self._complaints.about_memory():
+            if load.exact and not self._backend_log.about_memory():
                 architecture = self._meta("general.architecture")
                 mla = self._meta(f"{architecture}.attention.kv_lora_rank")
                 reason = "its attention is MLA, which keeps keys and values as one" if mla else ""
                 raise ModelLoadError(
-                    f"{load.model_path}: --exact refused: {reason or self._complaints.last()}"
+                    f"{load.model_path}: --exact refused: {reason or self._backend_log.last()}"
                 )
             code = "INSUFFICIENT_VRAM" if load.gpu_device is not None else "MODEL_LOAD_FAILED"
             raise ModelLoadError(
-                f"{load.model_path}: no room for {load.context_length} KV cells: {self._complaints.last()}",
+                f"{load.model_path}: no room for {load.context_length} KV cells: {self._backend_log.last()}",
                 code,
             )
         return context

@@ -12,7 +12,7 @@ import msgspec
 
 from worker_orcd import narration
 from worker_orcd.engine.ledger import Closed, Ledger
-from worker_orcd.engine.model import REPORTED, Arming, Model, Outcome
+from worker_orcd.engine.model import REPORTED, AbortMode, Model, Outcome
 from worker_orcd.engine.parts import Part, StepResult, parts_of, runs_of
 from worker_orcd.engine.planner import MAX_ROWS, CostEstimate, Pending, Plan, plan_step
 from worker_orcd.engine.prefixes import as_tokens
@@ -81,7 +81,7 @@ class EngineLoop:
         """Look at messages, then run one step. False if there was nothing to compute.
 
         Raises:
-            BeyondRepair: the ledger and the model's memory cannot be made to agree.
+            NoUsableSequence: the ledger and the model's memory cannot be made to agree.
         """
         self._interrupt.clear()
         for message in self._drain():
@@ -92,7 +92,7 @@ class EngineLoop:
                 case Stop():
                     self._stop(message.run)
                 case Ping():
-                    self._drop_strangers(message.runs)
+                    self._free_unknown_runs(message.runs)
                     self._send(Pong())
         self._open_slots()
         if not self._sequences:
@@ -117,7 +117,7 @@ class EngineLoop:
         sequence = self._sequences[run.run] = Sequence(run, slot, self._model)
         if slot.reused:
             self._reused.append(Progress(run.run, sequence.prompt_processed, sequence.prompt_cached))
-        self._narrator.tell(
+        self._narrator.emit(
             narration.ExecuteStart(
                 job_id=run.job_id,
                 prompt_chars=run.prompt_chars,
@@ -165,7 +165,7 @@ class EngineLoop:
         sequence.sampler.close()
         return self._ledger.close(sequence.slot)
 
-    def _drop_strangers(self, runs: tuple[int, ...]) -> None:
+    def _free_unknown_runs(self, runs: tuple[int, ...]) -> None:
         """Free runs that the front does not know. The front forgets a run only after the engine reported its end."""
         for run in (self._sequences.keys() | self._waiting.keys()) - set(runs):
             self._waiting.pop(run, None)
@@ -183,7 +183,7 @@ class EngineLoop:
     def _step(self) -> None:
         plan, preempted = self._plan_within_cells()
         started = self._clock()
-        result = self._compute(plan, armed=self._recovery.arming())
+        result = self._compute(plan, abort_mode=self._recovery.abort_mode())
         self._learn(plan, result, (self._clock() - started) * 1000)
         # Ids move when runs are freed, so only now, behind the last part.
         ends = [self._end(end) for end in result.ends]
@@ -245,8 +245,10 @@ class EngineLoop:
 
     def _plan(self) -> Plan:
         """The next step: of all runs, or of those whose last step was aborted."""
-        owed = self._recovery.owed(self._sequences)
-        return self._plan_of([s.pending for s in self._sequences.values() if not owed or s.run.run in owed])
+        protected = self._recovery.protected(self._sequences)
+        return self._plan_of(
+            [s.pending for s in self._sequences.values() if not protected or s.run.run in protected]
+        )
 
     def _plan_of(self, pending: list[Pending]) -> Plan:
         return plan_step(
@@ -263,7 +265,7 @@ class EngineLoop:
         self._free(youngest)
         return youngest.run.run
 
-    def _compute(self, plan: Plan, *, armed: Arming) -> StepResult:
+    def _compute(self, plan: Plan, *, abort_mode: AbortMode) -> StepResult:
         """Compute a step part by part. Each part is sampled before the next one overwrites its logits.
 
         The first part that is not done is undone, and those behind it are skipped; what earlier parts brought stays.
@@ -271,17 +273,17 @@ class EngineLoop:
         result = StepResult()
         parts = parts_of(plan, self._sequences, separate_streams=self._model.separate_streams)
         for number, part in enumerate(parts):
-            if armed and self._model.abortable:
+            if abort_mode and self._model.abortable:
                 self._rollback.prepare(self._ledger.resident)
-            result.outcome = self._model.decode(part.batch, armed=armed)
+            result.outcome = self._model.decode(part.batch, abort_mode=abort_mode)
             if result.outcome is not Outcome.DONE:
                 self._undo(part, result.outcome)
                 result.undone, result.skipped = runs_of([part]), runs_of(parts[number + 1 :])
                 break
-            self._harvest(part, result)
+            self._collect_results(part, result)
         return result
 
-    def _harvest(self, part: Part, result: StepResult) -> None:
+    def _collect_results(self, part: Part, result: StepResult) -> None:
         """Note what a part brought and draw the next tokens of its runs."""
         for share in part.shares:
             sequence = self._sequences[share.key]

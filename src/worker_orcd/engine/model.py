@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Literal, Protocol
 
-from worker_orcd.engine.in_hand import InHand
+from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.protocol.messages import Ready, Sampling, StepOutcome, Template
 
 
@@ -25,7 +25,7 @@ class PromptRefused(Exception):
         self.param = param
 
 
-class Arming(IntEnum):
+class AbortMode(IntEnum):
     """Which stops may abort a step, by the interrupt bytes."""
 
     NONE = 0
@@ -124,8 +124,8 @@ class Operation:
 class Computes(Protocol):
     """What computes steps."""
 
-    def decode(self, batch: Batch, *, armed: Arming) -> Outcome:
-        """Compute a step. `armed`: which stops may abort it."""
+    def decode(self, batch: Batch, *, abort_mode: AbortMode) -> Outcome:
+        """Compute a step. `abort_mode`: which stops may abort it."""
 
     def logits(self, row: int) -> bytes:
         """The raw next-token scores of the last step's row `row`, to be compared bit for bit."""
@@ -173,7 +173,7 @@ class Model(Computes, Protocol):
     def sequence_ids(self) -> int:
         """Number of sequence ids: one for each of `facts.sequences` runs, and more for warm prefixes if it has any."""
 
-    def encode(self, prompt: str, template: Template, in_hand: InHand | None = None) -> list[int]:
+    def encode(self, prompt: str, template: Template, in_hand: CurrentPrompt | None = None) -> list[int]:
         """Token ids of a prompt. Safe to call while a step runs, from several threads.
 
         Args:

@@ -27,7 +27,7 @@ UNABORTABLE_MS = 25.0
 """The same where a stop has to wait for its end, too."""
 SHORT_MS = 20.0
 """A step soon after an aborted one: it ends before the next stop needs to abort it, or loses little by that."""
-LET_THROUGH_MS = 50.0
+PROTECTED_MS = 50.0
 """Decode rows of a step that is let through after an aborted one: half of what a stop may take, and if they really take
 longer, an overdue stop aborts them."""
 MIN_PREFILL_ROWS = 8
@@ -77,7 +77,7 @@ class Pace(Enum):
 
     FULL = "as long as is efficient"
     SHORT = "soon after an aborted step"
-    LET_THROUGH = "for runs whose last step was aborted: only as many rows as are sure to get done"
+    PROTECTED = "for runs whose last step was aborted: only as many rows as are sure to get done"
 
 
 @dataclass(slots=True)
@@ -176,14 +176,14 @@ def plan_step(
     Args:
         pending: what each sequence wants, oldest first.
         cost: what rows are known to take.
-        pace: how long the step may be. `LET_THROUGH` takes only as many decode rows as fit, and leaves out prefill for
+        pace: how long the step may be. `PROTECTED` takes only as many decode rows as fit, and leaves out prefill for
             which there is no time; the runs that it leaves out come next.
         abortable: whether the backend can abort a step at all.
         layers: of the model.
     """
-    decoding = tuple(Share(wish.key, 1) for wish in pending if wish.decoding)
-    if pace is Pace.LET_THROUGH:
-        fitting = (n for n in range(len(decoding), 1, -1) if cost.decode_ms(n) <= LET_THROUGH_MS)
+    decoding = tuple(Share(one.key, 1) for one in pending if one.decoding)
+    if pace is Pace.PROTECTED:
+        fitting = (n for n in range(len(decoding), 1, -1) if cost.decode_ms(n) <= PROTECTED_MS)
         decoding = decoding[: next(fitting, 1)]
     decode_ms = cost.decode_ms(len(decoding))
     alone_ms = min(PREFILL_MS, NODE_MS * layers) if abortable else UNABORTABLE_MS
@@ -191,9 +191,9 @@ def plan_step(
     at_least = MIN_PREFILL_ROWS
     if pace is not Pace.FULL:
         budget = min(budget, SHORT_MS)
-        at_least = 0 if pace is Pace.LET_THROUGH and decoding else 1
+        at_least = 0 if pace is Pace.PROTECTED and decoding else 1
     tile_ms = budget * TILE_STRETCH if abortable and not decoding and pace is Pace.FULL else budget
-    readers = [] if decoding and cost.wants_decode_alone else [wish for wish in pending if not wish.decoding]
+    readers = [] if decoding and cost.wants_decode_alone else [one for one in pending if not one.decoding]
     limits = _Limits(budget, MAX_ROWS - len(decoding), at_least)
     filled = _fill(readers, cost, decode_ms, limits, tiled=True)
     if filled.rows < TILE_ROWS:
@@ -236,17 +236,17 @@ def _fill(
     whoever needs the fewest rows."""
     taken: dict[int, int] = {}
     rows = deepest = 0
-    turns = [(wish, True) for wish in readers[:1]]
-    turns += [(wish, False) for wish in sorted(readers, key=lambda wish: wish.rows)]
-    for wish, half in turns:
-        row_ms = cost.prefill_row_ms(wish.context, tiled=tiled)
+    turns = [(one, True) for one in readers[:1]]
+    turns += [(one, False) for one in sorted(readers, key=lambda one: one.rows)]
+    for one, half in turns:
+        row_ms = cost.prefill_row_ms(one.context, tiled=tiled)
         affordable = int((limits.budget_ms - predicted) / row_ms) if row_ms > 0 else MAX_ROWS
         affordable = min(max(affordable, limits.at_least - rows), limits.rows - rows)
-        more = min(wish.rows - taken.get(wish.key, 0), (affordable + 1) // 2 if half else affordable)
+        more = min(one.rows - taken.get(one.key, 0), (affordable + 1) // 2 if half else affordable)
         if more > 0:
-            taken[wish.key] = taken.get(wish.key, 0) + more
+            taken[one.key] = taken.get(one.key, 0) + more
             rows += more
-            deepest = max(deepest, wish.context)
+            deepest = max(deepest, one.context)
             predicted += more * row_ms
     return _Filled(taken, rows, deepest, predicted)
 

@@ -15,14 +15,14 @@ import msgspec
 
 from worker_orcd import narration
 from worker_orcd.engine.exactness import require_exactness
-from worker_orcd.engine.ledger import BeyondRepair
+from worker_orcd.engine.ledger import NoUsableSequence
 from worker_orcd.engine.loop import EngineLoop
 from worker_orcd.engine.mailbox import Mailbox
 from worker_orcd.engine.model import Model, ModelLoadError
-from worker_orcd.engine.preparer import prepare_all
+from worker_orcd.engine.tokenizer_threads import prepare_all
 from worker_orcd.printable import printable
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import Load, LoadFailed, Loading, Narrated, Percent, Ready
+from worker_orcd.protocol.messages import Load, LoadFailed, Loading, NarrationEvent, Percent, Ready
 
 ModelLoader = Callable[[Load, InterruptByte, Callable[[float], None]], Model]
 """Makes a model; tells the percentage that is loaded, as often as there is progress."""
@@ -31,16 +31,16 @@ _PR_SET_PDEATHSIG = 1
 _LOOP_FAILED = 70
 
 
-class _AtTheFront(narration.Audience):
+class _ToFront(narration.Broadcast):
     """Those who listen to the engine's narration: all of them are at the front."""
 
-    def __init__(self, send: Callable[[Narrated], None]) -> None:
+    def __init__(self, send: Callable[[NarrationEvent], None]) -> None:
         super().__init__()
         self._send = send
 
-    def tell(self, event: narration.Told, owner: str | None) -> None:
+    def emit(self, event: narration.EventFields, owner: str | None) -> None:
         """An event, which is in the engine's own log already."""
-        self._send(Narrated(event, owner))
+        self._send(NarrationEvent(event, owner))
 
 
 def main(load_model: ModelLoader) -> None:
@@ -54,7 +54,7 @@ def main(load_model: ModelLoader) -> None:
     interrupt = InterruptByte(given.interrupt)
     load = mailbox.first()
     narrator = narration.Narrator.configure(
-        load.worker_id, process="engine", log_format=load.log_format, audience=_AtTheFront(mailbox.send)
+        load.worker_id, process="engine", log_format=load.log_format, broadcast=_ToFront(mailbox.send)
     )
     model, ready = _load(load, load_model, interrupt, mailbox)
     loop = EngineLoop(model, interrupt, mailbox.drain, mailbox.send, narrator)
@@ -71,12 +71,12 @@ def main(load_model: ModelLoader) -> None:
         while True:
             if not loop.turn():
                 mailbox.wait()
-    except BeyondRepair as error:
-        narrator.tell(narration.Error(code="INTERNAL", message=str(error)))
+    except NoUsableSequence as error:
+        narrator.emit(narration.Error(code="INTERNAL", message=str(error)))
         sys.exit(_LOOP_FAILED)
     except Exception as error:  # noqa: BLE001  # Told, then over: a loop whose books may be wrong must not go on.
         message = "the engine's loop failed"
-        narrator.tell(narration.Error.from_exception(error, code="INTERNAL", message=message))
+        narrator.emit(narration.Error.from_exception(error, code="INTERNAL", message=message))
         sys.exit(_LOOP_FAILED)
 
 

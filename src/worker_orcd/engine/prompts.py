@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from worker_orcd.engine.in_hand import InHand
+from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.protocol.messages import Prepare
 
 
@@ -15,13 +15,13 @@ class Prompts:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._waiting: deque[Prepare] = deque()
-        self._known: dict[int, InHand] = {}
+        self._known: dict[int, CurrentPrompt] = {}
         """By run: all that wait or are being prepared."""
 
     def put(self, request: Prepare) -> None:
         """A prompt arrives."""
         with self._changed:
-            self._known[request.run] = InHand()
+            self._known[request.run] = CurrentPrompt()
             self._waiting.append(request)
             self._changed.notify()
 
@@ -32,7 +32,7 @@ class Prompts:
                 self._known[run].drop()
 
     @contextmanager
-    def next(self) -> Iterator[tuple[Prepare, InHand]]:
+    def next(self) -> Iterator[tuple[Prepare, CurrentPrompt]]:
         """Wait for the next prompt; the calling thread prepares it in this block."""
         with self._changed:
             self._changed.wait_for(lambda: bool(self._waiting))

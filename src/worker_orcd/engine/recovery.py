@@ -1,56 +1,56 @@
-"""How neighbours get on after an aborted step, whatever the load and the rate of cancels. Pure.
+"""Keeps neighbours progressing after an aborted step, at any load and any rate of cancels. Pure.
 
-The runs of an aborted step are *owed* a step that is let through. Steps for owed runs are planned short
-(`Pace.LET_THROUGH`) and only abort for a stop that is overdue: one that has waited for nearly 100 ms. Each aborted step
-also makes the following ones short, since the next cancel is likely to come soon: in a storm short steps get done where
-long ones would be aborted again and again.
+The runs of an aborted step are *protected*: their next step must not be aborted by another ordinary cancel. Steps of
+protected runs are planned short (`Pace.PROTECTED`) and are aborted only by an overdue stop: one that has waited for
+nearly 100 ms. Each aborted step also shortens the following ones, because the next cancel is likely to come soon: in a
+storm of cancels, short steps complete where long ones would be aborted again and again.
 """
 
 from collections.abc import Iterable
 
-from worker_orcd.engine.model import Arming
+from worker_orcd.engine.model import AbortMode
 from worker_orcd.engine.planner import Pace
 
 SHORT_STEPS = 4
 """Steps after an aborted one that are planned short."""
 MAX_ABORTS_IN_A_ROW = 8
-"""After so many aborted steps without one that was done, the next is not aborted at all. A let-through step carries a
-single row if need be; where one row takes longer than an overdue stop waits, streams would starve otherwise."""
+"""After this many aborted steps in a row, the next step cannot be aborted at all. Otherwise streams would starve on
+machines where a single row, the shortest step, takes longer than the wait of an overdue stop."""
 
 
 class Recovery:
-    """Keeps which runs are owed a step, and how long steps have to be short."""
+    """Tracks which runs are protected, and for how many steps the pace stays short."""
 
     def __init__(self) -> None:
-        self._owed: set[int] = set()
+        self._protected: set[int] = set()
         self._short_left = 0
         self._aborts_in_a_row = 0
 
     def aborted(self, undone: Iterable[int], computed: Iterable[int] = ()) -> None:
         """A step was aborted. Some of its runs were not computed; with `--exact` others may have been."""
-        self._owed = (self._owed - set(computed)) | set(undone)
+        self._protected = (self._protected - set(computed)) | set(undone)
         self._short_left = SHORT_STEPS
         self._aborts_in_a_row += 1
 
     def done(self, runs: Iterable[int]) -> None:
-        """A step ended by itself, with these runs in it."""
-        self._owed -= set(runs)
+        """A step with these runs completed."""
+        self._protected -= set(runs)
         self._short_left = max(0, self._short_left - 1)
         self._aborts_in_a_row = 0
 
-    def owed(self, live: Iterable[int]) -> frozenset[int]:
-        """The runs that are owed a step, of those that are still here."""
-        self._owed &= set(live)
-        return frozenset(self._owed)
+    def protected(self, live: Iterable[int]) -> frozenset[int]:
+        """The protected runs that are still live."""
+        self._protected &= set(live)
+        return frozenset(self._protected)
 
     def pace(self) -> Pace:
-        """How long the next step may be."""
-        if self._owed:
-            return Pace.LET_THROUGH
+        """The pace of the next step."""
+        if self._protected:
+            return Pace.PROTECTED
         return Pace.SHORT if self._short_left else Pace.FULL
 
-    def arming(self) -> Arming:
+    def abort_mode(self) -> AbortMode:
         """Which stops may abort the next step."""
-        if not self._owed:
-            return Arming.ANY
-        return Arming.NONE if self._aborts_in_a_row >= MAX_ABORTS_IN_A_ROW else Arming.OVERDUE
+        if not self._protected:
+            return AbortMode.ANY
+        return AbortMode.NONE if self._aborts_in_a_row >= MAX_ABORTS_IN_A_ROW else AbortMode.OVERDUE

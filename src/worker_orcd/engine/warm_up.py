@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from worker_orcd.engine.model import Arming, Batch, Model
+from worker_orcd.engine.model import AbortMode, Batch, Model
 from worker_orcd.engine.planner import TILE_ROWS, CostEstimate, Plan
 
 SLOW_ROW_SEC = 1.0
@@ -33,5 +33,5 @@ def warm_up(
 def _compute(model: Model, rows: int) -> None:
     """One step of so many rows, whose cells are freed again."""
     wanted = [False] * (rows - 1) + [True]
-    model.decode(Batch([0] * rows, list(range(rows)), [0] * rows, wanted), armed=Arming.NONE)
+    model.decode(Batch([0] * rows, list(range(rows)), [0] * rows, wanted), abort_mode=AbortMode.NONE)
     model.trim(0, 0)

@@ -8,29 +8,29 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import count
 
+from worker_orcd.jobs.clock import Timestamp
 from worker_orcd.jobs.deadlines import Deadlines
-from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Halt, Prepare, Run
+from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Prepare, Run, SendStop
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import StopReason as EndReason
 from worker_orcd.jobs.job import Job, Phase
 from worker_orcd.jobs.lifecycle import State
-from worker_orcd.jobs.moment import Moment
+from worker_orcd.jobs.pending_cancels import PendingCancels
 from worker_orcd.jobs.preparing import Preparing
 from worker_orcd.jobs.queue import Capacity, JobQueue
-from worker_orcd.jobs.receipt import Freed
-from worker_orcd.jobs.refused import RefusedRequests
-from worker_orcd.jobs.remembered import RememberedCancels
+from worker_orcd.jobs.receipt import Release
+from worker_orcd.jobs.refused_requests import RefusedRequests
 from worker_orcd.jobs.request import Ceilings, JobRequest
-from worker_orcd.jobs.stops import Stop, StopReason
+from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.jobs.tracker import JobTracker
 
 SUSPECT_DEATHS = 2
 """A job that two engines died with, without a token in between, is tried before anybody else is let in."""
-POISON_DEATHS = 3
+MAX_DEATHS = 3
 """… and fails with the third."""
 
 
-class Known(StrEnum):
+class TargetState(StrEnum):
     """What was known of a job id when somebody wanted it stopped."""
 
     LIVE = "live"
@@ -58,9 +58,9 @@ class Dispatcher:
         self._epoch = epoch.encode()
         self.tracker = JobTracker()
         self.queue = JobQueue()
-        self.remembered = RememberedCancels(cancel_memory_sec)
+        self.remembered = PendingCancels(cancel_memory_sec)
         self._refused = RefusedRequests()
-        self._cancelled = RememberedCancels(cancel_memory_sec)
+        self._cancelled = PendingCancels(cancel_memory_sec)
         """Clients' cancels that reached a live job: on `/v1` a request with its id is a retry for a while."""
         self.draining = False
         self._ceilings = ceilings
@@ -75,7 +75,7 @@ class Dispatcher:
 
     # Clients.
 
-    def cancelled_lately(self, job_id: str, now: Moment, owner: str = "") -> Stop | None:
+    def cancelled_lately(self, job_id: str, now: Timestamp, owner: str = "") -> StopRequest | None:
         """The cancel by which a client stopped the latest job with this id, if that is not long ago."""
         return self._cancelled.of((owner, job_id), now)
 
@@ -83,10 +83,10 @@ class Dispatcher:
         self,
         request: JobRequest,
         correlation_id: str,
-        now: Moment,
+        now: Timestamp,
         owner: str = "",
         *,
-        retry_of: Stop | None = None,
+        retry_of: StopRequest | None = None,
     ) -> tuple[Job, list[Effect]]:
         """Take a job in. One whose cancel was here before it has ended already when this returns, and so has the retry
         of a job that was stopped by the cancel `retry_of`.
@@ -123,23 +123,25 @@ class Dispatcher:
         if retry_of is None:
             self._cancelled.use(job.key)
         if cancel is None:
-            return job, self.go_on(now)
+            return job, self.start_next(now)
         if cancel is not retry_of:
             self.remembered.use(job.key)
             self._cancelled.add(job.key, cancel)
         # It counts from where there was something to cancel.
-        job.ask_to_stop(Stop(cancel.reason, now.mono, cancel.correlation_id))
+        job.request_stop(StopRequest(cancel.reason, now.mono, cancel.correlation_id))
         return job, self._ended(job, now)
 
     def _incarnation(self, run: int) -> str:
         """Unique, and opaque: the plain number would tell each tenant how many jobs the others start."""
         return hashlib.blake2b(b"%d" % run, key=self._epoch, digest_size=10).hexdigest()
 
-    def refused(self, job_id: str, now: Moment, owner: str = "") -> None:
+    def refused(self, job_id: str, now: Timestamp, owner: str = "") -> None:
         """A request with this id is refused, by whatever part of the worker."""
         self._refused.add((owner, job_id), now)
 
-    def stop(self, job_id: str, stop: Stop, now: Moment, owner: str = "") -> tuple[Known, list[Effect]]:
+    def stop(
+        self, job_id: str, stop: StopRequest, now: Timestamp, owner: str = ""
+    ) -> tuple[TargetState, list[Effect]]:
         """Stop the live job with this id, if there is one. The one way in which any job is stopped.
 
         A client's cancel of an id that was never seen waits for it a while; one that follows a refused request is for
@@ -149,59 +151,57 @@ class Dispatcher:
         job = self.tracker.live(job_id, owner)
         if job is None:
             if self.tracker.ended(job_id, owner):
-                return Known.FINISHED, []
+                return TargetState.FINISHED, []
             if stop.reason is StopReason.CLIENT and not self._refused.has((owner, job_id), now):
                 self.remembered.add((owner, job_id), stop)
-            return Known.UNKNOWN, []
+            return TargetState.UNKNOWN, []
         before = job.state
         self.tracker.cancel(job_id, stop, owner)
         if stop.reason is StopReason.CLIENT:
             self._cancelled.add(job.key, stop)
         match before, job.state:
             case State.STOPPING, _:
-                return Known.STOPPING, []
+                return TargetState.STOPPING, []
             case _, State.ENDED:
-                return Known.LIVE, self._ended(job, now)
+                return TargetState.LIVE, self._ended(job, now)
             case _:
-                return Known.LIVE, [Halt(job)]
+                return TargetState.LIVE, [SendStop(job)]
 
     def stop_group(
-        self, group: str, stop: Stop, now: Moment, owner: str = ""
+        self, group: str, stop: StopRequest, now: Timestamp, owner: str = ""
     ) -> tuple[list[Job], list[Effect]]:
         """Stop every live job of exactly this group; returns them too, for the telling."""
         jobs = self.tracker.in_group(group, owner)
         return jobs, self._stop_together([(job, stop) for job in jobs], now)
 
-    def stop_all(self, stop: Stop, now: Moment) -> list[Effect]:
+    def stop_all(self, stop: StopRequest, now: Timestamp) -> list[Effect]:
         """Stop every live job."""
         return self._stop_together([(job, stop) for job in self.tracker], now)
 
     # Time.
 
-    def expire(self, now: Moment) -> tuple[list[Job], list[Effect]]:
+    def expire(self, now: Timestamp) -> tuple[list[Job], list[Effect]]:
         """Stop the jobs whose deadline has passed; returns them too, for the telling."""
         late = list(self._deadlines.passed(now.mono))
         reason = StopReason.TIMEOUT
         effects = self._stop_together(
-            [(job, Stop(reason, now.mono, job.correlation_id)) for job in late], now
+            [(job, StopRequest(reason, now.mono, job.correlation_id)) for job in late], now
         )
         self.tracker.forget_old(now)
         return late, effects
 
-    def _stop_together(self, wishes: list[tuple[Job, Stop]], now: Moment) -> list[Effect]:
+    def _stop_together(self, stops: list[tuple[Job, StopRequest]], now: Timestamp) -> list[Effect]:
         """Stop some jobs, none of which is started in the place of another, only to be stopped too."""
         self._stopping_together = True
-        effects = [
-            effect for job, stop in wishes for effect in self.stop(job.job_id, stop, now, job.owner)[1]
-        ]
+        effects = [effect for job, stop in stops for effect in self.stop(job.job_id, stop, now, job.owner)[1]]
         self._stopping_together = False
-        return effects + self.go_on(now)
+        return effects + self.start_next(now)
 
     def next_deadline(self) -> float | None:
         """When `expire` has something to do next."""
         return self._deadlines.next()
 
-    def give_up(self, job: Job, now: Moment) -> list[Effect]:
+    def give_up(self, job: Job, now: Timestamp) -> list[Effect]:
         """End a job whose stop could not be confirmed in time by anybody."""
         if job.state is not State.STOPPING:
             return []
@@ -212,15 +212,15 @@ class Dispatcher:
 
     # The engine.
 
-    def engine_ready(self, engine: ReadyEngine, now: Moment) -> list[Effect]:
+    def engine_ready(self, engine: ReadyEngine, now: Timestamp) -> list[Effect]:
         """An engine can take work: what has been waiting goes on."""
         self._engine = engine
         for job in self.queue:
             job.phase = self._waiting_phase()
         self._preparing = Preparing(job for job in self.queue if job.prompt_tokens is None)
-        return self.go_on(now)
+        return self.start_next(now)
 
-    def engine_lost(self, why: str, now: Moment) -> list[Effect]:
+    def engine_lost(self, why: str, now: Timestamp) -> list[Effect]:
         """The engine is dead: what it was stopping has stopped, all else waits for the next one.
 
         Who was in it is counted a death, and so is whose prompt it was reading: that may have been the cause.
@@ -238,14 +238,14 @@ class Dispatcher:
                 continue
             job.phase = self._waiting_phase()
             if was_running:
-                self.queue.put_back(job)
+                self.queue.requeue(job)
             job.deaths += was_running or job is reading
             if job.deaths >= SUSPECT_DEATHS:
                 self._suspects[job.run] = job
-            if job.deaths >= POISON_DEATHS:
+            if job.deaths >= MAX_DEATHS:
                 message = f"The engine died {job.deaths} times with this job, at last because {why}"
                 effects += self._failed(
-                    job, JobError(ErrorCode.ENGINE_LOST, message), Freed(now.mono, now.mono), now
+                    job, JobError(ErrorCode.ENGINE_LOST, message), Release(now.mono, now.mono), now
                 )
         return effects
 
@@ -257,14 +257,14 @@ class Dispatcher:
         job.preempted()
         if job.state is State.QUEUED:
             job.phase = self._waiting_phase()
-            self.queue.put_back(job)
+            self.queue.requeue(job)
 
-    def prepared(self, run: int, prompt_tokens: tuple[int, ...], now: Moment) -> list[Effect]:
+    def prepared(self, run: int, prompt_tokens: tuple[int, ...], now: Timestamp) -> list[Effect]:
         """The engine has counted a prompt: does the job fit at all, and does it fit now?"""
         self._preparing.prepared(run)
         job = self.tracker.by_run(run)
         if job is None or job.state is not State.QUEUED or self._engine is None:
-            return self.go_on(now)
+            return self.start_next(now)
         try:
             max_tokens = self._engine.capacity.max_tokens_for(
                 len(prompt_tokens),
@@ -273,12 +273,12 @@ class Dispatcher:
                 cut=job.request.cuts_max_tokens,
             )
         except JobError as error:
-            return self._failed(job, error, Freed(now.mono, now.mono), now)
+            return self._failed(job, error, Release(now.mono, now.mono), now)
         job.measured(prompt_tokens, max_tokens)
-        self.queue.counted(job)
-        return self.go_on(now)
+        self.queue.prompt_counted(job)
+        return self.start_next(now)
 
-    def go_on(self, now: Moment) -> list[Effect]:
+    def start_next(self, now: Timestamp) -> list[Effect]:
         """Have prepared what is not, and run what fits: everything that may go on now. Right at any time.
 
         While a job is suspected of killing engines, nobody else is let in: it may end with its first token or with
@@ -296,8 +296,8 @@ class Dispatcher:
                 effects.append(self._started(head, engine, now))
         elif (
             suspect.state is State.QUEUED
-            and not any(job.deaths >= SUSPECT_DEATHS for job in self.queue.inside)
-            and self.queue.enter(suspect, engine.capacity)
+            and not any(job.deaths >= SUSPECT_DEATHS for job in self.queue.in_engine)
+            and self.queue.admit(suspect, engine.capacity)
         ):
             effects.append(self._started(suspect, engine, now))
         return effects
@@ -310,11 +310,11 @@ class Dispatcher:
             del self._suspects[run]
         return self._suspects[min(self._suspects)] if self._suspects else None
 
-    def _started(self, job: Job, engine: ReadyEngine, now: Moment) -> Run:
+    def _started(self, job: Job, engine: ReadyEngine, now: Timestamp) -> Run:
         job.start(now, engine.model)
         return Run(job)
 
-    def token(self, run: int, token: int | None, text: str, now: Moment, held: str = "") -> Job | None:
+    def token(self, run: int, token: int | None, text: str, now: Timestamp, held: str = "") -> Job | None:
         """The engine reports a token. Returns the job whose readers have something new."""
         job = self.tracker.by_run(run)
         return job if job is not None and job.token(now, token, text, held) else None
@@ -325,7 +325,7 @@ class Dispatcher:
         if job is not None:
             job.in_cells(prompt_processed, cached)
 
-    def finished(self, run: int, reason: EndReason, freed: Freed, now: Moment) -> list[Effect]:
+    def finished(self, run: int, reason: EndReason, freed: Release, now: Timestamp) -> list[Effect]:
         """The engine reports a job's natural end; it holds nothing any more."""
         job = self.tracker.by_run(run)
         if job is None:
@@ -333,13 +333,13 @@ class Dispatcher:
         job.finished(now, reason, freed)
         return self._ended(job, now)
 
-    def failed(self, run: int, error: JobError, freed: Freed, now: Moment) -> list[Effect]:
+    def failed(self, run: int, error: JobError, freed: Release, now: Timestamp) -> list[Effect]:
         """The engine could not go on with (or not prepare) a job; it holds nothing any more."""
         self._preparing.prepared(run)
         job = self.tracker.by_run(run)
-        return self.go_on(now) if job is None else self._failed(job, error, freed, now)
+        return self.start_next(now) if job is None else self._failed(job, error, freed, now)
 
-    def stopped(self, run: int, freed: Freed, now: Moment) -> list[Effect]:
+    def stopped(self, run: int, freed: Release, now: Timestamp) -> list[Effect]:
         """The engine confirms a stop. A confirmation for a job that ended meanwhile is no news."""
         job = self.tracker.by_run(run)
         if job is None or job.state is not State.STOPPING:
@@ -347,16 +347,16 @@ class Dispatcher:
         job.stopped(now, freed)
         return self._ended(job, now)
 
-    def _failed(self, job: Job, error: JobError, freed: Freed, now: Moment) -> list[Effect]:
+    def _failed(self, job: Job, error: JobError, freed: Release, now: Timestamp) -> list[Effect]:
         job.failed(now, error, freed)
         return self._ended(job, now)
 
-    def _ended(self, job: Job, now: Moment) -> list[Effect]:
-        self.queue.leave(job)
+    def _ended(self, job: Job, now: Timestamp) -> list[Effect]:
+        self.queue.remove(job)
         self._preparing.remove(job)
         self.tracker.unregister(job, now)
         dropped = [DropPrompt(job)] if job.run in self._preparing else []
-        return [Ended(job), *dropped, *self.go_on(now)]
+        return [Ended(job), *dropped, *self.start_next(now)]
 
     def _waiting_phase(self) -> Phase:
         return Phase.QUEUED if self._engine else Phase.LOADING

@@ -27,7 +27,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Halt:
+class SendStop:
     """Have the engine stop this job and say when it has."""
 
     job: Job
@@ -40,4 +40,4 @@ class Ended:
     job: Job
 
 
-Effect = Prepare | DropPrompt | Run | Halt | Ended
+Effect = Prepare | DropPrompt | Run | SendStop | Ended

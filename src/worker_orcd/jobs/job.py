@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from worker_orcd.jobs.clock import Timestamp, millis, rfc3339
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import (
     End,
@@ -16,11 +17,10 @@ from worker_orcd.jobs.events import (
     Token,
 )
 from worker_orcd.jobs.lifecycle import State, Trigger, following
-from worker_orcd.jobs.moment import Moment, millis, rfc3339
 from worker_orcd.jobs.position import Position
-from worker_orcd.jobs.receipt import Freed, Receipt
+from worker_orcd.jobs.receipt import Receipt, Release
 from worker_orcd.jobs.request import JobRequest
-from worker_orcd.jobs.stops import Stop, StopFlag, StopReason
+from worker_orcd.jobs.stop_request import StopFlag, StopReason, StopRequest
 
 
 class Phase(StrEnum):
@@ -56,7 +56,7 @@ class Job:
     correlation_id: str
     seed: int
     timeout_sec: float
-    accepted: Moment
+    accepted: Timestamp
     owner: str = ""
     """Whose job it is: an API key's name, or nobody's in particular."""
     incarnation: str = ""
@@ -71,7 +71,7 @@ class Job:
     """How many they are; stays when the ids are let go."""
     deaths: int = 0
     """Engines that died while they had it, since its last token."""
-    carried_on: int = 0
+    requeues: int = 0
     """How often it was put back into the queue after it had been started."""
     max_tokens: int = 0
     """Tokens it may put out, once its prompt is measured."""
@@ -164,7 +164,7 @@ class Job:
         self.max_tokens = max_tokens
         self.deaths = 0
 
-    def start(self, now: Moment, model: str) -> None:
+    def start(self, now: Timestamp, model: str) -> None:
         """It is handed to the engine; its readers are told the first time."""
         self.state = following(self.state, Trigger.START)
         self.phase = Phase.PREFILL
@@ -172,7 +172,7 @@ class Job:
             self.started_at = now.mono
             self._events.append(Started(self.job_id, model, rfc3339(now.unix), self.seed))
 
-    def token(self, now: Moment, token: int | None, text: str, held: str = "") -> bool:
+    def token(self, now: Timestamp, token: int | None, text: str, held: str = "") -> bool:
         """The engine reports a token (None: only text that was held back to the end), and what it holds back now.
 
         Returns:
@@ -193,7 +193,7 @@ class Job:
             self.tokens_out += 1
         return True
 
-    def ask_to_stop(self, stop: Stop) -> bool:
+    def request_stop(self, stop: StopRequest) -> bool:
         """Somebody wants it to stop. A queued job has ended with that; a running one waits for the engine's word.
 
         Returns:
@@ -202,7 +202,7 @@ class Job:
         if self.state is State.QUEUED:
             self.stop.set(stop)
             now = stop.accepted_at
-            self._end(Trigger.STOP, now, Freed(stopped_at=now, freed_at=now))
+            self._end(Trigger.STOP, now, Release(stopped_at=now, freed_at=now))
             return True
         self.state = following(self.state, Trigger.STOP)
         return self.live and self.stop.set(stop)
@@ -216,44 +216,44 @@ class Job:
             self.prompt_cached = cached
         self.prompt_processed = max(self.prompt_processed, prompt_processed)
 
-    def stopped(self, now: Moment, freed: Freed) -> None:
+    def stopped(self, now: Timestamp, freed: Release) -> None:
         """The engine confirms that nothing is computed or held for it."""
         self._end(Trigger.STOPPED, now.mono, freed)
 
-    def finished(self, now: Moment, reason: EndReason, freed: Freed) -> None:
+    def finished(self, now: Timestamp, reason: EndReason, freed: Release) -> None:
         """The engine reports its natural end."""
         end = End(self.tokens_out, round(self.decode_time_ms), reason)
         self._end(Trigger.FINISH, now.mono, freed, end)
 
-    def failed(self, now: Moment, error: JobError, freed: Freed) -> None:
+    def failed(self, now: Timestamp, error: JobError, freed: Release) -> None:
         """It cannot go on."""
         at_fault = {} if error.param is None else {"param": error.param}
         failed = self._error(error.code, error.message, **at_fault)
         self._end(Trigger.FAIL, now.mono, freed, replace(failed, openai_code=error.openai_code))
 
-    def engine_lost(self, now: Moment) -> None:
+    def engine_lost(self, now: Timestamp) -> None:
         """The engine is dead: a job that is being stopped has stopped with that, any other waits for the next one."""
         state = following(self.state, Trigger.ENGINE_LOST)
         if state is State.ENDED:
-            freed = Freed(now.mono, now.mono, self.cells_held, prompt_processed=self.prompt_processed)
+            freed = Release(now.mono, now.mono, self.cells_held, prompt_processed=self.prompt_processed)
             self._end(Trigger.ENGINE_LOST, now.mono, freed)
             return
         if self.state is State.RUNNING:
-            self.carried_on += 1
+            self.requeues += 1
         self.state = state
 
     def preempted(self) -> None:
         """The engine has put it out: it waits again, unless it is being stopped."""
         if self.state is State.RUNNING:
-            self.carried_on += 1
+            self.requeues += 1
         self.state = following(self.state, Trigger.PREEMPT)
 
-    def give_up(self, now: Moment) -> None:
+    def give_up(self, now: Timestamp) -> None:
         """Not even the engine's death could be confirmed in time: its reader is told all the same."""
-        freed = Freed(now.mono, None, self.cells_held, None, self.prompt_processed)
+        freed = Release(now.mono, None, self.cells_held, None, self.prompt_processed)
         self._end(Trigger.GIVE_UP, now.mono, freed)
 
-    def _end(self, trigger: Trigger, now: float, freed: Freed, otherwise: Terminal | None = None) -> None:
+    def _end(self, trigger: Trigger, now: float, freed: Release, otherwise: Terminal | None = None) -> None:
         """The one place where a terminal event is decided: whoever asked to stop first has the last word."""
         state = following(self.state, trigger)
         stop = self.stop.stop
@@ -272,7 +272,7 @@ class Job:
         self.state = state
         self.ended_at = now
 
-    def _stopped_by(self, stop: Stop) -> Error:
+    def _stopped_by(self, stop: StopRequest) -> Error:
         if stop.reason is StopReason.TIMEOUT:
             message = f"Job took longer than {round(self.timeout_sec * 1000)} ms"
             return self._error(ErrorCode.INFERENCE_TIMEOUT, message)
@@ -286,7 +286,7 @@ class Job:
         }
         return Error(code, message, details | usage)
 
-    def _receipt(self, stop: Stop, freed: Freed, terminal_at: float) -> Receipt:
+    def _receipt(self, stop: StopRequest, freed: Release, terminal_at: float) -> Receipt:
         asked = stop.accepted_at
         return Receipt(
             reason=stop.reason,
@@ -303,7 +303,7 @@ class Job:
             cancel_correlation_id=stop.correlation_id,
         )
 
-    def let_go(self) -> None:
+    def drop_run_data(self) -> None:
         """It has ended: what only served to carry it on is dropped. Its books stay, and its events, in less room."""
         self.request = self.request.without_prompt()
         self.prompt_tokens = None
@@ -336,7 +336,7 @@ class Job:
             "prompt_tokens_cached": self.prompt_cached,
             "tokens_out": self.tokens_out,
             "max_tokens": self.max_tokens or None,
-            "carried_on": self.carried_on,
+            "requeues": self.requeues,
             "group": self.request.group,
             "seed": self.seed,
             "timeout_ms": round(self.timeout_sec * 1000),

@@ -68,13 +68,13 @@ class JobQueue:
     """Jobs in the order they came, and those that hold a place in the engine.
 
     Jobs are let in by what they hold and are about to hold, not by all that they may come to hold: the engine puts
-    the youngest out when its cells do not last (`put_back`). The head waits until it fits, and no job overtakes it.
+    the youngest out when its cells do not last (`requeue`). The head waits until it fits, and no job overtakes it.
     The head is the oldest job whose prompt is counted: a prompt that takes long to render holds up no other job.
     """
 
     def __init__(self) -> None:
         self._waiting: OrderedDict[int, Job] = OrderedDict()
-        self._inside: dict[int, Job] = {}
+        self._in_engine: dict[int, Job] = {}
         self._counted: list[int] = []
         """A heap of the runs whose prompts are counted; of jobs that do not wait any more, too."""
 
@@ -87,42 +87,42 @@ class JobQueue:
         return iter(tuple(self._waiting.values()))
 
     @property
-    def inside(self) -> tuple[Job, ...]:
+    def in_engine(self) -> tuple[Job, ...]:
         """Jobs that hold a place in the engine."""
-        return tuple(self._inside.values())
+        return tuple(self._in_engine.values())
 
     @property
     def running(self) -> int:
         """How many they are."""
-        return len(self._inside)
+        return len(self._in_engine)
 
     def append(self, job: Job) -> None:
         """Join the end of the line. Later jobs have higher runs."""
         self._waiting[job.run] = job
         if job.prompt_tokens is not None:
-            self.counted(job)
+            self.prompt_counted(job)
 
-    def counted(self, job: Job) -> None:
+    def prompt_counted(self, job: Job) -> None:
         """The prompt of a waiting job is counted."""
         if len(self._counted) > 2 * len(self._waiting) + _SPARE:
             self._counted = [run for run in self._counted if run in self._waiting]
             heapq.heapify(self._counted)
         heapq.heappush(self._counted, job.run)
 
-    def put_back(self, job: Job) -> None:
+    def requeue(self, job: Job) -> None:
         """Wait again, in front of everybody who came later."""
-        self._inside.pop(job.run, None)
+        self._in_engine.pop(job.run, None)
         # Those that wait are in the order they came, so this looks at the earlier ones only.
         earlier = list(takewhile(lambda run: run < job.run, self._waiting))
         self._waiting[job.run] = job
-        self.counted(job)
+        self.prompt_counted(job)
         for run in (job.run, *reversed(earlier)):
             self._waiting.move_to_end(run, last=False)
 
-    def leave(self, job: Job) -> None:
+    def remove(self, job: Job) -> None:
         """Give back a place in the line or in the engine. Harmless if it has neither."""
         self._waiting.pop(job.run, None)
-        self._inside.pop(job.run, None)
+        self._in_engine.pop(job.run, None)
 
     def next_to_run(self, capacity: Capacity) -> Job | None:
         """Take the head of the line, if it fits now; it then holds its place until it leaves."""
@@ -131,15 +131,15 @@ class JobQueue:
         if not self._counted:
             return None
         head = self._waiting[self._counted[0]]
-        return head if self.enter(head, capacity) else None
+        return head if self.admit(head, capacity) else None
 
-    def enter(self, job: Job, capacity: Capacity) -> bool:
+    def admit(self, job: Job, capacity: Capacity) -> bool:
         """Take this one out of the line, whoever is before it, if it fits now."""
-        if job.prompt_tokens is None or len(self._inside) >= capacity.sequences:
+        if job.prompt_tokens is None or len(self._in_engine) >= capacity.sequences:
             return False
-        expected = sum(other.cells_expected for other in self._inside.values()) + job.cells_expected
-        if self._inside and expected > capacity.cells:
+        expected = sum(other.cells_expected for other in self._in_engine.values()) + job.cells_expected
+        if self._in_engine and expected > capacity.cells:
             return False
         del self._waiting[job.run]
-        self._inside[job.run] = job
+        self._in_engine[job.run] = job
         return True

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from worker_orcd.jobs.stops import StopReason
+from worker_orcd.jobs.stop_request import StopReason
 
 
 @dataclass(frozen=True, slots=True)
-class Freed:
+class Release:
     """An engine's word (or its death) that nothing is computed or held for a job any more.
 
     Attributes:

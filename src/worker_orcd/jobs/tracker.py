@@ -5,10 +5,10 @@ from itertools import islice
 from typing import NamedTuple
 
 from worker_orcd.bounded import BoundedByOwner, Owner
+from worker_orcd.jobs.clock import Timestamp
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job, JobKey
-from worker_orcd.jobs.moment import Moment
-from worker_orcd.jobs.stops import Stop, StopFlag
+from worker_orcd.jobs.stop_request import StopFlag, StopRequest
 
 RECORDS_KEPT = 10_000
 RECORDS_KEPT_SEC = 300.0
@@ -66,7 +66,7 @@ class JobTracker:
             self._groups.setdefault((job.owner, job.request.group), {})[job.run] = job
         return job.stop
 
-    def cancel(self, job_id: str, stop: Stop, owner: str = "") -> bool:
+    def cancel(self, job_id: str, stop: StopRequest, owner: str = "") -> bool:
         """Ask the live job with exactly this id to stop. False, and nothing happens, if there is none.
 
         A repeated cancel is True and changes nothing.
@@ -74,10 +74,10 @@ class JobTracker:
         job = self._live.get((owner, job_id))
         if job is None:
             return False
-        job.ask_to_stop(stop)
+        job.request_stop(stop)
         return True
 
-    def unregister(self, job: Job, now: Moment) -> None:
+    def unregister(self, job: Job, now: Timestamp) -> None:
         """A job has ended: its id is free again and its record is kept. Harmless if it is not registered."""
         if self._live.get(job.key) is not job:
             return
@@ -90,7 +90,7 @@ class JobTracker:
                 del self._groups[job.owner, job.request.group]
         self._forget(job.owner, job.job_id)
         record = job.record()
-        job.let_go()
+        job.drop_run_data()
         if job.request.stored:
             self._whole.add(job.owner, job.job_id, job, job.kept_bytes)
         for lost in self._records.add(job.owner, job.job_id, _Record(now.mono, record)):
@@ -131,7 +131,7 @@ class JobTracker:
         ended = (entry.value.shown for entry in reversed(self._records.of(owner)))
         return live + list(islice(ended, limit))
 
-    def forget_old(self, now: Moment) -> None:
+    def forget_old(self, now: Timestamp) -> None:
         """Drop records that are too old."""
         for lost in self._records.drop_while(lambda record: now.mono - record.ended_at > self._keep_sec):
             self._whole.remove(lost.owner, lost.name)

@@ -9,8 +9,8 @@ For example:
 """
 
 from worker_orcd.narration import context
-from worker_orcd.narration.action import Told
-from worker_orcd.narration.audience import Audience, Heard, Listener
+from worker_orcd.narration.action import EventFields
+from worker_orcd.narration.broadcast import Broadcast, Listener, MarkedEvent
 from worker_orcd.narration.catalogue import (
     ACTIONS,
     Action,
@@ -38,7 +38,7 @@ from worker_orcd.narration.text import prompt_digest
 __all__ = [
     "ACTIONS",
     "Action",
-    "Audience",
+    "Broadcast",
     "Cancel",
     "CancelComplete",
     "Disconnect",
@@ -46,11 +46,12 @@ __all__ = [
     "EngineLost",
     "EngineRestarted",
     "Error",
+    "EventFields",
     "ExecuteEnd",
     "ExecuteStart",
-    "Heard",
     "Listener",
     "LogFormat",
+    "MarkedEvent",
     "ModelLoadComplete",
     "ModelLoadProgress",
     "ModelLoadStart",
@@ -59,7 +60,6 @@ __all__ = [
     "Shutdown",
     "Startup",
     "Timeout",
-    "Told",
     "context",
     "prompt_digest",
 ]

@@ -13,7 +13,7 @@ OPERATORS: Final = "operators only"
 """Marks a field that names a path, or tells how busy other tenants are."""
 
 
-Told = dict[str, str | int | float | bool | None]
+EventFields = dict[str, str | int | float | bool | None]
 """One event, as it is written."""
 
 

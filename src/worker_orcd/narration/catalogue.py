@@ -17,9 +17,9 @@ from worker_orcd.narration.action import (
     ALWAYS,
     OPERATORS,
     BaseAction,
+    EventFields,
     JobAction,
     Sentence,
-    Told,
     WorkerAction,
 )
 from worker_orcd.narration.text import fill, frames
@@ -420,7 +420,7 @@ FOR_OPERATORS: Final[Mapping[str, frozenset[str]]] = {
 """Each action's fields that only operators see."""
 
 
-def for_tenants(event: Told) -> Told | None:
+def for_tenants(event: EventFields) -> EventFields | None:
     """What every tenant may see of an event that belongs to no tenant; None if it is not about the worker."""
     if not concerns_worker(event):
         return None
@@ -431,7 +431,7 @@ def for_tenants(event: Told) -> Told | None:
     return seen
 
 
-def concerns_worker(event: Told) -> bool:
+def concerns_worker(event: EventFields) -> bool:
     """Whether an event is about the worker as a whole, so that it belongs to no tenant, whoever's request caused it."""
     action = _BY_NAME.get(str(event.get("action")))
     if action is Error:

@@ -16,7 +16,7 @@ from typing import Any, Literal, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from worker_orcd.narration.audience import Audience
+from worker_orcd.narration.broadcast import Broadcast
 from worker_orcd.narration.catalogue import FIELDS, Action
 from worker_orcd.narration.context import (
     correlation_id as current_correlation_id,
@@ -44,12 +44,12 @@ class _Log(structlog.BoundLoggerBase):
 class Narrator:
     """Tells actions of the catalogue. Immutable: `bind` returns another one that shares the stream."""
 
-    __slots__ = ("_log", "_sink", "audience")
+    __slots__ = ("_log", "_sink", "broadcast")
 
-    def __init__(self, log: _Log, sink: Sink, audience: Audience) -> None:
+    def __init__(self, log: _Log, sink: Sink, broadcast: Broadcast) -> None:
         self._log = log
         self._sink = sink
-        self.audience = audience
+        self.broadcast = broadcast
 
     @classmethod
     def configure(
@@ -59,7 +59,7 @@ class Narrator:
         process: Process = "front",
         log_format: LogFormat = "auto",
         stream: TextIO | None = None,
-        audience: Audience | None = None,
+        broadcast: Broadcast | None = None,
     ) -> "Narrator":
         """Return the narrator of this process. `stream` is standard error unless given, `audience` one of its own.
 
@@ -67,23 +67,23 @@ class Narrator:
         """
         out = sys.stderr if stream is None else stream
         sink = Sink(out)
-        audience = audience or Audience()
+        broadcast = broadcast or Broadcast()
         context = {"actor": ACTOR, "worker_id": worker_id, "pid": os.getpid(), "process": process}
         processors: list[Processor] = [
             _in_reading_order,
-            _to(audience),
+            _to(broadcast),
             _to_captures,
             BoundedLine(renderer(log_format, out)),
         ]
-        return cls(_Log(sink, processors, context), sink, audience)
+        return cls(_Log(sink, processors, context), sink, broadcast)
 
     def bind(self, *, job_id: str | None = None, correlation_id: str | None = None) -> "Narrator":
         """Return a narrator whose events carry these ids, unless an event brings its own."""
         given = {"job_id": job_id, "correlation_id": correlation_id}
         bound = self._log.bind(**{k: v for k, v in given.items() if v is not None})
-        return Narrator(bound, self._sink, self.audience)
+        return Narrator(bound, self._sink, self.broadcast)
 
-    def tell(self, action: Action, *, correlation_id: str | None = None, owner: str | None = None) -> None:
+    def emit(self, action: Action, *, correlation_id: str | None = None, owner: str | None = None) -> None:
         """Tell `action`. What goes wrong with telling is counted in `lines_lost`, never raised.
 
         The correlation id is the one given, else the bound one, else that of the request being served; so is the owner,
@@ -152,18 +152,18 @@ ENVELOPE = {
 _OWNER = "_owner"
 
 
-def _to(audience: Audience) -> Processor:
+def _to(broadcast: Broadcast) -> Processor:
     """Have them hear it, too."""
 
-    def to_audience(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    def to_broadcast(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
         owner = event.pop(_OWNER, None)
         # As it is written, but for tracebacks: those are for whoever can read the log.
-        audience.tell(
+        broadcast.emit(
             {name: plain(value) for name, value in event.items() if name != "traceback"}, owner or None
         )
         return event
 
-    return to_audience
+    return to_broadcast
 
 
 def _in_reading_order(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

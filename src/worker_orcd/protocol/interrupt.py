@@ -1,8 +1,8 @@
 """The interrupt byte: one byte of memory shared by front and engine, and a second one for overdue stops.
 
 The front sets a byte (after its message is in the socket) to say "look at your messages now"; the engine clears both,
-*then* looks. ggml asks before every graph node whether the byte that the step is armed with is set, so a running step
-ends within milliseconds. A step that must be let through is armed with the second byte, which the front sets when a
+*then* looks. ggml asks before every graph node whether the byte that may abort this step is set, so a running step
+ends within milliseconds. A protected step looks at the second byte only, which the front sets when a
 stop has waited for nearly as long as it may. The bytes carry no meaning of their own: a needless one costs a step, a
 lost one cannot happen.
 """

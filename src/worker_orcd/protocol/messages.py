@@ -318,7 +318,7 @@ class AuditFault(Message, frozen=True):
     repaired: bool
 
 
-class Narrated(Message, frozen=True):
+class NarrationEvent(Message, frozen=True):
     """What the engine has narrated in its own log, for those who listen at the front. `owner`: whose job it is."""
 
     event: dict[str, str | int | float | bool | None]
@@ -336,5 +336,5 @@ FromEngine = (
     | Stopped
     | Pong
     | AuditFault
-    | Narrated
+    | NarrationEvent
 )

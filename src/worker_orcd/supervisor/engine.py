@@ -53,7 +53,7 @@ class Engine(Protocol):
 class EngineListener(Protocol):
     """Who is told what an engine says, and that it is dead: exactly once, after all it said."""
 
-    def heard(self, message: FromEngine) -> None:
+    def on_message(self, message: FromEngine) -> None:
         """It said something."""
 
     def lost(self, death: Death) -> None:

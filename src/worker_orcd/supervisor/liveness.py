@@ -153,7 +153,7 @@ class Liveness:
         """Runs whose prompts the engine prepares, without those that take long to render."""
         self._at_prompt = Stopwatch(now)
 
-    def heard(self, now: float) -> None:
+    def on_message(self, now: float) -> None:
         """The engine's loop sent a message, or the model is loaded further."""
         self._silence = Stopwatch(now)
 

@@ -191,7 +191,7 @@ class LocalEngine(asyncio.Protocol):
             for message in messages:
                 if isinstance(message, Stopped):
                     self._interrupter.stopped(message.run)
-                self._listener.heard(message)
+                self._listener.on_message(message)
         except Exception:
             # What it said makes no sense here; its jobs end with it, and the next one starts from clean books.
             self.kill("what it says cannot be followed")

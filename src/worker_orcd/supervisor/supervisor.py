@@ -8,7 +8,7 @@ from typing import Protocol
 from worker_orcd.protocol.messages import (
     FromEngine,
     LoadFailed,
-    Narrated,
+    NarrationEvent,
     Pong,
     Prepare,
     Prepared,
@@ -40,7 +40,7 @@ AWAY_SEC = 0.5
 """A front whose timers are so late was away: its machine was suspended, or it was stopped."""
 HEARING_SEC = 0.1
 """It then hears for so long what the engine has said meanwhile, before it judges."""
-_FROM_SIDE_THREADS = (Narrated, Prepared, Refused, Rendering)
+_FROM_SIDE_THREADS = (NarrationEvent, Prepared, Refused, Rendering)
 """Messages that an engine whose loop is stuck may still send."""
 CRASHES = frozenset({"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV"})
 """Signals by which an engine dies of its own doing. Dead so of a model that never loaded, it would die so again."""
@@ -55,14 +55,14 @@ class EngineState(StrEnum):
     READY = "ready"
     STUCK = "stuck"
     LOST = "lost"
-    GONE = "gone"
+    PERMANENTLY_FAILED = "gone"
     """It cannot be brought back."""
 
 
 class SupervisorListener(EngineListener, Protocol):
     """Who is told of engines: what one says, its death, that its successor could not be had, that a stop is overdue."""
 
-    def gone(self, reason: str, code: str) -> None:
+    def on_permanent_failure(self, reason: str, code: str) -> None:
         """There will be no engine any more. `code` is an error code of the contract."""
 
     def held(self) -> tuple[int, ...]:
@@ -74,7 +74,7 @@ class SupervisorListener(EngineListener, Protocol):
 
 class Supervisor:
     """The front's one way to an engine. Everything sent while none is ready is dropped: it is sent again by
-    whoever holds the jobs, once `heard` brings the next `Ready`."""
+    the worker, which holds the jobs, once `on_message` brings the next `Ready`."""
 
     def __init__(
         self,
@@ -163,11 +163,11 @@ class Supervisor:
 
     # EngineListener
 
-    def heard(self, message: FromEngine) -> None:
+    def on_message(self, message: FromEngine) -> None:
         """The engine says something."""
         now = time.monotonic()
         if not isinstance(message, _FROM_SIDE_THREADS):
-            self._liveness.heard(now)
+            self._liveness.on_message(now)
         match message:
             case Ready(next_ms=next_ms):
                 self._stops.predict(next_ms)
@@ -191,7 +191,7 @@ class Supervisor:
                 return
             case Stopped(run=run):
                 self._stops.confirmed(run)
-        self._listener.heard(message)
+        self._listener.on_message(message)
 
     def lost(self, death: Death) -> None:
         """The engine is dead: everything asked of it is confirmed by that, and it is started again."""
@@ -218,10 +218,10 @@ class Supervisor:
                     why += ": its llama.cpp was built for another CPU; set it up or install it anew"
             failure = self._load_failed or LoadFailed(code, why)
             self.failure = failure
-            self.state = EngineState.GONE
+            self.state = EngineState.PERMANENTLY_FAILED
             self.reason = failure.message
             self._listener.lost(death)
-            self._listener.gone(failure.message, failure.code)
+            self._listener.on_permanent_failure(failure.message, failure.code)
             return
         self._listener.lost(death)
         in_a_row = self._failed_starts + max(0, self._short_lives - 1)
@@ -248,7 +248,7 @@ class Supervisor:
             self.lost(Death(f"its process cannot be started: {error}"))
             return
         now = time.monotonic()
-        self._liveness.heard(now)
+        self._liveness.on_message(now)
         self._own_time = OwnTime(now)
         self._check_liveness()
 

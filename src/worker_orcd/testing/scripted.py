@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import count
 
-from worker_orcd.engine.draws import draw_seed
-from worker_orcd.engine.in_hand import InHand
+from worker_orcd.engine.counter_rng import draw_seed
+from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.engine.model import (
     ATTENTION,
-    Arming,
+    AbortMode,
     Batch,
     Memory,
     ModelLoadError,
@@ -138,7 +138,7 @@ class ScriptedModel:
         self,
         prompt: str,
         template: Template,
-        in_hand: InHand | None = None,  # Nothing is rendered here.
+        in_hand: CurrentPrompt | None = None,  # Nothing is rendered here.
     ) -> list[int]:
         """A token for each byte; of a conversation, the latest message first."""
         if template == "messages":
@@ -163,7 +163,7 @@ class ScriptedModel:
         """A sampler that follows the prompt's script."""
         return ScriptedSampler(_script(history), sampling)
 
-    def decode(self, batch: Batch, *, armed: Arming) -> Outcome:
+    def decode(self, batch: Batch, *, abort_mode: AbortMode) -> Outcome:
         """Write the cells, check the books, take the time, and do the harm that is asked for."""
         duration_ms = 0.0
         outcome = Outcome.DONE
@@ -193,16 +193,16 @@ class ScriptedModel:
         self._scores = [blake2b(bytes(str(self._cells[s]), "ascii")).digest() for s in before]
         until = time.monotonic() + duration_ms / 1000
         while time.monotonic() < until:
-            if self._aborts(armed):
+            if self._aborts(abort_mode):
                 return Outcome.ABORTED
             time.sleep(_SLICE_SEC)
         return outcome
 
-    def _aborts(self, armed: Arming) -> bool:
-        """Whether an interrupt ends a step that is armed so."""
-        if not self.abortable or armed is Arming.NONE:
+    def _aborts(self, abort_mode: AbortMode) -> bool:
+        """Whether an interrupt aborts a step in this mode."""
+        if not self.abortable or abort_mode is AbortMode.NONE:
             return False
-        return self._interrupt.is_set() if armed is Arming.ANY else self._interrupt.is_overdue()
+        return self._interrupt.is_set() if abort_mode is AbortMode.ANY else self._interrupt.is_overdue()
 
     def _place(self, sequence: int) -> int:
         """The number of the token that this step is to bring, for a job without `text`; 0 also while it is read."""

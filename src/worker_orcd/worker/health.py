@@ -12,7 +12,7 @@ _REASONS = {
     EngineState.READY: "the engine is starting again",
     EngineState.STUCK: "the engine does not answer",
     EngineState.LOST: "the engine is starting again",
-    EngineState.GONE: "the engine cannot be started any more",
+    EngineState.PERMANENTLY_FAILED: "the engine cannot be started any more",
 }
 """Why a worker is unhealthy, without what only operators may know: paths, signals, exit codes."""
 
@@ -97,8 +97,8 @@ def health_of(worker: Worker) -> Health:
         vocab_size=engine.vocab_size if engine else None,
         context_length=engine.cells_per_job if engine else None,
         kv_cells_total=engine.cells if engine else 0,
-        kv_cells_used=worker.books.cells_used,
-        kv_cells_cached=worker.books.cells_cached,
+        kv_cells_used=worker.kv_usage.cells_used,
+        kv_cells_cached=worker.kv_usage.cells_cached,
         jobs_running=worker.dispatcher.queue.running,
         jobs_queued=len(worker.dispatcher.queue),
         engine_pid=worker.supervisor.pid,

@@ -15,12 +15,12 @@ from prometheus_client import (
     generate_latest,
 )
 
-from worker_orcd.jobs.dispatcher import Known
+from worker_orcd.jobs.dispatcher import TargetState
 from worker_orcd.jobs.errors import KINDS, ErrorCode
 from worker_orcd.jobs.events import End, StopReason as EndReason, Terminal
 from worker_orcd.jobs.job import Job, Phase
 from worker_orcd.jobs.receipt import Receipt
-from worker_orcd.jobs.stops import StopReason
+from worker_orcd.jobs.stop_request import StopReason
 from worker_orcd.protocol.messages import StepOutcome
 
 # Fine enough for a GPU that decodes a token in a millisecond, wide enough for a CPU that takes seconds, and with an
@@ -134,7 +134,7 @@ class Metrics:
             self.requests.labels(*labels)
         for code in ErrorCode:
             self.refusals.labels(code.value)
-        for known in Known:
+        for known in TargetState:
             self.cancels.labels(known.value)
         for outcome in _STEP_OUTCOMES:
             self.steps.labels(outcome)

@@ -8,7 +8,7 @@ from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import Event
 from worker_orcd.jobs.job import Job
 
-MOST_READERS = 32
+MAX_READERS = 32
 """Of one job."""
 
 Numbered = tuple[int, Event]
@@ -48,7 +48,7 @@ class JobStream:
         Raises:
             JobError: `QUEUE_FULL`, there are too many.
         """
-        if self.readers >= MOST_READERS:
+        if self.readers >= MAX_READERS:
             raise JobError(
                 ErrorCode.QUEUE_FULL, f"{self.readers} readers follow this job already", retry_after_sec=1
             )

@@ -22,22 +22,22 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from worker_orcd import __version__
+from worker_orcd.jobs.clock import Timestamp
 from worker_orcd.jobs.events import End, Terminal
 from worker_orcd.jobs.job import Job
-from worker_orcd.jobs.moment import Moment
 from worker_orcd.jobs.receipt import Receipt
-from worker_orcd.jobs.stops import StopReason
+from worker_orcd.jobs.stop_request import StopReason
 from worker_orcd.worker.metrics import outcome_of
 
 LAST_EXPORT_SEC = 0.4
 """How long a worker that goes waits for its last spans to be taken; its five seconds hold for all of it."""
-TELL_EACH_SEC = 60.0
+COMPLAINT_INTERVAL_SEC = 60.0
 """What goes wrong with exporting is told so often at most."""
 _PROTOCOL = "http/protobuf"
 _PROTOCOL_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-_WISHED = frozenset({StopReason.CLIENT, StopReason.DISCONNECT, StopReason.SUPERSEDED})
+_REQUESTED = frozenset({StopReason.CLIENT, StopReason.DISCONNECT, StopReason.SUPERSEDED})
 """Who stops a job for these reasons gets what he wants: that is no error."""
-_MOST_INT = 2**63 - 1
+_MAX_INT = 2**63 - 1
 """A span's whole numbers are signed, a seed is not."""
 _NS = 1e9
 
@@ -65,7 +65,7 @@ class Tracing:
         if protocol != _PROTOCOL:
             raise ValueError(f"the protocol is {protocol!r}, and must be {_PROTOCOL!r}")
         troubles: list[str] = []
-        cls.complain_to(troubles.append)
+        cls.report_to(troubles.append)
         named = {
             "service.name": "worker-orcd",
             "service.version": __version__,
@@ -92,7 +92,7 @@ class Tracing:
         if span.is_recording():
             self._spans[job.run] = span
 
-    def happened(self, job: Job, what: str, now: Moment) -> None:
+    def happened(self, job: Job, what: str, now: Timestamp) -> None:
         """Something that happens to a live job: `started` (again), `first_token`, `preempted`, `engine_lost`."""
         span = self._spans.get(job.run)
         if span is not None:
@@ -105,10 +105,10 @@ class Tracing:
         if span is None or terminal is None or ended_at is None:
             return
         if job.receipt is not None:
-            _tell_stop(span, job, job.receipt, ended_at)
+            _add_stop_events(span, job, job.receipt, ended_at)
         span.update_name(_name(job, model))
         span.set_attributes(_model(model, "request") | _model(model, "response") | _brought(job, terminal))
-        if not isinstance(terminal, End) and (job.receipt is None or job.receipt.reason not in _WISHED):
+        if not isinstance(terminal, End) and (job.receipt is None or job.receipt.reason not in _REQUESTED):
             span.set_attribute("error.type", terminal.code.value)
             span.set_status(StatusCode.ERROR)
         span.end(_ns(job, ended_at))
@@ -116,11 +116,11 @@ class Tracing:
     # Exporting.
 
     @staticmethod
-    def complain_to(tell: Callable[[str], None]) -> None:
+    def report_to(emit: Callable[[str], None]) -> None:
         """What goes wrong with exporting is told there, once in a while, and nowhere else; on whatever thread it is."""
         log = logging.getLogger("opentelemetry")
         log.propagate = False
-        log.handlers = [_Complaints(tell)]
+        log.handlers = [_ExportErrors(emit)]
 
     def begin_to_close(self) -> None:
         """Have what is left exported, beside whatever else there is to do."""
@@ -137,18 +137,18 @@ class Tracing:
             self._closing.join(max(0.0, self._until - time.monotonic()))
 
 
-class _Complaints(logging.Handler):
+class _ExportErrors(logging.Handler):
     """Tells a trouble once in a while."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
+    def __init__(self, emit: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
-        self._tell = tell
+        self._tell = emit
         self._quiet_until = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
         """Tell it, if it is time."""
         if record.created >= self._quiet_until:
-            self._quiet_until = record.created + TELL_EACH_SEC
+            self._quiet_until = record.created + COMPLAINT_INTERVAL_SEC
             self._tell(record.getMessage())
 
 
@@ -183,7 +183,7 @@ def _asked(job: Job) -> dict[str, AttributeValue]:
         asked["gen_ai.request.max_tokens"] = request.max_tokens
     if request.top_k:
         asked["gen_ai.request.top_k"] = float(request.top_k)
-    if request.seed is not None and request.seed <= _MOST_INT:
+    if request.seed is not None and request.seed <= _MAX_INT:
         asked["gen_ai.request.seed"] = request.seed
     if request.group is not None:
         asked["worker_orcd.group"] = request.group
@@ -199,7 +199,7 @@ def _brought(job: Job, terminal: Terminal) -> dict[str, AttributeValue]:
         "worker_orcd.outcome": outcome,
         "worker_orcd.reason": reason,
         "worker_orcd.phase": job.phase.value,
-        "worker_orcd.carried_on": job.carried_on,
+        "worker_orcd.requeues": job.requeues,
     }
     if job.first_token_at is not None:
         brought["gen_ai.response.time_to_first_chunk"] = job.first_token_at - job.accepted.mono
@@ -208,7 +208,7 @@ def _brought(job: Job, terminal: Terminal) -> dict[str, AttributeValue]:
     return brought
 
 
-def _tell_stop(span: Span, job: Job, receipt: Receipt, ended_at: float) -> None:
+def _add_stop_events(span: Span, job: Job, receipt: Receipt, ended_at: float) -> None:
     """A stop's four moments."""
     stop = job.stop.stop
     if stop is None:

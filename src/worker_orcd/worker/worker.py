@@ -1,8 +1,8 @@
-"""The worker: what clients ask and what the engine says goes into the core, what the core decides is carried out.
+"""The worker: passes client requests and engine messages to the core, and carries out the effects the core returns.
 
-This is the whole way of a cancel: `stop` asks the dispatcher, whose `Halt` goes to the supervisor, whose engine
-interrupts its step and answers `Stopped`; `heard` tells the dispatcher, whose `Ended` means that the terminal event
-is in the job's events, and its readers are woken.
+A cancel takes this path: `Worker.stop` calls the dispatcher; the dispatcher's `SendStop` goes to the supervisor; the
+engine interrupts its step and answers `Stopped`; `on_message` passes that to the dispatcher; the dispatcher's `Ended`
+means that the terminal event is among the job's events, and the worker wakes its readers.
 """
 
 import asyncio
@@ -15,24 +15,24 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from worker_orcd import narration
-from worker_orcd.jobs.dispatcher import Dispatcher, Known, ReadyEngine
-from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Halt, Prepare, Run
+from worker_orcd.jobs.clock import Timestamp
+from worker_orcd.jobs.dispatcher import Dispatcher, ReadyEngine, TargetState
+from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Prepare, Run, SendStop
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import Error
 from worker_orcd.jobs.job import Job
-from worker_orcd.jobs.moment import Moment
 from worker_orcd.jobs.queue import Capacity
-from worker_orcd.jobs.receipt import Freed
+from worker_orcd.jobs.receipt import Release
 from worker_orcd.jobs.request import Ceilings, JobRequest
-from worker_orcd.jobs.stops import Stop, StopReason
+from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.protocol import messages
 from worker_orcd.supervisor.engine import Death, Launch
 from worker_orcd.supervisor.supervisor import EngineState, Supervisor
+from worker_orcd.worker.job_log import JobLog
 from worker_orcd.worker.metrics import Metrics
 from worker_orcd.worker.model_names import ModelNames
-from worker_orcd.worker.orders import to_prepare, to_run
-from worker_orcd.worker.story import Story
 from worker_orcd.worker.streams import JobStream
+from worker_orcd.worker.wire import to_prepare, to_run
 
 if TYPE_CHECKING:  # It needs an extra.
     from worker_orcd.worker.tracing import Tracing
@@ -53,7 +53,7 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
-class Books:
+class KvUsage:
     """What the engine itself last said it holds."""
 
     cells_used: int = 0
@@ -93,14 +93,14 @@ class Worker:
         """The model's name, once one engine has told it."""
         self.model_names = model_names or ModelNames.of(model_path)
         """By which clients may ask for it, also before it is loaded."""
-        self.books = Books()
-        self.hopeless = asyncio.Event()
+        self.kv_usage = KvUsage()
+        self.permanently_failed = asyncio.Event()
         """Set when no engine can be had any more."""
         self.ready = asyncio.Event()
         """Set when the first engine is ready."""
         self.policy = policy
         self._model_path = model_path
-        self._story = Story(narrator, model_path)
+        self._job_log = JobLog(narrator, model_path)
         self._streams: dict[int, JobStream] = {}
         """Those of live jobs."""
         self._followed: WeakValueDictionary[int, JobStream] = WeakValueDictionary()
@@ -113,7 +113,7 @@ class Worker:
 
     def start(self) -> None:
         """Begin to load the model; jobs are taken from now on."""
-        self._story.loading()
+        self._job_log.loading()
         self.supervisor.start()
 
     # Clients.
@@ -124,7 +124,7 @@ class Worker:
         correlation_id: str,
         owner: str = "",
         headers: Mapping[str, str] = MappingProxyType({}),
-        retry_of: Stop | None = None,
+        retry_of: StopRequest | None = None,
     ) -> JobStream:
         """Take a job in. Its events can be read from the stream.
 
@@ -138,7 +138,7 @@ class Worker:
         Raises:
             JobError: it is refused; nothing has changed then.
         """
-        if self.supervisor.state is EngineState.GONE:
+        if self.supervisor.state is EngineState.PERMANENTLY_FAILED:
             raise JobError(
                 ErrorCode.ENGINE_LOST, "the engine cannot be started; see /health", http_status=503
             )
@@ -175,7 +175,7 @@ class Worker:
         known = self._stop(job_id, StopReason.CLIENT, correlation_id, owner)
         self.metrics.cancels.labels(known.value).inc()
 
-    async def cancelled_lately(self, job_ids: list[str], owner: str) -> Stop | None:
+    async def cancelled_lately(self, job_ids: list[str], owner: str) -> StopRequest | None:
         """The cancel by which a client stopped one of these a short time ago, once all that are being stopped ended."""
         now = self._now()
         stops = [self.dispatcher.cancelled_lately(job_id, now, owner) for job_id in job_ids]
@@ -193,18 +193,18 @@ class Worker:
     def cancel_group(self, group: str, correlation_id: str, owner: str = "") -> None:
         """A client wants all live jobs of this group to stop."""
         now = self._now()
-        stop = Stop(StopReason.CLIENT, now.mono, correlation_id)
+        stop = StopRequest(StopReason.CLIENT, now.mono, correlation_id)
         states = {job.run: bool(job.stop) for job in self.dispatcher.tracker.in_group(group, owner)}
         jobs, effects = self.dispatcher.stop_group(group, stop, now, owner)
-        self._carry_out([effect for effect in effects if isinstance(effect, Halt)])
+        self._carry_out([effect for effect in effects if isinstance(effect, SendStop)])
         for job in jobs:
-            known = Known.STOPPING if states[job.run] else Known.LIVE
-            self._story.stop_asked(job.job_id, job, known, stop, group)
+            known = TargetState.STOPPING if states[job.run] else TargetState.LIVE
+            self._job_log.stop_requested(job.job_id, job, known, stop, group)
             self.metrics.cancels.labels(known.value).inc()
         if not jobs:
-            self._story.stop_asked(None, None, Known.UNKNOWN, stop, group)
-            self.metrics.cancels.labels(Known.UNKNOWN.value).inc()
-        self._carry_out([effect for effect in effects if not isinstance(effect, Halt)])
+            self._job_log.stop_requested(None, None, TargetState.UNKNOWN, stop, group)
+            self.metrics.cancels.labels(TargetState.UNKNOWN.value).inc()
+        self._carry_out([effect for effect in effects if not isinstance(effect, SendStop)])
 
     async def receipts(
         self, job_ids: list[str], owner: str, patience_sec: float
@@ -254,7 +254,7 @@ class Worker:
         if not job.live:
             return
         if not job.stop:
-            self._story.reader_left(job)
+            self._job_log.reader_left(job)
         if job.request.on_disconnect == "cancel":
             self.stop(job, StopReason.DISCONNECT)
 
@@ -263,16 +263,16 @@ class Worker:
         if job.live:
             self._stop(job.job_id, reason, job.correlation_id, job.owner)
 
-    def _stop(self, job_id: str, reason: StopReason, correlation_id: str, owner: str) -> Known:
+    def _stop(self, job_id: str, reason: StopReason, correlation_id: str, owner: str) -> TargetState:
         """The one way in which a job is stopped, whoever wants it."""
         job = self.dispatcher.tracker.live(job_id, owner)
         now = self._now()
-        stop = Stop(reason, now.mono, correlation_id)
+        stop = StopRequest(reason, now.mono, correlation_id)
         known, effects = self.dispatcher.stop(job_id, stop, now, owner)
         # The engine is asked first and everybody else is told afterwards: it is the one who is in a hurry.
-        self._carry_out([effect for effect in effects if isinstance(effect, Halt)])
-        self._story.stop_asked(job_id, job, known, stop)
-        self._carry_out([effect for effect in effects if not isinstance(effect, Halt)])
+        self._carry_out([effect for effect in effects if isinstance(effect, SendStop)])
+        self._job_log.stop_requested(job_id, job, known, stop)
+        self._carry_out([effect for effect in effects if not isinstance(effect, SendStop)])
         return known
 
     def forget_old(self) -> None:
@@ -281,15 +281,15 @@ class Worker:
 
     # The engine (SupervisorListener).
 
-    def heard(self, message: messages.FromEngine) -> None:
+    def on_message(self, message: messages.FromEngine) -> None:
         """The engine says something."""
         now = self._now()
         match message:
             case messages.Step():
                 self._step(message, now)
             case messages.Stopped():
-                self.books = Books(message.cells_used, message.sequences_used, message.cells_cached)
-                freed = Freed(
+                self.kv_usage = KvUsage(message.cells_used, message.sequences_used, message.cells_cached)
+                freed = Release(
                     stopped_at=now.mono - message.stopped_ago_ms / 1000,
                     freed_at=None if message.freed_ago_ms is None else now.mono - message.freed_ago_ms / 1000,
                     cells_before=message.cells_before,
@@ -305,15 +305,15 @@ class Worker:
             case messages.Refused():
                 code = ErrorCode.INVALID_REQUEST if message.param else ErrorCode.INTERNAL
                 error = JobError(code, message.message, param=message.param)
-                self._carry_out(self.dispatcher.failed(message.run, error, Freed(now.mono, now.mono), now))
+                self._carry_out(self.dispatcher.failed(message.run, error, Release(now.mono, now.mono), now))
             case messages.AuditFault():
-                self._story.audit_fault(message, self.dispatcher.tracker.by_run(message.run or 0))
+                self._job_log.audit_fault(message, self.dispatcher.tracker.by_run(message.run or 0))
                 self.metrics.audit_faults.inc()
-            case messages.Narrated():
-                self._story.overheard(message)
+            case messages.NarrationEvent():
+                self._job_log.forward(message)
             case messages.Loading():
                 if not self.supervisor.ever_ready:
-                    self._story.progress(message.percent)
+                    self._job_log.progress(message.percent)
             case messages.Ready():
                 self._ready(message)
 
@@ -321,29 +321,31 @@ class Worker:
         """The engine is dead."""
         now = self._now()
         self.engine = None
-        self.books = Books()
+        self.kv_usage = KvUsage()
         self._lost_at = now.mono
         ended_as_asked = self.dispatcher.draining and not len(self.dispatcher.tracker)
-        never_loaded = self.supervisor.state is EngineState.GONE and not self.supervisor.ever_ready
+        never_loaded = (
+            self.supervisor.state is EngineState.PERMANENTLY_FAILED and not self.supervisor.ever_ready
+        )
         if ended_as_asked or never_loaded:
-            return  # No loss: it was closed, or `gone` tells why it could not start.
-        self._story.lost(death, self.dispatcher.queue.running)
-        self._trace(self.dispatcher.queue.inside, "engine_lost")
+            return  # No loss: it was closed, or `on_permanent_failure` says why it could not start.
+        self._job_log.lost(death, self.dispatcher.queue.running)
+        self._trace(self.dispatcher.queue.in_engine, "engine_lost")
         self._carry_out(self.dispatcher.engine_lost(death.why, now))
 
-    def gone(self, reason: str, code: str) -> None:
+    def on_permanent_failure(self, reason: str, code: str) -> None:
         """There will be no engine any more: every job that waits for one ends."""
         now = self._now()
-        self._story.gone(reason, code)
+        self._job_log.permanently_failed(reason, code)
         # The reason may name paths: it is for operators, in the narration and in /health.
         error = JobError(ErrorCode.ENGINE_LOST, "The engine cannot be started any more")
         for job in self.dispatcher.tracker:
-            self._carry_out(self.dispatcher.failed(job.run, error, Freed(now.mono, now.mono), now))
-        self.hopeless.set()
+            self._carry_out(self.dispatcher.failed(job.run, error, Release(now.mono, now.mono), now))
+        self.permanently_failed.set()
 
     def held(self) -> tuple[int, ...]:
         """The runs that the engine was given and has not given back: what it compares its own books with."""
-        return tuple(job.run for job in self.dispatcher.queue.inside)
+        return tuple(job.run for job in self.dispatcher.queue.in_engine)
 
     def give_up(self, run: int) -> None:
         """This run's stop is not confirmed by its deadline, not even by the engine's death."""
@@ -358,15 +360,15 @@ class Worker:
         first = not self.ready.is_set()
         self.ready.set()
         if first or self._lost_at is None:
-            self._story.loaded(ready)
+            self._job_log.loaded(ready)
         else:
-            self._story.restarted(self.supervisor.pid, self.supervisor.restarts, self._lost_at)
+            self._job_log.restarted(self.supervisor.pid, self.supervisor.restarts, self._lost_at)
         capacity = Capacity(ready.cells, ready.cells_per_job, ready.sequences)
         self._carry_out(self.dispatcher.engine_ready(ReadyEngine(capacity, ready.model), self._now()))
 
-    def _step(self, step: messages.Step, now: Moment) -> None:
+    def _step(self, step: messages.Step, now: Timestamp) -> None:
         """Everything that one step brought: the front's only work per token is in here."""
-        self.books = Books(step.cells_used, step.sequences_used, step.cells_cached)
+        self.kv_usage = KvUsage(step.cells_used, step.sequences_used, step.cells_cached)
         self.metrics.steps.labels(step.outcome).inc()
         self.metrics.step_seconds.observe(step.duration_ms / 1000)
         if step.progress:
@@ -377,7 +379,7 @@ class Worker:
         self.metrics.tokens.inc(sum(self._token(out, now) for out in step.tokens))
         effects: list[Effect] = []
         for end in step.ended:
-            freed = Freed(now.mono, now.mono, end.cells_before, end.cells_after, cells_warm=end.cells_warm)
+            freed = Release(now.mono, now.mono, end.cells_before, end.cells_after, cells_warm=end.cells_warm)
             if end.reason is not None:
                 effects += self.dispatcher.finished(end.run, end.reason, freed, now)
             else:
@@ -386,7 +388,7 @@ class Worker:
         for run in step.preempted:
             self._preempted(run)
         if len(self.dispatcher.queue):
-            effects += self.dispatcher.go_on(now)
+            effects += self.dispatcher.start_next(now)
         self._carry_out(effects)
         self._wake(out.run for out in step.tokens)
 
@@ -396,7 +398,7 @@ class Worker:
         self.metrics.preemptions.inc()
         self._trace([job] if job else [], "preempted")
 
-    def _token(self, out: messages.TokenOut, now: Moment) -> bool:
+    def _token(self, out: messages.TokenOut, now: Timestamp) -> bool:
         """Whether it is a token that was told."""
         stream = self._streams.get(out.run)
         last_token_at = stream.job.last_token_at if stream else None
@@ -422,14 +424,14 @@ class Worker:
                 case Run(job):
                     self.supervisor.run(to_run(job))
                     self._started(job)
-                case Halt(job):
+                case SendStop(job):
                     self.supervisor.stop(job.run)
                 case Ended(job):
                     self._ended(job)
 
     def _started(self, job: Job) -> None:
         self._wake([job.run])
-        if not job.carried_on:
+        if not job.requeues:
             self.metrics.job_started(job)
         self._trace([job], "started")
 
@@ -437,7 +439,7 @@ class Worker:
         stream = self._streams.pop(job.run)
         stream.wake()
         self.metrics.job_ended(job)
-        self._story.ended(job)
+        self._job_log.ended(job)
         if self.tracing is not None:
             self.tracing.ended(job, self.model)
         if not self._streams:
@@ -457,8 +459,8 @@ class Worker:
 
     # Time.
 
-    def _now(self) -> Moment:
-        return Moment(time.monotonic(), time.time())
+    def _now(self) -> Timestamp:
+        return Timestamp(time.monotonic(), time.time())
 
     def _set_alarm(self) -> None:
         """Wake up at the next deadline."""
@@ -469,13 +471,13 @@ class Worker:
             self._alarm.cancel()
         self._alarm_at = next_at
         delay = max(0.0, next_at - time.monotonic())
-        self._alarm = asyncio.get_running_loop().call_later(delay, self._deadline_passed)
+        self._alarm = asyncio.get_running_loop().call_later(delay, self._on_deadline)
 
-    def _deadline_passed(self) -> None:
+    def _on_deadline(self) -> None:
         self._alarm, self._alarm_at = None, float("inf")
         late, effects = self.dispatcher.expire(self._now())
         for job in late:
-            self._story.too_late(job)
+            self._job_log.timed_out(job)
         self._carry_out(effects)
         self._set_alarm()
 
@@ -485,10 +487,10 @@ class Worker:
         """Take nothing more, let jobs finish for the drain time, stop those that have not, and end the engine."""
         self.dispatcher.draining = True
         queue = self.dispatcher.queue
-        self._story.draining(queue.running, len(queue), self.policy.drain_sec)
+        self._job_log.draining(queue.running, len(queue), self.policy.drain_sec)
         if not await self._quiet(self.policy.drain_sec):
             now = self._now()
-            self._carry_out(self.dispatcher.stop_all(Stop(StopReason.SHUTDOWN, now.mono), now))
+            self._carry_out(self.dispatcher.stop_all(StopRequest(StopReason.SHUTDOWN, now.mono), now))
             if not await self._quiet(SHUTDOWN_STOP_SEC):
                 self.supervisor.kill("it does not stop its jobs at shutdown")
                 if not await self._quiet(SHUTDOWN_STOP_SEC):

@@ -8,11 +8,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from worker_orcd.api import schema
-from worker_orcd.api.answers import error_headers, openai_error
-from worker_orcd.api.begin import begin, unless_it_leaves
-from worker_orcd.api.openai.told import ChatCompletion, Completion, stream
-from worker_orcd.api.openai.wanted import ChatRequest, CompletionRequest, fresh_name
+from worker_orcd.api.error_responses import error_headers, openai_error
+from worker_orcd.api.openai.requests import ChatRequest, CompletionRequest, fresh_name
+from worker_orcd.api.openai.response_bodies import ChatCompletion, Completion, stream
 from worker_orcd.api.sse import KEEP_ALIVE_SEC, ReaderResponse, Readers, named
+from worker_orcd.api.submit import submit, unless_disconnected
 from worker_orcd.jobs.errors import JobError, invalid
 from worker_orcd.jobs.events import Error
 from worker_orcd.worker.streams import JobStream, any_changed
@@ -83,20 +83,20 @@ async def _answer(
 ) -> Response:
     model = model_of(worker, asked.model)
     name = fresh_name(prefix, request.headers.get("x-job-id"))
-    with in_words_of(asked.names):
+    with error_style(asked.names):
         wanted = [one.within(worker.policy.ceilings) for one in asked.wanted(name)]
-        streams = await begin(worker, request, wanted, may_retry=True)
+        streams = await submit(worker, request, wanted, may_retry=True)
     created = int(streams[0].job.accepted.unix)
-    told = words(name, model, created, asked.n or 1, asked.include_usage, asked.names)
+    body = words(name, model, created, asked.n or 1, asked.include_usage, asked.names)
     if asked.stream:
-        return ReaderResponse(worker, streams, partial(stream, told, streams))
+        return ReaderResponse(worker, streams, partial(stream, body, streams))
     with Readers(worker, streams):
-        await unless_it_leaves(request, ended(streams))
+        await unless_disconnected(request, ended(streams))
     jobs = [one.job for one in streams]
     for job in jobs:
         if isinstance(job.terminal, Error):
-            return failed(told.failure(job.terminal, jobs), streams, request)
-    return JSONResponse(told.whole(jobs), headers=named(streams))
+            return failed(body.failure(job.terminal, jobs), streams, request)
+    return JSONResponse(body.whole(jobs), headers=named(streams))
 
 
 def failed(failure: JobError, streams: Sequence[JobStream], request: Request) -> Response:
@@ -106,7 +106,7 @@ def failed(failure: JobError, streams: Sequence[JobStream], request: Request) ->
 
 
 @contextmanager
-def in_words_of(request: dict[str, str]) -> Iterator[None]:
+def error_style(request: dict[str, str]) -> Iterator[None]:
     """Name the field at fault as this request calls it."""
     try:
         yield

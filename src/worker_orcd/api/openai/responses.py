@@ -13,11 +13,11 @@ from fastapi.responses import JSONResponse
 
 from worker_orcd.api import schema
 from worker_orcd.api.access import owner_of
-from worker_orcd.api.begin import begin, unless_it_leaves
-from worker_orcd.api.openai.completions import ended, failed, in_words_of, model_of
-from worker_orcd.api.openai.told import failure_of, frame, text_of, usage_of
-from worker_orcd.api.openai.wanted import ResponseJob, ResponseRequest, fresh_name
+from worker_orcd.api.openai.completions import ended, error_style, failed, model_of
+from worker_orcd.api.openai.requests import ResponseJob, ResponseRequest, fresh_name
+from worker_orcd.api.openai.response_bodies import failure_of, frame, text_of, usage_of
 from worker_orcd.api.sse import ReaderResponse, Readers, named, whole_number
+from worker_orcd.api.submit import submit, unless_disconnected
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import End, Error, Event, Started, Token
 from worker_orcd.jobs.job import Job
@@ -54,14 +54,16 @@ def router(worker: Worker) -> APIRouter:
         model = model_of(worker, asked.model)
         offered = request.headers.get("x-job-id")
         name = fresh_name("resp_", offered)
-        with in_words_of(_NAMES):
+        with error_style(_NAMES):
             wanted = asked.wanted(name, named_by_client=offered is not None)
-            (stream,) = await begin(worker, request, [wanted.within(worker.policy.ceilings)], may_retry=True)
+            (stream,) = await submit(worker, request, [wanted.within(worker.policy.ceilings)], may_retry=True)
         if asked.stream:
-            return ReaderResponse(worker, [stream], partial(_frames, stream, Teller(stream.job, model)))
+            return ReaderResponse(
+                worker, [stream], partial(_frames, stream, ResponseEvents(stream.job, model))
+            )
         if not asked.background:
             with Readers(worker, [stream]):
-                await unless_it_leaves(request, ended([stream]))
+                await unless_disconnected(request, ended([stream]))
             if isinstance(stream.job.terminal, Error):
                 return failed(failure_of(stream.job.terminal, _NAMES, _usage(stream.job)), [stream], request)
         return JSONResponse(response_of(stream.job, model), headers=named([stream]))
@@ -84,7 +86,7 @@ def router(worker: Worker) -> APIRouter:
         model = model_of(worker, _asked(stream.job).model)
         after = whole_number(request.query_params.get("starting_after"), "starting_after")
         if request.query_params.get("stream") == "true":
-            teller = Teller(stream.job, model, after)
+            teller = ResponseEvents(stream.job, model, after)
             return ReaderResponse(worker, [stream], partial(_frames, stream, teller), follows=True)
         return JSONResponse(response_of(stream.job, model), headers=named([stream]))
 
@@ -140,7 +142,7 @@ def first_number(job: Job) -> int:
     return use % (_USES - 1) * NUMBERS_PER_USE + NUMBERS_PER_USE
 
 
-class Teller:
+class ResponseEvents:
     """Tells a response event by event, numbered from `first_number`; those up to `seen` are left out.
 
     A reader that comes while the job is live gets its end also if `seen` lies beyond, as with the job's own stream.
@@ -169,7 +171,7 @@ class Teller:
         response = {**_head(self._job, self._model, "queued"), "output": []}
         yield from self._tell("response.created", response=response)
 
-    def tell(self, event: Event) -> Iterator[bytes]:
+    def emit(self, event: Event) -> Iterator[bytes]:
         """What one event of the job's amounts to."""
         job, model = self._job, self._model
         item = _item(job, "", "in_progress")
@@ -190,18 +192,18 @@ class Teller:
                 yield from self._tell("response.output_text.done", **part, text=self._text, logprobs=[])
                 yield from self._tell("response.content_part.done", **part, part=_part(self._text))
                 yield from self._tell("response.output_item.done", output_index=0, item=whole["output"][0])
-                self._these_are_last(1)
+                self._closing_events(1)
                 yield from self._tell(f"response.{whole['status']}", response=whole)
             case Error(code=code, message=message, details=details, openai_code=openai_code):
                 failed = code is not ErrorCode.CANCELLED
-                self._these_are_last(1 + failed)
+                self._closing_events(1 + failed)
                 if failed:
                     yield from self._tell("response.failed", response=response_of(job, model))
                 used = {"phase": details.get("phase"), "usage": _usage(job)}
                 shown = openai_code or code.value
                 yield from self._tell("error", code=shown, message=message, param=None, **used)
 
-    def _these_are_last(self, events: int) -> None:
+    def _closing_events(self, events: int) -> None:
         if self._waits or self._seen > self._number + events:
             self._seen = min(self._seen, self._number)
 
@@ -211,11 +213,11 @@ class Teller:
             yield frame({"type": kind, "sequence_number": self._number, **more}, kind)
 
 
-async def _frames(stream: JobStream, teller: Teller, keep_alive: KeepAlive) -> AsyncIterator[bytes]:
+async def _frames(stream: JobStream, teller: ResponseEvents, keep_alive: KeepAlive) -> AsyncIterator[bytes]:
     for data in teller.opening():
         yield data
     async for events in stream.read(keep_alive):
-        yield b"".join(data for _, event in events for data in teller.tell(event))
+        yield b"".join(data for _, event in events for data in teller.emit(event))
 
 
 def _asked(job: Job) -> ResponseRequest:

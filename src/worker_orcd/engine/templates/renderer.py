@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from worker_orcd.engine.in_hand import InHand
+from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.engine.templates import limits, messages
 from worker_orcd.engine.templates.special_tokens import Piece
 from worker_orcd.engine.templates.template import Source, TemplateFault
@@ -51,7 +51,7 @@ class Renderer:
         self._process: subprocess.Popen[bytes] | None = None
         self._start()
 
-    def render(self, variables: dict[str, Any], in_hand: InHand | None = None) -> Sequence[Piece]:
+    def render(self, variables: dict[str, Any], in_hand: CurrentPrompt | None = None) -> Sequence[Piece]:
         """Render a conversation.
 
         Args:
@@ -63,7 +63,7 @@ class Renderer:
                 conversation was dropped.
             RendererLost: the renderer's process cannot be had.
         """
-        in_hand = in_hand or InHand()
+        in_hand = in_hand or CurrentPrompt()
         for _ in range(_ATTEMPTS):
             answer = self._answer(variables, in_hand)
             if in_hand.dropped:
@@ -88,7 +88,7 @@ class Renderer:
         self._end()
 
     def _answer(
-        self, variables: dict[str, Any], in_hand: InHand
+        self, variables: dict[str, Any], in_hand: CurrentPrompt
     ) -> messages.Rendered | messages.Failed | None:
         """What a child of the renderer's process says; None if it ends without a word."""
         with ExitStack() as block:
@@ -108,7 +108,7 @@ class Renderer:
         with self._lock:
             return self._process is None or _readable(self._control, 0)
 
-    def _connected(self, in_hand: InHand) -> socket.socket:
+    def _connected(self, in_hand: CurrentPrompt) -> socket.socket:
         """A connection to a child of the renderer's process, which is started again if it is not there."""
         for attempt in range(_ATTEMPTS):
             ours, theirs = socket.socketpair()
@@ -129,7 +129,7 @@ class Renderer:
         raise RendererLost("the chat template's process ends as soon as it has started")
 
     @contextmanager
-    def _locked(self, in_hand: InHand) -> Iterator[None]:
+    def _locked(self, in_hand: CurrentPrompt) -> Iterator[None]:
         """Hold the lock, for which a prompt may have to wait while another one's thread starts the process again."""
         if not self._lock.acquire(timeout=SLOW_AFTER_SEC):
             with in_hand.rendering_slowly():

@@ -53,9 +53,9 @@ class _State(Collector):
             (
                 "worker_kv_cells_used",
                 "KV cells of live jobs, by the engine's count.",
-                worker.books.cells_used,
+                worker.kv_usage.cells_used,
             ),
-            ("worker_kv_cells_cached", "KV cells kept for later jobs.", worker.books.cells_cached),
+            ("worker_kv_cells_cached", "KV cells kept for later jobs.", worker.kv_usage.cells_cached),
             ("worker_event_loop_tasks", "Asyncio tasks of the front.", _tasks()),
             ("worker_start_time_seconds", "When the worker started, Unix time.", worker.started_unix),
         ):
@@ -75,7 +75,7 @@ class _VllmNames(Collector):
             return
         engine, queue = worker.engine, worker.dispatcher.queue
         # Without an engine there is no room: a router that looked at 0 would send everything here.
-        used = worker.books.cells_used / engine.cells if engine else 1.0
+        used = worker.kv_usage.cells_used / engine.cells if engine else 1.0
         for name, help_text, value in (
             ("vllm:num_requests_running", "As worker_jobs_running.", queue.running),
             ("vllm:num_requests_waiting", "As worker_jobs_queued.", len(queue)),

@@ -5,7 +5,7 @@ from typing import cast
 
 import pytest
 
-from worker_orcd.api import begin
+from worker_orcd.api import submit
 from worker_orcd.worker.streams import JobStream
 from worker_orcd.worker.worker import Worker
 
@@ -33,8 +33,8 @@ def test_the_prompts_of_all_choices_are_waited_for_together(
 ) -> None:
     """Once, not once each: otherwise eight choices begin after eight seconds."""
     worker = SlowWorker()
-    monkeypatch.setattr(begin, "time", worker)
+    monkeypatch.setattr(submit, "time", worker)
     streams = [cast(JobStream, object())] * choices
-    asyncio.run(begin._measured(cast(Worker, worker), streams))
+    asyncio.run(submit._measured(cast(Worker, worker), streams))
     assert len(worker.waits) == choices
-    assert worker.now == 100.0 + begin.MEASURE_PATIENCE_SEC
+    assert worker.now == 100.0 + submit.MEASURE_PATIENCE_SEC

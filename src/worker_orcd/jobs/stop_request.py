@@ -16,7 +16,7 @@ class StopReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class StopRequest:
     """One wish to stop a job.
 
     Attributes:
@@ -36,14 +36,14 @@ class StopFlag:
     __slots__ = ("_stop",)
 
     def __init__(self) -> None:
-        self._stop: Stop | None = None
+        self._stop: StopRequest | None = None
 
     @property
-    def stop(self) -> Stop | None:
+    def stop(self) -> StopRequest | None:
         """The wish that counts, if there is one."""
         return self._stop
 
-    def set(self, stop: Stop) -> bool:
+    def set(self, stop: StopRequest) -> bool:
         """Ask to stop. True if this wish is the first, and so the one that counts."""
         if self._stop is not None:
             return False

@@ -9,10 +9,10 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from worker_orcd.api.access import owner_of
-from worker_orcd.api.answers import EndedAlready
+from worker_orcd.api.error_responses import EndedBeforeStart
 from worker_orcd.jobs.errors import JobError
 from worker_orcd.jobs.request import JobRequest
-from worker_orcd.jobs.stops import Stop, StopReason
+from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.narration.context import correlation_id
 from worker_orcd.worker.streams import JobStream
 from worker_orcd.worker.worker import Worker
@@ -22,7 +22,7 @@ MEASURE_PATIENCE_SEC = 1.0
 T = TypeVar("T")
 
 
-async def begin(
+async def submit(
     worker: Worker, request: Request, asked: Sequence[JobRequest], *, may_retry: bool = False
 ) -> list[JobStream]:
     """Have these jobs taken in, and wait a while to learn that their prompts fit.
@@ -44,16 +44,16 @@ async def begin(
     """
     streams: list[JobStream] = []
     try:
-        asker, owner = correlation_id.get() or "", owner_of(request)
-        retry_of: Stop | None = None
+        requester, owner = correlation_id.get() or "", owner_of(request)
+        retry_of: StopRequest | None = None
         if may_retry:
             names = [one.job_id for one in asked]
-            retry_of = await unless_it_leaves(request, worker.cancelled_lately(names, owner))
+            retry_of = await unless_disconnected(request, worker.cancelled_lately(names, owner))
         # One by one, so that those which were taken in are known when another is refused.
         for one in asked if retry_of is None else asked[:1]:
-            streams.append(worker.execute(one, asker, owner, request.headers, retry_of))
+            streams.append(worker.execute(one, requester, owner, request.headers, retry_of))
             streams[-1].join()
-        await unless_it_leaves(request, _measured(worker, streams))
+        await unless_disconnected(request, _measured(worker, streams))
     except ClientDisconnect:
         for stream in streams:
             worker.reader_left(stream)
@@ -74,10 +74,10 @@ async def _measured(worker: Worker, streams: Sequence[JobStream]) -> None:
         for stream in streams:
             await worker.measured(stream, until - time.monotonic())
     except JobError as end:
-        raise EndedAlready(end) from end
+        raise EndedBeforeStart(end) from end
 
 
-async def unless_it_leaves(request: Request, waiting: Coroutine[Any, Any, T]) -> T:
+async def unless_disconnected(request: Request, waiting: Coroutine[Any, Any, T]) -> T:
     """Wait, but no longer than the client is there.
 
     Raises:

@@ -4,24 +4,24 @@ import time
 from typing import Literal
 
 from worker_orcd import narration
-from worker_orcd.jobs.dispatcher import Known
+from worker_orcd.jobs.clock import millis
+from worker_orcd.jobs.dispatcher import TargetState
 from worker_orcd.jobs.events import End, Error
 from worker_orcd.jobs.job import Job
-from worker_orcd.jobs.moment import millis
 from worker_orcd.jobs.receipt import Receipt
-from worker_orcd.jobs.stops import Stop
-from worker_orcd.protocol.messages import AuditFault, Narrated, Percent, Ready
+from worker_orcd.jobs.stop_request import StopRequest
+from worker_orcd.protocol.messages import AuditFault, NarrationEvent, Percent, Ready
 from worker_orcd.supervisor.engine import Death
 
-_KNOWN: dict[Known, Literal["live", "finished", "unknown"]] = {
-    Known.LIVE: "live",
-    Known.STOPPING: "live",
-    Known.FINISHED: "finished",
-    Known.UNKNOWN: "unknown",
+_TARGET_STATES: dict[TargetState, Literal["live", "finished", "unknown"]] = {
+    TargetState.LIVE: "live",
+    TargetState.STOPPING: "live",
+    TargetState.FINISHED: "finished",
+    TargetState.UNKNOWN: "unknown",
 }
 
 
-class Story:
+class JobLog:
     """Tells it, each event with the correlation id of the request it belongs to."""
 
     def __init__(self, narrator: narration.Narrator, model_path: str) -> None:
@@ -30,17 +30,22 @@ class Story:
 
     # Jobs.
 
-    def stop_asked(
-        self, job_id: str | None, job: Job | None, known: Known, stop: Stop, group: str | None = None
+    def stop_requested(
+        self,
+        job_id: str | None,
+        job: Job | None,
+        known: TargetState,
+        stop: StopRequest,
+        group: str | None = None,
     ) -> None:
         """Somebody wants a job to stop, by its id or with its group; no job if the group has none."""
-        self._narrator.tell(
+        self._narrator.emit(
             narration.Cancel(
                 job_id=job_id,
-                known=_KNOWN[known],
+                known=_TARGET_STATES[known],
                 reason=stop.reason.value,
                 phase=job.phase.value if job else None,
-                repeated=known is Known.STOPPING,
+                repeated=known is TargetState.STOPPING,
                 group=group,
             ),
             correlation_id=stop.correlation_id,
@@ -49,7 +54,7 @@ class Story:
 
     def reader_left(self, job: Job) -> None:
         """The last reader of a job is gone."""
-        self._narrator.tell(
+        self._narrator.emit(
             narration.Disconnect(
                 job_id=job.job_id, phase=job.phase.value, on_disconnect=job.request.on_disconnect
             ),
@@ -57,9 +62,9 @@ class Story:
             owner=job.owner,
         )
 
-    def too_late(self, job: Job) -> None:
+    def timed_out(self, job: Job) -> None:
         """A job's deadline has passed."""
-        self._narrator.tell(
+        self._narrator.emit(
             narration.Timeout(
                 job_id=job.job_id, timeout_ms=round(job.timeout_sec * 1000), phase=job.phase.value
             ),
@@ -71,21 +76,21 @@ class Story:
         """A job has its terminal event."""
         action = _ending(job)
         if action is not None:
-            self._narrator.tell(action, correlation_id=job.correlation_id, owner=job.owner)
+            self._narrator.emit(action, correlation_id=job.correlation_id, owner=job.owner)
 
     # The engine.
 
     def loading(self) -> None:
         """The model is about to be loaded."""
-        self._narrator.tell(narration.ModelLoadStart(path=self._model_path))
+        self._narrator.emit(narration.ModelLoadStart(path=self._model_path))
 
     def progress(self, percent: Percent) -> None:
         """So much of it is loaded."""
-        self._narrator.tell(narration.ModelLoadProgress(path=self._model_path, percent=percent))
+        self._narrator.emit(narration.ModelLoadProgress(path=self._model_path, percent=percent))
 
     def loaded(self, ready: Ready) -> None:
         """The first engine can take work."""
-        self._narrator.tell(
+        self._narrator.emit(
             narration.ModelLoadComplete(
                 path=self._model_path,
                 load_ms=ready.load_ms,
@@ -100,13 +105,13 @@ class Story:
     def restarted(self, pid: int | None, restarts: int, lost_at: float) -> None:
         """An engine stands in for one that was lost at `lost_at` (monotonic seconds)."""
         ready_ms = millis(lost_at, time.monotonic())
-        self._narrator.tell(
+        self._narrator.emit(
             narration.EngineRestarted(engine_pid=pid or 0, restarts=restarts, ready_ms=ready_ms)
         )
 
     def lost(self, death: Death, jobs_running: int) -> None:
         """An engine is dead that nobody wanted dead."""
-        self._narrator.tell(
+        self._narrator.emit(
             narration.EngineLost(
                 engine_pid=death.pid or 0,
                 why=death.why,
@@ -119,24 +124,24 @@ class Story:
     def audit_fault(self, fault: AuditFault, job: Job | None) -> None:
         """The engine's books did not agree."""
         now = "it is repaired" if fault.repaired else "the sequence is not used until it is clean"
-        self._narrator.tell(
+        self._narrator.emit(
             narration.Error(code="INTERNAL", message=f"{fault.message}; {now}"),
             correlation_id=job.correlation_id if job else None,
         )
 
-    def overheard(self, told: Narrated) -> None:
+    def forward(self, told: NarrationEvent) -> None:
         """The engine has narrated something: who listens here hears it, too."""
-        self._narrator.audience.tell(told.event, told.owner)
+        self._narrator.broadcast.emit(told.event, told.owner)
 
-    def gone(self, reason: str, code: str) -> None:
+    def permanently_failed(self, reason: str, code: str) -> None:
         """No engine can be had any more."""
-        self._narrator.tell(narration.Error(code=code, message=reason))
+        self._narrator.emit(narration.Error(code=code, message=reason))
 
     # The worker.
 
     def draining(self, running: int, queued: int, drain_sec: float) -> None:
         """Nothing more is taken."""
-        self._narrator.tell(narration.Drain(jobs_running=running, jobs_queued=queued, drain_sec=drain_sec))
+        self._narrator.emit(narration.Drain(jobs_running=running, jobs_queued=queued, drain_sec=drain_sec))
 
 
 def _ending(job: Job) -> narration.Action | None:

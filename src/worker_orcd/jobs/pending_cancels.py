@@ -1,31 +1,31 @@
 """Cancels that overtook their `/execute`: kept for a few seconds, used once (contract, section 3)."""
 
 from worker_orcd.bounded import BoundedByOwner
+from worker_orcd.jobs.clock import Timestamp
 from worker_orcd.jobs.job import JobKey
-from worker_orcd.jobs.moment import Moment
-from worker_orcd.jobs.stops import Stop
+from worker_orcd.jobs.stop_request import StopRequest
 
-MAX_REMEMBERED = 10_000
+MAX_PENDING_CANCELS = 10_000
 
 
-class RememberedCancels:
+class PendingCancels:
     """The first cancel of each id that was never seen, for `keep_sec` seconds; of too many, the oldest of the owner
     that has most are forgotten."""
 
-    def __init__(self, keep_sec: float, *, bound: int = MAX_REMEMBERED) -> None:
+    def __init__(self, keep_sec: float, *, bound: int = MAX_PENDING_CANCELS) -> None:
         self._keep_sec = keep_sec
-        self._stops: BoundedByOwner[str, Stop] = BoundedByOwner(bound)
+        self._stops: BoundedByOwner[str, StopRequest] = BoundedByOwner(bound)
 
     def __len__(self) -> int:
         return len(self._stops)
 
-    def add(self, key: JobKey, stop: Stop) -> None:
+    def add(self, key: JobKey, stop: StopRequest) -> None:
         """Remember a cancel. A second one for the same id neither replaces the first nor makes it last longer."""
         self._forget_old(stop.accepted_at)
         if self._stops.get(*key) is None:
             self._stops.add(*key, stop)
 
-    def of(self, key: JobKey, now: Moment) -> Stop | None:
+    def of(self, key: JobKey, now: Timestamp) -> StopRequest | None:
         """The cancel that waits for this id, if one does."""
         self._forget_old(now.mono)
         return self._stops.get(*key)

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from worker_orcd.api.answers import openai_error
+from worker_orcd.api.error_responses import openai_error
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import End, Error, Event, Started, Token
 from worker_orcd.jobs.job import Job
@@ -142,7 +142,7 @@ class ChatCompletion(Completion):
 
 
 async def stream(
-    told: Completion, streams: Sequence[JobStream], keep_alive: KeepAlive
+    body: Completion, streams: Sequence[JobStream], keep_alive: KeepAlive
 ) -> AsyncIterator[bytes]:
     """A request's stream. It ends with `[DONE]` only if every choice came to its natural end: the first that did not
     ends it with one error chunk."""
@@ -150,15 +150,15 @@ async def stream(
     async for place, events in read_together(streams, keep_alive):
         for _, event in events:
             if isinstance(event, Error):
-                if told.include_usage:
-                    yield frame(told.usage(jobs))
-                yield frame(openai_error(told.failure(event, jobs)))
+                if body.include_usage:
+                    yield frame(body.usage(jobs))
+                yield frame(openai_error(body.failure(event, jobs)))
                 return
-            for chunk in told.chunks(place, event):
+            for chunk in body.chunks(place, event):
                 yield frame(chunk)
         yield b""
-    if told.include_usage:
-        yield frame(told.usage(jobs))
+    if body.include_usage:
+        yield frame(body.usage(jobs))
     yield DONE
 
 

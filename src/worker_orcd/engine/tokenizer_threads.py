@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 
 from worker_orcd import narration
-from worker_orcd.engine.in_hand import InHand
+from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.engine.model import Model, PromptRefused
 from worker_orcd.engine.prompts import Prompts
 from worker_orcd.protocol.messages import FromEngine, Prepare, Prepared, Refused, Rendering
@@ -14,7 +14,7 @@ THREADS = 16
 rendering."""
 
 
-def prepare(request: Prepare, model: Model, in_hand: InHand | None = None) -> Prepared | Refused:
+def prepare(request: Prepare, model: Model, in_hand: CurrentPrompt | None = None) -> Prepared | Refused:
     """Render and tokenize one prompt, and check what only the model can check. `in_hand`: as in `Model.encode`."""
     try:
         for stop in request.stop:
@@ -92,14 +92,14 @@ def _prepare_in_turn(
 
 
 def _answer(
-    request: Prepare, model: Model, narrator: narration.Narrator, in_hand: InHand
+    request: Prepare, model: Model, narrator: narration.Narrator, in_hand: CurrentPrompt
 ) -> Prepared | Refused:
     if in_hand.dropped:
         return Refused(request.run, "the job has ended", None)
     try:
         return prepare(request, model, in_hand)
     except Exception as error:  # noqa: BLE001  # Reported as INTERNAL; the thread must live on for the next prompt.
-        narrator.tell(
+        narrator.emit(
             narration.Error.from_exception(
                 error, code="INTERNAL", message="preparing a prompt failed", job_id=request.job_id
             ),

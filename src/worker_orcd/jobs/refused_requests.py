@@ -1,8 +1,8 @@
 """Ids of requests that were refused: a cancel that follows is for that request, not for the corrected one."""
 
 from worker_orcd.bounded import BoundedByOwner
+from worker_orcd.jobs.clock import Timestamp
 from worker_orcd.jobs.job import JobKey
-from worker_orcd.jobs.moment import Moment
 
 MAX_REFUSED = 10_000
 REFUSED_KEPT_SEC = 300.0
@@ -20,7 +20,7 @@ class RefusedRequests:
     def __len__(self) -> int:
         return len(self._refused)
 
-    def add(self, key: JobKey, now: Moment) -> None:
+    def add(self, key: JobKey, now: Timestamp) -> None:
         """A request with this id is refused."""
         self._forget_old(now)
         self._refused.add(*key, now.mono)
@@ -29,10 +29,10 @@ class RefusedRequests:
         """A request with this id is accepted: from now on a cancel is for that one."""
         self._refused.remove(*key)
 
-    def has(self, key: JobKey, now: Moment) -> bool:
+    def has(self, key: JobKey, now: Timestamp) -> bool:
         """Whether the latest request with this id was refused, not too long ago."""
         self._forget_old(now)
         return self._refused.get(*key) is not None
 
-    def _forget_old(self, now: Moment) -> None:
+    def _forget_old(self, now: Timestamp) -> None:
         self._refused.drop_while(lambda refused_at: now.mono - refused_at > self._keep_sec)

@@ -45,7 +45,7 @@ def error_headers(error: JobError, path: str) -> dict[str, str]:
     return headers
 
 
-class EndedAlready(JobError):
+class EndedBeforeStart(JobError):
     """The answer is the end of a job that had been taken in, which is narrated and counted as such."""
 
     def __init__(self, end: JobError) -> None:
@@ -60,9 +60,9 @@ def install(app: FastAPI, worker: Worker, narrator: narration.Narrator) -> Refus
     """Give every error of this app the one shape, count it and narrate it. Returns what does so."""
 
     def answer(error: JobError, path: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-        if not isinstance(error, EndedAlready):
+        if not isinstance(error, EndedBeforeStart):
             worker.metrics.refusals.labels(error.code.value).inc()
-            narrator.tell(
+            narrator.emit(
                 narration.Error(
                     code=error.code.value,
                     message=error.message,

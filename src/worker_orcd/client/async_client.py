@@ -8,10 +8,10 @@ from typing import Any, Self
 
 import anyio
 
-from worker_orcd.client import reading
+from worker_orcd.client import decoding
 from worker_orcd.client.connection import CANCEL_SEC, Connection
 from worker_orcd.client.job import Job, Opening
-from worker_orcd.client.model import DEFAULT_URL, Answer, Json, Narrated, Receipt
+from worker_orcd.client.model import DEFAULT_URL, Answer, Json, NarrationEvent, Receipt
 
 _LOOK_EVERY_SEC = 0.02
 
@@ -83,7 +83,7 @@ class Client:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        opening = Opening("/v1/chat/completions", body, {"X-Job-Id": name}, reading.Chunks(name))
+        opening = Opening("/v1/chat/completions", body, {"X-Job-Id": name}, decoding.Chunks(name))
         return Job(self._connection, name, opening, resume=False)
 
     def follow(self, job_id: str, *, after: str | None = None) -> Job:
@@ -125,7 +125,7 @@ class Client:
                 return record
             await anyio.sleep(_LOOK_EVERY_SEC)
 
-    async def narration(self, *, after: str | None = None) -> AsyncGenerator[Narrated, None]:
+    async def narration(self, *, after: str | None = None) -> AsyncGenerator[NarrationEvent, None]:
         """`GET /narration`: what the worker tells of itself, the latest first, then as it happens, until it shuts down.
 
         Args:
@@ -134,7 +134,7 @@ class Client:
         headers = {} if after is None else {"Last-Event-ID": after}
         async with AsyncExitStack() as open_stream:
             told = await self._connection.open(
-                open_stream, "GET", "/narration", reading.narrated, headers=headers
+                open_stream, "GET", "/narration", decoding.narrated, headers=headers
             )
             async for one in told:
                 yield one

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from worker_orcd.cli.connection import explained
-from worker_orcd.cli.output import tell
+from worker_orcd.cli.output import notice
 from worker_orcd.client import (
     CANCEL_SEC,
     Event,
@@ -115,4 +115,4 @@ class CancelOnInterrupt:
         try:
             self._job.cancel()
         except WorkerError as error:
-            tell(f"worker-orcd: {error.code}: {explained(error)}")
+            notice(f"worker-orcd: {error.code}: {explained(error)}")

@@ -4,7 +4,7 @@ import ctypes
 from typing import Any
 
 
-class Complaints:
+class BackendLog:
     """What llama.cpp logs as errors, kept to explain a failed load; everything else it logs is dropped."""
 
     def __init__(self, lib: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from worker_orcd.bounded import BoundedByOwner
-from worker_orcd.narration.action import Told
+from worker_orcd.narration.action import EventFields
 from worker_orcd.narration.catalogue import concerns_worker, for_tenants
 
 BACKLOG = 200
@@ -19,19 +19,19 @@ MAX_BEHIND = 1000
 MAX_LISTENERS = 32
 
 
-class Heard(NamedTuple):
+class MarkedEvent(NamedTuple):
     """Something that was told, and a mark to go on from; no count, which would say how much others do."""
 
     mark: str
-    event: Told
+    event: EventFields
 
 
 class _Kept(NamedTuple):
     """An event that is kept."""
 
     mark: str
-    event: Told
-    for_tenants: Told | None
+    event: EventFields
+    for_tenants: EventFields | None
     """What a tenant sees of the event if it is not the tenant's own."""
 
 
@@ -41,16 +41,16 @@ class Listener:
     def __init__(self, owner: str, *, operator: bool) -> None:
         self.owner = owner
         self._operator = operator
-        self._waiting: deque[Heard] = deque(maxlen=MAX_BEHIND)
+        self._waiting: deque[MarkedEvent] = deque(maxlen=MAX_BEHIND)
         self._news = asyncio.Event()
         self._closed = False
 
-    def seen(self, kept: _Kept, owner: str | None) -> Heard | None:
+    def seen(self, kept: _Kept, owner: str | None) -> MarkedEvent | None:
         """What this listener may see of an owner's event; None if nothing."""
         event = kept.event if self._operator or owner == self.owner else kept.for_tenants
-        return None if event is None else Heard(kept.mark, event)
+        return None if event is None else MarkedEvent(kept.mark, event)
 
-    def hear(self, heard: Heard) -> None:
+    def push(self, heard: MarkedEvent) -> None:
         """Something is told."""
         self._waiting.append(heard)
         self._news.set()
@@ -60,7 +60,7 @@ class Listener:
         self._closed = True
         self._news.set()
 
-    async def listen(self, idle_sec: float) -> AsyncIterator[list[Heard]]:
+    async def listen(self, idle_sec: float) -> AsyncIterator[list[MarkedEvent]]:
         """What is told, as many at a time as there are; none when nothing is for so long."""
         while True:
             self._news.clear()
@@ -77,14 +77,14 @@ class Listener:
                     yield []
 
 
-def _latest(events: list[tuple[str | None, Heard]]) -> list[Heard]:
-    latest: BoundedByOwner[str, Heard] = BoundedByOwner(BACKLOG)
+def _latest(events: list[tuple[str | None, MarkedEvent]]) -> list[MarkedEvent]:
+    latest: BoundedByOwner[str, MarkedEvent] = BoundedByOwner(BACKLOG)
     for owner, heard in events:
         latest.add(owner, heard.mark, heard)
     return [entry.value for entry in latest]
 
 
-class Audience:
+class Broadcast:
     """The listeners, and the latest events. Both are bounded; what is over is taken from the owner that has most."""
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class Audience:
         self._listeners: BoundedByOwner[Listener, Listener] = BoundedByOwner(MAX_LISTENERS)
         self._closed = False
 
-    def tell(self, event: Told, owner: str | None) -> None:
+    def emit(self, event: EventFields, owner: str | None) -> None:
         """An event; `owner` is whose request it belongs to, None is nobody's in particular.
 
         An event about the worker as a whole belongs to nobody, also if an owner's request caused it.
@@ -104,7 +104,7 @@ class Audience:
         for listener in self._listeners:
             heard = listener.value.seen(kept, owner)
             if heard is not None:
-                listener.value.hear(heard)
+                listener.value.push(heard)
 
     def join(self, owner: str, after: str | None = None, *, operator: bool = False) -> Listener | None:
         """Add a listener; None if there are too many and no other owner has more of them than this one.
@@ -126,7 +126,7 @@ class Audience:
         ]
         known = [place for place, (_, heard) in enumerate(backlog, start=1) if heard.mark == after]
         for heard in (one for _, one in backlog[known[0] :]) if known else _latest(backlog):
-            listener.hear(heard)
+            listener.push(heard)
         if self._closed:
             listener.close()
         for replaced in self._listeners.add(owner, listener, listener):

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from worker_orcd.cli import board
+from worker_orcd.cli import job_table
 
 RECEIPT = {"stopped_ms": 1.5, "freed_ms": 1234.5}
 HEALTH: dict[str, Any] = {
@@ -55,7 +55,7 @@ def shown(what: Any, width: int | None) -> list[str]:
 @pytest.mark.parametrize("width", [20, 40, 80, 120, 200, None])
 def test_the_board_breaks_at_words(width: int | None) -> None:
     """Each word and number stands whole in a line. Only a word that is longer than a line makes one longer."""
-    lines = shown(board.board(HEALTH, RECORDS, width), width)
+    lines = shown(job_table.board(HEALTH, RECORDS, width), width)
     words = {word for line in lines for word in line.split()}
     assert words >= WORDS | {HEALTH["model"], "12345/16384", "night-batch"}
     too_long = [line for line in lines if len(line) > (width or 10_000)]
@@ -64,14 +64,14 @@ def test_the_board_breaks_at_words(width: int | None) -> None:
 
 def test_piped_each_job_has_a_line_however_long_its_id() -> None:
     """For `grep` and `awk`."""
-    lines = shown(board.board(HEALTH, [record("x" * 256, "y" * 256)], None), None)
+    lines = shown(job_table.board(HEALTH, [record("x" * 256, "y" * 256)], None), None)
     assert [len(lines), lines[2].split()[0], lines[2].split()[-1]] == [3, "x" * 256, "y" * 256]
 
 
 @pytest.mark.parametrize("width", [24, 40, 60, 80, 200])
 def test_the_watch_cuts_ids_and_leaves_columns_out_but_cuts_no_number(width: int) -> None:
     """A line for each job, whatever the width; job and state are always there."""
-    lines = shown(board.fitted(RECORDS, width, 0), width)
+    lines = shown(job_table.fitted(RECORDS, width, 0), width)
     assert len(lines) == 1 + len(RECORDS)
     assert max(map(len, lines)) <= width
     headings = lines[0].split()
@@ -87,6 +87,6 @@ def test_the_watch_cuts_ids_and_leaves_columns_out_but_cuts_no_number(width: int
 
 def test_lines_break_at_spaces_and_keep_their_styles() -> None:
     """A part of a text that occurs twice is found in its own place."""
-    lines = board.wrapped(Text.assemble("on on ", ("on", "red"), " on"), 5)
+    lines = job_table.wrapped(Text.assemble("on on ", ("on", "red"), " on"), 5)
     assert [line.plain for line in lines] == ["on on", "on on"]
     assert [len(line.spans) for line in lines] == [0, 1]

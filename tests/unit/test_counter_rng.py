@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from worker_orcd.engine import draws
-from worker_orcd.engine.draws import draw_seed
+from worker_orcd.engine import counter_rng
+from worker_orcd.engine.counter_rng import draw_seed
 
 SEEDS = st.integers(0, 2**64 - 1)
 
@@ -50,7 +50,7 @@ def test_when_the_hash_gives_the_forbidden_seed_another_one_is_drawn(monkeypatch
         def digest(self) -> bytes:
             return given_in_turn[len(hashed) - 1]
 
-    monkeypatch.setattr(draws, "blake2b", Hash)
+    monkeypatch.setattr(counter_rng, "blake2b", Hash)
     assert draw_seed(1, 2) == 5
     assert len(set(hashed)) == 3, "each try hashes something else, or it would never end"
 

@@ -17,7 +17,7 @@ from worker_orcd.jobs.errors import ErrorCode, JobError
 _encoder = msgspec.json.Encoder()
 
 
-def router(audience: narration.Audience) -> APIRouter:
+def router(broadcast: narration.Broadcast) -> APIRouter:
     """The route of this resource."""
     routes = APIRouter(tags=["health"])
 
@@ -31,19 +31,19 @@ def router(audience: narration.Audience) -> APIRouter:
         openapi_extra=schema.header("Last-Event-ID", "the `id:` of the last event that was heard", None),
     )
     async def narrated(request: Request) -> Response:
-        listener = audience.join(
+        listener = broadcast.join(
             owner_of(request), request.headers.get("last-event-id"), operator=is_operator(request)
         )
         if listener is None:
             raise JobError(ErrorCode.QUEUE_FULL, "too many listen to the narration", retry_after_sec=5)
-        return _Narration(audience, listener)
+        return _Narration(broadcast, listener)
 
     return routes
 
 
 class _Narration(EventSourceResponse):
-    def __init__(self, audience: narration.Audience, listener: narration.Listener) -> None:
-        self._audience = audience
+    def __init__(self, broadcast: narration.Broadcast, listener: narration.Listener) -> None:
+        self._broadcast = broadcast
         self._listener = listener
         super().__init__(self._chunks(), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
@@ -52,12 +52,12 @@ class _Narration(EventSourceResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._audience.leave(self._listener)
+            self._broadcast.leave(self._listener)
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         async for events in self._listener.listen(KEEP_ALIVE_SEC):
             yield b"".join(map(_frame, events)) or KEEPALIVE_COMMENT
 
 
-def _frame(heard: narration.Heard) -> bytes:
+def _frame(heard: narration.MarkedEvent) -> bytes:
     return b"id: %s\ndata: %s\n\n" % (heard.mark.encode(), _encoder.encode(heard.event))

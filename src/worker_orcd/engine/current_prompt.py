@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 
-class InHand:
+class CurrentPrompt:
     """Joins the thread that prepares a prompt and the one that drops it. Safe to use from any thread.
 
     Attributes:

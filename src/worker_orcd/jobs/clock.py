@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 
-class Moment(NamedTuple):
+class Timestamp(NamedTuple):
     """Now, on two clocks: durations are taken from `mono`, dates shown to people from `unix` (both seconds)."""
 
     mono: float

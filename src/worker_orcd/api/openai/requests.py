@@ -15,12 +15,12 @@ from worker_orcd.api.openai import unsupported
 from worker_orcd.jobs.errors import JobError, invalid
 from worker_orcd.jobs.request import MAX_STOP_CHARS, MAX_STOP_STRINGS, Body, CacheSalt, JobId, JobRequest
 
-MOST_CHOICES = 16
+MAX_CHOICES = 16
 """`n`, and prompts of one request times `n`."""
 DEFAULT_COMPLETION_TOKENS = 16
 """What OpenAI and vLLM give a completion that does not say."""
 
-Stop = str | list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]]
+StopRequest = str | list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]]
 
 
 class StreamOptions(Body):
@@ -95,9 +95,9 @@ class Generation(Body):
 class Completions(Generation):
     """What `POST /v1/completions` and `POST /v1/chat/completions` have in common."""
 
-    n: int | None = Field(default=None, ge=1, le=MOST_CHOICES, description="choices, each a job of one group")
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES, description="choices, each a job of one group")
     seed: int | None = Field(default=None, ge=-(2**63), le=2**64 - 1)
-    stop: Stop | None = Field(default=None, max_length=MAX_STOP_CHARS)
+    stop: StopRequest | None = Field(default=None, max_length=MAX_STOP_CHARS)
     max_tokens: int | None = Field(default=None, ge=1)
     stream_options: StreamOptions | None = None
 
@@ -130,8 +130,8 @@ class Completions(Generation):
             JobError: `INVALID_REQUEST`, they would be too many.
         """
         number = len(prompts) * (self.n or 1)
-        if number > MOST_CHOICES:
-            raise invalid(f"a request may have at most {MOST_CHOICES} choices, not {number}", "n")
+        if number > MAX_CHOICES:
+            raise invalid(f"a request may have at most {MAX_CHOICES} choices, not {number}", "n")
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
         return [
             self.job(

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 
 from worker_orcd.client.connection import Message
-from worker_orcd.client.model import Event, Json, Narrated
+from worker_orcd.client.model import Event, Json, NarrationEvent
 
 
 def events(message: Message) -> Iterator[Event]:
@@ -26,9 +26,9 @@ def position(event_id: str) -> tuple[str, int]:
     return incarnation, int(number)
 
 
-def narrated(message: Message) -> Iterator[Narrated]:
+def narrated(message: Message) -> Iterator[NarrationEvent]:
     """Of `GET /narration`."""
-    yield Narrated(message.id, json.loads(message.data))
+    yield NarrationEvent(message.id, json.loads(message.data))
 
 
 class Chunks:

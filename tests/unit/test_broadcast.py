@@ -1,0 +1,52 @@
+"""Listeners of the narration and what is kept for them: no tenant takes another's (G9, G10)."""
+
+import asyncio
+
+from worker_orcd.narration.broadcast import BACKLOG, MAX_KEPT, MAX_LISTENERS, Broadcast, Listener
+
+SILENT_SEC = 0.001
+
+
+def heard(listener: Listener) -> list[object]:
+    """What waits for a listener now."""
+
+    async def listen() -> list[object]:
+        async for batch in listener.listen(SILENT_SEC):
+            return [one.event["number"] for one in batch]
+        return ["closed"]
+
+    return asyncio.run(listen())
+
+
+def joined(broadcast: Broadcast, owner: str, after: str | None = None) -> Listener:
+    """One more listener."""
+    listener = broadcast.join(owner, after)
+    assert listener is not None
+    return listener
+
+
+def test_a_tenants_events_push_out_only_its_own() -> None:
+    """Anna's events are there after any number of Berta's; so are everybody's."""
+    broadcast = Broadcast()
+    broadcast.emit({"number": 1}, "anna")
+    broadcast.emit({"action": "ready", "number": 2}, None)
+    for number in range(2 * MAX_KEPT):
+        broadcast.emit({"number": -number}, "berta")
+    assert heard(joined(broadcast, "anna")) == [1, 2]
+    assert len(heard(joined(broadcast, "berta"))) == BACKLOG
+
+
+def test_a_tenants_listeners_shut_out_only_its_own() -> None:
+    """Who has fewer takes the place of the oldest of who has most, whose stream ends; who has most is refused."""
+    broadcast = Broadcast()
+    bertas = [joined(broadcast, "berta") for _ in range(MAX_LISTENERS)]
+    assert broadcast.join("berta") is None
+    anna = joined(broadcast, "anna")
+    assert heard(bertas[0]) == ["closed"]
+    broadcast.emit({"action": "ready", "number": 1}, None)
+    assert heard(bertas[1]) == heard(anna) == [1]
+    assert broadcast.join("berta") is None, "anna's listener is not to be pushed out again"
+    broadcast.leave(bertas[0])
+    assert broadcast.join("berta") is None, "its place is anna's"
+    broadcast.leave(bertas[1])
+    assert broadcast.join("berta") is not None
