@@ -3,6 +3,8 @@ UV_VERSION := 0.13.9
 SHELL := /bin/bash
 PY := .venv/bin/python
 ARGS ?=
+# Images set it to save room. Compiling all modules at each start makes everything here several times slower.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

@@ -51,7 +51,8 @@ if [ "$installed" != "$locked" ]; then
     builder=$!
     trap 'kill "$builder" 2>/dev/null || true' EXIT
 fi
-.venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes "${llama_settings[@]}" requirements.lock
+.venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes --compile-bytecode \
+    "${llama_settings[@]}" requirements.lock
 if [ -n "$builder" ]; then
     echo "setup: llama.cpp is built and everything installed, after $((SECONDS - started)) s"
 fi
