@@ -58,7 +58,10 @@ QUICK_MODELS = {"llama", "mamba", "jamba", "gemma3"}
 SERIAL = (
     "faults",
     "features",
-    "real",
+    "real/test_demo.py",
+    "real/test_second_model.py",
+    "real/test_stopping.py",
+    "real/test_waiting.py",
     "integration/test_cancel.py::test_cancels_delay_a_neighbour_by_a_step_at_most",
     "integration/test_cancel.py::test_computing_stops_within_100_ms_also_in_the_middle_of_a_long_step",
     "integration/test_cancel.py::test_where_steps_cannot_be_aborted_they_are_short_enough_to_wait_for",
