@@ -1,15 +1,20 @@
 """Which model files are accepted at start-up, what is known of them, and what is said of the others."""
 
+import itertools
 import math
 import os
+import random
 import struct
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from gguf.constants import GGML_QUANT_SIZES
-from hypothesis import given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from worker_orcd.settings import bundled_model
 from worker_orcd.supervisor import gguf, model_file
@@ -369,6 +374,79 @@ def test_flipped_bytes_give_a_model_or_a_refusal(scratch: Path, flips: list[tupl
 def test_any_bytes_after_a_right_header_give_a_model_or_a_refusal(scratch: Path, tail: bytes) -> None:
     """The reader keeps to the file whatever stands in it."""
     outcome(scratch, b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + tail)
+
+
+def long_vocabulary() -> Gguf:
+    """A file that the check reads in many pieces."""
+    file = Gguf()
+    file.metadata["tokenizer.ggml.tokens"] = array_value(STRING, 20_000, 20_000 * string("0123456789"))
+    return file
+
+
+def while_read(
+    monkeypatch: pytest.MonkeyPatch, path: Path, piece: int, change: Callable[[], object]
+) -> ModelFile | ModelFileError:
+    """Inspect a file that another process changes just before the check reads its piece of this number."""
+    path.write_bytes(long_vocabulary().bytes())
+    read, pieces = os.pread, itertools.count()
+
+    def changed_then_read(*arguments: int) -> bytes:
+        if next(pieces) == piece:
+            change()
+        return read(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pread", changed_then_read)
+        try:
+            return model_file.inspect(path)
+        except ModelFileError as refused:
+            return refused
+
+
+@pytest.mark.parametrize("left", [0, 100, 4096, 100_000])
+def test_a_file_that_is_cut_while_it_is_read_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    """In one line, whichever piece is read next. If the file were mapped, SIGBUS would end the front."""
+    results = [while_read(monkeypatch, path, piece, lambda: os.truncate(path, left)) for piece in range(3)]
+    for result in results:
+        assert isinstance(result, ModelFileError)
+        assert "became shorter than its" in result.message
+        assert result.message.isprintable()
+
+
+@given(piece=st.integers(0, 6), seed=st.randoms(use_true_random=False))
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_file_that_is_overwritten_while_it_is_read_gives_a_model_or_a_refusal(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, piece: int, seed: random.Random
+) -> None:
+    """Whatever is written over it, and also if it grows."""
+    result = while_read(
+        monkeypatch, scratch, piece, lambda: scratch.write_bytes(seed.randbytes(seed.randrange(200_000)))
+    )
+    if isinstance(result, ModelFileError):
+        assert result.message.isprintable()
+
+
+def test_a_file_that_changes_all_the_time_never_ends_the_front(path: Path) -> None:
+    """Without an order of events: another process checks the file again and again while it is cut and made whole."""
+    whole = long_vocabulary().bytes()
+    path.write_bytes(whole)
+    program = (
+        "import sys; from pathlib import Path; from worker_orcd.supervisor import model_file\n"
+        "while True:\n"
+        "    try: model_file.inspect(Path(sys.argv[1]))\n"
+        "    except model_file.ModelFileError: pass\n"
+        "    print(flush=True)\n"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as front:
+        assert front.stdout is not None
+        for _ in range(300):
+            assert front.stdout.readline() == b"\n", f"the front ended with {front.wait()}"
+            os.truncate(path, 4096)
+            path.write_bytes(whole)
+        front.kill()
 
 
 def test_tensor_sizes_are_those_of_the_gguf_package() -> None:

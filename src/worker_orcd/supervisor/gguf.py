@@ -3,7 +3,7 @@
 Facts from llama.cpp's gguf.cpp. Little-endian, versions 2 and 3, which do not differ in what is read here.
 """
 
-import mmap
+import os
 import struct
 
 from worker_orcd.printable import printable
@@ -14,6 +14,8 @@ TENSOR_NAME_MAX_BYTES = 63
 TENSOR_DIMENSIONS_MAX = 4
 TEXT_MAX_BYTES = 256
 """Bytes that are kept of a string."""
+WINDOW_BYTES = 1 << 16
+"""Bytes that are read at once."""
 
 STRING, ARRAY = 8, 9
 _FORMATS = zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True)
@@ -40,17 +42,20 @@ class Malformed(Exception):
 
 
 class Reader:
-    """Reads forward in a mapped file, never past its end, and only so many items.
+    """Reads forward in a file, never past its end, and only so many items.
 
     A length in the file is believed only as far as the file could hold it, and `items_max` bounds the work in all:
-    a crafted file costs neither memory nor much time. Every method raises `Malformed`; `what` names for its message
-    the thing being read.
+    a crafted file costs neither memory nor much time. The file is read and not mapped, because a mapped file that
+    another process cuts ends its reader by SIGBUS. Every method raises `Malformed`, and `OSError` where the disk fails;
+    `what` names for its message the thing being read.
     """
 
-    def __init__(self, data: mmap.mmap, items_max: int = 4_000_000) -> None:
-        self._data = data
+    def __init__(self, descriptor: int, items_max: int = 4_000_000) -> None:
+        self._descriptor = descriptor
         self._items_left = items_max
-        self.size = len(data)
+        self._window = b""
+        self._window_begin = 0
+        self.size = os.fstat(descriptor).st_size
         self.position = 0
 
     def skip(self, count: int, what: str) -> int:
@@ -75,8 +80,12 @@ class Reader:
         """A string, of which at most `TEXT_MAX_BYTES` are kept, printable."""
         length = self.u64(what)
         begin = self.skip(length, what)
-        kept = self._data[begin : begin + min(length, TEXT_MAX_BYTES)].decode("utf-8", "replace")
+        kept = self._read(begin, min(length, TEXT_MAX_BYTES)).decode("utf-8", "replace")
         return printable(kept)[:TEXT_MAX_BYTES]
+
+    def peek(self, count: int) -> bytes:
+        """The next bytes, fewer where the file ends before. The position stays."""
+        return self._read(self.position, min(count, self.size - self.position))
 
     def value(self, value_type: int, what: str) -> Value:
         """A metadata value of any type; arrays are only passed, and are None."""
@@ -95,8 +104,19 @@ class Reader:
 
     def _scalar(self, value_type: int, what: str) -> int | float:
         form = _form(value_type, what)
-        number: int | float = form.unpack_from(self._data, self.skip(form.size, what))[0]
+        begin = self.skip(form.size, what)
+        number: int | float = form.unpack(self._read(begin, form.size))[0]
         return number
+
+    def _read(self, begin: int, count: int) -> bytes:
+        """At most `WINDOW_BYTES`, all of which lay in the file when it was opened."""
+        offset = begin - self._window_begin
+        if not 0 <= offset <= len(self._window) - count:
+            self._window = os.pread(self._descriptor, WINDOW_BYTES, begin)
+            self._window_begin, offset = begin, 0
+            if len(self._window) < count:
+                raise Malformed(f"became shorter than its {self.size:,} bytes while it was read")
+        return self._window[offset : offset + count]
 
     def _skip_strings(self, count: int, what: str) -> None:
         # Each has at least its length: a count that can't be true is seen before walking.
@@ -105,16 +125,17 @@ class Reader:
         self._items_left -= count
         if self._items_left < 0:
             raise Malformed(f"{what} has more items than any model: {count:,}")
-        data, position, last_begin, length_at = (
-            self._data,
-            self.position,
-            self.size - 8,
-            SCALARS[10].unpack_from,
-        )
+        position, last_begin, length_at = self.position, self.size - 8, SCALARS[10].unpack_from
+        window, begin, last_offset = b"", position, -1
         for _ in range(count):
             if position > last_begin:
                 break
-            position += 8 + length_at(data, position)[0]
+            offset = position - begin
+            if offset > last_offset:
+                self._read(position, 8)
+                window, begin = self._window, self._window_begin
+                offset, last_offset = position - begin, len(window) - 8
+            position += 8 + length_at(window, offset)[0]
         else:
             if position <= self.size:
                 self.position = position

@@ -7,7 +7,6 @@ llama.cpp knows (which architectures generate text, whether the tensors are the 
 Source: the contract, section 1 (M0-W-1500).
 """
 
-import mmap
 import os
 import re
 import stat
@@ -138,8 +137,7 @@ def _read_open(path: Path, descriptor: int) -> _Part:
             _refuse(path, "is not a regular file; a GGUF file is required")
         if status.st_size == 0:
             _refuse(path, "is empty; a GGUF file is required")
-        with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data:
-            return _read(path, data)
+        return _read(path, gguf.Reader(descriptor))
     finally:
         os.close(descriptor)
 
@@ -227,9 +225,8 @@ def _all_parts(first: _Part, count: int) -> list[_Part]:
 # One file.
 
 
-def _read(path: Path, data: mmap.mmap) -> _Part:
-    _require_version(data)
-    reader = gguf.Reader(data)
+def _read(path: Path, reader: gguf.Reader) -> _Part:
+    _require_version(reader)
     reader.skip(8, "header")
     tensor_count = reader.u64("header")
     key_count = reader.u64("header")
@@ -245,12 +242,13 @@ def _read(path: Path, data: mmap.mmap) -> _Part:
     return _Part(path, metadata, tensor_count, reader.size)
 
 
-def _require_version(data: mmap.mmap) -> None:
+def _require_version(reader: gguf.Reader) -> None:
+    data = reader.peek(8)
     found = data[:4]
     if found != gguf.MAGIC:
         raise gguf.Malformed(f"is not a GGUF file: it begins with {ascii(found)[1:]}, required is 'GGUF'")
     if len(data) < 8:
-        raise gguf.Malformed(f"truncated in header: required 24 bytes or more, the file has {len(data)}")
+        raise gguf.Malformed(f"truncated in header: required 24 bytes or more, the file has {reader.size}")
     (version,) = struct.unpack_from("<I", data, 4)
     (swapped,) = struct.unpack_from(">I", data, 4)
     if version not in VERSIONS and swapped in VERSIONS:
