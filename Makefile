@@ -77,7 +77,7 @@ bench: setup ## Measure how fast a cancel is (bench/cancel.py)
 	$(PY) bench/cancel.py $(ARGS)
 
 lock: setup ## Regenerate requirements.lock (ARGS=--upgrade for newer versions)
-	.venv/bin/uv pip compile pyproject.toml --group dev --extra otel --universal --python-version 3.11 --generate-hashes \
+	.venv/bin/uv pip compile pyproject.toml --group dev --all-extras --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet \
 		$(ARGS) --output-file requirements.lock
 	cd tests/clients/node && npm install --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund

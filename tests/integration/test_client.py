@@ -1,12 +1,14 @@
 """The client library: however a job is left, it is stopped."""
 
 import asyncio
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -26,6 +28,8 @@ from worker_orcd.client import (
 )
 from worker_orcd.client.connection import Connection
 from worker_orcd.testing.harness import RunningWorker, free_port, running_worker, wait_until
+
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 # Running.
 
@@ -548,3 +552,68 @@ def test_a_key_is_shown(tmp_path: Any) -> None:
             client.jobs()
         assert caught.value.code == "UNAUTHORIZED"
         wait_until(lambda: guarded.health()["jobs_running"] == 0, what="rest")
+
+
+WITHOUT_THE_WORKERS_PACKAGES = """
+import sys, tomllib
+from importlib.metadata import packages_distributions
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name as name_of
+
+project = tomllib.load(open(sys.argv[1], "rb"))["project"]
+extras = {name_of(Requirement(line).name) for lines in project["optional-dependencies"].values() for line in lines}
+missing = {top for top, given in packages_distributions().items() if extras.intersection(map(name_of, given))}
+assert {"fastapi", "llama_cpp", "msgspec", "typer"} <= missing
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+for name in missing:
+    sys.modules.pop(name, None)
+sys.meta_path.insert(0, Missing())
+"""
+"""Python as it is where only the client library is installed."""
+
+
+def where_only_the_client_is_installed(program: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run a program there to its end."""
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_WORKERS_PACKAGES + program, str(PYPROJECT), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_the_library_needs_nothing_of_what_a_worker_needs(worker: RunningWorker) -> None:
+    """It starts a job, reads it and cancels it without the packages of the extras."""
+    done = where_only_the_client_is_installed(
+        """
+from worker_orcd.client import SyncClient
+
+with SyncClient(sys.argv[2]) as client:
+    with client.execute(sys.argv[3], max_tokens=1000) as job:
+        next(iter(job))
+        print(job.cancel().reason)
+    print(client.job(job.job_id)["state"])
+""",
+        worker.url,
+        script(token_ms=20),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["client", "cancelled"]
+
+
+def test_the_command_says_in_one_line_what_it_lacks() -> None:
+    """And nothing of where in the code that showed."""
+    done = where_only_the_client_is_installed("from worker_orcd.__main__ import main\nmain()")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert re.fullmatch(
+        r"worker-orcd: only the client library is installed \(\w+ is missing\); "
+        r"to run a worker: pip install 'worker-orcd\[worker,model\]'\n",
+        done.stderr,
+    )

@@ -11,8 +11,16 @@ PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 def test_uvicorn_is_bound_to_one_minor_version() -> None:
     """Its private parts are used (api/connection.py, api/server.py); a release may change them."""
-    given = map(Requirement, tomllib.loads(PYPROJECT.read_text())["project"]["dependencies"])
+    given = map(
+        Requirement, tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]["worker"]
+    )
     [uvicorn] = [requirement for requirement in given if requirement.name == "uvicorn"]
     major, minor, *_ = version("uvicorn").split(".")
     assert uvicorn.specifier.contains(f"{major}.{minor}.999")
     assert not uvicorn.specifier.contains(f"{major}.{int(minor) + 1}.0")
+
+
+def test_the_client_library_is_two_packages_that_are_not_compiled() -> None:
+    """Who only asks a worker gets none of what a worker needs, which is llama.cpp's compiler among other things."""
+    given = map(Requirement, tomllib.loads(PYPROJECT.read_text())["project"]["dependencies"])
+    assert {requirement.name for requirement in given} == {"anyio", "httpx2"}
