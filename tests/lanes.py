@@ -66,7 +66,7 @@ SERIAL = (
     "integration/test_cancel.py::test_computing_stops_within_100_ms_also_in_the_middle_of_a_long_step",
     "integration/test_cancel.py::test_where_steps_cannot_be_aborted_they_are_short_enough_to_wait_for",
     "integration/test_disconnect.py",
-    "integration/test_streams.py::test_a_reader_that_takes_nothing_is_dropped_and_slows_nobody",
+    "integration/test_streams.py::test_a_reader_that_takes_nothing_slows_nobody",
 )
 """Folders and files whose tests measure time, or start so much that another test beside them would be disturbed."""
 
