@@ -59,9 +59,10 @@ simulate: setup ## Seeded histories of the whole worker in virtual time (SIMULAT
 soak: setup ## 10,000 jobs on each engine, half of them stopped: nothing may grow (SOAK_JOBS=10000)
 	SOAK_JOBS=$${SOAK_JOBS:-10000} $(PY) -m pytest tests/soak -s --timeout 7200 </dev/null
 
-lint: setup ## Style and likely bugs (ruff)
+lint: setup ## Style and likely bugs (ruff), and the vocabulary (tools/words.py)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m tools.words
 
 types: setup ## Types (mypy --strict over src and tests)
 	$(PY) -m mypy
@@ -69,7 +70,7 @@ types: setup ## Types (mypy --strict over src and tests)
 arrows: setup ## Who may import whom (import-linter)
 	.venv/bin/lint-imports
 
-format: setup ## Format, and mend what ruff can mend
+format: setup ## Format, and fix what ruff can fix
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 

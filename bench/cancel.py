@@ -5,7 +5,7 @@
 Prints, for the bundled model on this machine:
 
 1. For each phase, the distribution over many trials of the time from a cancel's acceptance until computing stopped,
-   memory was free, and the reader was told (milliseconds, from the worker's receipts).
+   memory was free, and the terminal event was written (milliseconds, from the worker's receipts).
 2. How soon the next job's first token comes after a cancelled 2,000-token prefill, beside an idle worker's.
 3. Decode and prefill throughput of the worker, its clients included, beside a bare loop over the same llama.cpp calls
    (sampling included) in a process of its own: A and B in turns, as ratios.
@@ -113,7 +113,7 @@ def next_job(worker: RunningWorker, trials: int) -> None:
 
 def cancels(worker: RunningWorker, trials: int) -> None:
     """Every phase, alone and beside others, and what comes after."""
-    say("accepted → stopped → freed → told, ms")
+    say("accepted → stopped → freed → terminal, ms")
     stopped_ms: list[float] = []
     for begin in (decoding, prefilling, starting, ending):
         stopped_ms += report(begin.__name__, stop_trials(worker, begin, trials, pause=time.sleep))

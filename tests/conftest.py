@@ -101,10 +101,10 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what was skipped for want of which program."""
+    """Say what was skipped for lack of which program."""
     lines = programs.summary(programs.skipped_without(terminalreporter.stats.get("skipped", [])))
     if lines:
-        terminalreporter.section("skipped for want of a program")
+        terminalreporter.section("skipped for lack of a program")
         for line in [*lines, "`make outside` installs all of them where apt-get may."]:
             terminalreporter.write_line(line)
 

@@ -74,7 +74,7 @@ def freed_at(seconds: float, cells_before: int = 5) -> Release:
     return Release(stopped_at=seconds, freed_at=seconds, cells_before=cells_before)
 
 
-def books_of(job: Job) -> dict[str, object]:
+def snapshot_of(job: Job) -> dict[str, object]:
     """All that a job holds, as values that can be compared later."""
     kv_usage: dict[str, object] = {}
     for field in fields(job):
@@ -99,7 +99,7 @@ def run_message(run: int, prompt: str = "", **given: Any) -> Run:
 
 
 class HandClock:
-    """A clock that goes on when it is told to. Seconds."""
+    """A clock that the test advances. Seconds."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -180,7 +180,7 @@ class CellSampler:
 
 
 class HandModel(ScriptedModel):
-    """The scripted model with its strict books, on a clock held by the test.
+    """The scripted model with its strict count of cells, on a clock held by the test.
 
     Scripts with a `text` or a fault are followed; all others get tokens that depend on their cells.
     """
@@ -249,13 +249,13 @@ class HandModel(ScriptedModel):
         self._stale = {id_ for id_ in range(self.sequence_ids) if not self._cells.get(id_)}
 
     def disturb(self, sequence: int, by: int) -> None:
-        """Give a sequence so many cells more or, if negative, less, behind the books' back."""
+        """Give a sequence so many cells more or, if negative, less, without the ledger's knowledge."""
         cells = self._cells[sequence]
         self._places[sequence] = self._places[sequence][: len(cells) + min(by, 0)]
         self._cells[sequence] = cells + [0] * by if by > 0 else cells[:by]
 
     def decode(self, batch: Batch, *, abort_mode: AbortMode) -> Outcome:
-        """Take the clock's time; end as aborted if a byte that it is armed with is set while it runs."""
+        """Take the clock's time; end as aborted if a byte that may abort it is set while it runs."""
         assert list(batch.sequences) == sorted(batch.sequences), "rows are not sorted by sequence id"
         self.during_step()
         decoding = {s for s in batch.sequences if batch.sequences.count(s) == 1 and self.cells(s) > 0}

@@ -14,7 +14,7 @@ from worker_orcd.testing.harness import RunningWorker, Stream, wait_until
 from worker_orcd.testing.trials import stopped_in_time
 
 TRIALS = 20
-"""How often a client leaves before somebody says how long it takes to be noticed."""
+"""How often a client leaves before the time to notice it is judged."""
 
 _numbers = count(1)
 

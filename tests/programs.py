@@ -62,7 +62,7 @@ def skip_without(item: pytest.Item) -> None:
 
 
 def skipped_without(reports: Iterable[pytest.TestReport]) -> Counter[str]:
-    """How many tests were skipped for want of each program."""
+    """How many tests were skipped for lack of each program."""
     reasons = (report.longrepr[2] for report in reports if isinstance(report.longrepr, tuple))
     return Counter(found[1] for reason in reasons if (found := _REASON.search(reason)))
 

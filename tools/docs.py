@@ -86,16 +86,16 @@ def described(kind: type) -> dict[str, str]:
     """Each member of an enum, by its value, with the docstring that stands below it."""
     body = ast.parse(inspect.getsource(kind)).body[0]
     assert isinstance(body, ast.ClassDef)  # noqa: S101 - a class's source is a class
-    told: dict[str, str] = {}
+    reported: dict[str, str] = {}
     member = ""
     for node in body.body:
         match node:
             case ast.Assign(value=ast.Constant(value=str(value))):
-                member = told[value] = ""
+                member = reported[value] = ""
                 member = value
             case ast.Expr(value=ast.Constant(value=str(text))) if member:
-                told[member] = " ".join(text.split())
-    return told
+                reported[member] = " ".join(text.split())
+    return reported
 
 
 # docs/lifecycle.md
@@ -118,8 +118,8 @@ def lifecycle_page() -> str:
             fenced("mermaid", lifecycle.mermaid()),
             "*Asked to stop* and *has stopped* are different facts. `stop` may come from anybody, any number of "
             "times, and the first one counts. `stopped` is stated by the engine alone, `engine_lost` by its death. "
-            "Only they, or an end that the engine reported before it heard of the stop, end a job that was running: "
-            "what it held is free before its reader is told. `give_up` is the one exception.",
+            "Only they, or an end that the engine reported before it saw the stop, end a job that was running: "
+            "what it held is free before its terminal event is written. `give_up` is the one exception.",
             "## States",
             table(("state", "meaning"), [(code(s), t) for s, t in described(lifecycle.State).items()]),
             "## Triggers",
@@ -332,8 +332,8 @@ def _records() -> str:
             '`GET /jobs/{job_id}` shows a job\'s record; `GET /jobs` shows all of them as `{"jobs": [...]}`. '
             "Ended jobs are kept for 5 minutes, at most 10,000 of them.",
             "The `receipt` of a job that was stopped says what the stop did and when, in milliseconds from the moment "
-            "it was accepted: computing stopped, memory freed, reader told. `freed_ms` and `kv_cells_after` are null "
-            "if not even the engine's death could be confirmed in time.",
+            "it was accepted: computing stopped, memory freed, terminal event written. `freed_ms` and "
+            "`kv_cells_after` are null if not even the engine's death could be confirmed in time.",
             fenced("json", json.dumps(cancelled_job().record(), indent=2)),
         ]
     )
@@ -399,7 +399,7 @@ def _metrics(worker: Worker) -> str:
     )
 
 
-# Stories told to the core, and a worker that never starts its engine.
+# Sequences of facts for the core, and a worker that never starts its engine.
 
 _REQUEST = ExecuteRequest(
     job_id="test-123", prompt="Write a long story...", max_tokens=1000, temperature=0.7, seed=42
@@ -441,7 +441,7 @@ def _at(sec: float) -> Timestamp:
 
 
 def silent_narrator() -> narration.Narrator:
-    """A narrator that nobody hears."""
+    """A narrator without listeners."""
     return narration.Narrator.configure("docs", log_format="json", stream=io.StringIO())
 
 

@@ -1,4 +1,4 @@
-"""What mkdocs is told beyond mkdocs.yml, so that the repository's pages are a site's pages too: each text stands once.
+"""What mkdocs needs beyond mkdocs.yml, so that the repository's pages are a site's pages too: each text stands once.
 
 The README is the site's first page. Links that lead out of docs/ are followed: what they name is copied into the site,
 where it lies as in the repository. docs/assets holds @mermaid-js/tiny 11.17.2, which draws the diagrams, and the shim

@@ -60,7 +60,7 @@ def bundled_model() -> Path:
 
 
 class Settings(BaseSettings):
-    """What the worker was told to do, checked and frozen.
+    """The worker's options, checked and frozen.
 
     `Settings(port=9000)` takes the rest from the environment and the defaults. Raises pydantic's
     `ValidationError`; `explain` turns it into the one line that is shown.

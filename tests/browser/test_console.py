@@ -203,8 +203,8 @@ def test_streams_come_through_a_login_in_front_of_the_worker(visit: Open, shown:
             route.continue_()
 
     page.route("**/execute", login)
-    run(pane(page), script(text="let in"))
-    expect(pane(page).get_by_role("log")).to_have_text("let in")
+    run(pane(page), script(text="admitted"))
+    expect(pane(page).get_by_role("log")).to_have_text("admitted")
     assert len(asked) == 2
     expect(page.get_by_role("dialog")).to_be_hidden()
 
@@ -216,19 +216,19 @@ REFUSALS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("told", REFUSALS)
-def test_a_stop_that_fails_is_told_and_can_be_tried_again(
-    visit: Open, shown: RunningWorker, told: str
+@pytest.mark.parametrize("reported", REFUSALS)
+def test_a_stop_that_fails_is_reported_and_can_be_tried_again(
+    visit: Open, shown: RunningWorker, reported: str
 ) -> None:
     """In the prompt, and at the table."""
     page = visit(shown)
 
     def fail(route: Route) -> None:
-        if not REFUSALS[told]:
+        if not REFUSALS[reported]:
             route.abort()
             return
-        error = {"code": told.partition(":")[0], "message": "no key fits", "retriable": False}
-        route.fulfill(**REFUSALS[told], json={"error": error})
+        error = {"code": reported.partition(":")[0], "message": "no key fits", "retriable": False}
+        route.fulfill(**REFUSALS[reported], json={"error": error})
 
     run(pane(page), ENDLESS)
     expect(pane(page).get_by_role("log")).to_contain_text("w")
@@ -236,13 +236,13 @@ def test_a_stop_that_fails_is_told_and_can_be_tried_again(
     page.route("**/cancel", fail)
     stop = pane(page).get_by_role("button", name="Stop")
     stop.click()
-    expect(pane(page).locator(".failed")).to_have_text(f"It was not stopped: {told}")
+    expect(pane(page).locator(".failed")).to_have_text(f"It was not stopped: {reported}")
     if page.get_by_role("dialog").is_visible():
         page.keyboard.press("Escape")
     expect(stop).to_be_enabled()
     row_stop = page.get_by_role("button", name=f"Stop job {job_id}")
     row_stop.click()
-    expect(page.locator("#not-stopped")).to_have_text(f"{job_id} was not stopped: {told}")
+    expect(page.locator("#not-stopped")).to_have_text(f"{job_id} was not stopped: {reported}")
     if page.get_by_role("dialog").is_visible():
         page.keyboard.press("Escape")
     page.unroute("**/cancel")
@@ -349,7 +349,7 @@ def test_a_seed_of_64_bits_arrives_whole(visit: Open, shown: RunningWorker) -> N
     expect(pane(page).get_by_role("status")).to_have_text("cancelled (client)")
 
 
-def test_a_seed_that_is_not_in_digits_is_told(visit: Open, shown: RunningWorker) -> None:
+def test_a_seed_that_is_not_in_digits_is_reported(visit: Open, shown: RunningWorker) -> None:
     """A field for numbers takes it."""
     page = visit(shown)
     pane(page).get_by_text("Options").click()
@@ -445,7 +445,7 @@ def test_it_shows_a_tenant_what_a_tenant_may_see(visit: Open, tmp_path: Path) ->
             expect(page.get_by_text("need an operator's key")).to_be_visible(visible=not sees)
             run(pane(page), script(text="mine", token_ms=1))
             expect(pane(page).get_by_role("log")).to_have_text("mine")
-        refused = [told for told in guarded.narration() if told.get("http_status") == 403]
+        refused = [reported for reported in guarded.narration() if reported.get("http_status") == 403]
         assert len(refused) <= 2, "a page does not ask again and again for what its key may not see"
 
 
@@ -485,7 +485,7 @@ def test_nothing_is_found_by_those_who_check_pages(
 
 
 def test_light_dark_and_narrow(visit: Open, shown: RunningWorker) -> None:
-    """By the system's wish, by the button, and without scrolling sideways."""
+    """By the system's preference, by the button, and without scrolling sideways."""
     page = visit(shown)
 
     def ground() -> str:

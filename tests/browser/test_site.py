@@ -67,7 +67,7 @@ def test_it_can_be_read(reading: Page, site: Path, scheme: Literal["light", "dar
 
 
 def test_light_dark_and_narrow(reading: Page, site: Path) -> None:
-    """By the system's wish, by the button, and without scrolling sideways."""
+    """By the system's preference, by the button, and without scrolling sideways."""
     reading.goto((site / "index.html").as_uri())
 
     def ground() -> str:

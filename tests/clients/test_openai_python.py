@@ -103,7 +103,7 @@ def test_a_chat_streams(client: openai.OpenAI) -> None:
     assert len({c.id for c in chunks}) == 1
 
 
-def test_a_text_is_gone_on_with(client: openai.OpenAI) -> None:
+def test_a_text_is_continued(client: openai.OpenAI) -> None:
     """Sixteen tokens if nothing else is said, as OpenAI does."""
     answer = client.completions.create(model=MODEL, prompt="go")
     assert (answer.choices[0].text.count(" "), answer.choices[0].finish_reason) == (16, "length")
@@ -114,7 +114,7 @@ def test_a_text_is_gone_on_with(client: openai.OpenAI) -> None:
 def test_choices_are_jobs_of_one_group_with_seeds_of_their_own(
     client: openai.OpenAI, served: RunningWorker
 ) -> None:
-    """`n` of each prompt, told apart by their index; the prompt is counted once."""
+    """`n` of each prompt, distinguished by their index; the prompt is counted once."""
     raw = client.completions.with_raw_response.create(
         model=MODEL, prompt=["one", "three"], n=2, seed=7, max_tokens=3
     )
@@ -238,7 +238,7 @@ def test_a_prompt_that_does_not_fit_has_the_code_that_clients_look_for(
 
 
 def test_what_changes_nothing_is_taken(client: openai.OpenAI) -> None:
-    """Also what nobody has heard of, as vLLM does."""
+    """Also unknown fields, as vLLM does."""
     answer = client.chat.completions.create(
         model=MODEL,
         messages=user(says("ok")),
@@ -332,7 +332,7 @@ def test_a_timeout_of_the_client_stops_the_job_and_its_retries(
 def test_a_stream_that_is_cancelled_from_elsewhere_ends_with_one_error(
     client: openai.OpenAI, served: RunningWorker
 ) -> None:
-    """Never with a `[DONE]` that looks like success; what was used until then is told."""
+    """Never with a `[DONE]` that looks like success; the usage until then is reported."""
     stream = client.chat.completions.create(
         model=MODEL, messages=user(SLOW), stream=True, stream_options={"include_usage": True}
     )
@@ -584,7 +584,7 @@ def test_aliases_are_what_clients_call_the_model() -> None:
         client.close()
 
 
-def test_a_response_in_the_background_goes_on_without_readers(client: openai.OpenAI) -> None:
+def test_a_response_in_the_background_continues_without_readers(client: openai.OpenAI) -> None:
     """Its stream is left and picked up again."""
     seen = []
     with client.responses.create(
@@ -604,10 +604,10 @@ def test_a_response_in_the_background_goes_on_without_readers(client: openai.Ope
     assert rest[-1].type == "response.completed"
 
 
-def test_who_waits_for_a_response_is_told_its_end_from_wherever(
+def test_who_waits_for_a_response_gets_its_end_from_any_position(
     client: openai.OpenAI, served: RunningWorker
 ) -> None:
-    """Also after a number that it never comes to; who asks for an ended one after its end is told nothing more."""
+    """Also after a number that it never comes to; a request for an ended one after its end gets no further event."""
     script_ = script(text="abcdefgh", token_ms=30)
     begun = client.responses.create(model=MODEL, input=script_, background=True)
     (only,) = client.responses.retrieve(begun.id, stream=True, starting_after=1000)

@@ -1,4 +1,4 @@
-"""Somebody who has worker-orcd and types what a page says, from top to bottom."""
+"""A user who has worker-orcd and types what a page says, from top to bottom."""
 
 import os
 import re

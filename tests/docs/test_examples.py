@@ -127,7 +127,7 @@ def test_no_excuse_is_for_what_is_not_there() -> None:
     "command", ["systemctl reload nginx", "make install TO=/opt/x", "sudo curl x", "rm x"]
 )
 def test_what_may_change_the_machine_is_not_typed(command: str, tmp_path: Path) -> None:
-    """Somebody has to have looked at it, and to say why it is not run."""
+    """A table says why each one is not run."""
     reader = Reader(tmp_path, lambda: pytest.fail("it asks nobody"))
     with pytest.raises(AssertionError, match="say why in NOT_RUN"):
         reader.types(command)
@@ -149,16 +149,16 @@ def test_each_script_does_what_its_row_says(row: str, scripted: RunningWorker) -
         return
     stream = scripted.ready().execute(fresh_id("script"), row, max_tokens=8).finished()
     ending = stream.events[-1].data
-    told = len(stream.tokens)
+    reported = len(stream.tokens)
     match script:
         case {"text": text}:
             assert (ending["stop_reason"], stream.text) == ("stop", text)
         case {"row_ms": _}:
             assert ending["stop_reason"] == "length"
         case {"fail_at": at}:
-            assert (ending["code"], told) == ("INTERNAL", at)
+            assert (ending["code"], reported) == ("INTERNAL", at)
         case {"die_at": at}:
-            assert (ending["code"], told) == ("ENGINE_LOST", at)
+            assert (ending["code"], reported) == ("ENGINE_LOST", at)
         case _:
             pytest.fail(f"nobody knows what {row} does")
 

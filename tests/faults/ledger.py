@@ -28,7 +28,7 @@ class Ledger:
             self.faults[f"{sig.name} of the engine"] += 1
 
     def went_on(self, worker: RunningWorker, streams: Sequence[Stream]) -> int:
-        """How many of these jobs another engine carried on: whom a fault has really hit."""
+        """How many of these jobs were requeued: which ones a fault has really hit."""
         hit = sum(bool(worker.record(stream.job_id)["requeues"]) for stream in streams)
         self.requeues += hit
         return hit
@@ -48,7 +48,7 @@ class Ledger:
             assert [event.data for event in stream.tokens] == list(undisturbed)
             assert stream.events[-1].event == "end"
 
-    def told(self, what: str, receipt: dict[str, Any] | None) -> None:
+    def reported(self, what: str, receipt: dict[str, Any] | None) -> None:
         """A cancel's receipt, if the job did not end by itself before."""
         if receipt is not None:
             assert receipt["kv_cells_after"] == 0
@@ -58,11 +58,12 @@ class Ledger:
         """Lines for people."""
         lines = [f"{count} x {what}" for what, count in sorted(self.faults.items())]
         lines += [f"{count} streams {what}" for what, count in sorted(self.streams.items())]
-        lines.append(f"{self.tokens} tokens in them; {self.requeues} jobs carried on by another engine")
-        for what, told in sorted(self.terminal_ms.items()):
-            half, slowest = statistics.median(told), max(told)
+        lines.append(f"{self.tokens} tokens in them; {self.requeues} jobs requeued")
+        for what, reported in sorted(self.terminal_ms.items()):
+            half, slowest = statistics.median(reported), max(reported)
             lines.append(
-                f"cancels {what}: n={len(told)}, told after {half:.0f} ms (median), {slowest:.0f} ms at most"
+                f"cancels {what}: n={len(reported)}, terminal event "
+                f"after {half:.0f} ms (median), {slowest:.0f} ms at most"
             )
         return lines
 

@@ -59,7 +59,7 @@ def test_five_hundred_jobs_are_cancelled_at_once_from_twenty_connections(ledger:
         for stream in streams:
             ledger.whole(stream)
             assert stream.events[-1].data["code"] == "CANCELLED"
-            ledger.told(f"of {STORM} jobs at once", worker.record(stream.job_id)["receipt"])
+            ledger.reported(f"of {STORM} jobs at once", worker.record(stream.job_id)["receipt"])
         took = max(stream.events[-1].at for stream in streams) - asked_at
         print(f"{STORM} jobs cancelled in {took:.2f} s")
         assert max(ledger.terminal_ms[f"of {STORM} jobs at once"]) <= 5000

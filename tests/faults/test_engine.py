@@ -46,7 +46,7 @@ def scripted_jobs(worker: RunningWorker, count: int, name: str) -> list[Stream]:
 
 
 @pytest.mark.parametrize("jobs", [1, 4, 16])
-def test_streams_go_on_after_kills_at_random_moments(
+def test_streams_continue_after_kills_at_random_moments(
     victim: RunningWorker, ledger: Ledger, jobs: int, trials: int
 ) -> None:
     """Two kills, wherever they are: reading, decoding, or while the next engine loads. Not a byte differs."""
@@ -66,7 +66,7 @@ def test_streams_go_on_after_kills_at_random_moments(
     assert hit > 0, "no kill hit a running job"
 
 
-def test_streams_go_on_after_engines_that_hang(victim: RunningWorker, ledger: Ledger, trials: int) -> None:
+def test_streams_continue_after_engines_that_hang(victim: RunningWorker, ledger: Ledger, trials: int) -> None:
     """Nobody cancels; it is found out, and meanwhile health is not 200."""
     undisturbed = data_of(scripted_jobs(victim, 4, "calm"))
     hit = 0
@@ -106,7 +106,7 @@ def test_a_cancel_is_finished_in_time_whatever_happens_to_the_engine(
         for stream in streams:
             ledger.whole(stream)
             if stream in cancelled:
-                ledger.told(what, victim.record(stream.job_id)["receipt"])
+                ledger.reported(what, victim.record(stream.job_id)["receipt"])
             else:
                 assert stream.events[-1].event == "end"
         hit += ledger.went_on(victim, streams)
@@ -119,7 +119,7 @@ def test_a_cancel_is_finished_in_time_whatever_happens_to_the_engine(
 def test_an_engine_killed_while_it_loads_is_started_again(
     victim: RunningWorker, ledger: Ledger, trials: int
 ) -> None:
-    """At random moments of its start, with a job that waits; a cancel meanwhile is told at once."""
+    """At random moments of its start, with a job that waits; a cancel meanwhile ends it at once."""
     restarts = victim.health()["engine_restarts"]
     for trial in range(trials):
         dead = victim.engine_pid
@@ -247,7 +247,7 @@ def test_a_cancel_on_the_real_model_is_finished_in_time_whatever_happens_to_the_
             ledger.whole(stream)
             assert stream.events[-1].data["code"] == "CANCELLED"
             receipt = real_worker.record(stream.job_id)["receipt"]
-            ledger.told(what, receipt)
+            ledger.reported(what, receipt)
             if sig is STOP and trial % 3 == 0 and stream is reading:
                 assert receipt["freed_ms"] >= 900, "nothing but its death can have confirmed this"
         for stream in neighbours:

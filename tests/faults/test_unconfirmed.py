@@ -1,6 +1,6 @@
 """An engine whose death cannot be confirmed (G5): on real processes, with ptrace, and no patch in the worker.
 
-A process in an uninterruptible sleep cannot be made at will. But who traces a process is told of its death before its
+A process in an uninterruptible sleep cannot be made at will. But a process's tracer learns of its death before its
 parent is, and until then the parent waits in vain: to the worker that is the same.
 """
 
@@ -27,7 +27,7 @@ SLACK_SEC = 1.0
 
 @contextmanager
 def keeping_its_death_to_itself(pid: int) -> Iterator[None]:
-    """From now on nobody hears that this process is dead, until this ends. It has to die in between."""
+    """From now on no one learns that this process is dead, until this ends. It has to die in between."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.ptrace(PTRACE_SEIZE, pid, None, None) != 0:
         pytest.skip(f"no process may be traced here: {os.strerror(ctypes.get_errno())}")
@@ -39,7 +39,7 @@ def keeping_its_death_to_itself(pid: int) -> Iterator[None]:
             pass
 
 
-def test_when_not_even_the_engines_death_is_confirmed_the_client_is_told_all_the_same() -> None:
+def test_when_not_even_the_engines_death_is_confirmed_the_terminal_event_is_written_all_the_same() -> None:
     """CANCELLED by the deadline, `freed_ms` null because nobody knows, unhealthy as long as that lasts; and when the
     death is known, the neighbour goes on and all is well again."""
     with running_worker(env=OWN_INTERPRETERS) as worker:
@@ -72,7 +72,7 @@ def test_when_not_even_the_engines_death_is_confirmed_the_client_is_told_all_the
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_shutdown_does_not_wait_for_an_engine_that_cannot_die(busy: bool) -> None:
-    """It is gone in time, and who still read was told."""
+    """It exits in time, and each reader got its terminal event."""
     with running_worker(drain_sec=1, env=OWN_INTERPRETERS) as worker:
         streams = [worker.execute(fresh_id(), script(token_ms=5)).tokens_seen(2)] if busy else []
         engine = worker.engine_pid

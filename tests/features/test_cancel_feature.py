@@ -50,7 +50,7 @@ def engine() -> EngineKind:
 
 @pytest.fixture
 def prompts(engine: EngineKind) -> Callable[..., str]:
-    """Make a prompt of so many tokens or more; the scripted engine takes its time over it as told."""
+    """Make a prompt of so many tokens or more; the scripted engine takes as long over it as its script says."""
 
     def make(length: int = 0, **does: object) -> str:
         if engine == "scripted":
@@ -106,7 +106,7 @@ def test_cancel_during_model_loading() -> None:
 
 @scenario(FEATURE, "Cancel while queued")
 def test_cancel_while_queued() -> None:
-    """The engine never hears of it."""
+    """The engine never gets it."""
 
 
 @on_both_engines
@@ -355,7 +355,7 @@ def goes_on(scene: Scene) -> None:
 
 
 @then("the others should go on")
-def others_go_on(scene: Scene) -> None:
+def others_continue(scene: Scene) -> None:
     """They did not notice."""
     for other in scene.others:
         other.tokens_seen(len(other.tokens) + 3)
@@ -368,6 +368,6 @@ def no_error(scene: Scene) -> None:
         assert "error" not in answer.json()
         correlation = answer.headers["x-correlation-id"]
         scene.worker.narrated("cancel", correlation_id=correlation, level="WARN")
-        told = [event for event in scene.worker.narration() if event.get("correlation_id") == correlation]
-        assert [event["action"] for event in told] == ["cancel"]
+        reported = [event for event in scene.worker.narration() if event.get("correlation_id") == correlation]
+        assert [event["action"] for event in reported] == ["cancel"]
     assert scene.worker.health()["status"] == "healthy"

@@ -60,8 +60,10 @@ class HostileWorker(BaseHTTPRequestHandler):
                 self._json({"jobs": [record(EVIL, None), record(EVIL)]})
             case "/narration":
                 level = {"level": "ERROR", "traceback": EVIL}
-                told = dict.fromkeys(("time", "process", "action", "human", "code", "message", EVIL), EVIL)
-                self._stream([("narrated", told | level), ("narrated", told | {"level": EVIL})])
+                reported = dict.fromkeys(
+                    ("time", "process", "action", "human", "code", "message", EVIL), EVIL
+                )
+                self._stream([("narrated", reported | level), ("narrated", reported | {"level": EVIL})])
             case path if "refused" in path:
                 self._refuse()
             case path if "unknown" in path:

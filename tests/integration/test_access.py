@@ -37,7 +37,7 @@ def guarded(key_file: Path) -> Iterator[RunningWorker]:
 
 
 def by(key: str) -> dict[str, str]:
-    """The headers of somebody with this key."""
+    """The headers of a client with this key."""
     return {"Authorization": f"Bearer {key}"}
 
 
@@ -127,7 +127,7 @@ def test_both_ways_of_showing_a_key_are_good(guarded: RunningWorker) -> None:
 
 
 def test_a_foreign_job_looks_exactly_like_an_unknown_one(guarded: RunningWorker) -> None:
-    """For cancel, records, lists, streams and groups; even its id is free for somebody else (G9)."""
+    """For cancel, records, lists, streams and groups; even its id is free for another owner (G9)."""
     job_id, unknown, group = fresh_id("secret"), fresh_id("unknown"), fresh_id("group")
     client = guarded.client
     body = {"job_id": job_id, "prompt": script(token_ms=5), "group": group}
@@ -157,13 +157,13 @@ def test_a_foreign_job_looks_exactly_like_an_unknown_one(guarded: RunningWorker)
 def test_keys_are_read_again_on_a_hangup_and_bad_ones_change_nothing(
     guarded: RunningWorker, key_file: Path
 ) -> None:
-    """A file with no key is told and the old keys stay; then a new key is good."""
+    """A file with no key is reported and the old keys stay; then a new key is good."""
     before = key_file.read_text()
     fresh = "carla-0123456789abcdef"
     key_file.write_text("short\n")
     guarded.process.send_signal(signal.SIGHUP)
-    told = guarded.narrated("error", code="INVALID_REQUEST", level="ERROR")
-    assert "short" not in told["human"]
+    reported = guarded.narrated("error", code="INVALID_REQUEST", level="ERROR")
+    assert "short" not in reported["human"]
     assert guarded.client.get("/jobs", headers=by(ANNA)).status_code == 200
     key_file.write_text(before + fresh + "\n")
     guarded.process.send_signal(signal.SIGHUP)
@@ -325,7 +325,7 @@ def test_silent_strangers_shut_out_nobody_at_a_low_descriptor_limit(key_file: Pa
                     assert "CANCELLED" in "".join(lines)
 
 
-def test_another_address_without_keys_is_told_at_the_start() -> None:
+def test_another_address_without_keys_is_reported_at_the_start() -> None:
     """`--insecure` is a decision, and the first line says so."""
     with running_worker(host="0.0.0.0", insecure=True) as worker:  # noqa: S104
         startup = worker.narrated("startup")

@@ -1,4 +1,4 @@
-"""The engine's books beside its memory, over real processes: audit → narration → counter → repair (G4).
+"""The engine's ledger beside its memory, over real processes: audit → narration → counter → repair (G4).
 
 The scripted engine's `leak` makes the cells of a job outlast so many attempts to free them; the first is that of its
 end, the second the audit's repair.
@@ -28,7 +28,7 @@ def faults(worker: RunningWorker) -> int:
     return int(float(value))
 
 
-def told(worker: RunningWorker) -> list[str]:
+def reported(worker: RunningWorker) -> list[str]:
     """What was narrated of them: errors, of the worker's own."""
     errors = [event for event in worker.narration() if event["action"] == "error"]
     assert {(event["level"], event["code"]) for event in errors} <= {("ERROR", "INTERNAL")}
@@ -47,10 +47,10 @@ def runs_well(worker: RunningWorker, at_once: int = 1) -> list[Stream]:
 
 
 @pytest.mark.parametrize("how", ["ends", "is cancelled"])
-def test_cells_that_outlast_their_job_are_told_counted_and_freed_before_its_end_is_told(
+def test_cells_that_outlast_their_job_are_reported_counted_and_freed_before_its_terminal_event(
     leaky: RunningWorker, how: str
 ) -> None:
-    """One fault, one error told, and with the terminal event in hand nothing is held."""
+    """One fault, one error event; once the terminal event is there, no cells are held."""
     stream = leaky.execute(fresh_id(), script(leak=1, token_ms=3), max_tokens=20 if how == "ends" else 2000)
     if how != "ends":
         stream.tokens_seen(3)
@@ -60,7 +60,7 @@ def test_cells_that_outlast_their_job_are_told_counted_and_freed_before_its_end_
     assert (health["kv_cells_used"], health["jobs_running"]) == (0, 0)
     assert faults(leaky) == 1
     leaky.narrated("error")
-    (message,) = told(leaky)
+    (message,) = reported(leaky)
     assert message.startswith("sequence 0 held ")
     assert message.endswith("KV cells instead of 0; it is repaired")
     stream.finished().assert_whole()
@@ -72,14 +72,14 @@ def test_cells_that_outlast_their_job_are_told_counted_and_freed_before_its_end_
 def test_a_sequence_that_stays_dirty_for_a_while_is_not_used_and_comes_back_when_it_is_clean(
     leaky: RunningWorker,
 ) -> None:
-    """Told once, not with every audit; the count of cells stays honest meanwhile."""
+    """Logged once, not with every audit; the count of cells stays honest meanwhile."""
     leaky.execute(fresh_id(), script(leak=5), max_tokens=3).finished().assert_whole()
     leaky.narrated("error")
-    (message,) = told(leaky)
+    (message,) = reported(leaky)
     assert message.endswith("the sequence is not used until it is clean")
     runs_well(leaky)
     wait_until(lambda: leaky.health()["kv_cells_used"] == 0, what="a clean sequence")
-    assert faults(leaky) == len(told(leaky)) == 1
+    assert faults(leaky) == len(reported(leaky)) == 1
     runs_well(leaky, at_once=2)
     at_rest(leaky)
     assert leaky.health()["engine_restarts"] == 0
@@ -89,7 +89,7 @@ def test_a_sequence_that_cannot_be_freed_is_not_used_any_more_and_without_a_clea
     leaky: RunningWorker,
 ) -> None:
     """Jobs get the other one, and what is held is shown. When more run than there are clean ones, the next engine
-    carries on what this one held, and nothing is lost."""
+    continues what this one held, and nothing is lost."""
     leaky.execute(fresh_id(), script(leak=CANNOT_BE_REPAIRED), max_tokens=3).finished().assert_whole()
     leaky.narrated("error")
     runs_well(leaky)

@@ -72,13 +72,13 @@ def test_the_cancel_is_narrated_by_what_is_known_of_the_job(narrow: RunningWorke
     with job_in(state, narrow) as (job_id, _):
         correlation = fresh_id("correlation")
         narrow.cancel(job_id, **{"X-Correlation-Id": correlation})
-        told = narrow.narrated("cancel", correlation_id=correlation)
+        reported = narrow.narrated("cancel", correlation_id=correlation)
     known = {"active": "live", "queued": "live", "unknown": "unknown"}.get(state, "finished")
-    assert told["job_id"] == job_id
-    assert told["known"] == known
-    assert told["level"] == ("INFO" if known == "live" else "WARN")
+    assert reported["job_id"] == job_id
+    assert reported["known"] == known
+    assert reported["level"] == ("INFO" if known == "live" else "WARN")
     assert (
-        told["human"]
+        reported["human"]
         == {
             "live": f"Cancelling job {job_id}",
             "unknown": f"Cancel requested for unknown job {job_id}",
@@ -204,8 +204,8 @@ def test_a_bad_correlation_id_is_replaced(worker: RunningWorker, bad: str) -> No
     )
     assert answer.status_code == 202
     assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["x-correlation-id"])
-    told = worker.narrated("cancel", job_id=job_id)
-    assert told["correlation_id"] == answer.headers["x-correlation-id"]
+    reported = worker.narrated("cancel", job_id=job_id)
+    assert reported["correlation_id"] == answer.headers["x-correlation-id"]
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ def test_a_cancel_is_read_whatever_its_content_type(worker: RunningWorker, conte
     assert answer.status_code == 202
 
 
-def test_what_a_cancelled_job_held_is_free_before_its_reader_is_told(worker: RunningWorker) -> None:
+def test_what_a_cancelled_job_held_is_free_before_its_terminal_event(worker: RunningWorker) -> None:
     """At the moment the error event arrives, the engine's own count says 0 cells (G4). In decode and prefill."""
     for trial in range(12):
         prompt = script(500, token_ms=4) if trial % 2 else script(600, row_ms=1)
@@ -451,7 +451,7 @@ def test_cancels_delay_a_neighbour_by_a_step_at_most(worker: RunningWorker, vict
     assert late[len(late) * 9 // 10] <= 1.0, late
 
 
-def test_a_cancel_while_the_model_loads_is_told_at_once_and_the_rest_runs_afterwards() -> None:
+def test_a_cancel_while_the_model_loads_ends_at_once_and_the_rest_runs_afterwards() -> None:
     """Phase `loading`; the jobs before and after it wait for the model and run."""
     with running_worker(wait=False, env={"WORKER_ORCD_SCRIPTED_LOAD_SEC": "1.5"}) as loading:
         wait_until(lambda: _status(loading) == "loading", what="a loading worker")
@@ -481,7 +481,7 @@ def _status(worker: RunningWorker) -> str | None:
 
 
 def test_a_cancel_of_a_stopped_engine_completes_within_its_deadline(battered: RunningWorker) -> None:
-    """SIGSTOP: the engine is judged stuck and killed; its death frees the job (G5). First wish decides still."""
+    """SIGSTOP: the engine is judged stuck and killed; its death frees the job (G5). The first request decides."""
     restarts = battered.health()["engine_restarts"]
     victim = battered.execute(fresh_id("victim"), ENDLESS).tokens_seen(2)
     neighbour = battered.execute(fresh_id("neighbour"), ENDLESS).tokens_seen(2)
@@ -539,7 +539,7 @@ def _assert_rescued(
     assert again.events[-1].event == "end"
 
 
-def test_a_cancel_while_the_engine_comes_back_is_told_at_once(battered: RunningWorker) -> None:
+def test_a_cancel_while_the_engine_comes_back_ends_at_once(battered: RunningWorker) -> None:
     """A job that waits for the next engine is in phase `loading` and ends without it."""
     battered.signal_engine(signal.SIGKILL)
     wait_until(lambda: battered.health()["status"] == "unhealthy", what="the loss to be noticed")
@@ -564,11 +564,11 @@ def test_twenty_clients_cancelling_one_job_at_once_are_as_good_as_one(worker: Ru
         answers = list(pool.map(cancel, range(20)))
     assert answers == [(202, {"status": "cancelling", "job_id": stream.job_id})] * 20
     stream.finished(within_sec=5.0).assert_whole()
-    told = [event for event in worker.narration() if event.get("job_id") == stream.job_id]
-    cancels = [event for event in told if event["action"] == "cancel"]
+    reported = [event for event in worker.narration() if event.get("job_id") == stream.job_id]
+    cancels = [event for event in reported if event["action"] == "cancel"]
     assert len(cancels) == 20
     deciding = [event for event in cancels if event["known"] == "live" and not event["repeated"]]
-    completes = [event for event in told if event["action"] == "cancel_complete"]
+    completes = [event for event in reported if event["action"] == "cancel_complete"]
     assert len(deciding) == len(completes) == 1
     assert completes[0]["cancel_correlation_id"] == deciding[0]["correlation_id"]
 

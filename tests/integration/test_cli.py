@@ -86,8 +86,8 @@ def test_help_lists_every_option_with_its_variable_and_its_true_default() -> Non
     shown = " ".join(run("serve", "--help").stdout.split())
     for option in settings.options():
         (about,) = re.findall(rf" {option.flag}[ /].*?\(([^()]*?){option.variable}\)", shown)
-        told = {"none", "generated", "cores", "bundled model", "file's name"}
-        assert about == ("" if option.default in told else f"{option.default}; ")
+        reported = {"none", "generated", "cores", "bundled model", "file's name"}
+        assert about == ("" if option.default in reported else f"{option.default}; ")
     of_the_contract = {
         *(
             "--model",
@@ -265,7 +265,7 @@ def test_second_ctrl_c_leaves_at_once() -> None:
 
 
 def test_execute_cancelled_from_elsewhere_says_so(worker: RunningWorker) -> None:
-    """A cancel by somebody else is told with its receipt, and the command fails."""
+    """A cancel by another client is reported with its receipt, and the command fails."""
     executing = Executing(worker, "cli-elsewhere", ENDLESS)
     executing.first_output()
     assert worker.cancel("cli-elsewhere").status_code == 202
@@ -376,8 +376,8 @@ def test_cancel_of_a_group(worker: RunningWorker) -> None:
     ]
     again = run("cancel", "--group", "cli-group", worker=worker)
     assert (again.stdout, again.returncode) == ("no live job is of group cli-group; nothing to stop\n", 0)
-    told = json.loads(run("cancel", "--group", "cli-group", "--json", worker=worker).stdout)
-    assert told == {"status": 202, "answer": {"status": "cancelling", "group": "cli-group"}}
+    reported = json.loads(run("cancel", "--group", "cli-group", "--json", worker=worker).stdout)
+    assert reported == {"status": 202, "answer": {"status": "cancelling", "group": "cli-group"}}
 
 
 @pytest.mark.parametrize("words", [(), ("job-1", "--group", "g")], ids=["nothing", "both"])
@@ -433,7 +433,7 @@ def test_a_worker_that_cannot_be_reached_is_one_clear_line(words: tuple[str, ...
 
 @pytest.mark.parametrize("url", ["localhost:8080", "http://[::1", "ftp://127.0.0.1"])
 def test_an_address_that_is_none_is_one_clear_line(url: str) -> None:
-    """A wrong `--url` is told as it is."""
+    """A wrong `--url` is shown as it was given."""
     assert_one_line(run("ps", "--url", url), "UNREACHABLE", url)
 
 
@@ -526,7 +526,7 @@ def test_serve_refuses_a_truncated_model(tmp_path: Path, kept: int) -> None:
 
 
 def test_serve_refuses_a_port_in_use() -> None:
-    """Somebody else's port is named, before anything is loaded."""
+    """A port in use is named, before anything is loaded."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

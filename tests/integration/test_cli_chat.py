@@ -58,9 +58,9 @@ def test_the_conversation_is_sent_along(worker: RunningWorker) -> None:
     lines = [says("A"), says("B"), "/reset", says("C")]
     options = ("--system", "Be brief.", "--max-tokens", "9", "--seed", "7", "--temperature", "0.5")
     result = run("chat", "--json", *options, worker=worker, stdin="\n".join(lines))
-    told = answers(result.stdout)
-    assert [one["content"] for one in told] == ["A", "B", "C"]
-    records = [worker.record(one["job_id"]) for one in told]
+    reported = answers(result.stdout)
+    assert [one["content"] for one in reported] == ["A", "B", "C"]
+    records = [worker.record(one["job_id"]) for one in reported]
     assert [record["prompt_tokens"] for record in records] == [
         tokens_of("Be brief.", says("A")),
         tokens_of("Be brief.", says("A"), "A", says("B")),
@@ -72,9 +72,9 @@ def test_the_conversation_is_sent_along(worker: RunningWorker) -> None:
 def test_an_answer_as_json(worker: RunningWorker) -> None:
     """What it says and how it ended, on one line, also of several lines."""
     result = run("chat", "--json", worker=worker, stdin=says("a\nb"))
-    (told,) = answers(result.stdout)
-    assert told.pop("job_id").startswith("cli-")
-    assert told == {
+    (reported,) = answers(result.stdout)
+    assert reported.pop("job_id").startswith("cli-")
+    assert reported == {
         "content": "a\nb",
         "stop_reason": "stop",
         "tokens_out": 3,
@@ -94,8 +94,8 @@ def test_an_answer_that_fails_ends_a_piped_conversation(worker: RunningWorker) -
     failed = run("chat", worker=worker, stdin=lines)
     assert (failed.returncode, failed.stdout.split("\n")[0]) == (1, "A")
     assert failed.stderr.startswith("worker-orcd: INTERNAL: ")
-    told = answers(run("chat", "--json", worker=worker, stdin=lines).stdout)
-    assert [one["error"] and one["error"]["code"] for one in told] == [None, "INTERNAL"]
+    reported = answers(run("chat", "--json", worker=worker, stdin=lines).stdout)
+    assert [one["error"] and one["error"]["code"] for one in reported] == [None, "INTERNAL"]
     refused = run("chat", "--temperature", "3", worker=worker, stdin="hello")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr.startswith("worker-orcd: INVALID_REQUEST: ")
@@ -129,10 +129,10 @@ def test_an_interrupted_pipe_stops_the_answer_and_leaves(worker: RunningWorker, 
     assert said.startswith("stopped after ")
     assert latest(worker)["receipt"]["reason"] == "client"
     if as_json:
-        (told,) = answers(shown)
-        assert told["error"]["code"] == "CANCELLED"
-        assert told["receipt"]["kv_cells_after"] == 0
-        assert told["content"].startswith("w")
+        (reported,) = answers(shown)
+        assert reported["error"]["code"] == "CANCELLED"
+        assert reported["receipt"]["kv_cells_after"] == 0
+        assert reported["content"].startswith("w")
 
 
 # At a terminal.
@@ -209,7 +209,7 @@ def test_what_goes_wrong_does_not_end_a_conversation_at_a_terminal(worker: Runni
     at_rest(worker)
 
 
-def test_a_worker_that_comes_back_goes_on_with_the_conversation() -> None:
+def test_a_worker_that_comes_back_continues_with_the_conversation() -> None:
     """What was said is with the client; only the answer that was being written is lost."""
     with running_worker() as first, Terminal(first, "chat") as chat:
         chat.shows("> ")

@@ -25,7 +25,7 @@ WORDS: dict[str, list[tuple[str, ...]]] = {
 """What is tried of each command that speaks to a worker. The answer depends on the words."""
 ONCE = [(command, *words) for command, tries in WORDS.items() for words in tries if command != "logs"]
 ALONE = {"serve", "demo", "completion"}
-"""They speak to no worker that somebody else runs."""
+"""They speak to no other worker."""
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_no_terminal_obeys_what_a_worker_narrates(url: str, words: tuple[str, ..
     assert_harmless(first.decode() + said)
 
 
-def test_no_shell_is_told_more_than_words_by_a_worker(url: str) -> None:
+def test_no_shell_gets_more_than_words_by_a_worker(url: str) -> None:
     """Ids that are completed are printable."""
     asking: dict[str, Any] = {
         "_WORKER_ORCD_COMPLETE": "complete_bash",

@@ -40,7 +40,7 @@ def finished(worker: RunningWorker) -> str:
     return worker.execute(fresh_id("logs"), max_tokens=2).finished().job_id
 
 
-def test_what_was_told_and_what_is_told_is_shown_as_the_worker_logs_it(worker: RunningWorker) -> None:
+def test_what_was_logged_and_what_is_logged_is_shown_as_the_worker_logs_it(worker: RunningWorker) -> None:
     """Until Ctrl-C, which is a clean end: exit code 0, and not a word."""
     before = finished(worker)
     logs = Following(worker)
@@ -49,7 +49,7 @@ def test_what_was_told_and_what_is_told_is_shown_as_the_worker_logs_it(worker: R
     shown += logs.until(action="execute_end", job_id=after)
     assert logs.interrupted() == (0, "")
     logged = worker.narration()
-    assert [told for told in shown if told not in logged] == []
+    assert [reported for reported in shown if reported not in logged] == []
 
 
 def test_only_what_belongs_to_a_job_or_matters(worker: RunningWorker) -> None:
@@ -57,12 +57,12 @@ def test_only_what_belongs_to_a_job_or_matters(worker: RunningWorker) -> None:
     mine, other = finished(worker), finished(worker)
     worker.cancel(mine)
     shown = Following(worker, "--job", mine)
-    actions = [told["action"] for told in shown.until(action="cancel")]
+    actions = [reported["action"] for reported in shown.until(action="cancel")]
     assert actions[-2:] == ["execute_end", "cancel"]
     assert shown.interrupted() == (0, "")
     warnings = Following(worker, "--level", "warn")
-    told = warnings.until(action="cancel", job_id=mine)
-    assert {one["level"] for one in told} <= {"WARN", "ERROR"}
+    reported = warnings.until(action="cancel", job_id=mine)
+    assert {one["level"] for one in reported} <= {"WARN", "ERROR"}
     assert warnings.interrupted() == (0, "")
     both = Following(worker, "--job", other, "--level", "WARN")
     worker.cancel(other)
@@ -111,12 +111,12 @@ def test_a_worker_that_restarts_is_waited_for_and_followed() -> None:
         r"worker-orcd: the worker at http\S+ is back\n",
         said,
     )
-    starts = [told["worker_id"] for told in shown if told["action"] == "startup"]
+    starts = [reported["worker_id"] for reported in shown if reported["action"] == "startup"]
     assert len(starts) == len(set(starts)) == 2
 
 
 def test_a_connection_that_breaks_loses_and_doubles_nothing(worker: RunningWorker, relay: Relay) -> None:
-    """It goes on after what was heard last, and says that it was away."""
+    """It continues after the last event received, and says that the worker was away."""
     before = finished(worker)
     logs = Following(worker, "--url", relay.url)
     shown = logs.until(action="execute_end", job_id=before)
@@ -125,7 +125,7 @@ def test_a_connection_that_breaks_loses_and_doubles_nothing(worker: RunningWorke
     shown += logs.until(action="execute_end", job_id=during)
     code, said = logs.interrupted()
     assert (code, said.count("waiting for"), said.count("is back")) == (0, 1, 1)
-    told = [json.dumps(one) for one in shown]
-    assert len(told) == len(set(told))
+    reported = [json.dumps(one) for one in shown]
+    assert len(reported) == len(set(reported))
     mine = [one["action"] for one in shown if one.get("job_id") == during]
     assert mine == [one["action"] for one in worker.narration() if one.get("job_id") == during]

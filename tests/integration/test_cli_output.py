@@ -86,7 +86,7 @@ def test_output_that_cannot_be_written_is_one_line(
 def test_without_standard_error_the_exit_code_says_it(
     worker: RunningWorker, words: tuple[str, ...], code: int, where: str
 ) -> None:
-    """What cannot be told is dropped, and nothing of it appears in the output."""
+    """What cannot be written to standard error is dropped, and none of it appears in the output."""
     result = shell(worker, words, where)
     assert result.returncode == code
     assert "Traceback" not in result.stdout + result.stderr

@@ -17,7 +17,7 @@ from worker_orcd.testing.harness import RunningWorker, Stream, running_worker, w
 ENDLESS = '{"token_ms": 5}'
 """A prompt whose job runs for about ten seconds."""
 ALTERNATE, ORDINARY = "\x1b[?1049h", "\x1b[?1049l"
-"""How a terminal is told to show its other screen, and its own again."""
+"""What makes a terminal show its other screen, and its own again."""
 HOME = "\x1b[H"
 """With this each picture begins."""
 ESTABLISHED = "01"
@@ -132,7 +132,7 @@ def test_only_a_terminal_can_watch(worker: RunningWorker, words: tuple[str, ...]
 # Watched.
 
 
-def test_the_watch_goes_on_until_q(worker: RunningWorker) -> None:
+def test_the_watch_continues_until_q(worker: RunningWorker) -> None:
     """It shows what changes, and leaves the terminal as it was."""
     with Terminal(worker, "ps", "--watch") as terminal:
         terminal.shows("running 0")
@@ -262,7 +262,7 @@ def test_the_watch_of_a_worker_that_hangs_can_be_left(how: str | signal.Signals)
             hanging.process.send_signal(signal.SIGCONT)
 
 
-def test_ctrl_z_gives_the_terminal_back_until_it_goes_on(worker: RunningWorker) -> None:
+def test_ctrl_z_gives_the_terminal_back_until_it_continues(worker: RunningWorker) -> None:
     """A shell finds it as it was; afterwards keys work again."""
     with Terminal(worker, "ps", "--watch") as terminal:
         terminal.shows("q leave")

@@ -128,7 +128,7 @@ def test_anything_else_can_be_asked(worker: RunningWorker) -> None:
 SAID = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": SLOW}]
 
 
-def test_a_conversation_goes_on_as_a_job_like_any_other(worker: RunningWorker) -> None:
+def test_a_conversation_continues_as_a_job_like_any_other(worker: RunningWorker) -> None:
     """Its tokens, its text, its ending, its record."""
 
     async def use() -> None:
@@ -188,31 +188,31 @@ def test_a_conversation_that_is_refused_or_fails_says_so(worker: RunningWorker) 
 # The narration.
 
 
-def test_what_a_worker_narrates_is_heard_from_where_one_was(worker: RunningWorker) -> None:
-    """What was before and what happens, each once, also by somebody who comes back."""
+def test_what_a_worker_narrates_is_received_from_where_one_was(worker: RunningWorker) -> None:
+    """What was before and what happens, each once, also for a reader that comes back."""
 
     async def use() -> None:
         async with Client(worker.url) as client:
 
-            async def heard_of(job_id: str, after: str | None) -> list[NarrationEvent]:
-                heard = []
+            async def received_of(job_id: str, after: str | None) -> list[NarrationEvent]:
+                received = []
                 async with aclosing(client.narration(after=after)) as narration:
                     async for one in narration:
-                        heard.append(one)
+                        received.append(one)
                         if (one.data["action"], one.data.get("job_id")) == ("execute_end", job_id):
-                            return heard
+                            return received
                 return []
 
             async with client.execute(script(text="a")) as first:
                 [token async for token in first]
-            before = await heard_of(first.job_id, None)
+            before = await received_of(first.job_id, None)
             async with client.execute(script(text="b")) as second:
                 [token async for token in second]
-            since = await heard_of(second.job_id, before[-1].id)
-            told_of = {one.data.get("job_id") for one in since}
-            assert told_of == {second.job_id}
+            since = await received_of(second.job_id, before[-1].id)
+            reported_of = {one.data.get("job_id") for one in since}
+            assert reported_of == {second.job_id}
             assert {one.id for one in since}.isdisjoint(one.id for one in before)
-            everything = await heard_of(second.job_id, "not known any more")
+            everything = await received_of(second.job_id, "not known any more")
             assert [one.id for one in everything[-len(since) :]] == [one.id for one in since]
             assert len(everything) > len(since)
 
@@ -220,7 +220,7 @@ def test_what_a_worker_narrates_is_heard_from_where_one_was(worker: RunningWorke
 
 
 def test_the_narration_ends_with_its_worker() -> None:
-    """Its last words are heard, and the iteration ends; a broken one is told."""
+    """Its last events arrive, and the iteration ends; a broken stream raises."""
     with running_worker() as going, SyncClient(going.url) as client:
         narration = client.narration()
         first = next(narration)
@@ -424,7 +424,7 @@ def test_a_job_that_was_certainly_never_sent_is_not_cancelled(monkeypatch: pytes
     assert cancels == []
 
 
-def test_a_reader_of_somebody_elses_job_cancels_nothing(worker: RunningWorker) -> None:
+def test_a_reader_of_another_clients_job_cancels_nothing(worker: RunningWorker) -> None:
     """It follows, from the start or from the middle, and leaves."""
     job = worker.execute(fresh_id("theirs"), SLOW, max_tokens=30, temperature=0).tokens_seen(3)
 

@@ -79,7 +79,7 @@ def test_a_worker_that_is_not_there_is_unreachable() -> None:
 
 
 def test_a_full_queue_is_tried_again(narrow: RunningWorker) -> None:
-    """Once there is room, it runs; without retries it is told."""
+    """Once there is room, it runs; without retries the refusal is raised."""
     running = narrow.execute(fresh_id("full"), SLOW).tokens_seen(1)
     others = [running, *(queued(narrow, narrow.execute(fresh_id("full"), SLOW)) for _ in range(2))]
 
@@ -155,7 +155,7 @@ def test_a_stream_is_not_picked_up_in_another_use_of_its_id(worker: RunningWorke
     assert "".join(read) == undisturbed(len(read))
 
 
-def test_a_stream_that_breaks_without_resume_is_told_and_the_job_is_stopped(
+def test_a_stream_that_breaks_without_resume_is_reported_and_the_job_is_stopped(
     worker: RunningWorker, relay: Relay
 ) -> None:
     """By the cancel when the block is left, or because its reader is gone, whichever comes first."""
@@ -284,7 +284,9 @@ def test_a_refusal_that_is_not_for_now_is_not_tried_again(answering: Callable[[b
     ],
     ids=["a gateway's page", "a date", "another's events", "another protocol"],
 )
-def test_what_is_no_worker_is_told_as_such(answering: Callable[[bytes], Answering], answer: bytes) -> None:
+def test_what_is_no_worker_is_reported_as_such(
+    answering: Callable[[bytes], Answering], answer: bytes
+) -> None:
     """Whatever answers there, it is one of the library's own errors."""
 
     async def use(url: str) -> None:
@@ -295,7 +297,7 @@ def test_what_is_no_worker_is_told_as_such(answering: Callable[[bytes], Answerin
         asyncio.run(use(answering(answer).url))
 
 
-def test_that_a_job_was_cancelled_is_told_though_its_receipt_cannot_be_had(
+def test_that_a_job_was_cancelled_is_reported_though_its_receipt_cannot_be_had(
     worker: RunningWorker, relay: Relay
 ) -> None:
     """The record cannot be asked for any more when the stream has ended."""

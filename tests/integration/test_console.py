@@ -61,10 +61,10 @@ def test_the_consoles_own_tests() -> None:
 
 
 class Listening:
-    """Somebody who listens, from the moment it is made."""
+    """A listener, from the moment it is made."""
 
     def __init__(self, worker: RunningWorker, **headers: str) -> None:
-        self.heard: list[dict[str, object]] = []
+        self.received: list[dict[str, object]] = []
         self.ended = threading.Event()
         self.began = threading.Event()
         self._leave = threading.Event()
@@ -81,7 +81,7 @@ class Listening:
             self.began.set()
             for line in answer.iter_lines():
                 if line.startswith("data: "):
-                    self.heard.append(json.loads(line[6:]))
+                    self.received.append(json.loads(line[6:]))
                 if self._leave.is_set():
                     break
         self.ended.set()
@@ -91,8 +91,8 @@ class Listening:
         self._leave.set()
 
     def actions_of(self, job_id: str) -> list[object]:
-        """What was told of a job."""
-        return [told["action"] for told in self.heard if told.get("job_id") == job_id]
+        """The events of a job."""
+        return [reported["action"] for reported in self.received if reported.get("job_id") == job_id]
 
 
 @pytest.fixture
@@ -101,19 +101,19 @@ def listening(worker: RunningWorker) -> Iterator[Listening]:
     made = Listening(worker)
     yield made
     made.leave()
-    worker.cancel("somebody")
+    worker.cancel("other")
 
 
-def test_what_is_narrated_is_heard(worker: RunningWorker, listening: Listening) -> None:
+def test_what_is_narrated_is_received(worker: RunningWorker, listening: Listening) -> None:
     """The same objects as in the log: what was before, and what happens now."""
-    stream = worker.execute(fresh_id("told"), max_tokens=2).finished()
-    wait_until(lambda: "execute_end" in listening.actions_of(stream.job_id), what="its end to be told")
+    stream = worker.execute(fresh_id("logged"), max_tokens=2).finished()
+    wait_until(lambda: "execute_end" in listening.actions_of(stream.job_id), what="its end to be logged")
     wait_until(
         lambda: "execute_start" in listening.actions_of(stream.job_id), what="what the engine says of it"
     )
     logged = worker.narration()
-    assert [told for told in listening.heard if told not in logged] == []
-    assert all("_owner" not in told for told in logged)
+    assert [reported for reported in listening.received if reported not in logged] == []
+    assert all("_owner" not in reported for reported in logged)
 
 
 def test_a_listener_that_leaves_leaves_nothing(worker: RunningWorker) -> None:
@@ -125,7 +125,7 @@ def test_a_listener_that_leaves_leaves_nothing(worker: RunningWorker) -> None:
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "QUEUE_FULL")
     for one in listeners:
         one.leave()
-    worker.cancel("somebody")
+    worker.cancel("other")
     for one in listeners:
         assert one.ended.wait(10)
     wait_until(
@@ -139,10 +139,10 @@ def test_a_shutdown_does_not_wait_for_listeners() -> None:
         listener = Listening(going)
         assert going.stop() == 0
         assert listener.ended.wait(5)
-    assert "drain" in [told["action"] for told in listener.heard]
+    assert "drain" in [reported["action"] for reported in listener.received]
 
 
-def test_nobody_hears_of_others_with_keys(tmp_path: Path) -> None:
+def test_nobody_sees_events_of_others_with_keys(tmp_path: Path) -> None:
     """Neither their jobs, nor their cancels, nor what they were refused."""
     keys = tmp_path / "keys.txt"
     keys.write_text(f"{ANNA}\n{BERTA}\n")
@@ -161,26 +161,28 @@ def test_nobody_hears_of_others_with_keys(tmp_path: Path) -> None:
             guarded.client.post("/execute", json={"job_id": name, "bad": 1}, headers=whose)
         guarded.client.post("/cancel", json={"job_id": "last-anna"}, headers=anna)
         wait_until(lambda: listener.actions_of("last-anna"), what="the last")
-        told = json.dumps(listener.heard)
+        reported = json.dumps(listener.received)
         by_operator = Listening(guarded, **olga)
         guarded.client.post("/shutdown", headers=olga)
         wait_until(
-            lambda: "drain" in [one["action"] for one in listener.heard], what="what concerns everybody"
+            lambda: "drain" in [one["action"] for one in listener.received], what="what concerns everybody"
         )
-        assert "of-anna" in told
+        assert "of-anna" in reported
         assert "execute_start" in listener.actions_of("of-anna")
-        wait_until(lambda: "drain" in [one["action"] for one in by_operator.heard], what="the operator's")
-        drains = [next(one for one in by.heard if one["action"] == "drain") for by in (listener, by_operator)]
+        wait_until(lambda: "drain" in [one["action"] for one in by_operator.received], what="the operator's")
+        drains = [
+            next(one for one in by.received if one["action"] == "drain") for by in (listener, by_operator)
+        ]
         assert ["jobs_running" in drain for drain in drains] == [False, True]
-        heard_by_operator = json.dumps(by_operator.heard)
-        assert "unknown-berta" in heard_by_operator
+        received_by_operator = json.dumps(by_operator.received)
+        assert "unknown-berta" in received_by_operator
         for of in ("of-anna", "of-berta"):
             assert "execute_start" in by_operator.actions_of(of)
-        assert '"path"' not in told
-        assert '"path"' in heard_by_operator
-        assert "berta" not in told
-        assert "model_load_complete" in told
-        refused = [one["code"] for one in listener.heard if one["action"] == "error"]
+        assert '"path"' not in reported
+        assert '"path"' in received_by_operator
+        assert "berta" not in reported
+        assert "model_load_complete" in reported
+        refused = [one["code"] for one in listener.received if one["action"] == "error"]
         assert refused == ["INVALID_REQUEST"], (
             "her own only: a request without a key is for the operator's log"
         )

@@ -287,7 +287,7 @@ def container(pod: dict[str, Any]) -> dict[str, Any]:
 
 
 def settings_of(container: dict[str, Any]) -> Settings:
-    """What the worker in the container is told, by the image and by its arguments."""
+    """What the image and its arguments set for the worker in the container."""
     image = {option.name: image_environment().get(option.variable) for option in options()}
     return Settings(**{**{k: v for k, v in image.items() if v}, **given(container["args"])})  # type: ignore[arg-type]
 

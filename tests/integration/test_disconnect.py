@@ -31,7 +31,7 @@ from worker_orcd.api.connection import BoundedProtocol
 from worker_orcd.api.connections import Connections
 from worker_orcd.api.openai import responses
 from worker_orcd.api.openai.requests import ResponseJob, ResponseRequest
-from worker_orcd.api.openai.response_bodies import Completion, stream as told_stream
+from worker_orcd.api.openai.response_bodies import Completion, stream as reported_stream
 from worker_orcd.api.server import Server, bind
 from worker_orcd.jobs.job import Job
 from worker_orcd.testing.harness import RunningWorker, wait_until
@@ -53,9 +53,9 @@ def test_a_lost_reader_is_narrated(worker: RunningWorker) -> None:
     """`disconnect`, with the phase and the job's own correlation id."""
     stream = worker.execute(fresh_id(), script(token_ms=5)).tokens_seen(2)
     stream.leave()
-    told = worker.narrated("disconnect", job_id=stream.job_id)
-    assert (told["phase"], told["on_disconnect"]) == ("decode", "cancel")
-    assert told["correlation_id"] == stream.headers["x-correlation-id"]
+    reported = worker.narrated("disconnect", job_id=stream.job_id)
+    assert (reported["phase"], reported["on_disconnect"]) == ("decode", "cancel")
+    assert reported["correlation_id"] == stream.headers["x-correlation-id"]
 
 
 def test_leaving_during_prefill_stops_the_job(worker: RunningWorker) -> None:
@@ -157,7 +157,7 @@ def test_another_readers_leaving_does_not_stop_the_job_of_a_client_that_waits_fo
 
 
 def test_a_cancel_before_the_reader_leaves_keeps_its_reason(worker: RunningWorker) -> None:
-    """First wish decides: the record says `client`, although the reader is gone as well."""
+    """The first stop request decides: the record says `client`, although the reader is gone as well."""
     stream = worker.execute(fresh_id(), script(token_ms=5)).tokens_seen(1)
     worker.cancel(stream.job_id)
     stream.leave()
@@ -166,7 +166,7 @@ def test_a_cancel_before_the_reader_leaves_keeps_its_reason(worker: RunningWorke
     stream.finished()
 
 
-def test_who_joins_a_live_job_is_told_its_end_also_when_that_comes_before_the_first_look() -> None:
+def test_who_joins_a_live_job_gets_its_end_also_when_that_comes_before_the_first_look() -> None:
     """Decided when the reader comes: it cannot have seen what had not happened."""
 
     async def follow() -> list[int]:
@@ -180,8 +180,8 @@ def test_who_joins_a_live_job_is_told_its_end_also_when_that_comes_before_the_fi
 
 def completion_of(stream: JobStream) -> sse.ReaderResponse:
     """A job as a stream of `/v1/completions`."""
-    told = Completion("cmpl-1", "a-model", 0, 1, include_usage=False)
-    return sse.ReaderResponse(cast(Worker, None), [stream], partial(told_stream, told, [stream]))
+    reported = Completion("cmpl-1", "a-model", 0, 1, include_usage=False)
+    return sse.ReaderResponse(cast(Worker, None), [stream], partial(reported_stream, reported, [stream]))
 
 
 def response_of(stream: JobStream) -> sse.ReaderResponse:

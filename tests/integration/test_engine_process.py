@@ -20,7 +20,7 @@ from worker_orcd.testing.harness import RunningWorker, running_worker
 
 
 def test_an_engine_is_started_also_when_its_front_has_a_thousand_connections() -> None:
-    """Its socket's number is then above 1023, which `select` cannot take: the engine never hears its first message."""
+    """Its socket's number is then above 1023, which `select` cannot take: the engine never gets its first message."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
     ours, theirs = socket.socketpair()
@@ -68,7 +68,7 @@ def test_a_front_that_was_away_kills_no_healthy_engine() -> None:
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGHUP])
-def test_an_engine_that_is_told_to_terminate_leaves_that_to_its_front(sig: signal.Signals) -> None:
+def test_an_engine_that_is_asked_to_terminate_leaves_that_to_its_front(sig: signal.Signals) -> None:
     """A service manager or a terminal signals all processes: jobs that may finish would lose their engine for it."""
     with running_worker() as worker:
         stream = worker.execute("a", script(token_ms=10), max_tokens=150).tokens_seen(5)

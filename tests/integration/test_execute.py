@@ -140,7 +140,7 @@ def test_the_end_token_is_not_a_token_unless_it_is_ignored(worker: RunningWorker
 
 
 def test_at_the_end_event_everything_is_free(worker: RunningWorker) -> None:
-    """Freed before told holds for `end` as well (G4)."""
+    """Cells are free before `end`, too (G4)."""
     for _ in range(10):
         stream = worker.execute(fresh_id(), script(400), max_tokens=2)
         stream.wait(lambda s: s.terminal is not None, what="the end")
@@ -424,7 +424,7 @@ def test_a_job_that_the_engine_fails_on_ends_with_internal_and_is_freed(worker: 
     assert worker.execute(fresh_id(), max_tokens=2).finished().events[-1].event == "end"
 
 
-def test_when_the_engine_is_killed_everything_goes_on_where_it_was(battered: RunningWorker) -> None:
+def test_when_the_engine_is_killed_everything_continues_where_it_was(battered: RunningWorker) -> None:
     """No token is lost or sent twice, streams stay open and are those of undisturbed runs (G7, G11)."""
     restarts = battered.health()["engine_restarts"]
     undisturbed = battered.execute(
@@ -503,7 +503,7 @@ def test_an_idle_engine_that_hangs_is_noticed_too(battered: RunningWorker) -> No
     battered.ready(within_sec=15.0)
 
 
-def test_jobs_are_let_in_by_what_they_hold_and_put_out_when_cells_run_out() -> None:
+def test_jobs_are_admitted_by_what_they_hold_and_preempted_when_cells_run_out() -> None:
     """Four that may fill all cells together run together; each ends as if it had been alone."""
     with running_worker(parallel=4, context_length=1200) as cramped:
         streams = [
@@ -515,7 +515,7 @@ def test_jobs_are_let_in_by_what_they_hold_and_put_out_when_cells_run_out() -> N
             stream.finished(within_sec=60.0).assert_whole()
             assert len(stream.tokens) == 500
         assert sum(cramped.record(stream.job_id)["requeues"] for stream in streams) > 0
-        assert cramped.record(streams[0].job_id)["requeues"] == 0, "the oldest is never put out"
+        assert cramped.record(streams[0].job_id)["requeues"] == 0, "the oldest is never preempted"
         again = [
             cramped.execute(s.job_id, script(100, token_ms=1), max_tokens=500, seed=n)
             for n, s in enumerate(streams)
@@ -529,12 +529,12 @@ def test_jobs_are_let_in_by_what_they_hold_and_put_out_when_cells_run_out() -> N
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_worker_with_one_clear_line() -> None:
-    """Exit code 1, MODEL_LOAD_FAILED narrated, a client that waited for the model told, nothing left."""
+    """Exit code 1, MODEL_LOAD_FAILED narrated, a client that waited for the model gets an error, nothing left."""
     with running_worker(wait=False, env={"WORKER_ORCD_SCRIPTED_LOAD_SEC": "-1"}) as failing:
         assert wait_until(failing.process.poll, within_sec=20.0, what="the exit") == 1
         lines = [line for line in failing.log.read_text().splitlines() if not line.startswith("{")]
         assert len(lines) == 1
-        assert "the scripted model was told to fail to load" in lines[0]
+        assert "the scripted model fails to load as configured" in lines[0]
         assert failing.narrated("error")["code"] == "MODEL_LOAD_FAILED"
         assert failing.narrated("shutdown")["exit_code"] == 1
 

@@ -13,7 +13,7 @@ from tests.helpers import is_gone
 from worker_orcd.testing import forked
 from worker_orcd.testing.harness import RunningWorker, running_worker, wait_until
 
-TOLD = """
+REPORTED = """
 import os, signal, sys
 print(sys.argv[1:], os.environ.get("SAID"), os.getcwd(), sys.stdin.read())
 print("wrong", file=sys.stderr)
@@ -36,7 +36,7 @@ def test_it_has_its_own_arguments_environment_streams_and_folder(
 ) -> None:
     """And nothing of the one that it was forked off: no further descriptor, no handler of signals."""
     said = tmp_path / "said"
-    process = started(TOLD, said, monkeypatch, SAID="ö")
+    process = started(REPORTED, said, monkeypatch, SAID="ö")
     assert process.wait(30) == 0
     first, *rest = sorted(said.read_text().splitlines())
     assert first == "['a b', '--c'] ö " + str(tmp_path) + " "

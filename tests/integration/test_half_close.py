@@ -77,7 +77,7 @@ def test_a_client_that_half_closes_gets_its_whole_answer(
     assert ended_state(worker, fields["job_id"])["state"] == "completed"
 
 
-def test_a_job_that_waits_goes_on_waiting_for_a_client_that_half_closed(narrow: RunningWorker) -> None:
+def test_a_job_that_waits_keeps_waiting_for_a_client_that_half_closed(narrow: RunningWorker) -> None:
     """Nothing but probes is sent before it starts."""
     running = narrow.execute(fresh_id("running"), script(token_ms=20)).started()
     with asking(narrow, execute({"job_id": fresh_id("half"), "prompt": "a", "max_tokens": 3})) as connection:

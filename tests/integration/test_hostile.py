@@ -34,9 +34,9 @@ def target(_target: RunningWorker) -> Iterator[RunningWorker]:
     at_rest(_target)
     wait_until(lambda: descriptors(_target) <= before + 1, within_sec=15, what="descriptors given back")
     for line in _target.log.read_text().splitlines():
-        told = json.loads(line)
-        assert "traceback" not in told, told
-        assert told["action"] in {action.name for action in narration.ACTIONS}, told
+        reported = json.loads(line)
+        assert "traceback" not in reported, reported
+        assert reported["action"] in {action.name for action in narration.ACTIONS}, reported
 
 
 def descriptors(worker: RunningWorker) -> int:
@@ -351,7 +351,7 @@ def test_a_body_that_never_stops_is_refused_when_it_is_too_large(target: Running
 
 
 def test_a_crowd_shuts_out_nobody_who_wants_to_stop_a_job() -> None:
-    """The last connections are for cancels and health; others are told to come again."""
+    """The last connections are for cancels and health; others get a 429."""
     with running_worker() as crowded:
         stream = crowded.execute(fresh_id(), script(token_ms=5)).tokens_seen(1)
         descriptors_for_64 = (128, 128)

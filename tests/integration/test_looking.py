@@ -102,7 +102,7 @@ def test_the_list_has_live_jobs_oldest_first_then_ended_ones_latest_first(narrow
 
 
 def test_a_receipt_says_what_the_stop_did_and_when(worker: RunningWorker) -> None:
-    """accepted ≤ stopped ≤ freed ≤ told, cells before and after, what was processed, and who asked."""
+    """accepted ≤ stopped ≤ freed ≤ terminal, cells before and after, what was processed, and who asked."""
     prompt = script(120, token_ms=5)
     stream = worker.execute(fresh_id(), prompt).tokens_seen(4)
     worker.cancel(stream.job_id, **{"X-Correlation-Id": f"ends-{stream.job_id}"})
@@ -138,12 +138,12 @@ def test_a_receipt_says_what_the_stop_did_and_when(worker: RunningWorker) -> Non
     assert receipt["cancel_correlation_id"] == f"ends-{stream.job_id}"
     assert record["error"] == stream.events[-1].data
     complete = worker.narrated("cancel_complete", job_id=stream.job_id)
-    for told, written in (
+    for reported, written in (
         ("stopped_ms", "stopped_ms"),
         ("freed_ms", "freed_ms"),
         ("terminal_ms", "terminal_ms"),
     ):
-        assert complete[told] == pytest.approx(receipt[written], abs=0.1)
+        assert complete[reported] == pytest.approx(receipt[written], abs=0.1)
     assert (complete["cells_before"], complete["cells_after"]) == (receipt["kv_cells_before"], 0)
 
 
@@ -409,7 +409,7 @@ def test_only_actions_of_the_catalogue_are_narrated(life: Life) -> None:
     assert all(line.startswith("{") for line in lines), "something wrote past the narrator"
 
 
-def test_the_life_of_a_worker_is_told_in_order(life: Life) -> None:
+def test_the_life_of_a_worker_is_reported_in_order(life: Life) -> None:
     """From `startup` over the quarters of loading to `ready`, and from `drain` to `shutdown`."""
     actions = [event["action"] for event in life.events]
     assert actions[:9] == [
@@ -424,7 +424,7 @@ def test_the_life_of_a_worker_is_told_in_order(life: Life) -> None:
 
 
 def test_neither_prompt_nor_output_is_ever_narrated(life: Life) -> None:
-    """Jobs that end, fail, time out, are refused, cancelled or left: only lengths and a digest are told."""
+    """Jobs that end, fail, time out, are refused, cancelled or left: events have only lengths and a digest."""
     assert PROMPT_CANARY not in life.log
     assert OUTPUT_CANARY not in life.log
     (start,) = life.of("execute_start", job_id="ends")
@@ -455,7 +455,7 @@ def test_each_way_to_end_is_narrated_once(life: Life) -> None:
     assert {event["code"] for event in refusals} == {"INVALID_REQUEST"}
 
 
-def test_a_job_refused_for_its_prompt_is_told_and_counted_once(worker: RunningWorker) -> None:
+def test_a_job_refused_for_its_prompt_is_reported_and_counted_once(worker: RunningWorker) -> None:
     """As the job that it was, and as nobody's failure: it is the client who has to change something."""
     before = _metrics(worker)
     body = {"job_id": fresh_id(), "prompt": "x" * 8000, "max_tokens": 2000}
@@ -464,10 +464,12 @@ def test_a_job_refused_for_its_prompt_is_told_and_counted_once(worker: RunningWo
     failed = {"outcome": "failed", "reason": "INVALID_REQUEST", "status": "400"}
     assert ("worker_requests_total", tuple(failed.items())) in changed
     assert not any(name == "worker_refusals_total" for name, _ in changed)
-    told = worker.narrated("error", job_id=body["job_id"])
-    assert told["level"] == "WARN"
-    mine = [event for event in worker.narration() if event.get("correlation_id") == told["correlation_id"]]
-    assert mine == [told]
+    reported = worker.narrated("error", job_id=body["job_id"])
+    assert reported["level"] == "WARN"
+    mine = [
+        event for event in worker.narration() if event.get("correlation_id") == reported["correlation_id"]
+    ]
+    assert mine == [reported]
 
 
 def test_many_readers_of_health_and_jobs_do_not_disturb_a_stream(worker: RunningWorker) -> None:
@@ -493,7 +495,7 @@ def test_many_readers_of_health_and_jobs_do_not_disturb_a_stream(worker: Running
     assert len(stream.tokens) == 100
 
 
-def test_a_trace_goes_on_as_correlation_id(worker: RunningWorker) -> None:
+def test_a_trace_continues_as_correlation_id(worker: RunningWorker) -> None:
     """A request that brings a `traceparent` and no id of its own is known by its trace; a broken one is ignored."""
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     good = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}

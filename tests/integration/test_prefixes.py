@@ -45,7 +45,7 @@ def cached(usage: dict[str, Any]) -> int:
     return tokens
 
 
-def test_a_prompt_that_goes_on_from_an_earlier_one_computes_what_is_new(worker: RunningWorker) -> None:
+def test_a_prompt_that_continues_from_an_earlier_one_computes_what_is_new(worker: RunningWorker) -> None:
     """All but the last token of the same prompt, and of a longer one all that it has in common."""
     text = prompt()
     first = complete(worker, text)
@@ -63,7 +63,7 @@ def test_choices_compute_their_prompt_once(worker: RunningWorker) -> None:
     assert 400 <= computed_tokens(worker) - before <= 400 + 4
 
 
-def test_a_retry_after_a_cancel_goes_on_where_the_cancel_hit(worker: RunningWorker) -> None:
+def test_a_retry_after_a_cancel_continues_where_the_cancel_hit(worker: RunningWorker) -> None:
     """The receipt says what stays; the retry takes it."""
     job_id, text = fresh_id(), '{"row_ms": 5}' + prompt(600)
     with httpx.stream(

@@ -144,7 +144,7 @@ def read_all(connection: socket.socket, until: bytes = b"nothing") -> bytes:
     return received
 
 
-def told(stream: Stream) -> dict[str, Any]:
+def reported(stream: Stream) -> dict[str, Any]:
     """The data of a stream's terminal event, once it is there."""
     terminal = stream.finished().terminal
     assert terminal is not None
@@ -157,7 +157,7 @@ def test_tokens_arrive_one_by_one_as_they_are_made(worker: RunningWorker, proxie
     for count in (1, 5, 10):
         stream.tokens_seen(count)
         assert worker.record(stream.job_id)["state"] == "running"
-    told(stream)
+    reported(stream)
     stream.assert_whole()
     arrivals = [token.at for token in stream.tokens]
     gaps = [later - earlier for earlier, later in pairwise(arrivals)]
@@ -167,7 +167,7 @@ def test_tokens_arrive_one_by_one_as_they_are_made(worker: RunningWorker, proxie
 def test_a_proxy_that_gathers_hands_everything_over_at_the_end(hidden: RunningWorker) -> None:
     """What the test above would see without the lines that forbid it."""
     stream = hidden.execute(fresh_id(), script(token_ms=TOKEN_MS), max_tokens=25)
-    made_ms = told(stream)["decode_time_ms"]
+    made_ms = reported(stream)["decode_time_ms"]
     took_ms = (stream.events[-1].at - stream.events[0].at) * 1000
     assert made_ms >= 12 * TOKEN_MS
     assert took_ms <= made_ms / 4
@@ -201,7 +201,7 @@ def test_a_client_that_leaves_the_queue_is_noticed(narrow: RunningWorker) -> Non
             took_ms.append(leave_and_measure(front, stream, "queued"))
         assert_prompt(took_ms)
         front.cancel(running.job_id)
-        assert told(running)["reason"] == "client"
+        assert reported(running)["reason"] == "client"
 
 
 def test_a_client_that_leaves_before_its_whole_answer_is_noticed(proxied: RunningWorker) -> None:
@@ -223,7 +223,7 @@ def test_a_client_that_leaves_before_its_whole_answer_is_noticed(proxied: Runnin
     ],
     ids=["stream in decode", "stream in prefill", "whole answer"],
 )
-def test_behind_a_proxy_that_hides_disconnects_a_job_goes_on_until_it_is_cancelled(
+def test_behind_a_proxy_that_hides_disconnects_a_job_continues_until_it_is_cancelled(
     hidden: RunningWorker,
     ask: Callable[[RunningWorker, str, str], socket.socket],
     prompt: str,
@@ -251,7 +251,7 @@ def test_a_cancel_comes_through_and_so_does_what_it_did(proxied: RunningWorker) 
     answer = proxied.cancel(stream.job_id, Prefer="wait=5")
     assert answer.status_code == 200
     assert answer.json()["receipt"]["kv_cells_after"] == 0
-    error = told(stream)
+    error = reported(stream)
     assert (error["code"], error["reason"]) == ("CANCELLED", "client")
     stream.assert_whole()
     assert proxied.cancel(stream.job_id).status_code == 202
@@ -262,7 +262,7 @@ def test_correlation_ids_come_through_both_ways(worker: RunningWorker, proxied: 
     stream = Stream(
         proxied, {"job_id": fresh_id(), "prompt": "x", "max_tokens": 1}, {"X-Correlation-Id": "mine-7"}
     )
-    told(stream)
+    reported(stream)
     assert stream.headers["x-correlation-id"] == "mine-7"
     assert stream.headers["x-job-id"] == stream.job_id
     worker.narrated("execute_end", job_id=stream.job_id, correlation_id="mine-7")
@@ -284,10 +284,10 @@ def test_a_stream_is_picked_up_again_after_the_last_event_that_was_seen(
     assert worker.record(stream.job_id)["state"] == "completed"
 
 
-def test_a_further_nginx_is_told_not_to_gather_either(proxied: RunningWorker) -> None:
-    """nginx keeps `X-Accel-Buffering` for itself unless it is told to pass it on."""
+def test_a_further_nginx_is_configured_not_to_gather_either(proxied: RunningWorker) -> None:
+    """nginx keeps `X-Accel-Buffering` for itself unless the configuration passes it on."""
     stream = proxied.execute(fresh_id(), "x", max_tokens=1)
-    told(stream)
+    reported(stream)
     assert stream.headers["x-accel-buffering"] == "no"
 
 
@@ -369,7 +369,7 @@ def test_of_several_workers_the_right_one_is_found(
             assert next(iter(source)).event == "started"
     for stream in streams:
         assert front.cancel(stream.job_id).status_code == 202
-        assert told(stream)["reason"] == "client"
+        assert reported(stream)["reason"] == "client"
 
     assert front.client.get("/jobs").json()["jobs"]
     for _ in range(4):
@@ -392,13 +392,13 @@ def test_while_one_of_several_drains_no_job_is_refused_and_its_own_can_still_be_
     wait_until(lambda: first.health()["status"] == "draining", what="draining")
     fresh = [front.execute(fresh_id("new"), script(token_ms=5), max_tokens=5) for _ in range(4)]
     for stream in fresh:
-        assert told(stream)["stop_reason"] == "length"
+        assert reported(stream)["stop_reason"] == "length"
         assert knows(second, stream.job_id)
     assert front.cancel(running.job_id).status_code == 202
-    assert told(running)["reason"] == "client"
+    assert reported(running)["reason"] == "client"
     wait_until(lambda: first.process.poll() is not None, what="the end of the drain")
     assert first.process.returncode == 0
-    assert told(front.execute(fresh_id("newer"), "x", max_tokens=1))["stop_reason"] == "length"
+    assert reported(front.execute(fresh_id("newer"), "x", max_tokens=1))["stop_reason"] == "length"
 
 
 def test_what_a_full_worker_refuses_is_offered_to_the_next(worker: RunningWorker) -> None:
@@ -409,8 +409,8 @@ def test_what_a_full_worker_refuses_is_offered_to_the_next(worker: RunningWorker
         assert full.execute(fresh_id()).finished().status == 429
         for _ in range(4):
             stream = front.execute(fresh_id("offered"), "x", max_tokens=1)
-            assert told(stream)["stop_reason"] == "length"
+            assert reported(stream)["stop_reason"] == "length"
             assert knows(worker, stream.job_id)
         for stream in (running, waiting):
             assert front.cancel(stream.job_id).status_code == 202
-            assert told(stream)["reason"] == "client"
+            assert reported(stream)["reason"] == "client"

@@ -1,4 +1,4 @@
-"""The renderer's processes hold any template to its bounds. What each bound is for is told by the template."""
+"""The renderer's processes hold any template to its bounds. Each template shows what its bound is for."""
 
 import threading
 import time

@@ -24,7 +24,7 @@ def ask(worker: RunningWorker, api: str, job_id: str, **more: Any) -> httpx2.Res
 
 
 def cancelled_meanwhile(worker: RunningWorker, api: str, job_id: str, **more: Any) -> httpx2.Response:
-    """The answer to a request that somebody cancels while it generates."""
+    """The answer to a request that another client cancels while it generates."""
 
     def cancel() -> None:
         wait_until(lambda: worker.record(job_id).get("tokens_out", 0) > 2, what="some tokens")

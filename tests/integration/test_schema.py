@@ -28,7 +28,7 @@ def described() -> Iterator[RunningWorker]:
     with running_worker(max_tokens_out=2, inference_timeout_sec=5) as worker:
         yield worker
         at_rest(worker)
-        assert all("traceback" not in told for told in worker.narration())
+        assert all("traceback" not in reported for reported in worker.narration())
 
 
 def beyond_the_model(body: object) -> bool:

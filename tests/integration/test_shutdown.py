@@ -26,7 +26,7 @@ def _assert_gone(pid: int) -> None:
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP", "POST /shutdown"])
 def test_a_worker_drains_before_it_goes(how: str) -> None:
-    """New work is refused, `/cancel` still answers, jobs finish or are told, and then it exits 0."""
+    """New work is refused, `/cancel` still answers, jobs finish or are cancelled, and then it exits 0."""
     with running_worker(drain_sec=1.5, parallel=3) as worker:
         engine = worker.engine_pid
         short = worker.execute("short", SLOW, max_tokens=20)
@@ -64,16 +64,16 @@ def test_a_worker_drains_before_it_goes(how: str) -> None:
         assert reasons == {"short": None, "cancelled": "client", "endless": "shutdown", "waiting": "shutdown"}
         assert endless.events[-1].data["code"] == "CANCELLED"
         _assert_gone(engine)
-        told = worker.narration()
-        assert (told[-1]["action"], told[-1]["exit_code"]) == ("shutdown", 0)
-        assert told[-1]["reason"] == how
-        assert [event["action"] for event in told].count("drain") == 1
-        assert "engine_lost" not in {event["action"] for event in told}
+        reported = worker.narration()
+        assert (reported[-1]["action"], reported[-1]["exit_code"]) == ("shutdown", 0)
+        assert reported[-1]["reason"] == how
+        assert [event["action"] for event in reported].count("drain") == 1
+        assert "engine_lost" not in {event["action"] for event in reported}
 
 
 def test_by_default_it_is_gone_within_five_seconds_even_if_the_engine_is_stopped() -> None:
-    """4 s of drain, then the job is told `shutdown`, the stuck engine is killed, and the exit is still in time. The
-    better of two counts: the second that is left is not much on a machine whose cores are taken."""
+    """4 s of drain, then the job is cancelled (`shutdown`), the stuck engine is killed, and the exit is still in
+    time. The better of two counts: the remaining second is little on a busy machine."""
     took = _sec_until_gone_with_a_stopped_engine()
     if took > 5.0:
         took = min(took, _sec_until_gone_with_a_stopped_engine())

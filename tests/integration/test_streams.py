@@ -44,7 +44,7 @@ def following(worker: RunningWorker, job_id: str, after: str | None = None) -> I
                 fields = {}
 
 
-def told(stream: Stream) -> list[EventFields]:
+def reported(stream: Stream) -> list[EventFields]:
     """What the first reader got."""
     return [(event.id, event.event, event.data) for event in stream.events]
 
@@ -59,7 +59,7 @@ def test_a_late_reader_gets_the_same_events_and_the_one_ending(worker: RunningWo
         worker.cancel(stream.job_id)
     stream.finished().assert_whole()
     assert ended_state(worker, stream.job_id)["state"] == how
-    whole = told(stream)
+    whole = reported(stream)
     assert events_of(worker, stream.job_id) == whole
     for after in (0, 2, len(whole) - 2):
         assert events_of(worker, stream.job_id, whole[after][0]) == whole[after + 1 :]
@@ -100,7 +100,7 @@ def test_a_position_in_another_use_of_the_id_is_not_found(worker: RunningWorker)
             worker.cancel(second.job_id)
             second.finished()
         assert ended_state(worker, second.job_id)["state"] == "cancelled"
-    assert events_of(worker, second.job_id, second.events[1].id) == told(second)[2:]
+    assert events_of(worker, second.job_id, second.events[1].id) == reported(second)[2:]
 
 
 def test_a_position_from_before_a_restart_of_the_worker_is_not_found() -> None:
@@ -119,7 +119,7 @@ def test_a_reader_who_claims_to_have_seen_too_much_gets_the_ending_all_the_same(
     """Exactly one terminal event, to every reader of a live job (G2)."""
     stream = worker.execute(fresh_id(), script(token_ms=20), max_tokens=30).tokens_seen(2)
     beyond = f"{stream.events[0].incarnation}.500"
-    assert events_of(worker, stream.job_id, beyond) == told(stream.finished())[-1:]
+    assert events_of(worker, stream.job_id, beyond) == reported(stream.finished())[-1:]
     assert stream.events[-1].event == "end"
 
 
@@ -127,7 +127,7 @@ def test_two_readers_follow_one_job_each_at_its_own_pace(worker: RunningWorker) 
     """The second one joins in the middle; neither changes what the other gets."""
     first = worker.execute(fresh_id(), script(token_ms=5), max_tokens=60).tokens_seen(5)
     second = events_of(worker, first.job_id)
-    assert second == told(first.finished())
+    assert second == reported(first.finished())
     assert len(second) == 62
 
 
@@ -161,7 +161,7 @@ def test_a_job_is_stopped_when_its_client_leaves_though_others_follow_it(worker:
     assert (name, data["code"], data["reason"]) == ("error", "CANCELLED", "disconnect")
 
 
-def test_a_job_that_goes_on_without_readers_is_picked_up_again(worker: RunningWorker) -> None:
+def test_a_job_that_continues_without_readers_is_picked_up_again(worker: RunningWorker) -> None:
     """Nothing is lost and nothing comes twice; its being left is narrated."""
     stream = worker.execute(
         fresh_id(), script(token_ms=5), max_tokens=80, on_disconnect="continue"

@@ -119,12 +119,12 @@ def test_a_cancelled_job_of_the_real_worker_arrives_at_a_collector(collector: Co
         headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
         body = {"job_id": "traced", "prompt": "Count to a thousand.", "max_tokens": 1000, "ignore_eos": True}
         with worker.client.stream("POST", "/execute", json=body, headers=headers) as answer:
-            told = answer.iter_lines()
-            assert "event: token" in told
+            reported = answer.iter_lines()
+            assert "event: token" in reported
             before = time.time()
             worker.cancel("traced", **{"X-Correlation-Id": "who-cancels"})
             after = time.time()
-            assert "event: error" in told
+            assert "event: error" in reported
         span = collector.span_of("traced")
         record = worker.record("traced")
     assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
@@ -174,13 +174,13 @@ def test_a_collector_that_hangs_slows_neither_streams_nor_the_end(hanging_collec
         stream.finished(within_sec=1.0).assert_whole()
 
 
-def test_a_collector_that_is_not_there_is_told_once(worker_without_collector: RunningWorker) -> None:
+def test_a_collector_that_is_not_there_is_reported_once(worker_without_collector: RunningWorker) -> None:
     """In the narration, as everything else that is wrong."""
     worker = worker_without_collector
     for _ in range(3):
         worker.execute(fresh_id(), max_tokens=2).finished()
-    told = worker.narrated("error", code="INTERNAL", within_sec=10)
-    assert told["message"].startswith("traces: ")
+    reported = worker.narrated("error", code="INTERNAL", within_sec=10)
+    assert reported["message"].startswith("traces: ")
     worker.execute(fresh_id(), max_tokens=2).finished()
     assert [event["action"] for event in worker.narration()].count("error") == 1
     assert all(line.startswith("{") for line in worker.log.read_text().splitlines())

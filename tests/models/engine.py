@@ -89,7 +89,7 @@ class TinyEngine(LoopReports):
         load = Load(str(path), "worker", None, parallel, cells, exact, threads, "json")
         self.model: RecordedModel = RecordedModel(load, self.byte)
         self.aborts_at_once = False
-        """Whether the byte is set before each step begins: an armed one ends with its first graph node."""
+        """Whether the byte is set before each step begins: an abortable one ends with its first graph node."""
         narrator = Narrator.configure("worker", process="engine", log_format="json", stream=io.StringIO())
         self.loop = EngineLoop(self.model, self.byte, self._drain, self.sent.append, narrator)
         self.loop.warm_up()

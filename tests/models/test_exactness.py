@@ -63,7 +63,7 @@ def test_weights_that_are_not_quantized_are_refused_by_their_type(tiny_models: T
 
 @pytest.mark.parametrize("parallel", [1, 2])
 def test_few_sequences_are_enough_to_find_it(tiny_models: TinyModels, parallel: int) -> None:
-    """A single one is carried on after a death, and computes its rows beside each other then."""
+    """A single one is requeued after a death, and computes its rows beside each other then."""
     path = tiny_models.path("llama-moe")
     check_refusal(refusal(path, parallel), path, "a mixture of experts whose router has F32 weights")
 

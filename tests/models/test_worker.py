@@ -117,7 +117,7 @@ def test_neighbours_of_a_storm_of_cancels_get_all_their_tokens(worker: RunningWo
         assert_all_there(stream)
 
 
-def test_jobs_go_on_after_the_engine_was_killed(worker: RunningWorker) -> None:
+def test_jobs_continue_after_the_engine_was_killed(worker: RunningWorker) -> None:
     """One decodes, one is in its prefill; each gets the rest of its tokens from the next engine."""
     streams = [neighbour(worker, seed) for seed in (20, 21)]
     for stream in streams:

@@ -1,7 +1,7 @@
 """Any sequence of events against the pure core, with a model of an engine beside it (G2, G3, G4, G8).
 
-The model engine knows only what the effects told it. It answers each `Prepare` and each `Halt` some time later, and
-goes on generating until it has answered: so every crossing of a cancel with an end, a failure, a death or another
+The model engine knows only the effects. It answers each `Prepare` and each `SendStop` some time later, and
+continues generating until it has answered: so every crossing of a cancel with an end, a failure, a death or another
 cancel is tried.
 """
 
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.fakes import at, books_of, execute
+from tests.fakes import at, execute, snapshot_of
 from tests.lanes import examples
 from worker_orcd.jobs.clock import Timestamp
 from worker_orcd.jobs.dispatcher import MAX_DEATHS, SUSPECT_DEATHS, Dispatcher, ReadyEngine, TargetState
@@ -45,17 +45,17 @@ class Seen:
 
     job: Job
     events: list[Event] = field(default_factory=list)
-    told: str = ""
-    """Text of the tokens that were told."""
+    reported: str = ""
+    """Text of the tokens that became events."""
     held: str = ""
     """Text that the engine holds back after these."""
     over: dict[str, object] | None = None
-    """Its books when it had ended: nothing about it changes any more."""
+    """Its record when it had ended: nothing about it changes any more."""
 
 
 @dataclass
 class ModelEngine:
-    """What the engine holds, as far as effects told it."""
+    """What the engine holds, according to the effects."""
 
     to_prepare: list[int] = field(default_factory=list)
     holds: set[int] = field(default_factory=set)
@@ -80,8 +80,8 @@ class Core(RuleBasedStateMachine):
         """Ids of jobs that a client's cancel has reached, and when."""
         self.refused: dict[str, float] = {}
         """Ids whose latest request was refused, and when: a cancel that follows is for that one."""
-        self.put_out_stopping: set[int] = set()
-        """Runs that the engine put out while their stop was on its way."""
+        self.preempted_stopping: set[int] = set()
+        """Runs that the engine preempted while their stop was on its way."""
         self.written_off = False
         """Whether a stop was given up on: such an engine gets nothing new, and its death is only a matter of time."""
 
@@ -108,7 +108,7 @@ class Core(RuleBasedStateMachine):
                 assert run not in self.ended, "ended twice"
                 assert effect.job.terminal is not None
                 holds = self.engine is not None and run in self.engine.holds
-                assert not holds or run in self.given_up, "told before the engine's word (G4)"
+                assert not holds or run in self.given_up, "ended before the engine's confirmation (G4)"
                 self.ended.append(run)
                 continue
             assert self.engine is not None, "an order without an engine"
@@ -121,11 +121,11 @@ class Core(RuleBasedStateMachine):
                     self.engine.to_prepare.append(run)
                 case Run():
                     assert run not in self.engine.holds, "run twice"
-                    assert not effect.job.stop, "handed over though somebody wants it to stop"
+                    assert not effect.job.stop, "handed over despite a stop request"
                     self.engine.holds.add(run)
                     assert effect.job.prompt_tokens is not None
                 case SendStop():
-                    assert run in self.engine.holds, "halted what does not run"
+                    assert run in self.engine.holds, "stopped what does not run"
                     assert run not in self.engine.to_confirm, "asked twice"
                     self.engine.to_confirm.append(run)
 
@@ -133,7 +133,7 @@ class Core(RuleBasedStateMachine):
         """All that there is to know, as a value."""
         queue = self.core.queue
         return (
-            [books_of(seen.job) for seen in self.seen.values()],
+            [snapshot_of(seen.job) for seen in self.seen.values()],
             [job.run for job in self.core.tracker],
             self.core.tracker.records(),
             (list(queue._waiting), list(queue._in_engine)),
@@ -362,7 +362,7 @@ class Core(RuleBasedStateMachine):
         cancelled = {job.run for job in self.live_jobs() if job.stop}
         waiting = [job for job in self.live_jobs() if not job.stop]
         self.engine, self.written_off = None, False
-        self.put_out_stopping.clear()
+        self.preempted_stopping.clear()
         effects = self.core.engine_lost("it is dead", self.now())
         self.carry_out(effects)
         assert all(isinstance(effect, Ended) for effect in effects)
@@ -399,25 +399,25 @@ class Core(RuleBasedStateMachine):
         run = self.pick(self.engine.holds, which)
         assert run is not None
         job = self.seen[run].job
-        told = job.state is State.RUNNING
+        reported = job.state is State.RUNNING
         for n, (text, held) in enumerate(texts):
             self.core.progress(run, 3)
-            assert (self.core.token(run, 1000 + n, text, self.now(), held) is job) == told
-            if told:
-                self.seen[run].told += text
+            assert (self.core.token(run, 1000 + n, text, self.now(), held) is job) == reported
+            if reported:
+                self.seen[run].reported += text
                 self.seen[run].held = held
         self.carry_out(self.core.start_next(self.now()))
 
     @precondition(lambda self: self.engine is not None and len(self.engine.holds) > 1)
     @rule()
-    def the_youngest_is_put_out(self) -> None:
+    def the_youngest_is_preempted(self) -> None:
         """Cells have run out; it may be being stopped."""
         assert self.engine is not None
         run = max(self.engine.holds)
         self.engine.holds.remove(run)
         job = self.seen[run].job
         if job.state is State.STOPPING:
-            self.put_out_stopping.add(run)
+            self.preempted_stopping.add(run)
         self.core.preempted(run)
         self.carry_out(self.core.start_next(self.now()))
 
@@ -432,7 +432,7 @@ class Core(RuleBasedStateMachine):
         if held or seen.held:
             text = seen.held + "…" * held
             if self.core.token(run, None, text, self.now()) is not None:
-                seen.told, seen.held = seen.told + text, ""
+                seen.reported, seen.held = seen.reported + text, ""
         self.engine.holds.remove(run)
         self.carry_out(self.core.finished(run, "length", self.freed(), self.now()))
 
@@ -453,9 +453,9 @@ class Core(RuleBasedStateMachine):
         """Always answered; for a run that ended meanwhile it is no news."""
         assert self.engine is not None
         run = self.engine.to_confirm.pop(which % len(self.engine.to_confirm))
-        waits = run in self.engine.holds or run in self.put_out_stopping
+        waits = run in self.engine.holds or run in self.preempted_stopping
         self.engine.holds.discard(run)
-        self.put_out_stopping.discard(run)
+        self.preempted_stopping.discard(run)
         effects = self.core.stopped(run, self.freed(), self.now())
         self.carry_out(effects)
         assert bool(effects) == (waits and run not in self.given_up)
@@ -511,15 +511,15 @@ class Core(RuleBasedStateMachine):
                 assert WHOLE_STREAM.fullmatch(names), names
 
     @invariant()
-    def what_was_told_is_never_changed(self) -> None:
-        """Events are only added, and after the terminal one nothing about a job changes, not even its books."""
+    def what_was_reported_is_never_changed(self) -> None:
+        """Events are only added, and after the terminal one nothing about a job changes, not even its record."""
         for seen in self.seen.values():
             events = seen.job.events
             assert events[: len(seen.events)] == seen.events
             if seen.over is not None:
-                assert books_of(seen.job) == seen.over
+                assert snapshot_of(seen.job) == seen.over
             elif not seen.job.live:
-                seen.over = books_of(seen.job)
+                seen.over = snapshot_of(seen.job)
             seen.events = list(events)
 
     @invariant()
@@ -535,10 +535,10 @@ class Core(RuleBasedStateMachine):
 
     @invariant()
     def no_text_is_lost(self) -> None:
-        """However a job ends, what its told tokens say has gone out, held back or not."""
+        """However a job ends, the text of all its tokens has gone out, held back or not."""
         for seen in self.seen.values():
             text = "".join(event.t for event in seen.job.events if isinstance(event, Token))
-            assert text == (seen.told if seen.job.live else seen.told + seen.held)
+            assert text == (seen.reported if seen.job.live else seen.reported + seen.held)
 
     @invariant()
     def who_asked_first_has_the_last_word(self) -> None:
@@ -558,7 +558,7 @@ class Core(RuleBasedStateMachine):
                 assert (terminal.code, terminal.details["reason"]) == (ErrorCode.CANCELLED, stop.reason.value)
 
     @invariant()
-    def the_books_agree(self) -> None:
+    def the_counts_agree(self) -> None:
         """Tracker, queue and engine know the same jobs; what is held fits."""
         live = self.live_jobs()
         queued = [job.run for job in live if job.state is State.QUEUED]
@@ -571,7 +571,7 @@ class Core(RuleBasedStateMachine):
         if self.engine is None:
             assert not started
         else:
-            assert (self.engine.holds | self.put_out_stopping) - self.given_up == started
+            assert (self.engine.holds | self.preempted_stopping) - self.given_up == started
         suspects = {job.run for job in live if job.deaths >= SUSPECT_DEATHS}
         assert len(suspects & started) <= 1, "no two who are suspected of killing engines run side by side"
         assert sorted(self.ended) == sorted(run for run, seen in self.seen.items() if not seen.job.live)
@@ -590,7 +590,7 @@ class Core(RuleBasedStateMachine):
             assert inside
 
     def teardown(self) -> None:
-        """Let the engine finish what it has: nothing is left, and everybody was told."""
+        """Let the engine finish what it has: nothing is left, and every job has its terminal event."""
         if self.written_off:
             self.engine_dies()
         if self.engine is None:
@@ -612,7 +612,7 @@ class Core(RuleBasedStateMachine):
         for seen in self.seen.values():
             assert isinstance(seen.job.terminal, End | Error)
             assert isinstance(seen.job.events[0], Started | Error)
-        self.what_was_told_is_never_changed()
+        self.what_was_reported_is_never_changed()
         self.who_asked_first_has_the_last_word()
 
 

@@ -72,7 +72,7 @@ def message(run: int, plan: Plan) -> Run:
 
 @lru_cache(maxsize=4096)
 def alone(order: Run) -> tuple[tuple[tuple[int | None, str], ...], str]:
-    """What a run puts out when it has the engine to itself, and how it ends."""
+    """The output of a run that has the engine to itself, and how it ends."""
     loop = HandLoop(parallel=1)
     loop.post(order)
     loop.finish()
@@ -83,7 +83,7 @@ def alone(order: Run) -> tuple[tuple[tuple[int | None, str], ...], str]:
 
 
 def requeues(order: Run, plan: Plan) -> Run:
-    """The order with its first tokens generated already, but not its last: a run that had ended is not carried on."""
+    """The order with its first tokens generated already, but not its last: a run that had ended is not requeued."""
     tokens = [token for token, _ in alone(order)[0] if token is not None]
     return msgspec.structs.replace(
         order, generated=tuple(tokens[: min(plan.carried, max(0, len(tokens) - 1))])
@@ -112,7 +112,7 @@ class Schedule:
             self._post(turn)
             before = len(self.loop.sent)
             self.loop.turn_idle()
-            check_books(self.loop)
+            check_counts(self.loop)
             for said in self.loop.sent[before:]:
                 self._hear(said)
             turn += 1
@@ -175,7 +175,7 @@ def test_whatever_happens_beside_it_a_run_s_output_is_that_of_the_run_alone(
 
 def check_output(schedule: Schedule, run: int, plan: Plan) -> None:
     """A run's tokens, texts and end are those of the run alone; one that was stopped has a beginning of them."""
-    told_before = len(schedule.orders[run].generated)
+    reported_before = len(schedule.orders[run].generated)
     whole, how = alone(message(run, plan))
     got = tuple(
         (out.token, out.text) for step in schedule.loop.steps for out in step.tokens if out.run == run
@@ -183,16 +183,16 @@ def check_output(schedule: Schedule, run: int, plan: Plan) -> None:
     ends = schedule.loop.ends(run)
     if ends:
         assert ends == [how]
-        assert got == whole[told_before:]
+        assert got == whole[reported_before:]
     else:
         assert run in schedule.asked
-        assert got == whole[told_before:][: len(got)]
+        assert got == whole[reported_before:][: len(got)]
     confirmations = [said for said in schedule.loop.stopped if said.run == run]
     assert len(confirmations) == (run in schedule.asked)
     assert all(said.cells_after == 0 for said in confirmations)
 
 
-def check_books(loop: HandLoop) -> None:
+def check_counts(loop: HandLoop) -> None:
     """What the last report says is what the model holds; an aborted step changed nothing."""
     last = loop.sent[-1] if loop.sent else None
     if isinstance(last, Step):
@@ -205,5 +205,5 @@ def check_books(loop: HandLoop) -> None:
                 assert (last.tokens, last.ended) == ((), ())
                 assert all(progress.cached > 0 for progress in last.progress)
     if len(loop.sent) >= 2 and all(isinstance(said, Step) and said.aborted for said in loop.sent[-2:]):
-        # No run left between them, so the second step was owed to the runs of the first.
+        # No run left between them, so the second step was a protected one for the runs of the first.
         raise AssertionError("two steps in a row were aborted, and no stop was overdue")

@@ -56,7 +56,7 @@ def test_another_seed_gives_other_tokens(real_worker: RunningWorker) -> None:
 
 
 def test_seed_reported_is_the_seed_used(real_worker: RunningWorker) -> None:
-    """A job without a seed can be run again with the one that `started` told."""
+    """A job without a seed can be run again with the one in `started`."""
     first = whole(real_worker.execute("drawn", STORY, temperature=0.9, max_tokens=20, cache_prompt=False))
     seed = first.events[0].data["seed"]
     again = whole(

@@ -87,7 +87,7 @@ def test_computing_stops_in_time(gemma: RunningWorker, begin: Begin, trials: int
         health = gemma.health()
         assert (health["kv_cells_used"], health["jobs_running"], health["jobs_queued"]) == (0, 0, 0)
 
-    receipts = stop_trials(gemma, begin, trials, pause=time.sleep, told=look)
+    receipts = stop_trials(gemma, begin, trials, pause=time.sleep, on_terminal=look)
     assert all(receipt["kv_cells_after"] == 0 for receipt in receipts)
     assert len([receipt for receipt in receipts if receipt["phase"] == phase]) >= trials // 5
     stopped_in_time(begin.__name__, [receipt["stopped_ms"] for receipt in receipts])
@@ -102,12 +102,12 @@ def test_neighbours_of_a_storm_of_cancels_get_all_their_tokens(gemma: RunningWor
 
 
 def test_steps_are_done_beside_steady_cancels(gemma: RunningWorker) -> None:
-    """Every stream gets on."""
+    """Every stream makes progress."""
     assert_steps_are_done_beside_steady_cancels(gemma, [neighbour(gemma, seed, 1500) for seed in range(3)])
 
 
 @pytest.mark.nightly
-def test_jobs_go_on_after_the_engine_was_killed(gemma: RunningWorker) -> None:
+def test_jobs_continue_after_the_engine_was_killed(gemma: RunningWorker) -> None:
     """Some decode, one is in its prefill; each gets the rest of its tokens from the next engine, none twice."""
     restarts = gemma.health()["engine_restarts"]
     for trial in range(2):

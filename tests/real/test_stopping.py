@@ -40,7 +40,7 @@ def test_computing_stops_in_time(real_worker: RunningWorker, begin: Begin, trial
         health = real_worker.health()
         assert (health["kv_cells_used"], health["jobs_running"], health["jobs_queued"]) == (0, 0, 0)
 
-    receipts = stop_trials(real_worker, begin, trials, pause=time.sleep, told=look)
+    receipts = stop_trials(real_worker, begin, trials, pause=time.sleep, on_terminal=look)
     assert all(receipt["kv_cells_after"] == 0 for receipt in receipts)
     assert all(receipt["stopped_ms"] <= receipt["freed_ms"] <= receipt["terminal_ms"] for receipt in receipts)
     inside = [receipt for receipt in receipts if receipt["phase"] == phase]
@@ -85,7 +85,7 @@ def test_neighbours_of_a_storm_of_cancels_lose_double_and_reorder_nothing(real_w
 @pytest.mark.deep
 @pytest.mark.timeout(600)
 def test_steps_are_done_beside_steady_cancels(real_worker: RunningWorker) -> None:
-    """Four streams get on beside a cancel about every 50 ms, most of them in the middle of a long prompt."""
+    """Four streams make progress beside a cancel about every 50 ms, most of them in the middle of a long prompt."""
     neighbours = [
         real_worker.execute(f"steady-{n}", STORY, ignore_eos=True, max_tokens=4000, temperature=0.7, seed=n)
         for n in range(4)

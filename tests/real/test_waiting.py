@@ -18,7 +18,7 @@ NOT_NOTICED_MS = 500.0
 
 
 def test_waiting_jobs_that_were_cancelled_cost_the_next_one_nothing(real_worker: RunningWorker) -> None:
-    """They are told in milliseconds, and the engine does not go on counting their prompts (G1)."""
+    """They end in milliseconds, and the engine stops counting their prompts (G1)."""
     first_token_ms(real_worker, fresh_id("warm"))
     idle = first_token_ms(real_worker, fresh_id("idle"))
     with contextlib.ExitStack() as clients:

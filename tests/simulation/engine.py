@@ -1,6 +1,6 @@
 """An engine in virtual time: the real loop, planner and text over a scripted model, and everything that can go wrong.
 
-A turn is computed when it begins and told when it would have ended. A stop that comes meanwhile finds the step just
+A turn is computed when it begins and reported when it would have ended. A stop that comes meanwhile finds the step just
 ending, as an abort would make it; aborts themselves are tried by setting the byte before steps at random.
 """
 
@@ -169,9 +169,9 @@ class VirtualEngine:
         if self._chance.random() < self._weather.dies:
             self._later(took * self._chance.random(), self.die)
             return
-        self._later(took + 0.0005, self._told, step, idle)
+        self._later(took + 0.0005, self._reported, step, idle)
 
-    def _told(self, step: Step | None, idle: bool) -> None:
+    def _reported(self, step: Step | None, idle: bool) -> None:
         self._busy = False
         if step is not None:
             self._says(step)

@@ -47,11 +47,11 @@ def play(seed: int, *, attacks: int = 0) -> World:
 
 def digest(world: World) -> str:
     """Of all that happened in a history, to the microsecond."""
-    told = [
+    reported = [
         (seen.job.owner, seen.job.record(), [event.data() for event in seen.job.events])
         for seen in world.seen
     ]
-    return hashlib.sha256(repr((told, len(world.engines), world.loop.time())).encode()).hexdigest()
+    return hashlib.sha256(repr((reported, len(world.engines), world.loop.time())).encode()).hexdigest()
 
 
 @pytest.mark.timeout(7200)
@@ -80,11 +80,11 @@ def test_histories_keep_every_guarantee() -> None:
             print(f"{number} histories", flush=True)
     print(
         f"{LAST - FIRST} histories: {jobs} jobs, {cancelled} of them cancelled by clients, "
-        f"{requeues} carried on, {engines} engines"
+        f"{requeues} requeues, {engines} engines"
     )
     if LAST - FIRST >= SAMPLE:
         assert cancelled > jobs / 10, "hardly anybody cancels"
-        assert requeues > 0, "nothing was carried on: the weather is too good"
+        assert requeues > 0, "nothing was requeued: too few faults"
         assert engines > LAST - FIRST
 
 

@@ -27,7 +27,7 @@ from worker_orcd.worker.streams import JobStream, KeepAlive
 from worker_orcd.worker.worker import Policy, Worker
 
 DEADLINE_SEC = 5.0
-TOLD_WITHIN_SEC = DEADLINE_SEC + 0.1
+TERMINAL_WITHIN_SEC = DEADLINE_SEC + 0.1
 FOUND_OUT_SEC = 10.0
 MEMORY_SEC = 5.0
 IDS = ("a", "a1", "b", "c", "d", "e", "f")
@@ -68,7 +68,7 @@ class World:
         }[mood]
         self.engines: list[VirtualEngine] = []
         self.seen: list[Seen] = []
-        self.wishes: dict[tuple[str, str], float] = {}
+        self.requests: dict[tuple[str, str], float] = {}
         self.refused: set[tuple[str, str]] = set()
         policy = Policy(
             ceilings=Ceilings(max_tokens_out=400, inference_timeout_sec=self.chance.choice([20.0, 300.0])),
@@ -109,7 +109,7 @@ class World:
         await self.worker.drain()
 
     async def client(self) -> None:
-        """Somebody who does a few things, one after the other."""
+        """A client that does a few things, one after the other."""
         for _ in range(self.chance.randint(1, 5)):
             await asyncio.sleep(self.chance.expovariate(2.0))
             action = self.chance.choices(["run", "cancel", "group", "look"], [6, 3, 1, 1])[0]
@@ -149,7 +149,7 @@ class World:
             "cache_prompt": self.chance.random() < 0.9,
             "cache_salt": self.chance.choice([None, None, "salt"]),
         }
-        wished_at = self.wishes.get((owner, str(fields["job_id"])), -100.0)
+        wished_at = self.requests.get((owner, str(fields["job_id"])), -100.0)
         try:
             stream = self.worker.execute(ExecuteRequest(**fields), "cor", owner)  # type: ignore[arg-type]
         except JobError as refused:
@@ -159,7 +159,7 @@ class World:
             return
         seen = Seen(stream.job, fields)
         self.seen.append(seen)
-        self.wishes.pop((owner, stream.job.job_id), None)
+        self.requests.pop((owner, stream.job.job_id), None)
         self.refused.discard((owner, stream.job.job_id))
         if self.loop.time() - wished_at <= MEMORY_SEC:
             seen.may_be_cancelled = True
@@ -187,8 +187,8 @@ class World:
         known = live or self.worker.dispatcher.tracker.ended(job_id, owner)
         # A cancel that follows a refused request is for that one.
         known = known or stop_request in self.refused
-        if not known and now - self.wishes.get(stop_request, -100.0) > MEMORY_SEC:
-            self.wishes[stop_request] = now
+        if not known and now - self.requests.get(stop_request, -100.0) > MEMORY_SEC:
+            self.requests[stop_request] = now
         self.note_cancel(lambda seen: (seen.job.owner, seen.job.job_id) == stop_request)
         for _ in range(self.chance.randint(1, 3)):
             self.worker.cancel(job_id, "cor-cancel", owner)
@@ -199,7 +199,7 @@ class World:
         self.worker.cancel_group(group, "cor-group", owner)
 
     def own(self, owner: str, job_id: str) -> list[Job]:
-        """An owner's jobs with this id, by the clients' own books."""
+        """An owner's jobs with this id, by the clients' own records."""
         return [seen.job for seen in self.seen if (seen.job.owner, seen.job.job_id) == (owner, job_id)]
 
     def note_cancel(self, meant: Callable[[Seen], bool]) -> None:
@@ -247,7 +247,7 @@ class World:
     # What must hold.
 
     async def watch(self) -> None:
-        """Health is never good while the engine is dead; what is stopped is told in time."""
+        """Health is never good while the engine is dead; stopped jobs have their terminal event in time."""
         while True:
             await asyncio.sleep(0.05)
             supervisor = self.worker.supervisor
@@ -258,7 +258,7 @@ class World:
                 assert self.loop.time() - self.engines[-1].hung_at < FOUND_OUT_SEC, "nobody noticed (G11)"
             for seen in self.seen:
                 if seen.cancelled_at is not None and seen.job.live:
-                    assert self.loop.time() - seen.cancelled_at < TOLD_WITHIN_SEC, (
+                    assert self.loop.time() - seen.cancelled_at < TERMINAL_WITHIN_SEC, (
                         "five seconds are over (G5)"
                     )
 
@@ -276,7 +276,9 @@ class World:
         core = self.worker.dispatcher
         assert (len(core.tracker), len(core.queue), core.queue.running) == (0, 0, 0)
         assert self.worker._streams == {}
-        assert b"worker_audit_faults_total 0.0" in self.worker.metrics.render(), "books that do not agree"
+        assert b"worker_audit_faults_total 0.0" in self.worker.metrics.render(), (
+            "counts of cells that do not agree"
+        )
         self.check_records()
         engine = self.engines[-1]
         if not engine.dead and not engine.hung:
@@ -309,7 +311,7 @@ class World:
             assert got == events, "a reader got something else (G2)"
         if seen.job.receipt is not None:
             if seen.cancelled_at is not None:
-                assert seen.job.receipt.terminal_ms <= TOLD_WITHIN_SEC * 1000
+                assert seen.job.receipt.terminal_ms <= TERMINAL_WITHIN_SEC * 1000
             if seen.job.receipt.reason is StopReason.CLIENT:
                 assert seen.may_be_cancelled, "cancelled by nobody who may (G8, G9)"
 

@@ -156,7 +156,7 @@ class Guarded:
         headers = {} if who is None else {"Authorization": f"Bearer {KEYS[who]}"}
         return self.client.request(method, path, headers=headers | more.pop("headers", {}), **more)
 
-    def heard_by(self, who: str) -> list[EventFields]:
+    def received_by(self, who: str) -> list[EventFields]:
         """What this person gets from `/narration` from its start on."""
         caller = self.keys.caller(KEYS[who])
         assert caller is not None
@@ -231,15 +231,17 @@ def test_without_keys_everybody_is_an_operator() -> None:
     assert Asking().status(path="/metrics") == 200
 
 
-def test_what_was_not_let_in_is_narrated_to_the_operator_only(tmp_path: Path) -> None:
+def test_what_was_not_accepted_is_narrated_to_the_operator_only(tmp_path: Path) -> None:
     """A stranger cannot push tenants' events out, nor write an id of its choice into their streams."""
     guarded = Guarded(tmp_path)
     assert guarded.ask("anna", "GET", "/nowhere").status_code == 404
     for _ in range(BACKLOG + 10):
         answer = guarded.ask(None, "GET", "/jobs", headers={"X-Correlation-Id": "evil"})
         assert answer.status_code == 401
-    assert [event["http_status"] for event in guarded.heard_by("anna")] == [404]
-    assert guarded.heard_by("berta") == []
-    heard = guarded.heard_by("olga")
-    assert {event["http_status"] for event in heard} == {404, 401}, "strangers push nobody out there, either"
-    assert "evil" in {event["correlation_id"] for event in heard}
+    assert [event["http_status"] for event in guarded.received_by("anna")] == [404]
+    assert guarded.received_by("berta") == []
+    received = guarded.received_by("olga")
+    assert {event["http_status"] for event in received} == {404, 401}, (
+        "strangers push nobody out there, either"
+    )
+    assert "evil" in {event["correlation_id"] for event in received}

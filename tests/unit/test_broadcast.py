@@ -7,7 +7,7 @@ from worker_orcd.narration.broadcast import BACKLOG, MAX_KEPT, MAX_LISTENERS, Br
 SILENT_SEC = 0.001
 
 
-def heard(listener: Listener) -> list[object]:
+def received(listener: Listener) -> list[object]:
     """What waits for a listener now."""
 
     async def listen() -> list[object]:
@@ -32,8 +32,8 @@ def test_a_tenants_events_push_out_only_its_own() -> None:
     broadcast.emit({"action": "ready", "number": 2}, None)
     for number in range(2 * MAX_KEPT):
         broadcast.emit({"number": -number}, "berta")
-    assert heard(joined(broadcast, "anna")) == [1, 2]
-    assert len(heard(joined(broadcast, "berta"))) == BACKLOG
+    assert received(joined(broadcast, "anna")) == [1, 2]
+    assert len(received(joined(broadcast, "berta"))) == BACKLOG
 
 
 def test_a_tenants_listeners_shut_out_only_its_own() -> None:
@@ -42,9 +42,9 @@ def test_a_tenants_listeners_shut_out_only_its_own() -> None:
     bertas = [joined(broadcast, "berta") for _ in range(MAX_LISTENERS)]
     assert broadcast.join("berta") is None
     anna = joined(broadcast, "anna")
-    assert heard(bertas[0]) == ["closed"]
+    assert received(bertas[0]) == ["closed"]
     broadcast.emit({"action": "ready", "number": 1}, None)
-    assert heard(bertas[1]) == heard(anna) == [1]
+    assert received(bertas[1]) == received(anna) == [1]
     assert broadcast.join("berta") is None, "anna's listener is not to be pushed out again"
     broadcast.leave(bertas[0])
     assert broadcast.join("berta") is None, "its place is anna's"

@@ -25,16 +25,16 @@ def test_the_oldest_unproven_makes_room_then_the_oldest_idle() -> None:
     opened = Open()
     opened.add(1, 2, 3, 4)
     for number in (1, 2, 3):
-        opened.all.let_in(number)
+        opened.all.admit(number)
     opened.all.answered(2)
     opened.all.answered(1)
     assert opened.add(5) == [True]
     assert opened.dropped == [4]
-    opened.all.let_in(5)
+    opened.all.admit(5)
     assert opened.add(6) == [True]
     assert opened.dropped == [4, 2], "it has been idle for longer than 1"
-    opened.all.let_in(6)
-    opened.all.let_in(1)
+    opened.all.admit(6)
+    opened.all.admit(1)
     assert opened.all.busy == BOUND
     assert opened.add(7) == [False]
     opened.all.remove(3)
@@ -43,11 +43,11 @@ def test_the_oldest_unproven_makes_room_then_the_oldest_idle() -> None:
 
 
 def test_one_that_had_to_go_takes_no_place_any_more() -> None:
-    """What is still heard of it changes nothing."""
+    """Later events of it change nothing."""
     opened = Open()
     opened.add(1, 2, 3, 4, 5)
     assert opened.dropped == [1]
-    opened.all.let_in(1)
+    opened.all.admit(1)
     opened.all.answered(1)
     assert (len(opened.all), opened.all.busy) == (BOUND, 0)
     opened.all.remove(1)
@@ -55,7 +55,7 @@ def test_one_that_had_to_go_takes_no_place_any_more() -> None:
 
 
 @pytest.mark.parametrize("bound", [1, BOUND])
-@given(st.lists(st.tuples(st.sampled_from(["add", "let_in", "answered", "remove"]), st.integers(0, 20))))
+@given(st.lists(st.tuples(st.sampled_from(["add", "admit", "answered", "remove"]), st.integers(0, 20))))
 def test_busy_ones_stay_and_the_bound_holds(bound: int, steps: list[tuple[str, int]]) -> None:
     """In any history."""
     dropped: list[int] = []
@@ -71,8 +71,8 @@ def test_busy_ones_stay_and_the_bound_holds(bound: int, steps: list[tuple[str, i
                 known.add(number)
             else:
                 assert len(busy) == bound
-        elif what == "let_in":
-            connections.let_in(number)
+        elif what == "admit":
+            connections.admit(number)
             busy |= {number} & known
         elif what == "answered":
             connections.answered(number)

@@ -14,7 +14,7 @@ SEEDS = st.integers(0, 2**64 - 1)
 @given(SEEDS, st.integers(0, 1_000_000), st.lists(st.tuples(SEEDS, st.integers(0, 1000)), max_size=5))
 @settings(deadline=None)
 def test_a_draw_depends_on_seed_and_index_alone(seed: int, index: int, others: list[tuple[int, int]]) -> None:
-    """Whatever others drew in between: a job carried on elsewhere draws the same."""
+    """Whatever others drew in between: a requeued job draws the same."""
     first = draw_seed(seed, index)
     for other_seed, other_index in others:
         draw_seed(other_seed, other_index)

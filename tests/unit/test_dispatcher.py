@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.fakes import at, books_of, execute, freed_at, stop_request
+from tests.fakes import at, execute, freed_at, snapshot_of, stop_request
 from worker_orcd.jobs.dispatcher import Dispatcher, ReadyEngine, TargetState
 from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Prepare, Run, SendStop
 from worker_orcd.jobs.errors import ErrorCode, JobError
@@ -129,10 +129,10 @@ def test_a_refused_submit_leaves_a_live_job_of_that_id_alone() -> None:
     """A 409 is no news for the job that is there."""
     it = dispatcher()
     job = running(it)
-    before = books_of(job)
+    before = snapshot_of(job)
     with pytest.raises(JobError):
         submitted(it)
-    assert books_of(job) == before
+    assert snapshot_of(job) == before
 
 
 # Starting them.
@@ -201,9 +201,9 @@ def test_a_prompt_counted_after_its_job_was_cancelled_is_no_news() -> None:
     it = dispatcher()
     job = submitted(it)
     it.stop("job-1", stop_request(), at(2))
-    before = books_of(job)
+    before = snapshot_of(job)
     assert it.prepared(job.run, PROMPT, at(3)) == []
-    assert books_of(job) == before
+    assert snapshot_of(job) == before
 
 
 # What the engine reports.
@@ -258,7 +258,7 @@ def test_late_messages_for_ended_runs_are_no_news() -> None:
     old = running(it)
     it.finished(old.run, "stop", freed_at(2), at(2))
     new = running(it)
-    before = (books_of(old), books_of(new))
+    before = (snapshot_of(old), snapshot_of(new))
     run = old.run
     assert it.token(run, 5, "late", at(3)) is None
     it.progress(run, 99)
@@ -267,7 +267,7 @@ def test_late_messages_for_ended_runs_are_no_news() -> None:
     assert it.failed(run, JobError(ErrorCode.INTERNAL, "late"), freed_at(3), at(3)) == []
     assert it.stopped(run, freed_at(3), at(3)) == []
     assert it.give_up(old, at(3)) == []
-    assert (books_of(old), books_of(new)) == before
+    assert (snapshot_of(old), snapshot_of(new)) == before
 
 
 def test_a_confirmation_without_a_stop_is_no_news() -> None:
@@ -281,7 +281,7 @@ def test_a_confirmation_without_a_stop_is_no_news() -> None:
 # Stopping.
 
 
-def test_a_running_job_is_halted_and_ends_with_the_engine_s_word() -> None:
+def test_a_running_job_is_stopped_and_ends_with_the_engine_s_word() -> None:
     """Its place is free only then, and only then may the next one have it (G4)."""
     it = dispatcher()
     job = running(it, "job-1")
@@ -297,7 +297,7 @@ def test_a_running_job_is_halted_and_ends_with_the_engine_s_word() -> None:
 
 
 def test_a_waiting_job_ends_at_once_without_the_engine() -> None:
-    """No Halt: the engine never knew of it as a run."""
+    """No SendStop: the engine never knew of it as a run."""
     it = dispatcher()
     job = submitted(it)
     assert it.stop("job-1", stop_request(), at(2)) == (TargetState.LIVE, [Ended(job), DropPrompt(job)])
@@ -321,9 +321,9 @@ def test_a_second_stop_asks_nobody_again() -> None:
     it = dispatcher()
     job = running(it)
     it.stop("job-1", stop_request(), at(2))
-    before = books_of(job)
+    before = snapshot_of(job)
     assert it.stop("job-1", stop_request(StopReason.SHUTDOWN, 3), at(3)) == (TargetState.STOPPING, [])
-    assert books_of(job) == before
+    assert snapshot_of(job) == before
 
 
 def test_a_stop_says_what_was_known_of_the_id() -> None:
@@ -350,7 +350,7 @@ def test_a_natural_end_that_crosses_a_stop_ends_once() -> None:
     assert error_code(job) == "CANCELLED"
 
 
-def test_stopping_everybody_ends_those_that_wait_and_halts_those_that_run() -> None:
+def test_stopping_everybody_ends_those_that_wait_and_stops_those_that_run() -> None:
     """None that waits is started in the place of another, only to be stopped too."""
     it = dispatcher()
     first, second = running(it, "job-1", max_tokens=40), running(it, "job-2", max_tokens=10)
@@ -459,7 +459,7 @@ def test_an_engine_that_is_ready_gets_everything_that_waited_for_it() -> None:
     assert {job.phase for job in jobs} == {Phase.QUEUED}
 
 
-def test_when_the_engine_dies_what_it_ran_goes_on_with_the_next() -> None:
+def test_when_the_engine_dies_what_it_ran_continues_with_the_next() -> None:
     """Cancelled ones are CANCELLED; the rest waits in the order it came, and nobody is asked to count again (G7)."""
     it = dispatcher()
     cancelled, ran = running(it, "job-1"), running(it, "job-2")
@@ -518,7 +518,7 @@ def test_suspects_that_brought_a_token_hold_up_nobody_to_their_end() -> None:
     assert dies(it) == [Run(first)]
     it.token(first.run, 5, "Hi", at(5))
     assert it.start_next(at(5)) == [Run(second)], "the first is cleared: the second need not wait for its end"
-    assert it.start_next(at(6)) == [], "the second is not cleared yet, so nobody else is let in"
+    assert it.start_next(at(6)) == [], "the second is not cleared yet, so no other job is admitted"
     it.token(second.run, 5, "Hi", at(7))
     assert it.finished(first.run, "stop", freed_at(8), at(8)) == [Ended(first), Run(late)]
 
@@ -565,7 +565,7 @@ def test_a_death_while_loading_is_nobodys_fault() -> None:
     assert (job.deaths, job.state) == (0, State.QUEUED)
 
 
-def test_a_suspect_that_is_cancelled_lets_the_others_go_on() -> None:
+def test_a_suspect_that_is_cancelled_lets_the_others_continue() -> None:
     """Whichever way it goes."""
     it = dispatcher()
     running(it, "job-1")
@@ -580,7 +580,7 @@ def test_a_suspect_that_is_cancelled_lets_the_others_go_on() -> None:
     assert it.stopped(suspect.run, freed_at(6), at(6)) == [Ended(suspect), Run(other)]
 
 
-def test_a_job_that_is_put_out_waits_in_front_and_goes_on_where_it_was() -> None:
+def test_a_job_that_is_preempted_waits_in_front_and_continues_where_it_was() -> None:
     """Its readers notice nothing but the pause (preemption)."""
     it = dispatcher()
     older, younger = running(it, "job-1"), running(it, "job-2")
@@ -594,7 +594,7 @@ def test_a_job_that_is_put_out_waits_in_front_and_goes_on_where_it_was() -> None
     assert [event.name for event in younger.events] == ["started", "token"]
 
 
-def test_a_job_that_is_put_out_while_it_is_being_stopped_still_waits_for_the_engines_word() -> None:
+def test_a_job_that_is_preempted_while_it_is_being_stopped_still_waits_for_the_engines_word() -> None:
     """The confirmation is on its way; nobody runs it again."""
     it = dispatcher()
     job = running(it)
@@ -704,7 +704,7 @@ def test_a_group_is_stopped_as_a_whole_and_by_its_exact_name() -> None:
 
 
 def test_owners_never_meet() -> None:
-    """The same id is two jobs; neither owner can stop, see or be told of the other's (G9)."""
+    """The same id is two jobs; neither owner can stop, see or learn of the other's (G9)."""
     it = dispatcher()
     mine = it.submit(execute("job-1", group="g"), "cor-1", at(0), "anna")[0]
     theirs = it.submit(execute("job-1", group="g"), "cor-2", at(0), "berta")[0]
@@ -733,8 +733,8 @@ def test_nothing_is_started_while_there_is_no_engine() -> None:
     assert waiting.state is State.QUEUED
 
 
-def test_a_stop_that_nobody_confirms_is_given_up_and_told() -> None:
-    """The client is told at the deadline; who waits is not handed to an engine that does not answer."""
+def test_a_stop_that_nobody_confirms_is_given_up_and_reported() -> None:
+    """The terminal event comes at the deadline; waiting jobs are not handed to an engine that does not answer."""
     it = dispatcher()
     job, beside = running(it, "job-1"), running(it, "job-2")
     waiting = submitted(it, "job-3")

@@ -47,7 +47,7 @@ def instructions(act: Callable[[], object]) -> int:
 
 
 def a_step(it: Dispatcher) -> None:
-    """Tokens come, somebody ends, the next one starts."""
+    """Tokens come, a job ends, the next one starts."""
     it.token(1, 5, "a", at(3))
     it.start_next(at(3))
     it.finished(1, "stop", freed_at(3), at(3))

@@ -37,7 +37,7 @@ def alone(make_loop: MakeLoop, run: int, prompt: str = "", **given: Any) -> list
 
 
 def in_decode(it: HandLoop, *runs: int) -> None:
-    """Turn until each of these runs has put out a token."""
+    """Turn until each of these runs has generated a token."""
     for _ in range(200):
         if all(it.tokens(run) for run in runs):
             return
@@ -46,7 +46,7 @@ def in_decode(it: HandLoop, *runs: int) -> None:
 
 
 def interrupted_step(it: HandLoop) -> None:
-    """One turn whose step the byte ends, if it is armed."""
+    """One turn whose step the byte aborts, if it is abortable."""
     it.model.during_step = it.byte.set
     it.turn()
     it.model.during_step = lambda: None
@@ -62,7 +62,7 @@ def test_nothing_to_do_is_no_step(loop: HandLoop) -> None:
 
 
 def test_tokens_stream_in_order_and_then_the_run_ends(loop: HandLoop) -> None:
-    """One token for each step; the end is in the report of the last one, with the books at zero."""
+    """One token for each step; the end is in the report of the last one, with the counts at zero."""
     loop.post(run_message(1, says("Hello"), max_tokens=50))
     loop.finish()
     assert loop.text(1) == "Hello"
@@ -105,7 +105,7 @@ def test_tokens_of_a_run_do_not_depend_on_its_neighbours(loop: HandLoop, make_lo
         assert loop.tokens(n) == alone(make_loop, n, "z" * (90 - n), max_tokens=3 + n)
 
 
-def test_decoding_goes_on_beside_a_long_prompt(loop: HandLoop) -> None:
+def test_decoding_continues_beside_a_long_prompt(loop: HandLoop) -> None:
     """Every step has a token of the stream that was there first (G12)."""
     loop.post(run_message(1, max_tokens=100))
     in_decode(loop, 1)
@@ -136,7 +136,7 @@ def test_a_prompt_of_one_token_is_read_and_then_decoded(loop: HandLoop) -> None:
     assert [progress.prompt_processed for progress in loop.steps[0].progress] == [1]
 
 
-def test_reports_carry_the_books_and_a_prediction(loop: HandLoop) -> None:
+def test_reports_carry_the_counts_and_a_prediction(loop: HandLoop) -> None:
     """Cells and sequences by the model's own count, and how long the next step is thought to take."""
     loop.post(run_message(1, LONG, max_tokens=5), run_message(2, max_tokens=50))
     in_decode(loop, 1, 2)
@@ -256,7 +256,7 @@ def test_a_confirmation_says_what_was_held_and_that_it_is_free(loop: HandLoop) -
 
 
 def test_what_a_run_held_is_free_at_the_moment_in_which_its_end_is_sent(loop: HandLoop) -> None:
-    """Freed before told, looked at from inside the sending: for a stop and for a natural end (G4)."""
+    """Freed before the terminal event, checked while the message is sent: for a stop and for a natural end (G4)."""
     kv_usage: list[list[int]] = []
 
     def look(message: FromEngine) -> None:
@@ -278,17 +278,17 @@ def test_a_stopped_run_has_no_token_afterwards(loop: HandLoop) -> None:
     """Nothing of it is computed any more; its neighbour goes on."""
     loop.post(run_message(1, max_tokens=50), run_message(2, max_tokens=50))
     in_decode(loop, 1, 2)
-    told = loop.tokens(1)
+    reported = loop.tokens(1)
     loop.post(Stop(1))
     loop.turn()
     loop.turn()
-    assert loop.tokens(1) == told
+    assert loop.tokens(1) == reported
     assert loop.ends(1) == []
     assert 0 not in loop.model.steps[-1].batch.sequences
 
 
 def test_a_stop_of_a_run_that_is_not_here_is_answered(loop: HandLoop) -> None:
-    """Never heard of, or ended before: it holds nothing, and whoever waits is told so."""
+    """Unknown, or ended before: it holds nothing, and the confirmation says so."""
     loop.post(run_message(1, max_tokens=1))
     loop.finish()
     loop.post(Stop(1), Stop(99))
@@ -419,7 +419,7 @@ def test_an_interrupted_step_is_done_again_with_identical_tokens_for_all(
     assert loop.cells_held() == [0, 0, 0, 0]
 
 
-def test_the_step_after_an_interrupted_one_is_short_and_let_through(loop: HandLoop) -> None:
+def test_the_step_after_an_interrupted_one_is_short_and_protected(loop: HandLoop) -> None:
     """A storm of cancels cannot starve the neighbours; being short, it keeps the next stop waiting for little."""
     loop.post(run_message(1, LONG * 4, max_tokens=2))
     loop.turn(2)
@@ -427,16 +427,16 @@ def test_the_step_after_an_interrupted_one_is_short_and_let_through(loop: HandLo
     assert loop.model.steps[-1].outcome is Outcome.ABORTED
     assert loop.steps[-1].next_ms <= SHORT_MS
     interrupted_step(loop)
-    let_through = loop.model.steps[-1]
-    assert let_through.abort_mode is AbortMode.OVERDUE
-    assert let_through.outcome is Outcome.DONE
+    protected = loop.model.steps[-1]
+    assert protected.abort_mode is AbortMode.OVERDUE
+    assert protected.outcome is Outcome.DONE
     interrupted_step(loop)
     assert loop.model.steps[-1].abort_mode is AbortMode.ANY
     assert loop.model.steps[-1].outcome is Outcome.ABORTED
 
 
-def test_a_stop_that_is_overdue_ends_also_a_step_that_is_let_through(loop: HandLoop) -> None:
-    """A step that really takes longer than a stop may wait is not let through."""
+def test_a_stop_that_is_overdue_ends_also_a_protected_step(loop: HandLoop) -> None:
+    """A step that really takes longer than a stop may wait is aborted."""
     loop.post(run_message(1, LONG * 4, max_tokens=2))
     loop.turn(2)
     interrupted_step(loop)
@@ -472,7 +472,7 @@ def test_a_step_can_be_interrupted_however_short_it_is_predicted_to_be(
     assert loop.steps[-1].aborted
 
 
-def test_a_let_through_step_has_only_as_many_decode_rows_as_are_sure_to_get_done(
+def test_a_protected_step_has_only_as_many_decode_rows_as_are_sure_to_get_done(
     make_loop: MakeLoop,
 ) -> None:
     """With four runs of 40 ms a row it takes four steps; nobody is left out, and then all decode together again."""
@@ -481,11 +481,11 @@ def test_a_let_through_step_has_only_as_many_decode_rows_as_are_sure_to_get_done
     loop.post(*(run_message(n, max_tokens=60) for n in range(1, 5)))
     in_decode(loop, 1, 2, 3, 4)
     loop.turn(20)
-    told = {n: len(loop.tokens(n)) for n in range(1, 5)}
+    reported = {n: len(loop.tokens(n)) for n in range(1, 5)}
     interrupted_step(loop)
     loop.turn(4)
     assert [len(step.batch.tokens) for step in loop.model.steps[-4:]] == [1, 1, 1, 1]
-    assert {n: len(loop.tokens(n)) - told[n] for n in range(1, 5)} == {1: 1, 2: 1, 3: 1, 4: 1}
+    assert {n: len(loop.tokens(n)) - reported[n] for n in range(1, 5)} == {1: 1, 2: 1, 3: 1, 4: 1}
     loop.turn()
     assert len(loop.model.steps[-1].batch.tokens) == 4
 
@@ -504,7 +504,7 @@ def test_the_prediction_in_a_report_is_that_of_the_next_step(loop: HandLoop) -> 
 
 
 def test_before_the_first_step_its_prediction_is_known(loop: HandLoop) -> None:
-    """From warming up: the front is told with `Ready`."""
+    """From warming up: `Ready` carries it."""
     loop.model.prefill_row_ms = 100.0
     loop.warm_up()
     assert loop.next_ms == pytest.approx(800.0)
@@ -524,11 +524,11 @@ def test_an_aborted_step_teaches_nothing_about_time(loop: HandLoop) -> None:
     assert loop.model.steps[-1].rows_of(0) <= expected
 
 
-# Carrying on.
+# Requeued runs.
 
 
-def test_a_run_goes_on_from_what_was_generated_elsewhere(loop: HandLoop, make_loop: MakeLoop) -> None:
-    """The rest is what it would have been: numbers, randomness and length go on, nothing is told twice."""
+def test_a_run_continues_from_what_was_generated_elsewhere(loop: HandLoop, make_loop: MakeLoop) -> None:
+    """The rest is what it would have been: numbers, randomness and length continue, nothing is reported twice."""
     whole = alone(make_loop, 1, "abc", max_tokens=10)
     loop.post(run_message(1, "abc", max_tokens=10, generated=tuple(whole[:4])))
     loop.finish()
@@ -537,7 +537,7 @@ def test_a_run_goes_on_from_what_was_generated_elsewhere(loop: HandLoop, make_lo
 
 
 @pytest.mark.parametrize("carried", range(6))
-def test_text_goes_on_in_the_middle_of_a_character_or_a_stop_sequence(loop: HandLoop, carried: int) -> None:
+def test_text_continues_in_the_middle_of_a_character_or_a_stop_sequence(loop: HandLoop, carried: int) -> None:
     """What was held back where the run comes from is held back here; together it is the whole text."""
     said = list("👋SToSTOP".encode())
     shown_before = ["", "", "", "", "👋", "👋", "👋"][carried]
@@ -550,7 +550,7 @@ def test_text_goes_on_in_the_middle_of_a_character_or_a_stop_sequence(loop: Hand
     assert loop.tokens(1) == said[carried:]
 
 
-def test_progress_of_a_carried_on_run_counts_prompt_tokens_only(loop: HandLoop) -> None:
+def test_progress_of_a_requeued_run_counts_prompt_tokens_only(loop: HandLoop) -> None:
     """What was generated is read again, too, but it is no prompt."""
     message = run_message(1, LONG, generated=(FIRST_WORD,) * 50, max_tokens=60)
     loop.post(message)
@@ -581,7 +581,7 @@ def test_a_failing_device_ends_the_step_s_runs_with_an_error_and_frees_them(loop
 
 
 def test_a_run_whose_script_fails_ends_on_that_token(loop: HandLoop) -> None:
-    """What it put out before was told."""
+    """Its earlier output was reported."""
     loop.post(run_message(1, '{"fail_at": 3, "token_ms": 0, "row_ms": 0}', max_tokens=9))
     loop.finish()
     assert len(loop.tokens(1)) == 3
@@ -619,24 +619,24 @@ def test_warming_up_leaves_nothing_behind_and_teaches_what_steps_cost(loop: Hand
     assert loop.model.steps[-1].rows_of(0) == pytest.approx(250, rel=0.1)
 
 
-def carry_on(it: HandLoop, run: int, **given: Any) -> None:
+def resume(it: HandLoop, run: int, **given: Any) -> None:
     """Run it again from where it was, as a front does."""
     it.post(run_message(run, generated=tuple(it.tokens(run)), **given))
 
 
-def test_when_cells_run_out_the_youngest_is_put_out_and_goes_on_later(make_loop: MakeLoop) -> None:
-    """Nobody fails, the oldest is never put out, and what was told before stands."""
+def test_when_cells_run_out_the_youngest_is_preempted_and_continues_later(make_loop: MakeLoop) -> None:
+    """Nobody fails, the oldest is never preempted, and reported tokens stand."""
     room = 3 * len(run_message(1).prompt) + 40
     cramped = make_loop(cells=room)
     cramped.post(*(run_message(run, max_tokens=30) for run in (3, 1, 2)))
-    put_out: list[int] = []
+    preempted: list[int] = []
     for _ in range(400):
         if cramped.turn_idle():
-            if not put_out:
+            if not preempted:
                 break
-            carry_on(cramped, put_out.pop(0), max_tokens=30)
+            resume(cramped, preempted.pop(0), max_tokens=30)
             continue
-        put_out += cramped.steps[-1].preempted
+        preempted += cramped.steps[-1].preempted
         assert sum(cramped.cells_held()) <= room
     assert next(step.preempted for step in cramped.steps if step.preempted) == (3,)
     assert 1 not in {run for step in cramped.steps for run in step.preempted}
@@ -645,7 +645,7 @@ def test_when_cells_run_out_the_youngest_is_put_out_and_goes_on_later(make_loop:
     assert cramped.cells_held() == [0, 0, 0, 0]
 
 
-def test_a_model_that_finds_no_room_has_the_youngest_put_out(loop: HandLoop) -> None:
+def test_a_model_that_finds_no_room_has_the_youngest_preempted(loop: HandLoop) -> None:
     """By its own count there was some; the others do the step again."""
     loop.post(run_message(1, max_tokens=9), run_message(2, max_tokens=9))
     in_decode(loop, 1, 2)
@@ -657,7 +657,7 @@ def test_a_model_that_finds_no_room_has_the_youngest_put_out(loop: HandLoop) -> 
 
 
 def test_a_run_alone_that_finds_no_room_fails(loop: HandLoop) -> None:
-    """There is nobody to put out; the engine goes on."""
+    """There is no run to preempt; the engine continues."""
     loop.post(run_message(1, max_tokens=9))
     in_decode(loop, 1)
     loop.model.next_outcome = Outcome.NO_ROOM
@@ -693,7 +693,7 @@ def test_a_ping_is_answered_between_two_steps(loop: HandLoop) -> None:
 # The audit.
 
 
-def test_cells_that_nobody_holds_are_told_and_freed(loop: HandLoop) -> None:
+def test_cells_that_nobody_holds_are_reported_and_freed(loop: HandLoop) -> None:
     """An idle engine finds them when it is asked whether it is there."""
     loop.model.trim(2, 0)
     loop.model.decode(Batch([1, 2, 3], [0, 1, 2], [2, 2, 2], [False] * 3), abort_mode=AbortMode.NONE)
@@ -704,7 +704,7 @@ def test_cells_that_nobody_holds_are_told_and_freed(loop: HandLoop) -> None:
 
 
 @pytest.mark.parametrize("cells", [2, 400])
-def test_a_run_whose_cells_are_not_what_they_should_be_goes_on_with_right_ones(
+def test_a_run_whose_cells_are_not_what_they_should_be_continues_with_right_ones(
     make_loop: MakeLoop, cells: int
 ) -> None:
     """Too many are trimmed; with too few all are computed anew: its tokens are those of the run alone."""
@@ -723,7 +723,7 @@ def test_a_run_whose_cells_are_not_what_they_should_be_goes_on_with_right_ones(
 
 
 def test_a_sequence_that_stays_dirty_is_not_used_until_it_is_clean(loop: HandLoop) -> None:
-    """It is told once; jobs get the other ids."""
+    """It is reported once; jobs get the other ids."""
     loop.post(run_message(1, says("a", leak=4)))
     loop.finish()
     (fault,) = loop.faults
@@ -762,7 +762,7 @@ def test_a_run_in_a_sequence_that_cannot_be_trimmed_moves_to_another(make_loop: 
 
 
 def test_an_engine_without_a_clean_sequence_gives_up(make_loop: MakeLoop) -> None:
-    """Its successor has clean ones, and carries on what it held."""
+    """Its successor starts clean, and continues what it held."""
     loop = make_loop(parallel=1, exact=True)
     loop.post(run_message(1, says("a", leak=1000)))
     loop.finish()
@@ -771,7 +771,7 @@ def test_an_engine_without_a_clean_sequence_gives_up(make_loop: MakeLoop) -> Non
         loop.turn()
 
 
-def test_a_run_that_the_front_does_not_know_is_freed_and_told(loop: HandLoop) -> None:
+def test_a_run_that_the_front_does_not_know_is_freed_and_reported(loop: HandLoop) -> None:
     """Nothing is computed for nobody; the others go on."""
     loop.post(run_message(1, max_tokens=30), run_message(2, max_tokens=9))
     in_decode(loop, 1, 2)

@@ -39,12 +39,12 @@ def test_with_separate_streams_each_stretch_of_ids_is_a_decode_of_its_own(make_l
 
 
 def test_of_an_interrupted_step_the_parts_before_it_stay(make_loop: MakeLoop) -> None:
-    """The first part's token is reported and not computed again; the other run is let through in the next step."""
+    """The first part's token is reported and not computed again; the other run is protected in the next step."""
     it = make_loop(exact=True)
     with_a_gap(it)
     it.model.decode_ms = 20.0
     it.turn(3)
-    told, held = len(it.tokens(4)), it.cells_held()
+    reported, held = len(it.tokens(4)), it.cells_held()
     interrupted_at_decode(it, 1)
     report = it.steps[-1]
     assert report.aborted
@@ -55,7 +55,7 @@ def test_of_an_interrupted_step_the_parts_before_it_stay(make_loop: MakeLoop) ->
     it.model.during_step = it.byte.set
     it.turn()
     assert not it.steps[-1].aborted
-    assert len(it.tokens(4)) == told + 1
+    assert len(it.tokens(4)) == reported + 1
 
 
 def test_behind_an_interrupted_part_nothing_is_computed(make_loop: MakeLoop) -> None:

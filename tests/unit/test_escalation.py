@@ -68,7 +68,7 @@ def test_the_kill_comes_at_least_two_seconds_before_the_deadline(deadline_sec: f
 
 
 def test_at_the_deadline_a_stop_is_given_up_once() -> None:
-    """Its reader is told; after that there is nothing outstanding."""
+    """Its terminal event is written; after that no stop is outstanding."""
     escalation = asked()
     assert escalation.verdict(104.9).given_up == ()
     assert escalation.verdict(105.0) == Verdict(stuck=True, given_up=(1,), look_again_at=None)

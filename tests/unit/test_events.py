@@ -12,7 +12,7 @@ STARTED = Started("job-1", "a-model", "2026-01-01T00:00:00Z", 7)
 CANCELLED = Error(ErrorCode.CANCELLED, "stopped", {"reason": "client"})
 
 
-def told(texts: list[str]) -> list[Event]:
+def reported(texts: list[str]) -> list[Event]:
     """A job that said this, a token each, and ended."""
     tokens = [Token(text, place) for place, text in enumerate(texts)]
     return [STARTED, *tokens, End(len(texts), 5, "length")]
@@ -23,7 +23,7 @@ def told(texts: list[str]) -> list[Event]:
 )
 def test_they_read_like_the_list_they_are_made_of(texts: list[str], a: int, b: int, step: int) -> None:
     """By place, by slice, from the end, one after the other; text in any script, also none."""
-    events = told(texts)
+    events = reported(texts)
     kept = EndedEvents(events)
     assert len(kept) == len(events)
     assert list(kept) == events
@@ -43,6 +43,6 @@ def test_a_job_that_never_started_has_its_error_alone() -> None:
 
 def test_they_take_a_tenth_of_the_room() -> None:
     """A long answer, of tokens as long as tokens are."""
-    events = told([f" w{n % 1000}" for n in range(10_000)])
+    events = reported([f" w{n % 1000}" for n in range(10_000)])
     before = sum(sys.getsizeof(e) + sys.getsizeof(e.t) for e in events if isinstance(e, Token))
     assert EndedEvents(events).size < before / 9

@@ -178,7 +178,7 @@ def test_what_is_no_message_is_a_broken_frame(body: bytes) -> None:
 
 
 def test_a_message_for_the_other_direction_is_a_broken_frame() -> None:
-    """The unions are closed: an engine is told nothing that only a front is told."""
+    """The unions are closed: an engine accepts no message that is meant for a front."""
     with pytest.raises(BrokenFrame):
         engine_side().feed(encode(messages.Stopped(1, 0, 0, 0, 0, 0, 0, 0)))
     with pytest.raises(BrokenFrame):

@@ -1,4 +1,4 @@
-"""A stop interrupts a step only when it has waited a little, and a let-through step when it is overdue."""
+"""A stop interrupts a step only when it has waited a little, and a protected step only when it is overdue."""
 
 from collections.abc import Callable
 
@@ -44,7 +44,7 @@ def test_a_stop_that_is_confirmed_soon_interrupts_nothing(
 def test_a_stop_that_waits_interrupts_and_later_is_overdue(
     timers: HandTimers, calls: list[str], interrupter: Interrupter
 ) -> None:
-    """First any step, then also one that is let through; each once, and well within 100 ms."""
+    """First any step, then also a protected one; each once, and well within 100 ms."""
     interrupter.stop_sent(1)
     timers.run_until(INTERRUPT_AFTER_SEC)
     assert calls == ["any"]

@@ -1,4 +1,4 @@
-"""One job's books: its events, its one ending, its receipt."""
+"""One job: its events, its one ending, its receipt."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from worker_orcd.jobs.stop_request import StopReason
 
 
 def decoding_job() -> Job:
-    """A job that put out two tokens, at seconds 2 and 3."""
+    """A job that generated two tokens, at seconds 2 and 3."""
     job = running_job()
     job.prompt_processed = 3
     job.token(at(2), 11, "Hello")
@@ -157,7 +157,7 @@ def test_asked_to_stop_is_not_stopped() -> None:
     assert job.receipt is None
 
 
-def test_a_queued_job_ends_with_the_wish_itself() -> None:
+def test_a_queued_job_ends_with_the_stop_request_itself() -> None:
     """It holds nothing, so nobody has to be asked."""
     job = queued_job()
     assert job.request_stop(stop_request())
@@ -229,7 +229,7 @@ def test_a_deadline_ends_in_inference_timeout() -> None:
 
 
 def test_a_natural_end_after_a_stop_is_cancelled_all_the_same() -> None:
-    """The client was told that it is being cancelled: what the engine did in the meantime does not change that."""
+    """The cancel was answered: what the engine did in the meantime does not change that."""
     job = decoding_job()
     job.request_stop(stop_request(seconds=3))
     job.finished(at(3.5), "length", freed_at(3.4))
@@ -246,7 +246,7 @@ def test_a_failure_after_a_stop_is_cancelled_all_the_same() -> None:
     assert error_of(job)["code"] == "CANCELLED"
 
 
-def test_what_arrives_after_a_stop_is_not_told() -> None:
+def test_what_arrives_after_a_stop_is_not_reported() -> None:
     """Token generation has stopped for whoever asked, though the engine was in the middle of a step."""
     job = decoding_job()
     events = list(job.events)
@@ -257,7 +257,7 @@ def test_what_arrives_after_a_stop_is_not_told() -> None:
 
 
 def test_a_receipt_counts_from_the_acceptance_of_the_stop_that_counted() -> None:
-    """Milliseconds to stopped, freed and told, and the cells by the engine's own count."""
+    """Milliseconds to stopped, freed and terminal, and the cells by the engine's own count."""
     job = decoding_job()
     job.request_stop(stop_request(seconds=3.0))
     freed = Release(3.004, 3.0065, cells_before=5, cells_after=0, prompt_processed=3, cells_warm=5)
@@ -326,7 +326,7 @@ def test_a_prompt_that_is_refused_in_the_stream_names_the_field() -> None:
 
 
 def test_a_running_job_whose_engine_dies_waits_for_the_next() -> None:
-    """Nothing of it is told, and nothing it had is lost (G7)."""
+    """Readers get no event, and nothing it had is lost (G7)."""
     job = decoding_job()
     events = list(job.events)
     job.engine_lost(at(4))
@@ -358,7 +358,7 @@ def test_a_queued_job_outlives_the_engine() -> None:
 
 
 def test_a_stop_that_nobody_could_confirm_says_so_in_its_receipt() -> None:
-    """Told all the same, with `freed_ms` null: no claim is made that was not confirmed."""
+    """Ended all the same, with `freed_ms` null: no claim is made that was not confirmed."""
     job = decoding_job()
     job.request_stop(stop_request(seconds=3))
     job.give_up(at(8))
@@ -371,7 +371,7 @@ def test_a_stop_that_nobody_could_confirm_says_so_in_its_receipt() -> None:
 # What can be looked up.
 
 
-def test_what_is_needed_to_carry_a_job_on_stands_in_its_books() -> None:
+def test_what_is_needed_to_requeue_a_job_is_in_its_record() -> None:
     """Prompt tokens, tokens so far, limits and seed (design.md)."""
     job = decoding_job()
     assert (job.prompt_tokens, job.tokens, job.max_tokens, job.seed) == ((1, 2, 3), [11, 12], 8, 7)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.fakes import at, books_of, freed_at, queued_job, running_job, stop_request
+from tests.fakes import at, freed_at, queued_job, running_job, snapshot_of, stop_request
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.lifecycle import IllegalTransition, State, Trigger, following, mermaid
@@ -95,18 +95,18 @@ def test_a_real_job_follows_each_row(state: str, trigger: str) -> None:
 def test_an_illegal_event_leaves_a_real_job_as_it_was(state: str, trigger: str) -> None:
     """It raises, and nothing about the job has changed: no event, no time, no receipt, no flag."""
     job = job_in(state)
-    before = books_of(job)
+    before = snapshot_of(job)
     with pytest.raises(IllegalTransition):
         ACTS[trigger](job)
-    assert books_of(job) == before
+    assert snapshot_of(job) == before
 
 
 def test_a_stop_of_an_ended_job_changes_nothing_at_all() -> None:
     """It is legal, because a cancel may come late; it is not the one that counts, and leaves no mark."""
     job = job_in("ended")
-    before = books_of(job)
+    before = snapshot_of(job)
     assert not job.request_stop(stop_request())
-    assert books_of(job) == before
+    assert snapshot_of(job) == before
 
 
 @pytest.mark.parametrize("state", STATES)

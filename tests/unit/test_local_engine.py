@@ -67,7 +67,7 @@ def test_the_byte_is_not_set_before_the_stop_is_in_the_socket() -> None:
     asyncio.run(stop_with_a_full_socket())
 
 
-def test_a_stop_interrupts_first_any_step_and_later_also_one_that_is_let_through() -> None:
+def test_a_stop_interrupts_first_any_step_and_later_also_a_protected_one() -> None:
     """By two bytes, each when its time has come."""
 
     async def stop_unheard() -> None:

@@ -163,7 +163,7 @@ def test_prompt_tokens_are_counted_by_where_they_came_from() -> None:
     assert vllm(worker)["prefix_cache_hits_total"] == 70
 
 
-def test_without_an_engine_a_router_is_told_that_all_is_full() -> None:
+def test_without_an_engine_a_router_sees_that_all_is_full() -> None:
     """The least loaded is sent the most: a dead one may not look idle."""
     worker = with_vllm_names()
     worker.model = "a-model"

@@ -49,5 +49,5 @@ def test_an_error_is_answered_once_and_only_before_the_answer_has_begun(
     narrator.flush()
     starts = [message["status"] for message in sent if message["type"] == "http.response.start"]
     assert starts == ([200] if started else [429 if isinstance(error, JobError) else 500])
-    told = [json.loads(line) for line in log.getvalue().splitlines()]
-    assert len(refused) + len(told) == 1
+    reported = [json.loads(line) for line in log.getvalue().splitlines()]
+    assert len(refused) + len(reported) == 1

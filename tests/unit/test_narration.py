@@ -1,4 +1,4 @@
-"""Narration: a closed catalogue, told on one safe line each, without ever getting in the way (M0-W-1900)."""
+"""Narration: a closed catalogue, rendered on one safe line each, without ever getting in the way (M0-W-1900)."""
 
 import dataclasses
 import io
@@ -49,7 +49,7 @@ HOSTILE = st.text(st.sampled_from(NASTY) | st.characters(), max_size=256)
 
 def a_job_is_cancelled(**changes: Any) -> narration.CancelComplete:
     """Make a receipt as it is when all goes well."""
-    told: dict[str, Any] = {
+    reported: dict[str, Any] = {
         "job_id": "job-7",
         "reason": "client",
         "phase": "decode",
@@ -60,7 +60,7 @@ def a_job_is_cancelled(**changes: Any) -> narration.CancelComplete:
         "cells_before": 40,
         "cells_after": 0,
     }
-    return narration.CancelComplete(**(told | changes))
+    return narration.CancelComplete(**(reported | changes))
 
 
 def filled(action: type[catalogue.Action], words: str) -> catalogue.Action:
@@ -75,7 +75,7 @@ def filled(action: type[catalogue.Action], words: str) -> catalogue.Action:
     return action(**values)
 
 
-def told_line(action: catalogue.Action, log_format: narration.LogFormat = "json") -> str:
+def reported_line(action: catalogue.Action, log_format: narration.LogFormat = "json") -> str:
     """Tell `action` to a fresh stream and return everything that was written."""
     stream = io.StringIO(newline="")
     narration.Narrator.configure(WORKER_ID, log_format=log_format, stream=stream).emit(action)
@@ -125,7 +125,7 @@ class TestCatalogue:
             (
                 a_job_is_cancelled(job_id="j", freed_ms=None),
                 "WARN",
-                "Job j is told CANCELLED; its memory is not confirmed free",
+                "Job j ends as CANCELLED; its memory is not confirmed free",
             ),
             (a_job_is_cancelled(job_id="j", reason="timeout"), "INFO", "Job j is stopped at its deadline"),
             (
@@ -163,11 +163,11 @@ class TestCatalogue:
     def test_the_variant_gives_level_and_sentence(
         self, action: catalogue.Action, level: str, human: str
     ) -> None:
-        """The words of the contract, told at its levels."""
-        event = json.loads(told_line(action))
+        """The words of the contract, at its levels."""
+        event = json.loads(reported_line(action))
         assert (event["level"], event["human"]) == (level, human)
 
-    def test_an_action_that_is_not_in_it_cannot_be_told(self) -> None:
+    def test_an_action_that_is_not_in_it_cannot_be_logged(self) -> None:
         """Neither a stranger nor a subclass of an action passes, and nothing is written."""
 
         class Invented(narration.Ready):
@@ -206,7 +206,7 @@ class TestEvent:
 
     def test_it_carries_the_envelope_first_and_then_its_own_fields(self) -> None:
         """The order is the same for all events, times have milliseconds and say UTC."""
-        event = json.loads(told_line(narration.Cancel(job_id="job-7", known="live", reason="client")))
+        event = json.loads(reported_line(narration.Cancel(job_id="job-7", known="live", reason="client")))
         assert list(event)[:10] == [name for name in ENVELOPE if name not in ("correlation_id", "lines_lost")]
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", event.pop("time"))
         assert event == {
@@ -226,14 +226,16 @@ class TestEvent:
 
     def test_what_is_not_confirmed_is_null_and_what_is_not_there_is_left_out(self) -> None:
         """A receipt says `freed_ms: null`; an optional field without a value does not appear."""
-        event = json.loads(told_line(a_job_is_cancelled(freed_ms=None)))
+        event = json.loads(reported_line(a_job_is_cancelled(freed_ms=None)))
         assert event["freed_ms"] is None
         assert "cancel_correlation_id" not in event
         assert event["stopped_ms"] == 4.123
 
     def test_numbers_that_json_does_not_know_become_null(self) -> None:
         """Infinity and not-a-number never make a line that is not JSON."""
-        event = json.loads(told_line(a_job_is_cancelled(stopped_ms=float("nan"), terminal_ms=float("inf"))))
+        event = json.loads(
+            reported_line(a_job_is_cancelled(stopped_ms=float("nan"), terminal_ms=float("inf")))
+        )
         assert (event["stopped_ms"], event["terminal_ms"]) == (None, None)
 
     def test_the_correlation_id_is_the_given_one_else_the_bound_one_else_that_of_the_request(self) -> None:
@@ -255,7 +257,7 @@ class TestEvent:
         assert [event.get("job_id") for event in events] == ["job-7", "job-7", None, None]
         assert {event["process"] for event in events} == {"engine"}
 
-    def test_an_exception_is_told_without_its_message(self) -> None:
+    def test_an_exception_is_reported_without_its_message(self) -> None:
         """Where it was raised and what caused it is there; what it quotes may be a prompt and is not."""
         prompt = "secret"
 
@@ -267,18 +269,18 @@ class TestEvent:
 
         with pytest.raises(KeyError) as raised:
             fail()
-        told = narration.Error.from_exception(
+        reported = narration.Error.from_exception(
             raised.value, code="INTERNAL", message="Our fault", http_status=500
         )
-        assert told.traceback is not None
-        assert "secret" not in told.traceback
-        event = json.loads(told_line(told))
+        assert reported.traceback is not None
+        assert "secret" not in reported.traceback
+        event = json.loads(reported_line(reported))
         assert event["exception_type"] == "builtins.KeyError"
         assert event["level"] == "ERROR"
         assert event["traceback"].index("ValueError") < event["traceback"].rindex("KeyError")
         assert "test_narration.py" in event["traceback"]
 
-    def test_a_prompt_is_told_by_length_and_digest(self) -> None:
+    def test_a_prompt_is_reported_by_length_and_digest(self) -> None:
         """Characters, not bytes; any text has a digest, a lone surrogate included."""
         assert narration.prompt_digest("naïve")[0] == 5
         assert narration.prompt_digest("") == (
@@ -297,8 +299,8 @@ class TestLine:
         self, action: type[catalogue.Action], words: str
     ) -> None:
         """Valid JSON in plain ASCII; the sentence is printable and fits; fields come back as they were."""
-        told = filled(action, words)
-        written = told_line(told)
+        reported = filled(action, words)
+        written = reported_line(reported)
         assert written.endswith("\n")
         assert len(written.splitlines()) == 1
         assert written[:-1].isascii()
@@ -318,7 +320,7 @@ class TestLine:
         self, action: type[catalogue.Action], words: str
     ) -> None:
         """Only a traceback goes on, on lines that a bar marks as its own."""
-        first, *more = told_line(filled(action, words), "pretty")[:-1].split("\n")
+        first, *more = reported_line(filled(action, words), "pretty")[:-1].split("\n")
         assert first.isprintable()
         assert all(line.isprintable() and line.startswith("    | ") for line in more)
         assert not more or action is narration.Error
@@ -336,7 +338,7 @@ class TestLine:
     def test_a_long_id_shows_both_its_ends_and_is_whole_in_its_field(self) -> None:
         """Ids that only differ at one end stay apart in the sentence."""
         job_id = "first-" + "x" * 240 + "-last"
-        event = json.loads(told_line(narration.Cancel(job_id=job_id, known="live", reason="client")))
+        event = json.loads(reported_line(narration.Cancel(job_id=job_id, known="live", reason="client")))
         assert event["human"].startswith("Cancelling job first-x")
         assert event["human"].endswith("x-last")
         assert len(event["human"]) == 100
@@ -344,8 +346,8 @@ class TestLine:
 
     def test_a_long_message_gives_way_before_a_short_id(self) -> None:
         """What is short is never shortened for the sake of what is long."""
-        told = narration.Error(code="CUDA_ERROR", message="device " * 50, job_id="job-7")
-        human = json.loads(told_line(told))["human"]
+        reported = narration.Error(code="CUDA_ERROR", message="device " * 50, job_id="job-7")
+        human = json.loads(reported_line(reported))["human"]
         assert human.startswith("Job job-7 fails with CUDA_ERROR: device device")
         assert human.endswith("…")
         assert len(human) == 100
@@ -353,12 +355,12 @@ class TestLine:
     def test_a_line_fits_what_a_pipe_takes_whole(self) -> None:
         """Two processes write to one pipe; ids stay whole, prose and traceback give way."""
         job_id = "j" * 256
-        told = narration.Error(
+        reported = narration.Error(
             code="INTERNAL", message="\n" * 9000, job_id=job_id, exception_type="E", traceback="é\n" * 9000
         )
         for log_format in typing.get_args(narration.LogFormat):
-            assert len(told_line(told, log_format).encode()) <= LINE_LIMIT
-        assert json.loads(told_line(told))["job_id"] == job_id
+            assert len(reported_line(reported, log_format).encode()) <= LINE_LIMIT
+        assert json.loads(reported_line(reported))["job_id"] == job_id
 
     def test_a_terminal_gets_columns_with_colours_and_a_pipe_gets_json(
         self, monkeypatch: pytest.MonkeyPatch
@@ -379,7 +381,7 @@ class TestLine:
         assert "\x1b" not in plain.getvalue()
         assert re.sub(r"\x1b\[\d+m", "", coloured.getvalue()).split()[1:] == plain.getvalue().split()[1:]
         assert " Cancel requested for unknown job job-7 " in plain.getvalue()
-        assert json.loads(told_line(action, "auto"))["action"] == "cancel"
+        assert json.loads(reported_line(action, "auto"))["action"] == "cancel"
 
 
 class Unwilling(io.StringIO):
@@ -391,7 +393,7 @@ class Unwilling(io.StringIO):
 
 
 class TestFailure:
-    """Telling never gets in the way of what is told."""
+    """Logging never disturbs the work."""
 
     def test_a_stream_that_fails_is_counted_not_raised(self) -> None:
         """Broken and closed streams alike, for every narrator that shares them."""
@@ -404,7 +406,7 @@ class TestFailure:
             assert narrator.lines_lost == 2
 
     def test_a_value_that_cannot_be_rendered_is_counted_and_later_lines_say_so(self) -> None:
-        """Nor does a wrong value raise; the loss is told as soon as something gets through."""
+        """Nor does a wrong value raise; the loss is reported as soon as a line gets through."""
 
         class Broken:
             def __repr__(self) -> str:
@@ -494,7 +496,7 @@ class TestCapture:
         assert stream.getvalue().count("\n") == 1
 
     def test_captures_nest(self) -> None:
-        """An inner capture that heard the same ends without ending the outer one."""
+        """An inner capture with equal events ends without ending the outer one."""
         narrator = narration.Narrator.configure(WORKER_ID, stream=io.StringIO())
         with capture() as outer:
             with capture() as inner:

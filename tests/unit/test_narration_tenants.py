@@ -40,7 +40,7 @@ def listener(broadcast: Broadcast, owner: str, *, operator: bool = False) -> Lis
     return joined
 
 
-def heard(by: Listener) -> list[narration.EventFields]:
+def received(by: Listener) -> list[narration.EventFields]:
     """What waits for a listener now."""
 
     async def listen() -> list[narration.EventFields]:
@@ -88,18 +88,18 @@ def example(action: type[Any]) -> Any:
 @pytest.mark.parametrize("whose", [None, "berta"])
 def test_no_tenant_sees_what_is_for_operators(action: type[Any], whose: str | None) -> None:
     """Of an event about the worker, whoever's request caused it; the operator and the log have all of it."""
-    told = EventFields()
+    reported = EventFields()
     with request_of(whose) if whose else contextlib.nullcontext():
-        told.narrator.emit(example(action))
+        reported.narrator.emit(example(action))
     secrets = bool(FOR_OPERATORS[action.name])
-    for tenant in (told.anna, told.berta):
-        (event,) = heard(tenant)
+    for tenant in (reported.anna, reported.berta):
+        (event,) = received(tenant)
         assert event["action"] == action.name
         assert SECRET not in json.dumps(event)
         assert str(SECRET_NUMBER) not in json.dumps(event)
         assert not FOR_OPERATORS[action.name] & event.keys()
         assert event["human"]
-    for everything in (json.dumps(heard(told.operator)), told.log.getvalue()):
+    for everything in (json.dumps(received(reported.operator)), reported.log.getvalue()):
         assert (SECRET in everything or str(SECRET_NUMBER) in everything) is secrets
 
 
@@ -130,20 +130,22 @@ def test_paths_and_counts_of_jobs_are_marked_for_operators() -> None:
 
 
 def test_a_tenant_sees_all_of_its_own_refusals() -> None:
-    """Their message is what its client was told; nobody else hears of them but the operator."""
-    told = EventFields()
+    """Their message is the client's own; only the operator sees them, too."""
+    reported = EventFields()
     with request_of("anna"):
-        told.narrator.emit(narration.Error(code="INVALID_REQUEST", message="no such field", http_status=400))
-    (event,) = heard(told.anna)
+        reported.narrator.emit(
+            narration.Error(code="INVALID_REQUEST", message="no such field", http_status=400)
+        )
+    (event,) = received(reported.anna)
     assert event["message"] == "no such field"
     assert "no such field" in str(event["human"])
-    assert heard(told.berta) == []
-    assert heard(told.operator) == [event]
+    assert received(reported.berta) == []
+    assert received(reported.operator) == [event]
 
 
 def test_an_event_of_a_job_that_belongs_to_nobody_is_for_operators() -> None:
-    """A tenant hears of no job that is not known to be its own."""
-    told = EventFields()
-    told.narrator.emit(narration.Error(code="INTERNAL", message="m", job_id="job-7"))
-    assert heard(told.anna) == []
-    assert len(heard(told.operator)) == 1
+    """A tenant sees no event of a job that is not known to be its own."""
+    reported = EventFields()
+    reported.narrator.emit(narration.Error(code="INTERNAL", message="m", job_id="job-7"))
+    assert received(reported.anna) == []
+    assert len(received(reported.operator)) == 1

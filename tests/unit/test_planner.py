@@ -30,9 +30,9 @@ def knowing(decode_ms: float, row_ms: float, decode_rows: int = 1) -> CostEstima
 PENDING = st.lists(
     st.tuples(st.booleans(), st.integers(1, 3000), st.integers(0, 8000)), min_size=1, max_size=24
 ).map(
-    lambda wishes: [
+    lambda requests: [
         Pending(key, 1 if decodes else rows, context, decoding=decodes)
-        for key, (decodes, rows, context) in enumerate(wishes)
+        for key, (decodes, rows, context) in enumerate(requests)
     ]
 )
 COSTS = st.builds(knowing, st.floats(0.5, 200), st.floats(0.01, 50), st.integers(1, 16))
@@ -64,7 +64,7 @@ def test_a_mixed_step_lasts_25_ms_when_decoding_is_cheap() -> None:
     assert plan.prefill_rows == 20
 
 
-def test_a_mixed_step_lasts_a_fixed_ratio_of_its_decode_part_when_that_is_dear() -> None:
+def test_a_mixed_step_lasts_a_fixed_ratio_of_its_decode_part_when_that_is_expensive() -> None:
     """At most two and a half times: G12 allows a gap of three times the normal one."""
     plan = plan_step([decoding(n) for n in range(16)] + [reading(99, 3000)], knowing(60, 1, 16))
     assert 2 <= planner.MIXED_RATIO <= 2.5
@@ -72,7 +72,7 @@ def test_a_mixed_step_lasts_a_fixed_ratio_of_its_decode_part_when_that_is_dear()
     assert plan.prefill_rows == round(60 * planner.MIXED_RATIO - 60)
 
 
-def test_a_prompt_goes_on_by_eight_rows_however_slow_decoding_is() -> None:
+def test_a_prompt_continues_by_eight_rows_however_slow_decoding_is() -> None:
     """Nobody starves behind a full house."""
     plan = plan_step([decoding(1), reading(2, 3000)], knowing(24, 100))
     assert plan.prefill_rows == 8
@@ -99,7 +99,7 @@ def test_a_short_prompt_does_not_wait_until_a_long_one_is_read() -> None:
     assert {share.key: share.rows for share in plan.shares} == {1: 480, 2: 20}
 
 
-def test_a_short_prompt_gets_on_beside_a_long_one_and_dear_decoding() -> None:
+def test_a_short_prompt_makes_progress_beside_a_long_one_and_expensive_decoding() -> None:
     """Also where only the rows are left that there are however slow decoding is: each gets half of them."""
     cost = CostEstimate()
     cost.learn(Plan((), 2, 0, 0, 0.0), 17.0)
@@ -132,7 +132,7 @@ def test_a_step_soon_after_an_aborted_one_is_short_also_beside_decoding(pace: Pa
     assert plan_step([reading(1, 3000)], knowing(5, 90), pace=pace).prefill_rows == 1
 
 
-def test_a_let_through_step_takes_what_fits_and_one_row_whatever_it_costs() -> None:
+def test_a_protected_step_takes_what_fits_and_one_row_whatever_it_costs() -> None:
     """Decode rows first; no prefill beside them when they take all of the time."""
     four = [decoding(n) for n in range(4)]
     cost = knowing(20, 1)
@@ -166,7 +166,7 @@ def test_a_short_prompt_is_read_whole() -> None:
 
 
 def test_the_context_that_the_estimate_learns_from_is_the_deepest_of_the_prefill() -> None:
-    """Rows behind many cells are the dear ones."""
+    """Rows behind many cells are the expensive ones."""
     plan = plan_step([reading(1, 2, 100), reading(2, 2, 5000), decoding(3, 9000)], knowing(5, 1))
     assert plan.prefill_context == 5000
 
@@ -208,8 +208,8 @@ def test_no_step_breaks_the_rules(
     decoders = [one.key for one in pending if one.decoding]
     assert keys[: len(decoders)] == decoders
     assert plan.decode_rows == len(decoders)
-    # Prefill: the oldest gets on, the rest goes to who needs least. Who does not get all gets what fits; what time is
-    # left then may only do for cheaper rows.
+    # Prefill: the oldest makes progress, the rest goes to the prompts that need least. A prompt that
+    # does not get all of its rows gets what fits; the remaining time may be enough for cheaper rows only.
     readers = [one for one in pending if not one.decoding]
     got = {share.key: share.rows for share in plan.shares[len(decoders) :]}
     assert set(got) <= {one.key for one in readers}
@@ -240,14 +240,14 @@ def test_no_step_breaks_the_rules(
 
 @given(PENDING, st.floats(0.5, 100), st.floats(0.01, 20), st.floats(1.0, 10.0))
 @settings(deadline=None)
-def test_dearer_rows_never_make_a_step_larger(
+def test_more_expensive_rows_never_make_a_step_larger(
     pending: list[Pending], decode_ms: float, row_ms: float, factor: float
 ) -> None:
     """On a machine that reads prompts more slowly, a step reads no more of them."""
     cheap = plan_step(pending, knowing(decode_ms, row_ms))
-    dear = plan_step(pending, knowing(decode_ms, row_ms * factor))
-    assert dear.prefill_rows <= cheap.prefill_rows
-    assert dear.decode_rows == cheap.decode_rows
+    costly = plan_step(pending, knowing(decode_ms, row_ms * factor))
+    assert costly.prefill_rows <= cheap.prefill_rows
+    assert costly.decode_rows == cheap.decode_rows
 
 
 # What rows cost.
@@ -296,7 +296,7 @@ def test_a_slow_machine_reads_whole_tiles_while_they_are_no_longer_than_a_stop_c
     assert plan_step([reading(1, 3000)], cost).prefill_rows == 25
 
 
-def test_an_aborted_step_that_took_longer_than_predicted_makes_everything_dearer_at_once() -> None:
+def test_an_aborted_step_that_took_longer_than_predicted_makes_everything_more_expensive_at_once() -> None:
     """It would have taken longer still. One that was aborted in its time says nothing, and done ones bring it back."""
     cost = knowing(10, 1)
     plan = plan_step([decoding(1)], cost)
@@ -330,7 +330,7 @@ def test_a_prompts_last_few_rows_teach_nothing() -> None:
     assert cost.prefill_row_ms(0, tiled=False) == 1
 
 
-def test_a_context_deeper_than_any_seen_is_taken_to_be_dearer() -> None:
+def test_a_context_deeper_than_any_seen_is_estimated_as_more_expensive() -> None:
     """Attention grows with it; a shallower one is taken as the nearest seen."""
     cost = knowing(10, 1)
     costs = [cost.prefill_row_ms(context, tiled=True) for context in (0, 511, 512, 2048, 8192)]
@@ -472,7 +472,7 @@ def starved(step_ms: float, row_ms: float) -> CostEstimate:
 @pytest.mark.parametrize("streams", [0, 1])
 def test_where_even_few_rows_take_too_long_a_step_has_a_whole_tile(streams: int) -> None:
     """Threads that wait for a core at each barrier make a step of 8 rows as long as one of 64: 8 rows a step would take
-    eight times as long for a prompt, and no larger step would ever show that it is not dearer."""
+    eight times as long for a prompt, and no larger step would ever show that it is not more expensive."""
     cost = starved(1200, 2)
     cost.learn(Plan((), 1, 0, 0, 0.0), 100)
     plan = plan_step([*map(decoding, range(streams)), reading(9, 2000)], cost)

@@ -75,7 +75,7 @@ def test_jobs_that_left_do_not_pile_up_behind_a_head_that_waits() -> None:
 
 
 def test_a_job_runs_when_what_it_is_about_to_hold_fits_beside_the_running_ones() -> None:
-    """Its prompt and 64 tokens of growth, to the cell; not all that it may come to put out."""
+    """Its prompt and 64 tokens of growth, to the cell; not all that it may come to generate."""
     first, exact, one_more = measured(1, 400, 500), measured(2, 472, 500), measured(3, 1, 1)
     queue = line(first, exact, one_more)
     assert queue.next_to_run(ROOMY) is first
@@ -86,7 +86,7 @@ def test_a_job_runs_when_what_it_is_about_to_hold_fits_beside_the_running_ones()
 
 
 def test_a_job_that_grew_leaves_less_room() -> None:
-    """What it has put out is held, too."""
+    """Cells of generated tokens count, too."""
     first, second = measured(1, 400, 500), measured(2, 472, 500)
     queue = line(first, second)
     assert queue.next_to_run(ROOMY) is first
@@ -100,8 +100,8 @@ def test_a_job_alone_always_runs() -> None:
     assert queue.next_to_run(Capacity(cells=500, cells_per_job=500, sequences=4)) is not None
 
 
-def test_who_is_put_back_waits_in_front_of_those_who_came_later() -> None:
-    """In the order they came, in whatever order they are put back."""
+def test_a_requeued_job_waits_in_front_of_those_who_came_later() -> None:
+    """In the order they came, in whatever order they are requeued."""
     jobs = [measured(run, 10, 10) for run in range(1, 6)]
     queue = line(*jobs)
     in_engine = [queue.next_to_run(ROOMY) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""Neighbours of a storm of cancels get on whatever its rate and the load (G6), and stops stay in time (G1)."""
+"""Neighbours of a storm of cancels make progress at any rate and load (G6), and stops stay in time (G1)."""
 
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ NEIGHBOURS = (1, 2, 3)
 VICTIM_PROMPT = "v" * 300
 
 
-def test_only_runs_that_were_not_computed_are_owed_a_step() -> None:
+def test_only_runs_that_were_not_computed_are_protected() -> None:
     """Until they had one, or are gone."""
     recovery = Recovery()
     assert (recovery.pace(), recovery.abort_mode()) == (Pace.FULL, AbortMode.ANY)
@@ -118,7 +118,7 @@ def test_beside_steady_cancels_most_steps_are_done_and_each_neighbour_progresses
     """Also where a predicted step takes ten times as long as predicted: no stop waits for over 100 ms for all that."""
     storm = weather(make_loop, slower, every_sec, exact=exact)
     loop, began = storm.loop, storm.loop.clock.now
-    told = {run: len(loop.tokens(run)) for run in NEIGHBOURS}
+    reported = {run: len(loop.tokens(run)) for run in NEIGHBOURS}
     steps = len(loop.steps)
     seconds = 5.0
     while loop.clock.now < began + seconds:
@@ -127,7 +127,7 @@ def test_beside_steady_cancels_most_steps_are_done_and_each_neighbour_progresses
     aborted = outcomes.count(True)
     assert aborted > 0, "nothing was tried"
     assert aborted < outcomes.count(False)
-    per_second = {run: (len(loop.tokens(run)) - told[run]) / seconds for run in NEIGHBOURS[:2]}
+    per_second = {run: (len(loop.tokens(run)) - reported[run]) / seconds for run in NEIGHBOURS[:2]}
     assert min(per_second.values()) >= 0.1 * 1000 / loop.model.decode_ms / len(NEIGHBOURS)
     read = max(p.prompt_processed for s in loop.steps for p in s.progress if p.run == NEIGHBOURS[2])
     assert read > min(1999, 0.05 * seconds * 1000 / loop.model.prefill_row_ms)
@@ -135,16 +135,16 @@ def test_beside_steady_cancels_most_steps_are_done_and_each_neighbour_progresses
     assert max(storm.waits_ms) <= 100
 
 
-def test_where_one_row_takes_longer_than_a_stop_may_wait_neighbours_get_on_all_the_same(
+def test_where_one_row_takes_longer_than_a_stop_may_wait_neighbours_make_progress_all_the_same(
     make_loop: MakeLoop,
 ) -> None:
     """A row of 300 ms and a cancel every 50 ms: most stops are in time, and now and then one waits for a row."""
     storm = weather(make_loop, 60.0, 0.05, exact=False)
     loop, began = storm.loop, storm.loop.clock.now
-    told = {run: len(loop.tokens(run)) for run in NEIGHBOURS}
+    reported = {run: len(loop.tokens(run)) for run in NEIGHBOURS}
     while loop.clock.now < began + 20:
         loop.turn()
-    assert all(len(loop.tokens(run)) - told[run] >= 2 for run in NEIGHBOURS[:2])
+    assert all(len(loop.tokens(run)) - reported[run] >= 2 for run in NEIGHBOURS[:2])
     assert any(p.run == NEIGHBOURS[2] for s in loop.steps[-200:] for p in s.progress)
     late = [ms for ms in storm.waits_ms if ms > 100]
     assert len(late) < 0.25 * len(storm.waits_ms)

@@ -158,7 +158,7 @@ def test_a_failed_step_ends_its_own_runs_only(make_loop: MakeLoop, outcome: Outc
     check_all(loop, make_loop, 1, 3)
 
 
-def test_a_copy_that_cannot_be_put_back_costs_time_and_no_token(make_loop: MakeLoop) -> None:
+def test_a_copy_that_cannot_be_restored_costs_time_and_no_token(make_loop: MakeLoop) -> None:
     """All tokens are computed again."""
     loop = make_loop()
     loop.post(run_message(1, max_tokens=12), run_message(2, "p" * 100, max_tokens=12))

@@ -117,7 +117,7 @@ def test_a_refused_variable_is_named_like_a_refused_flag(monkeypatch: pytest.Mon
 
 
 def test_all_refused_options_are_named_in_one_line() -> None:
-    """Two mistakes are told together, so that they are mended together."""
+    """Two mistakes are reported together, so that they are fixed together."""
     line = refusal(port=1, parallel=0)
     assert "--port" in line
     assert "--parallel" in line

@@ -82,11 +82,11 @@ class JumpingLoop(asyncio.SelectorEventLoop):
 
 
 class FakeEngine:
-    """An engine that does nothing but note what it is told, and dies when the test (or a kill) says so."""
+    """An engine that does nothing but note its messages, and dies when the test (or a kill) says so."""
 
     def __init__(self, listener: EngineListener, pid: int) -> None:
         self.pid: int | None = pid
-        self.told: list[object] = []
+        self.reported: list[object] = []
         self.listener = listener
         self.dies_when_killed = True
         self.answers_pings = True
@@ -97,19 +97,19 @@ class FakeEngine:
 
     def prepare(self, message: Prepare) -> None:
         """Note it."""
-        self.told.append(message)
+        self.reported.append(message)
 
     def drop_prompt(self, run: int) -> None:
         """Note it."""
-        self.told.append(f"drop {run}")
+        self.reported.append(f"drop {run}")
 
     def run(self, message: Run) -> None:
         """Note it."""
-        self.told.append(message)
+        self.reported.append(message)
 
     def stop(self, run: int) -> None:
         """Note it."""
-        self.told.append(run)
+        self.reported.append(run)
 
     def ping(self, runs: tuple[int, ...]) -> None:
         """Say that it is there, unless it is one of those that don't."""
@@ -274,7 +274,7 @@ def test_what_is_sent_reaches_the_engine_in_order(play: Callable[..., Bench]) ->
         bench.supervisor.run(RUN)
         bench.supervisor.stop(1)
         engine.says(stopped(1))
-        assert engine.told == [PREPARE, RUN, 1]
+        assert engine.reported == [PREPARE, RUN, 1]
 
     play(scenario)
 
@@ -285,7 +285,7 @@ def test_what_is_sent_while_there_is_no_engine_is_dropped(play: Callable[..., Be
     async def scenario(bench: Bench) -> None:
         bench.supervisor.prepare(PREPARE)
         bench.supervisor.run(RUN)
-        assert (await bench.ready()).told == []
+        assert (await bench.ready()).reported == []
 
     play(scenario)
 
@@ -434,7 +434,7 @@ def test_a_prompt_whose_job_has_ended_is_dropped(play: Callable[..., Bench]) -> 
     async def scenario(bench: Bench) -> None:
         engine = await bench.ready()
         bench.supervisor.drop_prompt(1)
-        assert engine.told == ["drop 1"]
+        assert engine.reported == ["drop 1"]
 
     play(scenario)
 
@@ -503,7 +503,7 @@ def test_an_engine_that_is_at_one_prompt_for_ever_is_killed(play: Callable[..., 
 
 
 def test_a_dead_engine_that_was_ready_is_replaced_at_once(play: Callable[..., Bench]) -> None:
-    """Its death is told, then the next one loads."""
+    """Its death is reported, then the next one loads."""
     seen: list[tuple[EngineState, int | None]] = []
 
     async def scenario(bench: Bench) -> None:
@@ -544,7 +544,7 @@ def test_an_engine_that_keeps_dying_after_it_was_ready_is_restarted_again_and_ag
 
 
 def test_starts_that_fail_are_tried_five_times_with_growing_pauses(play: Callable[..., Bench]) -> None:
-    """Then there will be no engine any more; the death is told before that."""
+    """Then there will be no engine any more; the death is reported before that."""
 
     async def scenario(bench: Bench) -> None:
         bench.dies_at_once = [None] * 9
@@ -795,7 +795,7 @@ def test_a_stuck_engine_shows_as_stuck_until_it_is_dead(play: Callable[..., Benc
     play(scenario)
 
 
-def test_a_run_that_was_put_out_while_it_is_being_stopped_stays_on_the_ladder(
+def test_a_run_that_was_preempted_while_it_is_being_stopped_stays_in_the_escalation(
     play: Callable[..., Bench],
 ) -> None:
     """Its `Stopped` is still to come; an engine that hangs before it is killed, and the stop given up, in time (G5)."""
@@ -869,7 +869,7 @@ def test_the_death_confirms_every_stop_and_the_next_engine_is_not_blamed(play: C
 
 
 def test_closing_ends_the_engine_and_starts_no_other(play: Callable[..., Bench]) -> None:
-    """Its death is told; that is all."""
+    """Its death is reported; that is all."""
 
     async def scenario(bench: Bench) -> None:
         engine = await bench.ready()

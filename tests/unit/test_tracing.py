@@ -205,7 +205,7 @@ async def _in_decode(stage: Stage) -> Job:
 def test_a_cancelled_job_tells_its_four_moments_and_is_no_error(
     stage: Stage, phase: str, brought_to: Callable[[Stage], Coroutine[Any, Any, Job]]
 ) -> None:
-    """Accepted, stopped, freed, told: the receipt's own times; who asked, when it was met, what it held."""
+    """Accepted, stopped, freed, terminal: the receipt's own times; who asked, when it was met, what it held."""
 
     async def story() -> Job:
         await stage.ready()
@@ -282,7 +282,7 @@ def test_a_job_that_took_too_long_is_an_error_and_tells_its_stop(stage: Stage) -
 
 
 def test_a_failed_job_is_an_error(stage: Stage) -> None:
-    """The device failed under it. Its code is told, no message."""
+    """The device failed under it. The span has its code, no message."""
 
     async def story() -> Job:
         await stage.ready()
@@ -298,7 +298,7 @@ def test_a_failed_job_is_an_error(stage: Stage) -> None:
     assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, None)
 
 
-def test_a_job_carried_on_after_an_engines_death_tells_the_death_and_completes(stage: Stage) -> None:
+def test_a_job_requeued_after_an_engines_death_tells_the_death_and_completes(stage: Stage) -> None:
     """One span over both engines' lives; a job that only waited has nothing to tell."""
 
     async def story() -> Job:
@@ -325,7 +325,7 @@ def test_a_job_carried_on_after_an_engines_death_tells_the_death_and_completes(s
     assert span.status.status_code is StatusCode.UNSET
 
 
-def test_a_job_that_was_put_out_for_want_of_cells_tells_it(stage: Stage) -> None:
+def test_a_job_that_was_preempted_for_lack_of_cells_shows_it(stage: Stage) -> None:
     """Four that grow do not fit to their ends: one waits, and starts again."""
 
     async def story() -> Job:
@@ -449,8 +449,8 @@ def test_neither_prompt_nor_output_is_ever_in_a_span(stage: Stage) -> None:
     spans = stage.exporter.get_finished_spans()
     assert len(spans) == len(jobs)
     assert {attributes(span)["worker_orcd.outcome"] for span in spans} == {"completed", "failed", "cancelled"}
-    told = (event for job in jobs for event in job.events if isinstance(event, Token))
-    words = {event.t.strip() for event in told} - {""}
+    reported = (event for job in jobs for event in job.events if isinstance(event, Token))
+    words = {event.t.strip() for event in reported} - {""}
     assert len(words) > 20
     for span in spans:
         for secret in (SECRET, SECRET.split()[1], *words):
@@ -477,7 +477,7 @@ def test_names_are_those_of_the_conventions(stage: Stage) -> None:
 
 
 def test_every_name_in_a_span_is_explained_on_the_page(stage: Stage) -> None:
-    """Of a job that was carried on and stopped by a shutdown, and of one that came to its end."""
+    """Of a job that was requeued and stopped by a shutdown, and of one that came to its end."""
 
     async def story() -> None:
         await stage.ready()
@@ -584,19 +584,19 @@ def test_the_last_spans_are_exported_at_the_end() -> None:
     assert len(exporter.get_finished_spans()) == 1
 
 
-def test_troubles_with_exporting_are_told_once_in_a_while_and_nowhere_else() -> None:
+def test_troubles_with_exporting_are_reported_once_in_a_while_and_nowhere_else() -> None:
     """A collector that is away for a night fills no log."""
     log = logging.getLogger("opentelemetry")
     before = (log.handlers, log.propagate)
-    told: list[str] = []
+    reported: list[str] = []
     try:
-        Tracing.report_to(told.append)
+        Tracing.report_to(reported.append)
         for _ in range(3):
             logging.getLogger("opentelemetry.sdk").warning("cannot reach %s", "it")
         logging.getLogger("opentelemetry.sdk").info("nothing to see")
     finally:
         log.handlers, log.propagate = before
-    assert told == ["cannot reach it"]
+    assert reported == ["cannot reach it"]
 
 
 def test_only_otlp_over_http_is_spoken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.fakes import at, books_of, freed_at, queued_job, running_job, stop_request
+from tests.fakes import at, freed_at, queued_job, running_job, snapshot_of, stop_request
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.stop_request import StopFlag, StopReason
@@ -30,7 +30,7 @@ def test_register_makes_a_flag_that_is_not_set() -> None:
 
 
 def test_cancel_sets_the_flag() -> None:
-    """The flag holds the wish that was accepted."""
+    """The flag holds the accepted stop request."""
     tracker = JobTracker()
     flag = tracker.register(running_job())
     assert tracker.cancel("job-1", stop_request())
@@ -42,9 +42,9 @@ def test_cancel_of_an_unknown_id_is_false_and_harmless() -> None:
     """Nothing is remembered of it and nobody is touched."""
     tracker, job = JobTracker(), running_job()
     tracker.register(job)
-    before = books_of(job)
+    before = snapshot_of(job)
     assert not tracker.cancel("unknown-123", stop_request())
-    assert books_of(job) == before
+    assert snapshot_of(job) == before
     assert tracker.record("unknown-123") is None
     assert not tracker.ended("unknown-123")
 
@@ -89,14 +89,14 @@ def test_repeated_cancels_equal_one(times: int) -> None:
     tracker, job = JobTracker(), running_job()
     tracker.register(job)
     tracker.cancel("job-1", stop_request())
-    before = books_of(job)
+    before = snapshot_of(job)
     for n in range(times):
         assert tracker.cancel("job-1", stop_request(StopReason.SHUTDOWN, 3.0 + n, "another"))
-    assert books_of(job) == before
+    assert snapshot_of(job) == before
     assert job.stop.stop == stop_request()
 
 
-def test_a_flag_remembers_the_first_wish_only() -> None:
+def test_a_flag_remembers_the_first_stop_request_only() -> None:
     """`set` says whether it was the one that counts."""
     flag = StopFlag()
     assert flag.set(stop_request(StopReason.DISCONNECT))
@@ -108,7 +108,7 @@ def test_a_live_id_is_in_use() -> None:
     """A second job with it is refused, and the first does not notice."""
     tracker, job = JobTracker(), running_job()
     tracker.register(job)
-    before = books_of(job)
+    before = snapshot_of(job)
     with pytest.raises(JobError) as refused:
         tracker.register(queued_job(run=2))
     assert (refused.value.code, refused.value.http_status, refused.value.param) == (
@@ -119,7 +119,7 @@ def test_a_live_id_is_in_use() -> None:
     assert not refused.value.retriable
     assert tracker.live("job-1") is job
     assert tracker.by_run(2) is None
-    assert books_of(job) == before
+    assert snapshot_of(job) == before
 
 
 def test_an_id_in_stopping_is_still_in_use() -> None:

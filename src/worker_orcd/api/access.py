@@ -7,7 +7,7 @@ from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from worker_orcd.api.connection import LET_IN
+from worker_orcd.api.connection import ADMIT
 from worker_orcd.api.keys import ApiKeys, Caller
 from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
 from worker_orcd.narration import context
@@ -84,14 +84,14 @@ class AccessMiddleware:
             JobError: `UNAUTHORIZED` or `INVALID_REQUEST`.
         """
         if scope["type"] == "http":
-            context.owner.set(context.STRANGER)  # Every request has a context of its own.
+            context.owner.set(context.UNAUTHENTICATED)  # Every request has a context of its own.
             headers = Headers(scope=scope)
             _check_host(headers, scope["http_version"])
             if self._keys is None:
                 self._check_page(headers, scope["method"], scope["path"])
-                _let_in(scope, Caller(owner="", operator=True))
+                _admit(scope, Caller(owner="", operator=True))
             elif (caller := _caller(headers, self._keys)) is not None:
-                _let_in(scope, caller)
+                _admit(scope, caller)
             elif scope["path"] not in OPEN_PATHS and not scope["path"].startswith(OPEN_FILES):
                 raise JobError(
                     ErrorCode.UNAUTHORIZED, "a valid API key is required: Authorization: Bearer KEY"
@@ -121,12 +121,12 @@ def _caller(headers: Headers, keys: ApiKeys) -> Caller | None:
     return keys.caller(key)
 
 
-def _let_in(scope: Scope, caller: Caller) -> None:
+def _admit(scope: Scope, caller: Caller) -> None:
     scope[_OWNER] = caller.owner
     scope[_OPERATOR] = caller.operator
     context.owner.set(caller.owner)
-    if (let_in := scope.get("state", {}).get(LET_IN)) is not None:
-        let_in()
+    if (admit := scope.get("state", {}).get(ADMIT)) is not None:
+        admit()
 
 
 def _check_host(headers: Headers, http_version: str) -> None:

@@ -30,7 +30,8 @@ from worker_orcd.worker.worker import Worker
 
 _DESCRIPTION = """The LLM inference worker whose jobs can always be stopped.
 
-`POST /execute` streams a job, `POST /cancel` stops it: always 202, within 100 ms, freed before told."""
+`POST /execute` streams a job, `POST /cancel` stops it: always 202. Computing stops within 100 ms;
+memory is free before the terminal event."""
 
 
 def create_app(
@@ -46,7 +47,7 @@ def create_app(
 
     Args:
         worker: does the work.
-        narrator: is told of refusals and failures.
+        narrator: logs refusals and failures.
         shut_down: begins the drain; given what asked for it.
         access: who may ask; left out: whoever is on this machine.
         console: whether to serve the page for people at `/`.

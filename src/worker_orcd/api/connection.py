@@ -13,7 +13,7 @@ from worker_orcd.api.connections import Connections
 from worker_orcd.api.error_responses import SAFE_HEADERS, Refuse
 from worker_orcd.api.half_close import HalfClose
 from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
-from worker_orcd.narration.context import STRANGER, correlation_id, new_correlation_id, owner
+from worker_orcd.narration.context import UNAUTHENTICATED, correlation_id, new_correlation_id, owner
 
 REQUEST_SEC = 10.0
 """A client that has not sent its whole request after so long is dropped."""
@@ -25,9 +25,9 @@ MAX_AHEAD_BYTES = 256 * 1024
 MAX_CONNECTIONS = 4096
 SPARE_DESCRIPTORS = 64
 RESERVE = 16
-"""One in so many connections is kept for who wants to stop a job, or to know how the worker is."""
-LET_IN = "let_in"
-"""In a request's state: what to call once the request is let in."""
+"""One in this many connections is reserved for cancels and health requests."""
+ADMIT = "admit"
+"""In a request's state: what to call once the request is accepted."""
 _HEAD_END = re.compile(rb"\n\r?\n")
 _UPGRADE = re.compile(rb"(?<=\n)upgrade(?=:)", re.IGNORECASE)
 RESERVED = "reserved"
@@ -136,7 +136,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
-        self.scope["state"][LET_IN] = self._let_in
+        self.scope["state"][ADMIT] = self._admit
         if self._request_timer is None:
             self._await_request()
 
@@ -192,8 +192,8 @@ class BoundedProtocol(HttpToolsProtocol):
             app = _unchunked(cycle, app)
         super()._start_asgi_task(cycle, app)
 
-    def _let_in(self) -> None:
-        self._all_open.let_in(self)
+    def _admit(self) -> None:
+        self._all_open.admit(self)
 
     def _check_idle(self) -> None:
         answered = self._answering is not None and self._answering.response_complete
@@ -212,7 +212,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: JobError) -> None:
         asked = new_correlation_id()
-        token, owned = correlation_id.set(asked), owner.set(STRANGER)
+        token, owned = correlation_id.set(asked), owner.set(UNAUTHENTICATED)
         try:
             answer = self._answer(error, "")
         finally:

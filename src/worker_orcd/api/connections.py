@@ -9,8 +9,8 @@ C = TypeVar("C")
 class Connections(Generic[C]):
     """All open connections, in three groups.
 
-    Unproven: none of its requests was let in so far; it may be silent, slow, or a stranger's. Idle: a request was let
-    in and is answered. Busy: a request that was let in is being answered, or its answer is still to be taken.
+    Unproven: none of its requests was accepted so far; it may be silent, slow, or a stranger's. Idle: a request was
+    accepted and is answered. Busy: an accepted request is being answered, or its answer is still to be taken.
 
     The oldest unproven one makes room, then the one that has been idle for longest, never a busy one.
     """
@@ -46,8 +46,8 @@ class Connections(Generic[C]):
         self._unproven[connection] = None
         return True
 
-    def let_in(self, connection: C) -> None:
-        """A request on it was let in and is about to be answered. Changes nothing for one that had to go."""
+    def admit(self, connection: C) -> None:
+        """A request on it was accepted and is about to be answered. Changes nothing for one that had to go."""
         for group in (self._unproven, self._idle):
             if connection in group:
                 del group[connection]

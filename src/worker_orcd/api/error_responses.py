@@ -40,7 +40,7 @@ def error_headers(error: JobError, path: str) -> dict[str, str]:
     if error.retry_after_sec is not None:
         headers["Retry-After"] = str(error.retry_after_sec)
     if path.startswith(OPENAI_PATHS):
-        # OpenAI's SDKs try a 409 and every 5xx again unless they are told.
+        # OpenAI's SDKs try a 409 and every 5xx again unless this header forbids it.
         headers["X-Should-Retry"] = "true" if error.retriable else "false"
     return headers
 

@@ -30,7 +30,7 @@ def router(worker: Worker, *, private_load: bool) -> APIRouter:
     @routes.head("/livez", include_in_schema=False)
     @routes.get(
         "/livez",
-        summary="Whether the worker lives; not if no engine can be had any more, which a restart may mend",
+        summary="Whether the worker lives; not if no engine can be had any more, which a restart may fix",
         responses={503: {"description": "The engine cannot be brought back"}},
     )
     async def livez() -> JSONResponse:

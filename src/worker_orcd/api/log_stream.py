@@ -28,7 +28,7 @@ def router(broadcast: narration.Broadcast) -> APIRouter:
         response_class=Response,
         responses=schema.answer(200, "Each event's data is one object, as in the log", "text/event-stream")
         | schema.errors(401, 429),
-        openapi_extra=schema.header("Last-Event-ID", "the `id:` of the last event that was heard", None),
+        openapi_extra=schema.header("Last-Event-ID", "the `id:` of the last event received", None),
     )
     async def narrated(request: Request) -> Response:
         listener = broadcast.join(
@@ -59,5 +59,5 @@ class _Narration(EventSourceResponse):
             yield b"".join(map(_frame, events)) or KEEPALIVE_COMMENT
 
 
-def _frame(heard: narration.MarkedEvent) -> bytes:
-    return b"id: %s\ndata: %s\n\n" % (heard.mark.encode(), _encoder.encode(heard.event))
+def _frame(received: narration.MarkedEvent) -> bytes:
+    return b"id: %s\ndata: %s\n\n" % (received.mark.encode(), _encoder.encode(received.event))

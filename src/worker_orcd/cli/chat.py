@@ -23,7 +23,7 @@ _HELP = "Ctrl-C stops an answer, and leaves at the prompt; so does Ctrl-D, or /e
 
 def command(  # to typer, an option is an argument
     system: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="what the model is told before anything is said")
+        str | None, typer.Option(metavar="TEXT", help="system message at the beginning of the conversation")
     ] = None,
     temperature: Annotated[float | None, typer.Option(metavar="X", help="0 to 2; 0 is greedy")] = None,
     max_tokens: Annotated[
@@ -87,7 +87,7 @@ class Conversation:
 
 
 class _Chat:
-    """A conversation with somebody at a terminal, or with whatever is piped in."""
+    """A conversation with a user at a terminal, or with piped input."""
 
     def __init__(
         self,
@@ -105,11 +105,11 @@ class _Chat:
         self._as_json = as_json
 
     def talk(self) -> None:
-        """Until somebody leaves.
+        """Until the user leaves.
 
         Raises:
             KeyboardInterrupt: with Ctrl-C.
-            WorkerError: an answer cannot be had, and nobody is there to be told.
+            WorkerError: the request failed, and no terminal is there to show it.
         """
         lines = _typed(prompt_on_stderr=self._as_json) if self._terminal else _piped()
         for line in lines:
@@ -182,7 +182,7 @@ def _as_data(job_id: str, text: str, ran: Ran) -> dict[str, Any]:
 
 
 def _typed(*, prompt_on_stderr: bool) -> Iterator[str]:
-    """Lines that somebody types, until Ctrl-D."""
+    """Lines that the user types, until Ctrl-D."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401, PLC0415  # from then on, lines can be edited and called back
     while True:

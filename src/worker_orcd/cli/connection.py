@@ -1,4 +1,4 @@
-"""How the commands that talk to a running worker find it, and how its errors are told."""
+"""How commands find a running worker, and how they show its errors."""
 
 import os
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _WHERE = "is it running? `worker-orcd serve` starts one; --url or WORKER_ORCD_UR
 
 @contextmanager
 def connected(url: str) -> Iterator[SyncClient]:
-    """A client for one command; whatever goes wrong with the worker is told in one line, and exits 1."""
+    """A client for one command. Prints any failure of the worker as one line and exits with 1."""
     with plainly(), SyncClient(url, api_key=_api_key()) as client:
         yield client
 
@@ -30,7 +30,7 @@ def client_of(url: str, *, retries: int = 2) -> Client:
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """What goes wrong with a worker is told in one line, and exits 1."""
+    """Print any failure of the worker as one line and exit with 1."""
     try:
         yield
     except WorkerError as error:
@@ -44,8 +44,8 @@ def explained(error: WorkerError) -> str:
         hints.append(_WHERE)
     if error.code == "UNAUTHORIZED":
         hints.append("the key is read from WORKER_ORCD_API_KEY")
-    told = "; ".join([error.message, *hints])
-    return f"{told} (correlation id {error.correlation_id})" if error.correlation_id else told
+    reported = "; ".join([error.message, *hints])
+    return f"{reported} (correlation id {error.correlation_id})" if error.correlation_id else reported
 
 
 def _api_key() -> str | None:

@@ -294,7 +294,7 @@ def _worker(console: Console, checks: Checks, log: Path) -> Iterator[str]:
             f"{time.monotonic() - started:.1f} s: {url}, {health['kv_cells_total']} KV cells"
         )
         yield url
-        console.print("\n[bold]The worker is told to stop (SIGTERM)[/]")
+        console.print("\n[bold]The worker gets SIGTERM[/]")
         process.terminate()
         code = process.wait(_STOP_PATIENCE_SEC)
         checks.check(code == 0, f"its exit code: {code}")

@@ -41,7 +41,7 @@ def command(
 ) -> None:
     """Follow what the worker narrates.
 
-    First comes what it told lately, then what happens, until Ctrl-C. When the worker goes away it is waited
+    Shows the latest events first, then new ones, until Ctrl-C. When the worker goes away it is waited
     for, and its successor is followed.
 
     Exit codes: 0 left with Ctrl-C, 1 there was no worker to begin with, or it refused.
@@ -49,9 +49,9 @@ def command(
     levels = _LEVELS[_LEVELS.index(level) :]
     show = write_json if as_json else _columns()
 
-    def show_wanted(told: EventFields) -> None:
-        if told.get("level") in levels and job_id in (None, told.get("job_id")):
-            show(told)
+    def show_wanted(event: EventFields) -> None:
+        if event.get("level") in levels and job_id in (None, event.get("job_id")):
+            show(event)
 
     with plainly(), contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_follow(client_of(url), show_wanted))
@@ -61,9 +61,9 @@ def _columns() -> Callable[[EventFields], None]:
     """As the worker itself shows it on a terminal, in colours if this is one."""
     line = BoundedLine(renderer("pretty", sys.stdout))
 
-    def show(told: EventFields) -> None:
+    def show(event: EventFields) -> None:
         # The values are for the renderer: a traceback in it has lines.
-        named = {printable(name): value for name, value in told.items()}
+        named = {printable(name): value for name, value in event.items()}
         rendered(line(None, "", {"time": "", **named}))
 
     return show

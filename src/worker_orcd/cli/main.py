@@ -125,7 +125,7 @@ def _serve() -> Callable[..., None]:
 
 
 def _flag(settings: Any, option: Any) -> Any:
-    """What typer is told of an option."""
+    """typer's description of an option."""
     default = (
         ""
         if option.default in ("none", "generated", "cores", "bundled model", "file's name")

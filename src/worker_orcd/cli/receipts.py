@@ -20,7 +20,7 @@ def receipt_line(receipt: Receipt | None) -> str:
 
 
 def what_happened(job_id: str, record: dict[str, Any] | None) -> str:
-    """What became of a job that somebody wanted to stop, from its record."""
+    """What became of a job after a stop request, from its record."""
     if record is None:
         return f"no job {job_id} is known; nothing to stop"
     if record["ended_ms"] is None:

@@ -39,7 +39,7 @@ class Ran:
 
     @property
     def cancelled(self) -> bool:
-        """Whether it was stopped, by whomever."""
+        """Whether it was stopped, by any client."""
         return self.last.data.get("code") == "CANCELLED"
 
     @property

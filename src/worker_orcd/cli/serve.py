@@ -1,4 +1,4 @@
-"""`worker-orcd serve`: check everything, take the port, start the engine, serve until told to stop."""
+"""`worker-orcd serve`: check everything, take the port, start the engine, serve until a shutdown."""
 
 import asyncio
 import contextlib
@@ -114,7 +114,7 @@ def _tracing(settings: Settings) -> "Tracing | None":
 def serve(
     settings: Settings, *, engine_module: str = LLAMA_ENGINE, start_engine: StartModule = start_module
 ) -> int:
-    """Run a worker in this process until it is told to stop.
+    """Run a worker in this process until a signal or `POST /shutdown` ends it.
 
     Args:
         settings: validated options.
@@ -286,7 +286,7 @@ class _Serving:
         )
 
     def _reload_keys(self, keys: ApiKeys) -> None:
-        """Bad ones are told and change nothing."""
+        """Bad ones are logged and change nothing."""
         try:
             keys.reload()
         except KeyFileError as error:
@@ -304,10 +304,10 @@ class _Serving:
             self._narrator.emit(narration.Error(code="INTERNAL", message=message))
 
     def _log_soon(self, loop: asyncio.AbstractEventLoop, trouble: str) -> None:
-        """What goes wrong with traces on another thread is told on the loop's, as long as there is one."""
-        told = narration.Error(code="INTERNAL", message=f"traces: {trouble}")
+        """Log an export error of another thread on the loop's thread, while the loop runs."""
+        reported = narration.Error(code="INTERNAL", message=f"traces: {trouble}")
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(self._narrator.emit, told)
+            loop.call_soon_threadsafe(self._narrator.emit, reported)
 
     def _log_startup(self) -> None:
         settings, keys = self._settings, self._opening.keys

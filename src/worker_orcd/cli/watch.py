@@ -34,7 +34,7 @@ Json = job_table.Json
 
 
 async def watch(client: Client, console: Console, recent: int) -> int:
-    """Watch until somebody leaves. Returns the exit code.
+    """Watch until the user leaves. Returns the exit code.
 
     Raises:
         WorkerError: there is no worker to begin with, or it refuses.

@@ -129,14 +129,14 @@ class Client:
         """`GET /narration`: what the worker tells of itself, the latest first, then as it happens, until it shuts down.
 
         Args:
-            after: the `id` of what was heard last, to go on from there; one that is not known any more is as none.
+            after: the `id` of the last event received, to continue after it; one that is not known any more is as none.
         """
         headers = {} if after is None else {"Last-Event-ID": after}
         async with AsyncExitStack() as open_stream:
-            told = await self._connection.open(
+            event = await self._connection.open(
                 open_stream, "GET", "/narration", decoding.narrated, headers=headers
             )
-            async for one in told:
+            async for one in event:
                 yield one
 
     async def ask(

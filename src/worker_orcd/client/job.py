@@ -97,7 +97,7 @@ class Job:
         """Its tokens, as they come.
 
         Raises:
-            JobCancelled: it was stopped, by whomever.
+            JobCancelled: it was stopped, by any client.
             JobFailed: it ended with an error.
         """
         async for event in self.events():
@@ -183,7 +183,7 @@ class Job:
             expected = f"{self._incarnation or event.incarnation}.{self._next_number}"
             raise WorkerError("INTERNAL", f"event {event.id or event.number} came instead of {expected}")
         self._incarnation, self._next_number = event.incarnation, event.number + 1
-        self._back.heard()
+        self._back.received()
         match event.name:
             case "started":
                 self.started = event.data
@@ -237,7 +237,7 @@ class Job:
                 if cancel:
                     await self.cancel()
         except WorkerError:
-            pass  # It cannot be told any more; what it does without a reader is the worker's to know.
+            pass  # The worker cannot be reached any more; it decides itself what a job without a reader does.
         finally:
             await self._open.aclose()
 
@@ -256,7 +256,7 @@ class _Back:
         self._found_at = 0.0
         self._attempts = 0
 
-    def heard(self) -> None:
+    def received(self) -> None:
         """An event came: all is well."""
         self._lost_at = None
 

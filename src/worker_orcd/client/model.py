@@ -18,7 +18,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class NarrationEvent:
-    """One thing that a worker told of itself. `id` says where to go on from; `data` is as in its log."""
+    """One log event of a worker. `id` is the position to resume after; `data` is the event as in the log."""
 
     id: str
     data: Json

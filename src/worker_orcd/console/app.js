@@ -64,7 +64,7 @@ $("key-dialog").addEventListener("close", () => {
   sessionStorage.setItem("key", key);
   look();
   $("narration").replaceChildren();
-  heard = null;
+  lastId = null;
   listen();
 });
 
@@ -129,15 +129,15 @@ class Pane {
       clearTimeout(late);
       this.state.textContent = "waiting";
       for await (const { event, data } of events(response)) {
-        const told = JSON.parse(data);
-        if (event === "started") this.state.textContent = `job ${told.job_id}, seed ${/"seed":(\d+)/.exec(data)[1]}`;
+        const payload = JSON.parse(data);
+        if (event === "started") this.state.textContent = `job ${payload.job_id}, seed ${/"seed":(\d+)/.exec(data)[1]}`;
         if (event === "token") {
           tokens += 1;
-          this.#say(told.t);
+          this.#say(payload.t);
           if (tokens === 1) this.state.title = `first token after ${ms(performance.now() - began)}`;
         }
-        if (event === "end") this.state.textContent = `${told.tokens_out} tokens in ${ms(told.decode_time_ms)} (${told.stop_reason})`;
-        if (event === "error") await this.#ended(told);
+        if (event === "end") this.state.textContent = `${payload.tokens_out} tokens in ${ms(payload.decode_time_ms)} (${payload.stop_reason})`;
+        if (event === "error") await this.#ended(payload);
         ended ||= event === "end" || event === "error";
       }
       if (!ended) this.#failed("the connection broke off; the worker stops a job whose reader is gone");
@@ -194,9 +194,9 @@ class Pane {
     this.state.textContent = state;
   }
 
-  async #ended(told) {
-    if (told.code !== "CANCELLED") return this.#failed(`${told.code}: ${told.message}`);
-    this.state.textContent = `cancelled (${told.reason})`;
+  async #ended(error) {
+    if (error.code !== "CANCELLED") return this.#failed(`${error.code}: ${error.message}`);
+    this.state.textContent = `cancelled (${error.reason})`;
     const record = await (await ask(`/jobs/${encodeURIComponent(this.jobId)}`)).json();
     if (record.receipt) this.receipt.replaceChildren(...timeline(record.receipt));
   }
@@ -433,7 +433,7 @@ function makePlots() {
 // Narration.
 
 let listening = null;
-let heard = null;
+let lastId = null;
 
 async function listen() {
   listening?.abort();
@@ -441,11 +441,11 @@ async function listen() {
   const mine = (listening = new AbortController());
   for (let pause = 500; !mine.signal.aborted; pause = Math.min(pause * 2, 5000)) {
     try {
-      const response = await stream("/narration", { signal: mine.signal, headers: heard ? { "Last-Event-ID": heard } : {} });
+      const response = await stream("/narration", { signal: mine.signal, headers: lastId ? { "Last-Event-ID": lastId } : {} });
       pause = 500;
       for await (const { data, id } of events(response)) {
         narrate(JSON.parse(data));
-        heard = id;
+        lastId = id;
       }
     } catch (error) {
       if (error instanceof Refused && error.status === 401) return; // Asked for; begins anew with a key.
@@ -456,17 +456,17 @@ async function listen() {
 
 document.addEventListener("visibilitychange", listen);
 
-function narrate(told) {
+function narrate(entry) {
   const list = $("narration");
   const follows = list.scrollTop + list.clientHeight >= list.scrollHeight - 8;
   const line = document.createElement("li");
   const time = document.createElement("time");
   const text = document.createElement("span");
-  time.dateTime = told.time;
-  time.textContent = new Date(told.time).toLocaleTimeString([], { hour12: false });
-  text.className = told.level;
-  text.textContent = told.human;
-  text.title = told.correlation_id ? `correlation id ${told.correlation_id}` : "";
+  time.dateTime = entry.time;
+  time.textContent = new Date(entry.time).toLocaleTimeString([], { hour12: false });
+  text.className = entry.level;
+  text.textContent = entry.human;
+  text.title = entry.correlation_id ? `correlation id ${entry.correlation_id}` : "";
   line.append(time, text);
   list.append(line);
   while (list.children.length > KEPT_LINES) list.firstElementChild.remove();

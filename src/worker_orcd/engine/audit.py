@@ -1,4 +1,4 @@
-"""The engine's audit of its own books: what its runs should hold beside what the model counts (G4). Pure."""
+"""The engine's audit of KV cells: compares what its runs should hold with what the model counts (G4). Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

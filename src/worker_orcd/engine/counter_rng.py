@@ -1,6 +1,6 @@
 """Counter-based randomness: what is drawn for token *i* depends on (seed, i) alone.
 
-A job that is carried on elsewhere, or stands beside others, draws the same numbers as alone.
+A job that is requeued, or runs beside others, draws the same numbers as alone.
 """
 
 from hashlib import blake2b

@@ -1,7 +1,7 @@
 """The start-up self-check: are streams byte-identical, whatever runs beside them?
 
 Whether they are is a property of model, build and device together, so it is measured, not assumed: a few synthetic
-prompts are computed alone, in chunks beside each other, and carried on from the middle. Two things are compared bit for
+prompts are computed alone, in chunks beside each other, and resumed from the middle. Two things are compared bit for
 bit: the results of each operation in the model's graph (`_inspect`), which shows every difference where it arises and
 names its cause, and the scores that the model itself gives (`_compare_scores`).
 """
@@ -73,7 +73,7 @@ def _explanation(operation: Operation) -> str:
 
 
 def _inspect(model: Model, progressed: Callable[[], None]) -> Operation | None:
-    """The first operation that gives a row other results beside others, or when it is carried on, than alone."""
+    """The first operation that gives a row other results beside others, or when it is resumed, than alone."""
     sequences = min(len(_INSPECTED_LENGTHS), model.facts.sequences)
     cells = min(_CELLS, model.facts.cells_per_job)
     prompts = _prompts(model, _INSPECTED_LENGTHS[:sequences], cells)
@@ -95,7 +95,7 @@ def _inspect(model: Model, progressed: Callable[[], None]) -> Operation | None:
 
 
 def _compare_scores(model: Model, progressed: Callable[[], None]) -> bool:
-    """Whether the scores of prompts are the same alone, beside each other and carried on."""
+    """Whether the scores of prompts are the same alone, beside each other and resumed."""
     lengths = _PROMPT_LENGTHS[: model.facts.sequences]
     together = [
         _Probe(number, prompt)

@@ -188,9 +188,9 @@ class EngineLoop:
         # Ids move when runs are freed, so only now, behind the last part.
         ends = [self._end(end) for end in result.ends]
         if result.outcome not in (Outcome.DONE, Outcome.ABORTED):
-            failures, put_out = self._fail(result)
+            failures, evicted = self._fail(result)
             ends += failures
-            preempted += put_out
+            preempted += evicted
         self._audit()
         progress, self._reused = [*self._reused, *result.progress], []
         self._planned = self._plan()

@@ -85,7 +85,7 @@ class Mailbox:
                 arrivals.poll()
                 self._pump()
         finally:
-            os._exit(70)  # An engine that hears nothing must not live on.
+            os._exit(70)  # An engine without a front must not live on.
 
     def _pump(self) -> None:
         with self._pumping:

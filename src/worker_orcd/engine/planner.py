@@ -28,7 +28,7 @@ UNABORTABLE_MS = 25.0
 SHORT_MS = 20.0
 """A step soon after an aborted one: it ends before the next stop needs to abort it, or loses little by that."""
 PROTECTED_MS = 50.0
-"""Decode rows of a step that is let through after an aborted one: half of what a stop may take, and if they really take
+"""Time of a protected step's decode rows: half of what a stop may take, and if they really take
 longer, an overdue stop aborts them."""
 MIN_PREFILL_ROWS = 8
 """However slow decoding is, a prompt goes on by so many rows a step."""
@@ -36,8 +36,8 @@ ABORT_MS = 20.0
 """An abort takes less. A step that was aborted later than this after its predicted end took longer than predicted."""
 MAX_SLOWDOWN = 1000.0
 MIXED_IN_A_ROW = 16
-"""After so many steps with both kinds of rows one decodes only: or a machine that has become slower would never be
-told from a dear prompt, which then goes on by eight rows a step."""
+"""After this many mixed steps, one step decodes only. Otherwise a slower machine is indistinguishable from an expensive
+prompt, which would then be computed eight rows at a time to its end."""
 PROBE_SMOOTHING = 0.5
 MAX_ROWS = 512
 """Rows of one step: the micro-batch that the context is built with."""
@@ -121,7 +121,7 @@ class CostEstimate:
             return self.slowdown * self.first_guess_ms
         wanted = _context_range(context)
         known = min(seen, key=lambda range_: (abs(range_ - wanted), -range_))
-        # Attention grows with the context: what lies further on than anything seen is taken to be dearer.
+        # Attention grows with the context: rows beyond any context seen so far are estimated as more expensive.
         return self.slowdown * seen[known] * (1.0 + 0.1 * max(0, wanted - known))
 
     @property

@@ -74,7 +74,7 @@ def main(load_model: ModelLoader) -> None:
     except NoUsableSequence as error:
         narrator.emit(narration.Error(code="INTERNAL", message=str(error)))
         sys.exit(_LOOP_FAILED)
-    except Exception as error:  # noqa: BLE001  # Told, then over: a loop whose books may be wrong must not go on.
+    except Exception as error:  # noqa: BLE001  # Logged, then over: a loop whose state may be wrong must not continue.
         message = "the engine's loop failed"
         narrator.emit(narration.Error.from_exception(error, code="INTERNAL", message=message))
         sys.exit(_LOOP_FAILED)

@@ -1,4 +1,4 @@
-"""A point in time, as the core is told it."""
+"""A point in time, as the core gets it from its caller."""
 
 from datetime import UTC, datetime
 from typing import NamedTuple

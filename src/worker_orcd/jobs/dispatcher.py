@@ -25,13 +25,13 @@ from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.jobs.tracker import JobTracker
 
 SUSPECT_DEATHS = 2
-"""A job that two engines died with, without a token in between, is tried before anybody else is let in."""
+"""A job that two engines died with, without a token in between, runs alone until it has a token."""
 MAX_DEATHS = 3
 """… and fails with the third."""
 
 
 class TargetState(StrEnum):
-    """What was known of a job id when somebody wanted it stopped."""
+    """What the dispatcher knew of a job id when a stop request for it arrived."""
 
     LIVE = "live"
     STOPPING = "stopping"
@@ -281,7 +281,7 @@ class Dispatcher:
     def start_next(self, now: Timestamp) -> list[Effect]:
         """Have prepared what is not, and run what fits: everything that may go on now. Right at any time.
 
-        While a job is suspected of killing engines, nobody else is let in: it may end with its first token or with
+        While a job is suspected of killing engines, no other job is admitted: it may end with its first token or with
         the engine, and neither another suspect nor a newcomer shall die with it.
         """
         engine = self._engine

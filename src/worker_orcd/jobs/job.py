@@ -36,12 +36,12 @@ JobKey = tuple[str, str]
 """Whose it is, and what they call it: two owners' jobs never meet, whatever their ids."""
 
 GROWTH_CELLS = 64
-"""What a job that is being generated is expected to grow by before somebody else makes room."""
+"""Cells that a running job is expected to grow by before another job ends and makes room."""
 
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """A job's books. Times are seconds of the front's monotonic clock.
+    """The state of one job. Times are seconds of the front's monotonic clock.
 
     Everything that is needed to carry the job on somewhere else stands here: prompt tokens, parameters, seed and
     the tokens so far. `run` names this use of the job id towards the engine, `incarnation` towards clients, so that
@@ -72,14 +72,14 @@ class Job:
     deaths: int = 0
     """Engines that died while they had it, since its last token."""
     requeues: int = 0
-    """How often it was put back into the queue after it had been started."""
+    """How often it was requeued after it had been started."""
     max_tokens: int = 0
-    """Tokens it may put out, once its prompt is measured."""
+    """Tokens it may generate, once its prompt is measured."""
     prompt_processed: int = 0
     prompt_cached: int = 0
     """Prompt tokens that were computed already when the job first came to the engine."""
     tokens: list[int] = field(default_factory=list)
-    """Ids of the tokens told so far."""
+    """Ids of the tokens sent so far."""
     tokens_out: int = 0
     """How many they are; stays when the ids are let go."""
     held: str = ""
@@ -165,7 +165,7 @@ class Job:
         self.deaths = 0
 
     def start(self, now: Timestamp, model: str) -> None:
-        """It is handed to the engine; its readers are told the first time."""
+        """It is handed to the engine; the first time, `started` is added to its events."""
         self.state = following(self.state, Trigger.START)
         self.phase = Phase.PREFILL
         if self.started_at is None:
@@ -176,7 +176,7 @@ class Job:
         """The engine reports a token (None: only text that was held back to the end), and what it holds back now.
 
         Returns:
-            Whether it is told; what arrives after a stop is not.
+            Whether the token became an event; tokens that arrive after a stop request do not.
         """
         self.state = following(self.state, Trigger.TOKEN)
         if self.state is State.STOPPING:
@@ -194,10 +194,10 @@ class Job:
         return True
 
     def request_stop(self, stop: StopRequest) -> bool:
-        """Somebody wants it to stop. A queued job has ended with that; a running one waits for the engine's word.
+        """Request a stop. A queued job ends at once; a running one waits for the engine's confirmation.
 
         Returns:
-            Whether this wish is the first, and so the one that counts.
+            Whether this stop request is the first, and so the one that counts.
         """
         if self.state is State.QUEUED:
             self.stop.set(stop)
@@ -249,7 +249,7 @@ class Job:
         self.state = following(self.state, Trigger.PREEMPT)
 
     def give_up(self, now: Timestamp) -> None:
-        """Not even the engine's death could be confirmed in time: its reader is told all the same."""
+        """Not even the engine's death was confirmed in time: the terminal event is written all the same."""
         freed = Release(now.mono, None, self.cells_held, None, self.prompt_processed)
         self._end(Trigger.GIVE_UP, now.mono, freed)
 
@@ -304,7 +304,7 @@ class Job:
         )
 
     def drop_run_data(self) -> None:
-        """It has ended: what only served to carry it on is dropped. Its books stay, and its events, in less room."""
+        """Drop what only a requeue needs, once the job has ended. Its record stays, and its events, in less room."""
         self.request = self.request.without_prompt()
         self.prompt_tokens = None
         self.tokens = []

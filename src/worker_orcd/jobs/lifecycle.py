@@ -1,6 +1,6 @@
 """The life of a job as one table. Everything that may happen to a job's state stands here.
 
-This file knows neither who asks nor who is told. A trigger that a state does not list is illegal:
+This file knows neither clients nor readers. A trigger that a state does not list is illegal:
 it raises and leaves the job as it was.
 
 Two facts are kept apart. *Asked to stop* (`STOP`) moves a running job to `STOPPING`. *Has stopped*
@@ -34,7 +34,7 @@ class Trigger(StrEnum):
     TOKEN = "token"
     """The engine reports a token of it."""
     STOP = "stop"
-    """Somebody wants it to stop: a client, a lost reader, a deadline, a shutdown. The first one counts."""
+    """A stop request: from a client, a lost reader, a deadline or a shutdown. The first one counts."""
     STOPPED = "stopped"
     """The engine confirms that it computes nothing and holds nothing for it."""
     FINISH = "finish"

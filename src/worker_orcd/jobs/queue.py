@@ -30,7 +30,7 @@ class Capacity:
     def max_tokens_for(
         self, prompt_tokens: int, asked: int | None, ceiling: int | None, *, cut: bool = False
     ) -> int:
-        """How many tokens a job with such a prompt may put out: what it asked for, or as many as fit.
+        """How many tokens a job with such a prompt may generate: what it asked for, or as many as fit.
 
         Args:
             prompt_tokens: the prompt's length.
@@ -67,8 +67,8 @@ class Capacity:
 class JobQueue:
     """Jobs in the order they came, and those that hold a place in the engine.
 
-    Jobs are let in by what they hold and are about to hold, not by all that they may come to hold: the engine puts
-    the youngest out when its cells do not last (`requeue`). The head waits until it fits, and no job overtakes it.
+    Jobs are admitted by the cells they hold and will hold soon, not by all that they may come to hold: the engine
+    preempts the youngest when its cells do not last (`requeue`). The head waits until it fits, and no job overtakes it.
     The head is the oldest job whose prompt is counted: a prompt that takes long to render holds up no other job.
     """
 

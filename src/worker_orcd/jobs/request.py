@@ -109,7 +109,7 @@ class JobRequest(Body):
         default=None,
         ge=0,
         le=2**64 - 1,
-        description="unsigned 64-bit; left out: drawn, and told in `started`",
+        description="unsigned 64-bit; left out: drawn, and reported in `started`",
     )
     timeout_ms: int | None = Field(
         default=None,

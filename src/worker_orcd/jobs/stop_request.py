@@ -17,7 +17,7 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StopRequest:
-    """One wish to stop a job.
+    """One request to stop a job.
 
     Attributes:
         reason: why.
@@ -31,7 +31,7 @@ class StopRequest:
 
 
 class StopFlag:
-    """Remembers the first wish to stop a job. Setting it again changes nothing: a second cancel is the first."""
+    """Remembers the first stop request of a job. Setting it again changes nothing: a second cancel is the first."""
 
     __slots__ = ("_stop",)
 
@@ -40,11 +40,11 @@ class StopFlag:
 
     @property
     def stop(self) -> StopRequest | None:
-        """The wish that counts, if there is one."""
+        """The stop request that counts, if there is one."""
         return self._stop
 
     def set(self, stop: StopRequest) -> bool:
-        """Ask to stop. True if this wish is the first, and so the one that counts."""
+        """Ask to stop. True if this stop request is the first, and so the one that counts."""
         if self._stop is not None:
             return False
         self._stop = stop

@@ -19,7 +19,7 @@ EventFields = dict[str, str | int | float | bool | None]
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """A level and the sentence told at it; `{name}` stands for the field of that name."""
+    """A level and its sentence; `{name}` stands for the field of that name."""
 
     level: Level
     template: str

@@ -20,7 +20,10 @@ MAX_LISTENERS = 32
 
 
 class MarkedEvent(NamedTuple):
-    """Something that was told, and a mark to go on from; no count, which would say how much others do."""
+    """An event and its mark, after which a listener can resume.
+
+    The mark is random: a count would reveal how active other tenants are.
+    """
 
     mark: str
     event: EventFields
@@ -36,7 +39,7 @@ class _Kept(NamedTuple):
 
 
 class Listener:
-    """A listener: an operator hears everything, a tenant its own events and what every tenant may see."""
+    """A listener: an operator gets every event, a tenant its own events and what every tenant may see."""
 
     def __init__(self, owner: str, *, operator: bool) -> None:
         self.owner = owner
@@ -50,9 +53,9 @@ class Listener:
         event = kept.event if self._operator or owner == self.owner else kept.for_tenants
         return None if event is None else MarkedEvent(kept.mark, event)
 
-    def push(self, heard: MarkedEvent) -> None:
-        """Something is told."""
-        self._waiting.append(heard)
+    def push(self, received: MarkedEvent) -> None:
+        """Queue an event for this listener."""
+        self._waiting.append(received)
         self._news.set()
 
     def close(self) -> None:
@@ -61,12 +64,12 @@ class Listener:
         self._news.set()
 
     async def listen(self, idle_sec: float) -> AsyncIterator[list[MarkedEvent]]:
-        """What is told, as many at a time as there are; none when nothing is for so long."""
+        """Batches of new events; an empty batch after `idle_sec` without any."""
         while True:
             self._news.clear()
-            heard = [self._waiting.popleft() for _ in range(len(self._waiting))]
-            if heard:
-                yield heard
+            received = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            if received:
+                yield received
             elif self._closed:
                 return
             else:
@@ -79,8 +82,8 @@ class Listener:
 
 def _latest(events: list[tuple[str | None, MarkedEvent]]) -> list[MarkedEvent]:
     latest: BoundedByOwner[str, MarkedEvent] = BoundedByOwner(BACKLOG)
-    for owner, heard in events:
-        latest.add(owner, heard.mark, heard)
+    for owner, received in events:
+        latest.add(owner, received.mark, received)
     return [entry.value for entry in latest]
 
 
@@ -102,9 +105,9 @@ class Broadcast:
         kept = _Kept(secrets.token_hex(6), event, None if owner is not None else for_tenants(event))
         self._kept.add(owner, kept.mark, kept)
         for listener in self._listeners:
-            heard = listener.value.seen(kept, owner)
-            if heard is not None:
-                listener.value.push(heard)
+            received = listener.value.seen(kept, owner)
+            if received is not None:
+                listener.value.push(received)
 
     def join(self, owner: str, after: str | None = None, *, operator: bool = False) -> Listener | None:
         """Add a listener; None if there are too many and no other owner has more of them than this one.
@@ -114,7 +117,7 @@ class Broadcast:
         Args:
             owner: who listens.
             after: the mark of the last event that the client has. Without it, or if it is not kept any more, the
-                listener gets the latest `BACKLOG` events; of owners whose events an operator hears, each has its
+                listener gets the latest `BACKLOG` events; of owners whose events an operator gets, each has its
                 share of these.
             operator: whether the listener is an operator.
         """
@@ -122,11 +125,13 @@ class Broadcast:
             return None
         listener = Listener(owner, operator=operator)
         backlog = [
-            (entry.owner, heard) for entry in self._kept if (heard := listener.seen(entry.value, entry.owner))
+            (entry.owner, received)
+            for entry in self._kept
+            if (received := listener.seen(entry.value, entry.owner))
         ]
-        known = [place for place, (_, heard) in enumerate(backlog, start=1) if heard.mark == after]
-        for heard in (one for _, one in backlog[known[0] :]) if known else _latest(backlog):
-            listener.push(heard)
+        known = [place for place, (_, received) in enumerate(backlog, start=1) if received.mark == after]
+        for received in (one for _, one in backlog[known[0] :]) if known else _latest(backlog):
+            listener.push(received)
         if self._closed:
             listener.close()
         for replaced in self._listeners.add(owner, listener, listener):

@@ -161,7 +161,7 @@ class Shutdown(WorkerAction):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecuteStart(JobAction):
-    """The engine begins with a job. Of the prompt only what `prompt_digest` returns is told."""
+    """The engine starts a job. The event has the prompt's length and SHA-256 only (`prompt_digest`)."""
 
     name: ClassVar = "execute_start"
     sentences: ClassVar = {ALWAYS: Sentence("INFO", "Starting job {job_id}")}
@@ -177,7 +177,7 @@ class ExecuteStart(JobAction):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecuteEnd(JobAction):
-    """A job ended by itself, its memory is free and its reader has been told."""
+    """A job reached its natural end; its memory is free and its terminal event is written."""
 
     name: ClassVar = "execute_end"
     sentences: ClassVar = {
@@ -194,7 +194,7 @@ class ExecuteEnd(JobAction):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel(BaseAction):
-    """Somebody asked for a stop. Whether it took effect is `cancel_complete`'s to say."""
+    """A stop was requested. `cancel_complete` says whether it took effect."""
 
     name: ClassVar = "cancel"
     acts_on: ClassVar = "job:{job_id} or group:{group}"
@@ -223,7 +223,7 @@ class Cancel(BaseAction):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelComplete(JobAction):
-    """A stopped job's reader has been told: the receipt. All times count from the accepted cancel.
+    """A stopped job's terminal event is written. The event is the receipt. All times count from the accepted cancel.
 
     The event's `correlation_id` is the job's own.
     """
@@ -232,7 +232,7 @@ class CancelComplete(JobAction):
     sentences: ClassVar = {
         "freed": Sentence("INFO", "Job {job_id} cancelled successfully"),
         "at its deadline": Sentence("INFO", "Job {job_id} is stopped at its deadline"),
-        "not confirmed": Sentence("WARN", "Job {job_id} is told CANCELLED; its memory is not confirmed free"),
+        "not confirmed": Sentence("WARN", "Job {job_id} ends as CANCELLED; its memory is not confirmed free"),
     }
 
     job_id: Annotated[str, "the job"]
@@ -303,7 +303,7 @@ class Error(BaseAction):
     for_tenants: ClassVar = "Worker reports {code}"
 
     code: Annotated[str, "from the contract's table of errors"]
-    message: Annotated[str, "what the client or operator is told; never prompt or output", OPERATORS]
+    message: Annotated[str, "message for the client or operator; never prompt or output", OPERATORS]
     job_id: Annotated[str | None, "the job, if there is one"] = None
     http_status: Annotated[int | None, "answered to the client; none for a failure within a stream"] = None
     param: Annotated[str | None, "the request's field that was wrong"] = None

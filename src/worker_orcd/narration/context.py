@@ -1,6 +1,6 @@
 """The correlation id of the request being served (contract, "Headers").
 
-The HTTP middleware sets it, every event told meanwhile carries it. In short:
+The HTTP middleware sets it, every event logged meanwhile carries it. In short:
 
     token = context.correlation_id.set(context.accept_correlation_id(header))
     try: ...
@@ -17,8 +17,8 @@ correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=No
 owner: ContextVar[str | None] = ContextVar("owner", default=None)
 """Whose request it is, when there are API keys."""
 
-STRANGER = "stranger"
-"""The owner of a request that was not let in: only operators hear of it."""
+UNAUTHENTICATED = "stranger"
+"""The owner of a request without a valid key: only operators see its events."""
 
 _VISIBLE_ASCII = re.compile(r"[\x21-\x7e]{1,128}")
 

@@ -5,7 +5,7 @@ For example:
     narrator = Narrator.configure(worker_id)
     narrator.bind(correlation_id=job.correlation_id).tell(narration.Cancel(job_id="job-7", known="live", …))
 
-It goes to standard error, as a server's log does; standard output stays free. Nothing is told per token.
+It goes to standard error, as a server's log does; standard output stays free. There are no events per token.
 """
 
 import os
@@ -87,7 +87,7 @@ class Narrator:
         """Tell `action`. What goes wrong with telling is counted in `lines_lost`, never raised.
 
         The correlation id is the one given, else the bound one, else that of the request being served; so is the owner,
-        who is not written: only he hears of it in `audience`.
+        who is not written: `broadcast` uses the owner to choose who may see the event.
 
         Raises TypeError for what is not in the catalogue: that is a mistake in the program.
         """
@@ -133,7 +133,7 @@ class Narrator:
 
 
 ENVELOPE = {
-    "time": "when it was told, RFC 3339, UTC, to the millisecond",
+    "time": "time of the event, RFC 3339, UTC, to the millisecond",
     "level": "`INFO`, `WARN` or `ERROR`",
     "actor": f"always `{ACTOR}`",
     "action": "the name of the action",

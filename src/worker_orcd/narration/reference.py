@@ -24,13 +24,13 @@ def reference_markdown() -> str:
     lines += _table(("field", "meaning"), [(f"`{name}`", meaning) for name, meaning in ENVELOPE.items()])
     lines += [
         "",
-        "With keys, a tenant hears its own events and those of the worker as a whole. Of the latter it does not see "
+        "With keys, a tenant sees its own events and those of the worker as a whole. Of the latter it does not see "
         'the fields marked "operators", and where an action has a sentence for tenants, it reads that one. Operators '
         "hear everything.",
     ]
     for action in ACTIONS:
-        told = (action.__doc__ or "").strip().split("\n")[0]
-        lines += ["", f"### `{action.name}`", "", told, "", f"Target: `{action.acts_on}`.", ""]
+        reported = (action.__doc__ or "").strip().split("\n")[0]
+        lines += ["", f"### `{action.name}`", "", reported, "", f"Target: `{action.acts_on}`.", ""]
         if action.for_tenants is not None:
             lines += [f"For tenants: {action.for_tenants}", ""]
         lines += _table(("field", "type", "meaning"), _fields(action))

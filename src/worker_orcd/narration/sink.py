@@ -21,7 +21,7 @@ _POLL_MS = 200
 class Sink:
     """A stream that swallows failure and counts it in `lost`.
 
-    Writing never waits: no cancel may hang on somebody reading the log. What a slow reader's pipe does not take at
+    Writing never waits: no cancel may depend on a reader of the log. What a slow reader's pipe does not take at
     once waits, bounded and in order, for a thread that is there only then; what a stalled one's never takes is lost.
     """
 
@@ -43,7 +43,7 @@ class Sink:
         with self._lock:
             try:
                 self._write((text + "\n").encode(self._encoding, "backslashreplace"))
-            except Exception:  # noqa: BLE001 - whatever a stream raises, the job being told of comes first
+            except Exception:  # noqa: BLE001 - whatever a stream raises, the job comes first
                 self.lost += 1
 
     def flush(self, sec: float) -> None:
@@ -56,7 +56,7 @@ class Sink:
         if self._fd is None:
             self._stream.write(data.decode(self._encoding))
             self._stream.flush()
-        # A closed stream's number may by now be somebody else's socket.
+        # A closed stream's number may by now belong to another socket.
         elif self._stream.closed:
             self.lost += 1
         elif self._pending or not self._taken(self._fd, data):

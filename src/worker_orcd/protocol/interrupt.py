@@ -49,7 +49,7 @@ class InterruptByte:
         self._memory[0] = 1
 
     def set_overdue(self) -> None:
-        """Ask the engine to look at its messages now, also if it computes a step that is let through."""
+        """Ask the engine to look at its messages now, also if it computes a protected step."""
         self._memory[0] = self._memory[_OVERDUE] = 1
 
     def clear(self) -> None:

@@ -81,7 +81,7 @@ class Run(Message, frozen=True):
 
     Attributes:
         prompt: token ids.
-        generated: ids of the tokens that were told before; numbering and randomness go on from there.
+        generated: ids of the tokens generated before; numbering and randomness continue from there.
         max_tokens: tokens in all, `generated` included.
         prompt_chars, prompt_sha256: what narration says of the prompt instead of the prompt.
         cache: the namespace whose computed prefixes it uses and adds to; None: it uses none and leaves none.
@@ -250,7 +250,7 @@ class Step(Message, frozen=True):
             long prompt.
         outcome: how it ended. After any but `done` the runs that the step brings nothing of are computed again, or are
             in `ended` or `preempted`; with `exact` a step may have brought others something before.
-        preempted: runs that were put out because the others need their cells. They hold nothing any more.
+        preempted: runs that were preempted because others need their cells. They hold no cells any more.
         cells_cached: KV cells that are kept for later runs and held by none.
         prompt_computed: prompt tokens that it computed.
     """
@@ -305,7 +305,7 @@ class Pong(Message, frozen=True):
 
 
 class AuditFault(Message, frozen=True):
-    """The engine's books did not agree with what the model holds, or with the front's.
+    """The ledger disagreed with the model's own count of KV cells, or the engine's runs with the front's.
 
     Attributes:
         run: whose it is, or was last; None if nobody's.

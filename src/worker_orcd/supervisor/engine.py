@@ -44,14 +44,14 @@ class Engine(Protocol):
         """What its process has done until now; None if that cannot be seen from here."""
 
     def kill(self, why: str) -> None:
-        """End it for certain; `why` for people. Its death is told to the listener, once it is confirmed."""
+        """End it for certain; `why` for people. The listener's `lost` is called once the death is confirmed."""
 
     async def close(self) -> None:
         """End it, gently first, and wait until it is dead."""
 
 
 class EngineListener(Protocol):
-    """Who is told what an engine says, and that it is dead: exactly once, after all it said."""
+    """Receives an engine's messages, and then, exactly once, its death."""
 
     def on_message(self, message: FromEngine) -> None:
         """It said something."""

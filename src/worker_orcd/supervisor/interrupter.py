@@ -3,7 +3,7 @@
 The engine sees a stop at the end of the running step at the latest. Most steps are short, and a step that is
 interrupted has to be computed again for all other jobs in it. So the front sets the interrupt byte only for a stop that
 the engine does not confirm within `INTERRUPT_AFTER_SEC`, however long the step was predicted to take. After
-`OVERDUE_AFTER_SEC` it sets the byte for overdue stops, which also ends steps that are let through after an aborted one.
+`OVERDUE_AFTER_SEC` it sets the byte for overdue stops, which also aborts protected steps.
 """
 
 from collections.abc import Callable

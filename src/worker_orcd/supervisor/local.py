@@ -88,7 +88,7 @@ class LocalEngine(asyncio.Protocol):
 
         Args:
             load: its first message.
-            listener: is told what it says, and its death.
+            listener: receives its messages, and its death.
             module: the Python module to run, which speaks `worker_orcd.protocol`.
             start: runs it.
         """
@@ -193,7 +193,7 @@ class LocalEngine(asyncio.Protocol):
                     self._interrupter.stopped(message.run)
                 self._listener.on_message(message)
         except Exception:
-            # What it said makes no sense here; its jobs end with it, and the next one starts from clean books.
+            # The message is invalid here: the engine ends with its jobs, and the next one starts from a clean state.
             self.kill("what it says cannot be followed")
             raise
 
@@ -222,7 +222,7 @@ class LocalEngine(asyncio.Protocol):
                 self._process.kill()
 
     async def _watch(self) -> None:
-        """Wait for its death, then let what it still said be heard, then tell of it."""
+        """Wait for its death, deliver its last messages, then report the death."""
         code = await self._process.wait()
         await asyncio.sleep(0)
         if self._transport is not None:

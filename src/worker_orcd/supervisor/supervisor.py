@@ -39,7 +39,7 @@ STEADY_SEC = 2.0
 AWAY_SEC = 0.5
 """A front whose timers are so late was away: its machine was suspended, or it was stopped."""
 HEARING_SEC = 0.1
-"""It then hears for so long what the engine has said meanwhile, before it judges."""
+"""For this long it then reads the engine's messages before it judges the engine."""
 _FROM_SIDE_THREADS = (NarrationEvent, Prepared, Refused, Rendering)
 """Messages that an engine whose loop is stuck may still send."""
 CRASHES = frozenset({"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV"})
@@ -60,7 +60,7 @@ class EngineState(StrEnum):
 
 
 class SupervisorListener(EngineListener, Protocol):
-    """Who is told of engines: what one says, its death, that its successor could not be had, that a stop is overdue."""
+    """Receives engines' messages and deaths, a permanent failure, and stops that are overdue."""
 
     def on_permanent_failure(self, reason: str, code: str) -> None:
         """There will be no engine any more. `code` is an error code of the contract."""

@@ -97,7 +97,7 @@ class ScriptedSampler:
 
 
 class ScriptedModel:
-    """Keeps the books of a real model and takes the time of one."""
+    """Counts cells like a real model and takes the time of one."""
 
     def __init__(self, load: Load, interrupt: InterruptByte, progress: Callable[[float], None]) -> None:
         self._interrupt = interrupt
@@ -109,7 +109,7 @@ class ScriptedModel:
         self._leaked: dict[int, int] = {}
         pause = float(os.environ.get("WORKER_ORCD_SCRIPTED_LOAD_SEC", "0"))
         if pause < 0:
-            raise ModelLoadError("the scripted model was told to fail to load")
+            raise ModelLoadError("the scripted model fails to load as configured")
         for percent in (0, 25, 50, 75, 100):
             progress(percent)
             time.sleep(pause / 4 if percent < 100 else 0)
@@ -164,7 +164,7 @@ class ScriptedModel:
         return ScriptedSampler(_script(history), sampling)
 
     def decode(self, batch: Batch, *, abort_mode: AbortMode) -> Outcome:
-        """Write the cells, check the books, take the time, and do the harm that is asked for."""
+        """Write the cells, check the counts, take the time, and fail as the script says."""
         duration_ms = 0.0
         outcome = Outcome.DONE
         before = {sequence: len(self._cells.get(sequence, ())) for sequence in batch.sequences}

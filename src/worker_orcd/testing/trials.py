@@ -76,7 +76,7 @@ def stop_trials(
     trials: int,
     name: str = "",
     pause: Callable[[float], Any] | None = None,
-    told: Callable[[], Any] | None = None,
+    on_terminal: Callable[[], Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Cancel so many jobs, each at a random moment, and return the receipts of those that were stopped.
 
@@ -84,7 +84,7 @@ def stop_trials(
 
     Args:
         pause: waits so many seconds, to hit a random moment inside a step; none: cancel right away.
-        told: called as soon as a job's terminal event is here.
+        on_terminal: called as soon as a job's terminal event is here.
     """
     receipts = []
     for number in range(trials):
@@ -96,8 +96,8 @@ def stop_trials(
         answer = worker.cancel(job_id)
         assert (answer.status_code, answer.json()) == (202, {"status": "cancelling", "job_id": job_id})
         stream.wait(lambda s: s.terminal is not None, what="the terminal event")
-        if told is not None:
-            told()
+        if on_terminal is not None:
+            on_terminal()
         stream.finished().assert_whole()
         receipt = worker.record(job_id)["receipt"]
         if receipt is not None:

@@ -38,7 +38,7 @@ class JobLog:
         stop: StopRequest,
         group: str | None = None,
     ) -> None:
-        """Somebody wants a job to stop, by its id or with its group; no job if the group has none."""
+        """A stop request for a job, by its id or with its group; no job if the group has none."""
         self._narrator.emit(
             narration.Cancel(
                 job_id=job_id,
@@ -122,16 +122,16 @@ class JobLog:
         )
 
     def audit_fault(self, fault: AuditFault, job: Job | None) -> None:
-        """The engine's books did not agree."""
+        """An audit of KV cells found a difference."""
         now = "it is repaired" if fault.repaired else "the sequence is not used until it is clean"
         self._narrator.emit(
             narration.Error(code="INTERNAL", message=f"{fault.message}; {now}"),
             correlation_id=job.correlation_id if job else None,
         )
 
-    def forward(self, told: NarrationEvent) -> None:
-        """The engine has narrated something: who listens here hears it, too."""
-        self._narrator.broadcast.emit(told.event, told.owner)
+    def forward(self, event: NarrationEvent) -> None:
+        """Pass an event of the engine on to the listeners of this process."""
+        self._narrator.broadcast.emit(event.event, event.owner)
 
     def permanently_failed(self, reason: str, code: str) -> None:
         """No engine can be had any more."""

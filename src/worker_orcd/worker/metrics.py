@@ -64,7 +64,9 @@ class Metrics:
             ["known"],
             registry=into,
         )
-        self.tokens = Counter("worker_tokens_generated", "Tokens generated and told.", registry=into)
+        self.tokens = Counter(
+            "worker_tokens_generated", "Tokens generated and put into streams.", registry=into
+        )
         self.prompt_tokens = Counter(
             "worker_prompt_tokens",
             "Prompt tokens, computed or taken from the prefix cache.",
@@ -77,10 +79,10 @@ class Metrics:
             "worker_engine_steps", "Steps of the engine, by how they ended.", ["outcome"], registry=into
         )
         self.preemptions = Counter(
-            "worker_preemptions", "Jobs put back into the queue because KV cells ran out.", registry=into
+            "worker_preemptions", "Jobs requeued because KV cells ran out.", registry=into
         )
         self.audit_faults = Counter(
-            "worker_audit_faults", "Times that the engine's books did not agree.", registry=into
+            "worker_audit_faults", "Times that an audit of KV cells found a difference.", registry=into
         )
         self.step_seconds = Histogram(
             "worker_engine_step_duration_seconds",

@@ -32,7 +32,7 @@ from worker_orcd.worker.metrics import outcome_of
 LAST_EXPORT_SEC = 0.4
 """How long a worker that goes waits for its last spans to be taken; its five seconds hold for all of it."""
 COMPLAINT_INTERVAL_SEC = 60.0
-"""What goes wrong with exporting is told so often at most."""
+"""Shortest time between two log events about failed exports."""
 _PROTOCOL = "http/protobuf"
 _PROTOCOL_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _REQUESTED = frozenset({StopReason.CLIENT, StopReason.DISCONNECT, StopReason.SUPERSEDED})
@@ -117,7 +117,7 @@ class Tracing:
 
     @staticmethod
     def report_to(emit: Callable[[str], None]) -> None:
-        """What goes wrong with exporting is told there, once in a while, and nowhere else; on whatever thread it is."""
+        """Call `report` with export errors, at most once per `COMPLAINT_INTERVAL_SEC`, on the thread that has them."""
         log = logging.getLogger("opentelemetry")
         log.propagate = False
         log.handlers = [_ExportErrors(emit)]
@@ -191,7 +191,7 @@ def _asked(job: Job) -> dict[str, AttributeValue]:
 
 
 def _brought(job: Job, terminal: Terminal) -> dict[str, AttributeValue]:
-    """What came of it; tokens are those that were computed, as clients are told them."""
+    """The result; tokens are those that were computed, as clients see them."""
     outcome, reason = outcome_of(terminal, job.receipt)
     brought: dict[str, AttributeValue] = {
         "gen_ai.usage.input_tokens": job.prompt_processed,

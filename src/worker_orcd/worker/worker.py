@@ -90,7 +90,7 @@ class Worker:
         """Fields of a job as the model's makers recommend them, as far as its file says."""
         self.engine: messages.Ready | None = None
         self.model: str | None = None
-        """The model's name, once one engine has told it."""
+        """The model's name, once an engine has reported it."""
         self.model_names = model_names or ModelNames.of(model_path)
         """By which clients may ask for it, also before it is loaded."""
         self.kv_usage = KvUsage()
@@ -269,7 +269,7 @@ class Worker:
         now = self._now()
         stop = StopRequest(reason, now.mono, correlation_id)
         known, effects = self.dispatcher.stop(job_id, stop, now, owner)
-        # The engine is asked first and everybody else is told afterwards: it is the one who is in a hurry.
+        # The engine gets the stop first, since each millisecond counts there; log events and readers come after.
         self._carry_out([effect for effect in effects if isinstance(effect, SendStop)])
         self._job_log.stop_requested(job_id, job, known, stop)
         self._carry_out([effect for effect in effects if not isinstance(effect, SendStop)])
@@ -344,7 +344,7 @@ class Worker:
         self.permanently_failed.set()
 
     def held(self) -> tuple[int, ...]:
-        """The runs that the engine was given and has not given back: what it compares its own books with."""
+        """The runs that the engine was given and has not given back: what it compares its own runs with."""
         return tuple(job.run for job in self.dispatcher.queue.in_engine)
 
     def give_up(self, run: int) -> None:
@@ -399,7 +399,7 @@ class Worker:
         self._trace([job] if job else [], "preempted")
 
     def _token(self, out: messages.TokenOut, now: Timestamp) -> bool:
-        """Whether it is a token that was told."""
+        """Whether it is a token that became an event."""
         stream = self._streams.get(out.run)
         last_token_at = stream.job.last_token_at if stream else None
         job = self.dispatcher.token(out.run, out.token, out.text, now, out.held)

@@ -24,7 +24,7 @@ StopRequest = str | list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_
 
 
 class StreamOptions(Body):
-    """How a stream is to be told."""
+    """Options of a stream."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -319,7 +319,7 @@ class OpenAIJob(JobRequest):
 
 
 class ResponseJob(OpenAIJob):
-    """A job that is somebody's response; what was asked is shown with it as long as the job is remembered."""
+    """A job behind a response; what was asked is shown with it as long as the job is remembered."""
 
     asked: ResponseRequest
     named_by_client: bool

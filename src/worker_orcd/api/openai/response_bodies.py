@@ -1,4 +1,4 @@
-"""How jobs are told to OpenAI's clients: whole answers, and the chunks of a stream."""
+"""Jobs as OpenAI's clients expect them: complete response bodies, and the chunks of a stream."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,6 +1,6 @@
 """`POST /v1/responses` and what belongs to it.
 
-A response is a job; all that is shown of it follows from the job's books, so a stream picked up again is the same.
+A response is a job; all that is shown of it follows from the job's record, so a stream picked up again is the same.
 """
 
 import hashlib
