@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup install outside demo run test deep nightly test-all without faults exact models simulate soak lint types arrows format bench lock docs clean
+.PHONY: help setup install outside demo run test deep nightly test-all without faults exact models simulate soak lint types arrows format bench lock docs pictures clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -86,6 +86,9 @@ lock: setup ## Regenerate requirements.lock (ARGS=--upgrade for newer versions)
 docs: setup ## Regenerate the generated pages, and build the site: open site/index.html
 	$(PY) -m tools.docs
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+pictures: setup ## Make the README's pictures of the console and the command line from a real worker (Chromium)
+	$(PY) -m tools.pictures
 
 clean: ## Remove .venv, caches and build results
 	rm -rf .venv dist build site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
