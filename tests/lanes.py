@@ -22,6 +22,7 @@ DEEP = (
     "faults",
     "soak",
     "integration/test_cli_completion.py",
+    "integration/test_cli_wrong_types.py",
     "integration/test_deploy.py",
     "integration/test_execute.py::test_a_declared_giant_is_refused_before_it_is_sent",
     "integration/test_forked.py::test_with_options_for_python_a_worker_gets_an_interpreter_of_its_own",

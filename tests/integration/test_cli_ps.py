@@ -1,6 +1,8 @@
 """`worker-orcd ps`: a look at the jobs, and the watch with its keys."""
 
+import asyncio
 import contextlib
+import io
 import json
 import re
 import signal
@@ -8,10 +10,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
 from tests.helpers import at_rest
 from tests.terminal import CTRL_C, CTRL_Z, Terminal, run
 from worker_orcd.cli.keyboard import named
+from worker_orcd.cli.watch import _Watching
+from worker_orcd.client import Client
 from worker_orcd.testing.harness import RunningWorker, Stream, running_worker, wait_until
 
 ENDLESS = '{"token_ms": 5}'
@@ -174,16 +179,20 @@ def test_c_cancels_the_selected_job_and_shows_its_receipt(worker: RunningWorker)
 
 def test_the_selection_stays_where_it_was_and_never_on_an_ended_job(worker: RunningWorker) -> None:
     """After `c` the next live job is selected, at the end of the list the one before, then none: ended jobs cannot be
-    selected, and `c` stops nothing."""
+    selected, and `c` stops nothing. The one that is selected in place of another is stopped by a second `c` only."""
     streams = several(worker, "ps-one", "ps-two", "ps-three")
     with Terminal(worker, "ps", "--watch") as terminal:
         terminal.shows("ps-three +running")
         terminal.type("j")
         selected(terminal, "ps-two")
-        for job_id, then in (("ps-two", "ps-three"), ("ps-three", "ps-one")):
-            terminal.type("c")
-            terminal.shows(f"job {job_id} cancelled")
-            selected(terminal, then)
+        terminal.type("c")
+        terminal.shows("job ps-two cancelled")
+        selected(terminal, "ps-three")
+        terminal.type("c")
+        terminal.shows("moved to job ps-three: press c again")
+        terminal.type("c")
+        terminal.shows("job ps-three cancelled")
+        selected(terminal, "ps-one")
         terminal.type("jjj")
         terminal.type("c")
         terminal.shows("job ps-one cancelled")
@@ -194,6 +203,50 @@ def test_the_selection_stays_where_it_was_and_never_on_an_ended_job(worker: Runn
         assert terminal.ended() == 0
     for stream in streams:
         stream.finished()
+    at_rest(worker)
+
+
+@pytest.mark.parametrize(("key", "group"), [("c", None), ("g", "ps-both")])
+def test_no_key_stops_the_job_that_takes_the_place_of_one_that_ended(
+    worker: RunningWorker, key: str, group: str | None
+) -> None:
+    """The key may have been meant for the one that ended. Pressed again, or after a move, it is meant for this one."""
+    meant, beside = several(worker, "ps-meant"), several(worker, "ps-beside", group=group)
+    with Terminal(worker, "ps", "--watch") as terminal:
+        terminal.shows("ps-beside +running")
+        selected(terminal, "ps-meant")
+        worker.cancel("ps-meant")
+        selected(terminal, "ps-beside")
+        terminal.type(key)
+        terminal.shows(f"the selection has moved to job ps-beside: press {key} again to stop it")
+        assert worker.record("ps-beside")["state"] == "running"
+        terminal.type(key)
+        terminal.shows("job ps-beside cancelled" if group is None else "group ps-both: 1 cancelled")
+        terminal.type("q")
+        assert terminal.ended() == 0
+    for stream in (*meant, *beside):
+        stream.finished()
+
+
+def test_a_key_stops_no_later_job_of_the_same_id(worker: RunningWorker) -> None:
+    """The selected use of the id has ended since the worker was last looked at."""
+
+    async def press_c() -> str:
+        async with Client(worker.url) as client:
+            watching = _Watching(client, Console(file=io.StringIO()), 0)
+            await watching.look()
+            [seen] = watching._live_jobs()
+            worker.cancel("ps-again")
+            streams[0].finished()
+            streams.extend(several(worker, "ps-again"))
+            wait_until(lambda: worker.record("ps-again")["state"] == "running", what="the later job")
+            return await watching._stop_job(seen)
+
+    streams = several(worker, "ps-again")
+    assert asyncio.run(press_c()).startswith("job ps-again had already ended, and its id is another job's")
+    assert worker.record("ps-again")["state"] == "running"
+    worker.cancel("ps-again")
+    streams[1].finished()
     at_rest(worker)
 
 

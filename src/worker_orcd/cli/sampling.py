@@ -20,7 +20,7 @@ def with_defaults(client: SyncClient, given: dict[str, Any]) -> dict[str, Any]:
 
 def _defaults(client: SyncClient) -> dict[str, Any]:
     try:
-        models = client.ask("GET", "/v1/models").body["data"]
+        models = client.models()
     except WorkerRefused as error:
         if error.code == "UNAUTHORIZED":
             raise

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import anyio
@@ -63,8 +63,10 @@ class _Watching:
         self._recent = recent
         self._health: Json = {}
         self._records: list[Json] = []
-        self._selected: tuple[str, int] | None = None
+        self._selected: tuple[str, str] | None = None
         self._place = 0
+        self._moved_by_itself = False
+        """The selection has left a job that ended; a key that was meant for that job may be on its way."""
         self._output_lost: OutputLost | None = None
         self._note = ""
         self._lost: str | None = None
@@ -79,7 +81,9 @@ class _Watching:
         self._health = await self._client.health()
         self._records = await self._client.jobs(ended=self._recent)
         self._lost = None
+        before = self._selected
         self._select(0)
+        self._moved_by_itself |= before != self._selected
 
     async def run(self) -> int:
         """Show it, again and again, until the user leaves. Returns the exit code.
@@ -87,6 +91,7 @@ class _Watching:
         Raises:
             OutputLost: the terminal cannot be written any more.
         """
+        self._moved_by_itself = False  # Nothing was shown before.
         try:
             with ExitStack() as taken:
                 self._listen(taken)
@@ -163,9 +168,9 @@ class _Watching:
         for key in keys:
             match key:
                 case "up" | "k":
-                    self._select(-1)
+                    self._step(-1)
                 case "down" | "j":
-                    self._select(+1)
+                    self._step(+1)
                 case "c":
                     self._stop_selected()
                 case "g":
@@ -175,10 +180,15 @@ class _Watching:
         with self._leaving_without_output():
             self._draw()
 
+    def _step(self, step: int) -> None:
+        self._moved_by_itself = False
+        self._select(step)
+
     def _select(self, step: int) -> None:
         """Move the selection by `step` live jobs.
 
-        The selection follows its job. When the job has ended, the live job that takes its place is selected.
+        The selection follows its job. When the job has ended, the live job that takes its place is selected; a key
+        stops that one only when it is pressed again, since it may have been meant for the job that ended.
         """
         live = self._live_jobs()
         known = [_identity(record) for record in live]
@@ -191,19 +201,24 @@ class _Watching:
         """Those that can be stopped. The worker lists them first."""
         return [record for record in self._records if record["ended_ms"] is None]
 
-    def _chosen(self) -> Json | None:
+    def _chosen(self, key: str) -> Json | None:
         if self._selected is None:
             self._note = "there is no live job"
             return None
-        return self._live_jobs()[self._place]
+        chosen = self._live_jobs()[self._place]
+        if self._moved_by_itself:
+            self._moved_by_itself = False
+            self._note = f"the selection has moved to job {chosen['job_id']}: press {key} again to stop it"
+            return None
+        return chosen
 
     def _stop_selected(self) -> None:
-        if (record := self._chosen()) is not None:
+        if (record := self._chosen("c")) is not None:
             self._note = f"cancelling job {record['job_id']} …"
-            self._begin(self._stop_job(record["job_id"]))
+            self._begin(self._stop_job(record))
 
     def _stop_its_group(self) -> None:
-        if (record := self._chosen()) is None:
+        if (record := self._chosen("g")) is None:
             return
         if record["group"] is None:
             self._note = f"job {record['job_id']} belongs to no group"
@@ -224,7 +239,15 @@ class _Watching:
         self._stopping.add(task)
         task.add_done_callback(self._stopping.discard)
 
-    async def _stop_job(self, job_id: str) -> str:
+    async def _stop_job(self, record: Json) -> str:
+        """Unless the job has ended since the worker was last looked at, and its id names another one by now."""
+        job_id = record["job_id"]
+        with suppress(WorkerError):  # A cancel may get through where nothing else does.
+            known = await self._client.job(job_id)
+            if known is not None and _identity(known) != _identity(record):
+                return (
+                    f"job {job_id} had already ended, and its id is another job's by now; nothing is stopped"
+                )
         await self._client.cancel(job_id)
         return what_happened(job_id, await self._client.job(job_id))
 
@@ -263,6 +286,6 @@ class _Watching:
         return line
 
 
-def _identity(record: Json) -> tuple[str, int]:
+def _identity(record: Json) -> tuple[str, str]:
     """One use of a job id."""
     return record["job_id"], record["incarnation"]

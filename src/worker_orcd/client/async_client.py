@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import anyio
 
-from worker_orcd.client import decoding
+from worker_orcd.client import decoding, shapes
 from worker_orcd.client.connection import CANCEL_SEC, Connection
 from worker_orcd.client.job import Job, Opening
 from worker_orcd.client.model import DEFAULT_URL, Answer, Json, NarrationEvent, Receipt
@@ -104,12 +104,21 @@ class Client:
 
     async def health(self) -> Json:
         """`GET /health`, however the worker is."""
-        health: Json = (await self.ask("GET", "/health", allowed=(200, 503))).body
+        answer = await self._connection.ask("GET", "/health", allowed=(200, 503), shape=shapes.Health)
+        health: Json = answer.body
         return health
+
+    async def models(self) -> list[Json]:
+        """`GET /v1/models`: the model by each of its names."""
+        models: list[Json] = (await self._connection.ask("GET", "/v1/models", shape=shapes.Models)).body[
+            "data"
+        ]
+        return models
 
     async def jobs(self, *, ended: int = 100) -> list[Json]:
         """`GET /jobs`: the records of live jobs, oldest first, then of so many ended ones, latest first."""
-        records: list[Json] = (await self.ask("GET", f"/jobs?limit={ended}")).body["jobs"]
+        answer = await self._connection.ask("GET", f"/jobs?limit={ended}", shape=shapes.Records)
+        records: list[Json] = answer.body["jobs"]
         return records
 
     async def job(self, job_id: str) -> Json | None:

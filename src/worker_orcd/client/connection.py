@@ -10,6 +10,7 @@ from urllib.parse import quote
 import anyio
 import httpx2
 
+from worker_orcd.client import shapes
 from worker_orcd.client.errors import WorkerError, WorkerRefused, WorkerUnreachable
 from worker_orcd.client.model import Answer, Json, Receipt
 
@@ -57,28 +58,45 @@ class Connection:
         """Close what is open."""
         await self._http.aclose()
 
-    async def ask(self, method: str, path: str, *, allowed: tuple[int, ...] = (200,), **more: Any) -> Answer:
-        """One request whose answer is JSON; other statuses than those allowed are refusals."""
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        allowed: tuple[int, ...] = (200,),
+        shape: Any = Any,
+        **more: Any,
+    ) -> Answer:
+        """One request whose answer is JSON of this shape; other statuses than those allowed are refusals."""
         with self.clear_errors():
             answer = await self._send(method, path, more)
             if answer.status_code not in allowed:
                 raise self._refusal(answer)
-            return Answer(answer.status_code, answer.json())
+            return Answer(answer.status_code, shapes.decoded(answer.text, shape))
 
     async def cancel(self, named: Json, wait_sec: int) -> list[Receipt]:
         """`POST /cancel`; the receipts of what was stopped, as far as it was within `wait_sec`."""
         headers = {"Prefer": f"wait={wait_sec}"} if wait_sec else {}
         answer = await self.ask(
-            "POST", "/cancel", json=named, headers=headers, timeout=ANSWER_SEC + wait_sec, allowed=(200, 202)
+            "POST",
+            "/cancel",
+            json=named,
+            headers=headers,
+            timeout=ANSWER_SEC + wait_sec,
+            allowed=(200, 202),
+            shape=shapes.Cancelled,
         )
         jobs = answer.body.get("jobs", [answer.body] if "receipt" in answer.body else [])
-        return [Receipt.of(one["receipt"], one["job_id"]) for one in jobs]
+        return [Receipt.of(one["receipt"], one.get("job_id") or "") for one in jobs]
 
     async def record(self, job_id: str) -> Json | None:
         """`GET /jobs/{job_id}`, or None when no such job is known."""
         answer = await self.ask("GET", f"/jobs/{in_path(job_id)}", allowed=(200, 404))
-        record: Json = answer.body
-        return record if answer.status == 200 else None
+        if answer.status == 404:
+            return None
+        with self.clear_errors():
+            record: Json = shapes.checked(answer.body, shapes.Record)
+        return record
 
     async def begin(
         self, open_stream: AsyncExitStack, path: str, decode: Callable[[Message], Iterable[T]], **more: Any
@@ -164,7 +182,7 @@ class Connection:
                     yield one
 
     def _refusal(self, answer: httpx2.Response) -> WorkerRefused:
-        error = answer.json()["error"]
+        error = shapes.decoded(answer.text, shapes.Refusal)["error"]
         after = answer.headers.get("Retry-After")
         return WorkerRefused(
             error["code"],
@@ -179,7 +197,7 @@ class Connection:
 
 def in_path(job_id: str) -> str:
     """A job id as one step of a path, `..` included, which an HTTP client would otherwise walk."""
-    return quote(job_id, safe="").replace(".", "%2E")
+    return quote(job_id, safe="", errors="surrogatepass").replace(".", "%2E")
 
 
 def pause_sec(attempt: int) -> float:

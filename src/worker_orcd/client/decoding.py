@@ -1,9 +1,9 @@
 """What a stream's messages say: a job's own events, OpenAI's chunks read as such, and the worker's narration."""
 
-import json
 import time
 from collections.abc import Iterator
 
+from worker_orcd.client import shapes
 from worker_orcd.client.connection import Message
 from worker_orcd.client.model import Event, Json, NarrationEvent
 
@@ -11,7 +11,8 @@ from worker_orcd.client.model import Event, Json, NarrationEvent
 def events(message: Message) -> Iterator[Event]:
     """Of `POST /execute` and `GET /jobs/{job_id}/events`."""
     incarnation, number = position(message.id)
-    yield Event(number, message.event, json.loads(message.data), incarnation)
+    shape = shapes.EVENT_DATA.get(message.event, shapes.Object)
+    yield Event(number, message.event, shapes.decoded(message.data, shape), incarnation)
 
 
 def position(event_id: str) -> tuple[str, int]:
@@ -28,7 +29,7 @@ def position(event_id: str) -> tuple[str, int]:
 
 def narrated(message: Message) -> Iterator[NarrationEvent]:
     """Of `GET /narration`."""
-    yield NarrationEvent(message.id, json.loads(message.data))
+    yield NarrationEvent(message.id, shapes.decoded(message.data, shapes.LogEvent))
 
 
 class Chunks:
@@ -47,7 +48,7 @@ class Chunks:
         if message.data == "[DONE]":
             yield self._event("end", self._ending())
             return
-        chunk = json.loads(message.data)
+        chunk = shapes.decoded(message.data, shapes.Chunk)
         if "error" in chunk:
             yield self._event("error", chunk["error"])
             return

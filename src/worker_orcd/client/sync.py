@@ -82,6 +82,10 @@ class SyncClient:
         """`GET /health`."""
         return self._wait(self._client.health)
 
+    def models(self) -> list[Json]:
+        """`GET /v1/models`."""
+        return self._wait(self._client.models)
+
     def jobs(self, *, ended: int = 100) -> list[Json]:
         """`GET /jobs`."""
         return self._wait(partial(self._client.jobs, ended=ended))
