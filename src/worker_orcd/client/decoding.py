@@ -1,4 +1,4 @@
-"""What a stream's messages say: a job's own events, OpenAI's chunks read as such, and the worker's narration."""
+"""Decodes streams: a job's events, OpenAI's chunks as events, and log events."""
 
 import time
 from collections.abc import Iterator

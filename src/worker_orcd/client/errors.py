@@ -1,10 +1,10 @@
-"""What may go wrong for a client."""
+"""Errors of the client library."""
 
 from worker_orcd.client.model import Receipt
 
 
 class WorkerError(Exception):
-    """It did not work out. `code` is an error code of the worker's, or `UNREACHABLE`.
+    """Base class of all client errors. `code` is an error code of the worker's, or `UNREACHABLE`.
 
     Attributes:
         correlation_id: under which the worker narrates it.
@@ -22,10 +22,10 @@ class WorkerError(Exception):
 
 
 class WorkerUnreachable(WorkerError):
-    """There is no worker, or it was lost.
+    """The worker cannot be reached, or the connection was lost.
 
     Attributes:
-        sent: whether the request may have reached it; if not, nothing was begun for sure.
+        sent: whether the request may have reached the worker; if not, no job was started.
     """
 
     def __init__(self, message: str, *, correlation_id: str | None = None, sent: bool = True) -> None:
@@ -34,7 +34,7 @@ class WorkerUnreachable(WorkerError):
 
 
 class WorkerRefused(WorkerError):
-    """A request was refused; nothing was begun.
+    """The worker refused a request; no job was started.
 
     Attributes:
         status: HTTP status.
@@ -60,7 +60,7 @@ class WorkerRefused(WorkerError):
 
 
 class JobFailed(WorkerError):
-    """A job ended with an error; what it had said until then is in the job."""
+    """A job ended with an error; its text so far is in the job."""
 
 
 class JobCancelled(JobFailed):

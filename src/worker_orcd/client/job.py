@@ -23,12 +23,12 @@ from worker_orcd.client.errors import JobCancelled, JobFailed, WorkerError, Work
 from worker_orcd.client.model import Ending, Event, Json, Receipt, Token
 
 RESUME_SEC = 30.0
-"""For so long after a break a stream is tried to be picked up again."""
+"""Seconds after a break in which the client tries to resume a stream."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """How a job is begun: what is posted where, and how the stream that comes back is read."""
+    """How a job is started: path, body and headers of the request, and the decoder of the stream."""
 
     path: str
     body: Json
@@ -90,7 +90,7 @@ class Job:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Leave it. Before its end it is cancelled, if it is ours."""
+        """Leave the block. A job of this client that has not ended is cancelled."""
         await self._leave(cancel=self._opening is not None and not self._over)
 
     async def __aiter__(self) -> AsyncIterator[Token]:
@@ -127,7 +127,7 @@ class Job:
                 await self._pick_up(broken)
 
     async def cancel(self) -> Receipt | None:
-        """Stop it and wait until it has stopped; harmless at any time.
+        """Cancel the job and wait until it has stopped; harmless at any time.
 
         Returns:
             What the stop did; None if it had ended by itself.
@@ -249,7 +249,7 @@ def _certainly_not_taken(error: BaseException) -> bool:
 
 
 class _Back:
-    """Coming back to a stream that breaks: how long already, and when to try again."""
+    """The state of resuming a broken stream: how long it takes already, and when to try again."""
 
     def __init__(self) -> None:
         self._lost_at: float | None = None

@@ -1,4 +1,4 @@
-"""What a worker tells, with types."""
+"""Typed values of a worker's answers."""
 
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self

@@ -1,8 +1,8 @@
 """The engine's loop: look at messages, plan a step, compute it, report it.
 
-One turn is the whole story of a step. The order in it is what keeps a stop from being lost: the interrupt byte is
-cleared *before* messages are looked at, and the front sets it *after* its message is there. So a stop is either
-seen in this turn, or it ends this turn's step.
+One turn is one step, from messages to report. Its order guarantees that no stop is lost: the loop clears the interrupt
+byte *before* it reads messages, and the front sets the byte *after* its message is in the socket. So a stop is either
+seen in this turn, or it aborts this turn's step.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""When which job's time is over: the next deadline without a look at every job."""
+"""Deadlines of live jobs: finds the next one without a scan over all jobs."""
 
 import heapq
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ _SPARE = 64
 
 
 class Deadlines:
-    """The live jobs that nobody has stopped, by their deadlines.
+    """Live jobs without a stop request, by their deadlines.
 
     A job that ends or is stopped leaves its entry behind; it is dropped when it comes first, or with many others.
     """

@@ -1,6 +1,6 @@
-"""The core's one face: facts come in, decisions go out as effects.
+"""The entry point of the pure core: takes facts, returns effects.
 
-Facts are what clients ask, what the engine reports and what time it is. Nothing here waits, sleeps or talks.
+Facts are client requests, engine messages and the time. Nothing here waits, sleeps or does I/O.
 """
 
 import hashlib
@@ -41,14 +41,14 @@ class TargetState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReadyEngine:
-    """An engine that can take work: what it holds, and the model's name."""
+    """A ready engine: its capacity and its model's name."""
 
     capacity: Capacity
     model: str
 
 
 class Dispatcher:
-    """Takes jobs in, hands them to the engine in order when they fit, and ends each exactly once."""
+    """Accepts jobs, hands them to the engine in order when they fit, and ends each exactly once."""
 
     def __init__(
         self, ceilings: Ceilings, max_queue: int, cancel_memory_sec: float = 5.0, *, epoch: str = "0"
@@ -88,8 +88,8 @@ class Dispatcher:
         *,
         retry_of: StopRequest | None = None,
     ) -> tuple[Job, list[Effect]]:
-        """Take a job in. One whose cancel was here before it has ended already when this returns, and so has the retry
-        of a job that was stopped by the cancel `retry_of`.
+        """Accept a job. A job whose cancel arrived first has already ended when this returns; so has a retry of the job
+        that the cancel `retry_of` stopped.
 
         Raises:
             JobError: `DRAINING`, `JOB_ID_IN_USE` or `QUEUE_FULL`; no job has changed then.
@@ -113,7 +113,7 @@ class Dispatcher:
         in_use = self.tracker.live(request.job_id, owner) is not None
         if len(self.queue) >= self._max_queue and not in_use and cancel is None:
             self.refused(request.job_id, now, owner)
-            # How many wait is the operator's to know: it tells a tenant how busy the others are.
+            # The message hides the queue's length: it would show a tenant how busy other tenants are.
             raise JobError(ErrorCode.QUEUE_FULL, "the queue is full", retry_after_sec=1)
         self.tracker.register(job)
         self._refused.accepted(job.key)
@@ -127,25 +127,25 @@ class Dispatcher:
         if cancel is not retry_of:
             self.remembered.use(job.key)
             self._cancelled.add(job.key, cancel)
-        # It counts from where there was something to cancel.
+        # The receipt's times count from the job's acceptance.
         job.request_stop(StopRequest(cancel.reason, now.mono, cancel.correlation_id))
         return job, self._ended(job, now)
 
     def _incarnation(self, run: int) -> str:
-        """Unique, and opaque: the plain number would tell each tenant how many jobs the others start."""
+        """Unique and opaque: a plain number would show each tenant how many jobs the others start."""
         return hashlib.blake2b(b"%d" % run, key=self._epoch, digest_size=10).hexdigest()
 
     def refused(self, job_id: str, now: Timestamp, owner: str = "") -> None:
-        """A request with this id is refused, by whatever part of the worker."""
+        """Note that a request with this id was refused, by any part of the worker."""
         self._refused.add((owner, job_id), now)
 
     def stop(
         self, job_id: str, stop: StopRequest, now: Timestamp, owner: str = ""
     ) -> tuple[TargetState, list[Effect]]:
-        """Stop the live job with this id, if there is one. The one way in which any job is stopped.
+        """Stop the live job with this id, if there is one. Every stop of a job goes through here.
 
-        A client's cancel of an id that was never seen waits for it a while; one that follows a refused request is for
-        that request.
+        A client's cancel of an unknown id is kept for a while, in case its job arrives later; a cancel that follows a
+        refused request is for that request and is not kept.
         """
         self.tracker.forget_old(now)
         job = self.tracker.live(job_id, owner)
@@ -170,7 +170,7 @@ class Dispatcher:
     def stop_group(
         self, group: str, stop: StopRequest, now: Timestamp, owner: str = ""
     ) -> tuple[list[Job], list[Effect]]:
-        """Stop every live job of exactly this group; returns them too, for the telling."""
+        """Stop every live job of exactly this group. Returns the jobs too, for log events."""
         jobs = self.tracker.in_group(group, owner)
         return jobs, self._stop_together([(job, stop) for job in jobs], now)
 
@@ -181,7 +181,7 @@ class Dispatcher:
     # Time.
 
     def expire(self, now: Timestamp) -> tuple[list[Job], list[Effect]]:
-        """Stop the jobs whose deadline has passed; returns them too, for the telling."""
+        """Stop the jobs whose deadline has passed. Returns the jobs too, for log events."""
         late = list(self._deadlines.passed(now.mono))
         reason = StopReason.TIMEOUT
         effects = self._stop_together(
@@ -191,29 +191,29 @@ class Dispatcher:
         return late, effects
 
     def _stop_together(self, stops: list[tuple[Job, StopRequest]], now: Timestamp) -> list[Effect]:
-        """Stop some jobs, none of which is started in the place of another, only to be stopped too."""
+        """Stop several jobs at once; none of them is started in the place of another one."""
         self._stopping_together = True
         effects = [effect for job, stop in stops for effect in self.stop(job.job_id, stop, now, job.owner)[1]]
         self._stopping_together = False
         return effects + self.start_next(now)
 
     def next_deadline(self) -> float | None:
-        """When `expire` has something to do next."""
+        """Time of the next deadline, when `expire` has to be called."""
         return self._deadlines.next()
 
     def give_up(self, job: Job, now: Timestamp) -> list[Effect]:
-        """End a job whose stop could not be confirmed in time by anybody."""
+        """End a job whose stop was not confirmed in time, not even by the engine's death."""
         if job.state is not State.STOPPING:
             return []
         job.give_up(now)
-        # Nobody knows what such an engine still holds: who waits, waits for the next one.
+        # The cells that this engine still holds are unknown: waiting jobs wait for the next engine.
         self._engine = None
         return self._ended(job, now)
 
     # The engine.
 
     def engine_ready(self, engine: ReadyEngine, now: Timestamp) -> list[Effect]:
-        """An engine can take work: what has been waiting goes on."""
+        """An engine is ready: start the jobs that wait."""
         self._engine = engine
         for job in self.queue:
             job.phase = self._waiting_phase()
@@ -221,9 +221,9 @@ class Dispatcher:
         return self.start_next(now)
 
     def engine_lost(self, why: str, now: Timestamp) -> list[Effect]:
-        """The engine is dead: what it was stopping has stopped, all else waits for the next one.
+        """The engine is dead: jobs that were being stopped have stopped, all others wait for the next engine.
 
-        Who was in it is counted a death, and so is whose prompt it was reading: that may have been the cause.
+        The death counts against the jobs it ran and the one whose prompt it was preparing: each may be the cause.
         """
         was_ready, self._engine = self._engine is not None, None
         reading = self.tracker.by_run(self._preparing.oldest or 0) if was_ready else None
@@ -250,7 +250,7 @@ class Dispatcher:
         return effects
 
     def preempted(self, run: int) -> None:
-        """The engine has put a job out, as the others need its cells."""
+        """The engine has preempted a job, because others need its cells."""
         job = self.tracker.by_run(run)
         if job is None:
             return
@@ -279,10 +279,10 @@ class Dispatcher:
         return self.start_next(now)
 
     def start_next(self, now: Timestamp) -> list[Effect]:
-        """Have prepared what is not, and run what fits: everything that may go on now. Right at any time.
+        """Prepare prompts and start jobs, as many as fit now. May be called at any time.
 
-        While a job is suspected of killing engines, no other job is admitted: it may end with its first token or with
-        the engine, and neither another suspect nor a newcomer shall die with it.
+        While a job is suspected of killing engines, no other job is admitted: until its first token it may kill
+        the engine, and no other job should die with it.
         """
         engine = self._engine
         if engine is None or self._stopping_together:
@@ -320,13 +320,13 @@ class Dispatcher:
         return job if job is not None and job.token(now, token, text, held) else None
 
     def progress(self, run: int, prompt_processed: int, cached: int = 0) -> None:
-        """So many prompt tokens of a job are in KV cells; `cached` of them were when the job came to the engine."""
+        """The engine has computed a job's prompt up to this many tokens; `cached` of them were reused."""
         job = self.tracker.by_run(run)
         if job is not None:
             job.in_cells(prompt_processed, cached)
 
     def finished(self, run: int, reason: EndReason, freed: Release, now: Timestamp) -> list[Effect]:
-        """The engine reports a job's natural end; it holds nothing any more."""
+        """The engine reports a job's natural end; its cells are free."""
         job = self.tracker.by_run(run)
         if job is None:
             return []
@@ -334,13 +334,13 @@ class Dispatcher:
         return self._ended(job, now)
 
     def failed(self, run: int, error: JobError, freed: Release, now: Timestamp) -> list[Effect]:
-        """The engine could not go on with (or not prepare) a job; it holds nothing any more."""
+        """The engine failed to continue or to prepare a job; its cells are free."""
         self._preparing.prepared(run)
         job = self.tracker.by_run(run)
         return self.start_next(now) if job is None else self._failed(job, error, freed, now)
 
     def stopped(self, run: int, freed: Release, now: Timestamp) -> list[Effect]:
-        """The engine confirms a stop. A confirmation for a job that ended meanwhile is no news."""
+        """The engine confirms a stop. A confirmation for a job that has ended meanwhile is ignored."""
         job = self.tracker.by_run(run)
         if job is None or job.state is not State.STOPPING:
             return []

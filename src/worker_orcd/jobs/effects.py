@@ -1,4 +1,4 @@
-"""What the core wants done. A closed set of values; the worker carries them out in order."""
+"""Effects: what the core asks the worker to do. A closed set of values, carried out in order."""
 
 from dataclasses import dataclass
 
@@ -14,28 +14,28 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class DropPrompt:
-    """Have the engine end the preparing of this job's prompt: the job has ended."""
+    """Have the engine abandon this job's prompt: the job has ended."""
 
     job: Job
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Hand this job to the engine, from the tokens it has so far on."""
+    """Hand this job to the engine, which continues after the tokens generated so far."""
 
     job: Job
 
 
 @dataclass(frozen=True, slots=True)
 class SendStop:
-    """Have the engine stop this job and say when it has."""
+    """Have the engine stop this job and confirm it."""
 
     job: Job
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """This job's terminal event is decided, and it holds nothing any more."""
+    """This job has its terminal event, and its cells are free."""
 
     job: Job
 

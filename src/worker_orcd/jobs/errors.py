@@ -1,4 +1,4 @@
-"""Errors, sorted by whose fault they are (contract, section 8).
+"""Errors, sorted by who is at fault (contract, section 8).
 
 One table knows each code's HTTP status, whether a retry can help, and who is at fault.
 """
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class Fault(StrEnum):
-    """Who has to change something for the error to go away."""
+    """Who has to change something to avoid the error."""
 
     CLIENT = "client"
     WORKER = "worker"

@@ -1,4 +1,4 @@
-"""What a job's reader sees: `started token* (end|error)` or just `error` (contract, section 2).
+"""The events of a job's stream: `started token* (end|error)` or just `error` (contract, section 2).
 
 An event's number (`Position.number`, in the SSE `id:`) is its place in the job's list of events.
 """
@@ -62,7 +62,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Error:
-    """The job ended otherwise. `details` stand beside `code`, `message` and `retriable` in the JSON object."""
+    """The job was stopped or failed. `details` stand beside `code`, `message` and `retriable` in the JSON object."""
 
     name: ClassVar[str] = "error"
     code: ErrorCode

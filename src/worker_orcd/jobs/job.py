@@ -33,7 +33,7 @@ class Phase(StrEnum):
 
 
 JobKey = tuple[str, str]
-"""Whose it is, and what they call it: two owners' jobs never meet, whatever their ids."""
+"""Owner and job id. Equal ids of two owners are different jobs."""
 
 GROWTH_CELLS = 64
 """Cells that a running job is expected to grow by before another job ends and makes room."""
@@ -43,8 +43,8 @@ GROWTH_CELLS = 64
 class Job:
     """The state of one job. Times are seconds of the front's monotonic clock.
 
-    Everything that is needed to carry the job on somewhere else stands here: prompt tokens, parameters, seed and
-    the tokens so far. `run` names this use of the job id towards the engine, `incarnation` towards clients, so that
+    It holds all that another engine needs to continue the job: prompt tokens, parameters, seed and the tokens
+    so far. `run` names this use of the job id towards the engine, `incarnation` towards clients, so that
     nothing meant for one use of an id can reach another.
 
     Each method of "what happens to it" is one row of the lifecycle table: it raises IllegalTransition, leaving
@@ -58,30 +58,30 @@ class Job:
     timeout_sec: float
     accepted: Timestamp
     owner: str = ""
-    """Whose job it is: an API key's name, or nobody's in particular."""
+    """The owner: an API key's name, or "" without keys."""
     incarnation: str = ""
     """Unique across all uses of job ids and across restarts of the worker; the first part of its events' ids."""
     state: State = State.QUEUED
     stop: StopFlag = field(default_factory=StopFlag)
     phase: Phase = Phase.LOADING
-    """What it waits for or does; frozen at its stop, or at its end."""
+    """What the job waits for or does; frozen at its stop, or at its end."""
     prompt_tokens: tuple[int, ...] | None = None
     """Token ids, once the engine has counted them."""
     prompt_length: int | None = None
-    """How many they are; stays when the ids are let go."""
+    """Their number; kept when the ids are dropped."""
     deaths: int = 0
-    """Engines that died while they had it, since its last token."""
+    """Engine deaths while the engine held this job, since its last token."""
     requeues: int = 0
     """How often it was requeued after it had been started."""
     max_tokens: int = 0
     """Tokens it may generate, once its prompt is measured."""
     prompt_processed: int = 0
     prompt_cached: int = 0
-    """Prompt tokens that were computed already when the job first came to the engine."""
+    """Prompt tokens that were reused when the job was first started."""
     tokens: list[int] = field(default_factory=list)
     """Ids of the tokens sent so far."""
     tokens_out: int = 0
-    """How many they are; stays when the ids are let go."""
+    """Their number; kept when the ids are dropped."""
     held: str = ""
     """Text of these tokens that the engine holds back, as a stop sequence may begin with it."""
     _events: list[Event] = field(default_factory=list)
@@ -94,16 +94,16 @@ class Job:
 
     @property
     def job_id(self) -> str:
-        """The client's name for it."""
+        """The client's name for the job."""
         return self.request.job_id
 
     @property
     def events(self) -> Sequence[Event]:
-        """Everything its readers see, in order; an event's place is the number in its id."""
+        """The job's events in order; an event's index is the number in its id."""
         return self._events if self._ended_events is None else self._ended_events
 
     def place_after(self, seen: Position | None) -> int:
-        """The number of the first event that a reader has not seen, who last saw the one at `seen`.
+        """The number of the first event after the position `seen`, the last one that a reader has.
 
         Raises:
             JobError: `JOB_NOT_FOUND`, the position belongs to another use of the job id.
@@ -118,12 +118,12 @@ class Job:
 
     @property
     def deadline(self) -> float:
-        """When it is stopped for taking too long, queueing counted."""
+        """When the job times out; time in the queue counts."""
         return self.accepted.mono + self.timeout_sec
 
     @property
     def live(self) -> bool:
-        """Whether its terminal event is still to come."""
+        """Whether the job has no terminal event yet."""
         return self.state is not State.ENDED
 
     @property
@@ -134,18 +134,18 @@ class Job:
 
     @property
     def key(self) -> JobKey:
-        """What it is found by."""
+        """Owner and job id."""
         return self.owner, self.job_id
 
     @property
     def cells_expected(self) -> int:
-        """KV cells it holds or will hold soon: prompt, tokens so far, and some growth."""
+        """KV cells that the job holds or will hold soon: prompt, tokens so far, and some growth."""
         growth = min(self.max_tokens - self.tokens_out, GROWTH_CELLS)
         return (self.prompt_length or 0) + self.tokens_out + growth
 
     @property
     def cells_held(self) -> int:
-        """KV cells it holds, by what the engine has reported; its newest token is not in a cell yet."""
+        """KV cells that the job holds, as the engine reported; its newest token has no cell yet."""
         return self.prompt_processed + max(0, self.tokens_out - 1)
 
     @property
@@ -158,7 +158,7 @@ class Job:
     # What happens to it.
 
     def measured(self, prompt_tokens: tuple[int, ...], max_tokens: int) -> None:
-        """Its prompt is counted and fits."""
+        """Note the length of the prompt, which fits."""
         self.prompt_tokens = prompt_tokens
         self.prompt_length = len(prompt_tokens)
         self.max_tokens = max_tokens
@@ -173,7 +173,7 @@ class Job:
             self._events.append(Started(self.job_id, model, rfc3339(now.unix), self.seed))
 
     def token(self, now: Timestamp, token: int | None, text: str, held: str = "") -> bool:
-        """The engine reports a token (None: only text that was held back to the end), and what it holds back now.
+        """Add a token (None: only text that was held back until the end), and note the text that is held back now.
 
         Returns:
             Whether the token became an event; tokens that arrive after a stop request do not.
@@ -208,16 +208,16 @@ class Job:
         return self.live and self.stop.set(stop)
 
     def in_cells(self, prompt_processed: int, cached: int) -> None:
-        """So many prompt tokens are in KV cells, and so many of them were there when this use of the engine began.
+        """Note how many prompt tokens are in KV cells, and how many of them were reused at the start.
 
-        A job that was requeued finds what it had computed itself: that is not counted as cached.
+        A requeued job reuses cells that it has computed itself: these are not counted as cached.
         """
         if self.prompt_processed == 0:
             self.prompt_cached = cached
         self.prompt_processed = max(self.prompt_processed, prompt_processed)
 
     def stopped(self, now: Timestamp, freed: Release) -> None:
-        """The engine confirms that nothing is computed or held for it."""
+        """The engine confirms the stop: no computing, no cells."""
         self._end(Trigger.STOPPED, now.mono, freed)
 
     def finished(self, now: Timestamp, reason: EndReason, freed: Release) -> None:
@@ -232,7 +232,7 @@ class Job:
         self._end(Trigger.FAIL, now.mono, freed, replace(failed, openai_code=error.openai_code))
 
     def engine_lost(self, now: Timestamp) -> None:
-        """The engine is dead: a job that is being stopped has stopped with that, any other waits for the next one."""
+        """The engine is dead: a job that was being stopped has stopped, any other waits for the next engine."""
         state = following(self.state, Trigger.ENGINE_LOST)
         if state is State.ENDED:
             freed = Release(now.mono, now.mono, self.cells_held, prompt_processed=self.prompt_processed)
@@ -243,7 +243,7 @@ class Job:
         self.state = state
 
     def preempted(self) -> None:
-        """The engine has put it out: it waits again, unless it is being stopped."""
+        """The engine has preempted the job: it waits again, unless it is being stopped."""
         if self.state is State.RUNNING:
             self.requeues += 1
         self.state = following(self.state, Trigger.PREEMPT)
@@ -254,7 +254,7 @@ class Job:
         self._end(Trigger.GIVE_UP, now.mono, freed)
 
     def _end(self, trigger: Trigger, now: float, freed: Release, otherwise: Terminal | None = None) -> None:
-        """The one place where a terminal event is decided: whoever asked to stop first has the last word."""
+        """The only place that decides a terminal event: the first stop request wins over any other end."""
         state = following(self.state, trigger)
         stop = self.stop.stop
         self.in_cells(freed.prompt_processed, freed.prompt_cached)
@@ -313,7 +313,7 @@ class Job:
 
     @property
     def kept_bytes(self) -> int:
-        """What is kept of it when it has ended, beyond what is kept of each."""
+        """Bytes that are kept after the end and depend on the job."""
         said = 0 if self._ended_events is None else self._ended_events.size
         return said + self.request.kept_bytes
 
@@ -358,7 +358,7 @@ STOP_MESSAGES = {
 
 
 def _outcome(state: State, terminal: Terminal | None) -> str:
-    """A state for people: live states as they are, ended ones by how they ended."""
+    """The state in a record: live states as they are, ended jobs by how they ended."""
     match terminal:
         case None:
             return state.value

@@ -1,4 +1,4 @@
-"""The life of a job as one table. Everything that may happen to a job's state stands here.
+"""The life of a job as one table, which has every transition of a job's state.
 
 This file knows neither clients nor readers. A trigger that a state does not list is illegal:
 it raises and leaves the job as it was.
@@ -17,34 +17,34 @@ class State(StrEnum):
     """Where a job is."""
 
     QUEUED = "queued"
-    """Taken, and not in the engine's loop, or not any more: it can be ended without asking anyone."""
+    """Accepted but not in the engine (waiting or requeued); can be ended locally."""
     RUNNING = "running"
     """Handed to the engine, which holds a sequence and KV cells for it."""
     STOPPING = "stopping"
     """Asked to stop; the engine has not yet confirmed."""
     ENDED = "ended"
-    """The one terminal event is decided and nothing is held any more."""
+    """The terminal event is decided, and no cells are held."""
 
 
 class Trigger(StrEnum):
     """What can happen to a job."""
 
     START = "start"
-    """It is handed to the engine, from the tokens it has so far on."""
+    """The job is handed to the engine, which continues after the tokens generated so far."""
     TOKEN = "token"
-    """The engine reports a token of it."""
+    """The engine reports a token."""
     STOP = "stop"
     """A stop request: from a client, a lost reader, a deadline or a shutdown. The first one counts."""
     STOPPED = "stopped"
-    """The engine confirms that it computes nothing and holds nothing for it."""
+    """The engine confirms that it computes nothing and holds no cells for the job."""
     FINISH = "finish"
     """The engine reports its natural end; its cells are free."""
     FAIL = "fail"
     """It cannot go on: the engine failed on it (its cells are free), or its prompt can never fit."""
     ENGINE_LOST = "engine_lost"
-    """The engine process is dead, and with it all that it held."""
+    """The engine process is dead; its cells are gone."""
     PREEMPT = "preempt"
-    """The engine has put it out: the others need its cells."""
+    """The engine has preempted the job: others need its cells."""
     GIVE_UP = "give_up"
     """The cancel deadline passed and not even the engine's death is confirmed."""
 
@@ -99,7 +99,7 @@ def following(state: State, trigger: Trigger) -> State:
 def mermaid() -> str:
     """The table as a Mermaid state diagram, for the docs.
 
-    What leaves a state as it is stands in its box: Mermaid draws loops over other arrows' words.
+    Triggers that keep a state are listed in its box, because Mermaid draws loops over other labels.
     """
     boxes, arrows = [], []
     for state, row in TRANSITIONS.items():

@@ -1,4 +1,4 @@
-"""The waiting line in front of the engine, and what of it fits beside the running jobs."""
+"""The queue in front of the engine, and which of its jobs fit beside the running ones."""
 
 import heapq
 from collections import OrderedDict
@@ -65,7 +65,7 @@ class Capacity:
 
 
 class JobQueue:
-    """Jobs in the order they came, and those that hold a place in the engine.
+    """Waiting jobs in order of arrival, and the jobs in the engine.
 
     Jobs are admitted by the cells they hold and will hold soon, not by all that they may come to hold: the engine
     preempts the youngest when its cells do not last (`requeue`). The head waits until it fits, and no job overtakes it.
@@ -88,7 +88,7 @@ class JobQueue:
 
     @property
     def in_engine(self) -> tuple[Job, ...]:
-        """Jobs that hold a place in the engine."""
+        """Jobs in the engine."""
         return tuple(self._in_engine.values())
 
     @property
@@ -97,20 +97,20 @@ class JobQueue:
         return len(self._in_engine)
 
     def append(self, job: Job) -> None:
-        """Join the end of the line. Later jobs have higher runs."""
+        """Append a job to the queue. Later jobs have higher runs."""
         self._waiting[job.run] = job
         if job.prompt_tokens is not None:
             self.prompt_counted(job)
 
     def prompt_counted(self, job: Job) -> None:
-        """The prompt of a waiting job is counted."""
+        """Note that the prompt of a waiting job is counted."""
         if len(self._counted) > 2 * len(self._waiting) + _SPARE:
             self._counted = [run for run in self._counted if run in self._waiting]
             heapq.heapify(self._counted)
         heapq.heappush(self._counted, job.run)
 
     def requeue(self, job: Job) -> None:
-        """Wait again, in front of everybody who came later."""
+        """Queue a job again, in front of all jobs that came later."""
         self._in_engine.pop(job.run, None)
         # Those that wait are in the order they came, so this looks at the earlier ones only.
         earlier = list(takewhile(lambda run: run < job.run, self._waiting))
@@ -120,12 +120,12 @@ class JobQueue:
             self._waiting.move_to_end(run, last=False)
 
     def remove(self, job: Job) -> None:
-        """Give back a place in the line or in the engine. Harmless if it has neither."""
+        """Remove a job from the queue or the engine. Harmless if it is in neither."""
         self._waiting.pop(job.run, None)
         self._in_engine.pop(job.run, None)
 
     def next_to_run(self, capacity: Capacity) -> Job | None:
-        """Take the head of the line, if it fits now; it then holds its place until it leaves."""
+        """Admit the head of the queue, if it fits now; it stays in the engine until it is removed."""
         while self._counted and self._counted[0] not in self._waiting:
             heapq.heappop(self._counted)
         if not self._counted:
@@ -134,7 +134,7 @@ class JobQueue:
         return head if self.admit(head, capacity) else None
 
     def admit(self, job: Job, capacity: Capacity) -> bool:
-        """Take this one out of the line, whoever is before it, if it fits now."""
+        """Admit this job if it fits now, even if others are ahead of it."""
         if job.prompt_tokens is None or len(self._in_engine) >= capacity.sequences:
             return False
         expected = sum(other.cells_expected for other in self._in_engine.values()) + job.cells_expected

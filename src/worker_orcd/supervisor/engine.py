@@ -1,4 +1,4 @@
-"""The seam: the engine as the front sees it. Whether it is a process of this machine is its own business."""
+"""The interface between front and engine. It does not say whether the engine is a local process."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -19,35 +19,35 @@ class Death:
 
 
 class Engine(Protocol):
-    """One life of an engine, from its launch to its confirmed death. None of these wait."""
+    """One engine from its launch to its confirmed death. No method waits."""
 
     @property
     def pid(self) -> int | None:
-        """Its process, if it is one here."""
+        """Process id, if the engine is a local process."""
 
     def prepare(self, message: Prepare) -> None:
         """Have a prompt tokenized."""
 
     def drop_prompt(self, run: int) -> None:
-        """Have the preparing of a prompt ended. It is answered all the same."""
+        """Abandon the preparation of a prompt. The engine still answers it."""
 
     def run(self, message: Run) -> None:
-        """Have a job generated, from its tokens so far on."""
+        """Generate, starting after the tokens generated so far."""
 
     def stop(self, run: int) -> None:
-        """Have a run stopped now, whatever is being computed. Its confirmation is a `Stopped`, or the death."""
+        """Stop a run now, in any phase. The confirmation is a `Stopped` message, or the engine's death."""
 
     def ping(self, runs: tuple[int, ...]) -> None:
-        """Have it say that it is there. `runs` are all that it should hold."""
+        """Ask for a sign of life. `runs` are all runs that it should hold."""
 
     def activity(self) -> Activity | None:
-        """What its process has done until now; None if that cannot be seen from here."""
+        """What its process has done until now; None if that cannot be observed from here."""
 
     def kill(self, why: str) -> None:
-        """End it for certain; `why` for people. The listener's `lost` is called once the death is confirmed."""
+        """Kill it; `why` is for log events. The listener's `lost` is called once the death is confirmed."""
 
     async def close(self) -> None:
-        """End it, gently first, and wait until it is dead."""
+        """End it: first by closing the socket, then by a kill. Wait until it is dead."""
 
 
 class EngineListener(Protocol):
@@ -57,7 +57,7 @@ class EngineListener(Protocol):
         """It said something."""
 
     def lost(self, death: Death) -> None:
-        """It is dead, and with it all that it held."""
+        """The engine is dead; its cells are gone."""
 
 
 Launch = Callable[[EngineListener], Awaitable[Engine]]

@@ -164,7 +164,7 @@ class Supervisor:
     # EngineListener
 
     def on_message(self, message: FromEngine) -> None:
-        """The engine says something."""
+        """Handle a message of the engine."""
         now = time.monotonic()
         if not isinstance(message, _FROM_SIDE_THREADS):
             self._liveness.on_message(now)

@@ -1,4 +1,4 @@
-"""How the worker is, from what it knows already: nobody is asked, so the answer is quick and never blocks."""
+"""Health from in-memory state; never queries the engine, so it is quick and never blocks."""
 
 import time
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +14,7 @@ _REASONS = {
     EngineState.LOST: "the engine is starting again",
     EngineState.PERMANENTLY_FAILED: "the engine cannot be started any more",
 }
-"""Why a worker is unhealthy, without what only operators may know: paths, signals, exit codes."""
+"""Reasons for `unhealthy`, without details for operators: paths, signals, exit codes."""
 
 
 class Status(StrEnum):

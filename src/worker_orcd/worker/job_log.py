@@ -1,4 +1,4 @@
-"""What the worker tells of its jobs and of its engine: facts of the core put into the words of the narration."""
+"""Emits log events for jobs and engines, made from the core's facts."""
 
 import time
 from typing import Literal
@@ -22,7 +22,7 @@ _TARGET_STATES: dict[TargetState, Literal["live", "finished", "unknown"]] = {
 
 
 class JobLog:
-    """Tells it, each event with the correlation id of the request it belongs to."""
+    """Emits each event with the correlation id of its request."""
 
     def __init__(self, narrator: narration.Narrator, model_path: str) -> None:
         self._narrator = narrator
@@ -53,7 +53,7 @@ class JobLog:
         )
 
     def reader_left(self, job: Job) -> None:
-        """The last reader of a job is gone."""
+        """The client of a job disconnected."""
         self._narrator.emit(
             narration.Disconnect(
                 job_id=job.job_id, phase=job.phase.value, on_disconnect=job.request.on_disconnect
@@ -85,7 +85,7 @@ class JobLog:
         self._narrator.emit(narration.ModelLoadStart(path=self._model_path))
 
     def progress(self, percent: Percent) -> None:
-        """So much of it is loaded."""
+        """Part of the model is loaded."""
         self._narrator.emit(narration.ModelLoadProgress(path=self._model_path, percent=percent))
 
     def loaded(self, ready: Ready) -> None:
@@ -103,14 +103,14 @@ class JobLog:
         )
 
     def restarted(self, pid: int | None, restarts: int, lost_at: float) -> None:
-        """An engine stands in for one that was lost at `lost_at` (monotonic seconds)."""
+        """A new engine replaces the one that was lost at `lost_at` (monotonic seconds)."""
         ready_ms = millis(lost_at, time.monotonic())
         self._narrator.emit(
             narration.EngineRestarted(engine_pid=pid or 0, restarts=restarts, ready_ms=ready_ms)
         )
 
     def lost(self, death: Death, jobs_running: int) -> None:
-        """An engine is dead that nobody wanted dead."""
+        """An engine died unexpectedly, or was killed because it was stuck."""
         self._narrator.emit(
             narration.EngineLost(
                 engine_pid=death.pid or 0,
@@ -134,13 +134,13 @@ class JobLog:
         self._narrator.broadcast.emit(event.event, event.owner)
 
     def permanently_failed(self, reason: str, code: str) -> None:
-        """No engine can be had any more."""
+        """No engine can be started any more."""
         self._narrator.emit(narration.Error(code=code, message=reason))
 
     # The worker.
 
     def draining(self, running: int, queued: int, drain_sec: float) -> None:
-        """Nothing more is taken."""
+        """The drain begins: no further jobs are accepted."""
         self._narrator.emit(narration.Drain(jobs_running=running, jobs_queued=queued, drain_sec=drain_sec))
 
 

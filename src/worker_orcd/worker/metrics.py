@@ -1,4 +1,4 @@
-"""What is measured, in Prometheus' terms: base units, prefix `worker_`, labels out of closed sets.
+"""Prometheus metrics: base units, prefix `worker_`, labels from closed sets.
 
 Every series is there from the start, because `increase()` does not see the event that a series begins with.
 """
@@ -37,9 +37,9 @@ _FAILURES = (
     ErrorCode.CUDA_ERROR,
     ErrorCode.INTERNAL,
 )
-"""What a job can fail of once it was taken in."""
+"""Error codes of jobs that fail after acceptance."""
 
-# When a series began would be another series for each.
+# Without the `_created` series, which would double the number of series.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # The library has no type for it.
 
 
@@ -51,7 +51,7 @@ class Metrics:
         into = self.registry
         self.requests = Counter(
             "worker_requests",
-            "Jobs by how they ended: outcome, its reason, and the HTTP status it stands for.",
+            "Ended jobs, by outcome, reason and the corresponding HTTP status.",
             ["outcome", "reason", "status"],
             registry=into,
         )
@@ -60,7 +60,7 @@ class Metrics:
         )
         self.cancels = Counter(
             "worker_cancel_requests",
-            "Cancel requests, by what was known of the job.",
+            "Cancel requests, by what the worker knew of the job.",
             ["known"],
             registry=into,
         )
@@ -92,13 +92,13 @@ class Metrics:
         )
         self.queue = Histogram(
             "worker_queue_duration_seconds",
-            "From acceptance to the engine, or to the end of a job that never got there.",
+            "From acceptance to the start in the engine, or to the end of a job that was never started.",
             buckets=_JOB,
             registry=into,
         )
         self.prefill = Histogram(
             "worker_prefill_duration_seconds",
-            "From a job's first coming to the engine to its first token.",
+            "From a job's first start in the engine to its first token.",
             buckets=_JOB,
             registry=into,
         )
@@ -122,7 +122,7 @@ class Metrics:
         )
         self.cancel_latency = Histogram(
             "worker_cancel_latency_seconds",
-            "From a cancel's acceptance to its stages, by the phase in which it found the job.",
+            "From a cancel's acceptance to its stages, by the job's phase at that time.",
             ["stage", "phase"],
             buckets=_STEP,
             registry=into,
@@ -131,7 +131,7 @@ class Metrics:
         self._begin()
 
     def _begin(self) -> None:
-        """Have all series there are."""
+        """Create every series."""
         for labels in _all_outcomes():
             self.requests.labels(*labels)
         for code in ErrorCode:
@@ -145,12 +145,12 @@ class Metrics:
                 self.cancel_latency.labels(stage, phase.value)
 
     def job_started(self, job: Job) -> None:
-        """A job came to the engine for the first time."""
+        """Observe a job that started in the engine for the first time."""
         if job.started_at is not None:
             self.queue.observe(job.started_at - job.accepted.mono)
 
     def first_token_of(self, job: Job) -> None:
-        """A job has its first token."""
+        """Observe a job's first token."""
         if job.first_token_at is not None and job.started_at is not None:
             self.prefill.observe(job.first_token_at - job.started_at)
             self.first_token.observe(job.first_token_at - job.accepted.mono)
@@ -207,7 +207,7 @@ def _labels(terminal: Terminal, receipt: Receipt | None) -> tuple[str, str, str]
 
 
 def _all_outcomes() -> Iterator[tuple[str, str, str]]:
-    """Whatever `_labels` may say."""
+    """All label values that `_labels` can return."""
     for reason in get_args(EndReason):
         yield "completed", reason, "200"
     for stop in StopReason:

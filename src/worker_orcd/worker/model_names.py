@@ -13,7 +13,7 @@ _PART = re.compile(r"-\d{5}-of-\d{5}$")
 
 @dataclass(frozen=True, slots=True)
 class ModelNames:
-    """What clients call the model, and what else they may call it."""
+    """The model's names: the listed ones and further accepted ones."""
 
     listed: tuple[str, ...]
     """In `/v1/models`, the preferred one first."""

@@ -1,4 +1,4 @@
-"""What is read at the moment of a scrape: the worker's state, in its own names and, if wanted, in vLLM's."""
+"""Metrics read on each scrape: the worker's state, under its own names and optionally under vLLM's."""
 
 import asyncio
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from worker_orcd.worker.worker import Worker
 
 
 def publish(worker: Worker, *, vllm_names: bool = False) -> None:
-    """Have the worker's metrics show its state.
+    """Add the worker's state to its metrics.
 
     Args:
         worker: whose.
@@ -45,7 +45,7 @@ class _State(Collector):
             "worker_engine_restarts", "Engines started after the first.", supervisor.restarts
         )
         for name, help_text, value in (
-            ("worker_jobs_running", "Jobs that hold a place in the engine.", queue.running),
+            ("worker_jobs_running", "Jobs in the engine.", queue.running),
             ("worker_jobs_running_limit", "Places in the engine.", engine.sequences if engine else 0),
             ("worker_jobs_queued", "Jobs that wait.", len(queue)),
             ("worker_jobs_queued_limit", "Jobs that may wait.", worker.policy.max_queue),
@@ -69,7 +69,7 @@ class _VllmNames(Collector):
         self._worker = worker
 
     def collect(self) -> Iterator[Metric]:
-        """Look; nothing as long as the model's name is not known."""
+        """Yield the metrics; none until the model's name is known."""
         worker = self._worker
         if worker.model is None:
             return

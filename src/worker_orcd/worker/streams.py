@@ -1,4 +1,4 @@
-"""A job's readers: each at its own pace over the job's one list of events."""
+"""Readers of a job: each reads the job's list of events at its own pace."""
 
 import asyncio
 import time
@@ -32,15 +32,15 @@ class KeepAlive:
 
 
 class JobStream:
-    """Lets any number of readers follow one job. A slow one holds up nobody: what it has not read yet stays in the
-    job's list, which the job's own length bounds."""
+    """Lets several readers follow one job. A slow reader delays no other: its unread events stay in the job's list,
+    which `max_tokens` bounds."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.readers = 0
-        """Who follows it now."""
+        """Number of readers that follow the job now."""
         self.waiting: set[asyncio.Future[None]] = set()
-        """Who wants to know when something happens."""
+        """Futures of readers that wait for the next event."""
 
     def join(self) -> None:
         """One more reader.
@@ -59,14 +59,14 @@ class JobStream:
         self.readers -= 1
 
     def wake(self) -> None:
-        """Something happened to the job."""
+        """Wake all waiting readers."""
         waiting, self.waiting = self.waiting, set()
         for future in waiting:
             if not future.done():
                 future.set_result(None)
 
     async def changed(self, timeout_sec: float) -> bool:
-        """Wait until something happens to the job. False if nothing did for so long."""
+        """Wait for a change of the job. False after `timeout_sec` without one."""
         return await any_changed([self], timeout_sec)
 
     def read(self, keep_alive: KeepAlive, start: int = 0) -> AsyncIterator[Sequence[Numbered]]:
@@ -89,7 +89,7 @@ class JobStream:
 
 
 async def any_changed(streams: Sequence[JobStream], timeout_sec: float) -> bool:
-    """Wait until something happens to one of these jobs. False if nothing did for so long."""
+    """Wait for a change of one of these jobs. False after the timeout without one."""
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     for stream in streams:
         stream.waiting.add(future)

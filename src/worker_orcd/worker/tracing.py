@@ -1,4 +1,4 @@
-"""Jobs as OpenTelemetry spans: facts of the core put into the words of its semantic conventions for generative AI.
+"""Jobs as OpenTelemetry spans, after its semantic conventions for generative AI.
 
 One span for each job, from its acceptance to its terminal event, with what happened in between as its events. Never the
 prompt, the output, stop sequences or an error's message, which may quote them.
@@ -30,13 +30,13 @@ from worker_orcd.jobs.stop_request import StopReason
 from worker_orcd.worker.metrics import outcome_of
 
 LAST_EXPORT_SEC = 0.4
-"""How long a worker that goes waits for its last spans to be taken; its five seconds hold for all of it."""
+"""How long a shutdown waits for the export of the last spans, within the five seconds of a shutdown."""
 COMPLAINT_INTERVAL_SEC = 60.0
 """Shortest time between two log events about failed exports."""
 _PROTOCOL = "http/protobuf"
 _PROTOCOL_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _REQUESTED = frozenset({StopReason.CLIENT, StopReason.DISCONNECT, StopReason.SUPERSEDED})
-"""Who stops a job for these reasons gets what he wants: that is no error."""
+"""Stops for these reasons are what the client wanted: no errors."""
 _MAX_INT = 2**63 - 1
 """A span's whole numbers are signed, a seed is not."""
 _NS = 1e9
@@ -45,7 +45,7 @@ _propagator = TraceContextTextMapPropagator()
 
 
 class Tracing:
-    """Makes the spans. What is not sampled costs nothing from its acceptance on."""
+    """Makes one span per job. A job that is not sampled costs nothing after its acceptance."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
@@ -81,7 +81,7 @@ class Tracing:
     # The life of a job.
 
     def accepted(self, job: Job, headers: Mapping[str, str], model: str | None) -> None:
-        """A job was taken in; its request's `traceparent`, if it is a good one, says what the span is part of."""
+        """A job was accepted. A valid `traceparent` of its request makes the span part of that trace."""
         span = self._tracer.start_span(
             _name(job, model),
             context=_propagator.extract(headers),

@@ -43,7 +43,7 @@ SHUTDOWN_STOP_SEC = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What an operator decides about jobs. Seconds and counts, as in `Settings`."""
+    """An operator's limits for jobs. Seconds and counts, as in `Settings`."""
 
     ceilings: Ceilings = field(default_factory=Ceilings)
     max_queue: int = 512
@@ -54,7 +54,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class KvUsage:
-    """What the engine itself last said it holds."""
+    """KV usage as the engine last reported it."""
 
     cells_used: int = 0
     sequences_used: int = 0
@@ -92,7 +92,7 @@ class Worker:
         self.model: str | None = None
         """The model's name, once an engine has reported it."""
         self.model_names = model_names or ModelNames.of(model_path)
-        """By which clients may ask for it, also before it is loaded."""
+        """Names that clients may use for the model, also before it is loaded."""
         self.kv_usage = KvUsage()
         self.permanently_failed = asyncio.Event()
         """Set when no engine can be had any more."""
@@ -104,7 +104,7 @@ class Worker:
         self._streams: dict[int, JobStream] = {}
         """Those of live jobs."""
         self._followed: WeakValueDictionary[int, JobStream] = WeakValueDictionary()
-        """Those that anybody still follows, so that the readers of ended jobs are counted as well."""
+        """Streams with readers, so that readers of ended jobs are counted as well."""
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = float("inf")
         self._idle = asyncio.Event()
@@ -112,7 +112,7 @@ class Worker:
         self._lost_at: float | None = None
 
     def start(self) -> None:
-        """Begin to load the model; jobs are taken from now on."""
+        """Start loading the model; jobs are accepted from now on."""
         self._job_log.loading()
         self.supervisor.start()
 
@@ -126,10 +126,10 @@ class Worker:
         headers: Mapping[str, str] = MappingProxyType({}),
         retry_of: StopRequest | None = None,
     ) -> JobStream:
-        """Take a job in. Its events can be read from the stream.
+        """Accept a job. Returns the stream of its events.
 
         Args:
-            request: what is wanted.
+            request: the validated request.
             correlation_id: of the request.
             owner: whose it is.
             headers: of the request; they may say which trace it is part of.
@@ -152,7 +152,7 @@ class Worker:
         return stream
 
     async def measured(self, stream: JobStream, patience_sec: float) -> None:
-        """Wait until a prompt is known to fit, but not while there is no engine to ask.
+        """Wait until a prompt is known to fit, but only while an engine can count it.
 
         Raises:
             JobError: `INVALID_REQUEST`, the prompt was refused in that time.
@@ -171,12 +171,12 @@ class Worker:
             )
 
     def cancel(self, job_id: str, correlation_id: str, owner: str = "") -> None:
-        """A client wants this job to stop. Whatever it is, or was, or is not: this is all right."""
+        """Cancel a job for a client. Valid for any id, in any state."""
         known = self._stop(job_id, StopReason.CLIENT, correlation_id, owner)
         self.metrics.cancels.labels(known.value).inc()
 
     async def cancelled_lately(self, job_ids: list[str], owner: str) -> StopRequest | None:
-        """The cancel by which a client stopped one of these a short time ago, once all that are being stopped ended."""
+        """A recent client's cancel of one of these jobs, after all of them that are being stopped have ended."""
         now = self._now()
         stops = [self.dispatcher.cancelled_lately(job_id, now, owner) for job_id in job_ids]
         stop = next((stop for stop in stops if stop is not None), None)
@@ -187,11 +187,11 @@ class Worker:
         return stop
 
     def refused(self, job_id: str, owner: str = "") -> None:
-        """A request with this id is refused: a cancel that follows is for that request."""
+        """Note a refused request: a cancel of this id that follows is for that request."""
         self.dispatcher.refused(job_id, self._now(), owner)
 
     def cancel_group(self, group: str, correlation_id: str, owner: str = "") -> None:
-        """A client wants all live jobs of this group to stop."""
+        """Cancel all live jobs of a group for a client."""
         now = self._now()
         stop = StopRequest(StopReason.CLIENT, now.mono, correlation_id)
         states = {job.run: bool(job.stop) for job in self.dispatcher.tracker.in_group(group, owner)}
@@ -245,7 +245,7 @@ class Worker:
         raise JobError(ErrorCode.JOB_NOT_FOUND, "no job with this id is live or remembered")
 
     def reader_left(self, stream: JobStream) -> None:
-        """The connection that executes a job is closed: the job is stopped, if it is not to go on without it.
+        """The connection that executes a job is closed: stop the job, unless its `on_disconnect` is `continue`.
 
         A follower's leaving (`JobStream.leave`) stops nothing.
         """
@@ -259,12 +259,12 @@ class Worker:
             self.stop(job, StopReason.DISCONNECT)
 
     def stop(self, job: Job, reason: StopReason) -> None:
-        """Stop this very job, if it is still live."""
+        """Stop this job, if it is still live."""
         if job.live:
             self._stop(job.job_id, reason, job.correlation_id, job.owner)
 
     def _stop(self, job_id: str, reason: StopReason, correlation_id: str, owner: str) -> TargetState:
-        """The one way in which a job is stopped, whoever wants it."""
+        """Send a stop request of any origin through the dispatcher."""
         job = self.dispatcher.tracker.live(job_id, owner)
         now = self._now()
         stop = StopRequest(reason, now.mono, correlation_id)
@@ -282,7 +282,7 @@ class Worker:
     # The engine (SupervisorListener).
 
     def on_message(self, message: messages.FromEngine) -> None:
-        """The engine says something."""
+        """Handle a message of the engine."""
         now = self._now()
         match message:
             case messages.Step():
@@ -334,7 +334,7 @@ class Worker:
         self._carry_out(self.dispatcher.engine_lost(death.why, now))
 
     def on_permanent_failure(self, reason: str, code: str) -> None:
-        """There will be no engine any more: every job that waits for one ends."""
+        """No engine can be started any more: end every job."""
         now = self._now()
         self._job_log.permanently_failed(reason, code)
         # The reason may name paths: it is for operators, in the narration and in /health.
@@ -344,11 +344,11 @@ class Worker:
         self.permanently_failed.set()
 
     def held(self) -> tuple[int, ...]:
-        """The runs that the engine was given and has not given back: what it compares its own runs with."""
+        """The runs that the engine should hold; it compares them with its own."""
         return tuple(job.run for job in self.dispatcher.queue.in_engine)
 
     def give_up(self, run: int) -> None:
-        """This run's stop is not confirmed by its deadline, not even by the engine's death."""
+        """A run's stop is overdue and was not confirmed, not even by the engine's death: end its job."""
         job = self.dispatcher.tracker.by_run(run)
         if job is not None:
             self._carry_out(self.dispatcher.give_up(job, self._now()))
@@ -367,7 +367,7 @@ class Worker:
         self._carry_out(self.dispatcher.engine_ready(ReadyEngine(capacity, ready.model), self._now()))
 
     def _step(self, step: messages.Step, now: Timestamp) -> None:
-        """Everything that one step brought: the front's only work per token is in here."""
+        """Handle the results of a step: the front's only work per token."""
         self.kv_usage = KvUsage(step.cells_used, step.sequences_used, step.cells_cached)
         self.metrics.steps.labels(step.outcome).inc()
         self.metrics.step_seconds.observe(step.duration_ms / 1000)
@@ -484,7 +484,7 @@ class Worker:
     # The end.
 
     async def drain(self) -> None:
-        """Take nothing more, let jobs finish for the drain time, stop those that have not, and end the engine."""
+        """Accept no more jobs, let jobs finish for the drain time, stop the rest, and end the engine."""
         self.dispatcher.draining = True
         queue = self.dispatcher.queue
         self._job_log.draining(queue.running, len(queue), self.policy.drain_sec)
