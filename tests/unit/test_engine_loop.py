@@ -777,7 +777,7 @@ def test_a_run_that_the_front_does_not_know_is_freed_and_reported(loop: HandLoop
     in_decode(loop, 1, 2)
     loop.post(Ping(runs=(2,)))
     loop.turn()
-    assert loop.faults == [AuditFault(1, "run 1 was computed for nobody", repaired=True)]
+    assert loop.faults == [AuditFault(1, "run 1 is unknown to the front", repaired=True)]
     assert loop.model.cells(0) == 0
     loop.finish()
     assert (loop.ends(1), loop.ends(2)) == ([], ["length"])

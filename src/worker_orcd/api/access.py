@@ -1,4 +1,4 @@
-"""Who may ask: API keys, or else only what comes from this machine and was meant for it. Pure ASGI."""
+"""Access control: API keys, or otherwise only requests from and for this machine. Pure ASGI."""
 
 import re
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _OWN_PAGES = frozenset({"same-origin", "none"})
 
 
 def owner_of(request: HTTPConnection) -> str:
-    """Whose request it is; everybody's are the same without keys."""
+    """The owner of a request; without keys all requests have the same owner."""
     return owner_of_scope(request.scope)
 
 

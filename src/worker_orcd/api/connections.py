@@ -1,4 +1,4 @@
-"""Which connections there are, and which of them make room for another one when there are too many."""
+"""Open connections, and which of them is closed to make room for a new one."""
 
 from collections.abc import Callable
 from typing import Generic, TypeVar

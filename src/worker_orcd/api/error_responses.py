@@ -88,7 +88,7 @@ def install(app: FastAPI, worker: Worker, narrator: narration.Narrator) -> Refus
 
 
 def from_framework(error: HTTPException) -> JobError:
-    """What the framework refuses: a wrong path, a wrong method."""
+    """Errors of the framework: a wrong path, a wrong method."""
     phrase = HTTPStatus(error.status_code).phrase.lower()
     if error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return JobError(ErrorCode.INTERNAL, phrase, http_status=error.status_code)
@@ -96,5 +96,5 @@ def from_framework(error: HTTPException) -> JobError:
 
 
 def internal() -> JobError:
-    """Our fault. The correlation id in the message is how it is found in the narration."""
+    """An internal error. The correlation id in the message leads to its log event."""
     return JobError(ErrorCode.INTERNAL, f"internal error, correlation id {correlation_id.get()}")

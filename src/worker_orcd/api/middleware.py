@@ -56,7 +56,7 @@ class CorrelationMiddleware:
 
 
 class ErrorMiddleware:
-    """The last line: whatever goes wrong behind it is answered in the one shape, and narrated with its traceback."""
+    """Answers unexpected exceptions in the common error shape, and logs them with their traceback."""
 
     def __init__(self, app: ASGIApp, refuse: Refuse, narrator: narration.Narrator) -> None:
         self.app = app

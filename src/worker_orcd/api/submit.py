@@ -1,4 +1,4 @@
-"""Take jobs in for one request: all of them or none."""
+"""Submit the jobs of one request: all of them or none."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ T = TypeVar("T")
 async def submit(
     worker: Worker, request: Request, asked: Sequence[JobRequest], *, may_retry: bool = False
 ) -> list[JobStream]:
-    """Have these jobs taken in, and wait a while to learn that their prompts fit.
+    """Submit jobs, and wait a while for the result of counting their prompts.
 
     The client is a reader of each meanwhile, so that no other reader's leaving stops them; the caller makes it one for
     good, at once.
@@ -78,7 +78,7 @@ async def _measured(worker: Worker, streams: Sequence[JobStream]) -> None:
 
 
 async def unless_disconnected(request: Request, waiting: Coroutine[Any, Any, T]) -> T:
-    """Wait, but no longer than the client is there.
+    """Await a coroutine, unless the client disconnects first.
 
     Raises:
         ClientDisconnect: it has left.

@@ -66,19 +66,19 @@ class EngineLoop:
         self._sequences: dict[int, Sequence] = {}
         self._ledger = Ledger(model)
         self._reused: list[Progress] = []
-        """Runs that got a slot since the last report, and what was in its cells."""
+        """Runs that got a slot since the last report, and the cells that each reused."""
         self._rollback = Rollback(model)
         self._cost = CostEstimate()
         self._recovery = Recovery()
         self._planned: Plan | None = None
-        """The next step, if no message changes what it should be."""
+        """The plan of the next step, unless a message changes it."""
 
     def warm_up(self, progressed: Callable[[], None] = lambda: None) -> None:
         """Learn what steps cost before there is a job. `progressed` is called after each step."""
         warm_up(self._model, self._cost, self._clock, progressed)
 
     def turn(self) -> bool:
-        """Look at messages, then run one step. False if there was nothing to compute.
+        """Read messages, then run one step. False if there was nothing to compute.
 
         Raises:
             NoUsableSequence: the ledger and the model's memory cannot be made to agree.
@@ -104,7 +104,7 @@ class EngineLoop:
     # Runs.
 
     def _open_slots(self) -> None:
-        """Give waiting runs their slots, oldest first, but for those that save more by waiting on."""
+        """Give waiting runs their slots, oldest first, except those that save more by waiting longer."""
         for run in sorted(self._waiting):
             waiting = self._waiting[run]
             if self._ledger.leader(waiting.tokens, waiting.run.cache) is None:
@@ -131,7 +131,7 @@ class EngineLoop:
         )
 
     def _stop(self, run: int) -> None:
-        """Free a run and say so. The answer comes even for a run that is not here: it holds nothing, either."""
+        """Free a run and confirm it. An unknown run is confirmed, too: it holds no cells."""
         stopped_at = self._clock()
         self._waiting.pop(run, None)
         sequence = self._sequences.get(run)
@@ -141,7 +141,7 @@ class EngineLoop:
         self._audit()
         now, after = self._clock(), closed.after
         if sequence is not None and after:
-            # The audit has tried again to free what would not be freed.
+            # The audit has retried to free dirty cells.
             after, freed_at = self._model.cells(sequence.id), now
         self._send(
             Stopped(
@@ -160,7 +160,7 @@ class EngineLoop:
         )
 
     def _free(self, sequence: Sequence) -> Closed:
-        """End a run's computing. Its cells belong to nobody afterwards."""
+        """End a run. Its cells belong to no run afterwards."""
         del self._sequences[sequence.run.run]
         sequence.sampler.close()
         return self._ledger.close(sequence.slot)
@@ -171,10 +171,10 @@ class EngineLoop:
             self._waiting.pop(run, None)
             if run in self._sequences:
                 self._free(self._sequences[run])
-            self._send(AuditFault(run, f"run {run} was computed for nobody", repaired=True))
+            self._send(AuditFault(run, f"run {run} is unknown to the front", repaired=True))
 
     def _audit(self) -> None:
-        """Done after every step and every stop, and with every ping while there is nothing to compute."""
+        """Audit after every step and every stop, and on every ping while idle."""
         for fault in self._ledger.audit():
             self._send(fault)
 
@@ -260,7 +260,7 @@ class EngineLoop:
         )
 
     def _preempt(self) -> int:
-        """Put the youngest run out. The front runs it again when it fits."""
+        """Preempt the youngest run. The front sends it again when it fits."""
         youngest = self._sequences[max(self._sequences)]
         self._free(youngest)
         return youngest.run.run
@@ -268,7 +268,7 @@ class EngineLoop:
     def _compute(self, plan: Plan, *, abort_mode: AbortMode) -> StepResult:
         """Compute a step part by part. Each part is sampled before the next one overwrites its logits.
 
-        The first part that is not done is undone, and those behind it are skipped; what earlier parts brought stays.
+        The first part that is not done is undone, and those behind it are skipped; results of earlier parts stay.
         """
         result = StepResult()
         parts = parts_of(plan, self._sequences, separate_streams=self._model.separate_streams)
@@ -284,7 +284,7 @@ class EngineLoop:
         return result
 
     def _collect_results(self, part: Part, result: StepResult) -> None:
-        """Note what a part brought and draw the next tokens of its runs."""
+        """Record a part's results and draw the next tokens of its runs."""
         for share in part.shares:
             sequence = self._sequences[share.key]
             before = sequence.prompt_processed
@@ -305,7 +305,7 @@ class EngineLoop:
         )
 
     def _undo(self, part: Part, outcome: Outcome) -> None:
-        """Roll a part back that was not done. A run whose memory is lost is computed again; no run ends."""
+        """Roll back a part that was not done. A run whose memory is lost is computed again; no run ends."""
         computed = [self._sequences[run].slot for run in runs_of([part])]
         for slot in self._rollback.undo(self._ledger.resident, computed, outcome):
             self._rollback.forget(slot)

@@ -1,4 +1,4 @@
-"""The engine's end of the socket: what is there can be looked at any time, also while prompts are being prepared."""
+"""The engine's end of the socket. Messages can be read at any time, also while prompts are being prepared."""
 
 import os
 import select

@@ -30,9 +30,9 @@ class AbortMode(IntEnum):
 
     NONE = 0
     OVERDUE = 1
-    """Only one that has waited for nearly as long as a stop may."""
+    """Only an overdue stop, which has waited for nearly 100 ms."""
     ANY = 2
-    """Every stop that the front interrupts for."""
+    """Every stop."""
 
 
 class Outcome(Enum):
@@ -97,7 +97,7 @@ class Batch:
 
 
 class Sampler(Protocol):
-    """One job's way of drawing tokens. It remembers what it drew, for the repetition penalty."""
+    """Draws the tokens of one job. Keeps the drawn tokens for the repetition penalty."""
 
     def draw(self, row: int, index: int) -> int:
         """Draw the job's token number `index` from the last step's row `row`."""

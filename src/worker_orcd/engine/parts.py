@@ -1,4 +1,4 @@
-"""The parts in which a step is computed, and what they brought. Pure.
+"""The parts in which a step is computed, and their results. Pure.
 
 Without `--exact` a step is one part: one decode of all its rows. With separate streams it is one part for each stretch
 of consecutive sequence ids, because of a fault in llama.cpp (seen in the version that llama-cpp-python 0.3.36 ships).
@@ -35,7 +35,7 @@ class Part:
 
 @dataclass(slots=True)
 class StepResult:
-    """What a step brought: of all its parts, or of those before the first that was not done.
+    """The results of a step: of all its parts, or of those before the first that was not done.
 
     Attributes:
         outcome: `DONE` if all parts are done; otherwise how the first that was not ended.

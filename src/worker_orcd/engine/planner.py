@@ -31,7 +31,7 @@ PROTECTED_MS = 50.0
 """Time of a protected step's decode rows: half of what a stop may take, and if they really take
 longer, an overdue stop aborts them."""
 MIN_PREFILL_ROWS = 8
-"""However slow decoding is, a prompt goes on by so many rows a step."""
+"""Minimum prefill rows of a step, however slow decoding is."""
 ABORT_MS = 20.0
 """An abort takes less. A step that was aborted later than this after its predicted end took longer than predicted."""
 MAX_SLOWDOWN = 1000.0
@@ -45,7 +45,7 @@ MAX_ROWS = 512
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """What one sequence wants computed: `rows` tokens behind the `context` cells it has."""
+    """Pending work of one sequence: `rows` tokens behind its `context` cells."""
 
     key: int
     rows: int
@@ -63,7 +63,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A step: who gets how many rows, and how long it is predicted to take, in ms."""
+    """The plan of a step: rows per sequence, and the predicted duration in ms."""
 
     shares: tuple[Share, ...]
     decode_rows: int
@@ -77,7 +77,7 @@ class Pace(Enum):
 
     FULL = "as long as is efficient"
     SHORT = "soon after an aborted step"
-    PROTECTED = "for runs whose last step was aborted: only as many rows as are sure to get done"
+    PROTECTED = "for protected runs: only as many rows as surely fit"
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ class CostEstimate:
     """
 
     first_guess_ms: float = 8.0
-    """A row of a machine and model nothing is known of."""
+    """Cost of a row before anything is measured."""
     smoothing: float = 0.2
     slowdown: float = 1.0
     _mixed_in_a_row: int = 0
@@ -130,8 +130,8 @@ class CostEstimate:
         return self._mixed_in_a_row >= MIXED_IN_A_ROW
 
     def learn(self, plan: Plan, took_ms: float) -> None:
-        """A step that was planned so took so long. A few last rows of a prompt teach nothing: they bear a whole
-        step's fixed cost."""
+        """Learn from a completed step. The last few rows of a prompt are ignored: they bear a whole step's fixed
+        cost."""
         if plan.predicted_ms > 0:
             ratio = took_ms * self.slowdown / plan.predicted_ms
             self.slowdown = max(1.0, min(self.slowdown, (self.slowdown + ratio) / 2))
@@ -148,8 +148,7 @@ class CostEstimate:
             self._blend(seen, place, rest / plan.prefill_rows, self.smoothing)
 
     def aborted(self, plan: Plan, took_ms: float) -> None:
-        """A step that was planned so was aborted after so long. It would have taken longer still, so if that is more
-        than was predicted, everything takes longer."""
+        """Learn from an aborted step. If it ran longer than predicted before the abort, the machine is slower."""
         if plan.predicted_ms > 0 and took_ms - ABORT_MS > plan.predicted_ms:
             slower = (took_ms - ABORT_MS) / plan.predicted_ms
             self.slowdown = min(self.slowdown * slower, MAX_SLOWDOWN)

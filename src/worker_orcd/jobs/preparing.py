@@ -1,4 +1,4 @@
-"""Whose prompt the engine prepares next. Fair: no owner's prompts hold up another owner's for long."""
+"""Chooses the prompt that the engine prepares next. Fair: one owner's prompts do not delay another owner's for long."""
 
 from collections import Counter
 from collections.abc import Iterable

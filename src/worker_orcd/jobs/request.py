@@ -1,4 +1,4 @@
-"""What a client may ask: the bodies of `POST /execute` and `POST /cancel`, and their checks (contract, 2 and 3)."""
+"""Requests: the bodies of `POST /execute` and `POST /cancel`, and their checks (contract, 2 and 3)."""
 
 import json
 import secrets
@@ -30,7 +30,7 @@ MAX_STOP_CHARS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """What the worker allows any one job: tokens out, prompt characters, seconds. None: what fits the context."""
+    """Limits of any one job: tokens out, prompt characters, seconds. None: what fits the context."""
 
     max_tokens_out: int | None = None
     max_prompt_chars: int | None = None

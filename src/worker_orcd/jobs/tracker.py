@@ -1,4 +1,4 @@
-"""Who is there: live jobs by id, and a bounded memory of those that have ended."""
+"""Live jobs by id, and a bounded store of ended ones."""
 
 from collections.abc import Iterator
 from itertools import islice

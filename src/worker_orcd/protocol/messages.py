@@ -109,14 +109,14 @@ class DropPrompt(Message, frozen=True):
 
 
 class Stop(Message, frozen=True):
-    """Compute nothing more for this run and free what it holds. Always answered by `Stopped`."""
+    """Stop computing this run and free its cells. Always answered by `Stopped`."""
 
     run: int
 
 
 class Ping(Message, frozen=True):
-    """Are you there? Answered by `Pong` between two steps; while the model is loading only if that has made progress
-    since the last `Pong`.
+    """A sign of life is requested. Answered by `Pong` between two steps; while the model is loading only if loading has
+    made progress since the last `Pong`.
 
     `runs` are all that were given to the engine and have not come back.
     """
@@ -139,7 +139,7 @@ class Loading(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """The engine can take work. What it is:
+    """The engine is ready. Its properties:
 
     Attributes:
         device: `cpu`, or the GPU's name.
@@ -221,7 +221,7 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
 
 
 class EndOfRun(msgspec.Struct, frozen=True, array_like=True):
-    """A run that ended by itself. Its sequence and cells were free before this was sent.
+    """A run that ended without a stop. Its sequence and cells were freed before this was sent.
 
     `error_code` is None for a natural end; then `reason` says which.
     """
@@ -240,7 +240,7 @@ StepOutcome = Literal["done", "aborted", "no_room", "failed"]
 
 
 class Step(Message, frozen=True):
-    """Everything that one step brought, in order: tokens, then progress, then ends.
+    """The results of one step, in order: tokens, then progress, then ends.
 
     Attributes:
         duration_ms: how long the step took.
@@ -274,7 +274,7 @@ class Step(Message, frozen=True):
 
 
 class Stopped(Message, frozen=True):
-    """Nothing is computed or held for this run any more (also if it never was, or had ended).
+    """The run is stopped and holds no cells (also if it was unknown or had ended).
 
     Ages instead of times, so that two machines' clocks need not agree.
 
@@ -301,16 +301,16 @@ class Stopped(Message, frozen=True):
 
 
 class Pong(Message, frozen=True):
-    """Here, and getting on."""
+    """The answer to `Ping`."""
 
 
 class AuditFault(Message, frozen=True):
     """The ledger disagreed with the model's own count of KV cells, or the engine's runs with the front's.
 
     Attributes:
-        run: whose it is, or was last; None if nobody's.
+        run: the run of the sequence, or its last one; None if there was none.
         message: what was found, for people.
-        repaired: whether it is all right now. If not, the sequence is not used until it is.
+        repaired: whether it is repaired. If not, the sequence is not used until it is clean.
     """
 
     run: int | None
@@ -319,7 +319,7 @@ class AuditFault(Message, frozen=True):
 
 
 class NarrationEvent(Message, frozen=True):
-    """What the engine has narrated in its own log, for those who listen at the front. `owner`: whose job it is."""
+    """A log event of the engine, for listeners at the front. `owner`: the owner of its job."""
 
     event: dict[str, str | int | float | bool | None]
     owner: str | None

@@ -1,4 +1,4 @@
-"""Keeps one engine alive: starts it, asks it to stop jobs, judges it stuck, kills it, starts it again."""
+"""Keeps one engine running: starts it, sends it stops, detects that it is stuck, kills and restarts it."""
 
 import asyncio
 import time
@@ -35,21 +35,21 @@ from worker_orcd.supervisor.liveness import (
 STARTS_BEFORE_GIVING_UP = 5
 """Starts in a row that never became ready."""
 STEADY_SEC = 2.0
-"""An engine that was ready for so long was a healthy one: its successor is started at once."""
+"""An engine that was ready for this long counts as healthy: its successor is started without a pause."""
 AWAY_SEC = 0.5
-"""A front whose timers are so late was away: its machine was suspended, or it was stopped."""
+"""Timers that fire this late show that the front was suspended or stopped."""
 HEARING_SEC = 0.1
 """For this long it then reads the engine's messages before it judges the engine."""
 _FROM_SIDE_THREADS = (NarrationEvent, Prepared, Refused, Rendering)
-"""Messages that an engine whose loop is stuck may still send."""
+"""Messages of side threads: they may come from an engine whose loop is stuck."""
 CRASHES = frozenset({"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV"})
-"""Signals by which an engine dies of its own doing. Dead so of a model that never loaded, it would die so again."""
+"""Signals of crashes. An engine that crashed while loading a model would crash again."""
 _FIRST_PAUSE_SEC = 0.1
 _LONGEST_PAUSE_SEC = 5.0
 
 
 class EngineState(StrEnum):
-    """Whether there is an engine to talk to."""
+    """The state of the engine."""
 
     LOADING = "loading"
     READY = "ready"
@@ -63,7 +63,7 @@ class SupervisorListener(EngineListener, Protocol):
     """Receives engines' messages and deaths, a permanent failure, and stops that are overdue."""
 
     def on_permanent_failure(self, reason: str, code: str) -> None:
-        """There will be no engine any more. `code` is an error code of the contract."""
+        """No engine can be started any more. `code` is an error code of the contract."""
 
     def held(self) -> tuple[int, ...]:
         """The runs that were given to the engine and have not come back."""
@@ -73,7 +73,7 @@ class SupervisorListener(EngineListener, Protocol):
 
 
 class Supervisor:
-    """The front's one way to an engine. Everything sent while none is ready is dropped: it is sent again by
+    """The front's only connection to engines. Messages sent while no engine is ready are dropped and sent again by
     the worker, which holds the jobs, once `on_message` brings the next `Ready`."""
 
     def __init__(
@@ -95,7 +95,7 @@ class Supervisor:
         self._own_time = OwnTime(time.monotonic())
         self._liveness = Liveness(time.monotonic())
         self._step_sec: float | None = None
-        """What its steps are predicted to take; None until it has run one."""
+        """Predicted duration of its steps; None before the first step."""
         self._pausing = False
         self._failed_starts = 0
         self._short_lives = 0
@@ -135,7 +135,7 @@ class Supervisor:
             self._engine.run(message)
 
     def stop(self, run: int) -> None:
-        """Have a run stopped, and see to it that it is confirmed in time."""
+        """Stop a run, and escalate if the stop is not confirmed in time."""
         self._stops.asked(run, time.monotonic())
         if self._engine is not None:
             self._engine.stop(run)
@@ -194,7 +194,7 @@ class Supervisor:
         self._listener.on_message(message)
 
     def lost(self, death: Death) -> None:
-        """The engine is dead: everything asked of it is confirmed by that, and it is started again."""
+        """The engine is dead, which confirms all its stops. Start the next one."""
         was_ready = self.state in (EngineState.READY, EngineState.STUCK)
         self._engine = None
         self._stops.engine_lost()
@@ -244,7 +244,7 @@ class Supervisor:
         self._step_sec = None
         try:
             self._engine = await self._launch(self)
-        except Exception as error:  # noqa: BLE001  # Whatever it is: without this the worker would load for ever.
+        except Exception as error:  # noqa: BLE001  # Any error: without this the worker would stay `loading` for ever.
             self.lost(Death(f"its process cannot be started: {error}"))
             return
         now = time.monotonic()
@@ -273,7 +273,7 @@ class Supervisor:
         self._liveness_timer = asyncio.get_running_loop().call_later(PING_INTERVAL_SEC, self._check_liveness)
 
     def _advance(self, engine: Engine) -> None:
-        """Have everyone who waits for the engine know what it did until now."""
+        """Report the engine's activity to all watches."""
         now = time.monotonic()
         spent = self._own_time.advance(now, engine.activity())
         self._liveness.advance(spent, now)

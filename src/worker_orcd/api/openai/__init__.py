@@ -1,1 +1,1 @@
-"""The OpenAI-compatible API: other words for the same jobs, made and stopped as everywhere."""
+"""The OpenAI-compatible API over the same jobs."""

@@ -1,4 +1,4 @@
-"""What OpenAI's clients may ask, and the jobs that it becomes.
+"""Requests of OpenAI's API, and the jobs that are made of them.
 
 Fields that change what is generated and cannot be kept are refused by name; those that change nothing here (`user`,
 `store`, `metadata` …) and unknown ones are taken and ignored, as vLLM does.
@@ -32,7 +32,7 @@ class StreamOptions(Body):
 
 
 class Generation(Body):
-    """What every kind of request may say of how to generate."""
+    """Options of generation that all requests share."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -68,7 +68,7 @@ class Generation(Body):
 
     @classmethod
     def refuse(cls, given: dict[str, Any]) -> None:
-        """Refuse what is not supported, before the body's types are checked: what it is says more than what it is not.
+        """Refuse unsupported fields by name, before the body's types are checked.
 
         Raises:
             JobError: `INVALID_REQUEST` naming the field at fault.

@@ -18,7 +18,7 @@ _encoder = msgspec.json.Encoder()
 
 
 def text_of(job: Job) -> str:
-    """All that a job has said so far."""
+    """The text of a job so far."""
     return "".join(event.t for event in job.events if isinstance(event, Token))
 
 

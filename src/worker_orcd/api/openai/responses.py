@@ -143,7 +143,7 @@ def first_number(job: Job) -> int:
 
 
 class ResponseEvents:
-    """Tells a response event by event, numbered from `first_number`; those up to `seen` are left out.
+    """The events of a response, numbered from `first_number`; those up to `seen` are left out.
 
     A reader that comes while the job is live gets its end also if `seen` lies beyond, as with the job's own stream.
     """
