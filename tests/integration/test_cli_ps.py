@@ -30,7 +30,7 @@ ESTABLISHED = "01"
 NO_CURSOR, CURSOR = "\x1b[?25l", "\x1b[?25h"
 
 
-def several(worker: RunningWorker, *names: str, **fields: str) -> list[Stream]:
+def several(worker: RunningWorker, *names: str, **fields: str | None) -> list[Stream]:
     """Jobs that run, in this order."""
     return [worker.execute(name, ENDLESS, **fields).tokens_seen(1) for name in names]
 

@@ -43,7 +43,7 @@ class Lie:
     place: int
     value: Any
 
-    def told(self, path: str, body: Any) -> str:
+    def answer(self, path: str, body: Any) -> str:
         """An answer as text."""
         if not path.startswith(self.path):
             return json.dumps(body)
@@ -79,15 +79,15 @@ class LyingWorker(HostileWorker):
     lie: ClassVar[Lie]
 
     def _json(self, body: Any, status: int = 200) -> None:
-        self._send(status, "application/json", self.lie.told(self.path, body))
+        self._send(status, "application/json", self.lie.answer(self.path, body))
 
     def _stream(self, events: list[tuple[str, Any]]) -> None:
         content = ""
         wrong = self.lie.place % len(events)
         for number, (name, data) in enumerate(events):
-            told = self.lie.told(self.path, data) if number == wrong else json.dumps(data)
-            told = "[DONE]" if data == "[DONE]" else told
-            content += f"id: x.{number}\nevent: {name}\ndata: {told}\n\n"
+            text = self.lie.answer(self.path, data) if number == wrong else json.dumps(data)
+            text = "[DONE]" if data == "[DONE]" else text
+            content += f"id: x.{number}\nevent: {name}\ndata: {text}\n\n"
         self._send(200, "text/event-stream", content)
 
     def _send(self, status: int, kind: str, content: str) -> None:
