@@ -206,12 +206,16 @@ def test_the_selection_stays_where_it_was_and_never_on_an_ended_job(worker: Runn
     at_rest(worker)
 
 
-@pytest.mark.parametrize(("key", "group"), [("c", None), ("g", "ps-both")])
+@pytest.mark.parametrize(
+    ("key", "fields", "stopped"),
+    [("c", {}, "job ps-beside cancelled"), ("g", {"group": "ps-both"}, "group ps-both: 1 cancelled")],
+    ids="cg",
+)
 def test_no_key_stops_the_job_that_takes_the_place_of_one_that_ended(
-    worker: RunningWorker, key: str, group: str | None
+    worker: RunningWorker, key: str, fields: dict[str, str], stopped: str
 ) -> None:
     """The key may have been meant for the one that ended. Pressed again, or after a move, it is meant for this one."""
-    meant, beside = several(worker, "ps-meant"), several(worker, "ps-beside", group=group)
+    meant, beside = several(worker, "ps-meant"), several(worker, "ps-beside", **fields)
     with Terminal(worker, "ps", "--watch") as terminal:
         terminal.shows("ps-beside +running")
         selected(terminal, "ps-meant")
@@ -221,7 +225,7 @@ def test_no_key_stops_the_job_that_takes_the_place_of_one_that_ended(
         terminal.shows(f"the selection has moved to job ps-beside: press {key} again to stop it")
         assert worker.record("ps-beside")["state"] == "running"
         terminal.type(key)
-        terminal.shows("job ps-beside cancelled" if group is None else "group ps-both: 1 cancelled")
+        terminal.shows(stopped)
         terminal.type("q")
         assert terminal.ended() == 0
     for stream in (*meant, *beside):

@@ -39,11 +39,11 @@ class Lie:
     """Which value of which answer is another one."""
 
     path: str
-    """Of the request, as far as it tells answers apart."""
+    """Of the request, as far as it distinguishes answers."""
     place: int
     value: Any
 
-    def answer(self, path: str, body: Any) -> str:
+    def changed(self, path: str, body: Any) -> str:
         """An answer as text."""
         if not path.startswith(self.path):
             return json.dumps(body)
@@ -79,13 +79,13 @@ class LyingWorker(HostileWorker):
     lie: ClassVar[Lie]
 
     def _json(self, body: Any, status: int = 200) -> None:
-        self._send(status, "application/json", self.lie.answer(self.path, body))
+        self._send(status, "application/json", self.lie.changed(self.path, body))
 
     def _stream(self, events: list[tuple[str, Any]]) -> None:
         content = ""
         wrong = self.lie.place % len(events)
         for number, (name, data) in enumerate(events):
-            text = self.lie.answer(self.path, data) if number == wrong else json.dumps(data)
+            text = self.lie.changed(self.path, data) if number == wrong else json.dumps(data)
             text = "[DONE]" if data == "[DONE]" else text
             content += f"id: x.{number}\nevent: {name}\ndata: {text}\n\n"
         self._send(200, "text/event-stream", content)
