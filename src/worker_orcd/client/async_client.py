@@ -104,20 +104,20 @@ class Client:
 
     async def health(self) -> Json:
         """`GET /health`, however the worker is."""
-        answer = await self._connection.ask("GET", "/health", allowed=(200, 503), shape=shapes.Health)
+        answer = await self._connection.ask("GET", "/health", allowed=(200, 503), shape=shapes.HEALTH)
         health: Json = answer.body
         return health
 
     async def models(self) -> list[Json]:
         """`GET /v1/models`: the model by each of its names."""
-        models: list[Json] = (await self._connection.ask("GET", "/v1/models", shape=shapes.Models)).body[
+        models: list[Json] = (await self._connection.ask("GET", "/v1/models", shape=shapes.MODELS)).body[
             "data"
         ]
         return models
 
     async def jobs(self, *, ended: int = 100) -> list[Json]:
         """`GET /jobs`: the records of live jobs, oldest first, then of so many ended ones, latest first."""
-        answer = await self._connection.ask("GET", f"/jobs?limit={ended}", shape=shapes.Records)
+        answer = await self._connection.ask("GET", f"/jobs?limit={ended}", shape=shapes.RECORDS)
         records: list[Json] = answer.body["jobs"]
         return records
 

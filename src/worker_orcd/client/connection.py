@@ -64,7 +64,7 @@ class Connection:
         path: str,
         *,
         allowed: tuple[int, ...] = (200,),
-        shape: Any = Any,
+        shape: Any = None,
         **more: Any,
     ) -> Answer:
         """One request whose answer is JSON of this shape; other statuses than those allowed are refusals."""
@@ -84,9 +84,9 @@ class Connection:
             headers=headers,
             timeout=ANSWER_SEC + wait_sec,
             allowed=(200, 202),
-            shape=shapes.Cancelled,
+            shape=shapes.CANCELLED,
         )
-        jobs = answer.body.get("jobs", [answer.body] if "receipt" in answer.body else [])
+        jobs = answer.body.get("jobs") or ([answer.body] if answer.body.get("receipt") else [])
         return [Receipt.of(one["receipt"], one.get("job_id") or "") for one in jobs]
 
     async def record(self, job_id: str) -> Json | None:
@@ -95,7 +95,7 @@ class Connection:
         if answer.status == 404:
             return None
         with self.clear_errors():
-            record: Json = shapes.checked(answer.body, shapes.Record)
+            record: Json = shapes.checked(answer.body, shapes.RECORD)
         return record
 
     async def begin(
@@ -182,7 +182,7 @@ class Connection:
                     yield one
 
     def _refusal(self, answer: httpx2.Response) -> WorkerRefused:
-        error = shapes.decoded(answer.text, shapes.Refusal)["error"]
+        error = shapes.decoded(answer.text, shapes.REFUSAL)["error"]
         after = answer.headers.get("Retry-After")
         return WorkerRefused(
             error["code"],

@@ -11,7 +11,7 @@ from worker_orcd.client.model import Event, Json, NarrationEvent
 def events(message: Message) -> Iterator[Event]:
     """Of `POST /execute` and `GET /jobs/{job_id}/events`."""
     incarnation, number = position(message.id)
-    shape = shapes.EVENT_DATA.get(message.event, shapes.Object)
+    shape = shapes.EVENT_DATA.get(message.event, dict)
     yield Event(number, message.event, shapes.decoded(message.data, shape), incarnation)
 
 
@@ -29,7 +29,7 @@ def position(event_id: str) -> tuple[str, int]:
 
 def narrated(message: Message) -> Iterator[NarrationEvent]:
     """Of `GET /narration`."""
-    yield NarrationEvent(message.id, shapes.decoded(message.data, shapes.LogEvent))
+    yield NarrationEvent(message.id, shapes.decoded(message.data, shapes.LOG_EVENT))
 
 
 class Chunks:
@@ -48,8 +48,8 @@ class Chunks:
         if message.data == "[DONE]":
             yield self._event("end", self._ending())
             return
-        chunk = shapes.decoded(message.data, shapes.Chunk)
-        if "error" in chunk:
+        chunk = shapes.decoded(message.data, shapes.CHUNK)
+        if chunk.get("error"):
             yield self._event("error", chunk["error"])
             return
         self._usage = chunk.get("usage") or self._usage

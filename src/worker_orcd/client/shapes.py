@@ -1,197 +1,188 @@
 """What a client relies on in a worker's answers. `checked` lets nothing through that has another shape.
 
 A worker is another program: of another version, hostile, or no worker at all. Fields that no shape names are not looked
-at, so a newer worker may have more of them.
+at, so a newer worker may have more of them. The client library does without the worker's own packages, so shapes are
+plain values:
+
+    str, int, float, bool, dict    a JSON value of this type; any number is a float
+    {"name": shape}                an object with these fields
+    [shape]                        an array of such values
+    OrNull(shape)                  or null
+    Optional(shape)                a field that may be missing
 """
 
 import json
-from typing import Annotated, Any, TypeVar
-
-import msgspec
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 T = TypeVar("T")
-Object = dict[str, Any]
-"""Any JSON object."""
-Ms = Annotated[float, msgspec.Meta(ge=-1e15, le=1e15)]
-"""Milliseconds, of which every float can be shown."""
+MAX_NUMBER = 1e15
+"""Each number up to here can be shown with decimals."""
 
 
-class Health(msgspec.Struct):
-    """The body of `GET /health`."""
+@dataclass(frozen=True, slots=True)
+class OrNull:
+    """The shape, or null."""
 
-    status: str
-    model: str | None
-    device: str | None
-    kv_cells_total: int
-    engine_pid: int | None
-    engine_restarts: int
-    kv_cells_used: int | None = None
-    kv_cells_cached: int | None = None
-    jobs_running: int | None = None
-    jobs_queued: int | None = None
-    reason: str | None = None
+    shape: Any
 
 
-class Receipt(msgspec.Struct):
-    """What a stop did."""
+@dataclass(frozen=True, slots=True)
+class Optional:
+    """A field that may be missing."""
 
-    reason: str
-    phase: str
-    stopped_ms: Ms
-    terminal_ms: Ms
-    prompt_tokens: int
-    tokens_out: int
-    kv_cells_before: int
-    freed_ms: Ms | None = None
-    kv_cells_after: int | None = None
-    cancel_correlation_id: str | None = None
-    prompt_tokens_cached: int | None = None
-    kv_cells_warm: int | None = None
+    shape: Any
 
 
-class Record(msgspec.Struct):
-    """A job's record."""
-
-    job_id: str
-    incarnation: str
-    state: str
-    phase: str
-    accepted_at: str
-    ended_ms: Ms | None
-    group: str | None
-    prompt_tokens: int | None
-    prompt_tokens_processed: int
-    tokens_out: int
-    receipt: Receipt | None
+def maybe(shape: Any) -> Optional:
+    """A field that may be missing or null."""
+    return Optional(OrNull(shape))
 
 
-class Records(msgspec.Struct):
-    """The body of `GET /jobs`."""
+HEALTH = {
+    "status": str,
+    "model": OrNull(str),
+    "device": OrNull(str),
+    "kv_cells_total": int,
+    "engine_pid": OrNull(int),
+    "engine_restarts": int,
+    "kv_cells_used": maybe(int),
+    "kv_cells_cached": maybe(int),
+    "jobs_running": maybe(int),
+    "jobs_queued": maybe(int),
+    "reason": maybe(str),
+}
+"""The body of `GET /health`."""
 
-    jobs: list[Record]
+RECEIPT = {
+    "reason": str,
+    "phase": str,
+    "stopped_ms": float,
+    "freed_ms": maybe(float),
+    "terminal_ms": float,
+    "prompt_tokens": int,
+    "prompt_tokens_cached": maybe(int),
+    "tokens_out": int,
+    "kv_cells_before": int,
+    "kv_cells_after": maybe(int),
+    "kv_cells_warm": maybe(int),
+    "cancel_correlation_id": maybe(str),
+}
+"""What a stop did."""
 
+RECORD = {
+    "job_id": str,
+    "incarnation": str,
+    "state": str,
+    "phase": str,
+    "accepted_at": str,
+    "ended_ms": OrNull(float),
+    "group": OrNull(str),
+    "prompt_tokens": OrNull(int),
+    "prompt_tokens_processed": int,
+    "tokens_out": int,
+    "receipt": OrNull(RECEIPT),
+}
+"""A job's record."""
 
-class CancelledJob(msgspec.Struct):
-    """A job that a cancel stopped."""
+RECORDS = {"jobs": [RECORD]}
+"""The body of `GET /jobs`."""
 
-    job_id: str
-    receipt: Receipt
+CANCELLED = {
+    "job_id": maybe(str),
+    "receipt": maybe(RECEIPT),
+    "jobs": maybe([{"job_id": str, "receipt": RECEIPT}]),
+}
+"""The body of an answer to `POST /cancel`: a job's receipt, those of a group, or none."""
 
+MODELS = {"data": [{"recommended_sampling": maybe(dict)}]}
+"""The body of `GET /v1/models`."""
 
-class Cancelled(msgspec.Struct):
-    """The body of an answer to `POST /cancel`: one job's receipt, those of a group, or none."""
+ERROR = {
+    "code": str,
+    "message": str,
+    "retriable": bool,
+    "param": maybe(str),
+    "reason": maybe(str),
+    "phase": maybe(str),
+}
+"""An error, in a refusal or as a stream's last event."""
 
-    job_id: str | None = None
-    receipt: Receipt | msgspec.UnsetType = msgspec.UNSET
-    jobs: list[CancelledJob] | msgspec.UnsetType = msgspec.UNSET
+REFUSAL = {"error": ERROR}
+"""The body of a refusal."""
 
-
-class Model(msgspec.Struct):
-    """An entry of `GET /v1/models`."""
-
-    recommended_sampling: Object | None = None
-
-
-class Models(msgspec.Struct):
-    """The body of `GET /v1/models`."""
-
-    data: list[Model]
-
-
-class Fault(msgspec.Struct):
-    """An error, in a refusal or as a stream's last event."""
-
-    code: str
-    message: str
-    retriable: bool
-    param: str | None = None
-    reason: str | None = None
-    phase: str | None = None
-
-
-class Refusal(msgspec.Struct):
-    """The body of a refusal."""
-
-    error: Fault
-
-
-class TokenData(msgspec.Struct):
-    """A `token` event."""
-
-    t: str
-    i: int
-
-
-class EndData(msgspec.Struct):
-    """An `end` event."""
-
-    tokens_out: int
-    decode_time_ms: Ms
-    stop_reason: str
-
-
-class Usage(msgspec.Struct):
-    """What one of OpenAI's chunks says of tokens."""
-
-    completion_tokens: int
-
-
-class Delta(msgspec.Struct):
-    """What a choice has more than before."""
-
-    role: str | None = None
-    content: str | None = None
-
-
-class Choice(msgspec.Struct):
-    """One choice of a chunk."""
-
-    delta: Delta
-    finish_reason: str | None = None
-
-
-class Chunk(msgspec.Struct):
-    """One of OpenAI's chunks, or the error that ends a stream of them."""
-
-    choices: list[Choice] = []
-    model: str | None = None
-    usage: Usage | None = None
-    error: Fault | msgspec.UnsetType = msgspec.UNSET
-
-
-class LogEvent(msgspec.Struct):
-    """A log event of `GET /narration`."""
-
-    time: str = ""
-    level: str = ""
-    process: str = ""
-    action: str = ""
-    human: str = ""
-    job_id: str | None = None
-    traceback: str | None = None
-
-
-EVENT_DATA: dict[str, Any] = {"token": TokenData, "end": EndData, "error": Fault}
+EVENT_DATA: dict[str, Any] = {
+    "token": {"t": str, "i": int},
+    "end": {"tokens_out": int, "decode_time_ms": float, "stop_reason": str},
+    "error": ERROR,
+}
 """The data of a job's events, by name. That of all others is any JSON object."""
 
+CHUNK = {
+    "choices": maybe([{"delta": {"role": maybe(str), "content": maybe(str)}, "finish_reason": maybe(str)}]),
+    "model": maybe(str),
+    "usage": maybe({"completion_tokens": int}),
+    "error": maybe(ERROR),
+}
+"""One of OpenAI's chunks, or the error that ends a stream of them."""
 
-def checked(value: T, shape: Any) -> T:
+LOG_EVENT = {
+    **dict.fromkeys(("time", "level", "process", "action", "human"), Optional(str)),
+    "job_id": maybe(str),
+    "traceback": maybe(str),
+}
+"""A log event of `GET /narration`."""
+
+
+def checked(value: T, shape: Any, where: str = "the answer") -> T:
     """A worker's JSON as it came, if it has this shape.
 
     Raises:
         ValueError: it has another one. The message says where.
     """
-    msgspec.convert(value, shape)
+    match shape:
+        case OrNull():
+            if value is not None:
+                checked(value, shape.shape, where)
+        case Optional():
+            checked(value, shape.shape, where)
+        case dict():
+            _check_fields(value, shape, where)
+        case [item]:
+            for place, one in enumerate(_of_type(value, list, where)):
+                checked(one, item, f"{where}[{place}]")
+        case _:
+            _of_type(value, shape, where)
     return value
 
 
 def decoded(text: str, shape: Any) -> Any:
-    """The same of JSON that is still text.
+    """The same of JSON that is still text; None is any shape.
 
     Raises:
         ValueError: it is no JSON, or has another shape.
     """
     try:
-        return checked(json.loads(text), shape)
+        value = json.loads(text)
     except RecursionError as error:
         raise ValueError("JSON that is nested too deeply") from error
+    return value if shape is None else checked(value, shape)
+
+
+def _check_fields(value: object, shape: dict[str, Any], where: str) -> None:
+    fields = _of_type(value, dict, where)
+    for name, inner in shape.items():
+        if name in fields:
+            checked(fields[name], inner, f"{where}.{name}")
+        elif not isinstance(inner, Optional):
+            raise ValueError(f"{where} has no {name}")
+
+
+def _of_type(value: object, expected: type, where: str) -> Any:
+    number = expected in (int, float)
+    fits = isinstance(value, (int, float) if expected is float else expected)
+    if number and (isinstance(value, bool) or (fits and not -MAX_NUMBER <= value <= MAX_NUMBER)):  # type: ignore[operator]
+        fits = False
+    if not fits:
+        raise ValueError(f"{where} is not {expected.__name__} but {type(value).__name__}")
+    return value
