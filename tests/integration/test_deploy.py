@@ -116,6 +116,14 @@ def test_systemd_waits_for_the_drain_and_leaves_the_engine_to_the_front() -> Non
     assert "WORKER_ORCD_DRAIN_SEC" not in variables("worker-orcd.env")
 
 
+def test_the_unit_suggests_keys_for_operators_beside_those_of_tenants() -> None:
+    """Without them nobody may read /metrics, since the unit has keys."""
+    tenants = unit()["Service"]["Environment"].removeprefix("WORKER_ORCD_API_KEY_FILE=")
+    operators = variables("worker-orcd.env")["WORKER_ORCD_OPERATOR_KEY_FILE"]
+    assert Path(operators).parent == Path(tenants).parent
+    assert operators != tenants
+
+
 def test_the_environment_file_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it sets, and what it only suggests."""
     suggested = variables("worker-orcd.env")
@@ -287,9 +295,11 @@ def container(pod: dict[str, Any]) -> dict[str, Any]:
 
 
 def settings_of(container: dict[str, Any]) -> Settings:
-    """What the image and its arguments set for the worker in the container."""
-    image = {option.name: image_environment().get(option.variable) for option in options()}
-    return Settings(**{**{k: v for k, v in image.items() if v}, **given(container["args"])})  # type: ignore[arg-type]
+    """What the image, the pod's variables and its arguments set for the worker in the container."""
+    variables = {one["name"]: one["value"] for one in container["env"] if "value" in one}
+    environment = image_environment() | variables
+    image = {option.name: environment.get(option.variable) for option in options()}
+    return Settings(**{**{k: v for k, v in image.items() if v}, **given(container["args"])})
 
 
 def test_a_pod_has_time_for_its_drain(pod: dict[str, Any], container: dict[str, Any]) -> None:
@@ -360,8 +370,11 @@ def test_keys_are_where_the_worker_looks_for_them(pod: dict[str, Any], container
     (mount,) = container["volumeMounts"]
     (volume,) = pod["spec"]["volumes"]
     assert (volume["name"], volume["secret"]["secretName"]) == (mount["name"], secret["metadata"]["name"])
-    (name,) = secret["stringData"]
-    assert settings_of(container).api_key_file == Path(mount["mountPath"]) / name
+    folder = Path(mount["mountPath"])
+    settings = settings_of(container)
+    named = {settings.api_key_file, settings.operator_key_file}
+    assert named == {folder / name for name in secret["stringData"]}
+    assert len(named) == 2, "tenants and operators have keys of their own"
     assert volume["secret"]["defaultMode"] == 0o440
     assert pod["spec"]["securityContext"]["fsGroup"] == pod["spec"]["securityContext"]["runAsGroup"]
 
@@ -369,10 +382,10 @@ def test_keys_are_where_the_worker_looks_for_them(pod: dict[str, Any], container
 def test_the_example_of_a_secret_cannot_be_used_by_mistake(tmp_path: Path) -> None:
     """What stands in it is no key, and `kubectl apply -f` of the folder passes it over."""
     (secret,) = manifests("secret.yaml.example")
-    (content,) = secret["stringData"].values()
-    (tmp_path / "api-keys").write_text(content)
-    with pytest.raises(KeyFileError):
-        ApiKeys(tmp_path / "api-keys")
+    for name, content in secret["stringData"].items():
+        (tmp_path / name).write_text(content)
+        with pytest.raises(KeyFileError):
+            ApiKeys(tmp_path / name)
     folder = DEPLOY / "kubernetes"
     applied = {path.name for path in folder.iterdir() if path.suffix in (".yaml", ".yml", ".json")}
     assert applied == {"deployment.yaml", "service.yaml"}
@@ -380,7 +393,7 @@ def test_the_example_of_a_secret_cannot_be_used_by_mistake(tmp_path: Path) -> No
 
 def test_threads_are_those_that_the_container_may_use(container: dict[str, Any]) -> None:
     """As many as its limit of CPU says, which is a whole number and is requested, too."""
-    environment = {variable["name"]: variable["valueFrom"] for variable in container["env"]}
+    environment = {one["name"]: one["valueFrom"] for one in container["env"] if "valueFrom" in one}
     assert environment["WORKER_ORCD_THREADS"]["resourceFieldRef"] == {
         "containerName": container["name"],
         "resource": "limits.cpu",
