@@ -192,7 +192,7 @@ def _options() -> str:
             "## Options",
             "Of `worker-orcd` and `worker-orcd serve`, which are the same. "
             "A flag beats its variable, a variable beats the default.",
-            table(("flag", "variable", "what it has to be", "default", "meaning"), rows),
+            table(("flag", "variable", "type and bounds", "default", "meaning"), rows),
         ]
     )
 
@@ -222,7 +222,7 @@ def _requests() -> str:
     for path, model in (("/execute", ExecuteRequest), ("/cancel", CancelRequest)):
         parts += [
             f"### `POST {path}`",
-            table(("field", "what it has to be", "default", "meaning"), _fields(model)),
+            table(("field", "type and bounds", "default", "meaning"), _fields(model)),
         ]
     parts.append(
         "Prompt and output together fit the context of one job, `context_length` in `GET /health`; `--max-tokens-out` "

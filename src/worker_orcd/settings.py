@@ -182,7 +182,7 @@ class Settings(BaseSettings):
     console: bool = Field(default=True, description="serve a page for people at /")
     insecure: bool = Field(
         default=False,
-        description="listen beyond this machine without API keys: whoever reaches it may use it",
+        description="listen beyond this machine without API keys: every client that reaches it may use it",
     )
 
     @property

@@ -156,7 +156,7 @@ class TestCatalogue:
             (
                 narration.Disconnect(job_id="j", phase="decode", on_disconnect="continue"),
                 "INFO",
-                "Last reader of job j leaves: the job goes on",
+                "Last reader of job j leaves: the job continues",
             ),
         ],
     )

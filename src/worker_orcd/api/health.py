@@ -30,7 +30,7 @@ def router(worker: Worker, *, private_load: bool) -> APIRouter:
     @routes.head("/livez", include_in_schema=False)
     @routes.get(
         "/livez",
-        summary="Whether the worker lives; not if no engine can be had any more, which a restart may fix",
+        summary="Liveness; 503 once no engine can be started any more, which a restart may fix",
         responses={503: {"description": "The engine cannot be brought back"}},
     )
     async def livez() -> JSONResponse:
@@ -41,7 +41,7 @@ def router(worker: Worker, *, private_load: bool) -> APIRouter:
         )
 
     @routes.head("/readyz", include_in_schema=False)
-    @routes.get("/readyz", summary="Whether jobs are taken and make progress", responses=_UNAVAILABLE)
+    @routes.get("/readyz", summary="Readiness: jobs are accepted and make progress", responses=_UNAVAILABLE)
     async def readyz() -> JSONResponse:
         status = status_of(worker)
         return JSONResponse({"status": status.value}, status_code=status_code(status))

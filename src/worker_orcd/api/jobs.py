@@ -11,7 +11,7 @@ from worker_orcd.worker.worker import Worker
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
-"""Ended jobs in one answer: it is made in one go, and nobody else is served meanwhile."""
+"""Most ended jobs in one answer: building it blocks the front."""
 
 _encoder = msgspec.json.Encoder()
 

@@ -45,7 +45,7 @@ class Keyboard:
 
 
 def named(pressed: bytes) -> list[str]:
-    """What a terminal sends, as keys; those that nobody has a use for are left out."""
+    """What a terminal sends, as keys; keys without a use are left out."""
     keys = []
     for key in _KEY.finditer(pressed):
         if key["arrow"]:

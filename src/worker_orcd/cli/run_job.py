@@ -89,7 +89,7 @@ class CancelOnInterrupt:
         signal.signal(signal.SIGINT, self._previous)
 
     def begun(self) -> None:
-        """The job is known to the worker now; a cancel that came before that may have met nobody."""
+        """The job is known to the worker now; an earlier cancel may not have reached it."""
         if self.asked:
             self._start_cancel()
 

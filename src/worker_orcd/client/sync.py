@@ -65,7 +65,7 @@ class SyncClient:
     def chat(
         self, messages: Sequence[Mapping[str, str]], *, job_id: str | None = None, **parameters: Any
     ) -> "SyncJob":
-        """A job that goes on with a conversation."""
+        """A job that continues a conversation."""
         return SyncJob(self._portal, self._client.chat(messages, job_id=job_id, **parameters))
 
     def follow(self, job_id: str, *, after: str | None = None) -> "SyncJob":

@@ -151,7 +151,7 @@ def _prompts(model: Model, lengths: tuple[int, ...], cells: int) -> Iterator[lis
 
 
 def _step(model: Computes, probes: list[_Probe], chunk: int) -> None:
-    """Compute the next rows of each; whoever has all in cells gets its scores, and their highest as next token."""
+    """Compute the next rows of each; a prompt that is complete gets its scores, and their highest as next token."""
     batch = Batch([], [], [], [])
     last_row: dict[int, int] = {}
     for index, probe in enumerate(probes):

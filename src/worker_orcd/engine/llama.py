@@ -49,7 +49,7 @@ _OUTCOMES = {0: Outcome.DONE, 1: Outcome.NO_ROOM, 2: Outcome.ABORTED, -2: Outcom
 
 _strlen = ctypes.CDLL(None).strlen
 _never = ctypes.create_string_buffer(2)
-"""A byte that nobody sets: what ggml is given to look at while a step may not be aborted."""
+"""A byte that is never set: ggml looks at it while a step must not be aborted."""
 
 
 class LlamaModel:
@@ -129,7 +129,7 @@ class LlamaModel:
 
     @property
     def dense_ids(self) -> bool:
-        """A gap costs separate streams a stream that is computed for nobody, recurrent states a micro-batch more."""
+        """A gap costs separate streams a stream that is computed in vain, recurrent states a micro-batch more."""
         return self._load.exact or self.memory.kind == "recurrent"
 
     # Text.
@@ -233,7 +233,7 @@ class LlamaModel:
         lib.llama_memory_seq_rm(self._memory, source, -1, -1)
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Only llama.cpp's list of who holds which cell changes."""
+        """Only llama.cpp's list of cell owners changes."""
         lib.llama_memory_seq_cp(self._memory, source, target, 0, length)
 
     def cells(self, sequence: int) -> int:

@@ -39,7 +39,7 @@ class Match(Generic[Key]):
 
 
 class PrefixIndex(Generic[Key]):
-    """Token sequences by namespace. Grows and shrinks with its entries; bounded by whoever adds them."""
+    """Token sequences by namespace. Grows and shrinks with its entries; its owner bounds it."""
 
     def __init__(self) -> None:
         self._entries: dict[str, dict[Key, TokenArray]] = {}

@@ -78,13 +78,13 @@ class JobRequest(Body):
     job_id: JobId
     prompt: str = Field(
         min_length=1,
-        description="the text to go on from; at most what fits the context, and `--max-prompt-chars` characters",
+        description="the text to continue; at most what fits the context, and `--max-prompt-chars` characters",
     )
     template: Literal["auto", "none", "messages"] = Field(
         default="auto",
         description="as `Template` in the protocol",
     )
-    ignore_eos: bool = Field(default=False, description="go on past end-of-generation tokens")
+    ignore_eos: bool = Field(default=False, description="continue past end-of-generation tokens")
     max_tokens: int | None = Field(
         default=None,
         ge=1,
@@ -118,7 +118,7 @@ class JobRequest(Body):
     )
     on_disconnect: Literal["cancel", "continue"] = Field(
         default="cancel",
-        description="what happens when this request's connection is closed: the job is cancelled, or it goes on and "
+        description="what happens when this request's connection is closed: the job is cancelled, or it continues and "
         "its stream can be picked up again",
     )
     group: JobId | None = Field(default=None, description="jobs of one group can be cancelled together")

@@ -1,4 +1,4 @@
-"""Wanting a job to stop: who wants it, since when, and the flag that remembers the first of them."""
+"""Stop requests: reason, time and origin, and a flag that keeps the first one."""
 
 from dataclasses import dataclass
 from enum import StrEnum

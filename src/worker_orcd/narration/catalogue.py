@@ -273,7 +273,7 @@ class Disconnect(JobAction):
     name: ClassVar = "disconnect"
     sentences: ClassVar = {
         "cancel": Sentence("INFO", "Last reader of job {job_id} leaves: the job is cancelled"),
-        "continue": Sentence("INFO", "Last reader of job {job_id} leaves: the job goes on"),
+        "continue": Sentence("INFO", "Last reader of job {job_id} leaves: the job continues"),
     }
 
     job_id: Annotated[str, "the job"]
@@ -334,7 +334,7 @@ class Error(BaseAction):
         )
 
     def variant(self) -> str:
-        """Tell by who has to act: the client, or the operator."""
+        """Choose the sentence by who has to act: the client or the operator."""
         # 503 is DRAINING: the worker means it, nothing has failed.
         if self.http_status is not None and (self.http_status < 500 or self.http_status == 503):
             return "refused"
@@ -432,7 +432,7 @@ def for_tenants(event: EventFields) -> EventFields | None:
 
 
 def concerns_worker(event: EventFields) -> bool:
-    """Whether an event is about the worker as a whole, so that it belongs to no tenant, whoever's request caused it."""
+    """Whether an event is about the worker as a whole: such an event belongs to no tenant, whatever caused it."""
     action = _BY_NAME.get(str(event.get("action")))
     if action is Error:
         return "job_id" not in event and "http_status" not in event

@@ -12,7 +12,7 @@ import uuid
 from contextvars import ContextVar
 
 correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=None)
-"""Its `get`, `set` and `reset` are the whole interface; asyncio tasks inherit it from whoever starts them."""
+"""Its `get`, `set` and `reset` are the whole interface; asyncio tasks inherit it from the task that starts them."""
 
 owner: ContextVar[str | None] = ContextVar("owner", default=None)
 """Whose request it is, when there are API keys."""

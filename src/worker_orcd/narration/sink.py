@@ -14,7 +14,7 @@ The engine process writes to the same pipe, and longer lines of the two could be
 """
 
 PENDING_LINES = 256
-"""Lines that wait for a reader who is slow; more are lost."""
+"""Lines that wait for a slow reader of the log; more are lost."""
 _POLL_MS = 200
 
 

@@ -61,7 +61,7 @@ class InterruptByte:
         return self._memory[0] != 0
 
     def is_overdue(self) -> bool:
-        """Whether a look is asked for by a stop that is overdue."""
+        """Whether an overdue stop has set the second byte."""
         return self._memory[_OVERDUE] != 0
 
     def close(self) -> None:

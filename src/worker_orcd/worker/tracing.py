@@ -131,7 +131,7 @@ class Tracing:
             self._closing.start()
 
     def close(self) -> None:
-        """Wait for that, at most `LAST_EXPORT_SEC` from its beginning: whoever takes the spans may hang."""
+        """Wait for that, at most `LAST_EXPORT_SEC` from its beginning: the collector may hang."""
         self.begin_to_close()
         if self._closing is not None:
             self._closing.join(max(0.0, self._until - time.monotonic()))

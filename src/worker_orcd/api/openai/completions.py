@@ -40,7 +40,7 @@ def router(worker: Worker) -> APIRouter:
 
     @routes.post(
         "/completions",
-        summary="Go on from a text",
+        summary="Continue a text",
         response_class=Response,
         responses=_answers("text_completion"),
         openapi_extra=schema.body(CompletionRequest, _TEXT_EXAMPLE),
@@ -51,7 +51,7 @@ def router(worker: Worker) -> APIRouter:
 
     @routes.post(
         "/chat/completions",
-        summary="Go on with a conversation",
+        summary="Continue a conversation",
         response_class=Response,
         responses=_answers("chat.completion"),
         openapi_extra=schema.body(ChatRequest, _CHAT_EXAMPLE),

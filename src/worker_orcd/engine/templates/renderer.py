@@ -84,7 +84,7 @@ class Renderer:
             self._end()
 
     def __del__(self) -> None:
-        """End the process of a renderer that nobody closed."""
+        """End the process of a renderer that was not closed."""
         self._end()
 
     def _answer(
