@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what some tests need beside .venv: programs of others (a browser, a proxy, checkers of Prometheus and systemd,
-# shells, Node), the client libraries for Node that are tried (tests/clients/node), and a second real model.
+# shells, Node), the client libraries that are tried (tests/clients/python, tests/clients/node), and a second real model.
 # Called by `make outside` and by CI. Tests skip what is missing and say so; nothing else needs any of it.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -42,6 +42,13 @@ once() {
     fi
 }
 
+# Some of these are large: modules that are not compiled now are compiled at each start where none may be written.
+install_clients_for_python() {
+    .venv/bin/uv venv --quiet --python .venv/bin/python .outside/python &&
+        .venv/bin/uv pip sync --quiet --python .outside/python/bin/python --require-hashes --compile-bytecode \
+            tests/clients/python/requirements.lock
+}
+
 install_clients_for_node() {
     command -v npm >/dev/null && (cd tests/clients/node && npm ci --silent --no-audit --no-fund --ignore-scripts)
 }
@@ -60,6 +67,7 @@ assemble(sys.argv[1])" .outside/gemma3.gguf || status=$?
 
 mkdir -p .outside
 install_programs || failed=1
+once .outside/python.stamp .outside/python install_clients_for_python tests/clients/python/requirements.lock
 once .outside/node.stamp tests/clients/node/node_modules install_clients_for_node tests/clients/node/package-lock.json
 once .outside/gemma3.stamp .outside/gemma3.gguf install_the_second_model tests/real/gemma3.lock
 exit "$failed"

@@ -22,6 +22,8 @@ NOT_RUN = {
     ("README.md", "┌─ front process"): "a drawing",
     ("docs/architecture.md", "clients ── HTTP/SSE"): "a drawing",
     ("docs/architecture.md", "testing → cli → api"): "a drawing of what import-linter checks",
+    ("docs/clients.md", "import "): "tests/clients/test_libraries.py and test_event_source.py run it",
+    ("docs/clients.md", "model_list:"): "tests/clients/test_litellm.py starts the proxy with it",
     ("docs/gpu.md", "CMAKE_ARGS="): "compiles llama.cpp for a GPU",
     (
         "docs/gpu.md",

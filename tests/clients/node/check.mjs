@@ -7,7 +7,6 @@ const model = "scripted";
 const user = (content) => [{ role: "user", content }];
 const says = (text) => JSON.stringify({ text, token_ms: 1 });
 const slow = JSON.stringify({ token_ms: 20 });
-const post = (path, body) => fetch(base + path, { method: "POST", body: JSON.stringify(body) });
 const seen = {};
 
 seen.models = (await client.models.list()).data.map((m) => m.id);
@@ -18,46 +17,6 @@ for await (const chunk of await client.chat.completions.create({ model, messages
   text += chunk.choices[0]?.delta?.content ?? "";
 }
 seen.streamed = text;
-
-// Breaking out of the loop.
-const broken = await client.chat.completions
-  .create({ model, messages: user(slow), stream: true }, { headers: { "X-Job-Id": "node-broken" } });
-let count = 0;
-for await (const _ of broken) if (++count === 3) break;
-
-// AbortController, while streaming and while waiting for a whole answer.
-for (const [id, stream] of [["node-aborted", true], ["node-aborted-whole", false]]) {
-  const controller = new AbortController();
-  const asked = client.chat.completions.create(
-    { model, messages: user(slow), stream },
-    { signal: controller.signal, headers: { "X-Job-Id": id } },
-  );
-  setTimeout(() => controller.abort(), 300);
-  try {
-    for await (const _ of await asked);
-    seen[id] = "ended";
-  } catch (error) {
-    seen[id] = error.constructor.name;
-  }
-}
-
-// Cancelled by id from elsewhere.
-const elsewhere = await client.chat.completions
-  .create({ model, messages: user(slow), stream: true }, { headers: { "X-Job-Id": "node-elsewhere" } });
-setTimeout(() => post("/cancel", { job_id: "node-elsewhere" }), 300);
-try {
-  for await (const _ of elsewhere);
-  seen.elsewhere = "ended";
-} catch (error) {
-  seen.elsewhere = { name: error.constructor.name, code: error.code };
-}
-setTimeout(() => post("/cancel", { job_id: "node-whole" }), 300);
-try {
-  await client.chat.completions.create({ model, messages: user(slow) }, { headers: { "X-Job-Id": "node-whole" } });
-  seen.cancelledWhole = "ended";
-} catch (error) {
-  seen.cancelledWhole = { status: error.status, code: error.code };
-}
 
 // In the background.
 const begun = await client.responses.create({ model, input: slow, background: true });

@@ -1,0 +1,153 @@
+"""Client libraries that nobody here wrote, in processes of their own (docs/clients.md)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.clients.conftest import PAGE, accepted, as_here, generated, in_phase, next_job, prompt_for
+from tests.clients.puppet import Puppet, node, python, running_puppet
+from tests.clients.test_openai_python import SLOW, cancelled, says
+from tests.docs.blocks import ROOT, blocks
+from tests.helpers import fresh_id
+from worker_orcd.testing.harness import RunningWorker
+
+pytestmark = pytest.mark.timeout(600)  # Some take seconds to import, on a busy machine minutes.
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """What is known of a library.
+
+    Attributes:
+        name: how clients.py or clients.mjs call it, after its language.
+        title: how docs/clients.md calls it.
+        whole: what it raises when a whole answer was cancelled from elsewhere.
+        stream: what it raises when a stream was.
+        leaving_stops: whether leaving its stream is enough to stop the job.
+    """
+
+    name: str
+    title: str
+    whole: str
+    stream: str
+    leaving_stops: bool = True
+
+    @property
+    def example(self) -> str:
+        """The job of its example on the page."""
+        return f"{self.name.removeprefix('python-')}-1"
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def in_python(self) -> bool:
+        """Otherwise it is for Node."""
+        return self.name.startswith("python-")
+
+    @property
+    def needs(self) -> pytest.MarkDecorator:
+        """The programs without which it is not tried."""
+        return pytest.mark.needs(*(["python-clients"] if self.in_python else ["node", "node-clients"]))
+
+
+LIBRARIES = (
+    Library("python-openai", "OpenAI, Python", "BadRequestError", "APIError"),
+    Library("python-agents", "OpenAI Agents SDK", "BadRequestError", "ModelBehaviorError"),
+    Library("python-langchain", "LangChain, Python", "OpenAIInvalidRequestError", "APIError"),
+    Library("python-pydantic-ai", "Pydantic AI", "ModelRequestRejectedError", "ModelAPIError"),
+    Library("python-litellm", "LiteLLM, library", "BadRequestError", "MidStreamFallbackError"),
+    Library("node-openai", "OpenAI, Node", "BadRequestError", "APIError"),
+    Library("node-langchain", "LangChain.js", "BadRequestError", "APIError"),
+    Library("node-ai-sdk", "AI SDK", "APICallError", "passed to onError", leaving_stops=False),
+)
+
+
+@pytest.fixture(scope="module", params=[pytest.param(one, id=str(one), marks=one.needs) for one in LIBRARIES])
+def _running(request: pytest.FixtureRequest, _served: RunningWorker) -> Iterator[tuple[Library, Puppet]]:
+    library: Library = request.param
+    command = python() if library.in_python else node()
+    with running_puppet(command, library.name.partition("-")[2], _served.url) as puppet:
+        yield library, puppet
+
+
+@pytest.fixture
+def library(_running: tuple[Library, Puppet]) -> Library:
+    """What is known of the library."""
+    return _running[0]
+
+
+@pytest.fixture
+def puppet(_running: tuple[Library, Puppet], served: RunningWorker) -> Puppet:
+    """The library, asking `served`."""
+    return _running[1]
+
+
+@pytest.mark.parametrize("call", ["whole", "stream"])
+def test_it_is_answered(puppet: Puppet, call: str) -> None:
+    """With the text that the model says."""
+    name = fresh_id("answered")
+    puppet.ask(call, name, says("Hello 👋"))
+    assert puppet.outcome(name)["text"] == "Hello 👋"
+
+
+def test_leaving_a_stream(library: Library, puppet: Puppet, served: RunningWorker) -> None:
+    """Stops its job, or the library has to stop the request as well."""
+    name = fresh_id("left")
+    puppet.ask("stream", name, SLOW, leave_after=3)
+    assert puppet.outcome(name)["text"]
+    if not library.leaving_stops:
+        generated(served, name, served.record(name)["tokens_out"] + 10)
+        puppet.stop(name)
+    assert cancelled(served, name, "disconnect")["phase"] == "decode"
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("call", ["whole", "stream"])
+def test_stopping_a_call_stops_its_job(puppet: Puppet, served: RunningWorker, call: str, phase: str) -> None:
+    """By cancelling the task, or with an AbortSignal, whatever the job does at that moment."""
+    name = fresh_id("stopped")
+    puppet.ask(call, name, prompt_for(phase))
+    in_phase(served, name, phase)
+    puppet.stop(name)
+    assert cancelled(served, name, "disconnect")["phase"] == phase
+    puppet.outcome(name)
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("call", ["whole", "stream"])
+def test_a_call_that_is_cancelled_from_elsewhere_raises_and_is_not_sent_again(
+    library: Library, puppet: Puppet, served: RunningWorker, call: str, phase: str
+) -> None:
+    """Also where the worker could not tell that it is the same request."""
+    before = accepted(served)
+    name = fresh_id("elsewhere")
+    puppet.ask(call, name, prompt_for(phase), job_id=False)
+    job = next_job(served, [])
+    in_phase(served, job, phase)
+    served.cancel(job)
+    outcome = puppet.outcome(name)
+    assert outcome["raised"] == (library.whole if call == "whole" else library.stream), outcome
+    assert "cancelled by client request" in outcome["message"]
+    assert cancelled(served, job, "client")["phase"] == phase
+    assert accepted(served) == before + 1
+
+
+def test_its_example_on_the_page_stops_its_job(
+    library: Library, puppet: Puppet, served: RunningWorker, tmp_path: Path
+) -> None:
+    """After about twenty pieces of text."""
+    (text,) = (block.text for block in blocks(PAGE) if f'"X-Job-Id": "{library.example}"' in block.text)
+    puppet.run(as_here(text, served), tmp_path)
+    assert cancelled(served, library.example, "disconnect")["phase"] == "decode"
+    assert served.record(library.example)["tokens_out"] >= 15
+
+
+def test_the_page_says_what_each_library_raises() -> None:
+    """In a table with a row for each."""
+    lines = (ROOT / PAGE).read_text(encoding="utf-8").splitlines()
+    rows = [line.strip("| ").replace("`", "").split(" | ") for line in lines if line.startswith("| ")]
+    raised = {row[0]: (row[2], row[3]) for row in rows[2:]}
+    assert raised == {one.title: (one.whole, one.stream) for one in LIBRARIES}

@@ -1,0 +1,195 @@
+"""LiteLLM's router and its proxy (docs/clients.md)."""
+
+import asyncio
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import openai
+import pytest
+
+from tests.clients.conftest import PAGE, accepted, as_here, in_phase, next_job, prompt_for
+from tests.clients.puppet import Puppet, environment, python, running_puppet
+from tests.clients.test_openai_python import MODEL, cancelled, user
+from tests.docs.blocks import blocks
+from tests.helpers import fresh_id
+from worker_orcd.testing.harness import RunningWorker, free_port, wait_until
+
+pytestmark = [pytest.mark.needs("python-clients"), pytest.mark.timeout(600)]
+KEY = "sk-0123456789abcdef0123456789abcdef"
+each_call = pytest.mark.parametrize("call", ["whole", "stream"])
+each_phase = pytest.mark.parametrize("phase", ["prefill", "decode"])
+
+
+# Its router.
+
+
+@pytest.fixture(scope="module")
+def _router(_served: RunningWorker) -> Iterator[Puppet]:
+    with running_puppet(python(), "litellm-router", _served.url) as puppet:
+        yield puppet
+
+
+@pytest.fixture
+def router(_router: Puppet, served: RunningWorker) -> Puppet:
+    """A router with a fallback and retries, asking `served`."""
+    return _router
+
+
+@each_phase
+@each_call
+def test_stopping_a_call_of_the_router_stops_its_job(
+    router: Puppet, served: RunningWorker, call: str, phase: str
+) -> None:
+    """And nothing is sent to its fallback."""
+    before = accepted(served)
+    name = fresh_id("stopped")
+    router.ask(call, name, prompt_for(phase))
+    in_phase(served, name, phase)
+    router.stop(name)
+    assert cancelled(served, name, "disconnect")["phase"] == phase
+    router.outcome(name)
+    assert accepted(served) == before + 1
+
+
+@pytest.mark.parametrize(
+    ("call", "phase", "jobs"),
+    [("whole", "prefill", 2), ("whole", "decode", 2), ("stream", "prefill", 2), ("stream", "decode", 1)],
+)
+def test_the_router_sends_a_cancelled_request_to_its_fallback(
+    router: Puppet, served: RunningWorker, call: str, phase: str, jobs: int
+) -> None:
+    """Unless there was a token already; so each job has to be cancelled."""
+    before = accepted(served)
+    name = fresh_id("again")
+    router.ask(call, name, prompt_for(phase), job_id=False)
+    seen: list[str] = []
+    for _ in range(jobs):
+        seen.append(next_job(served, seen))
+        in_phase(served, seen[-1], phase)
+        served.cancel(seen[-1])
+    assert "raised" in router.outcome(name)
+    assert accepted(served) == before + jobs
+
+
+@each_phase
+@each_call
+def test_without_fallbacks_the_router_sends_nothing_again(
+    router: Puppet, served: RunningWorker, call: str, phase: str
+) -> None:
+    """They are off for this call."""
+    before = accepted(served)
+    name = fresh_id("once")
+    router.ask(call, name, prompt_for(phase), job_id=False, disable_fallbacks=True)
+    job = next_job(served, [])
+    in_phase(served, job, phase)
+    served.cancel(job)
+    assert "raised" in router.outcome(name)
+    assert accepted(served) == before + 1
+
+
+@each_call
+def test_what_the_router_sends_again_by_the_same_id_computes_nothing(
+    router: Puppet, served: RunningWorker, call: str
+) -> None:
+    """Each is answered as cancelled, however often it comes."""
+    before = accepted(served)
+    name = fresh_id("named")
+    router.ask(call, name, prompt_for("prefill"))
+    in_phase(served, name, "prefill")
+    served.cancel(name)
+    assert "raised" in router.outcome(name)
+    assert accepted(served) >= before + 2
+    record = served.record(name)
+    assert (record["state"], record["prompt_tokens_processed"], record["tokens_out"]) == ("cancelled", 0, 0)
+
+
+# Its proxy.
+
+
+@pytest.fixture(scope="module")
+def _proxy(_served: RunningWorker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("litellm")
+    (settings,) = (block.text for block in blocks(PAGE) if block.language == "yaml")
+    (folder / "config.yaml").write_text(as_here(settings, _served))
+    port = free_port()
+    program = Path(*python()[:1]).with_name("litellm")
+    command = [str(program), "--config", "config.yaml", "--host", "127.0.0.1", "--port", str(port)]
+    log = folder / "log"
+    with log.open("w") as said:
+        env = {**environment(), "LITELLM_MASTER_KEY": KEY}
+        process = subprocess.Popen(command, cwd=folder, env=env, stdout=said, stderr=said)
+
+    def alive() -> bool:
+        if process.poll() is not None:
+            raise RuntimeError(f"the proxy exited with {process.returncode}: {log.read_text()[-2000:]}")
+        try:
+            return httpx2.get(f"http://127.0.0.1:{port}/health/liveliness", trust_env=False).is_success
+        except httpx2.TransportError:
+            return False
+
+    try:
+        wait_until(alive, within_sec=400, what="LiteLLM's proxy")
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def proxy(_proxy: str, served: RunningWorker) -> str:
+    """The base URL of LiteLLM's proxy, which is set up as the page says, in front of `served`."""
+    return _proxy
+
+
+async def ask(client: openai.AsyncOpenAI, call: str, prompt: str, **more: str) -> None:
+    """Read an answer to its end."""
+    asking = client.chat.completions.create(
+        model=MODEL, messages=user(prompt), stream=call == "stream", extra_headers=more
+    )
+    answer = await asking
+    if isinstance(answer, openai.AsyncStream):
+        async for _ in answer:
+            pass
+
+
+@each_phase
+@each_call
+def test_a_client_of_the_proxy_that_leaves_stops_its_job(
+    proxy: str, served: RunningWorker, call: str, phase: str
+) -> None:
+    """The worker knows it by the name that the client has given."""
+    name = fresh_id("proxied")
+
+    async def leave() -> None:
+        async with openai.AsyncOpenAI(base_url=proxy, api_key=KEY, max_retries=0) as client:
+            asking = asyncio.create_task(ask(client, call, prompt_for(phase), **{"X-Job-Id": name}))
+            await asyncio.to_thread(in_phase, served, name, phase)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+
+    asyncio.run(leave())
+    assert cancelled(served, name, "disconnect")["phase"] == phase
+
+
+@each_phase
+@each_call
+def test_a_request_of_the_proxy_that_is_cancelled_from_elsewhere_is_not_sent_again(
+    proxy: str, served: RunningWorker, call: str, phase: str
+) -> None:
+    """Neither by the proxy nor by OpenAI's package in front of it."""
+    before = accepted(served)
+
+    async def asked() -> None:
+        async with openai.AsyncOpenAI(base_url=proxy, api_key=KEY) as client:
+            asking = asyncio.create_task(ask(client, call, prompt_for(phase)))
+            job = await asyncio.to_thread(next_job, served, [])
+            await asyncio.to_thread(in_phase, served, job, phase)
+            await asyncio.to_thread(served.cancel, job)
+            await asking
+
+    with pytest.raises(openai.BadRequestError if call == "whole" else openai.APIError, match="cancelled by"):
+        asyncio.run(asked())
+    assert accepted(served) == before + 1
