@@ -55,7 +55,7 @@ class EngineState(StrEnum):
     READY = "ready"
     STUCK = "stuck"
     LOST = "lost"
-    PERMANENTLY_FAILED = "gone"
+    PERMANENTLY_FAILED = "permanently_failed"
     """It cannot be brought back."""
 
 
