@@ -35,6 +35,7 @@ DEEP = (
     "integration/test_shared_workers.py",
     "integration/test_shutdown.py::test_it_is_gone_in_time_also_beside_a_reader_that_takes_nothing",
     "integration/test_streams.py::test_readers_of_an_ended_job_are_bounded_too",
+    "integration/test_system_calls.py::test_published_templates_render_behind_the_filter",
     "integration/test_template_fuzz.py",
     "integration/test_traces.py",
     "models/test_exactness.py",

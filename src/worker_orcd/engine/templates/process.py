@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 
-from worker_orcd.engine.templates import limits, messages
+from worker_orcd.engine.templates import limits, messages, system_calls
 from worker_orcd.engine.templates.template import ChatTemplate, TemplateFault
 
 
@@ -24,6 +24,7 @@ def main() -> None:
     engine = socket.socket(fileno=given.socket)
     source = messages.receive_source(engine)
     limits.confine()
+    system_calls.refuse_all_but_serving()
     limits.start_clocks()
     try:
         template = ChatTemplate(source)
@@ -57,6 +58,7 @@ def _render(connection: socket.socket, template: ChatTemplate, renderer: int) ->
     try:
         request = messages.receive_render(connection)
         with limits.ending_with(connection):
+            system_calls.refuse_all_but_rendering()
             answer = messages.Rendered(tuple(template.render(request.variables)))
     except TemplateFault as fault:
         answer = messages.Failed(str(fault))
