@@ -13,7 +13,7 @@ import openai
 import pytest
 from openai.types.responses import ResponseCreatedEvent
 
-from tests.clients.conftest import accepted
+from tests.clients.conftest import accepted, in_phase
 from tests.helpers import ended_state, fresh_id, script
 from worker_orcd.testing.harness import RunningWorker, running_worker, wait_until
 
@@ -308,7 +308,7 @@ def test_a_cancelled_task_stops_the_job(served: RunningWorker) -> None:
                     model=MODEL, messages=user(SLOW), extra_headers={"X-Job-Id": "task-1"}
                 )
             )
-            await asyncio.sleep(0.3)
+            await asyncio.to_thread(in_phase, served, "task-1", "decode")
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -323,7 +323,7 @@ def test_a_timeout_of_the_client_stops_the_job_and_its_retries(
     """The package asks again after a timeout; each of its tries is stopped when it gives up."""
     before = accepted(served)
     with pytest.raises(openai.APITimeoutError):
-        client.with_options(timeout=0.4, max_retries=1).chat.completions.create(
+        client.with_options(timeout=openai.Timeout(20, read=1.5), max_retries=1).chat.completions.create(
             model=MODEL, messages=user(SLOW)
         )
     wait_until(lambda: accepted(served) == before + 2, what="both to end")
