@@ -50,8 +50,8 @@ faults: setup ## Kill, stop and storm, ten times the sample that is in `make tes
 exact: setup ## Streams of `--exact` in a storm of aborts, compared bit by bit (EXACT_STREAMS=3000; half an hour)
 	EXACT_STREAMS=$${EXACT_STREAMS:-3000} $(PY) -m pytest tests/real/test_exact_storm.py -s --timeout 7200 </dev/null
 
-models: setup ## Aborted steps on a tiny model of each kind of memory, 100 a model (MODEL_ABORTS=100)
-	MODEL_ABORTS=$${MODEL_ABORTS:-100} $(PY) -m pytest tests/models/test_aborts.py -s --timeout 7200 </dev/null
+models: setup ## Aborted steps on a tiny model of each kind of memory, 200 a model (MODEL_ABORTS=200)
+	MODEL_ABORTS=$${MODEL_ABORTS:-200} $(PY) -m pytest -m "" tests/models/test_aborts.py -s --timeout 7200 </dev/null
 
 simulate: setup ## Seeded histories of the whole worker in virtual time (SIMULATED=5000; ten minutes)
 	SIMULATION_SEEDS=0:$${SIMULATED:-5000} $(PY) -m pytest tests/simulation -s </dev/null

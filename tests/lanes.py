@@ -39,6 +39,7 @@ DEEP = (
     "integration/test_template_fuzz.py",
     "integration/test_traces.py",
     "models/test_exactness.py",
+    "models/test_rounding.py",
     "models/test_worker.py",
     "real/test_demo.py",
     "real/test_exact.py",
@@ -56,6 +57,9 @@ documentation's examples, and repeated proofs."""
 
 QUICK_MODELS = {"llama", "mamba", "jamba", "gemma3"}
 """Of each kind of memory one: attention, recurrent, hybrid, sliding windows. All others are deep."""
+
+NIGHTLY_MODELS = {"kimi-linear", "lfm2moe", "nemotron_h", "qwen35moe"}
+"""More of kinds that the deep lane has already; `make models` aborts steps of all models."""
 
 SERIAL = (
     "faults",
@@ -76,7 +80,7 @@ SAMPLED = ("property", "simulation")
 """Tests of random histories run in every lane: a sample in the quick one, more in the others."""
 
 _TESTS = Path(__file__).parent
-_MODELS = "models/test_aborts.py"
+_MODELS = "models/"
 
 # How fast examples are made says something of the machine only, and these machines are shared.
 settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -96,10 +100,25 @@ def is_deep(name: str) -> bool:
     return _listed(name, DEEP)
 
 
+def _model(item: pytest.Item) -> str | None:
+    """The model that it tries, if it is a test of many."""
+    case = getattr(getattr(item, "callspec", None), "params", {}).get("case")
+    return None if case is None else str(case)
+
+
 def _in_depth(item: pytest.Item, name: str) -> bool:
     """Whether it tries a model that stands for no kind of memory."""
-    case = getattr(getattr(item, "callspec", None), "params", {}).get("case")
-    return name.startswith(_MODELS) and case is not None and str(case) not in QUICK_MODELS
+    return name.startswith(_MODELS) and _model(item) not in {None, *QUICK_MODELS}
+
+
+def _in_the_night(item: pytest.Item, name: str) -> bool:
+    """Whether it tries one more model of a kind that the deep lane tries already."""
+    model = _model(item)
+    if not name.startswith(_MODELS) or model is None:
+        return False
+    return model in NIGHTLY_MODELS or (
+        name.startswith("models/test_rounding.py") and model not in QUICK_MODELS
+    )
 
 
 def assign(item: pytest.Item) -> None:
@@ -107,6 +126,8 @@ def assign(item: pytest.Item) -> None:
     if not item.path.is_relative_to(_TESTS):
         return
     name = f"{item.path.relative_to(_TESTS).as_posix()}::{item.nodeid.partition('::')[2]}"
+    if _in_the_night(item, name):
+        item.add_marker(pytest.mark.nightly)
     if (is_deep(name) or _in_depth(item, name)) and not item.get_closest_marker("nightly"):
         item.add_marker(pytest.mark.deep)
     if _listed(name, SAMPLED):

@@ -3,14 +3,16 @@
 What it takes is byte-identical beside aborts (`test_aborts.py`).
 """
 
+import ctypes
 import subprocess
 import sys
 from pathlib import Path
 
+import llama_cpp.llama_cpp as lib
 import pytest
 
 from tests.models.engine import TinyEngine
-from tests.models.matrix import CASES, ONLY_CHECKED, Case
+from tests.models.matrix import CASES, Case
 from tests.tiny import TinyModels
 from worker_orcd.engine.exactness import require_exactness
 from worker_orcd.engine.model import ModelLoadError
@@ -41,7 +43,7 @@ def check_refusal(said: str | None, path: Path, kind: str) -> None:
     assert "\n" not in said
 
 
-@pytest.mark.parametrize("case", CASES + ONLY_CHECKED, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_model_is_refused_if_and_only_if_its_streams_are_not_exact(
     case: Case, tiny_models: TinyModels
 ) -> None:
@@ -59,6 +61,39 @@ def test_weights_that_are_not_quantized_are_refused_by_their_type(tiny_models: T
     """Their products take one path for a single row and another for several."""
     path = tiny_models.path("llama", kind)
     check_refusal(refusal(path), path, f"the model has {kind} weights (blk.0.attn_q.weight)")
+
+
+@pytest.mark.parametrize(
+    ("kind", "refused"),
+    [
+        ("Q4_0", None),
+        pytest.param("Q4_1", None, marks=pytest.mark.nightly),
+        pytest.param("Q5_0", None, marks=pytest.mark.nightly),
+        pytest.param("Q5_1", None, marks=pytest.mark.nightly),
+        ("IQ4_NL", None),
+        pytest.param("Q2_K", "Q2_K", marks=pytest.mark.nightly),
+        pytest.param("Q3_K_M", "Q3_K", marks=pytest.mark.nightly),
+        ("Q4_K_M", "Q4_K"),
+        pytest.param("Q5_K_M", "Q5_K", marks=pytest.mark.nightly),
+        ("Q6_K", "Q6_K"),
+        pytest.param("IQ4_XS", "IQ4_XS", marks=pytest.mark.nightly),
+    ],
+)
+def test_weights_are_refused_if_and_only_if_their_type_is_not_exact(
+    tiny_models: TinyModels, tmp_path: Path, kind: str, refused: str | None
+) -> None:
+    """As llama.cpp's own quantizer makes them."""
+    given = lib.llama_model_quantize_default_params()
+    given.ftype = getattr(lib, f"LLAMA_FTYPE_MOSTLY_{kind}")
+    given.nthread = 1
+    path = tmp_path / f"{kind}.gguf"
+    source = str(tiny_models.path("llama", "F32")).encode()
+    assert lib.llama_model_quantize(source, str(path).encode(), ctypes.byref(given)) == 0
+    said = refusal(path)
+    if refused:
+        check_refusal(said, path, f"the model has {refused} weights (blk.0.attn_q.weight)")
+    else:
+        assert said is None
 
 
 @pytest.mark.parametrize("parallel", [1, 2])

@@ -6,6 +6,8 @@ asserted here depends on how many there are.
 
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -14,7 +16,7 @@ import pytest
 from tests.helpers import at_rest, fresh_id
 from tests.programs import find
 from tests.real.cancels import assert_steps_are_done_beside_steady_cancels, metric, storm
-from worker_orcd.testing.harness import RunningWorker, Stream, running_worker, wait_until
+from worker_orcd.testing.harness import RunningWorker, Stream, free_port, running_worker, wait_until
 from worker_orcd.testing.trials import (
     STORY,
     Begin,
@@ -167,3 +169,28 @@ def test_jobs_are_requeued_when_cells_run_out_and_get_all_their_tokens() -> None
         at_rest(worker)
         assert worker.health()["engine_restarts"] == 0
         assert metric(worker, "worker_audit_faults_total") == 0
+
+
+def test_exact_is_refused_by_the_type_of_the_weights() -> None:
+    """Q4_K_M: llama.cpp multiplies with K-quants by one kernel for few rows and by another one for many."""
+    given = [
+        "--exact",
+        "--parallel",
+        "4",
+        "--context-length",
+        "2048",
+        "--threads",
+        "1",
+        "--port",
+        str(free_port()),
+    ]
+    result = subprocess.run(
+        [sys.executable, "-m", "worker_orcd", "--model", str(find("gemma3")), *given],
+        capture_output=True,
+        text=True,
+        timeout=MINUTES,
+        check=False,
+    )
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert "--exact refused: the model has Q4_K weights (blk.0." in last

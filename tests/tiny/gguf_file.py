@@ -54,6 +54,9 @@ def write_model(name: str, path: Path, quantized: str | None = None, **more_keys
     writer = _writer(path, keys)
     for tensor, shape in _tensors_of(keys).items():
         data = np.ascontiguousarray(_weights(tensor, shape), np.float32)
+        if keys["general.architecture"] in ("exaone4", "gemma3n") and re.search(r"\.post_.*norm", tensor):
+            # What a layer adds is small, or the layers multiply rounding until it is as large as the logits.
+            data *= np.float32(0.3)
         matrix = data.ndim >= 2 and data.shape[-1] % _ROW == 0 and tensor.endswith(".weight")
         if quantized and matrix and not _UNQUANTIZED.search(tensor):
             kind = GGMLQuantizationType[quantized]
