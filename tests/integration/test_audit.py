@@ -96,7 +96,12 @@ def test_a_sequence_that_cannot_be_freed_is_not_used_any_more_and_without_a_clea
     health = leaky.health()
     assert (health["status"], health["engine_restarts"], faults(leaky)) == ("healthy", 0, 1)
     assert health["kv_cells_used"] > 0, "it is held, and nobody says otherwise"
-    runs_well(leaky, at_once=2)
+    first = leaky.execute(fresh_id("first"), script(token_ms=5), max_tokens=2000, seed=0)
+    first.tokens_seen(1)
+    runs_well(leaky)  # Beside it, and so not without another sequence.
+    leaky.cancel(first.job_id)
+    first.finished().assert_whole()
+    assert first.text.split() == [f"w{n}" for n in range(len(first.tokens))]
     at_rest(leaky)
     assert (leaky.health()["engine_restarts"], faults(leaky)) == (1, 1)
     assert len([event for event in leaky.narration() if event["action"] == "engine_lost"]) == 1
