@@ -21,6 +21,7 @@ import pytest
 from tests.model_files.mutations import Gguf, mutated
 from tests.terminal import run
 from tests.tiny import TinyModels
+from worker_orcd.engine import memory_limit
 from worker_orcd.supervisor import gguf, model_file
 from worker_orcd.testing.harness import free_port
 
@@ -159,6 +160,35 @@ def test_a_vocabulary_that_crashes_llama_cpp_at_each_text_ends_the_start(
     outcome = outcome_of(path, engines)
     assert outcome["end"] == "load crashed"
     assert "special_bos_id" in outcome["printed"]
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(300)
+def test_a_vocabulary_that_takes_all_memory_is_refused(
+    bases: list[Path], engines: Engines, tmp_path: Path
+) -> None:
+    """llama.cpp keeps each suffix of each token of a PLaMo 2 vocabulary: of a long one, more than any machine has."""
+    file = Gguf.read(bases[[name for name, _ in MODELS].index("llama-plamo2")])
+    letters = bytes(97 + index * 7919 % 26 for index in range(2_000_000))
+    file.keys = [
+        (key, _with_last(value, letters) if key == b"tokenizer.ggml.tokens" else value)
+        for key, value in file.keys
+    ]
+    path = tmp_path / "m.gguf"
+    path.write_bytes(file.bytes())
+    outcome = outcome_of(path, engines)
+    assert outcome["end"] == "refused"
+    assert outcome["message"].endswith("bad_alloc")
+    assert outcome["mib"] < (memory_limit.SPARE_BYTES >> 20) + 256
+
+
+def _with_last(tokens: bytes, last: bytes) -> bytes:
+    """An array of strings with another last one."""
+    _, _, count = struct.unpack_from("<IIQ", tokens)
+    at = 16
+    for _ in range(count - 1):
+        at += 8 + struct.unpack_from("<Q", tokens, at)[0]
+    return tokens[:at] + struct.pack("<Q", len(last)) + last
 
 
 def split_in_two(whole: Path, folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """llama.cpp behind the `Model` interface. The only file that touches `llama_cpp`."""
 
+import contextlib
 import ctypes
 import json
 import time
@@ -16,6 +17,7 @@ from worker_orcd.engine.counter_rng import draw_seed
 from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.engine.generative import require_decoder, require_memory
 from worker_orcd.engine.inspection import GraphInspection, Recorder
+from worker_orcd.engine.memory_limit import loading_within
 from worker_orcd.engine.model import (
     AbortMode,
     Batch,
@@ -291,7 +293,11 @@ class LlamaModel:
 
         callback = lib.llama_progress_callback(loaded)
         params.progress_callback = callback
-        model = lib.llama_model_load_from_file(load.model_path.encode(), params)
+        size = max(load.model_bytes, Path(load.model_path).stat().st_size)
+        # A GPU's driver takes memory of its own.
+        bound = loading_within(size) if load.gpu_device is None else contextlib.nullcontext()
+        with bound:
+            model = lib.llama_model_load_from_file(load.model_path.encode(), params)
         if not model:
             on_gpu = load.gpu_device is not None
             code = "INSUFFICIENT_VRAM" if on_gpu and self._backend_log.about_memory() else "MODEL_LOAD_FAILED"
