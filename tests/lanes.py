@@ -34,6 +34,7 @@ DEEP = (
     "integration/test_schema.py",
     "integration/test_shared_workers.py",
     "integration/test_shutdown.py::test_it_is_gone_in_time_also_beside_a_reader_that_takes_nothing",
+    "integration/test_streams.py::test_a_reader_that_takes_nothing_slows_nobody",
     "integration/test_streams.py::test_readers_of_an_ended_job_are_bounded_too",
     "integration/test_system_calls.py::test_published_templates_render_behind_the_filter",
     "integration/test_template_fuzz.py",
@@ -64,7 +65,10 @@ NIGHTLY_MODELS = {"kimi-linear", "lfm2moe", "nemotron_h", "qwen35moe"}
 SERIAL = (
     "faults",
     "features",
+    "soak",
     "real/test_demo.py",
+    "real/test_exact.py",
+    "real/test_generating.py",
     "real/test_second_model.py",
     "real/test_stopping.py",
     "real/test_waiting.py",
@@ -74,7 +78,11 @@ SERIAL = (
     "integration/test_disconnect.py",
     "integration/test_streams.py::test_a_reader_that_takes_nothing_slows_nobody",
 )
-"""Folders and files whose tests measure time, or start so much that another test beside them would be disturbed."""
+"""Folders and files whose tests measure time, or start so much that another test beside them would be disturbed.
+
+A real model's threads spin where they wait for each other: two models on two cores take five times as long as one after
+the other. So what computes for long on one is here as well.
+"""
 
 SAMPLED = ("property", "simulation")
 """Tests of random histories run in every lane: a sample in the quick one, more in the others."""

@@ -10,7 +10,8 @@ export LANE=$lane
 # llama.cpp would start a debugger on itself when it aborts.
 export GGML_NO_BACKTRACE=1
 chosen="not deep and not nightly"
-[ "$lane" = quick ] || chosen="($lane or sampled)"
+[ "$lane" != deep ] || chosen="(deep or sampled) and not nightly"
+[ "$lane" != nightly ] || chosen="(nightly or sampled)"
 started=$SECONDS
 [ "$lane" != quick ] || make --no-print-directory lint types arrows
 .venv/bin/python -m pytest -n 2 --dist loadfile -m "not serial and $chosen" --durations=10 --maxfail=25 "$@" </dev/null

@@ -16,7 +16,7 @@ import pytest
 from tests.faults.conftest import FAULT_TRIALS
 from tests.faults.ledger import Ledger
 from tests.helpers import at_rest, fresh_id, script
-from worker_orcd.testing.harness import RunningWorker, Stream, wait_until
+from worker_orcd.testing.harness import RunningWorker, Stream, running_worker, wait_until
 from worker_orcd.testing.trials import HAIKU, STORY, long_prompt
 
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
@@ -116,27 +116,26 @@ def test_a_cancel_is_finished_in_time_whatever_happens_to_the_engine(
     assert victim.health()["engine_restarts"] >= restarts + 2 * trials
 
 
-def test_an_engine_killed_while_it_loads_is_started_again(
-    victim: RunningWorker, ledger: Ledger, trials: int
-) -> None:
+def test_an_engine_killed_while_it_loads_is_started_again(ledger: Ledger, trials: int) -> None:
     """At random moments of its start, with a job that waits; a cancel meanwhile ends it at once."""
-    restarts = victim.health()["engine_restarts"]
-    for trial in range(trials):
-        dead = victim.engine_pid
-        ledger.harm(victim, KILL)
-        waiting = victim.execute(fresh_id("waiting"), script(token_ms=1), max_tokens=5)
-        impatient = victim.execute(fresh_id("impatient"), script(token_ms=1), max_tokens=5)
-        moment = random.Random(trial)
-        for _ in range(2):
-            dead = wait_until(partial(successor_of, victim, dead), what="the next engine")
-            time.sleep(moment.random() * 0.3)
+    with running_worker(env={"WORKER_ORCD_SCRIPTED_LOAD_SEC": "0.4"}) as victim:
+        for trial in range(trials):
+            dead = victim.engine_pid
             ledger.harm(victim, KILL)
-        victim.cancel(impatient.job_id)
-        ledger.whole(impatient, within_sec=5.0)
-        ledger.whole(waiting)
-        assert waiting.events[-1].event == "end"
-        at_rest(victim)
-    assert victim.health()["engine_restarts"] >= restarts + 3 * trials
+            waiting = victim.execute(fresh_id("waiting"), script(token_ms=1), max_tokens=5)
+            impatient = victim.execute(fresh_id("impatient"), script(token_ms=1), max_tokens=5)
+            moment = random.Random(trial)
+            for _ in range(2):
+                dead = wait_until(partial(successor_of, victim, dead), what="the next engine")
+                time.sleep(moment.random() * 0.3)  # It loads for longer than that.
+                ledger.harm(victim, KILL)
+            victim.cancel(impatient.job_id)
+            ledger.whole(impatient, within_sec=5.0)
+            ledger.whole(waiting)
+            assert [event.data["code"] for event in impatient.events] == ["CANCELLED"]
+            assert waiting.events[-1].event == "end"
+            at_rest(victim)
+        assert victim.health()["engine_restarts"] == 3 * trials
 
 
 def successor_of(worker: RunningWorker, dead: int) -> int | None:
