@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import io
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,12 +15,14 @@ from typing import Any, ClassVar
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from rich.console import Console
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from tests.integration.hostile_worker import HostileWorker, serving
 from tests.lanes import examples
 from worker_orcd.cli import logs
 from worker_orcd.cli.main import app
+from worker_orcd.cli.streams import guarded
 from worker_orcd.cli.watch import _Watching
 from worker_orcd.client import Client, WorkerError
 
@@ -118,14 +121,30 @@ def url() -> Iterator[str]:
         yield address
 
 
-def run(url: str, lie: Lie, *words: str) -> None:
-    """A command to its end, in this process. What it raises fails the test."""
+def run(url: str, lie: Lie, *words: str) -> str:
+    """A command to its end, in this process, on streams that are guarded as always: what it wrote. What it raises fails
+    the test."""
     LyingWorker.lie = lie
-    result = CliRunner().invoke(app, words, input="hello\n", env={"WORKER_ORCD_URL": url})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code in (0, 1)
-    assert result.exit_code == 0 or result.output.strip()
+    command = get_command(app)
+    exit_code: int | str | None = 0
+    with CliRunner().isolation(input="hello\n", env={"WORKER_ORCD_URL": url}) as (stdout, stderr, *_):
+        try:
+            with guarded():
+                command.main(list(words), prog_name="worker-orcd")
+        except SystemExit as end:
+            exit_code = end.code
+        sys.stdout.flush()
+        sys.stderr.flush()
+        said = (stdout.getvalue() + stderr.getvalue()).decode()
+    assert exit_code in (0, 1)
+    assert exit_code == 0 or said.strip()
+    return said
+
+
+def test_half_a_character_is_shown_as_a_question_mark(url: str) -> None:
+    """JSON can name it, UTF-8 cannot."""
+    said = [run(url, Lie("/execute", place, "\ud800"), "execute", "ok") for place in range(61)]
+    assert any(text.startswith("?") for text in said)
 
 
 @pytest.mark.parametrize("more", [(), ("--json",)], ids=" ".join)
