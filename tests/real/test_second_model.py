@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -54,11 +56,12 @@ def gemma(_gemma: RunningWorker) -> Iterator[RunningWorker]:
     assert metric(_gemma, "worker_audit_faults_total") == 0
 
 
-def neighbour(worker: RunningWorker, seed: int, tokens: int = TOKENS, prompt: str = STORY) -> Stream:
+def neighbour(
+    worker: RunningWorker, seed: int, tokens: int = TOKENS, prompt: str = STORY, **fields: Any
+) -> Stream:
     """A job that generates for a while."""
-    return worker.execute(
-        fresh_id("neighbour"), prompt, template="none", ignore_eos=True, max_tokens=tokens, seed=seed
-    )
+    fields |= {"template": "none", "ignore_eos": True, "max_tokens": tokens, "seed": seed}
+    return worker.execute(fresh_id("neighbour"), prompt, **fields)
 
 
 def some_prefill(worker: RunningWorker, stream: Stream) -> None:
@@ -130,17 +133,16 @@ def test_short_jobs_that_were_placed_first_and_end_cost_the_long_ones_nothing(ge
     """llama.cpp gives cells that a window has left to a neighbour. No audit takes that for a fault and has a prompt
     computed again: each prompt token is computed once, and no job is requeued."""
     before = metric(gemma, 'worker_prompt_tokens_total{source="computed"}')
-    short = [neighbour(gemma, seed, 4, "Once upon a time") for seed in range(2)]
+    uncached = partial(neighbour, gemma, cache_prompt=False)  # So that computed tokens can be counted.
+    short = [uncached(seed, 4, "Once upon a time") for seed in range(2)]
     for stream in short:
         stream.tokens_seen(1, MINUTES)
-    long = [
-        neighbour(gemma, seed, TOKENS, long_prompt(seed, WINDOW + 200 * (seed - 4))) for seed in (5, 6, 7)
-    ]
+    long = [uncached(seed, TOKENS, long_prompt(seed, WINDOW + 200 * (seed - 4))) for seed in (5, 6, 7)]
     for stream in long:
         some_prefill(gemma, stream)
     for seed, stream in enumerate(short, 30):
         assert_all_there(stream, 4)
-        assert_all_there(neighbour(gemma, seed, 4, "Once upon a time"), 4)
+        assert_all_there(uncached(seed, 4, "Once upon a time"), 4)
     for stream in long:
         assert_all_there(stream)
     records = [gemma.record(stream.job_id) for stream in long]
