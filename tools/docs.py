@@ -291,8 +291,10 @@ def _number(value: float | None) -> str:
 
 def _events() -> str:
     rows = []
-    for kind in (events.Started, events.Token, events.End, events.Error):
+    for kind in (events.Started, events.Progress, events.Token, events.End, events.Error):
         fields = [f.name for f in dataclasses.fields(kind)]
+        if kind is events.Progress:
+            fields.remove("time_ms")
         if kind is events.Error:
             fields = ["code", "message", "retriable", "…"]
         rows.append((code(kind.name), ", ".join(code(name) for name in fields), first_line(kind)))
@@ -300,11 +302,12 @@ def _events() -> str:
     return "\n\n".join(
         [
             "## Events",
-            "`started`, `token`\\*, then exactly one of `end` or `error`; or just `error`, for a job that is stopped "
-            "or fails before it starts. `id:` is `<incarnation>.<number>`: the numbers count 0, 1, 2 … within the job, "
-            "and the incarnation is unique to this use of the job id, also across restarts of the worker. With one of "
-            "another use as `Last-Event-ID` the answer is 404; a reader that has seen the terminal event gets 204, "
-            f"which ends an `EventSource`. A comment keeps an idle stream alive every {sse.KEEP_ALIVE_SEC:.0f} s.",
+            "`started`, `progress`\\*, `token`\\*, then exactly one of `end` or `error`; or just `error`, for a job "
+            "that is stopped or fails before it starts. `id:` is `<incarnation>.<number>`: the numbers count "
+            "0, 1, 2 … within the job, and the incarnation is unique to this use of the job id, also across restarts "
+            "of the worker. With one of another use as `Last-Event-ID` the answer is 404; a reader that has seen the "
+            "terminal event gets 204, which ends an `EventSource`. A comment keeps an idle stream alive every "
+            f"{sse.KEEP_ALIVE_SEC:.0f} s.",
             table(("event", "data", "meaning"), rows),
             "`stop_reason` is `stop` (the model ended it), `length` (`max_tokens` are out) or `stop_sequence`. "
             "`tokens_out` counts generated tokens; text that was held back until the end goes out in one more `token` "

@@ -1,7 +1,7 @@
 """The engine killed or stopped at random moments, on real processes and the real model (G5, G7, G11).
 
-What is asserted is the same each time: every stream is `started token* (end|error)` with unbroken numbers, what was
-sent is a beginning of what an undisturbed run sends, nothing is left behind, and the worker is well again.
+What is asserted is the same each time: every stream is `started progress* token* (end|error)` with unbroken numbers,
+what was sent is a beginning of what an undisturbed run sends, nothing is left behind, and the worker is well again.
 """
 
 import random

@@ -33,8 +33,8 @@ IDS = ("job-1", "job-10", "job-2", "job", "JOB-1")
 CAPACITY = Capacity(cells=60, cells_per_job=30, sequences=3)
 MAX_QUEUE = 6
 MEMORY_SEC = 5.0
-WHOLE_STREAM = re.compile(r"started (token )*(end|error) |error ")
-BEGINNING = re.compile(r"(started (token )*)?")
+WHOLE_STREAM = re.compile(r"started (progress )*(token )*(end|error) |error ")
+BEGINNING = re.compile(r"(started (progress )*(token )*)?")
 LETTER = st.sampled_from(["", "a", "漢"])
 ANY = st.integers(0, 1_000_000)
 
@@ -158,6 +158,7 @@ class Core(RuleBasedStateMachine):
         timeout_ms=st.none() | st.integers(1, 60_000),
         group=st.sampled_from([None, "g", "g1"]),
         may_retry=st.booleans(),
+        progress=st.booleans(),
     )
     def submit(
         self,
@@ -166,6 +167,7 @@ class Core(RuleBasedStateMachine):
         timeout_ms: int | None,
         group: str | None,
         may_retry: bool,
+        progress: bool,
     ) -> None:
         """A client wants a job run; possibly with an id that was used before, possibly again by itself."""
         now = self.now()
@@ -175,7 +177,9 @@ class Core(RuleBasedStateMachine):
         in_use = self.core.tracker.live(job_id) is not None
         full = len(self.core.queue) >= MAX_QUEUE
         before = self.kv_usage()
-        request = execute(job_id, max_tokens=max_tokens, timeout_ms=timeout_ms, group=group)
+        request = execute(
+            job_id, max_tokens=max_tokens, timeout_ms=timeout_ms, group=group, progress=progress
+        )
         try:
             job, effects = self.core.submit(request, f"cor-{len(self.seen)}", now, retry_of=retry_of)
         except JobError as refused:
@@ -408,6 +412,20 @@ class Core(RuleBasedStateMachine):
                 self.seen[run].held = held
         self.carry_out(self.core.start_next(self.now()))
 
+    @precondition(lambda self: self.engine is not None and self.engine.holds)
+    @rule(which=ANY, processed=st.integers(0, 35), cached=st.integers(0, 35))
+    def part_of_a_prompt_is_computed(self, which: int, processed: int, cached: int) -> None:
+        """Also for a run that has tokens already and computes its prompt again, or that is being stopped."""
+        assert self.engine is not None
+        run = self.pick(self.engine.holds, which)
+        assert run is not None
+        job = self.seen[run].job
+        before = len(job.events)
+        self.core.progress(run, processed, cached)
+        reported = self.core.report_progress(run, self.now())
+        assert len(job.events) - before == (reported is job)
+        assert reported is None or (job.request.progress and not job.stop)
+
     @precondition(lambda self: self.engine is not None and len(self.engine.holds) > 1)
     @rule()
     def the_youngest_is_preempted(self) -> None:
@@ -474,6 +492,7 @@ class Core(RuleBasedStateMachine):
         now = self.now()
         assert self.core.token(run, 5, "late", now) is None
         self.core.progress(run, 99)
+        assert self.core.report_progress(run, now) is None
         assert self.core.prepared(run, (1, 2), now) == []
         assert self.core.finished(run, "stop", self.freed(), now) == []
         assert self.core.failed(run, JobError(ErrorCode.INTERNAL, "late"), self.freed(), now) == []
@@ -501,7 +520,7 @@ class Core(RuleBasedStateMachine):
 
     @invariant()
     def each_stream_is_started_tokens_and_one_ending(self) -> None:
-        """`started token* (end|error)` or `error`, a beginning of it while the job is live (G2)."""
+        """`started progress* token* (end|error)` or `error`, a beginning of it while the job is live (G2)."""
         for seen in self.seen.values():
             names = "".join(event.name + " " for event in seen.job.events)
             if seen.job.live:

@@ -6,6 +6,7 @@ import io
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from msgspec.structs import replace
 
@@ -13,7 +14,7 @@ from tests.fakes import QUICK, HandLoop, run_message
 from tests.simulation.clock import VirtualLoop
 from tests.simulation.engine import VirtualEngine, Weather
 from worker_orcd.jobs.errors import JobError
-from worker_orcd.jobs.events import End, Error, Event, Started, Token
+from worker_orcd.jobs.events import End, Error, Event, Progress, Started, Token
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.pending_cancels import PendingCancels
 from worker_orcd.jobs.request import Ceilings, ExecuteRequest
@@ -147,6 +148,7 @@ class World:
             "group": self.chance.choice([None, "g", "g1"]),
             "timeout_ms": self.chance.choice([None, None, 3000]),
             "cache_prompt": self.chance.random() < 0.9,
+            "progress": self.chance.random() < 0.3,
             "cache_salt": self.chance.choice([None, None, "salt"]),
         }
         wished_at = self.requests.get((owner, str(fields["job_id"])), -100.0)
@@ -295,14 +297,18 @@ class World:
                 assert tracker.ended_job(job_id, owner) is job
 
     def check_stream(self, seen: Seen) -> None:
-        """`started token* (end|error)` or `error`; tokens are those of the job alone, without a gap or a repetition."""
+        """`started progress* token* (end|error)` or `error`; tokens are those of the job alone."""
         events = list(seen.job.events)
         terminal = events[-1]
         assert isinstance(terminal, End | Error)
         assert not any(isinstance(event, End | Error) for event in events[:-1])
-        assert all(isinstance(event, Token) for event in events[1:-1])
         assert len(events) == 1 or isinstance(events[0], Started)
         tokens = [event for event in events if isinstance(event, Token)]
+        progress = [event for event in events if isinstance(event, Progress)]
+        assert events[1:-1] == progress + tokens
+        assert seen.fields["progress"] or not progress
+        assert all(0 < two.time_ms - one.time_ms >= 249 for one, two in pairwise(progress)), "too often"
+        assert all(one.processed <= two.processed <= two.prompt_tokens for one, two in pairwise(progress))
         assert [event.i for event in tokens] == list(range(len(tokens)))
         assert [event.t for event in tokens] == undisturbed(seen.fields)[: len(tokens)], "not its own tokens"
         if isinstance(terminal, End):

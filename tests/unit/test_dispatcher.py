@@ -262,6 +262,7 @@ def test_late_messages_for_ended_runs_are_no_news() -> None:
     run = old.run
     assert it.token(run, 5, "late", at(3)) is None
     it.progress(run, 99)
+    assert it.report_progress(run, at(3)) is None
     assert it.prepared(run, PROMPT, at(3)) == []
     assert it.finished(run, "stop", freed_at(3), at(3)) == []
     assert it.failed(run, JobError(ErrorCode.INTERNAL, "late"), freed_at(3), at(3)) == []

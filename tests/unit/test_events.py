@@ -6,24 +6,31 @@ import pytest
 from hypothesis import given, strategies as st
 
 from worker_orcd.jobs.errors import ErrorCode
-from worker_orcd.jobs.events import End, EndedEvents, Error, Event, Started, Token
+from worker_orcd.jobs.events import End, EndedEvents, Error, Event, Progress, Started, Token
 
 STARTED = Started("job-1", "a-model", "2026-01-01T00:00:00Z", 7)
 CANCELLED = Error(ErrorCode.CANCELLED, "stopped", {"reason": "client"})
 
 
-def reported(texts: list[str]) -> list[Event]:
-    """A job that said this, a token each, and ended."""
+def reported(texts: list[str], progress: int = 0) -> list[Event]:
+    """A job that reported the progress of its prompt so often, said this, a token each, and ended."""
+    parts = [Progress(100, done, 2, done * 1.5) for done in range(progress)]
     tokens = [Token(text, place) for place, text in enumerate(texts)]
-    return [STARTED, *tokens, End(len(texts), 5, "length")]
+    return [STARTED, *parts, *tokens, End(len(texts), 5, "length")]
 
 
 @given(
-    st.lists(st.text(max_size=6)), st.integers(-12, 12), st.integers(-12, 12), st.sampled_from([-2, -1, 1, 3])
+    st.lists(st.text(max_size=6)),
+    st.integers(0, 3),
+    st.integers(-12, 12),
+    st.integers(-12, 12),
+    st.sampled_from([-2, -1, 1, 3]),
 )
-def test_they_read_like_the_list_they_are_made_of(texts: list[str], a: int, b: int, step: int) -> None:
+def test_they_read_like_the_list_they_are_made_of(
+    texts: list[str], progress: int, a: int, b: int, step: int
+) -> None:
     """By place, by slice, from the end, one after the other; text in any script, also none."""
-    events = reported(texts)
+    events = reported(texts, progress)
     kept = EndedEvents(events)
     assert len(kept) == len(events)
     assert list(kept) == events

@@ -443,3 +443,30 @@ def test_text_that_came_out_at_the_natural_end_does_not_come_twice() -> None:
     job.token(at(2), None, "<|")
     job.finished(at(3), "length", freed_at(3))
     assert [event.t for event in job.events if isinstance(event, Token)] == ["a", "<|"]
+
+
+# The progress of its prompt.
+
+
+def test_a_job_that_asks_for_it_reports_how_much_of_its_prompt_is_computed() -> None:
+    """The first report at once, further ones a quarter of a second after the latest one, none behind a token."""
+    job = running_job(progress=True)
+    for sec, processed, is_reported in ((0.1, 1, True), (0.2, 2, False), (0.35, 3, True)):
+        job.in_cells(processed, 1)
+        assert job.report_progress(at(1 + sec)) == is_reported
+    job.token(at(2), 5, "Hi")
+    assert not job.report_progress(at(9))
+    assert [event.name for event in job.events] == ["started", "progress", "progress", "token"]
+    assert [event.data() for event in job.events[1:3]] == [
+        {"prompt_tokens": 3, "processed": 1, "cached": 1},
+        {"prompt_tokens": 3, "processed": 3, "cached": 1},
+    ]
+
+
+def test_no_progress_is_reported_unasked_or_of_a_job_that_is_being_stopped() -> None:
+    """Its events end with the error alone."""
+    unasked, stopping = running_job(), running_job(progress=True)
+    stopping.request_stop(stop_request())
+    for job in (unasked, stopping):
+        assert not job.report_progress(at(3))
+        assert [event.name for event in job.events] == ["started"]

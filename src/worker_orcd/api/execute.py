@@ -15,7 +15,8 @@ _EXAMPLE: dict[str, object] = {
     "seed": 42,
 }
 _STREAM = schema.stream(
-    200, "The job's events: `started`, `token`*, then exactly one of `end` or `error`; or just `error`"
+    200,
+    "The job's events: `started`, `progress`*, `token`*, then exactly one of `end` or `error`; or just `error`",
 )
 
 

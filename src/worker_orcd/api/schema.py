@@ -99,7 +99,7 @@ def stream(status: int, description: str) -> Responses:
         "type": "object",
         "required": ["event", "id", "data"],
         "properties": {
-            "event": {"enum": ["started", "token", "end", "error"]},
+            "event": {"enum": ["started", "progress", "token", "end", "error"]},
             "id": {"type": "string", "pattern": "^[0-9a-f]{20}\\.[0-9]+$"},
             "data": {
                 "type": "string",

@@ -54,6 +54,7 @@ def command(  # to typer, an option is an argument
                 f"{health['model'] or health['status']} at {url}; Ctrl-C stops an answer, Ctrl-D leaves, /help"
             )
         sampled = with_defaults(client, given)
+        sampled["return_progress"] = not as_json and sys.stderr.isatty()
         chat = _Chat(client, Conversation(system), sampled, terminal=terminal, as_json=as_json)
         try:
             chat.talk()

@@ -73,6 +73,7 @@ def command(  # noqa: PLR0913  # to typer, an option is an argument
         if not as_json and sys.stderr.isatty():
             notice(f"job {name}; Ctrl-C cancels it, and so does `worker-orcd cancel {name}`")
         sampled = with_defaults(client, given)
+        sampled["progress"] = not as_json and sys.stderr.isatty()
         ran = run(
             client, client.execute(text, job_id=name, **sampled), _show_line if as_json else Text().show
         )

@@ -58,22 +58,42 @@ def ask(prompt: str) -> None:
     print(prompt, end="", file=sys.stderr, flush=True)
 
 
+_ERASE_LINE = "\r\x1b[K"
+
+
 class Text:
     """A job's text, which comes in pieces; once it is over, its last line is ended."""
 
     def __init__(self) -> None:
         self._open = False
+        self._progress_shown = False
 
     def show(self, event: "Event") -> None:
         """Show what there is to show of an event."""
+        if event.name == "progress":
+            self._show_progress(event.data["processed"], event.data["prompt_tokens"])
+            return
+        self._erase_progress()
         if event.name == "token" and (piece := event.data["t"]):
             self._open = not piece.endswith("\n")
             write(piece)
         elif event.terminal:
             self.end()
 
+    def _show_progress(self, processed: int, prompt_tokens: int) -> None:
+        """A line on a terminal that the next event erases, unless the prompt is computed already."""
+        if processed < prompt_tokens and sys.stderr.isatty():
+            self._progress_shown = True
+            ask(f"{_ERASE_LINE}prompt: {processed} of {prompt_tokens} tokens")
+
+    def _erase_progress(self) -> None:
+        if self._progress_shown:
+            self._progress_shown = False
+            ask(_ERASE_LINE)
+
     def end(self) -> None:
         """That was all."""
+        self._erase_progress()
         if self._open:
             self._open = False
             write("\n")

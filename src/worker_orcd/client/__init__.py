@@ -18,7 +18,16 @@ from worker_orcd.client.async_client import Client
 from worker_orcd.client.connection import CANCEL_SEC
 from worker_orcd.client.errors import JobCancelled, JobFailed, WorkerError, WorkerRefused, WorkerUnreachable
 from worker_orcd.client.job import Job
-from worker_orcd.client.model import DEFAULT_URL, Answer, Ending, Event, NarrationEvent, Receipt, Token
+from worker_orcd.client.model import (
+    DEFAULT_URL,
+    Answer,
+    Ending,
+    Event,
+    NarrationEvent,
+    Progress,
+    Receipt,
+    Token,
+)
 from worker_orcd.client.sync import SyncClient, SyncJob
 
 __all__ = [
@@ -32,6 +41,7 @@ __all__ = [
     "JobCancelled",
     "JobFailed",
     "NarrationEvent",
+    "Progress",
     "Receipt",
     "SyncClient",
     "SyncJob",

@@ -10,7 +10,7 @@ import anyio
 
 from worker_orcd.client import decoding, shapes
 from worker_orcd.client.connection import CANCEL_SEC, Connection
-from worker_orcd.client.job import Job, Opening
+from worker_orcd.client.job import Job, OnProgress, Opening
 from worker_orcd.client.model import DEFAULT_URL, Answer, Json, NarrationEvent, Receipt
 
 _LOOK_EVERY_SEC = 0.02
@@ -50,7 +50,13 @@ class Client:
         await self._connection.close()
 
     def execute(
-        self, prompt: str, *, job_id: str | None = None, resume: bool = False, **parameters: Any
+        self,
+        prompt: str,
+        *,
+        job_id: str | None = None,
+        resume: bool = False,
+        on_progress: OnProgress | None = None,
+        **parameters: Any,
     ) -> Job:
         """A job; it begins when it is entered with `async with`, and is cancelled when that is left before its end.
 
@@ -59,21 +65,31 @@ class Client:
             job_id: what it is called; left out: drawn.
             resume: pick the stream up again when it breaks. The job then goes on without a reader: should this
                 process die, the job runs until its end or its deadline.
+            on_progress: called for each report of how much of the prompt is computed, at most four times a second.
             parameters: further fields of `POST /execute`: `max_tokens`, `temperature`, `seed`, `stop` …
         """
         body = {"job_id": job_id or _drawn_id(), "prompt": prompt, **parameters}
         if resume:
             body["on_disconnect"] = "continue"
-        return Job(self._connection, body["job_id"], Opening("/execute", body), resume=resume)
+        if on_progress is not None:
+            body["progress"] = True
+        opening = Opening("/execute", body)
+        return Job(self._connection, body["job_id"], opening, resume=resume, on_progress=on_progress)
 
     def chat(
-        self, messages: Sequence[Mapping[str, str]], *, job_id: str | None = None, **parameters: Any
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        job_id: str | None = None,
+        on_progress: OnProgress | None = None,
+        **parameters: Any,
     ) -> Job:
         """A job that goes on with a conversation; otherwise as `execute`.
 
         Args:
             messages: what was said, each `{"role": "system" | "user" | "assistant", "content": …}`.
             job_id: what it is called; left out: drawn.
+            on_progress: as in `execute`.
             parameters: further fields of `POST /v1/chat/completions`: `max_tokens`, `temperature`, `seed` …
         """
         name = job_id or _drawn_id()
@@ -83,8 +99,10 @@ class Client:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        if on_progress is not None:
+            body["return_progress"] = True
         opening = Opening("/v1/chat/completions", body, {"X-Job-Id": name}, decoding.Chunks(name))
-        return Job(self._connection, name, opening, resume=False)
+        return Job(self._connection, name, opening, resume=False, on_progress=on_progress)
 
     def follow(self, job_id: str, *, after: str | None = None) -> Job:
         """Another reader of a job, from its start or after the event with that id. Leaving it cancels nothing."""

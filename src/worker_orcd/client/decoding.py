@@ -53,6 +53,9 @@ class Chunks:
             yield self._event("error", chunk["error"])
             return
         self._usage = chunk.get("usage") or self._usage
+        if reported := chunk.get("prompt_progress"):
+            words = {"prompt_tokens": "total", "processed": "processed", "cached": "cache"}
+            yield self._event("progress", {ours: reported[its] for ours, its in words.items()})
         for choice in chunk["choices"]:
             self._stop_reason = choice["finish_reason"] or self._stop_reason
             if "role" in choice["delta"]:

@@ -20,10 +20,14 @@ from worker_orcd.client.connection import (
     pause_sec,
 )
 from worker_orcd.client.errors import JobCancelled, JobFailed, WorkerError, WorkerRefused, WorkerUnreachable
-from worker_orcd.client.model import Ending, Event, Json, Receipt, Token
+from worker_orcd.client.model import Ending, Event, Json, Progress, Receipt, Token
 
 RESUME_SEC = 30.0
 """Seconds after a break in which the client tries to resume a stream."""
+
+
+OnProgress = Callable[[Progress], object]
+"""Called for each `progress` event of a job, as it arrives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,7 @@ class Job:
         job_id: what it is called.
         text: what it has said so far.
         started: data of its `started` event: model, seed.
+        progress: how much of its prompt is computed, as the latest `progress` event says.
         ending: its natural end, once it is there.
         receipt: what a stop did, once there was one.
     """
@@ -55,15 +60,18 @@ class Job:
         *,
         resume: bool,
         after: str | None = None,
+        on_progress: OnProgress | None = None,
     ) -> None:
         self.job_id = job_id
         self.text = ""
         self.started: Json | None = None
+        self.progress: Progress | None = None
         self.ending: Ending | None = None
         self.receipt: Receipt | None = None
         self._connection = connection
         self._opening = opening
         self._resume = resume
+        self._on_progress = on_progress
         self._incarnation: str | None = None
         self._next_number = 0
         if after is not None:
@@ -187,6 +195,11 @@ class Job:
         match event.name:
             case "started":
                 self.started = event.data
+            case "progress":
+                known = ("prompt_tokens", "processed", "cached")
+                self.progress = Progress(**{name: event.data[name] for name in known})
+                if self._on_progress is not None:
+                    self._on_progress(self.progress)
             case "token":
                 self.text += event.data["t"]
             case "end":

@@ -30,7 +30,7 @@ class Event:
 
     Attributes:
         number: its place in the stream: 0, 1, 2 …
-        name: `started`, `token`, `end` or `error`.
+        name: `started`, `progress`, `token`, `end` or `error`.
         data: its JSON object.
         incarnation: names the use of the job id; None where the stream does not say (OpenAI's chunks).
     """
@@ -57,6 +57,15 @@ class Token:
 
     index: int
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """So many of the prompt's tokens are computed; `cached` of them the worker had computed before."""
+
+    prompt_tokens: int
+    processed: int
+    cached: int
 
 
 @dataclass(frozen=True, slots=True)

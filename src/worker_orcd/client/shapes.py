@@ -112,6 +112,7 @@ REFUSAL = {"error": ERROR}
 """The body of a refusal."""
 
 EVENT_DATA: dict[str, Any] = {
+    "progress": {"prompt_tokens": int, "processed": int, "cached": int},
     "token": {"t": str, "i": int},
     "end": {"tokens_out": int, "decode_time_ms": float, "stop_reason": str},
     "error": ERROR,
@@ -122,6 +123,7 @@ CHUNK = {
     "choices": maybe([{"delta": {"role": maybe(str), "content": maybe(str)}, "finish_reason": maybe(str)}]),
     "model": maybe(str),
     "usage": maybe({"completion_tokens": int}),
+    "prompt_progress": maybe({"total": int, "processed": int, "cache": int}),
     "error": maybe(ERROR),
 }
 """One of OpenAI's chunks, or the error that ends a stream of them."""

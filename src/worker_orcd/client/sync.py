@@ -12,8 +12,18 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from worker_orcd.client.async_client import Client
 from worker_orcd.client.connection import CANCEL_SEC
 from worker_orcd.client.errors import WorkerError
-from worker_orcd.client.job import Job
-from worker_orcd.client.model import DEFAULT_URL, Answer, Ending, Event, Json, NarrationEvent, Receipt, Token
+from worker_orcd.client.job import Job, OnProgress
+from worker_orcd.client.model import (
+    DEFAULT_URL,
+    Answer,
+    Ending,
+    Event,
+    Json,
+    NarrationEvent,
+    Progress,
+    Receipt,
+    Token,
+)
 
 T = TypeVar("T")
 
@@ -57,16 +67,33 @@ class SyncClient:
             self._running.__exit__(None, None, None)
 
     def execute(
-        self, prompt: str, *, job_id: str | None = None, resume: bool = False, **parameters: Any
+        self,
+        prompt: str,
+        *,
+        job_id: str | None = None,
+        resume: bool = False,
+        on_progress: OnProgress | None = None,
+        **parameters: Any,
     ) -> "SyncJob":
-        """A job; it begins when it is entered with `with`, and is cancelled when that is left before its end."""
-        return SyncJob(self._portal, self._client.execute(prompt, job_id=job_id, resume=resume, **parameters))
+        """A job; it begins when it is entered with `with`, and is cancelled when that is left before its end.
+        `on_progress` is called on the client's thread."""
+        job = self._client.execute(
+            prompt, job_id=job_id, resume=resume, on_progress=on_progress, **parameters
+        )
+        return SyncJob(self._portal, job)
 
     def chat(
-        self, messages: Sequence[Mapping[str, str]], *, job_id: str | None = None, **parameters: Any
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        job_id: str | None = None,
+        on_progress: OnProgress | None = None,
+        **parameters: Any,
     ) -> "SyncJob":
         """A job that continues a conversation."""
-        return SyncJob(self._portal, self._client.chat(messages, job_id=job_id, **parameters))
+        return SyncJob(
+            self._portal, self._client.chat(messages, job_id=job_id, on_progress=on_progress, **parameters)
+        )
 
     def follow(self, job_id: str, *, after: str | None = None) -> "SyncJob":
         """Another reader of a job."""
@@ -169,6 +196,11 @@ class SyncJob:
     def started(self) -> Json | None:
         """Data of its `started` event."""
         return self._job.started
+
+    @property
+    def progress(self) -> Progress | None:
+        """How much of its prompt is computed."""
+        return self._job.progress
 
     @property
     def ending(self) -> Ending | None:

@@ -325,6 +325,11 @@ class Dispatcher:
         if job is not None:
             job.in_cells(prompt_processed, cached)
 
+    def report_progress(self, run: int, now: Timestamp) -> Job | None:
+        """All progress of a step is noted. Returns the job whose readers have something new."""
+        job = self.tracker.by_run(run)
+        return job if job is not None and job.report_progress(now) else None
+
     def finished(self, run: int, reason: EndReason, freed: Release, now: Timestamp) -> list[Effect]:
         """The engine reports a job's natural end; its cells are free."""
         job = self.tracker.by_run(run)

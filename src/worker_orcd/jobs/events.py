@@ -1,4 +1,4 @@
-"""The events of a job's stream: `started token* (end|error)` or just `error` (contract, section 2).
+"""The events of a job's stream: `started progress* token* (end|error)` or just `error` (contract, section 2).
 
 An event's number (`Position.number`, in the SSE `id:`) is its place in the job's list of events.
 """
@@ -27,6 +27,25 @@ class Started:
     def data(self) -> dict[str, object]:
         """The event's JSON object."""
         return {"job_id": self.job_id, "model": self.model, "started_at": self.started_at, "seed": self.seed}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """So many of the prompt's tokens are computed; `cached` of them were reused. Only in jobs that ask for it.
+
+    Attributes:
+        time_ms: time since the job was handed to the engine, for APIs that report it.
+    """
+
+    name: ClassVar[str] = "progress"
+    prompt_tokens: int
+    processed: int
+    cached: int
+    time_ms: float
+
+    def data(self) -> dict[str, object]:
+        """The event's JSON object."""
+        return {"prompt_tokens": self.prompt_tokens, "processed": self.processed, "cached": self.cached}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,26 +97,30 @@ class Error:
 
 
 Terminal = End | Error
-Event = Started | Token | End | Error
+Event = Started | Progress | Token | End | Error
+
+_PROGRESS_BYTES = 256
+"""A `Progress` in memory, with its numbers."""
 
 
 class EndedEvents(Sequence[Event]):
     """The events of a job that has ended, in a tenth of their room: all text as one piece, and where each token's ends.
 
-    Reads like the list that it is made of, `started token* (end|error)` or just `error`.
+    Reads like the list that it is made of, `started progress* token* (end|error)` or just `error`.
     """
 
-    __slots__ = ("_ends", "_last", "_started", "_text")
+    __slots__ = ("_before", "_ends", "_last", "_text")
 
     def __init__(self, events: Sequence[Event]) -> None:
         tokens = [event.t.encode() for event in events if isinstance(event, Token)]
-        self._started = events[:-1][:1]
+        self._before = tuple(events[: len(events) - len(tokens) - 1])
+        """`started` and `progress` events."""
         self._text = b"".join(tokens)
         self._ends = array("I", accumulate(map(len, tokens)))
         self._last = events[-1]
 
     def __len__(self) -> int:
-        return len(self._started) + len(self._ends) + 1
+        return len(self._before) + len(self._ends) + 1
 
     @overload
     def __getitem__(self, place: int) -> Event: ...
@@ -110,12 +133,14 @@ class EndedEvents(Sequence[Event]):
     def _at(self, place: int) -> Event:
         if place == len(self) - 1:
             return self._last
-        if place == 0:
-            return self._started[0]
-        begin = self._ends[place - 2] if place > 1 else 0
-        return Token(self._text[begin : self._ends[place - 1]].decode(), place - 1)
+        number = place - len(self._before)
+        if number < 0:
+            return self._before[place]
+        begin = self._ends[number - 1] if number else 0
+        return Token(self._text[begin : self._ends[number]].decode(), number)
 
     @property
     def size(self) -> int:
         """Bytes that grow with what was said."""
-        return len(self._text) + self._ends.itemsize * len(self._ends)
+        progress = _PROGRESS_BYTES * max(0, len(self._before) - 1)
+        return len(self._text) + self._ends.itemsize * len(self._ends) + progress

@@ -11,6 +11,7 @@ from worker_orcd.jobs.events import (
     EndedEvents,
     Error,
     Event,
+    Progress,
     Started,
     StopReason as EndReason,
     Terminal,
@@ -37,6 +38,9 @@ JobKey = tuple[str, str]
 
 GROWTH_CELLS = 64
 """Cells that a running job is expected to grow by before another job ends and makes room."""
+
+PROGRESS_EVERY_SEC = 0.25
+"""Least time between two `progress` events of a job."""
 
 
 @dataclass(eq=False, slots=True)
@@ -87,6 +91,8 @@ class Job:
     _events: list[Event] = field(default_factory=list)
     _ended_events: EndedEvents | None = None
     started_at: float | None = None
+    progress_at: float | None = None
+    """Time of the latest `progress` event."""
     first_token_at: float | None = None
     last_token_at: float | None = None
     ended_at: float | None = None
@@ -215,6 +221,22 @@ class Job:
         if self.prompt_processed == 0:
             self.prompt_cached = cached
         self.prompt_processed = max(self.prompt_processed, prompt_processed)
+
+    def report_progress(self, now: Timestamp) -> bool:
+        """Add a `progress` event, if the request asks for them and the latest one is not too recent.
+
+        Returns:
+            Whether one was added.
+        """
+        reports = self.request.progress and self.state is State.RUNNING and self.first_token_at is None
+        if not reports or self.started_at is None or self.prompt_length is None:
+            return False
+        if self.progress_at is not None and now.mono - self.progress_at < PROGRESS_EVERY_SEC:
+            return False
+        self.progress_at = now.mono
+        time_ms = millis(self.started_at, now.mono)
+        self._events.append(Progress(self.prompt_length, self.prompt_processed, self.prompt_cached, time_ms))
+        return True
 
     def stopped(self, now: Timestamp, freed: Release) -> None:
         """The engine confirms the stop: no computing, no cells."""

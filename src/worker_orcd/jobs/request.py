@@ -105,6 +105,10 @@ class JobRequest(Body):
         strict=False,
         description=f"strings that end the text before them; at most {MAX_STOP_TOKENS} tokens each",
     )
+    progress: bool = Field(
+        default=False,
+        description="`progress` events while the prompt is computed, at most 4 a second",
+    )
     seed: int | None = Field(
         default=None,
         ge=0,

@@ -174,15 +174,16 @@ class Stream:
         return next((event for event in self.events if event.event in ("end", "error")), None)
 
     def assert_whole(self) -> None:
-        """`started token* (end|error)` or just `error`; ids of one job and token numbers without a gap; exactly one
-        ending."""
+        """`started progress* token* (end|error)` or just `error`; ids of one job and token numbers without a gap;
+        exactly one ending."""
         names = [event.event for event in self.events]
         assert [event.number for event in self.events] == list(range(len(names))), self.events
         assert len({event.incarnation for event in self.events}) <= 1, self.events
         assert [event.data["i"] for event in self.tokens] == list(range(len(self.tokens)))
         if names != ["error"]:
             assert names[0] == "started"
-            assert set(names[1:-1]) <= {"token"}
+            between = names[1:-1]
+            assert between == ["progress"] * between.count("progress") + ["token"] * between.count("token")
             assert names[-1] in ("end", "error")
 
 

@@ -376,6 +376,7 @@ class Worker:
             self.metrics.prompt_tokens_computed(step.prompt_computed, cached)
         for progress in step.progress:
             self.dispatcher.progress(progress.run, progress.prompt_processed, progress.cached)
+        self._wake(p.run for p in step.progress if self.dispatcher.report_progress(p.run, now))
         self.metrics.tokens.inc(sum(self._token(out, now) for out in step.tokens))
         effects: list[Effect] = []
         for end in step.ended:

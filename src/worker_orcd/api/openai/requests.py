@@ -75,6 +75,11 @@ class Generation(Body):
         """
         unsupported.refuse_unsupported(given, cls.refused)
 
+    @property
+    def reports_progress(self) -> bool:
+        """Whether its jobs report the progress of their prompts."""
+        return False
+
     def job(self, job_id: str, group: str | None, **more: Any) -> "OpenAIJob":
         """A job of this request."""
         return OpenAIJob.of(
@@ -86,6 +91,7 @@ class Generation(Body):
             repetition_penalty=self.repetition_penalty or 1.0,
             ignore_eos=bool(self.ignore_eos),
             timeout_ms=self.timeout_ms,
+            progress=self.reports_progress,
             cache_prompt=self.cache_prompt is not False,
             cache_salt=self.cache_salt,
             **more,
@@ -100,6 +106,10 @@ class Completions(Generation):
     stop: StopRequest | None = Field(default=None, max_length=MAX_STOP_CHARS)
     max_tokens: int | None = Field(default=None, ge=1)
     stream_options: StreamOptions | None = None
+    return_progress: bool | None = Field(
+        default=None,
+        description="chunks with `prompt_progress` while the prompt is computed, as of llama-server",
+    )
 
     @classmethod
     def parse(cls, raw: bytes) -> Self:
@@ -119,6 +129,11 @@ class Completions(Generation):
     def include_usage(self) -> bool:
         """Whether a stream ends with what was used."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def reports_progress(self) -> bool:
+        """Whether a stream reports the progress of its prompts."""
+        return bool(self.stream and self.return_progress)
 
     def jobs(self, name: str, prompts: list[str], **more: Any) -> list[JobRequest]:
         """One job for each choice of each prompt.

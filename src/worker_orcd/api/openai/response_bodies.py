@@ -8,7 +8,7 @@ import msgspec
 
 from worker_orcd.api.error_responses import openai_error
 from worker_orcd.jobs.errors import ErrorCode, JobError
-from worker_orcd.jobs.events import End, Error, Event, Started, Token
+from worker_orcd.jobs.events import End, Error, Event, Progress, Started, Token
 from worker_orcd.jobs.job import Job
 from worker_orcd.worker.streams import JobStream, KeepAlive, read_together
 
@@ -89,6 +89,8 @@ class Completion:
         match event:
             case Started():
                 yield from self._opening(place)
+            case Progress():
+                yield {**self._chunk(place, self._delta(""), None), "prompt_progress": _progress(event)}
             case Token(t=text) if text:
                 yield self._chunk(place, self._delta(text), None)
             case End(stop_reason=reason):
@@ -160,6 +162,16 @@ async def stream(
     if body.include_usage:
         yield frame(body.usage(jobs))
     yield DONE
+
+
+def _progress(event: Progress) -> dict[str, Any]:
+    """In the words of llama-server: `processed` includes what came from the cache."""
+    return {
+        "total": event.prompt_tokens,
+        "cache": event.cached,
+        "processed": event.processed,
+        "time_ms": event.time_ms,
+    }
 
 
 def _finish(job: Job) -> str | None:
