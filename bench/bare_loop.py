@@ -12,7 +12,8 @@ from worker_orcd.engine.llama import LlamaModel
 from worker_orcd.engine.model import AbortMode, Batch
 from worker_orcd.engine.planner import MAX_ROWS
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import Load, Sampling
+from worker_orcd.protocol.messages import Load
+from worker_orcd.sampling import SamplingParams
 from worker_orcd.settings import available_cores, bundled_model
 from worker_orcd.testing.trials import STORY, long_prompt
 
@@ -39,7 +40,9 @@ def prefill(model: LlamaModel, sequence: int, tokens: list[int]) -> None:
 def decode_rate(model: LlamaModel, streams: int, tokens: int) -> float:
     """Tokens per second of so many streams together, each sampled and put into text."""
     prompt = model.encode(STORY, "auto")
-    samplers = [model.sampler(Sampling(0.7, 40, 1.0, 1.0, n), prompt) for n in range(streams)]
+    samplers = [
+        model.sampler(SamplingParams(temperature=0.7, top_k=40, seed=n), prompt) for n in range(streams)
+    ]
     last = []
     for n in range(streams):
         prefill(model, n, prompt)
@@ -59,7 +62,7 @@ def decode_rate(model: LlamaModel, streams: int, tokens: int) -> float:
 def prefill_rate(model: LlamaModel) -> float:
     """Prompt tokens per second of one long prompt, its first token drawn."""
     tokens = model.encode(long_prompt(0), "none")
-    sampler = model.sampler(Sampling(1.0, 0, 1.0, 1.0, 0), tokens)
+    sampler = model.sampler(SamplingParams(seed=0), tokens)
     started = time.perf_counter()
     prefill(model, 0, tokens)
     sampler.draw((len(tokens) - 1) % MAX_ROWS, 0)

@@ -22,9 +22,9 @@ from worker_orcd.protocol.messages import (
     Load,
     Ping,
     Run,
-    Sampling,
     Stop as StopRun,
 )
+from worker_orcd.sampling import SamplingParams
 from worker_orcd.testing.scripted import FIRST_WORD, ScriptedModel
 
 UNIX_ZERO = 1_700_000_000.0
@@ -206,13 +206,13 @@ class HandModel(ScriptedModel):
         self._stale: set[int] = set()
         """Sequence ids without cells whose state an aborted step should have zeroed, and has not."""
 
-    def sampler(self, sampling: Sampling, history: list[int]) -> Sampler:
+    def sampler(self, sampling: SamplingParams, history: list[int]) -> Sampler:
         """The script's own, if it says something."""
         head = bytes(token for token in history[:400] if token < 256)
         if b'"text"' in head:
             return super().sampler(sampling, history)
         self.samplers_open += 1
-        return CellSampler(self, sampling.seed)
+        return CellSampler(self, sampling.seed or 0)
 
     def move(self, source: int, target: int) -> None:
         """Take another id, also before the first cell is written."""

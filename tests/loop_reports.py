@@ -4,7 +4,8 @@ from typing import Any
 
 from worker_orcd.engine.loop import EngineLoop
 from worker_orcd.engine.model import Model
-from worker_orcd.protocol.messages import AuditFault, FromEngine, Ping, Run, Sampling, Step, Stop, Stopped
+from worker_orcd.protocol.messages import AuditFault, FromEngine, Ping, Run, Step, Stop, Stopped
+from worker_orcd.sampling import SamplingParams
 
 
 class LoopReports:
@@ -64,9 +65,8 @@ def run_of_tokens(run: int, prompt: tuple[int, ...], **given: Any) -> Run:
         "prompt": prompt,
         "generated": (),
         "max_tokens": 4,
-        "ignore_eos": False,
         "stop": (),
-        "sampling": Sampling(temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, seed=run),
+        "sampling": SamplingParams(seed=run),
         "prompt_chars": len(prompt),
         "prompt_sha256": "0" * 64,
     }

@@ -243,7 +243,7 @@ def _fields(model: type[Body]) -> list[tuple[str, ...]]:
     schema = model.model_json_schema()
     required = schema.get("required", [])
     rows: list[tuple[str, ...]] = []
-    for name, field in schema["properties"].items():
+    for name, field in sorted(schema["properties"].items(), key=lambda named: named[0] not in required):
         default = "required" if name in required else _default(field.get("default"))
         rows.append((code(name), _rule(field), default, field.get("description", "")))
     return rows
@@ -404,7 +404,7 @@ def _metrics(worker: Worker) -> str:
 
 # Sequences of facts for the core, and a worker that never starts its engine.
 
-_REQUEST = ExecuteRequest(
+_REQUEST = ExecuteRequest.of(
     job_id="test-123", prompt="Write a long story...", max_tokens=1000, temperature=0.7, seed=42
 )
 _ACCEPTED_UNIX = 1_767_225_600.0

@@ -28,9 +28,9 @@ from worker_orcd.protocol.messages import (
     Ready,
     Refused,
     Run,
-    Sampling,
     Step,
 )
+from worker_orcd.sampling import SamplingParams
 
 MEMORY_BYTES = 4 << 30
 """Address space of an engine."""
@@ -114,8 +114,8 @@ def _converse(ours: socket.socket) -> dict[str, Any]:
 
 
 def _run(run: int, prompt: tuple[int, ...]) -> Run:
-    sampling = Sampling(1.0, 0, 1.0, 1.1, run)
-    return Run(run, f"j{run}", "c", prompt, (), 8, True, (), sampling, 1, "0")
+    sampling = SamplingParams(repetition_penalty=1.1, seed=run, ignore_eos=True)
+    return Run(run, f"j{run}", "c", prompt, (), 8, (), sampling, 1, "0")
 
 
 def _send(ours: socket.socket, message: Message) -> None:

@@ -22,10 +22,10 @@ from worker_orcd.protocol.messages import (
     Load,
     Ping,
     Run,
-    Sampling,
     Step,
     Stop,
 )
+from worker_orcd.sampling import SamplingParams
 
 Logits = npt.NDArray[np.float32]
 
@@ -55,9 +55,9 @@ class RecordedModel(LlamaModel):
         super().__init__(load, interrupt, lambda percent: None)
         _kept.append(self._backend_log)
 
-    def sampler(self, sampling: Sampling, history: list[int]) -> Sampler:
+    def sampler(self, sampling: SamplingParams, history: list[int]) -> Sampler:
         """A sampler that notes what it draws from."""
-        return _RecordingSampler(super().sampler(sampling, history), self, sampling.seed)
+        return _RecordingSampler(super().sampler(sampling, history), self, sampling.seed or 0)
 
     def alone(self, tokens: list[int], wanted_from: int) -> list[Logits]:
         """Logits behind each token from number `wanted_from` on, computed in one go while nothing else is held."""
@@ -127,8 +127,8 @@ class TinyEngine(LoopReports):
 
 def run_of(run: int, prompt: list[int], **given: Any) -> Run:
     """Generate greedily, past end-of-generation tokens."""
-    greedy = Sampling(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0, seed=run)
-    usual: dict[str, Any] = {"max_tokens": 12, "ignore_eos": True, "sampling": greedy}
+    greedy = SamplingParams(temperature=0.0, seed=run, ignore_eos=True)
+    usual: dict[str, Any] = {"max_tokens": 12, "sampling": greedy}
     return run_of_tokens(run, tuple(prompt), **usual | given)
 
 

@@ -18,7 +18,8 @@ import pytest
 
 from tests.models.engine import TinyEngine, run_of, some_prompt
 from tests.tiny import TinyModels
-from worker_orcd.protocol.messages import Run, Sampling, Stop
+from worker_orcd.protocol.messages import Run, Stop
+from worker_orcd.sampling import SamplingParams
 from worker_orcd.settings import bundled_model
 
 pytestmark = pytest.mark.real
@@ -45,7 +46,9 @@ def job(number: int, vocabulary: int) -> Run:
     chance = random.Random(number)
     similar, member = divmod(number, TOGETHER)
     rows = LENGTHS[similar] + member // 2 if similar < len(LENGTHS) else (5, 20, 60, 120, 200, 300)[member]
-    sampling = Sampling((0.0, 0.7, 1.0)[number % 3], 0, 1.0, (1.0, 1.2)[number % 2], number)
+    sampling = SamplingParams(
+        temperature=(0.0, 0.7, 1.0)[number % 3], repetition_penalty=(1.0, 1.2)[number % 2], seed=number
+    )
     return run_of(number, some_prompt(chance, rows, vocabulary), max_tokens=TOKENS, sampling=sampling)
 
 

@@ -11,7 +11,8 @@ from worker_orcd.engine.parts import parts_of
 from worker_orcd.engine.planner import Plan, Share
 from worker_orcd.engine.sequence import Sequence
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import Load, Run, Sampling
+from worker_orcd.protocol.messages import Load, Run
+from worker_orcd.sampling import SamplingParams
 from worker_orcd.settings import bundled_model
 
 pytestmark = pytest.mark.real
@@ -35,8 +36,8 @@ def model(byte: InterruptByte) -> LlamaModel:
 def sequence(model: LlamaModel, id_: int, rows: int) -> Sequence:
     """A run with a prompt of so many tokens, of which nothing is computed yet."""
     prompt = tuple(1000 + 37 * position + id_ for position in range(rows))
-    sampling = Sampling(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0, seed=0)
-    run = Run(id_, f"job-{id_}", "cor", prompt, (), 1, False, (), sampling, 0, "")
+    sampling = SamplingParams(temperature=0.0, seed=0)
+    run = Run(id_, f"job-{id_}", "cor", prompt, (), 1, (), sampling, 0, "")
     return Sequence(run, Slot(id_, id_, None, list(prompt)), model)
 
 

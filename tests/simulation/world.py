@@ -21,6 +21,7 @@ from worker_orcd.jobs.request import Ceilings, ExecuteRequest
 from worker_orcd.jobs.stop_request import StopReason
 from worker_orcd.jobs.tracker import RECORDS_KEPT_SEC, JobTracker
 from worker_orcd.narration import Narrator
+from worker_orcd.sampling import SamplingParams
 from worker_orcd.supervisor.engine import Engine, EngineListener
 from worker_orcd.supervisor.supervisor import EngineState
 from worker_orcd.worker.health import Status, status_of
@@ -331,7 +332,7 @@ def undisturbed(fields: dict[str, object]) -> list[str]:
     if key not in _alone:
         hand = HandLoop(parallel=1, cells=2000)
         message = run_message(1, str(fields["prompt"]), max_tokens=fields["max_tokens"])
-        hand.post(replace(message, sampling=replace(message.sampling, seed=fields["seed"])))
+        hand.post(replace(message, sampling=SamplingParams(seed=int(str(fields["seed"])))))
         hand.finish()
         _alone[key] = [out.text for step in hand.steps for out in step.tokens]
         hand.close()

@@ -12,6 +12,7 @@ from worker_orcd.engine.ledger import NoUsableSequence
 from worker_orcd.engine.model import AbortMode, Batch, Outcome
 from worker_orcd.engine.planner import SHORT_MS
 from worker_orcd.protocol.messages import AuditFault, FromEngine, Ping, Pong, Step, Stop, Stopped
+from worker_orcd.sampling import SamplingParams
 from worker_orcd.testing.scripted import END, FIRST_WORD
 
 LONG = "x" * 400
@@ -169,7 +170,7 @@ def test_a_run_that_ends_at_once_has_no_tokens(loop: HandLoop) -> None:
 
 def test_with_ignore_eos_the_end_of_generation_token_is_one_like_any_other(loop: HandLoop) -> None:
     """It counts, and adds no text."""
-    loop.post(run_message(1, says("ab"), ignore_eos=True, max_tokens=5))
+    loop.post(run_message(1, says("ab"), sampling=SamplingParams(ignore_eos=True), max_tokens=5))
     loop.finish()
     assert loop.tokens(1) == [97, 98, END, END, END]
     assert loop.text(1) == "ab"

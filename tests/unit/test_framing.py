@@ -17,15 +17,16 @@ from worker_orcd.protocol.framing import (
     engine_side,
     front_side,
 )
+from worker_orcd.sampling import SamplingParams
 
-SAMPLING = messages.Sampling(0.7, 40, 0.9, 1.1, 2**64 - 1)
+SAMPLING = SamplingParams(temperature=0.7, top_k=40, top_p=0.9, repetition_penalty=1.1, seed=2**64 - 1)
 
 TO_ENGINE: list[messages.ToEngine] = [
     messages.Load("m.gguf", "worker", 0, 16, 16384, True, 2, "json"),
     messages.Load("m.gguf", "worker", None, 1, 1, False, 1, "pretty"),
-    messages.Prepare(1, "job-1", "cor", "漢👋\x00", "auto", ("a", "\n\n"), 32, 0),
-    messages.Run(1, "job-1", "cor", (1, 2), (3,), 8, True, ("x",), SAMPLING, 5, "0" * 64),
-    messages.Run(2**40, "j", "c", (), (), 1, False, (), SAMPLING, 0, ""),
+    messages.Prepare(1, "job-1", "cor", "漢👋\x00", "auto", ("a", "\n\n"), 32, SAMPLING),
+    messages.Run(1, "job-1", "cor", (1, 2), (3,), 8, ("x",), SAMPLING, 5, "0" * 64),
+    messages.Run(2**40, "j", "c", (), (), 1, (), SAMPLING, 0, ""),
     messages.DropPrompt(2**40),
     messages.Stop(7),
     messages.Ping(runs=(1, 2)),

@@ -24,10 +24,10 @@ from worker_orcd.protocol.messages import (
     Refused,
     Rendering,
     Run,
-    Sampling,
     Step,
     Stopped,
 )
+from worker_orcd.sampling import SamplingParams
 from worker_orcd.supervisor import supervisor as supervisor_module
 from worker_orcd.supervisor.engine import Death, Engine, EngineListener
 from worker_orcd.supervisor.liveness import (
@@ -40,8 +40,8 @@ from worker_orcd.supervisor.liveness import (
 from worker_orcd.supervisor.supervisor import EngineState, Supervisor
 
 READY = Ready("m", "cpu", True, 0, "F16", "bpe", 1000, 100, 100, 4, False, 1.0)
-PREPARE = Prepare(1, "job-1", "cor", "x", "none", (), 32, 0)
-RUN = Run(1, "job-1", "cor", (1,), (), 1, False, (), Sampling(0, 0, 1, 1, 1), 1, "0")
+PREPARE = Prepare(1, "job-1", "cor", "x", "none", (), 32, SamplingParams())
+RUN = Run(1, "job-1", "cor", (1,), (), 1, (), SamplingParams(temperature=0, seed=1), 1, "0")
 
 
 def stopped(run: int) -> Stopped:

@@ -13,7 +13,6 @@ import llama_cpp.llama_cpp as lib
 
 from worker_orcd.engine import devices
 from worker_orcd.engine.backend_log import BackendLog
-from worker_orcd.engine.counter_rng import draw_seed
 from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.engine.generative import require_decoder, require_memory
 from worker_orcd.engine.inspection import GraphInspection, Recorder
@@ -30,19 +29,16 @@ from worker_orcd.engine.model import (
 )
 from worker_orcd.engine.planner import MAX_ROWS
 from worker_orcd.engine.row_buffers import RowBuffers
+from worker_orcd.engine.sampler import LlamaSampler
 from worker_orcd.engine.templates.renderer import Renderer, RendererLost
 from worker_orcd.engine.templates.template import Source, TemplateFault
 from worker_orcd.engine.tokenizer import Tokenizer
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import Load, Ready, Sampling, Template
+from worker_orcd.protocol.messages import Load, Ready, Template
+from worker_orcd.sampling import SamplingParams
 
-PENALTY_WINDOW = 64
-"""Tokens that the repetition penalty looks back on, prompt included (contract, section 2)."""
 WARM_IDS = 16
 """Sequence ids beyond those of the runs: so many prefixes can stay warm while all runs compute."""
-_COLDEST = 1e-4
-"""Temperatures below are greedy: logits divided by them leave the range of a float."""
-_SMALLEST_PENALTY = 1e-6
 _BF16, _F16 = 30, 1
 _PARTIAL = 1
 """LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: of a sequence's memory, only what cannot be trimmed."""
@@ -197,9 +193,9 @@ class LlamaModel:
         """The raw scores of a row, 32-bit floats over the vocabulary."""
         return ctypes.string_at(lib.llama_get_logits_ith(self._context, row), self.facts.vocab_size * 4)
 
-    def sampler(self, sampling: Sampling, history: list[int]) -> Sampler:
-        """A chain of llama.cpp's samplers: penalties, top-k, top-p, temperature, then the draw."""
-        return _LlamaSampler(self._context, self.facts.vocab_size, sampling, history[-PENALTY_WINDOW:])
+    def sampler(self, sampling: SamplingParams, history: list[int]) -> Sampler:
+        """A chain of llama.cpp's samplers."""
+        return LlamaSampler(lib, self._context, self.facts.vocab_size, sampling, history)
 
     @contextmanager
     def inspection(self, sequences: int, cells: int, rows: int) -> Iterator[GraphInspection]:
@@ -357,42 +353,3 @@ class LlamaModel:
         buffer = ctypes.create_string_buffer(256)
         length = lib.llama_model_meta_val_str(self._model, key.encode(), buffer, 256)
         return buffer.value.decode("utf-8", "replace") if length > 0 else ""
-
-
-class _LlamaSampler:
-    """The kept part of the chain, and a fresh draw for each token, seeded by (seed, index)."""
-
-    def __init__(self, context: Any, vocab_size: int, sampling: Sampling, history: list[int]) -> None:
-        self._context = context
-        self._seed = sampling.seed
-        self._greedy = sampling.temperature < _COLDEST
-        chain = self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-        add = lib.llama_sampler_chain_add
-        if sampling.repetition_penalty != 1.0:
-            penalty = max(sampling.repetition_penalty, _SMALLEST_PENALTY)
-            add(chain, lib.llama_sampler_init_penalties(vocab_size, PENALTY_WINDOW, penalty, 0.0, 0.0))
-        if self._greedy:
-            add(chain, lib.llama_sampler_init_greedy())
-        else:
-            if sampling.top_k > 0:
-                add(chain, lib.llama_sampler_init_top_k(sampling.top_k))
-            if sampling.top_p < 1.0:
-                add(chain, lib.llama_sampler_init_top_p(sampling.top_p, 1))
-            add(chain, lib.llama_sampler_init_temp(sampling.temperature))
-        for token in history:
-            lib.llama_sampler_accept(chain, token)
-
-    def draw(self, row: int, index: int) -> int:
-        chain = self._chain
-        if self._greedy:
-            return int(lib.llama_sampler_sample(chain, self._context, row))
-        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(draw_seed(self._seed, index)))
-        token = lib.llama_sampler_sample(chain, self._context, row)
-        last = lib.llama_sampler_chain_n(chain) - 1
-        lib.llama_sampler_free(lib.llama_sampler_chain_remove(chain, last))
-        return int(token)
-
-    def close(self) -> None:
-        if self._chain is not None:
-            lib.llama_sampler_free(self._chain)
-            self._chain = None

@@ -124,7 +124,7 @@ class EngineLoop:
                 prompt_sha256=run.prompt_sha256,
                 prompt_tokens=len(run.prompt),
                 max_tokens=run.max_tokens,
-                seed=run.sampling.seed,
+                seed=run.sampling.seed or 0,
             ),
             correlation_id=run.correlation_id,
             owner=run.owner,

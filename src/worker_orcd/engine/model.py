@@ -6,7 +6,8 @@ from enum import Enum, IntEnum
 from typing import Literal, Protocol
 
 from worker_orcd.engine.current_prompt import CurrentPrompt
-from worker_orcd.protocol.messages import Ready, Sampling, StepOutcome, Template
+from worker_orcd.protocol.messages import Ready, StepOutcome, Template
+from worker_orcd.sampling import SamplingParams
 
 
 class ModelLoadError(Exception):
@@ -194,7 +195,7 @@ class Model(Computes, Protocol):
     def ends_generation(self, token: int) -> bool:
         """Whether it is an end-of-generation token."""
 
-    def sampler(self, sampling: Sampling, history: list[int]) -> Sampler:
+    def sampler(self, sampling: SamplingParams, history: list[int]) -> Sampler:
         """A sampler that has seen `history` (prompt and generated tokens)."""
 
     def inspection(self, sequences: int, cells: int, rows: int) -> AbstractContextManager[Inspection]:

@@ -63,7 +63,7 @@ class Sequence:
         """
         run = self.run.run
         token = self.sampler.draw(row, self.generated)
-        if model.ends_generation(token) and not self.run.ignore_eos:
+        if model.ends_generation(token) and not self.run.sampling.ignore_eos:
             held = self._text.finish()
             return [TokenOut(run, None, held)] if held else [], EndOfRun(run, "stop", 0, 0)
         self.tokens.append(token)

@@ -24,11 +24,8 @@ def prepare(request: Prepare, model: Model, in_hand: CurrentPrompt | None = None
                 return Refused(
                     request.run, f"a stop string has {count} tokens, at most {most} are allowed", "stop"
                 )
-        if request.top_k > model.facts.vocab_size:
-            known = model.facts.vocab_size
-            return Refused(
-                request.run, f"top_k is {request.top_k}, the vocabulary has {known} tokens", "top_k"
-            )
+        for param, fault in request.sampling.beyond(model.facts.vocab_size):
+            return Refused(request.run, fault, param)
         tokens = tuple(model.encode(request.prompt, request.template, in_hand))
     except PromptRefused as error:
         return Refused(request.run, str(error), error.param)

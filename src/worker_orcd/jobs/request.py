@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from worker_orcd.jobs.errors import JobError, invalid
+from worker_orcd.sampling import SamplingParams, sampling_of
 
 JobId = Annotated[
     str,
@@ -69,8 +70,8 @@ class Body(BaseModel):
             raise _refusal(error) from None
 
 
-class JobRequest(Body):
-    """One inference job, whichever API it came by."""
+class JobRequest(Body, SamplingParams):
+    """One inference job, whichever API it came by. Its sampling fields are those of `SamplingParams`."""
 
     cuts_max_tokens: ClassVar[bool] = False
     """Whether `max_tokens` is cut to what fits, instead of refused: on `/v1`, where clients send defaults."""
@@ -84,20 +85,10 @@ class JobRequest(Body):
         default="auto",
         description="as `Template` in the protocol",
     )
-    ignore_eos: bool = Field(default=False, description="continue past end-of-generation tokens")
     max_tokens: int | None = Field(
         default=None,
         ge=1,
         description="at most this many tokens; left out: as many as fit beside the prompt, and `--max-tokens-out`",
-    )
-    temperature: float = Field(default=1.0, ge=0.0, le=2.0, description="0 is greedy")
-    top_p: float = Field(default=1.0, ge=0.0, le=1.0, description="1 is off")
-    top_k: int = Field(default=0, ge=0, le=2**31 - 1, description="0 is off; at most the vocabulary")
-    repetition_penalty: float = Field(
-        default=1.0,
-        gt=0.0,
-        le=2.0,
-        description="1 is off; exactly 0 is refused; looks at the last 64 tokens, prompt included",
     )
     stop: tuple[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)], ...] = Field(
         default=(),
@@ -108,12 +99,6 @@ class JobRequest(Body):
     progress: bool = Field(
         default=False,
         description="`progress` events while the prompt is computed, at most 4 a second",
-    )
-    seed: int | None = Field(
-        default=None,
-        ge=0,
-        le=2**64 - 1,
-        description="unsigned 64-bit; left out: drawn, and reported in `started`",
     )
     timeout_ms: int | None = Field(
         default=None,
@@ -183,6 +168,10 @@ class JobRequest(Body):
     def kept_bytes(self) -> int:
         """Bytes of it that are then kept, beyond a few."""
         return 0
+
+    def sampling(self, seed: int) -> SamplingParams:
+        """How its tokens are drawn, with the seed that was drawn for it."""
+        return sampling_of(self, seed=seed)
 
     def seed_or_drawn(self) -> int:
         """The seed to use: the client's, or a fresh one."""

@@ -8,6 +8,8 @@ from typing import Literal
 
 import msgspec
 
+from worker_orcd.sampling import SamplingParams
+
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Base of all messages: immutable, tagged by class name, encoded as arrays."""
@@ -16,17 +18,6 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
 Template = Literal["auto", "none", "messages"]
 """What a prompt is: one user message for the model's chat template, raw text, or a conversation for that template, as a
 JSON list of objects with `role` and `content`."""
-
-
-class Sampling(msgspec.Struct, frozen=True, array_like=True):
-    """How tokens are drawn. Neutral values are off: `top_k` 0, `top_p` 1, `repetition_penalty` 1, `temperature` 0
-    (greedy)."""
-
-    temperature: float
-    top_k: int
-    top_p: float
-    repetition_penalty: float
-    seed: int
 
 
 # Front to engine.
@@ -63,7 +54,10 @@ class Load(Message, frozen=True):
 
 
 class Prepare(Message, frozen=True):
-    """Render and tokenize a prompt, and count the stop strings' tokens. Answered by `Prepared` or `Refused`."""
+    """Render and tokenize a prompt, count the stop strings' tokens, and hold `sampling` against the vocabulary.
+
+    Answered by `Prepared` or `Refused`.
+    """
 
     run: int
     job_id: str
@@ -72,7 +66,7 @@ class Prepare(Message, frozen=True):
     template: Template
     stop: tuple[str, ...]
     max_stop_tokens: int
-    top_k: int
+    sampling: SamplingParams
     owner: str = ""
 
 
@@ -93,9 +87,8 @@ class Run(Message, frozen=True):
     prompt: tuple[int, ...]
     generated: tuple[int, ...]
     max_tokens: int
-    ignore_eos: bool
     stop: tuple[str, ...]
-    sampling: Sampling
+    sampling: SamplingParams
     prompt_chars: int
     prompt_sha256: str
     owner: str = ""

@@ -38,7 +38,8 @@ from worker_orcd.engine.model import (
     Sampler,
 )
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import Load, Ready, Sampling, Template
+from worker_orcd.protocol.messages import Load, Ready, Template
+from worker_orcd.sampling import SamplingParams
 
 END = 256
 """The end-of-generation token. Below are bytes, above are words."""
@@ -84,9 +85,9 @@ class Script:
 class ScriptedSampler:
     """Draws what the script says."""
 
-    def __init__(self, script: Script, sampling: Sampling) -> None:
+    def __init__(self, script: Script, sampling: SamplingParams) -> None:
         self._script = script
-        self._seed = 0 if sampling.temperature == 0 else sampling.seed
+        self._seed = 0 if sampling.temperature == 0 else sampling.seed or 0
 
     def draw(self, row: int, index: int) -> int:
         """Token number `index`."""
@@ -159,7 +160,7 @@ class ScriptedModel:
         """Whether it is the one."""
         return token == END
 
-    def sampler(self, sampling: Sampling, history: list[int]) -> Sampler:
+    def sampler(self, sampling: SamplingParams, history: list[int]) -> Sampler:
         """A sampler that follows the prompt's script."""
         return ScriptedSampler(_script(history), sampling)
 

@@ -17,7 +17,7 @@ def to_prepare(job: Job) -> messages.Prepare:
         template=request.template,
         stop=request.stop,
         max_stop_tokens=MAX_STOP_TOKENS,
-        top_k=request.top_k,
+        sampling=request.sampling(job.seed),
         owner=job.owner,
     )
 
@@ -33,15 +33,8 @@ def to_run(job: Job) -> messages.Run:
         prompt=job.prompt_tokens or (),
         generated=tuple(job.tokens),
         max_tokens=job.max_tokens,
-        ignore_eos=request.ignore_eos,
         stop=request.stop,
-        sampling=messages.Sampling(
-            temperature=request.temperature,
-            top_k=request.top_k,
-            top_p=request.top_p,
-            repetition_penalty=request.repetition_penalty,
-            seed=job.seed,
-        ),
+        sampling=request.sampling(job.seed),
         prompt_chars=chars,
         prompt_sha256=sha256,
         owner=job.owner,

@@ -4,6 +4,7 @@ Fields that change what is generated and cannot be kept are refused by name; tho
 `store`, `metadata` …) and unknown ones are taken and ignored, as vLLM does.
 """
 
+import dataclasses
 import json
 import secrets
 import sys
@@ -14,6 +15,7 @@ from pydantic import ConfigDict, Field
 from worker_orcd.api.openai import unsupported
 from worker_orcd.jobs.errors import JobError, invalid
 from worker_orcd.jobs.request import MAX_STOP_CHARS, MAX_STOP_STRINGS, Body, CacheSalt, JobId, JobRequest
+from worker_orcd.sampling import SAMPLING_FIELDS, SamplingParams, sampling_of
 
 MAX_CHOICES = 16
 """`n`, and prompts of one request times `n`."""
@@ -31,21 +33,31 @@ class StreamOptions(Body):
     include_usage: bool | None = None
 
 
-class Generation(Body):
-    """Options of generation that all requests share."""
+def _with_null(schema: dict[str, Any]) -> None:
+    """Describe that a sampling field may be null, too."""
+    for name in SAMPLING_FIELDS:
+        described = schema["properties"][name]
+        if "anyOf" not in described:
+            kept = {
+                key: described.pop(key) for key in ("title", "default", "description") if key in described
+            }
+            schema["properties"][name] = {"anyOf": [described, {"type": "null"}], **kept}
 
-    model_config = ConfigDict(extra="ignore")
+
+class Generation(Body, SamplingParams):
+    """Options of generation that all requests share. A sampling field that is null counts as left out."""
+
+    model_config = ConfigDict(extra="ignore", json_schema_extra=_with_null)
 
     refused: ClassVar[unsupported.Fields] = {}
     """Fields that cannot be kept."""
 
     model: str | None = Field(default=None, description="as in `GET /v1/models`")
     stream: bool | None = None
-    temperature: float | None = Field(default=None, ge=0.0, le=2.0)
-    top_p: float | None = Field(default=None, ge=0.0, le=1.0)
-    top_k: int | None = Field(default=None, ge=-1, le=2**31 - 1, description="0 and -1 are off")
-    repetition_penalty: float | None = Field(default=None, gt=0.0, le=2.0)
-    ignore_eos: bool | None = None
+    top_k: int = Field(default=0, ge=-1, le=2**31 - 1, description="0 and -1 are off")
+    seed: int | None = Field(
+        default=None, ge=-(2**63), le=2**64 - 1, description="a negative one is taken modulo 2^64"
+    )
     timeout_ms: int | None = Field(default=None, ge=1, description="as in `POST /execute`")
     group: JobId | None = Field(default=None, description="as in `POST /execute`")
     cache_prompt: bool | None = Field(default=None, description="as in `POST /execute`")
@@ -64,6 +76,9 @@ class Generation(Body):
             given = None  # Refused below.
         if isinstance(given, dict):
             cls.refuse(given)
+            left_out = [name for name in SAMPLING_FIELDS if name in given and given[name] is None]
+            if left_out:
+                raw = json.dumps({name: given[name] for name in given if name not in left_out}).encode()
         return super().parse(raw)
 
     @classmethod
@@ -80,16 +95,14 @@ class Generation(Body):
         """Whether its jobs report the progress of their prompts."""
         return False
 
-    def job(self, job_id: str, group: str | None, **more: Any) -> "OpenAIJob":
-        """A job of this request."""
+    def job(self, job_id: str, group: str | None, *, place: int = 0, **more: Any) -> "OpenAIJob":
+        """The job of this request's choice number `place`, which has the seed plus its place."""
+        seed = None if self.seed is None else (self.seed + place) % 2**64
+        sampling = sampling_of(self, top_k=max(0, self.top_k), seed=seed)
         return OpenAIJob.of(
             job_id=job_id,
             group=self.group or group,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=max(0, self.top_k or 0),
-            repetition_penalty=self.repetition_penalty or 1.0,
-            ignore_eos=bool(self.ignore_eos),
+            **dataclasses.asdict(sampling),
             timeout_ms=self.timeout_ms,
             progress=self.reports_progress,
             cache_prompt=self.cache_prompt is not False,
@@ -102,7 +115,6 @@ class Completions(Generation):
     """What `POST /v1/completions` and `POST /v1/chat/completions` have in common."""
 
     n: int | None = Field(default=None, ge=1, le=MAX_CHOICES, description="choices, each a job of one group")
-    seed: int | None = Field(default=None, ge=-(2**63), le=2**64 - 1)
     stop: StopRequest | None = Field(default=None, max_length=MAX_STOP_CHARS)
     max_tokens: int | None = Field(default=None, ge=1)
     stream_options: StreamOptions | None = None
@@ -154,7 +166,7 @@ class Completions(Generation):
                 name if number > 1 else None,
                 prompt=prompts[place // (self.n or 1)],
                 stop=tuple(text for text in stop or () if text),
-                seed=None if self.seed is None else (self.seed + place) % 2**64,
+                place=place,
                 **more,
             )
             for place in range(number)

@@ -1,0 +1,60 @@
+"""How a job's tokens are drawn: one type from the request to the sampler.
+
+`JobRequest` and the requests of OpenAI's API inherit the fields, `Prepare` and `Run` carry them to the engine, and
+`engine/sampler.py` obeys them. A new field has no other place in between.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le
+
+
+@dataclass(frozen=True, slots=True)
+class Doc:
+    """A field's description. Pydantic puts it into JSON Schema, and so into OpenAPI and the reference."""
+
+    text: str
+
+    def __get_pydantic_json_schema__(
+        self, core_schema: Any, schema_of: Callable[[Any], dict[str, Any]]
+    ) -> dict[str, Any]:
+        return {**schema_of(core_schema), "description": self.text}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How tokens are drawn. The defaults are off, or as the model has it."""
+
+    temperature: Annotated[float, Ge(0.0), Le(2.0), Doc("0 is greedy")] = 1.0
+    top_p: Annotated[float, Ge(0.0), Le(1.0), Doc("1 is off")] = 1.0
+    top_k: Annotated[int, Ge(0), Le(2**31 - 1), Doc("0 is off; at most the vocabulary")] = 0
+    repetition_penalty: Annotated[
+        float,
+        Gt(0.0),
+        Le(2.0),
+        Doc("1 is off; exactly 0 is refused; looks at the last 64 tokens, prompt included"),
+    ] = 1.0
+    seed: Annotated[
+        int | None,
+        Ge(0),
+        Le(2**64 - 1),
+        Doc("unsigned 64-bit; left out: drawn, and reported in `started`"),
+    ] = None
+    """Of a run, it is always drawn."""
+    ignore_eos: Annotated[bool, Doc("continue past end-of-generation tokens")] = False
+
+    def beyond(self, vocabulary: int) -> Iterator[tuple[str, str]]:
+        """The fields that a model with this many tokens cannot follow, each with the reason."""
+        if self.top_k > vocabulary:
+            yield "top_k", f"top_k is {self.top_k}, the vocabulary has {vocabulary} tokens"
+
+
+SAMPLING_FIELDS: tuple[str, ...] = tuple(field.name for field in fields(SamplingParams))
+"""Their names, in order."""
+
+
+def sampling_of(holder: SamplingParams, **changed: Any) -> SamplingParams:
+    """The parameters in an object that inherits them, such as a request, with these ones changed."""
+    return SamplingParams(**{name: getattr(holder, name) for name in SAMPLING_FIELDS} | changed)
