@@ -261,7 +261,12 @@ def _rule(field: dict[str, Any]) -> str:
         return " or ".join(code(json.dumps(value)) for value in kind["enum"])
     match kind["type"]:
         case "array":
+            if kind["items"]["type"] == "integer":
+                return f"at most {kind['maxItems']} token ids"
             return f"at most {kind['maxItems']} texts of at most {kind['items']['maxLength']} characters"
+        case "object":
+            value = kind["additionalProperties"]
+            return f"an object of at most {kind['maxProperties']}: token id to {_rule(value)}"
         case "string":
             return "text" + _range(kind.get("minLength"), kind.get("maxLength"), " characters")
         case "integer" | "number":

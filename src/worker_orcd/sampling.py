@@ -5,22 +5,29 @@
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, MaxLen
+
+MAX_LOGIT_BIASES = 1024
+MAX_STOP_TOKEN_IDS = 128
+PENALTY_WINDOW = 64
+"""Tokens that the penalties look back on, prompt included (contract, section 2)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Doc:
-    """A field's description. Pydantic puts it into JSON Schema, and so into OpenAPI and the reference."""
+    """A field's description. Pydantic puts it into JSON Schema, and so into OpenAPI and the reference. `rules` are what
+    JSON Schema can say of the field beyond its type."""
 
     text: str
+    rules: dict[str, Any] = field(default_factory=dict)
 
     def __get_pydantic_json_schema__(
         self, core_schema: Any, schema_of: Callable[[Any], dict[str, Any]]
     ) -> dict[str, Any]:
-        return {**schema_of(core_schema), "description": self.text}
+        return {**schema_of(core_schema), **self.rules, "description": self.text}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +37,32 @@ class SamplingParams:
     temperature: Annotated[float, Ge(0.0), Le(2.0), Doc("0 is greedy")] = 1.0
     top_p: Annotated[float, Ge(0.0), Le(1.0), Doc("1 is off")] = 1.0
     top_k: Annotated[int, Ge(0), Le(2**31 - 1), Doc("0 is off; at most the vocabulary")] = 0
+    min_p: Annotated[
+        float,
+        Ge(0.0),
+        Le(1.0),
+        Doc("0 is off; tokens less likely than this times the likeliest are left out"),
+    ] = 0.0
     repetition_penalty: Annotated[
         float,
         Gt(0.0),
         Le(2.0),
         Doc("1 is off; exactly 0 is refused; looks at the last 64 tokens, prompt included"),
     ] = 1.0
+    presence_penalty: Annotated[
+        float, Ge(-2.0), Le(2.0), Doc("0 is off; taken from each token among the last 64, prompt included")
+    ] = 0.0
+    frequency_penalty: Annotated[
+        float, Ge(-2.0), Le(2.0), Doc("0 is off; taken once for each time that a token is among the last 64")
+    ] = 0.0
+    logit_bias: Annotated[
+        dict[Annotated[int, Ge(0), Le(2**31 - 1)], Annotated[float, Ge(-100.0), Le(100.0)]] | None,
+        MaxLen(MAX_LOGIT_BIASES),
+        Doc(
+            "token ids, and what is added to their logits before all else",
+            {"propertyNames": {"pattern": "^(0|[1-9][0-9]{0,8})$"}},
+        ),
+    ] = None
     seed: Annotated[
         int | None,
         Ge(0),
@@ -44,14 +71,28 @@ class SamplingParams:
     ] = None
     """Of a run, it is always drawn."""
     ignore_eos: Annotated[bool, Doc("continue past end-of-generation tokens")] = False
+    min_tokens: Annotated[
+        int,
+        Ge(0),
+        Le(2**31 - 1),
+        Doc("before so many tokens neither an end-of-generation token nor one of `stop_token_ids` is drawn"),
+    ] = 0
+    stop_token_ids: Annotated[
+        tuple[Annotated[int, Ge(0), Le(2**31 - 1)], ...],
+        MaxLen(MAX_STOP_TOKEN_IDS),
+        Doc("tokens that end the output as the end-of-generation token does, also with `ignore_eos`"),
+    ] = ()
 
     def beyond(self, vocabulary: int) -> Iterator[tuple[str, str]]:
         """The fields that a model with this many tokens cannot follow, each with the reason."""
         if self.top_k > vocabulary:
             yield "top_k", f"top_k is {self.top_k}, the vocabulary has {vocabulary} tokens"
+        for name, tokens in (("logit_bias", self.logit_bias or ()), ("stop_token_ids", self.stop_token_ids)):
+            if tokens and max(tokens) >= vocabulary:
+                yield name, f"{name} has token {max(tokens)}, the vocabulary has {vocabulary} tokens"
 
 
-SAMPLING_FIELDS: tuple[str, ...] = tuple(field.name for field in fields(SamplingParams))
+SAMPLING_FIELDS: tuple[str, ...] = tuple(one.name for one in fields(SamplingParams))
 """Their names, in order."""
 
 

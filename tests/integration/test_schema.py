@@ -41,11 +41,19 @@ def beyond_the_model(body: object) -> bool:
         return False
     top_k, stop, prompt = body.get("top_k"), body.get("stop"), body.get("prompt")
     timeout_ms = body.get("timeout_ms")
-    whole = (top_k, body.get("max_tokens"), body.get("seed"), timeout_ms)
+    min_tokens, max_tokens = body.get("min_tokens"), body.get("max_tokens")
+    biases, stop_tokens = body.get("logit_bias"), body.get("stop_token_ids")
+    named = [
+        *(biases if isinstance(biases, dict) else ()),
+        *(stop_tokens if isinstance(stop_tokens, list) else ()),
+    ]
+    whole = (top_k, max_tokens, min_tokens, body.get("seed"), timeout_ms, *named)
     return (
         (isinstance(timeout_ms, int) and 1 <= timeout_ms < 1000)
         or any(isinstance(number, float) or (isinstance(number, int) and number >= 2**64) for number in whole)
         or (isinstance(top_k, int) and top_k > VOCABULARY)
+        or any(str(token).isdecimal() and int(token) >= VOCABULARY for token in named)
+        or (isinstance(min_tokens, int) and isinstance(max_tokens, int) and min_tokens > max_tokens)
         or (isinstance(stop, list) and any(isinstance(s, str) and len(s.encode()) > 32 for s in stop))
         or (isinstance(prompt, str) and len(prompt.encode()) > 8000)
     )

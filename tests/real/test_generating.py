@@ -77,6 +77,7 @@ def test_seed_reported_is_the_seed_used(real_worker: RunningWorker) -> None:
         {"repetition_penalty": 2.0, "temperature": 0.0},
         {"repetition_penalty": 0.01, "temperature": 0.00001},
         {"temperature": 2.0, "top_k": 49152, "top_p": 0.99, "repetition_penalty": 1.1},
+        {"min_p": 0.2, "presence_penalty": 1.0, "frequency_penalty": -0.5, "min_tokens": 12},
     ],
 )
 def test_every_way_of_sampling_works(real_worker: RunningWorker, sampling: dict[str, float]) -> None:
@@ -86,6 +87,16 @@ def test_every_way_of_sampling_works(real_worker: RunningWorker, sampling: dict[
         real_worker.execute(f"s-{name}", STORY, max_tokens=12, ignore_eos=True, seed=1, **sampling)
     )
     assert len(stream.tokens) == 12
+
+
+def test_a_biased_token_is_the_only_one_that_is_drawn(real_worker: RunningWorker) -> None:
+    """The highest bias makes a token the likeliest everywhere; as a stop token it ends the output at once."""
+    sampling = {"temperature": 0.0, "logit_bias": {"260": 100}, "ignore_eos": True}
+    same = whole(real_worker.execute("biased", STORY, max_tokens=4, **sampling)).text
+    assert same
+    assert same == same[: len(same) // 4] * 4
+    none = whole(real_worker.execute("stop-token", STORY, max_tokens=4, stop_token_ids=[260], **sampling))
+    assert (none.text, none.events[-1].data["stop_reason"]) == ("", "stop")
 
 
 def test_repetition_penalty_keeps_a_model_from_repeating_itself(real_worker: RunningWorker) -> None:

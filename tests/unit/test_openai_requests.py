@@ -84,8 +84,7 @@ def test_token_ids_are_refused_as_such(prompt: list[Any]) -> None:
         ("grammar", "root ::= 'a'"),
         ("json_schema", {"type": "object"}),
         ("json_schema", {}),
-        ("repeat_penalty", 1.1),
-        ("n_predict", 5),
+        ("repeat_last_n", 128),
         ("xtc_probability", 0.5),
     ],
 )

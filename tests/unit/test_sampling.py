@@ -6,10 +6,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.fakes import running_job
+from tests.fakes import execute, running_job
 from worker_orcd.api.openai.requests import ChatRequest, CompletionRequest, Generation, ResponseRequest
+from worker_orcd.jobs.errors import JobError
+from worker_orcd.jobs.request import Ceilings, ExecuteRequest
 from worker_orcd.protocol.messages import ToEngine
-from worker_orcd.sampling import SAMPLING_FIELDS, SamplingParams
+from worker_orcd.sampling import MAX_LOGIT_BIASES, MAX_STOP_TOKEN_IDS, SAMPLING_FIELDS, SamplingParams
 from worker_orcd.worker.wire import to_prepare, to_run
 
 GIVEN: dict[str, Any] = {
@@ -17,6 +19,12 @@ GIVEN: dict[str, Any] = {
     "top_p": 0.5,
     "top_k": 40,
     "repetition_penalty": 1.25,
+    "min_p": 0.125,
+    "presence_penalty": -1.5,
+    "frequency_penalty": 0.5,
+    "logit_bias": {0: -100.0, 49151: 2.5},
+    "min_tokens": 3,
+    "stop_token_ids": (1, 2),
     "seed": 2**64 - 1,
     "ignore_eos": True,
 }
@@ -71,6 +79,68 @@ def test_on_v1_an_option_that_is_null_counts_as_left_out(
     """Many clients send null for what is not set."""
     nothing = dict.fromkeys(SAMPLING_FIELDS)
     assert sampling_on_v1(kind, {**fields, **nothing}) == SamplingParams(seed=5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "param"),
+    [
+        ("min_p", 1.01, "min_p"),
+        ("min_p", -0.01, "min_p"),
+        ("presence_penalty", 2.01, "presence_penalty"),
+        ("frequency_penalty", -2.01, "frequency_penalty"),
+        ("logit_bias", {"a": 1}, "logit_bias"),
+        ("logit_bias", {"-1": 1}, "logit_bias"),
+        ("logit_bias", {"1": 100.5}, "logit_bias"),
+        ("logit_bias", [[1, 1.0]], "logit_bias"),
+        ("logit_bias", {str(n): 1 for n in range(MAX_LOGIT_BIASES + 1)}, "logit_bias"),
+        ("min_tokens", -1, "min_tokens"),
+        ("stop_token_ids", [-1], "stop_token_ids"),
+        ("stop_token_ids", list(range(MAX_STOP_TOKEN_IDS + 1)), "stop_token_ids"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_name(field: str, value: object, param: str) -> None:
+    """On both APIs."""
+    body = json.dumps({"job_id": "a", "prompt": "a", field: value}).encode()
+    for kind in (ExecuteRequest, CompletionRequest):
+        with pytest.raises(JobError) as caught:
+            kind.parse(body)
+        assert (caught.value.http_status, caught.value.param) == (400, param)
+
+
+def test_min_tokens_may_not_be_above_max_tokens() -> None:
+    """Both at once cannot be met."""
+    with pytest.raises(JobError, match="above max_tokens") as caught:
+        execute(min_tokens=9, max_tokens=8).within(Ceilings())
+    assert caught.value.param == "min_tokens"
+    assert execute(min_tokens=8, max_tokens=8).within(Ceilings()).min_tokens == 8
+
+
+@pytest.mark.parametrize(
+    "given", [{"top_k": 101}, {"logit_bias": {3: 1.0, 100: 1.0}}, {"stop_token_ids": (100,)}], ids=str
+)
+def test_a_token_beyond_the_vocabulary_is_refused_by_name(given: dict[str, Any]) -> None:
+    """Only the engine knows the vocabulary."""
+    assert [param for param, _ in SamplingParams(**given).beyond(100)] == list(given)
+    assert not list(SamplingParams(**given).beyond(101))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "value"),
+    [("repeat_penalty", "repetition_penalty", 1.25), ("n_predict", "max_tokens", 7)],
+)
+def test_what_llama_server_calls_otherwise_means_the_same(theirs: str, ours: str, value: float) -> None:
+    """Its name is taken; ours wins if both are given; a fault is named as the client named the field."""
+
+    def jobs_value(**fields: object) -> object:
+        body = json.dumps({"prompt": "a", **fields}).encode()
+        return getattr(CompletionRequest.parse(body).wanted("job-1")[0], ours)
+
+    assert jobs_value(**{theirs: value}) == value
+    assert jobs_value(**{theirs: 2, ours: value}) == value
+    assert jobs_value(**{theirs: -1}) == jobs_value()
+    with pytest.raises(JobError) as caught:
+        jobs_value(**{theirs: 0})
+    assert caught.value.param == theirs
 
 
 def test_all_options_survive_the_wire() -> None:

@@ -28,14 +28,17 @@ def command(  # noqa: PLR0913  # to typer, an option is an argument
     top_k: Annotated[int | None, typer.Option(metavar="N", help="0 is off")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="the same seed gives the same draws")] = None,
     stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="end before this text; up to four times")
+        list[str] | None, typer.Option(metavar="TEXT", help="end before this text; up to 16 times")
     ] = None,
     template: Annotated[
         Literal["auto", "none"] | None,
         typer.Option(help="auto: the model's chat template; none: the prompt as it is"),
     ] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past the model's own end")] = False,
+    min_p: Annotated[float | None, typer.Option(metavar="X", help="0 is off")] = None,
     repetition_penalty: Annotated[float | None, typer.Option(metavar="X", help="1 is off")] = None,
+    presence_penalty: Annotated[float | None, typer.Option(metavar="X", help="-2 to 2; 0 is off")] = None,
+    frequency_penalty: Annotated[float | None, typer.Option(metavar="X", help="-2 to 2; 0 is off")] = None,
     group: Annotated[
         str | None, typer.Option(metavar="GROUP", help="jobs that can be cancelled together")
     ] = None,
@@ -62,7 +65,10 @@ def command(  # noqa: PLR0913  # to typer, an option is an argument
         "stop": stop or None,
         "template": template,
         "ignore_eos": ignore_eos or None,
+        "min_p": min_p,
         "repetition_penalty": repetition_penalty,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
         "group": group,
         "timeout_ms": timeout_ms,
     }

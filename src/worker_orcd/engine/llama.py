@@ -90,6 +90,8 @@ class LlamaModel:
         self._tokenizer = Tokenizer(lib, self._vocab)
         # Some of llama.cpp's tokenizers end the process if the vocabulary lacks a token: rather now than at a prompt.
         self._tokenizer.encode("a \u00e9\U0001f98a", parse_special=True, add_special=True)
+        vocabulary = range(lib.llama_vocab_n_tokens(self._vocab))
+        self._ends = frozenset(token for token in vocabulary if lib.llama_vocab_is_eog(self._vocab, token))
         self._renderer: Renderer | None = None
         self._template_fault: str | None = None
         self._compile_chat_template()
@@ -100,7 +102,7 @@ class LlamaModel:
             vram_bytes=device.used_bytes(),
             quant_kind=self._quant_kind(),
             tokenizer_kind=self._meta("tokenizer.ggml.model") or "unknown",
-            vocab_size=lib.llama_vocab_n_tokens(self._vocab),
+            vocab_size=len(vocabulary),
             cells=lib.llama_n_ctx(self._context),
             cells_per_job=min(lib.llama_n_ctx_seq(self._context), lib.llama_model_n_ctx_train(self._model)),
             sequences=load.parallel,
@@ -158,7 +160,7 @@ class LlamaModel:
 
     def ends_generation(self, token: int) -> bool:
         """Whether it is an end-of-generation token."""
-        return bool(lib.llama_vocab_is_eog(self._vocab, token))
+        return token in self._ends
 
     def _compile_chat_template(self) -> None:
         """A model without a template takes prompts as they are, one with a broken template only with `none`."""
@@ -195,7 +197,7 @@ class LlamaModel:
 
     def sampler(self, sampling: SamplingParams, history: list[int]) -> Sampler:
         """A chain of llama.cpp's samplers."""
-        return LlamaSampler(lib, self._context, self.facts.vocab_size, sampling, history)
+        return LlamaSampler(lib, self._context, self.facts.vocab_size, sampling, history, ends=self._ends)
 
     @contextmanager
     def inspection(self, sequences: int, cells: int, rows: int) -> Iterator[GraphInspection]:

@@ -1,50 +1,93 @@
 """Draws tokens with llama.cpp's samplers, as `SamplingParams` says."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from worker_orcd.engine.counter_rng import draw_seed
-from worker_orcd.sampling import SamplingParams
+import numpy as np
+from numpy.typing import NDArray
 
-PENALTY_WINDOW = 64
-"""Tokens that the penalties look back on, prompt included (contract, section 2)."""
+from worker_orcd.engine.counter_rng import draw_seed
+from worker_orcd.sampling import PENALTY_WINDOW, SamplingParams
+
+Mask = Callable[[NDArray[np.float32], int], None]
+"""Forbids tokens: sets some of the logits to -inf, in place, before the token with this index is drawn."""
 _COLDEST = 1e-4
 """Temperatures below are greedy: logits divided by them leave the range of a float."""
 _SMALLEST_PENALTY = 1e-6
 
 
 class LlamaSampler:
-    """A chain of llama.cpp's samplers: penalties, top-k, top-p, temperature, then the draw.
+    """Masks, then a chain of llama.cpp's samplers: logit bias, penalties, top-k, top-p, min-p, temperature, the draw.
 
     The chain is kept; the draw is made anew for each token, seeded by (seed, index).
     """
 
     def __init__(
-        self, lib: Any, context: Any, vocab_size: int, sampling: SamplingParams, history: list[int]
+        self,
+        lib: Any,
+        context: Any,
+        vocab_size: int,
+        sampling: SamplingParams,
+        history: list[int],
+        *,
+        ends: Iterable[int] = (),
     ) -> None:
-        """Build the chain for a run whose tokens so far are `history`. `lib` is `llama_cpp`'s low-level API."""
+        """Build the chain.
+
+        Args:
+            lib: `llama_cpp`'s low-level API.
+            context: has the logits of the last step.
+            vocab_size: tokens of the model.
+            sampling: of the run.
+            history: the run's tokens so far, prompt included.
+            ends: end-of-generation tokens.
+        """
         self._lib = lib
         self._context = context
+        self._vocab_size = vocab_size
         self._seed = sampling.seed or 0
         self._greedy = sampling.temperature < _COLDEST
-        chain = self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-        add = lib.llama_sampler_chain_add
-        if sampling.repetition_penalty != 1.0:
-            penalty = max(sampling.repetition_penalty, _SMALLEST_PENALTY)
-            add(chain, lib.llama_sampler_init_penalties(vocab_size, PENALTY_WINDOW, penalty, 0.0, 0.0))
-        if self._greedy:
-            add(chain, lib.llama_sampler_init_greedy())
-        else:
-            if sampling.top_k > 0:
-                add(chain, lib.llama_sampler_init_top_k(sampling.top_k))
-            if sampling.top_p < 1.0:
-                add(chain, lib.llama_sampler_init_top_p(sampling.top_p, 1))
-            add(chain, lib.llama_sampler_init_temp(sampling.temperature))
+        self.masks: list[Mask] = []
+        """Applied in order before each draw. At least one token must stay allowed."""
+        if sampling.min_tokens:
+            self.masks.append(_forbid_until(sampling.min_tokens, [*ends, *sampling.stop_token_ids]))
+        self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        for link in self._links(sampling):
+            lib.llama_sampler_chain_add(self._chain, link)
         for token in history[-PENALTY_WINDOW:]:
-            lib.llama_sampler_accept(chain, token)
+            lib.llama_sampler_accept(self._chain, token)
+
+    def _links(self, sampling: SamplingParams) -> Iterable[Any]:
+        """The samplers of the chain, those that are on, in the order of the contract (section 2)."""
+        lib = self._lib
+        if sampling.logit_bias:
+            biases = (lib.llama_logit_bias * len(sampling.logit_bias))(*sampling.logit_bias.items())
+            yield lib.llama_sampler_init_logit_bias(self._vocab_size, len(biases), biases)
+        penalties = (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty)
+        if penalties != (1.0, 0.0, 0.0):
+            repetition, frequency, presence = penalties
+            repetition = max(repetition, _SMALLEST_PENALTY)
+            yield lib.llama_sampler_init_penalties(
+                self._vocab_size, PENALTY_WINDOW, repetition, frequency, presence
+            )
+        if self._greedy:
+            yield lib.llama_sampler_init_greedy()
+            return
+        if sampling.top_k > 0:
+            yield lib.llama_sampler_init_top_k(sampling.top_k)
+        if sampling.top_p < 1.0:
+            yield lib.llama_sampler_init_top_p(sampling.top_p, 1)
+        if sampling.min_p > 0.0:
+            yield lib.llama_sampler_init_min_p(sampling.min_p, 1)
+        yield lib.llama_sampler_init_temp(sampling.temperature)
 
     def draw(self, row: int, index: int) -> int:
         """Draw the run's token number `index` from the last step's row `row`."""
         lib, chain = self._lib, self._chain
+        if self.masks:
+            logits = self.logits(row)
+            for mask in self.masks:
+                mask(logits, index)
         if self._greedy:
             return int(lib.llama_sampler_sample(chain, self._context, row))
         lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(draw_seed(self._seed, index)))
@@ -53,8 +96,23 @@ class LlamaSampler:
         lib.llama_sampler_free(lib.llama_sampler_chain_remove(chain, last))
         return int(token)
 
+    def logits(self, row: int) -> NDArray[np.float32]:
+        """The row's logits, where llama.cpp has them: a change changes what is drawn. Valid until the next step."""
+        found = self._lib.llama_get_logits_ith(self._context, row)
+        return np.ctypeslib.as_array(found, shape=(self._vocab_size,))
+
     def close(self) -> None:
         """Free the chain."""
         if self._chain is not None:
             self._lib.llama_sampler_free(self._chain)
             self._chain = None
+
+
+def _forbid_until(number: int, tokens: list[int]) -> Mask:
+    """A mask that forbids these tokens before the token with this number."""
+
+    def mask(logits: NDArray[np.float32], index: int) -> None:
+        if index < number:
+            logits[tokens] = -np.inf
+
+    return mask

@@ -63,7 +63,7 @@ class Sequence:
         """
         run = self.run.run
         token = self.sampler.draw(row, self.generated)
-        if model.ends_generation(token) and not self.run.sampling.ignore_eos:
+        if self._ends(token, model):
             held = self._text.finish()
             return [TokenOut(run, None, held)] if held else [], EndOfRun(run, "stop", 0, 0)
         self.tokens.append(token)
@@ -73,3 +73,8 @@ class Sequence:
         if self.generated >= self.run.max_tokens:
             return [TokenOut(run, token, text + self._text.finish())], EndOfRun(run, "length", 0, 0)
         return [TokenOut(run, token, text, self._text.held)], None
+
+    def _ends(self, token: int, model: Model) -> bool:
+        """Whether the output ends before this token."""
+        sampling = self.run.sampling
+        return token in sampling.stop_token_ids or (model.ends_generation(token) and not sampling.ignore_eos)

@@ -146,6 +146,10 @@ class JobRequest(Body, SamplingParams):
                 f"max_tokens is {self.max_tokens}, at most {ceilings.max_tokens_out} is allowed",
                 "max_tokens",
             )
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise invalid(
+                f"min_tokens is {self.min_tokens}, above max_tokens, which is {self.max_tokens}", "min_tokens"
+            )
         return self
 
     def timeout_within(self, ceilings: Ceilings) -> float:
@@ -157,7 +161,7 @@ class JobRequest(Body, SamplingParams):
 
     def without_prompt(self) -> Self:
         """This request, as far as it is kept when its job has ended."""
-        return self.model_copy(update={"prompt": "", "stop": ()})
+        return self.model_copy(update={"prompt": "", "stop": (), "logit_bias": None, "stop_token_ids": ()})
 
     @property
     def stored(self) -> bool:

@@ -181,6 +181,9 @@ def _asked(job: Job) -> dict[str, AttributeValue]:
     }
     if request.max_tokens is not None:
         asked["gen_ai.request.max_tokens"] = request.max_tokens
+    for name in ("presence_penalty", "frequency_penalty"):
+        if penalty := getattr(request, name):
+            asked[f"gen_ai.request.{name}"] = penalty
     if request.top_k:
         asked["gen_ai.request.top_k"] = float(request.top_k)
     if request.seed is not None and request.seed <= _MAX_INT:

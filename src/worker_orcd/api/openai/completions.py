@@ -1,7 +1,6 @@
 """`GET /v1/models`, `POST /v1/completions` and `POST /v1/chat/completions`."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
@@ -9,7 +8,7 @@ from fastapi.responses import JSONResponse
 
 from worker_orcd.api import schema
 from worker_orcd.api.error_responses import error_headers, openai_error
-from worker_orcd.api.openai.requests import ChatRequest, CompletionRequest, fresh_name
+from worker_orcd.api.openai.requests import ChatRequest, CompletionRequest, error_style, fresh_name
 from worker_orcd.api.openai.response_bodies import ChatCompletion, Completion, stream
 from worker_orcd.api.sse import KEEP_ALIVE_SEC, ReaderResponse, Readers, named
 from worker_orcd.api.submit import submit, unless_disconnected
@@ -103,16 +102,6 @@ def failed(failure: JobError, streams: Sequence[JobStream], request: Request) ->
     """The answer to a request one of whose jobs did not come to its natural end."""
     headers = {**named(streams), **error_headers(failure, request.url.path)}
     return JSONResponse(openai_error(failure), status_code=failure.http_status, headers=headers)
-
-
-@contextmanager
-def error_style(request: dict[str, str]) -> Iterator[None]:
-    """Name the field at fault as this request calls it."""
-    try:
-        yield
-    except JobError as error:
-        error.param = request.get(error.param or "", error.param)
-        raise
 
 
 async def ended(streams: Sequence[JobStream]) -> None:

@@ -8,6 +8,8 @@ import dataclasses
 import json
 import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field
@@ -33,6 +35,16 @@ class StreamOptions(Body):
     include_usage: bool | None = None
 
 
+@contextmanager
+def error_style(request: dict[str, str]) -> Iterator[None]:
+    """Name the field at fault as this request calls it."""
+    try:
+        yield
+    except JobError as error:
+        error.param = request.get(error.param or "", error.param)
+        raise
+
+
 def _with_null(schema: dict[str, Any]) -> None:
     """Describe that a sampling field may be null, too."""
     for name in SAMPLING_FIELDS:
@@ -51,6 +63,8 @@ class Generation(Body, SamplingParams):
 
     refused: ClassVar[unsupported.Fields] = {}
     """Fields that cannot be kept."""
+    other_names: ClassVar[dict[str, str]] = {"repeat_penalty": "repetition_penalty"}
+    """llama-server's names of fields that mean the same here; there, -1 is off."""
 
     model: str | None = Field(default=None, description="as in `GET /v1/models`")
     stream: bool | None = None
@@ -74,12 +88,18 @@ class Generation(Body, SamplingParams):
             given = json.loads(raw)
         except (ValueError, RecursionError):
             given = None  # Refused below.
-        if isinstance(given, dict):
-            cls.refuse(given)
-            left_out = [name for name in SAMPLING_FIELDS if name in given and given[name] is None]
-            if left_out:
-                raw = json.dumps({name: given[name] for name in given if name not in left_out}).encode()
-        return super().parse(raw)
+        if not isinstance(given, dict):
+            return super().parse(raw)
+        cls.refuse(given)
+        used = {
+            theirs: ours for theirs, ours in cls.other_names.items() if given.get(theirs) not in (None, -1)
+        }
+        renamed = {ours: given[theirs] for theirs, ours in used.items() if given.get(ours) is None}
+        if renamed or any(name in given and given[name] is None for name in SAMPLING_FIELDS):
+            kept = {name: value for name, value in given.items() if value is not None}
+            raw = json.dumps(kept | renamed).encode()
+        with error_style({ours: theirs for theirs, ours in used.items() if ours in renamed}):
+            return super().parse(raw)
 
     @classmethod
     def refuse(cls, given: dict[str, Any]) -> None:
@@ -113,6 +133,8 @@ class Generation(Body, SamplingParams):
 
 class Completions(Generation):
     """What `POST /v1/completions` and `POST /v1/chat/completions` have in common."""
+
+    other_names: ClassVar = Generation.other_names | {"n_predict": "max_tokens"}
 
     n: int | None = Field(default=None, ge=1, le=MAX_CHOICES, description="choices, each a job of one group")
     stop: StopRequest | None = Field(default=None, max_length=MAX_STOP_CHARS)

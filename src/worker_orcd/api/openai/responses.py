@@ -13,8 +13,8 @@ from fastapi.responses import JSONResponse
 
 from worker_orcd.api import schema
 from worker_orcd.api.access import owner_of
-from worker_orcd.api.openai.completions import ended, error_style, failed, model_of
-from worker_orcd.api.openai.requests import ResponseJob, ResponseRequest, fresh_name
+from worker_orcd.api.openai.completions import ended, failed, model_of
+from worker_orcd.api.openai.requests import ResponseJob, ResponseRequest, error_style, fresh_name
 from worker_orcd.api.openai.response_bodies import failure_of, frame, text_of, usage_of
 from worker_orcd.api.sse import ReaderResponse, Readers, named, whole_number
 from worker_orcd.api.submit import submit, unless_disconnected

@@ -14,20 +14,14 @@ _NOTHING: tuple[object, ...] = (False, [], {}, 0, 0.0, "")
 _ONE: tuple[object, ...] = (1, 1.0)
 
 OPENAI: Fields = {
-    "frequency_penalty": _NOTHING,
-    "presence_penalty": _NOTHING,
-    "logit_bias": _NOTHING,
     "logprobs": (False,),
     "top_logprobs": _NOTHING,
     "response_format": ({"type": "text"},),
 }
 VLLM: Fields = {
-    "min_p": _NOTHING,
     "beam_search": _NOTHING,
     "use_beam_search": _NOTHING,
     "prompt_logprobs": (False,),
-    "min_tokens": _NOTHING,
-    "stop_token_ids": _NOTHING,
     "allowed_token_ids": (),
     "bad_words": _NOTHING,
     "logits_processors": _NOTHING,
@@ -48,8 +42,7 @@ VLLM: Fields = {
 LLAMA_SERVER: Fields = {
     "grammar": _NOTHING,
     "json_schema": (),
-    "repeat_penalty": _ONE,
-    "n_predict": (-1,),
+    "repeat_last_n": (64,),
     "n_probs": _NOTHING,
     "n_keep": _NOTHING,
     "min_keep": _NOTHING,
