@@ -11,6 +11,7 @@ WALKS = {
     title: text for title, _, text in (part.partition("\n") for part in PAGE.split("\n## ")[1:])
 }  # fmt: skip
 PATH = re.compile(r"`((?:src|tests|deploy|tools)/[^`]*)`")
+KINDS = ("sampling option", "endpoint", "engine", "metric", "log event")
 NAME = re.compile(r"`(_?[A-Za-z]\w*)(?:\([^`]*\))?`")
 
 
@@ -38,4 +39,4 @@ def test_each_name_is_in_the_files_of_its_walk(walk: str) -> None:
 
 def test_there_is_a_walk_for_each_kind_of_change() -> None:
     """The kinds of change that the page promises."""
-    assert {f"A new {kind}" for kind in ("sampling option", "endpoint", "engine", "metric")} <= set(WALKS)
+    assert {f"A new {kind}" for kind in KINDS} <= set(WALKS)
