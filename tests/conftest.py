@@ -109,9 +109,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(line)
 
 
+def pytest_unconfigure() -> None:
+    """Close what `llama_cpp` opens for good on import: its ResourceWarnings at the end would look like ours."""
+    opened = sys.modules.get("llama_cpp._utils")
+    if opened is not None:
+        opened.outnull_file.close()
+        opened.errnull_file.close()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """An option to run the files whose tests need a program (`tools/without.sh`)."""
     parser.addoption("--needing", default="", help="only files with tests that need one of these programs")
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Do not import files without a test of the lane and group that run."""
+    return lanes.ignored(collection_path) or None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,10 +1,11 @@
 """Which lane a test runs in: quick (`make test`), deep (the rest of `make test-all`) or nightly (`make nightly`).
 
-A test is quick unless it is listed here or marked `deep` or `nightly`. `serial` is independent of the lane: such a test
-measures time or needs the machine for itself, and runs alone. The quick lane has for each guarantee a test that fails
-when its mechanism is broken (docs/traceability.md); what proves the same again, elsewhere or more often, is deep.
+A test is quick unless it is listed here or marked `nightly`. `serial` is independent of the lane: such a test measures
+time or needs the machine for itself, and runs alone. The quick lane has for each guarantee a test that fails when its
+mechanism is broken (docs/traceability.md); what proves the same again, elsewhere or more often, is deep.
 
-`LANE` names the lane that runs (`tools/lane.sh`).
+`tools/lane.sh` sets `LANE` to the lane that runs, and `GROUP` to `parallel` or `serial`. With `GROUP`, files without a
+test of that lane and group are not even imported: importing all of them takes longer than most files' tests.
 """
 
 import os
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 LANE = os.environ.get("LANE", "quick")
+GROUP = os.environ.get("GROUP", "")
 
 DEEP = (
     "browser",
@@ -21,10 +23,13 @@ DEEP = (
     "docs",
     "faults",
     "soak",
+    "integration/test_cancel.py::test_cancels_delay_a_neighbour_by_a_step_at_most[1]",
     "integration/test_cli_completion.py",
     "integration/test_cli_wrong_types.py",
     "integration/test_deploy.py",
     "integration/test_execute.py::test_a_declared_giant_is_refused_before_it_is_sent",
+    "integration/test_execute.py::test_a_prompt_that_kills_the_engine_takes_only_its_job_with_it",
+    "integration/test_execute.py::test_an_idle_engine_that_hangs_is_noticed_too",
     "integration/test_forked.py::test_with_options_for_python_a_worker_gets_an_interpreter_of_its_own",
     "integration/test_hostile_template.py",
     "integration/test_model_file_fuzz.py",
@@ -34,6 +39,7 @@ DEEP = (
     "integration/test_proxy.py",
     "integration/test_schema.py",
     "integration/test_shared_workers.py",
+    "integration/test_shutdown.py::test_by_default_it_is_gone_within_five_seconds_even_if_the_engine_is_stopped",
     "integration/test_shutdown.py::test_it_is_gone_in_time_also_beside_a_reader_that_takes_nothing",
     "integration/test_streams.py::test_a_reader_that_takes_nothing_slows_nobody",
     "integration/test_streams.py::test_readers_of_an_ended_job_are_bounded_too",
@@ -49,9 +55,11 @@ DEEP = (
     "real/test_generating.py::test_every_way_of_sampling_works",
     "real/test_generating.py::test_hundred_jobs_every_third_cancelled_leave_nothing",
     "real/test_generating.py::test_no_broken_characters",
+    "real/test_second_model.py",
     "real/test_stopping.py::test_a_cancel_delays_a_neighbour_by_a_step_at_most[prefilling]",
     "real/test_stopping.py::test_computing_stops_in_time[starting-25-prefill]",
     "real/test_stopping.py::test_computing_stops_in_time[ending-20-decode]",
+    "real/test_stopping.py::test_steps_are_done_beside_steady_cancels",
     "real/test_waiting.py",
 )
 """Folders, files and tests (with or without parameters): programs of others, many faults, many jobs, many models, the
@@ -76,7 +84,16 @@ SERIAL = (
     "integration/test_cancel.py::test_cancels_delay_a_neighbour_by_a_step_at_most",
     "integration/test_cancel.py::test_computing_stops_within_100_ms_also_in_the_middle_of_a_long_step",
     "integration/test_cancel.py::test_where_steps_cannot_be_aborted_they_are_short_enough_to_wait_for",
-    "integration/test_disconnect.py",
+    "integration/test_disconnect.py::test_leaving_an_idle_stream_in_the_middle_of_a_long_step_stops_the_job",
+    "integration/test_disconnect.py::test_leaving_during_decode_stops_the_job",
+    "integration/test_disconnect.py::test_leaving_during_prefill_stops_the_job",
+    "integration/test_disconnect.py::test_leaving_the_queue_gives_the_place_back",
+    "integration/test_half_close.py::test_a_client_that_closes_is_noticed_promptly",
+    "integration/test_half_close.py::test_a_client_that_half_closes_and_then_leaves_is_noticed_too",
+    "integration/test_proxy.py::test_a_client_that_leaves_during_decode_is_noticed",
+    "integration/test_proxy.py::test_a_client_that_leaves_during_prefill_is_noticed",
+    "integration/test_proxy.py::test_a_client_that_leaves_the_queue_is_noticed",
+    "integration/test_shutdown.py::test_by_default_it_is_gone_within_five_seconds_even_if_the_engine_is_stopped",
     "integration/test_streams.py::test_a_reader_that_takes_nothing_slows_nobody",
 )
 """Folders and files whose tests measure time, or start so much that another test beside them would be disturbed.
@@ -107,6 +124,27 @@ def _listed(name: str, places: tuple[str, ...]) -> bool:
 def is_deep(name: str) -> bool:
     """Whether a folder, a file or a test (`unit/test_lanes.py::test_it[1]`) is listed as deep in whole."""
     return _listed(name, DEEP)
+
+
+def may_run(name: str, lane: str = LANE, group: str = GROUP) -> bool:
+    """Whether a folder or a file may hold tests of a lane's group. Without a group every file may."""
+    if not group:
+        return True
+    if lane == "quick" and is_deep(name):
+        return False
+    if lane == "deep" and not _meets(name, (*DEEP, *SAMPLED, _MODELS.rstrip("/"))):
+        return False
+    return _meets(name, SERIAL) if group == "serial" else not _listed(name, SERIAL)
+
+
+def _meets(name: str, places: tuple[str, ...]) -> bool:
+    """Whether a folder or a file is in one of these places or holds one."""
+    return _listed(name, places) or any(place.startswith((f"{name}/", f"{name}::")) for place in places)
+
+
+def ignored(path: Path) -> bool:
+    """Whether a folder or a file of tests has none of the lane and group that run."""
+    return path.is_relative_to(_TESTS) and path != _TESTS and not may_run(path.relative_to(_TESTS).as_posix())
 
 
 def _model(item: pytest.Item) -> str | None:

@@ -36,16 +36,17 @@ def environment(worker: RunningWorker | None = None, **more: str) -> dict[str, s
 class Command(forked.ForkedProcess):
     """`worker-orcd` as a process with a pipe for each of its streams, as `subprocess.Popen` has it.
 
-    It is forked: what it imports lazily is measured elsewhere.
+    It is forked: what it imports lazily is measured elsewhere. With `full_disk` its standard output is one.
     """
 
-    def __init__(self, words: Sequence[str], env: Mapping[str, str]) -> None:
+    def __init__(self, words: Sequence[str], env: Mapping[str, str], full_disk: bool = False) -> None:
         (its_stdin, stdin), (stdout, its_stdout), (stderr, its_stderr) = (os.pipe() for _ in range(3))
-        its = (its_stdin, its_stdout, its_stderr)
+        disk = os.open("/dev/full", os.O_WRONLY)
+        streams = (its_stdin, disk if full_disk else its_stdout, its_stderr)
         try:
-            super().__init__(MODULE, words, streams=its, env=env)
+            super().__init__(MODULE, words, streams=streams, env=env)
         finally:
-            for descriptor in its:
+            for descriptor in (its_stdin, its_stdout, its_stderr, disk):
                 os.close(descriptor)
         self.stdin: IO[bytes] = os.fdopen(stdin, "wb")
         self.stdout: IO[bytes] | None = os.fdopen(stdout, "rb")
@@ -80,14 +81,17 @@ class Command(forked.ForkedProcess):
                     stream.close()
         return said.get("stdout", b""), said["stderr"]
 
+    def completed(self, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+        """Say this and no more, and wait for its end, as `subprocess.run` does."""
+        stdout, stderr = (said.decode().replace("\r\n", "\n") for said in self.communicate(stdin.encode()))
+        return subprocess.CompletedProcess(self.args, self.wait(), stdout, stderr)
+
 
 def run(
     *words: str, worker: RunningWorker | None = None, stdin: str = "", **env: str
 ) -> "subprocess.CompletedProcess[str]":
     """Run `worker-orcd` to its end, piped."""
-    command = Command(words, environment(worker, **env))
-    stdout, stderr = (said.decode().replace("\r\n", "\n") for said in command.communicate(stdin.encode()))
-    return subprocess.CompletedProcess(words, command.wait(), stdout, stderr)
+    return Command(words, environment(worker, **env)).completed(stdin)
 
 
 class Piped:

@@ -211,7 +211,7 @@ def a_job_while_loading(scene: Scene, another_worker: Callable[..., RunningWorke
 def a_queued_job(scene: Scene, job_id: str) -> None:
     """They hold so many cells that it does not fit beside them."""
     for _ in range(4):
-        prompt = script(4000, token_ms=100)
+        prompt = script(4000, token_ms=10)
         scene.others.append(scene.worker.execute(fresh_id("other"), prompt, max_tokens=2048).started())
     # Of 16,384 cells 128 are left, when 64 tokens of growth are counted for each.
     scene.job = queued(scene.worker, scene.worker.execute(job_id, script(300), max_tokens=2048))

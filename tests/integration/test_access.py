@@ -217,6 +217,13 @@ def test_a_head_that_is_too_large_is_refused(worker: RunningWorker) -> None:
     assert b"larger than 65536 bytes" in body
 
 
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[RunningWorker]:
+    """One that waits half a second for the rest of a request."""
+    with running_worker(env={"WORKER_ORCD_TEST_REQUEST_SEC": "0.5"}) as worker:
+        yield worker
+
+
 @pytest.mark.parametrize(
     "part",
     [
@@ -228,22 +235,21 @@ def test_a_head_that_is_too_large_is_refused(worker: RunningWorker) -> None:
         b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n" + b"POST /cancel HTTP/1.1\r\nHost: loc",
     ],
 )
-def test_a_client_that_does_not_finish_its_request_is_dropped(part: bytes) -> None:
+def test_a_client_that_does_not_finish_its_request_is_dropped(impatient: RunningWorker, part: bytes) -> None:
     """Slow loris, in the head and in the body, of its first request and of a later one; others are served meanwhile."""
-    with running_worker(env={"WORKER_ORCD_TEST_REQUEST_SEC": "0.5"}) as worker:
-        with socket.create_connection(("127.0.0.1", worker.port), timeout=10) as slow:
-            answered = part.startswith(b"GET")
-            head, rest = part[: part.find(b"\r\n\r\n") + 4], part[part.find(b"\r\n\r\n") + 4 :]
-            if answered:
-                slow.sendall(head)
-                answer = b""
-                while not answer.endswith(b"}"):
-                    answer += slow.recv(1000)
-            slow.sendall(rest if answered else part)
-            assert worker.execute(fresh_id(), max_tokens=2).finished().events[-1].event == "end"
-            with contextlib.suppress(ConnectionResetError):
-                assert slow.recv(1000) == b""
-        assert "error" not in {event["action"] for event in worker.narration()}
+    with socket.create_connection(("127.0.0.1", impatient.port), timeout=10) as slow:
+        answered = part.startswith(b"GET")
+        head, rest = part[: part.find(b"\r\n\r\n") + 4], part[part.find(b"\r\n\r\n") + 4 :]
+        if answered:
+            slow.sendall(head)
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += slow.recv(1000)
+        slow.sendall(rest if answered else part)
+        assert impatient.execute(fresh_id(), max_tokens=2).finished().events[-1].event == "end"
+        with contextlib.suppress(ConnectionResetError):
+            assert slow.recv(1000) == b""
+    assert "error" not in {event["action"] for event in impatient.narration()}
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_body_is_nobodys_fault(worker: RunningWorker) -> None:

@@ -428,7 +428,7 @@ def test_cancels_delay_a_neighbour_by_a_step_at_most(worker: RunningWorker, vict
     neighbour = worker.execute(fresh_id("neighbour"), script(token_ms=token_ms), max_tokens=2048)
     neighbour.tokens_seen(2)
     late: list[float] = []
-    for _ in range(24):
+    for _ in range(16):
         streams = [worker.execute(fresh_id("victim"), script(token_ms=token_ms)) for _ in range(victims)]
         for stream in streams:
             stream.tokens_seen(2)
@@ -582,7 +582,7 @@ def test_computing_stops_within_100_ms_also_in_the_middle_of_a_long_step(
     worker.execute(fresh_id("teaches-the-planner"), script(token_ms=150), max_tokens=4).finished()
     moments = random.Random(7)
     stopped: list[float] = []
-    for _ in range(30):
+    for _ in range(20):
         stream = worker.execute(fresh_id(), long_steps).started()
         if phase == "decode":
             stream.tokens_seen(1)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import pytest
 
 from tests.helpers import SLOW, ended_state, fresh_id
-from tests.terminal import CLI, PATIENCE_SEC, environment
+from tests.terminal import CLI, PATIENCE_SEC, Command, environment
 from worker_orcd.testing.harness import RunningWorker
 
 LINES = json.dumps({"text": "a\n" * 60, "token_ms": 30})
@@ -43,10 +43,13 @@ CLOSED = [("--help",), ("chat",), ("cancel", "nobody"), ("ps",)]
 def shell(
     worker: RunningWorker, words: Sequence[str], redirection: str, **env: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a command with a redirection of the shell's."""
+    """Run a command with a redirection of the shell's. Standard output on a full disk needs no shell."""
+    stdin = '{"text": "a"}\n'
+    if redirection == ">/dev/full":
+        return Command(words, environment(worker, **env), full_disk=True).completed(stdin)
     return subprocess.run(
         ["sh", "-c", f'"$@" {redirection}', "sh", *CLI, *words],
-        input='{"text": "a"}\n',
+        input=stdin,
         capture_output=True,
         encoding="utf-8",
         env=environment(worker, **env),

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -301,10 +302,19 @@ def asked_and_unanswered(worker: RunningWorker) -> bool:
     return any(int(queues.partition(":")[2], 16) for *_, queues in (one[:5] for one in ours))
 
 
+@pytest.fixture(scope="module")
+def hanging() -> Iterator[RunningWorker]:
+    """One that tests stop for a while."""
+    with running_worker() as worker:
+        yield worker
+
+
 @pytest.mark.parametrize("how", ["q", CTRL_C, signal.SIGTERM], ids=["q", "Ctrl-C", "SIGTERM"])
-def test_the_watch_of_a_worker_that_hangs_can_be_left(how: str | signal.Signals) -> None:
+def test_the_watch_of_a_worker_that_hangs_can_be_left(
+    hanging: RunningWorker, how: str | signal.Signals
+) -> None:
     """In the middle of a look at it."""
-    with running_worker() as hanging, Terminal(hanging, "ps", "--watch") as terminal:
+    with Terminal(hanging, "ps", "--watch") as terminal:
         terminal.shows("q leave")
         hanging.process.send_signal(signal.SIGSTOP)
         try:

@@ -82,11 +82,11 @@ def test_leaving_the_queue_gives_the_place_back(narrow: RunningWorker) -> None:
 
 
 def test_leaving_an_idle_stream_in_the_middle_of_a_long_step_stops_the_job(worker: RunningWorker) -> None:
-    """The stream's generator sleeps and the engine computes for half a second: neither is waited for."""
+    """The stream's generator sleeps and the engine computes for a fifth of a second: neither is waited for."""
     worker.execute(fresh_id("teaches-the-planner"), script(token_ms=100), max_tokens=4).finished()
     took_ms = []
     for _ in range(TRIALS):
-        stream = worker.execute(fresh_id(), script(token_ms=500)).tokens_seen(1)
+        stream = worker.execute(fresh_id(), script(token_ms=200)).tokens_seen(1)
         took_ms.append(leave_and_measure(worker, stream, "decode"))
     assert_prompt(took_ms)
 
@@ -152,8 +152,8 @@ def test_another_readers_leaving_does_not_stop_the_job_of_a_client_that_waits_fo
     with battered.client.stream("GET", f"{path}/events") as other:
         assert other.status_code == 200
     assert stream.status is None, "it still waits for its answer"
+    battered.signal_engine(signal.SIGCONT)
     assert stream.finished(within_sec=40).events[-1].event == "end"
-    battered.ready(within_sec=20)
 
 
 def test_a_cancel_before_the_reader_leaves_keeps_its_reason(worker: RunningWorker) -> None:

@@ -71,7 +71,7 @@ def test_a_front_that_was_away_kills_no_healthy_engine() -> None:
 def test_an_engine_that_is_asked_to_terminate_leaves_that_to_its_front(sig: signal.Signals) -> None:
     """A service manager or a terminal signals all processes: jobs that may finish would lose their engine for it."""
     with running_worker() as worker:
-        stream = worker.execute("a", script(token_ms=10), max_tokens=150).tokens_seen(5)
+        stream = worker.execute("a", script(token_ms=10), max_tokens=60).tokens_seen(5)
         worker.signal_engine(sig)
         worker.process.send_signal(sig)
         worker.process.wait(10)

@@ -15,8 +15,6 @@ from tests.tiny import TinyModels
 from worker_orcd.supervisor.liveness import PREPARE_SEC
 from worker_orcd.testing.harness import RunningWorker, Stream, running_worker, wait_until
 
-pytestmark = pytest.mark.deep
-
 
 def model(tiny_models: TinyModels, template: str) -> str:
     """The file of a tiny model with this chat template."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -66,12 +67,15 @@ def answers(worker: RunningWorker) -> bool:
         return False
 
 
-@pytest.mark.parametrize("api", APIS)
-def test_a_prompt_that_turns_out_not_to_fit_has_the_same_code_in_its_stream(api: str) -> None:
+def test_a_prompt_that_turns_out_not_to_fit_has_the_same_code_in_its_stream() -> None:
     """While the model is loaded, jobs are accepted and wait."""
-    with running_worker(wait=False, env={"WORKER_ORCD_SCRIPTED_LOAD_SEC": "2"}) as loading:
+    with (
+        running_worker(wait=False, env={"WORKER_ORCD_SCRIPTED_LOAD_SEC": "2"}) as loading,
+        ThreadPoolExecutor(len(APIS)) as pool,
+    ):
         wait_until(lambda: answers(loading), what="a worker that listens")
-        answer = asked(loading, api, "x" * 9000, stream=True)
+        asking = [pool.submit(asked, loading, api, "x" * 9000, stream=True) for api in APIS]
+    for answer in (request.result() for request in asking):
         assert answer.status_code == 200
         assert '"context_length_exceeded"' in answer.text
         assert "[DONE]" not in answer.text

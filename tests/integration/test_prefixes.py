@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
 import pytest
 
 from tests.helpers import fresh_id
@@ -33,7 +32,7 @@ def complete(worker: RunningWorker, text: str, key: str | None = None, **more: A
     """The usage of a completion of two tokens."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     body = {"prompt": text, "max_tokens": 2, **more}
-    answer = httpx.post(f"{worker.url}/v1/completions", json=body, headers=headers, timeout=60)
+    answer = worker.client.post("/v1/completions", json=body, headers=headers)
     assert answer.status_code == 200, answer.text
     usage: dict[str, Any] = answer.json()["usage"]
     return usage
@@ -66,19 +65,15 @@ def test_choices_compute_their_prompt_once(worker: RunningWorker) -> None:
 def test_a_retry_after_a_cancel_continues_where_the_cancel_hit(worker: RunningWorker) -> None:
     """The receipt says what stays; the retry takes it."""
     job_id, text = fresh_id(), '{"row_ms": 5}' + prompt(600)
-    with httpx.stream(
-        "POST", f"{worker.url}/execute", json={"job_id": job_id, "prompt": text}, timeout=60
-    ) as stream:
+    with worker.client.stream("POST", "/execute", json={"job_id": job_id, "prompt": text}) as stream:
         wait_until(lambda: record(worker, job_id)["prompt_tokens_processed"] > 0)
-        answer = httpx.post(
-            f"{worker.url}/cancel", json={"job_id": job_id}, headers={"Prefer": "wait=10"}, timeout=60
-        )
+        answer = worker.cancel(job_id, Prefer="wait=10")
         assert b"CANCELLED" in stream.read()
     receipt = answer.json()["receipt"]
     assert receipt["kv_cells_after"] == 0
     assert receipt["kv_cells_warm"] == receipt["kv_cells_before"] > 0
     assert cached(complete(worker, text)) == receipt["kv_cells_warm"]
-    assert httpx.get(f"{worker.url}/health").json()["kv_cells_cached"] > 0
+    assert worker.health()["kv_cells_cached"] > 0
 
 
 def test_a_job_can_stay_out_of_the_cache(worker: RunningWorker) -> None:
@@ -113,7 +108,7 @@ def test_the_cache_can_be_off(tmp_path: Path) -> None:
         text = prompt()
         complete(worker, text)
         assert cached(complete(worker, text)) == 0
-        assert httpx.get(f"{worker.url}/health").json()["kv_cells_cached"] == 0
+        assert worker.health()["kv_cells_cached"] == 0
 
 
 @pytest.mark.parametrize(
@@ -126,19 +121,19 @@ def test_what_is_no_salt_is_refused_by_name(worker: RunningWorker, field: str, v
         ("/execute", {"job_id": fresh_id(), "prompt": "x"}),
         ("/v1/completions", {"prompt": "x"}),
     ):
-        answer = httpx.post(f"{worker.url}{path}", json={**body, field: value})
+        answer = worker.client.post(path, json={**body, field: value})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
 
 
 def record(worker: RunningWorker, job_id: str) -> dict[str, Any]:
     """A job's record; one that is not there yet has processed nothing."""
-    answer = httpx.get(f"{worker.url}/jobs/{job_id}")
+    answer = worker.client.get(f"/jobs/{job_id}")
     found: dict[str, Any] = answer.json() if answer.status_code == 200 else {"prompt_tokens_processed": 0}
     return found
 
 
 def computed_tokens(worker: RunningWorker) -> float:
     """Prompt tokens that the worker has computed since it started."""
-    lines = httpx.get(f"{worker.url}/metrics").text.splitlines()
+    lines = worker.client.get("/metrics").text.splitlines()
     name = 'worker_prompt_tokens_total{source="computed"}'
     return next(float(line.split()[-1]) for line in lines if line.startswith(name))

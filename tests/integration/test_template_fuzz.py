@@ -182,7 +182,6 @@ def _rendered(renderer: Renderer) -> tuple[Sequence[Piece], str]:
         return (), str(fault)
 
 
-@pytest.mark.deep
 @pytest.mark.parametrize("part", range(4))
 def test_any_template_renders_or_is_a_fault(part: int) -> None:
     """And leaves no process; what a client wrote is never special."""

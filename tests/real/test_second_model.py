@@ -31,7 +31,7 @@ from worker_orcd.testing.trials import (
     stopped_in_time,
 )
 
-pytestmark = [pytest.mark.needs("gemma3"), pytest.mark.deep, pytest.mark.real, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.needs("gemma3"), pytest.mark.real, pytest.mark.timeout(900)]
 WINDOW = 512
 """Positions that the layers with a sliding window look back."""
 TOKENS = 40

@@ -57,3 +57,37 @@ def test_what_is_listed_exists(name: str) -> None:
 def test_a_place_holds_all_that_is_in_it(name: str, deep: bool) -> None:
     """A folder its files, a file its tests, a test all its parameters."""
     assert lanes.is_deep(name) is deep
+
+
+@pytest.mark.parametrize(
+    ("name", "lane", "group", "imported"),
+    [
+        ("unit/test_lanes.py", "quick", "", True),
+        ("unit/test_lanes.py", "quick", "parallel", True),
+        ("unit/test_lanes.py", "quick", "serial", False),
+        ("unit/test_lanes.py", "deep", "parallel", False),
+        ("integration", "deep", "serial", True),
+        ("integration/test_cancel.py", "quick", "serial", True),
+        ("integration/test_cancel.py", "quick", "parallel", True),
+        ("integration/test_cancel.py", "deep", "serial", True),
+        ("integration/test_proxy.py", "quick", "parallel", False),
+        ("integration/test_proxy.py", "quick", "serial", False),
+        ("integration/test_proxy.py", "deep", "parallel", True),
+        ("property", "deep", "parallel", True),
+        ("models/test_aborts.py", "deep", "parallel", True),
+        ("features/test_cancel_feature.py", "quick", "parallel", False),
+        ("models/test_preemption.py", "nightly", "parallel", True),
+    ],
+)
+def test_files_without_a_test_of_the_lane_and_group_are_not_imported(
+    name: str, lane: str, group: str, imported: bool
+) -> None:
+    """A file that is left out though it holds a test of the lane would be a test that never runs."""
+    assert lanes.may_run(name, lane, group) is imported
+
+
+def test_only_the_list_makes_a_test_deep_or_serial() -> None:
+    """A file is left out by the list alone, so a mark in the file would be a test that never runs."""
+    marked = re.compile(r"pytest\.mark\.(?:deep|serial)\b")
+    files = [path for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
+    assert [path for path in files if marked.search(path.read_text(encoding="utf-8"))] == []
