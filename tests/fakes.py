@@ -10,10 +10,12 @@ from tests.loop_reports import LoopReports, run_of_tokens
 from worker_orcd.engine.loop import EngineLoop
 from worker_orcd.engine.model import AbortMode, Batch, Memory, Outcome, Sampler
 from worker_orcd.jobs.clock import Timestamp
+from worker_orcd.jobs.dispatcher import Dispatcher
+from worker_orcd.jobs.effects import Effect
 from worker_orcd.jobs.events import EndedEvents
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.receipt import Release
-from worker_orcd.jobs.request import ExecuteRequest
+from worker_orcd.jobs.request import ExecuteRequest, JobRequest
 from worker_orcd.jobs.stop_request import StopFlag, StopReason, StopRequest
 from worker_orcd.narration import Narrator
 from worker_orcd.protocol.interrupt import InterruptByte
@@ -60,6 +62,12 @@ def running_job(job_id: str = "job-1", *, run: int = 1, **given: Any) -> Job:
     job.measured((1, 2, 3), max_tokens=8)
     job.start(at(1), "a-model")
     return job
+
+
+def submit(core: Dispatcher, request: JobRequest, *arguments: Any, **more: Any) -> tuple[Job, list[Effect]]:
+    """Submit a client's request for one job; otherwise as the dispatcher."""
+    submitted = core.submit([request], *arguments, **more)
+    return submitted.jobs[0], submitted.effects
 
 
 def stop_request(

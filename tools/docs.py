@@ -324,7 +324,8 @@ def _events() -> str:
             fenced("text", _stream(finished_job())),
             "The `reason` of a `CANCELLED` is one of:",
             table(("reason", "message"), reasons),
-            "Nothing in this release gives the reason `superseded`.",
+            "A `superseded` job was [replaced by a newer one](prefixes.md#the-newest-job-wins) with the same "
+            "`supersedes`; its record names that one in `superseded_by`.",
         ]
     )
 
@@ -436,7 +437,7 @@ def _running_job() -> tuple[Dispatcher, Job]:
     dispatcher.engine_ready(
         ReadyEngine(Capacity(16384, 8192, 16), "Smollm2 135M 8k Lc100K Mix1 Ep2"), _at(0.0)
     )
-    job, _ = dispatcher.submit(_REQUEST, "execute-51c9", _at(0.0))
+    (job,) = dispatcher.submit([_REQUEST], "execute-51c9", _at(0.0)).jobs
     dispatcher.prepared(job.run, tuple(range(36)), _at(0.001))
     dispatcher.progress(job.run, 36)
     dispatcher.token(job.run, 1000, "Once", _at(0.15))

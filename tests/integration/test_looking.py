@@ -35,6 +35,8 @@ RECORD_FIELDS = {
     "tokens_out",
     "requeues",
     "group",
+    "supersedes",
+    "superseded_by",
     "max_tokens",
     "seed",
     "timeout_ms",

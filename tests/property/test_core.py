@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.fakes import at, execute, snapshot_of
+from tests.fakes import at, execute, snapshot_of, submit
 from tests.lanes import examples
 from worker_orcd.jobs.clock import Timestamp
 from worker_orcd.jobs.dispatcher import MAX_DEATHS, SUSPECT_DEATHS, Dispatcher, ReadyEngine, TargetState
@@ -159,8 +159,9 @@ class Core(RuleBasedStateMachine):
         group=st.sampled_from([None, "g", "g1"]),
         may_retry=st.booleans(),
         progress=st.booleans(),
+        supersedes=st.sampled_from([None, "k", "k1"]),
     )
-    def submit(
+    def submit(  # noqa: PLR0913  # what a request may say
         self,
         job_id: str,
         max_tokens: int | None,
@@ -168,6 +169,7 @@ class Core(RuleBasedStateMachine):
         group: str | None,
         may_retry: bool,
         progress: bool,
+        supersedes: str | None,
     ) -> None:
         """A client wants a job run; possibly with an id that was used before, possibly again by itself."""
         now = self.now()
@@ -175,13 +177,22 @@ class Core(RuleBasedStateMachine):
         reached = self.reached.get(job_id, -100.0)
         assert may_retry is False or (retry_of is not None) == (now.mono - reached <= MEMORY_SEC)
         in_use = self.core.tracker.live(job_id) is not None
-        full = len(self.core.queue) >= MAX_QUEUE
+        older = [job for job in self.live_jobs() if job.request.supersedes == supersedes and not job.stop]
+        older = older if supersedes else []
+        stops = {run: seen.job.stop.stop for run, seen in self.seen.items() if seen.job not in older}
+        queued = sum(job.state is State.QUEUED for job in older)
+        full = len(self.core.queue) - queued >= MAX_QUEUE
         before = self.kv_usage()
         request = execute(
-            job_id, max_tokens=max_tokens, timeout_ms=timeout_ms, group=group, progress=progress
+            job_id,
+            max_tokens=max_tokens,
+            timeout_ms=timeout_ms,
+            group=group,
+            progress=progress,
+            supersedes=supersedes,
         )
         try:
-            job, effects = self.core.submit(request, f"cor-{len(self.seen)}", now, retry_of=retry_of)
+            job, effects = submit(self.core, request, f"cor-{len(self.seen)}", now, retry_of=retry_of)
         except JobError as refused:
             expected = (
                 ErrorCode.DRAINING
@@ -196,6 +207,13 @@ class Core(RuleBasedStateMachine):
                 self.refused[job_id] = now.mono
             return
         assert (self.core.draining, in_use) == (False, False)
+        assert {run: self.seen[run].job.stop.stop for run in stops} == stops
+        over = retry_of is not None or now.mono - self.cancels.get(job_id, -100.0) <= MEMORY_SEC
+        for old in older:
+            assert bool(old.stop) != over, "a job that has ended before it arrives supersedes nothing"
+            if old.stop.stop is not None:
+                assert old.stop.stop.reason is StopReason.SUPERSEDED
+                assert old.stop.stop.superseded_by == job_id
         if retry_of is not None:
             assert [event.name for event in job.events] == ["error"], "the retry of a cancelled job runs"
             assert effects[0] == Ended(job)
@@ -584,7 +602,9 @@ class Core(RuleBasedStateMachine):
         started = {job.run for job in live if job.state is not State.QUEUED}
         assert {job.run for job in self.core.tracker} == {job.run for job in live}
         assert len({job.job_id for job in live}) == len(live)
-        assert list(self.core.queue._waiting) == sorted(queued), "order of arrival"
+        waiting = sorted((job.waits_since, job.run) for job in live if job.state is State.QUEUED)
+        assert [run for _, run in waiting] == list(self.core.queue._waiting), "arrival, and inherited places"
+        assert len(waiting) == len(queued)
         assert set(self.core.queue._in_engine) == started
         assert len(started) <= CAPACITY.sequences
         if self.engine is None:
@@ -594,6 +614,13 @@ class Core(RuleBasedStateMachine):
         suspects = {job.run for job in live if job.deaths >= SUSPECT_DEATHS}
         assert len(suspects & started) <= 1, "no two who are suspected of killing engines run side by side"
         assert sorted(self.ended) == sorted(run for run, seen in self.seen.items() if not seen.job.live)
+
+    @invariant()
+    def of_jobs_with_one_key_the_newest_alone_survives(self) -> None:
+        """All older ones have ended, or have been asked to stop."""
+        for key in ("k", "k1"):
+            live = [job for job in self.live_jobs() if job.request.supersedes == key and not job.stop]
+            assert len(live) <= 1
 
     @invariant()
     def nobody_waits_who_could_run(self) -> None:

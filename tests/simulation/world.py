@@ -6,7 +6,7 @@ import io
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, product
 
 from msgspec.structs import replace
 
@@ -50,6 +50,8 @@ class Seen:
     cancelled_at: float | None = None
     may_be_cancelled: bool = False
     """Its owner has cancelled this very use of the id, by the id or the group."""
+    superseded_by: "Seen | None" = None
+    """A newer job with the same owner and key."""
 
 
 class World:
@@ -132,7 +134,7 @@ class World:
             self.worker.refused(f"refused-{number}", HOSTILE)
             request = ExecuteRequest(job_id=f"ended-{number}", prompt=QUICK, max_tokens=5)
             with contextlib.suppress(JobError):
-                self.worker.execute(request, "cor", HOSTILE)
+                self.worker.execute([request], "cor", HOSTILE)
             self.worker.cancel(request.job_id, "cor", HOSTILE)
             if number % 10 == 0:
                 await asyncio.sleep(0.02)
@@ -150,18 +152,26 @@ class World:
             "timeout_ms": self.chance.choice([None, None, 3000]),
             "cache_prompt": self.chance.random() < 0.9,
             "progress": self.chance.random() < 0.3,
+            "supersedes": self.chance.choice([None, "k", "k1"]),
             "cache_salt": self.chance.choice([None, None, "salt"]),
         }
         wished_at = self.requests.get((owner, str(fields["job_id"])), -100.0)
+        older = self.supersedable(owner, fields["supersedes"])
         try:
-            stream = self.worker.execute(ExecuteRequest(**fields), "cor", owner)  # type: ignore[arg-type]
+            (stream,) = self.worker.execute([ExecuteRequest(**fields)], "cor", owner)  # type: ignore[arg-type]
         except JobError as refused:
             assert refused.code in ("JOB_ID_IN_USE", "QUEUE_FULL", "ENGINE_LOST")  # noqa: PT017  # Either is right.
             if refused.code == "QUEUE_FULL":
                 self.refused.add((owner, str(fields["job_id"])))
+            assert not any(seen.job.stop for seen in older), "a refused job supersedes nothing"
             return
         seen = Seen(stream.job, fields)
         self.seen.append(seen)
+        for old in older:
+            assert bool(old.job.stop) == stream.job.live, (
+                "one survives: the newest, unless it is over already"
+            )
+            old.superseded_by = seen if stream.job.live else None
         self.requests.pop((owner, stream.job.job_id), None)
         self.refused.discard((owner, stream.job.job_id))
         if self.loop.time() - wished_at <= MEMORY_SEC:
@@ -177,6 +187,11 @@ class World:
             await asyncio.sleep(self.chance.random())
             again = JobStream(stream.job) if not stream.job.live else stream
             await self.read(seen, again, 0, None, follows=True)
+
+    def supersedable(self, owner: str, key: object) -> list[Seen]:
+        """An owner's live jobs with this key, unless they are being stopped."""
+        own = [seen for seen in self.seen if seen.job.owner == owner and seen.job.live and not seen.job.stop]
+        return [seen for seen in own if key is not None and seen.fields["supersedes"] == key]
 
     def cancel_this(self, seen: Seen) -> None:
         """Cancel by its id, if that still means it."""
@@ -259,6 +274,8 @@ class World:
                 assert engine_lives
                 assert supervisor.state is EngineState.READY
                 assert self.loop.time() - self.engines[-1].hung_at < FOUND_OUT_SEC, "nobody noticed (G11)"
+            for owner, key in product(OWNERS, ("k", "k1")):
+                assert len(self.supersedable(owner, key)) <= 1, "more than one survives"
             for seen in self.seen:
                 if seen.cancelled_at is not None and seen.job.live:
                     assert self.loop.time() - seen.cancelled_at < TERMINAL_WITHIN_SEC, (
@@ -321,6 +338,8 @@ class World:
                 assert seen.job.receipt.terminal_ms <= TERMINAL_WITHIN_SEC * 1000
             if seen.job.receipt.reason is StopReason.CLIENT:
                 assert seen.may_be_cancelled, "cancelled by nobody who may (G8, G9)"
+            superseded = seen.job.receipt.reason is StopReason.SUPERSEDED
+            assert superseded == (seen.superseded_by is not None), "superseded by nobody who may (G9)"
 
 
 _alone: dict[tuple[object, ...], list[str]] = {}

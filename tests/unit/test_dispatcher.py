@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.fakes import at, execute, freed_at, snapshot_of, stop_request
+from tests.fakes import at, execute, freed_at, snapshot_of, stop_request, submit
 from worker_orcd.jobs.dispatcher import Dispatcher, ReadyEngine, TargetState
 from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Prepare, Run, SendStop
 from worker_orcd.jobs.errors import ErrorCode, JobError
@@ -32,7 +32,7 @@ def dispatcher(*, ready: bool = True, max_queue: int = 10) -> Dispatcher:
 
 def submitted(it: Dispatcher, job_id: str = "job-1", **given: object) -> Job:
     """A job that was taken in, at second 0."""
-    return it.submit(execute(job_id, **given), f"cor-{job_id}", at(0))[0]
+    return submit(it, execute(job_id, **given), f"cor-{job_id}", at(0))[0]
 
 
 def running(it: Dispatcher, job_id: str = "job-1", **given: object) -> Job:
@@ -54,7 +54,7 @@ def error_code(job: Job) -> str:
 def test_a_job_is_prepared_when_it_is_taken_in() -> None:
     """Its prompt is counted while it waits."""
     it = dispatcher()
-    job, effects = it.submit(execute(), "cor-1", at(0))
+    job, effects = submit(it, execute(), "cor-1", at(0))
     assert effects == [Prepare(job)]
     assert (job.state, job.phase, job.correlation_id, job.seed) == (State.QUEUED, Phase.QUEUED, "cor-1", 7)
     assert it.tracker.live("job-1") is job
@@ -64,7 +64,7 @@ def test_a_job_is_prepared_when_it_is_taken_in() -> None:
 def test_a_job_is_taken_while_the_model_is_loading_and_waits() -> None:
     """There is nobody to prepare it yet; its phase says why it waits."""
     it = dispatcher(ready=False)
-    job, effects = it.submit(execute(), "cor-1", at(0))
+    job, effects = submit(it, execute(), "cor-1", at(0))
     assert effects == []
     assert job.phase is Phase.LOADING
 
@@ -529,19 +529,19 @@ def test_prompts_that_the_engine_has_to_count_at_a_time_are_bounded() -> None:
     it = dispatcher()
     handed: list[Job] = []
     for number in range(500):
-        job, effects = it.submit(execute(f"job-{number}"), "cor", at(0))
+        job, effects = submit(it, execute(f"job-{number}"), "cor", at(0))
         effects += it.stop(job.job_id, stop_request(), at(0))[1]
         handed += [effect.job for effect in effects if isinstance(effect, Prepare)]
     assert len(handed) == MAX_PREPARING // 2, "the other half is for other owners"
-    waiting, _ = it.submit(execute("waiting"), "cor", at(0))
+    waiting, _ = submit(it, execute("waiting"), "cor", at(0))
     assert it.prepared(handed[0].run, PROMPT, at(1)) == [Prepare(waiting)]
 
 
 def test_an_owners_slow_prompts_hold_up_no_other_owners() -> None:
     """A hundred prompts that take long to render: another tenant's is prepared at once, and runs before them."""
     it = dispatcher(max_queue=200)
-    slow = [it.submit(execute(f"slow-{number}"), "cor", at(0), "anna")[0] for number in range(100)]
-    job, effects = it.submit(execute("quick"), "cor", at(0), "berta")
+    slow = [submit(it, execute(f"slow-{number}"), "cor", at(0), "anna")[0] for number in range(100)]
+    job, effects = submit(it, execute("quick"), "cor", at(0), "berta")
     assert effects == [Prepare(job)]
     assert it.prepared(job.run, PROMPT, at(1)) == [Run(job)]
     assert it.prepared(slow[0].run, PROMPT, at(2)) == [Prepare(slow[MAX_PREPARING // 2]), Run(slow[0])]
@@ -615,14 +615,14 @@ def test_a_cancel_that_overtakes_its_job_wins_once() -> None:
         TargetState.UNKNOWN,
         [],
     )
-    job, effects = it.submit(execute(), "cor-1", at(3))
+    job, effects = submit(it, execute(), "cor-1", at(3))
     assert effects == [Ended(job)], "and it needs no place in the queue"
     assert [event.name for event in job.events] == ["error"]
     assert error_code(job) == "CANCELLED"
     assert job.receipt is not None
     assert (job.receipt.terminal_ms, job.receipt.cancel_correlation_id) == (0.0, "cor-cancel")
     with pytest.raises(JobError, match="queue is full"):
-        it.submit(execute(), "cor-2", at(3.5))
+        submit(it, execute(), "cor-2", at(3.5))
 
 
 def test_a_cancel_is_forgotten_after_its_time() -> None:
@@ -671,16 +671,16 @@ def test_cancels_of_one_owner_push_out_only_its_own() -> None:
     for n in range(10_200):
         it.stop(f"made-up-{n}", stop_request(), at(1.5), "berta")
     assert len(it.remembered) == 10_000
-    job, _ = it.submit(execute(), "cor-1", at(2), "anna")
+    job, _ = submit(it, execute(), "cor-1", at(2), "anna")
     assert [event.name for event in job.events] == ["error"]
 
 
 def test_a_full_queue_does_not_say_how_many_wait() -> None:
     """That would tell a tenant how busy the others are; and nor does an incarnation count their jobs."""
     it = dispatcher(max_queue=2)
-    seen = [it.submit(execute(f"job-{n}"), "cor-1", at(1), "berta")[0].incarnation for n in range(2)]
+    seen = [submit(it, execute(f"job-{n}"), "cor-1", at(1), "berta")[0].incarnation for n in range(2)]
     with pytest.raises(JobError) as caught:
-        it.submit(execute(), "cor-1", at(1), "anna")
+        submit(it, execute(), "cor-1", at(1), "anna")
     assert caught.value.code is ErrorCode.QUEUE_FULL
     assert not any(character.isdigit() for character in caught.value.message)
     assert len(set(seen)) == 2
@@ -689,7 +689,7 @@ def test_a_full_queue_does_not_say_how_many_wait() -> None:
 
 def submitted_at(it: Dispatcher, seconds: float) -> Job:
     """`job-1`, taken in then."""
-    return it.submit(execute(), "cor-1", at(seconds))[0]
+    return submit(it, execute(), "cor-1", at(seconds))[0]
 
 
 def test_a_group_is_stopped_as_a_whole_and_by_its_exact_name() -> None:
@@ -707,8 +707,8 @@ def test_a_group_is_stopped_as_a_whole_and_by_its_exact_name() -> None:
 def test_owners_never_meet() -> None:
     """The same id is two jobs; neither owner can stop, see or learn of the other's (G9)."""
     it = dispatcher()
-    mine = it.submit(execute("job-1", group="g"), "cor-1", at(0), "anna")[0]
-    theirs = it.submit(execute("job-1", group="g"), "cor-2", at(0), "berta")[0]
+    mine = submit(it, execute("job-1", group="g"), "cor-1", at(0), "anna")[0]
+    theirs = submit(it, execute("job-1", group="g"), "cor-2", at(0), "berta")[0]
     assert it.stop_group("g", stop_request(), at(1), "carl") == ([], [])
     assert it.stop("job-1", stop_request(), at(1), "carl") == (TargetState.UNKNOWN, [])
     assert it.stop("job-1", stop_request(), at(1), "anna") == (
@@ -745,7 +745,7 @@ def test_a_stop_that_nobody_confirms_is_given_up_and_reported() -> None:
     assert job.receipt is not None
     assert job.receipt.freed_ms is None
     assert waiting.state is State.QUEUED
-    assert it.submit(execute("job-4"), "cor-4", at(8))[1] == []
+    assert submit(it, execute("job-4"), "cor-4", at(8))[1] == []
     assert it.engine_lost("killed at last", at(9)) == []
     assert beside.live
     effects = it.engine_ready(ENGINE, at(10))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fakes import at, execute, stop_request
+from tests.fakes import at, execute, stop_request, submit
 from tests.unit.test_dispatcher import dispatcher, submitted
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.refused_requests import RefusedRequests
@@ -38,7 +38,7 @@ def test_a_cancel_that_follows_a_refused_request_is_not_remembered(code: ErrorCo
     it = dispatcher(max_queue=0)
     it.draining = code is ErrorCode.DRAINING
     with pytest.raises(JobError) as caught:
-        it.submit(execute("job-1"), "cor-1", at(0), "anna")
+        submit(it, execute("job-1"), "cor-1", at(0), "anna")
     assert caught.value.code is code
     for owner, remembered in (("anna", 0), ("berta", 1)):
         it.stop("job-1", stop_request(seconds=1), at(1), owner)

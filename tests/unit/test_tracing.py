@@ -76,7 +76,7 @@ class Stage:
     def job(self, job_id: str = "job-1", headers: Mapping[str, str] | None = None, **given: Any) -> Job:
         """Take a job in."""
         asked = execute(job_id, **{"prompt": QUICK + SECRET, "max_tokens": 20, **given})
-        return self.worker.execute(asked, f"cor-{job_id}", headers=headers or {}).job
+        return self.worker.execute([asked], f"cor-{job_id}", headers=headers or {})[0].job
 
     async def ended(self, *jobs: Job) -> None:
         """Wait for their ends."""

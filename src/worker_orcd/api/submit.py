@@ -39,7 +39,7 @@ async def submit(
             others.
 
     Raises:
-        JobError: one of them is refused; the others are stopped then.
+        JobError: one of them is refused; there are no others then, or they are stopped.
         ClientDisconnect: the client has left; so are all.
     """
     streams: list[JobStream] = []
@@ -49,10 +49,10 @@ async def submit(
         if may_retry:
             names = [one.job_id for one in asked]
             retry_of = await unless_disconnected(request, worker.cancelled_lately(names, owner))
-        # One by one, so that those which were taken in are known when another is refused.
-        for one in asked if retry_of is None else asked[:1]:
-            streams.append(worker.execute(one, requester, owner, request.headers, retry_of))
-            streams[-1].join()
+        accepted = asked if retry_of is None else asked[:1]
+        streams = worker.execute(accepted, requester, owner, request.headers, retry_of)
+        for stream in streams:
+            stream.join()
         await unless_disconnected(request, _measured(worker, streams))
     except ClientDisconnect:
         for stream in streams:

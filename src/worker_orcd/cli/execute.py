@@ -42,6 +42,9 @@ def command(  # noqa: PLR0913  # to typer, an option is an argument
     group: Annotated[
         str | None, typer.Option(metavar="GROUP", help="jobs that can be cancelled together")
     ] = None,
+    supersedes: Annotated[
+        str | None, typer.Option(metavar="KEY", help="stop the live jobs with the same key, and replace them")
+    ] = None,
     timeout_ms: Annotated[int | None, typer.Option(metavar="MS", help="the job's own deadline")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one event per line, as JSON")] = False,
     url: Url = DEFAULT_URL,
@@ -70,6 +73,7 @@ def command(  # noqa: PLR0913  # to typer, an option is an argument
         "presence_penalty": presence_penalty,
         "frequency_penalty": frequency_penalty,
         "group": group,
+        "supersedes": supersedes,
         "timeout_ms": timeout_ms,
     }
     text = _prompt(prompt)

@@ -4,6 +4,7 @@ Facts are client requests, engine messages and the time. Nothing here waits, sle
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import count
@@ -47,6 +48,15 @@ class ReadyEngine:
     model: str
 
 
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """The jobs of a client's request, and the older jobs that they supersede."""
+
+    jobs: list[Job]
+    superseded: list[Job]
+    effects: list[Effect]
+
+
 class Dispatcher:
     """Accepts jobs, hands them to the engine in order when they fit, and ends each exactly once."""
 
@@ -81,24 +91,47 @@ class Dispatcher:
 
     def submit(
         self,
-        request: JobRequest,
+        requests: Sequence[JobRequest],
         correlation_id: str,
         now: Timestamp,
         owner: str = "",
         *,
         retry_of: StopRequest | None = None,
-    ) -> tuple[Job, list[Effect]]:
-        """Accept a job. A job whose cancel arrived first has already ended when this returns; so has a retry of the job
-        that the cancel `retry_of` stopped.
+    ) -> Submitted:
+        """Accept the jobs of one client's request, all of them or none, and stop the jobs that they supersede.
+
+        A job whose cancel arrived first has already ended when this returns; so has a retry of the job that the cancel
+        `retry_of` stopped. If that is the first one, none is superseded.
+
+        Superseded jobs leave their place in the queue to the new ones, as long as the first of them to have it might
+        have had it. In the effects their stops come first: the engine frees what they hold before it gets a new run.
 
         Raises:
             JobError: `DRAINING`, `JOB_ID_IN_USE` or `QUEUE_FULL`; no job has changed then.
         """
+        cancels = [retry_of or self.remembered.of((owner, request.job_id), now) for request in requests]
+        superseded = [] if cancels[0] else self.tracker.superseded_by(requests[0], owner)
+        waiting = len(self.queue) - sum(job.state is State.QUEUED for job in superseded)
         if self.draining:
-            self.refused(request.job_id, now, owner)
+            self.refused(requests[0].job_id, now, owner)
             raise JobError(ErrorCode.DRAINING, "the worker is shutting down", retry_after_sec=5)
+        for request in requests:
+            self.tracker.refuse_live(request.job_id, owner)
+        if None in cancels and waiting + cancels.count(None) > self._max_queue:
+            self.refused(requests[0].job_id, now, owner)
+            # The message hides the queue's length: it would show a tenant how busy other tenants are.
+            raise JobError(ErrorCode.QUEUE_FULL, "the queue is full", retry_after_sec=1)
+        stop = StopRequest(StopReason.SUPERSEDED, now.mono, correlation_id, requests[0].job_id)
+        effects = self._stop_together([(job, stop) for job in superseded], now) if superseded else []
+        jobs = [self._accepted(request, correlation_id, now, owner) for request in requests]
+        for job, cancel in zip(jobs, cancels, strict=True):
+            job.take_place_of(superseded)
+            effects += self._enqueued(job, now, cancel, retry=retry_of is not None)
+        return Submitted(jobs, superseded, effects)
+
+    def _accepted(self, request: JobRequest, correlation_id: str, now: Timestamp, owner: str) -> Job:
         run = next(self._runs)
-        job = Job(
+        return Job(
             request=request,
             run=run,
             incarnation=self._incarnation(run),
@@ -109,27 +142,24 @@ class Dispatcher:
             owner=owner,
             phase=self._waiting_phase(),
         )
-        cancel = retry_of or self.remembered.of(job.key, now)
-        in_use = self.tracker.live(request.job_id, owner) is not None
-        if len(self.queue) >= self._max_queue and not in_use and cancel is None:
-            self.refused(request.job_id, now, owner)
-            # The message hides the queue's length: it would show a tenant how busy other tenants are.
-            raise JobError(ErrorCode.QUEUE_FULL, "the queue is full", retry_after_sec=1)
+
+    def _enqueued(self, job: Job, now: Timestamp, cancel: StopRequest | None, *, retry: bool) -> list[Effect]:
+        """Queue a job, or end it because of a cancel that was there first."""
         self.tracker.register(job)
         self._refused.accepted(job.key)
         self.queue.append(job)
         self._preparing.add(job)
         self._deadlines.add(job, len(self.tracker))
-        if retry_of is None:
+        if not retry:
             self._cancelled.use(job.key)
         if cancel is None:
-            return job, self.start_next(now)
-        if cancel is not retry_of:
+            return self.start_next(now)
+        if not retry:
             self.remembered.use(job.key)
             self._cancelled.add(job.key, cancel)
         # The receipt's times count from the job's acceptance.
         job.request_stop(StopRequest(cancel.reason, now.mono, cancel.correlation_id))
-        return job, self._ended(job, now)
+        return self._ended(job, now)
 
     def _incarnation(self, run: int) -> str:
         """Unique and opaque: a plain number would show each tenant how many jobs the others start."""

@@ -65,6 +65,8 @@ class Job:
     """The owner: an API key's name, or "" without keys."""
     incarnation: str = ""
     """Unique across all uses of job ids and across restarts of the worker; the first part of its events' ids."""
+    waits_since: float = 0.0
+    """Its place in the queue: when it was accepted, or the first of the jobs that it superseded."""
     state: State = State.QUEUED
     stop: StopFlag = field(default_factory=StopFlag)
     phase: Phase = Phase.LOADING
@@ -144,6 +146,11 @@ class Job:
         return self.owner, self.job_id
 
     @property
+    def order(self) -> tuple[float, int]:
+        """Sorts waiting jobs; the least is the next."""
+        return self.waits_since, self.run
+
+    @property
     def cells_expected(self) -> int:
         """KV cells that the job holds or will hold soon: prompt, tokens so far, and some growth."""
         growth = min(self.max_tokens - self.tokens_out, GROWTH_CELLS)
@@ -160,6 +167,13 @@ class Job:
         if self.first_token_at is None or self.last_token_at is None:
             return 0.0
         return millis(self.first_token_at, self.last_token_at)
+
+    def take_place_of(self, superseded: Sequence["Job"]) -> None:
+        """Take over the place in the queue of the oldest of these jobs. A place is handed on no longer than one job may
+        have it: otherwise a chain of jobs would keep others waiting without end."""
+        now = self.accepted.mono
+        kept = [old.waits_since for old in superseded if now - old.waits_since < self.timeout_sec]
+        self.waits_since = min(kept, default=now)
 
     # What happens to it.
 
@@ -360,6 +374,8 @@ class Job:
             "max_tokens": self.max_tokens or None,
             "requeues": self.requeues,
             "group": self.request.group,
+            "supersedes": self.request.supersedes,
+            "superseded_by": self.stop.stop.superseded_by if self.stop.stop else None,
             "seed": self.seed,
             "timeout_ms": round(self.timeout_sec * 1000),
             "stop_reason": terminal.stop_reason if isinstance(terminal, End) else None,

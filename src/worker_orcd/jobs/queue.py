@@ -75,8 +75,8 @@ class JobQueue:
     def __init__(self) -> None:
         self._waiting: OrderedDict[int, Job] = OrderedDict()
         self._in_engine: dict[int, Job] = {}
-        self._counted: list[int] = []
-        """A heap of the runs whose prompts are counted; of jobs that do not wait any more, too."""
+        self._counted: list[tuple[tuple[float, int], int]] = []
+        """A heap of the runs whose prompts are counted, by `Job.order`; of jobs that do not wait any more, too."""
 
     def __len__(self) -> int:
         """Jobs that wait."""
@@ -97,25 +97,32 @@ class JobQueue:
         return len(self._in_engine)
 
     def append(self, job: Job) -> None:
-        """Append a job to the queue. Later jobs have higher runs."""
-        self._waiting[job.run] = job
+        """Queue a job, in front of all jobs that came later."""
+        self._insert(job)
         if job.prompt_tokens is not None:
             self.prompt_counted(job)
 
     def prompt_counted(self, job: Job) -> None:
         """Note that the prompt of a waiting job is counted."""
         if len(self._counted) > 2 * len(self._waiting) + _SPARE:
-            self._counted = [run for run in self._counted if run in self._waiting]
+            self._counted = [entry for entry in self._counted if entry[1] in self._waiting]
             heapq.heapify(self._counted)
-        heapq.heappush(self._counted, job.run)
+        heapq.heappush(self._counted, (job.order, job.run))
 
     def requeue(self, job: Job) -> None:
         """Queue a job again, in front of all jobs that came later."""
         self._in_engine.pop(job.run, None)
-        # Those that wait are in the order they came, so this looks at the earlier ones only.
-        earlier = list(takewhile(lambda run: run < job.run, self._waiting))
-        self._waiting[job.run] = job
+        self._insert(job)
         self.prompt_counted(job)
+
+    def _insert(self, job: Job) -> None:
+        last = next(reversed(self._waiting.values()), None)
+        if last is None or last.order < job.order:
+            self._waiting[job.run] = job
+            return
+        # Those that wait are in order, so this looks at the earlier ones only.
+        earlier = [other.run for other in takewhile(lambda o: o.order < job.order, self._waiting.values())]
+        self._waiting[job.run] = job
         for run in (job.run, *reversed(earlier)):
             self._waiting.move_to_end(run, last=False)
 
@@ -126,11 +133,11 @@ class JobQueue:
 
     def next_to_run(self, capacity: Capacity) -> Job | None:
         """Admit the head of the queue, if it fits now; it stays in the engine until it is removed."""
-        while self._counted and self._counted[0] not in self._waiting:
+        while self._counted and self._counted[0][1] not in self._waiting:
             heapq.heappop(self._counted)
         if not self._counted:
             return None
-        head = self._waiting[self._counted[0]]
+        head = self._waiting[self._counted[0][1]]
         return head if self.admit(head, capacity) else None
 
     def admit(self, job: Job, capacity: Capacity) -> bool:

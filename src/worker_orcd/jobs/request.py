@@ -111,6 +111,11 @@ class JobRequest(Body, SamplingParams):
         "its stream can be picked up again",
     )
     group: JobId | None = Field(default=None, description="jobs of one group can be cancelled together")
+    supersedes: JobId | None = Field(
+        default=None,
+        description="a key: this job replaces the live jobs with the same key, which are stopped with reason "
+        "`superseded`, and starts from what they computed",
+    )
     cache_prompt: bool = Field(
         default=True,
         description="`false`: the job starts from nothing that was computed before, and leaves nothing for later jobs",

@@ -23,11 +23,13 @@ class StopRequest:
         reason: why.
         accepted_at: when it was accepted, seconds of the monotonic clock; a receipt counts from here.
         correlation_id: of the request that asked, if one did.
+        superseded_by: the id of the newer job, if the reason is `superseded`.
     """
 
     reason: StopReason
     accepted_at: float
     correlation_id: str | None = None
+    superseded_by: str | None = None
 
 
 class StopFlag:

@@ -8,6 +8,7 @@ from worker_orcd.bounded import BoundedByOwner, Owner
 from worker_orcd.jobs.clock import Timestamp
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job, JobKey
+from worker_orcd.jobs.request import JobRequest
 from worker_orcd.jobs.stop_request import StopFlag, StopRequest
 
 RECORDS_KEPT = 10_000
@@ -24,6 +25,30 @@ class _Record(NamedTuple):
     shown: dict[str, object]
 
 
+class _Named:
+    """Live jobs by owner and a name that several of them may have."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[tuple[str, str], dict[int, Job]] = {}
+
+    def add(self, job: Job, name: str | None) -> None:
+        """Add a job, if it has such a name."""
+        if name is not None:
+            self._jobs.setdefault((job.owner, name), {})[job.run] = job
+
+    def remove(self, job: Job, name: str | None) -> None:
+        """Remove a job that was added with this name."""
+        if name is not None:
+            members = self._jobs[job.owner, name]
+            del members[job.run]
+            if not members:
+                del self._jobs[job.owner, name]
+
+    def of(self, name: str, owner: str) -> list[Job]:
+        """The owner's jobs with exactly this name, oldest first."""
+        return list(self._jobs.get((owner, name), {}).values())
+
+
 class JobTracker:
     """Register a job, cancel it by id, unregister it when it has ended.
 
@@ -38,8 +63,8 @@ class JobTracker:
     ) -> None:
         self._live: dict[JobKey, Job] = {}
         self._by_run: dict[int, Job] = {}
-        self._groups: dict[tuple[str, str], dict[int, Job]] = {}
-        """Live jobs by owner and group."""
+        self._groups = _Named()
+        self._supersedable = _Named()
         self._records: BoundedByOwner[str, _Record] = BoundedByOwner(keep)
         self._whole: BoundedByOwner[str, Job] = BoundedByOwner(keep_bytes)
         """Ended jobs whose events are kept."""
@@ -58,13 +83,21 @@ class JobTracker:
         Raises:
             JobError: `JOB_ID_IN_USE`, a live job has this id.
         """
-        if job.key in self._live:
-            raise JobError(ErrorCode.JOB_ID_IN_USE, "a live job has this job_id", param="job_id")
+        self.refuse_live(job.job_id, job.owner)
         self._live[job.key] = job
         self._by_run[job.run] = job
-        if job.request.group is not None:
-            self._groups.setdefault((job.owner, job.request.group), {})[job.run] = job
+        self._groups.add(job, job.request.group)
+        self._supersedable.add(job, job.request.supersedes)
         return job.stop
+
+    def refuse_live(self, job_id: str, owner: str) -> None:
+        """Check that no live job has this id.
+
+        Raises:
+            JobError: `JOB_ID_IN_USE`, one has.
+        """
+        if (owner, job_id) in self._live:
+            raise JobError(ErrorCode.JOB_ID_IN_USE, "a live job has this job_id", param="job_id")
 
     def cancel(self, job_id: str, stop: StopRequest, owner: str = "") -> bool:
         """Ask the live job with exactly this id to stop. False, and nothing happens, if there is none.
@@ -83,11 +116,8 @@ class JobTracker:
             return
         del self._live[job.key]
         del self._by_run[job.run]
-        if job.request.group is not None:
-            members = self._groups[job.owner, job.request.group]
-            del members[job.run]
-            if not members:
-                del self._groups[job.owner, job.request.group]
+        self._groups.remove(job, job.request.group)
+        self._supersedable.remove(job, job.request.supersedes)
         self._forget(job.owner, job.job_id)
         record = job.record()
         job.drop_run_data()
@@ -103,7 +133,13 @@ class JobTracker:
 
     def in_group(self, group: str, owner: str = "") -> list[Job]:
         """The live jobs of exactly this group, oldest first."""
-        return list(self._groups.get((owner, group), {}).values())
+        return self._groups.of(group, owner)
+
+    def superseded_by(self, request: JobRequest, owner: str) -> list[Job]:
+        """The live jobs that a job of this request replaces, oldest first; none of them is being stopped already."""
+        if request.supersedes is None:
+            return []
+        return [job for job in self._supersedable.of(request.supersedes, owner) if not job.stop]
 
     def by_run(self, run: int) -> Job | None:
         """The live job that the engine knows as `run`."""

@@ -211,6 +211,9 @@ class Cancel(BaseAction):
     phase: Annotated[str | None, "a live job's `queued`, `loading`, `prefill` or `decode`"] = None
     repeated: Annotated[bool, "true when the job was already being cancelled: nothing changes"] = False
     group: Annotated[str | None, "the group that was cancelled, if it was one"] = None
+    superseded_by: Annotated[str | None, "the job that replaces this one, if the reason is `superseded`"] = (
+        None
+    )
 
     def variant(self) -> str:
         """Tell by what is known of the job."""

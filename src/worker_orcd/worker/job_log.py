@@ -1,6 +1,7 @@
 """Emits log events for jobs and engines, made from the core's facts."""
 
 import time
+from collections.abc import Iterable
 from typing import Literal
 
 from worker_orcd import narration
@@ -47,10 +48,17 @@ class JobLog:
                 phase=job.phase.value if job else None,
                 repeated=known is TargetState.STOPPING,
                 group=group,
+                superseded_by=stop.superseded_by,
             ),
             correlation_id=stop.correlation_id,
             owner=job.owner if job else None,
         )
+
+    def superseded(self, jobs: Iterable[Job]) -> None:
+        """These jobs were stopped because a newer one replaces them."""
+        for job in jobs:
+            if job.stop.stop is not None:
+                self.stop_requested(job.job_id, job, TargetState.LIVE, job.stop.stop)
 
     def reader_left(self, job: Job) -> None:
         """The client of a job disconnected."""

@@ -8,7 +8,7 @@ means that the terminal event is among the job's events, and the worker wakes it
 import asyncio
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -120,16 +120,16 @@ class Worker:
 
     def execute(
         self,
-        request: JobRequest,
+        requests: Sequence[JobRequest],
         correlation_id: str,
         owner: str = "",
         headers: Mapping[str, str] = MappingProxyType({}),
         retry_of: StopRequest | None = None,
-    ) -> JobStream:
-        """Accept a job. Returns the stream of its events.
+    ) -> list[JobStream]:
+        """Accept the jobs of a client's request, all or none. Returns the streams of their events.
 
         Args:
-            request: the validated request.
+            requests: the validated jobs.
             correlation_id: of the request.
             owner: whose it is.
             headers: of the request; they may say which trace it is part of.
@@ -142,14 +142,16 @@ class Worker:
             raise JobError(
                 ErrorCode.ENGINE_LOST, "the engine cannot be started; see /health", http_status=503
             )
-        job, effects = self.dispatcher.submit(request, correlation_id, self._now(), owner, retry_of=retry_of)
-        stream = self._streams[job.run] = self._followed[job.run] = JobStream(job)
+        submitted = self.dispatcher.submit(requests, correlation_id, self._now(), owner, retry_of=retry_of)
+        streams = [JobStream(job) for job in submitted.jobs]
         self._idle.clear()
-        if self.tracing is not None:
-            self.tracing.accepted(job, headers, self.model)
-        self._carry_out(effects)
+        for stream in streams:
+            self._streams[stream.job.run] = self._followed[stream.job.run] = stream
+            if self.tracing is not None:
+                self.tracing.accepted(stream.job, headers, self.model)
+        self._stop_first(submitted.effects, lambda: self._job_log.superseded(submitted.superseded))
         self._set_alarm()
-        return stream
+        return streams
 
     async def measured(self, stream: JobStream, patience_sec: float) -> None:
         """Wait until a prompt is known to fit, but only while an engine can count it.
@@ -196,15 +198,17 @@ class Worker:
         stop = StopRequest(StopReason.CLIENT, now.mono, correlation_id)
         states = {job.run: bool(job.stop) for job in self.dispatcher.tracker.in_group(group, owner)}
         jobs, effects = self.dispatcher.stop_group(group, stop, now, owner)
-        self._carry_out([effect for effect in effects if isinstance(effect, SendStop)])
-        for job in jobs:
-            known = TargetState.STOPPING if states[job.run] else TargetState.LIVE
-            self._job_log.stop_requested(job.job_id, job, known, stop, group)
-            self.metrics.cancels.labels(known.value).inc()
-        if not jobs:
-            self._job_log.stop_requested(None, None, TargetState.UNKNOWN, stop, group)
-            self.metrics.cancels.labels(TargetState.UNKNOWN.value).inc()
-        self._carry_out([effect for effect in effects if not isinstance(effect, SendStop)])
+
+        def log() -> None:
+            for job in jobs:
+                known = TargetState.STOPPING if states[job.run] else TargetState.LIVE
+                self._job_log.stop_requested(job.job_id, job, known, stop, group)
+                self.metrics.cancels.labels(known.value).inc()
+            if not jobs:
+                self._job_log.stop_requested(None, None, TargetState.UNKNOWN, stop, group)
+                self.metrics.cancels.labels(TargetState.UNKNOWN.value).inc()
+
+        self._stop_first(effects, log)
 
     async def receipts(
         self, job_ids: list[str], owner: str, patience_sec: float
@@ -269,11 +273,14 @@ class Worker:
         now = self._now()
         stop = StopRequest(reason, now.mono, correlation_id)
         known, effects = self.dispatcher.stop(job_id, stop, now, owner)
-        # The engine gets the stop first, since each millisecond counts there; log events and readers come after.
-        self._carry_out([effect for effect in effects if isinstance(effect, SendStop)])
-        self._job_log.stop_requested(job_id, job, known, stop)
-        self._carry_out([effect for effect in effects if not isinstance(effect, SendStop)])
+        self._stop_first(effects, lambda: self._job_log.stop_requested(job_id, job, known, stop))
         return known
+
+    def _stop_first(self, effects: list[Effect], log: Callable[[], None]) -> None:
+        """Send stops to the engine, since each millisecond counts there; then log them; then do all else."""
+        self._carry_out(effect for effect in effects if isinstance(effect, SendStop))
+        log()
+        self._carry_out(effect for effect in effects if not isinstance(effect, SendStop))
 
     def forget_old(self) -> None:
         """Drop records that are too old to be shown."""

@@ -81,6 +81,7 @@ async def _answer(
     prefix: str,
 ) -> Response:
     model = model_of(worker, asked.model)
+    asked = asked.superseding(request.headers.get("x-supersedes"))
     name = fresh_name(prefix, request.headers.get("x-job-id"))
     with error_style(asked.names):
         wanted = [one.within(worker.policy.ceilings) for one in asked.wanted(name)]

@@ -74,6 +74,9 @@ class Generation(Body, SamplingParams):
     )
     timeout_ms: int | None = Field(default=None, ge=1, description="as in `POST /execute`")
     group: JobId | None = Field(default=None, description="as in `POST /execute`")
+    supersedes: JobId | None = Field(
+        default=None, description="as in `POST /execute`; or the header `X-Supersedes`"
+    )
     cache_prompt: bool | None = Field(default=None, description="as in `POST /execute`")
     cache_salt: CacheSalt | None = Field(default=None, description="as in `POST /execute`")
 
@@ -101,6 +104,16 @@ class Generation(Body, SamplingParams):
         with error_style({ours: theirs for theirs, ours in used.items() if ours in renamed}):
             return super().parse(raw)
 
+    def superseding(self, key: str | None) -> Self:
+        """This request with the key of its `X-Supersedes` header, if it has one and its body has none.
+
+        Raises:
+            JobError: `INVALID_REQUEST`, the header is not a key.
+        """
+        if key is None or self.supersedes is not None:
+            return self
+        return self.model_copy(update={"supersedes": _in_header("X-Supersedes", key)})
+
     @classmethod
     def refuse(cls, given: dict[str, Any]) -> None:
         """Refuse unsupported fields by name, before the body's types are checked.
@@ -123,6 +136,7 @@ class Generation(Body, SamplingParams):
             job_id=job_id,
             group=self.group or group,
             **dataclasses.asdict(sampling),
+            supersedes=self.supersedes,
             timeout_ms=self.timeout_ms,
             progress=self.reports_progress,
             cache_prompt=self.cache_prompt is not False,
@@ -401,10 +415,19 @@ def fresh_name(prefix: str, offered: str | None) -> str:
     """
     if offered is None:
         return f"{prefix}{secrets.token_hex(12)}"
+    return _in_header("X-Job-Id", offered)
+
+
+def _in_header(header: str, value: str) -> str:
+    """The id in a header.
+
+    Raises:
+        JobError: `INVALID_REQUEST`, it is none.
+    """
     try:
-        return _Named.parse(json.dumps({"job_id": offered}).encode()).job_id
+        return _Named.parse(json.dumps({"job_id": value}).encode()).job_id
     except JobError as error:
-        raise invalid(f"X-Job-Id: {error.message}", "X-Job-Id") from None
+        raise invalid(f"{header}: {error.message}", header) from None
 
 
 class _Named(Body):

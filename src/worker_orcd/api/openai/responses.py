@@ -51,6 +51,7 @@ def router(worker: Worker) -> APIRouter:
     )
     async def create(request: Request) -> Response:
         asked = ResponseRequest.parse(await request.body())
+        asked = asked.superseding(request.headers.get("x-supersedes"))
         model = model_of(worker, asked.model)
         offered = request.headers.get("x-job-id")
         name = fresh_name("resp_", offered)

@@ -1,0 +1,211 @@
+"""A job replaces older ones with the same key: in one step, and only if it is accepted."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.fakes import at, execute, freed_at, snapshot_of, stop_request, submit
+from tests.unit.test_dispatcher import ENGINE, PROMPT, dispatcher, running
+from worker_orcd.jobs.dispatcher import Dispatcher, TargetState
+from worker_orcd.jobs.effects import Ended, Prepare, Run, SendStop
+from worker_orcd.jobs.errors import ErrorCode, JobError
+from worker_orcd.jobs.events import End, Error
+from worker_orcd.jobs.job import Job
+from worker_orcd.jobs.lifecycle import State
+from worker_orcd.jobs.stop_request import StopReason, StopRequest
+
+
+def newer(it: Dispatcher, job_id: str = "new", seconds: float = 2, **given: object) -> Job:
+    """A job that supersedes those with key `k`."""
+    return submit(it, execute(job_id, **{"supersedes": "k", **given}), "cor-new", at(seconds))[0]
+
+
+def test_the_old_job_is_stopped_in_the_step_that_accepts_the_new_one() -> None:
+    """The engine gets the stop before anything of the new job; the record and the receipt say by whom."""
+    it = dispatcher()
+    old = running(it, "old", supersedes="k")
+    submitted = it.submit([execute("new", supersedes="k")], "cor-new", at(2))
+    (new,) = submitted.jobs
+    assert submitted.superseded == [old]
+    assert submitted.effects == [SendStop(old), Prepare(new)]
+    assert old.stop.stop == StopRequest(StopReason.SUPERSEDED, 2, "cor-new", "new")
+    assert it.stopped(old.run, freed_at(2.01), at(2.01)) == [Ended(old)]
+    assert isinstance(old.terminal, Error)
+    assert old.terminal.details["reason"] == "superseded"
+    assert old.receipt is not None
+    assert (old.receipt.reason, old.receipt.cancel_correlation_id) == (StopReason.SUPERSEDED, "cor-new")
+    record = it.tracker.record("old")
+    assert record is not None
+    assert (record["supersedes"], record["superseded_by"]) == ("k", "new")
+    assert new.record()["superseded_by"] is None
+    assert Run(new) in it.prepared(new.run, PROMPT, at(3))
+
+
+@pytest.mark.parametrize("other", [{"supersedes": "k2"}, {"supersedes": "K"}, {"group": "k"}, {}])
+def test_nobody_else_is_superseded(other: dict[str, object]) -> None:
+    """Neither a job with another key, nor one that is named or grouped like the key."""
+    it = dispatcher()
+    running(it, "k", **other)
+    assert it.submit([execute("new", supersedes="k")], "cor", at(2)).superseded == []
+
+
+def test_another_owners_job_is_not_superseded() -> None:
+    """Equal keys of two owners have nothing to do with each other (G9)."""
+    it = dispatcher()
+    theirs, _ = submit(it, execute("old", supersedes="k"), "cor", at(0), "anna")
+    assert it.submit([execute("new", supersedes="k")], "cor", at(2), "berta").superseded == []
+    assert theirs.live
+
+
+def _fill(it: Dispatcher) -> None:
+    for number in range(2):
+        submit(it, execute(f"other-{number}"), "cor", at(1))
+
+
+def _use_id(it: Dispatcher) -> None:
+    submit(it, execute("new"), "cor", at(1))
+
+
+def _drain(it: Dispatcher) -> None:
+    it.draining = True
+
+
+@pytest.mark.parametrize(
+    ("refusing", "code"),
+    [(_fill, ErrorCode.QUEUE_FULL), (_use_id, ErrorCode.JOB_ID_IN_USE), (_drain, ErrorCode.DRAINING)],
+)
+def test_a_refused_job_supersedes_nothing(refusing: Callable[[Dispatcher], None], code: ErrorCode) -> None:
+    """The old one runs on."""
+    it = dispatcher(max_queue=2)
+    old = running(it, "old", supersedes="k")
+    refusing(it)
+    before = snapshot_of(old)
+    with pytest.raises(JobError) as refused:
+        newer(it)
+    assert refused.value.code is code
+    assert snapshot_of(old) == before
+
+
+def test_several_jobs_of_a_request_are_refused_together() -> None:
+    """Where the second one finds no place, the first one supersedes nothing."""
+    it = dispatcher(max_queue=1)
+    old = running(it, "old", supersedes="k")
+    with pytest.raises(JobError):
+        it.submit([execute("a", supersedes="k"), execute("a.1", supersedes="k")], "cor", at(2))
+    assert not old.stop
+    assert len(it.tracker) == 1
+
+
+def test_jobs_of_one_request_do_not_supersede_each_other_and_are_superseded_together() -> None:
+    """They are choices of one answer."""
+    it = dispatcher()
+    choices = it.submit([execute("a", supersedes="k"), execute("a.1", supersedes="k")], "cor", at(1)).jobs
+    assert [job.live for job in choices] == [True, True]
+    assert it.submit([execute("b", supersedes="k")], "cor", at(2)).superseded == choices
+    assert [job.live for job in choices] == [False, False]
+
+
+def test_the_place_of_a_superseded_job_in_a_full_queue_is_free_for_the_new_one() -> None:
+    """As often as the user types a letter."""
+    it = dispatcher(ready=False, max_queue=1)
+    jobs = [newer(it, f"key-{number}", number) for number in range(5)]
+    assert [job.live for job in jobs] == [False] * 4 + [True]
+    assert len(it.queue) == 1
+
+
+def test_the_new_job_takes_the_place_of_the_old_one_in_the_queue() -> None:
+    """Jobs that came in between wait behind it, as they waited behind the old one."""
+    it = dispatcher(ready=False)
+    old = newer(it, "old", 0)
+    between, _ = submit(it, execute("between"), "cor", at(1))
+    new = newer(it, "new", 2)
+    assert not old.live
+    assert list(it.queue) == [new, between]
+    it.engine_ready(ENGINE, at(3))
+    large = running(it, "large", max_tokens=40)
+    for job in (
+        between,
+        new,
+    ):  # Their prompts are counted in the other order; neither fits beside the large one.
+        assert it.prepared(job.run, (1,) * 50, at(4)) == []
+    effects = it.finished(large.run, "stop", freed_at(5), at(5))
+    assert [effect.job for effect in effects if isinstance(effect, Run)] == [new]
+
+
+def test_a_place_is_handed_on_no_longer_than_one_job_may_have_it() -> None:
+    """Otherwise a chain of jobs would keep others waiting without end."""
+    it = dispatcher(ready=False)
+    newer(it, "old", 0, timeout_ms=10_000)
+    between, _ = submit(it, execute("between"), "cor", at(1))
+    first = newer(it, "first", 9, timeout_ms=10_000)
+    assert list(it.queue) == [first, between]
+    second = newer(it, "second", 11, timeout_ms=10_000)
+    assert list(it.queue) == [between, second]
+
+
+def test_of_two_that_supersede_each_other_the_later_one_survives() -> None:
+    """Whatever the first one had reached."""
+    it = dispatcher()
+    old = running(it, "old", supersedes="k")
+    first, second = newer(it, "first"), newer(it, "second", 2.1)
+    assert [job.state for job in (old, first, second)] == [State.STOPPING, State.ENDED, State.QUEUED]
+    assert old.stop.stop is not None
+    assert old.stop.stop.superseded_by == "first"
+
+
+def test_a_cancel_that_was_first_stays_the_reason() -> None:
+    """And a cancel of what is superseded already changes nothing."""
+    it = dispatcher()
+    cancelled = running(it, "old", supersedes="k")
+    it.stop("old", stop_request(), at(2))
+    submitted = it.submit([execute("new", supersedes="k")], "cor", at(2))
+    assert submitted.superseded == []
+    it.stopped(cancelled.run, freed_at(2.1), at(2.1))
+    assert cancelled.receipt is not None
+    assert cancelled.receipt.reason is StopReason.CLIENT
+    newer(it, "newest", 3)
+    assert it.stop("new", stop_request(), at(4))[0] is TargetState.FINISHED
+    (superseded,) = submitted.jobs
+    assert superseded.receipt is not None
+    assert superseded.receipt.reason is StopReason.SUPERSEDED
+
+
+def test_a_job_that_was_cancelled_before_it_arrived_supersedes_nothing() -> None:
+    """It is over already; a newer one may run."""
+    it = dispatcher()
+    old = running(it, "old", supersedes="k")
+    it.stop("new", stop_request(), at(1.5))
+    assert not newer(it).live
+    assert not old.stop
+
+
+def test_a_retry_of_a_cancelled_job_supersedes_nothing() -> None:
+    """Its client may have sent something newer meanwhile."""
+    it = dispatcher()
+    first = running(it, "first", supersedes="k")
+    it.stop("first", stop_request(), at(2))
+    current = newer(it, "second", 2.5)
+    retry_of = it.cancelled_lately("first", at(3))
+    it.stopped(first.run, freed_at(2.6), at(2.6))
+    retried, _ = submit(it, execute("first", supersedes="k"), "cor", at(3), retry_of=retry_of)
+    assert (retried.live, current.live) == (False, True)
+
+
+def test_a_job_that_ends_while_its_stop_is_on_its_way_ends_once() -> None:
+    """On its last token: the stop request was first, so it counts. The new job is not touched."""
+    it = dispatcher()
+    old = running(it, "old", supersedes="k")
+    new = newer(it)
+    assert Ended(old) in it.finished(old.run, "length", freed_at(2.1), at(2.1))
+    assert isinstance(old.terminal, Error)
+    assert it.stopped(old.run, freed_at(2.2), at(2.2)) == []
+    assert new.live
+
+
+def test_a_job_that_has_just_ended_is_not_superseded() -> None:
+    """Its natural end stays."""
+    it = dispatcher()
+    old = running(it, "old", supersedes="k")
+    it.finished(old.run, "stop", freed_at(1.9), at(1.9))
+    assert newer(it).live
+    assert isinstance(old.terminal, End)
