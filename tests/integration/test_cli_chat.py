@@ -161,6 +161,28 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(worker: RunningWorke
         assert chat.attributes() == chat.before
 
 
+def test_a_line_that_is_typed_while_an_answer_streams_supersedes_it(worker: RunningWorker) -> None:
+    """What was said until then is sent along; the receipt is shown; commands wait for the end of an answer."""
+    with Terminal(worker, "chat", "--max-tokens", "1000") as chat:
+        chat.shows("> ")
+        chat.type(f"{ENDLESS}\n")
+        chat.shows("w3|[0-9] ")
+        old, question = latest(worker), f"{ENDLESS}And then?"
+        chat.type(f"{question}\n")
+        chat.shows("superseded: stopped after .* kept for later jobs")
+        chat.shows("w3|[0-9] ")
+        new, old = latest(worker), worker.record(old["job_id"])
+        assert (old["receipt"]["reason"], old["superseded_by"]) == ("superseded", new["job_id"])
+        assert new["prompt_tokens_cached"] >= old["prompt_tokens"]
+        said = ["".join(f"w{n} " for n in range(tokens)) for tokens in range(1, old["tokens_out"] + 1)]
+        assert new["prompt_tokens"] in [tokens_of(ENDLESS, text, question) for text in said]
+        chat.type("/exit\n")
+        chat.type(CTRL_C)
+        chat.shows("stopped after")
+        assert chat.ended() == 0
+        assert chat.attributes() == chat.before
+
+
 @pytest.mark.parametrize("leaving", [CTRL_D, "/exit\n"], ids=["Ctrl-D", "exit"])
 def test_leaving_a_conversation(worker: RunningWorker, leaving: str) -> None:
     """By the end of the input or in a word; exit code 0."""

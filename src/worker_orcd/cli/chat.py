@@ -1,9 +1,10 @@
 """`worker-orcd chat`: a conversation with the model."""
 
-import contextlib
 import secrets
 import sys
+from collections import deque
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -15,10 +16,15 @@ from worker_orcd.cli.output import Text, aside, ask, notice, write_json
 from worker_orcd.cli.receipts import receipt_line
 from worker_orcd.cli.run_job import EXIT_INTERRUPTED, Ran, run
 from worker_orcd.cli.sampling import with_defaults
-from worker_orcd.client import DEFAULT_URL, SyncClient, WorkerError
+from worker_orcd.cli.type_ahead import TypeAhead
+from worker_orcd.client import DEFAULT_URL, SyncClient, SyncJob, WorkerError
 
 PROMPT = "> "
-_HELP = "Ctrl-C stops an answer, and leaves at the prompt; so does Ctrl-D, or /exit. /reset forgets what was said."
+_HELP = (
+    "A line that you type while an answer is written stops that answer and is answered instead. Ctrl-C stops an "
+    "answer, and leaves at the prompt; so does Ctrl-D, or /exit. /reset forgets what was said."
+)
+_COMMANDS = ("", "/exit", "/reset", "/help")
 
 
 def command(  # to typer, an option is an argument
@@ -34,6 +40,8 @@ def command(  # to typer, an option is an argument
     url: Url = DEFAULT_URL,
 ) -> None:
     """Talk with the model. When piped, each line is a message, and each is answered before the next is read.
+
+    At a terminal, a line that you type while an answer is written supersedes that answer.
 
     Ctrl-C stops the answer that is being written, says how that went, and keeps what was said so far; a second one,
     or Ctrl-D, leaves. /reset forgets the conversation, /exit leaves.
@@ -55,6 +63,8 @@ def command(  # to typer, an option is an argument
             )
         sampled = with_defaults(client, given)
         sampled["return_progress"] = not as_json and sys.stderr.isatty()
+        if terminal:
+            sampled["supersedes"] = f"cli-{secrets.token_hex(8)}"
         chat = _Chat(client, Conversation(system), sampled, terminal=terminal, as_json=as_json)
         try:
             chat.talk()
@@ -71,20 +81,39 @@ class Conversation:
     system: str | None = None
     said: list[dict[str, str]] = field(default_factory=list)
 
-    def asking(self, question: str) -> list[dict[str, str]]:
-        """All of it, and a question."""
+    def asking(self, question: str, latest: tuple[str, str] = ("", "")) -> list[dict[str, str]]:
+        """All of it, the latest question and answer if they are not kept yet, and a question."""
         before = [{"role": "system", "content": self.system}] if self.system else []
-        return [*before, *self.said, {"role": "user", "content": question}]
+        return [*before, *self.said, *_exchange(*latest), {"role": "user", "content": question}]
 
     def keep(self, question: str, answer: str) -> None:
-        """Remember both. A question to which nothing was said is not: many templates refuse two in a row."""
-        if answer:
-            self.said.append({"role": "user", "content": question})
-            self.said.append({"role": "assistant", "content": answer})
+        """Remember both."""
+        self.said += _exchange(question, answer)
 
     def forget(self) -> None:
         """Begin anew."""
         self.said.clear()
+
+
+def _exchange(question: str, answer: str) -> list[dict[str, str]]:
+    """Both, unless nothing was said to the question: many templates refuse two questions in a row."""
+    if not answer:
+        return []
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+@dataclass(slots=True)
+class _Turn:
+    """A question and the job that answers it."""
+
+    question: str
+    job: SyncJob
+    begun: bool = False
+    """Whether the job was started because the user typed the question while another one was answered."""
+    said: str | None = None
+    """What the job had said when the user typed the next question."""
+    next: "_Turn | None" = None
+    """That question."""
 
 
 class _Chat:
@@ -104,6 +133,8 @@ class _Chat:
         self._parameters = parameters
         self._terminal = terminal
         self._as_json = as_json
+        self._typed: deque[bytes] = deque()
+        """Commands that the user typed while an answer was written."""
 
     def talk(self) -> None:
         """Until the user leaves.
@@ -112,7 +143,7 @@ class _Chat:
             KeyboardInterrupt: with Ctrl-C.
             WorkerError: the request failed, and no terminal is there to show it.
         """
-        lines = _typed(prompt_on_stderr=self._as_json) if self._terminal else _piped()
+        lines = self._lines_typed() if self._terminal else _piped()
         for line in lines:
             match line.strip():
                 case "":
@@ -127,31 +158,94 @@ class _Chat:
                     self._ask(question)
 
     def _ask(self, question: str) -> None:
-        try:
-            self._answer(question)
-        except WorkerError as error:
-            if not self._terminal:
-                raise
-            notice(f"worker-orcd: {error.code}: {explained(error)}")
+        turn: _Turn | None = self._turn(question)
+        while turn is not None:
+            try:
+                self._answer(turn)
+            except WorkerError as error:
+                if not self._terminal:
+                    raise
+                notice(f"worker-orcd: {error.code}: {explained(error)}")
+            turn = turn.next
 
-    def _answer(self, question: str) -> None:
-        messages = self._conversation.asking(question)
+    def _turn(self, question: str, latest: tuple[str, str] = ("", "")) -> _Turn:
+        messages = self._conversation.asking(question, latest)
         job = self._client.chat(messages, job_id=f"cli-{secrets.token_hex(4)}", **self._parameters)
+        return _Turn(question, job)
+
+    def _answer(self, turn: _Turn) -> None:
         text = Text()
+        typing = TypeAhead(lambda line: self._supersede(turn, line)) if self._terminal else nullcontext()
         try:
-            ran = run(self._client, job, (lambda _: None) if self._as_json else text.show)
+            with typing:
+                ran = run(
+                    self._client,
+                    turn.job,
+                    lambda event: None if self._as_json or turn.next else text.show(event),
+                    begun=turn.begun,
+                )
+        except BaseException as error:
+            if turn.next is not None and not isinstance(error, WorkerError):
+                turn.next.job.__exit__()
+            raise
         finally:
             text.end()
-            self._conversation.keep(question, job.text)
+            self._conversation.keep(turn.question, turn.job.text if turn.said is None else turn.said)
         if self._as_json:
-            write_json(_as_data(job.job_id, job.text, ran))
-        self._conclude(ran)
+            write_json(_as_data(turn.job.job_id, turn.job.text, ran))
+        self._conclude(ran, superseded=turn.next is not None)
 
-    def _conclude(self, ran: Ran) -> None:
+    def _supersede(self, turn: _Turn, line: bytes) -> bool:
+        """Start the answer to a line that was typed while another answer is written: the worker stops that one.
+
+        Commands, and the end of the input, wait for the end of the answer. Returns whether a new answer was started.
+        """
+        question = line.decode(errors="replace").strip()
+        if not line or question in _COMMANDS:
+            self._typed.append(line)
+            return False
+        said = turn.job.text
+        following = self._turn(question, (turn.question, said))
+        try:
+            following.job.__enter__()
+        except (
+            WorkerError
+        ) as error:  # It is refused: the worker continues with the answer that is being written.
+            notice(f"worker-orcd: {error.code}: {explained(error)}")
+            return False
+        following.begun = True
+        turn.said, turn.next = said, following
+        return True
+
+    def _lines_typed(self) -> Iterator[str]:
+        """Lines that the user types, until Ctrl-D."""
+        with suppress(ImportError):
+            import readline  # noqa: F401, PLC0415  # from then on, lines can be edited and called back
+        while True:
+            try:
+                line = self._typed.popleft() if self._typed else self._prompt()
+            except EOFError:
+                line = b""
+            if not line:
+                aside("")
+                return
+            yield _utf8(line)
+
+    def _prompt(self) -> bytes:
+        if self._as_json or not sys.stdout.isatty():
+            ask(PROMPT)
+            line = input()
+        else:
+            line = input(PROMPT)
+        return (line + "\n").encode(errors="surrogateescape")
+
+    def _conclude(self, ran: Ran, *, superseded: bool) -> None:
         data = ran.last.data
         if ran.last.name == "end":
             if data["stop_reason"] == "length" and self._terminal:
                 aside("cut off: that was --max-tokens, or as much as there is room for")
+        elif superseded and ran.reason == "superseded":
+            aside(f"superseded: {receipt_line(ran.receipt)}")
         elif ran.ours:
             aside(receipt_line(ran.receipt) if ran.receipt else "stopped")
             if not self._terminal:
@@ -180,23 +274,6 @@ def _as_data(job_id: str, text: str, ran: Ran) -> dict[str, Any]:
         "error": error,
         "receipt": ran.receipt,
     }
-
-
-def _typed(*, prompt_on_stderr: bool) -> Iterator[str]:
-    """Lines that the user types, until Ctrl-D."""
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401, PLC0415  # from then on, lines can be edited and called back
-    while True:
-        try:
-            if prompt_on_stderr or not sys.stdout.isatty():
-                ask(PROMPT)
-                line = input()
-            else:
-                line = input(PROMPT)
-        except EOFError:
-            aside("")
-            return
-        yield _utf8(line.encode(errors="surrogateescape"))
 
 
 def _piped() -> Iterator[str]:

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Self
 
@@ -53,14 +54,24 @@ class Ran:
         return self.cancelled and self.interrupted and self.reason == "client"
 
 
-def run(client: SyncClient, job: SyncJob, show: Callable[[Event], None]) -> Ran:
+def run(client: SyncClient, job: SyncJob, show: Callable[[Event], None], *, begun: bool = False) -> Ran:
     """Run a job to its end. The first Ctrl-C cancels it and lets its stream end, the second one leaves at once.
+
+    Args:
+        client: its client.
+        job: the job.
+        show: gets each event.
+        begun: whether the job was entered already. It is left here all the same.
 
     Raises:
         WorkerError: it was refused, or lost on the way.
     """
     last: Event | None = None
-    with CancelOnInterrupt(job) as interrupt, job:
+    with CancelOnInterrupt(job) as interrupt, ExitStack() as entered:
+        if begun:
+            entered.push(job)
+        else:
+            entered.enter_context(job)
         interrupt.begun()
         for last in job.events():
             show(last)
