@@ -318,6 +318,8 @@ def _events() -> str:
             "`tokens_out` counts generated tokens; text that was held back until the end goes out in one more `token` "
             "event. Every `error` of a job also tells `phase` (`queued`, `loading`, `prefill`, `decode`), "
             "`prompt_tokens` (how many were processed) and `tokens_out`.",
+            "With `logprobs` in the request, the `token` event of each token has `logprobs`: an object with `id`, "
+            "`token`, `bytes` and `logprob`, and the likeliest tokens in `top_logprobs`.",
             "A cancelled job's stream:",
             fenced("text", _stream(cancelled_job())),
             "One that came to its natural end:",

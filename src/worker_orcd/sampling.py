@@ -6,12 +6,15 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from annotated_types import Ge, Gt, Le, MaxLen
 
 MAX_LOGIT_BIASES = 1024
 MAX_STOP_TOKEN_IDS = 128
+MAX_LOGPROBS = 20
+MIN_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON does not have; vLLM's value."""
 PENALTY_WINDOW = 64
 """Tokens that the penalties look back on, prompt included (contract, section 2)."""
 
@@ -82,6 +85,15 @@ class SamplingParams:
         MaxLen(MAX_STOP_TOKEN_IDS),
         Doc("tokens that end the output as the end-of-generation token does, also with `ignore_eos`"),
     ] = ()
+    logprobs: Annotated[
+        int | None,
+        Ge(0),
+        Le(MAX_LOGPROBS),
+        Doc(
+            "with each token, its log probability and those of so many likeliest tokens, by the model's raw logits: "
+            "before bias, penalties and filters"
+        ),
+    ] = None
 
     def beyond(self, vocabulary: int) -> Iterator[tuple[str, str]]:
         """The fields that a model with this many tokens cannot follow, each with the reason."""
@@ -90,6 +102,40 @@ class SamplingParams:
         for name, tokens in (("logit_bias", self.logit_bias or ()), ("stop_token_ids", self.stop_token_ids)):
             if tokens and max(tokens) >= vocabulary:
                 yield name, f"{name} has token {max(tokens)}, the vocabulary has {vocabulary} tokens"
+
+
+class TokenLogprob(NamedTuple):
+    """The log probability of a token at one place. `piece` are its bytes; of a control token, its name."""
+
+    token: int
+    piece: bytes
+    logprob: float
+
+    @property
+    def text(self) -> str:
+        """As it is shown. Bytes that are no whole characters are written as OpenAI writes them."""
+        try:
+            return self.piece.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.piece)
+
+    def data(self) -> dict[str, object]:
+        """As a JSON object, in OpenAI's words, with the token's id."""
+        return {
+            "id": self.token,
+            "token": self.text,
+            "bytes": list(self.piece),
+            "logprob": self.logprob,
+        }
+
+
+Logprobs = tuple[TokenLogprob, ...]
+"""Of one place: the token's, then those of the likeliest tokens, likeliest first. Empty: none were wanted."""
+
+
+def logprobs_data(logprobs: Logprobs) -> dict[str, object]:
+    """As one JSON object."""
+    return {**logprobs[0].data(), "top_logprobs": [one.data() for one in logprobs[1:]]}
 
 
 SAMPLING_FIELDS: tuple[str, ...] = tuple(one.name for one in fields(SamplingParams))

@@ -190,7 +190,7 @@ def test_parsed_helpers_of_the_package_work(client: openai.OpenAI) -> None:
             "messages",
         ),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools"),
-        ({"logprobs": True}, 400, "logprobs"),
+        ({"top_logprobs": 2}, 400, "top_logprobs"),
         ({"extra_body": {"logprobs": 0}}, 400, "logprobs"),
         ({"extra_body": {"stop_token_ids": [10**6]}}, 400, "stop_token_ids"),
         ({"extra_body": {"min_tokens": 4}, "max_tokens": 3}, 400, "min_tokens"),
@@ -224,6 +224,50 @@ def test_what_cannot_be_kept_is_refused_by_its_name(
     assert caught.value.code == "INVALID_REQUEST"
     assert caught.value.response.headers["x-should-retry"] == "false"
     assert caught.value.request_id == caught.value.response.headers["x-correlation-id"]
+
+
+def test_logprobs_of_chat_completions_whole_and_streamed(client: openai.OpenAI) -> None:
+    """Read by the package's own types; the stream has the same ones."""
+    asked: dict[str, Any] = {
+        "model": MODEL,
+        "messages": user(says("héllo")),
+        "logprobs": True,
+        "top_logprobs": 2,
+        "stop": "zz",
+        "temperature": 0,
+    }
+    answer = client.chat.completions.create(**asked).choices[0]
+    assert answer.logprobs is not None
+    whole = answer.logprobs.content or []
+    assert b"".join(bytes(one.bytes or []) for one in whole).decode() == "héllo"
+    assert all(len(one.top_logprobs) == 2 and one.logprob < 0 for one in whole)
+    with client.chat.completions.create(**asked, stream=True) as stream:
+        streamed = [
+            one
+            for chunk in stream
+            for choice in chunk.choices
+            if choice.logprobs
+            for one in choice.logprobs.content or []
+        ]
+    assert streamed == whole
+
+
+def test_logprobs_of_completions_and_responses(client: openai.OpenAI) -> None:
+    """In the words of each API; there are none where none were asked for."""
+    completion = client.completions.create(model=MODEL, prompt=says("hello"), logprobs=2, max_tokens=9)
+    logprobs = completion.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.tokens == list("hello")
+    assert logprobs.text_offset == [0, 1, 2, 3, 4]
+    assert len(logprobs.token_logprobs or []) == len(logprobs.top_logprobs or []) == 5
+    assert client.completions.create(model=MODEL, prompt=says("hello")).choices[0].logprobs is None
+    response = client.responses.create(
+        model=MODEL, input=says("hello"), include=["message.output_text.logprobs"], top_logprobs=2
+    )
+    part = response.output[0].content[0]  # type: ignore[union-attr,index]
+    assert [one.token for one in part.logprobs] == list("hello")  # type: ignore[union-attr]
+    silent = client.responses.create(model=MODEL, input=says("hello"))
+    assert silent.output[0].content[0].logprobs == []  # type: ignore[union-attr,index]
 
 
 @pytest.mark.parametrize("length", [9_000, 40_000])

@@ -99,6 +99,26 @@ def test_a_biased_token_is_the_only_one_that_is_drawn(real_worker: RunningWorker
     assert (none.text, none.events[-1].data["stop_reason"]) == ("", "stop")
 
 
+def test_logprobs_are_of_the_raw_logits(real_worker: RunningWorker) -> None:
+    """A greedy token is the likeliest; a bias changes what is drawn, not what its log probability is."""
+    asked = {"max_tokens": 5, "temperature": 0.0, "ignore_eos": True, "logprobs": 3}
+    greedy = whole(real_worker.execute("greedy-logprobs", STORY, **asked))
+    assert [event.data["i"] for event in greedy.tokens] == list(range(5))
+    for event in greedy.tokens:
+        chosen, best = event.data["logprobs"], event.data["logprobs"]["top_logprobs"]
+        assert (chosen["token"], chosen["logprob"]) == (best[0]["token"], best[0]["logprob"])
+        assert [one["logprob"] for one in best] == sorted((one["logprob"] for one in best), reverse=True)
+        assert len(best) == 3
+        assert bytes(chosen["bytes"]).decode() == chosen["token"]
+    second = greedy.tokens[0].data["logprobs"]["top_logprobs"][1]
+    biased = whole(
+        real_worker.execute("biased-logprobs", STORY, **asked, logit_bias={str(second["id"]): 100.0})
+    )
+    chosen = biased.tokens[0].data["logprobs"]
+    assert chosen["id"] == second["id"]
+    assert chosen["logprob"] == pytest.approx(second["logprob"], abs=0.05)  # Other rows beside it.
+
+
 def test_repetition_penalty_keeps_a_model_from_repeating_itself(real_worker: RunningWorker) -> None:
     """Greedy decoding of a repetitive prompt goes round in circles; a penalty makes it use other words."""
     prompt = "one two three one two three one two three one two three"

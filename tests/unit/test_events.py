@@ -7,6 +7,7 @@ from hypothesis import given, strategies as st
 
 from worker_orcd.jobs.errors import ErrorCode
 from worker_orcd.jobs.events import End, EndedEvents, Error, Event, Progress, Started, Token
+from worker_orcd.sampling import TokenLogprob
 
 STARTED = Started("job-1", "a-model", "2026-01-01T00:00:00Z", 7)
 CANCELLED = Error(ErrorCode.CANCELLED, "stopped", {"reason": "client"})
@@ -36,6 +37,22 @@ def test_they_read_like_the_list_they_are_made_of(
     assert list(kept) == events
     assert list(kept[a:b:step]) == events[a:b:step]
     assert [kept[place] for place in range(-len(events), len(events))] == events + events
+
+
+def test_log_probabilities_are_kept_and_counted() -> None:
+    """Also beside text that was held back, which has none."""
+    logprobs = (TokenLogprob(7, b"a", -0.5), TokenLogprob(8, b"b", -1.5))
+    plain = reported(["a", "", "b"])
+    events: list[Event] = [
+        STARTED,
+        Token("a", 0, logprobs),
+        Token("", 1, logprobs[:1]),
+        Token("b", 2),
+        plain[-1],
+    ]
+    kept = EndedEvents(events)
+    assert list(kept) == events
+    assert kept.size - EndedEvents(plain).size >= 3 * sys.getsizeof(logprobs[0])
 
 
 def test_a_job_that_never_started_has_its_error_alone() -> None:

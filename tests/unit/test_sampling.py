@@ -25,10 +25,12 @@ GIVEN: dict[str, Any] = {
     "logit_bias": {0: -100.0, 49151: 2.5},
     "min_tokens": 3,
     "stop_token_ids": (1, 2),
+    "logprobs": 3,
     "seed": 2**64 - 1,
     "ignore_eos": True,
 }
 """A value for each option that is not its default."""
+USER = {"role": "user", "content": "a"}
 REQUESTS = [
     (CompletionRequest, {"prompt": "a"}),
     (ChatRequest, {"messages": [{"role": "user", "content": "a"}]}),
@@ -61,7 +63,7 @@ def test_execute_hands_each_option_to_the_engine(name: str) -> None:
     assert to_prepare(job).sampling == to_run(job).sampling == expected
 
 
-@pytest.mark.parametrize("name", SAMPLING_FIELDS)
+@pytest.mark.parametrize("name", [name for name in SAMPLING_FIELDS if name != "logprobs"])
 @pytest.mark.parametrize(("kind", "fields"), REQUESTS)
 def test_the_openai_requests_hand_each_option_to_the_job(
     kind: type[Generation], fields: dict[str, Any], name: str
@@ -70,6 +72,47 @@ def test_the_openai_requests_hand_each_option_to_the_job(
     assert sampling_on_v1(kind, {**fields, name: GIVEN[name]}) == SamplingParams(
         **{"seed": 5, name: GIVEN[name]}
     )
+
+
+@pytest.mark.parametrize(
+    ("request_of", "fields", "wanted"),
+    [
+        (REQUESTS[0], {"logprobs": 3}, 3),
+        (REQUESTS[0], {"logprobs": 0}, 0),
+        (REQUESTS[1], {"logprobs": True, "top_logprobs": 3}, 3),
+        (REQUESTS[1], {"logprobs": True}, 0),
+        (REQUESTS[1], {"logprobs": False, "top_logprobs": 0}, None),
+        (REQUESTS[2], {"include": ["message.output_text.logprobs"], "top_logprobs": 3}, 3),
+        (REQUESTS[2], {"include": ["message.output_text.logprobs"]}, 0),
+        (REQUESTS[2], {"top_logprobs": 3}, None),
+    ],
+    ids=str,
+)
+def test_each_openai_request_asks_for_logprobs_in_its_own_way(
+    request_of: tuple[type[Generation], dict[str, Any]], fields: dict[str, Any], wanted: int | None
+) -> None:
+    """As a number, as two fields, or by `include`."""
+    kind, usual = request_of
+    assert sampling_on_v1(kind, {**usual, **fields}).logprobs == wanted
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "param"),
+    [
+        (CompletionRequest, {"prompt": "a", "logprobs": 21}, "logprobs"),
+        (ChatRequest, {"messages": [USER], "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        (ChatRequest, {"messages": [USER], "top_logprobs": 2}, "top_logprobs"),
+        (ChatRequest, {"messages": [USER], "logprobs": 1}, "logprobs"),
+        (ResponseRequest, {"input": "a", "top_logprobs": 21}, "top_logprobs"),
+    ],
+)
+def test_logprobs_out_of_range_are_refused_by_name(
+    kind: type[Generation], fields: dict[str, Any], param: str
+) -> None:
+    """And a number of them where none were asked for."""
+    with pytest.raises(JobError) as caught:
+        kind.parse(json.dumps(fields).encode())
+    assert (caught.value.http_status, caught.value.param) == (400, param)
 
 
 @pytest.mark.parametrize(("kind", "fields"), REQUESTS)

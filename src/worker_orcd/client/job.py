@@ -111,7 +111,7 @@ class Job:
         async for event in self.events():
             match event.name:
                 case "token":
-                    yield Token(event.data["i"], event.data["t"])
+                    yield Token(event.data["i"], event.data["t"], event.data.get("logprobs"))
                 case "error":
                     raise await self._failure(event.data)
 

@@ -57,6 +57,8 @@ class Token:
 
     index: int
     text: str
+    logprobs: Json | None = None
+    """Its log probability and those of the likeliest tokens, if the job was asked for them (`logprobs=N`)."""
 
 
 @dataclass(frozen=True, slots=True)

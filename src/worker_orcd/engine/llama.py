@@ -158,6 +158,10 @@ class LlamaModel:
         """The bytes a token adds to the text."""
         return self._tokenizer.piece(token)
 
+    def name(self, token: int) -> bytes:
+        """Its piece, or a control token's name."""
+        return self._tokenizer.piece(token) or self._tokenizer.text(token)
+
     def ends_generation(self, token: int) -> bool:
         """Whether it is an end-of-generation token."""
         return token in self._ends

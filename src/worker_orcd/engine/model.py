@@ -192,6 +192,9 @@ class Model(Computes, Protocol):
     def piece(self, token: int) -> bytes:
         """The bytes that a token adds to the text; none for control tokens."""
 
+    def name(self, token: int) -> bytes:
+        """The bytes by which a token is shown: its piece, or a control token's name."""
+
     def ends_generation(self, token: int) -> bool:
         """Whether it is an end-of-generation token."""
 

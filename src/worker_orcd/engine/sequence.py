@@ -1,6 +1,7 @@
 """A run while the engine holds it: its tokens, how many of them are in KV cells, and its text so far."""
 
 from worker_orcd.engine.ledger import Slot
+from worker_orcd.engine.logprobs import logprobs_of
 from worker_orcd.engine.model import Model
 from worker_orcd.engine.planner import Pending
 from worker_orcd.engine.text import TextAssembler
@@ -61,18 +62,21 @@ class Sequence:
         Returns:
             What its readers get of it, and its end if this is the end; the cells in that are filled in when freed.
         """
-        run = self.run.run
+        run, wanted = self.run.run, self.run.sampling.logprobs
+        logits = b"" if wanted is None else model.logits(row)  # Before masks change them.
         token = self.sampler.draw(row, self.generated)
         if self._ends(token, model):
             held = self._text.finish()
             return [TokenOut(run, None, held)] if held else [], EndOfRun(run, "stop", 0, 0)
+        logprobs = () if wanted is None else logprobs_of(logits, token, wanted, model.name)
         self.tokens.append(token)
         text = self._text.feed(model.piece(token))
         if self._text.stopped:
-            return [TokenOut(run, token, text)], EndOfRun(run, "stop_sequence", 0, 0)
+            return [TokenOut(run, token, text, logprobs=logprobs)], EndOfRun(run, "stop_sequence", 0, 0)
         if self.generated >= self.run.max_tokens:
-            return [TokenOut(run, token, text + self._text.finish())], EndOfRun(run, "length", 0, 0)
-        return [TokenOut(run, token, text, self._text.held)], None
+            text += self._text.finish()
+            return [TokenOut(run, token, text, logprobs=logprobs)], EndOfRun(run, "length", 0, 0)
+        return [TokenOut(run, token, text, self._text.held, logprobs)], None
 
     def _ends(self, token: int, model: Model) -> bool:
         """Whether the output ends before this token."""

@@ -134,6 +134,10 @@ class Tokenizer:
             known = self._pieces[token] = buffer.raw[: max(0, length)]
         return known
 
+    def text(self, token: int) -> bytes:
+        """A token's text in the vocabulary, which of a control token is its name."""
+        return bytes(self._lib.llama_vocab_get_text(self._vocabulary, token) or b"")
+
     @cached_property
     def _frame(self) -> tuple[list[int], list[int]]:
         """What llama.cpp adds before and after each text."""

@@ -24,6 +24,7 @@ from worker_orcd.jobs.refused_requests import RefusedRequests
 from worker_orcd.jobs.request import Ceilings, JobRequest
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.jobs.tracker import JobTracker
+from worker_orcd.sampling import Logprobs
 
 SUSPECT_DEATHS = 2
 """A job that two engines died with, without a token in between, runs alone until it has a token."""
@@ -344,10 +345,18 @@ class Dispatcher:
         job.start(now, engine.model)
         return Run(job)
 
-    def token(self, run: int, token: int | None, text: str, now: Timestamp, held: str = "") -> Job | None:
+    def token(  # as `TokenOut` has them
+        self,
+        run: int,
+        token: int | None,
+        text: str,
+        now: Timestamp,
+        held: str = "",
+        logprobs: Logprobs = (),
+    ) -> Job | None:
         """The engine reports a token. Returns the job whose readers have something new."""
         job = self.tracker.by_run(run)
-        return job if job is not None and job.token(now, token, text, held) else None
+        return job if job is not None and job.token(now, token, text, held, logprobs) else None
 
     def progress(self, run: int, prompt_processed: int, cached: int = 0) -> None:
         """The engine has computed a job's prompt up to this many tokens; `cached` of them were reused."""

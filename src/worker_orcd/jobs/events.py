@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import ClassVar, Literal, overload
 
 from worker_orcd.jobs.errors import KINDS, ErrorCode
+from worker_orcd.sampling import Logprobs, logprobs_data
 
 StopReason = Literal["stop", "length", "stop_sequence"]
 
@@ -55,10 +56,13 @@ class Token:
     name: ClassVar[str] = "token"
     t: str
     i: int
+    logprobs: Logprobs = ()
+    """If the job wants them, the token's and those of the likeliest tokens. Text that was held back has none."""
 
     def data(self) -> dict[str, object]:
         """The event's JSON object."""
-        return {"t": self.t, "i": self.i}
+        more = {"logprobs": logprobs_data(self.logprobs)} if self.logprobs else {}
+        return {"t": self.t, "i": self.i, **more}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,8 @@ class Error:
 Terminal = End | Error
 Event = Started | Progress | Token | End | Error
 
+_LOGPROB_BYTES = 200
+"""A `TokenLogprob` in memory."""
 _PROGRESS_BYTES = 256
 """A `Progress` in memory, with its numbers."""
 
@@ -109,10 +115,12 @@ class EndedEvents(Sequence[Event]):
     Reads like the list that it is made of, `started progress* token* (end|error)` or just `error`.
     """
 
-    __slots__ = ("_before", "_ends", "_last", "_text")
+    __slots__ = ("_before", "_ends", "_last", "_logprobs", "_text")
 
     def __init__(self, events: Sequence[Event]) -> None:
-        tokens = [event.t.encode() for event in events if isinstance(event, Token)]
+        said = [event for event in events if isinstance(event, Token)]
+        tokens = [event.t.encode() for event in said]
+        self._logprobs = [event.logprobs for event in said] if any(event.logprobs for event in said) else []
         self._before = tuple(events[: len(events) - len(tokens) - 1])
         """`started` and `progress` events."""
         self._text = b"".join(tokens)
@@ -137,10 +145,12 @@ class EndedEvents(Sequence[Event]):
         if number < 0:
             return self._before[place]
         begin = self._ends[number - 1] if number else 0
-        return Token(self._text[begin : self._ends[number]].decode(), number)
+        text = self._text[begin : self._ends[number]].decode()
+        return Token(text, number, self._logprobs[number] if self._logprobs else ())
 
     @property
     def size(self) -> int:
         """Bytes that grow with what was said."""
         progress = _PROGRESS_BYTES * max(0, len(self._before) - 1)
-        return len(self._text) + self._ends.itemsize * len(self._ends) + progress
+        logprobs = _LOGPROB_BYTES * sum(map(len, self._logprobs))
+        return len(self._text) + self._ends.itemsize * len(self._ends) + progress + logprobs

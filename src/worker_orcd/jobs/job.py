@@ -22,6 +22,7 @@ from worker_orcd.jobs.position import Position
 from worker_orcd.jobs.receipt import Receipt, Release
 from worker_orcd.jobs.request import JobRequest
 from worker_orcd.jobs.stop_request import StopFlag, StopReason, StopRequest
+from worker_orcd.sampling import Logprobs
 
 
 class Phase(StrEnum):
@@ -192,7 +193,9 @@ class Job:
             self.started_at = now.mono
             self._events.append(Started(self.job_id, model, rfc3339(now.unix), self.seed))
 
-    def token(self, now: Timestamp, token: int | None, text: str, held: str = "") -> bool:
+    def token(
+        self, now: Timestamp, token: int | None, text: str, held: str = "", logprobs: Logprobs = ()
+    ) -> bool:
         """Add a token (None: only text that was held back until the end), and note the text that is held back now.
 
         Returns:
@@ -206,7 +209,7 @@ class Job:
         self.phase = Phase.DECODE
         self.deaths = 0
         self.last_token_at = now.mono
-        self._events.append(Token(text, self.tokens_out))
+        self._events.append(Token(text, self.tokens_out, logprobs))
         self.held = held
         if token is not None:
             self.tokens.append(token)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from worker_orcd.sampling import SamplingParams
+from worker_orcd.sampling import Logprobs, SamplingParams
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -195,13 +195,15 @@ class TokenOut(msgspec.Struct, frozen=True, array_like=True):
     """One token of a run and the text that became certain with it.
 
     `token` is None when only text comes out that was held back until the end. `held` is all text that is held back
-    after this token: it goes out if the run does not go on.
+    after this token: it goes out if the run does not go on. `logprobs`: if the run wants them, the token's and those of
+    the likeliest tokens.
     """
 
     run: int
     token: int | None
     text: str
     held: str = ""
+    logprobs: Logprobs = ()
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True):

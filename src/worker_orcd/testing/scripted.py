@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import count
 
+import numpy as np
+
 from worker_orcd.engine.counter_rng import draw_seed
 from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.engine.model import (
@@ -106,7 +108,7 @@ class ScriptedModel:
         self._places: dict[int, list[int]] = {}
         """Which cell of the pool each cell of a sequence is. Sequences may share cells."""
         self._place_numbers = count()
-        self._scores: list[bytes] = []
+        self._batch = Batch([], [], [], [])
         self._leaked: dict[int, int] = {}
         pause = float(os.environ.get("WORKER_ORCD_SCRIPTED_LOAD_SEC", "0"))
         if pause < 0:
@@ -156,6 +158,10 @@ class ScriptedModel:
             return bytes([token])
         return b"" if token == END else f"w{token - FIRST_WORD} ".encode()
 
+    def name(self, token: int) -> bytes:
+        """Its piece; the end has a name."""
+        return self.piece(token) or b"<end>"
+
     def ends_generation(self, token: int) -> bool:
         """Whether it is the one."""
         return token == END
@@ -191,7 +197,7 @@ class ScriptedModel:
                 pass
             if script.fail_at == place:
                 outcome = Outcome.FAILED
-        self._scores = [blake2b(bytes(str(self._cells[s]), "ascii")).digest() for s in before]
+        self._batch = batch
         until = time.monotonic() + duration_ms / 1000
         while time.monotonic() < until:
             if self._aborts(abort_mode):
@@ -210,8 +216,10 @@ class ScriptedModel:
         return sum(token >= END for token in self._cells[sequence])
 
     def logits(self, row: int) -> bytes:
-        """Something that depends on all tokens so far, shaped as 32-bit floats."""
-        return self._scores[0][:64]
+        """Something that depends on all tokens so far, shaped as 32-bit floats over the vocabulary."""
+        cells = self._cells[self._batch.sequences[row]][: self._batch.positions[row] + 1]
+        seed = int.from_bytes(blake2b(bytes(str(cells), "ascii"), digest_size=8).digest(), "little")
+        return np.random.default_rng(seed).standard_normal(VOCABULARY, np.float32).tobytes()
 
     @contextmanager
     def inspection(self, sequences: int, cells: int, rows: int) -> Iterator["ScriptedModel"]:

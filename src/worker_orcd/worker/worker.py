@@ -410,7 +410,7 @@ class Worker:
         """Whether it is a token that became an event."""
         stream = self._streams.get(out.run)
         last_token_at = stream.job.last_token_at if stream else None
-        job = self.dispatcher.token(out.run, out.token, out.text, now, out.held)
+        job = self.dispatcher.token(out.run, out.token, out.text, now, out.held, out.logprobs)
         if job is None:
             return False
         if last_token_at is None:

@@ -8,7 +8,8 @@ from fastapi.responses import JSONResponse
 
 from worker_orcd.api import schema
 from worker_orcd.api.error_responses import error_headers, openai_error
-from worker_orcd.api.openai.requests import ChatRequest, CompletionRequest, error_style, fresh_name
+from worker_orcd.api.openai.names import error_style, fresh_name
+from worker_orcd.api.openai.requests import ChatRequest, CompletionRequest
 from worker_orcd.api.openai.response_bodies import ChatCompletion, Completion, stream
 from worker_orcd.api.sse import KEEP_ALIVE_SEC, ReaderResponse, Readers, named
 from worker_orcd.api.submit import submit, unless_disconnected

@@ -6,21 +6,22 @@ Fields that change what is generated and cannot be kept are refused by name; tho
 
 import dataclasses
 import json
-import secrets
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field
 
 from worker_orcd.api.openai import unsupported
-from worker_orcd.jobs.errors import JobError, invalid
+from worker_orcd.api.openai.conversation import ChatMessage, ContentPart, conversation
+from worker_orcd.api.openai.names import error_style, id_in_header
+from worker_orcd.jobs.errors import invalid
 from worker_orcd.jobs.request import MAX_STOP_CHARS, MAX_STOP_STRINGS, Body, CacheSalt, JobId, JobRequest
-from worker_orcd.sampling import SAMPLING_FIELDS, SamplingParams, sampling_of
+from worker_orcd.sampling import MAX_LOGPROBS, SAMPLING_FIELDS, SamplingParams, sampling_of
 
 MAX_CHOICES = 16
 """`n`, and prompts of one request times `n`."""
+INCLUDE_LOGPROBS = "message.output_text.logprobs"
+"""What `include` of a response says to get log probabilities."""
 DEFAULT_COMPLETION_TOKENS = 16
 """What OpenAI and vLLM give a completion that does not say."""
 
@@ -33,16 +34,6 @@ class StreamOptions(Body):
     model_config = ConfigDict(extra="ignore")
 
     include_usage: bool | None = None
-
-
-@contextmanager
-def error_style(request: dict[str, str]) -> Iterator[None]:
-    """Name the field at fault as this request calls it."""
-    try:
-        yield
-    except JobError as error:
-        error.param = request.get(error.param or "", error.param)
-        raise
 
 
 def _with_null(schema: dict[str, Any]) -> None:
@@ -112,7 +103,7 @@ class Generation(Body, SamplingParams):
         """
         if key is None or self.supersedes is not None:
             return self
-        return self.model_copy(update={"supersedes": _in_header("X-Supersedes", key)})
+        return self.model_copy(update={"supersedes": id_in_header("X-Supersedes", key)})
 
     @classmethod
     def refuse(cls, given: dict[str, Any]) -> None:
@@ -128,10 +119,15 @@ class Generation(Body, SamplingParams):
         """Whether its jobs report the progress of their prompts."""
         return False
 
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """How many of the likeliest tokens are wanted with each token; None: not even its own log probability."""
+        return self.logprobs
+
     def job(self, job_id: str, group: str | None, *, place: int = 0, **more: Any) -> "OpenAIJob":
         """The job of this request's choice number `place`, which has the seed plus its place."""
         seed = None if self.seed is None else (self.seed + place) % 2**64
-        sampling = sampling_of(self, top_k=max(0, self.top_k), seed=seed)
+        sampling = sampling_of(self, top_k=max(0, self.top_k), seed=seed, logprobs=self.wanted_logprobs)
         return OpenAIJob.of(
             job_id=job_id,
             group=self.group or group,
@@ -240,41 +236,6 @@ class CompletionRequest(Completions):
         return self.jobs(name, prompts, template="none", max_tokens=most)
 
 
-class ContentPart(Body):
-    """A part of a message. Text is all there is."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    type: str = "text"
-    text: str | None = None
-
-
-class ChatMessage(Body):
-    """One message of a conversation."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart] | None = None
-
-
-def conversation(messages: list[ChatMessage], param: str) -> str:
-    """Messages as a prompt that is a conversation.
-
-    Raises:
-        JobError: `INVALID_REQUEST`, a part of one is no text.
-    """
-    said = []
-    for message in messages:
-        content = message.content or ""
-        if not isinstance(content, str):
-            if any(part.text is None for part in content):
-                raise invalid("only text is understood", param)
-            content = "\n".join(part.text or "" for part in content)
-        said.append({"role": "system" if message.role == "developer" else message.role, "content": content})
-    return json.dumps(said, ensure_ascii=False)
-
-
 class ChatRequest(Completions):
     """The body of `POST /v1/chat/completions`."""
 
@@ -282,6 +243,29 @@ class ChatRequest(Completions):
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool | None = Field(
+        default=None, description="log probabilities of the tokens, by the raw logits"
+    )
+    top_logprobs: int | None = Field(
+        default=None, ge=0, le=MAX_LOGPROBS, description="with each token, so many of the likeliest"
+    )
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Self:
+        """Read a body.
+
+        Raises:
+            JobError: `INVALID_REQUEST` naming the field at fault.
+        """
+        wanted = super().parse(raw)
+        if wanted.top_logprobs and not wanted.logprobs:
+            raise invalid("top_logprobs can only be given with logprobs", "top_logprobs")
+        return wanted
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """As `logprobs` and `top_logprobs` say."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @classmethod
     def refuse(cls, given: dict[str, Any]) -> None:
@@ -327,6 +311,17 @@ class ResponseRequest(Generation):
     background: bool | None = None
     store: bool | None = Field(default=None, description="false: it cannot be had again once it has ended")
     metadata: dict[str, str] | None = None
+    include: list[str] | None = Field(
+        default=None, description=f"`{INCLUDE_LOGPROBS}`: log probabilities of the tokens, by the raw logits"
+    )
+    top_logprobs: int | None = Field(
+        default=None, ge=0, le=MAX_LOGPROBS, description="with each token, so many of the likeliest"
+    )
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """As `include` and `top_logprobs` say."""
+        return (self.top_logprobs or 0) if INCLUDE_LOGPROBS in (self.include or ()) else None
 
     @classmethod
     def parse(cls, raw: bytes) -> Self:
@@ -405,30 +400,3 @@ class ResponseJob(OpenAIJob):
         return sys.getsizeof(self.asked.instructions) + sum(
             map(sys.getsizeof, (*metadata, *metadata.values()))
         )
-
-
-def fresh_name(prefix: str, offered: str | None) -> str:
-    """The id of a request's job: the client's own (`X-Job-Id`), or a new one.
-
-    Raises:
-        JobError: `INVALID_REQUEST`, the offered one is none.
-    """
-    if offered is None:
-        return f"{prefix}{secrets.token_hex(12)}"
-    return _in_header("X-Job-Id", offered)
-
-
-def _in_header(header: str, value: str) -> str:
-    """The id in a header.
-
-    Raises:
-        JobError: `INVALID_REQUEST`, it is none.
-    """
-    try:
-        return _Named.parse(json.dumps({"job_id": value}).encode()).job_id
-    except JobError as error:
-        raise invalid(f"{header}: {error.message}", header) from None
-
-
-class _Named(Body):
-    job_id: JobId

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ from worker_orcd.api.error_responses import openai_error
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import End, Error, Event, Progress, Started, Token
 from worker_orcd.jobs.job import Job
+from worker_orcd.sampling import Logprobs, logprobs_data
 from worker_orcd.worker.streams import JobStream, KeepAlive, read_together
 
 DONE = b"data: [DONE]\n\n"
@@ -38,6 +40,16 @@ def usage_of(jobs: Sequence[Job], choices: int = 1) -> dict[str, Any]:
         "total_tokens": tokens_in + out,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
+
+
+def logprobs_content(events: Sequence[Event]) -> list[dict[str, object]]:
+    """Log probabilities of the tokens among these events, in the words of chat completions and responses."""
+    return [logprobs_data(event.logprobs) for event in events if isinstance(event, Token) and event.logprobs]
+
+
+def _by_text(logprobs: Logprobs) -> dict[str, float]:
+    """The likeliest tokens and the chosen one, as vLLM has them."""
+    return {one.text: one.logprob for one in (*logprobs[1:], logprobs[0])}
 
 
 def frame(data: dict[str, Any], event: str | None = None) -> bytes:
@@ -78,6 +90,8 @@ class Completion:
     include_usage: bool
     names: Mapping[str, str] = field(default_factory=dict)
     """What this request calls a job's fields, where the names differ."""
+    offsets: dict[int, int] = field(default_factory=dict)
+    """By choice, the characters of the tokens whose log probabilities were given."""
 
     def whole(self, jobs: Sequence[Job]) -> dict[str, Any]:
         """The answer to a request that is not streamed, once all have ended."""
@@ -91,8 +105,8 @@ class Completion:
                 yield from self._opening(place)
             case Progress():
                 yield {**self._chunk(place, self._delta(""), None), "prompt_progress": _progress(event)}
-            case Token(t=text) if text:
-                yield self._chunk(place, self._delta(text), None)
+            case Token(t=text, logprobs=logprobs) if text or logprobs:
+                yield self._chunk(place, self._delta(text), None, [event])
             case End(stop_reason=reason):
                 yield self._chunk(place, self._delta(""), _FINISH[reason])
 
@@ -111,7 +125,8 @@ class Completion:
         return {"id": self.name, "object": self._object(chunk), "created": self.created, "model": self.model}
 
     def _whole(self, place: int, job: Job) -> dict[str, Any]:
-        return {"index": place, "text": text_of(job), "logprobs": None, "finish_reason": _finish(job)}
+        logprobs = self._logprobs(place, job.events)
+        return {"index": place, "text": text_of(job), "logprobs": logprobs, "finish_reason": _finish(job)}
 
     def _opening(self, place: int) -> Iterator[dict[str, Any]]:  # noqa: ARG002  # A completion has none.
         return iter(())
@@ -119,8 +134,30 @@ class Completion:
     def _delta(self, text: str) -> dict[str, Any]:
         return {"text": text}
 
-    def _chunk(self, place: int, delta: dict[str, Any], finish: str | None) -> dict[str, Any]:
-        choice = {"index": place, **delta, "logprobs": None, "finish_reason": finish}
+    def _logprobs(self, place: int, events: Sequence[Event]) -> dict[str, Any] | None:
+        """Log probabilities of the tokens among these events; a choice's events come in order."""
+        found = [event.logprobs for event in events if isinstance(event, Token) and event.logprobs]
+        if not found:
+            return None
+        offset = self.offsets.get(place, 0)
+        lengths = [len(tokens[0].text) for tokens in found]
+        self.offsets[place] = offset + sum(lengths)
+        return {
+            "tokens": [tokens[0].text for tokens in found],
+            "token_logprobs": [tokens[0].logprob for tokens in found],
+            "top_logprobs": [_by_text(tokens) for tokens in found],
+            "text_offset": list(accumulate(lengths[:-1], initial=offset)),
+        }
+
+    def _chunk(
+        self, place: int, delta: dict[str, Any], finish: str | None, events: Sequence[Event] = ()
+    ) -> dict[str, Any]:
+        choice = {
+            "index": place,
+            **delta,
+            "logprobs": self._logprobs(place, events),
+            "finish_reason": finish,
+        }
         more = {"usage": None} if self.include_usage else {}
         return {**self._head(".chunk"), "choices": [choice], **more}
 
@@ -134,7 +171,12 @@ class ChatCompletion(Completion):
 
     def _whole(self, place: int, job: Job) -> dict[str, Any]:
         message = {"role": "assistant", "content": text_of(job), "refusal": None}
-        return {"index": place, "message": message, "logprobs": None, "finish_reason": _finish(job)}
+        logprobs = self._logprobs(place, job.events)
+        return {"index": place, "message": message, "logprobs": logprobs, "finish_reason": _finish(job)}
+
+    def _logprobs(self, place: int, events: Sequence[Event]) -> dict[str, Any] | None:  # noqa: ARG002
+        content = logprobs_content(events)
+        return {"content": content, "refusal": None} if content else None
 
     def _opening(self, place: int) -> Iterator[dict[str, Any]]:
         yield self._chunk(place, {"delta": {"role": "assistant", "content": ""}}, None)

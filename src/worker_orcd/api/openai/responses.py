@@ -4,7 +4,7 @@ A response is a job; all that is shown of it follows from the job's record, so a
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -14,8 +14,9 @@ from fastapi.responses import JSONResponse
 from worker_orcd.api import schema
 from worker_orcd.api.access import owner_of
 from worker_orcd.api.openai.completions import ended, failed, model_of
-from worker_orcd.api.openai.requests import ResponseJob, ResponseRequest, error_style, fresh_name
-from worker_orcd.api.openai.response_bodies import failure_of, frame, text_of, usage_of
+from worker_orcd.api.openai.names import error_style, fresh_name
+from worker_orcd.api.openai.requests import ResponseJob, ResponseRequest
+from worker_orcd.api.openai.response_bodies import failure_of, frame, logprobs_content, text_of, usage_of
 from worker_orcd.api.sse import ReaderResponse, Readers, named, whole_number
 from worker_orcd.api.submit import submit, unless_disconnected
 from worker_orcd.jobs.errors import ErrorCode, JobError
@@ -185,13 +186,18 @@ class ResponseEvents:
                     "response.output_item.added", output_index=0, item={**item, "content": []}
                 )
                 yield from self._tell("response.content_part.added", **part, part=_part(""))
-            case Token(t=piece) if piece:
+            case Token(t=piece, logprobs=logprobs) if piece or logprobs:
                 self._text += piece
-                yield from self._tell("response.output_text.delta", **part, delta=piece, logprobs=[])
+                new = logprobs_content([event])
+                yield from self._tell("response.output_text.delta", **part, delta=piece, logprobs=new)
             case End():
                 whole = response_of(job, model)
-                yield from self._tell("response.output_text.done", **part, text=self._text, logprobs=[])
-                yield from self._tell("response.content_part.done", **part, part=_part(self._text))
+                done = _part(self._text, logprobs_content(job.events))
+                all_of_them = done["logprobs"]
+                yield from self._tell(
+                    "response.output_text.done", **part, text=self._text, logprobs=all_of_them
+                )
+                yield from self._tell("response.content_part.done", **part, part=done)
                 yield from self._tell("response.output_item.done", output_index=0, item=whole["output"][0])
                 self._closing_events(1)
                 yield from self._tell(f"response.{whole['status']}", response=whole)
@@ -290,11 +296,12 @@ def _usage(job: Job) -> dict[str, Any]:
 def _item(job: Job, text: str, status: str) -> dict[str, Any]:
     kept = status if status in ("completed", "in_progress") else "incomplete"
     name = "msg_" + job.job_id.removeprefix("resp_")
-    return {"id": name, "type": "message", "role": "assistant", "status": kept, "content": [_part(text)]}
+    part = _part(text, logprobs_content(job.events) if text else [])
+    return {"id": name, "type": "message", "role": "assistant", "status": kept, "content": [part]}
 
 
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _part(text: str, logprobs: Sequence[dict[str, object]] = ()) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
 
 
 def _answers() -> schema.Responses:

@@ -14,8 +14,6 @@ _NOTHING: tuple[object, ...] = (False, [], {}, 0, 0.0, "")
 _ONE: tuple[object, ...] = (1, 1.0)
 
 OPENAI: Fields = {
-    "logprobs": (False,),
-    "top_logprobs": _NOTHING,
     "response_format": ({"type": "text"},),
 }
 VLLM: Fields = {
@@ -76,7 +74,7 @@ RESPONSE: Fields = ANY | {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "text": ({}, {"format": {"type": "text"}}),
-    "top_logprobs": (0,),
+    "logprobs": (False,),
     "truncation": ("disabled",),
 }
 
