@@ -78,6 +78,39 @@ def test_escape_stops_in_prefill(visit: Open, shown: RunningWorker) -> None:
     expect(pane(page).locator(".receipt")).to_contain_text("Stopped in prefill after")
 
 
+def test_text_is_completed_as_it_is_typed(visit: Open, shown: RunningWorker) -> None:
+    """Each change supersedes the job before; its receipt is shown, and the completion is that of the whole text."""
+    page = visit(shown)
+    text, receipts = page.get_by_role("textbox", name="Text", exact=True), page.locator("#superseded li")
+    text.fill(script(1500, row_ms=3))
+    expect(page.locator("#typing-state")).to_contain_text("of 1500 tokens")
+    text.press("End")
+    for number, letter in enumerate("ab", start=1):
+        text.press_sequentially(letter)
+        expect(receipts).to_have_count(number)
+        expect(receipts.first).to_contain_text("superseded in prefill, stopped after")
+        expect(page.locator("#typing-state")).to_contain_text(f"of {1500 + number} tokens")
+    text.fill(script(text="done"))
+    expect(receipts).to_have_count(3)
+    expect(page.get_by_role("log", name="Completion")).to_have_text("done")
+    expect(page.locator("#typing-state")).to_have_text("4 tokens")
+
+
+def test_emptying_the_box_or_escape_stops_its_job(visit: Open, shown: RunningWorker) -> None:
+    """Nothing is left to be completed."""
+    page = visit(shown)
+    text = page.get_by_role("textbox", name="Text", exact=True)
+    for emptying in (True, False):
+        text.fill(script(6000, row_ms=3))
+        expect(page.locator("#running")).to_have_text("1")
+        if emptying:
+            text.fill("")
+        else:
+            text.press("Escape")
+        expect(page.locator("#running")).to_have_text("0")
+    expect(page.locator("#typing-state")).to_have_text("cancelled (client)")
+
+
 def test_prompts_run_side_by_side(visit: Open, shown: RunningWorker) -> None:
     """Stopping one leaves the other alone; closing one stops it."""
     page = visit(shown)

@@ -1,5 +1,6 @@
 import { EDGES, Window, histogram, marks, metric, ms, quantile, rate } from "./figures.js";
 import { events } from "./sse.js";
+import { Typing } from "./typing.js";
 
 const $ = (id) => document.getElementById(id);
 const LOOK_MS = 1000;
@@ -491,6 +492,10 @@ addEventListener("resize", () => {
 $("add").addEventListener("click", () => new Pane([...panes].at(-1)?.form.elements.prompt.value).form.elements.prompt.focus());
 
 new Pane();
+new Typing(
+  { text: $("typing"), completion: $("completion"), state: $("typing-state"), receipts: $("superseded") },
+  { ask, stream, stop: stopJob, explained },
+);
 makePlots();
 look.soon = true;
 look();
