@@ -45,6 +45,7 @@ def test_health_says_that_streams_are_exact(exact_worker: RunningWorker, real_wo
     assert real_worker.health()["exact"] is False
 
 
+@pytest.mark.nightly
 def test_streams_are_identical_alone_and_beside_seven_others(
     exact_worker: RunningWorker, alone: list[list[str]]
 ) -> None:

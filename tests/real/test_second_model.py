@@ -83,7 +83,12 @@ def assert_all_there(stream: Stream, tokens: int = TOKENS) -> None:
 
 @pytest.mark.parametrize(
     ("begin", "trials", "phase"),
-    [(decoding, 12, "decode"), (prefilling, 8, "prefill"), (starting, 12, "prefill"), (ending, 12, "decode")],
+    [
+        (decoding, 12, "decode"),
+        (prefilling, 8, "prefill"),
+        pytest.param(starting, 12, "prefill", marks=pytest.mark.nightly),
+        pytest.param(ending, 12, "decode", marks=pytest.mark.nightly),
+    ],
 )
 def test_computing_stops_in_time(gemma: RunningWorker, begin: Begin, trials: int, phase: str) -> None:
     """Cancels at random moments of each phase; with the terminal event in hand nothing is held any more."""
@@ -106,6 +111,7 @@ def test_neighbours_of_a_storm_of_cancels_get_all_their_tokens(gemma: RunningWor
         assert_all_there(stream)
 
 
+@pytest.mark.nightly
 def test_steps_are_done_beside_steady_cancels(gemma: RunningWorker) -> None:
     """Every stream makes progress."""
     assert_steps_are_done_beside_steady_cancels(gemma, [neighbour(gemma, seed, 1500) for seed in range(3)])

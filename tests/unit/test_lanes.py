@@ -91,3 +91,14 @@ def test_only_the_list_makes_a_test_deep_or_serial() -> None:
     marked = re.compile(r"pytest\.mark\.(?:deep|serial)\b")
     files = [path for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
     assert [path for path in files if marked.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_the_deep_lane_plays_other_seeds_than_the_quick_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CI runs both: the same seeds twice would prove nothing more."""
+    played = {}
+    for lane in ("quick", "deep", "nightly"):
+        monkeypatch.setattr(lanes, "LANE", lane)
+        played[lane] = set(lanes.seeds(40))
+    assert len(played["quick"]) == len(played["deep"]) == 40
+    assert played["quick"].isdisjoint(played["deep"])
+    assert played["quick"] | played["deep"] < played["nightly"]
