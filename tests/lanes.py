@@ -113,9 +113,16 @@ SAMPLED = (
     "property",
     "simulation/test_histories.py::test_a_hostile_key_breaks_no_promise_to_the_others",
     "simulation/test_histories.py::test_histories_keep_every_guarantee",
+    "unit/test_model_file.py::test_any_bytes_after_a_right_header_give_a_model_or_a_refusal",
+    "unit/test_model_file.py::test_flipped_bytes_give_a_model_or_a_refusal",
+    "unit/test_planner.py::test_no_step_breaks_the_rules",
+    "unit/test_planner.py::test_the_oldest_prompt_never_gets_less_than_half",
+    "unit/test_planner.py::test_the_prediction_comes_to_track_the_machine",
+    "unit/test_text.py::test_no_part_of_a_stop_sequence_is_ever_shown",
+    "unit/test_text.py::test_the_output_is_the_text_before_the_earliest_stop_sequence",
 )
-"""Tests of random histories, which run in every lane: a sample in the quick one, another in the deep one, more in the
-nightly one."""
+"""Tests of random histories and inputs, which run in every lane: a sample in the quick one, another in the deep one,
+and more in the nightly one."""
 
 _TESTS = Path(__file__).parent
 _MODELS = "models/"

@@ -121,7 +121,14 @@ def outcomes(render: Callable[[dict[str, Any]], Sequence[Piece]]) -> list[Sequen
     return found
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.jinja")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[] if number % 7 == 0 else [pytest.mark.nightly])
+        for number, path in enumerate(sorted(FOLDER.glob("*.jinja")))
+    ],
+    ids=lambda path: path.stem,
+)
 def test_published_templates_render_behind_the_filter(path: Path) -> None:
     """As they do without it. Some write the date, which may change meanwhile."""
     source = Source(path.read_text("utf-8"), BOS, EOS)

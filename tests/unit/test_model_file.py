@@ -16,6 +16,7 @@ import pytest
 from gguf.constants import GGML_QUANT_SIZES
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from tests.lanes import examples
 from worker_orcd.settings import bundled_model
 from worker_orcd.supervisor import gguf, model_file
 from worker_orcd.supervisor.model_file import ModelFile, ModelFileError
@@ -358,7 +359,7 @@ def test_every_truncation_is_refused(scratch: Path) -> None:
 
 
 @given(flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(1, 255)), min_size=1, max_size=8))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(250), deadline=None)
 def test_flipped_bytes_give_a_model_or_a_refusal(scratch: Path, flips: list[tuple[int, int]]) -> None:
     """Whatever is wrong in a file, it is accepted or refused in one printable line, soon."""
     content = bytearray(Gguf().bytes())
@@ -370,7 +371,7 @@ def test_flipped_bytes_give_a_model_or_a_refusal(scratch: Path, flips: list[tupl
 
 
 @given(tail=st.binary(max_size=400))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_any_bytes_after_a_right_header_give_a_model_or_a_refusal(scratch: Path, tail: bytes) -> None:
     """The reader keeps to the file whatever stands in it."""
     outcome(scratch, b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + tail)

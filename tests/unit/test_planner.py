@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from tests.lanes import examples
 from worker_orcd.engine import planner
 from worker_orcd.engine.planner import CostEstimate, Pace, Pending, Plan, Share, plan_step
 
@@ -177,7 +178,7 @@ def test_nobody_wants_anything_is_an_empty_step() -> None:
 
 
 @given(PENDING, COSTS)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(150))
 def test_the_oldest_prompt_never_gets_less_than_half(pending: list[Pending], cost: CostEstimate) -> None:
     """Unless it needs no more: half of the step's prefill time, or where room is what is short, half of the rows."""
     plan = plan_step(pending, cost)
@@ -193,7 +194,7 @@ def test_the_oldest_prompt_never_gets_less_than_half(pending: list[Pending], cos
 
 
 @given(PENDING, COSTS, st.sampled_from([Pace.FULL, Pace.SHORT]), st.booleans())
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(150))
 def test_no_step_breaks_the_rules(
     pending: list[Pending], cost: CostEstimate, pace: Pace, abortable: bool
 ) -> None:
@@ -402,7 +403,7 @@ def read_a_prompt(cost: CostEstimate, took: Machine, rows: int, decoders: int) -
     row_ms=st.floats(0.3, 4),
     decoders=st.integers(0, 8),
 )
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(20))
 def test_the_prediction_comes_to_track_the_machine(
     overhead_ms: float, decode_ms: float, row_ms: float, decoders: int
 ) -> None:

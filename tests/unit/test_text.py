@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
+from tests.lanes import examples
 from worker_orcd.engine.text import TextAssembler
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -172,7 +173,7 @@ def test_a_newline_pair_is_the_usual_one() -> None:
 )
 @example(text="aaab", stops=["aab"], places=[1, 2, 3])
 @example(text="abcabcabd", stops=["abcabd", "ca"], places=list(range(9)))
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=examples(200))
 def test_the_output_is_the_text_before_the_earliest_stop_sequence(
     text: str, stops: list[str], places: list[int]
 ) -> None:
@@ -188,7 +189,7 @@ def test_the_output_is_the_text_before_the_earliest_stop_sequence(
     stops=st.lists(st.text("ab漢👋", min_size=1, max_size=4), min_size=1, max_size=4),
     places=st.lists(st.integers(0, 1000), max_size=20),
 )
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(100))
 def test_no_part_of_a_stop_sequence_is_ever_shown(text: str, stops: list[str], places: list[int]) -> None:
     """At every moment, what is shown is a beginning of what is shown in the end: nothing has to be taken back."""
     pieces = cut(text.encode(), places)
