@@ -9,6 +9,7 @@ from typing import Any
 from tests.loop_reports import LoopReports, run_of_tokens
 from worker_orcd.engine.loop import EngineLoop
 from worker_orcd.engine.model import AbortMode, Batch, Memory, Outcome, Sampler
+from worker_orcd.engine.prefix_store import PrefixStore
 from worker_orcd.jobs.clock import Timestamp
 from worker_orcd.jobs.dispatcher import Dispatcher
 from worker_orcd.jobs.effects import Effect
@@ -302,7 +303,7 @@ class HandModel(ScriptedModel):
 class HandLoop(LoopReports):
     """An engine's loop with its model, its inbox and all that it sent."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # all that an engine is made of
         self,
         *,
         parallel: int = 4,
@@ -311,6 +312,7 @@ class HandLoop(LoopReports):
         recurrent: bool = False,
         window: int | None = None,
         prefix_cache: bool = True,
+        store: int | None = None,
     ) -> None:
         super().__init__()
         self.byte = InterruptByte.create()
@@ -324,7 +326,10 @@ class HandLoop(LoopReports):
         self.after_drain: Callable[[], None] = lambda: None
         self.on_send: Callable[[FromEngine], None] = lambda message: None
         narrator = Narrator.configure("worker", process="engine", log_format="json", stream=io.StringIO())
-        self.loop = EngineLoop(self.model, self.byte, self._drain, self._send, narrator, clock=self.clock)
+        self.store = None if store is None else PrefixStore(store, b"scripted")
+        self.loop = EngineLoop(
+            self.model, self.byte, self._drain, self._send, narrator, clock=self.clock, store=self.store
+        )
 
     def _send(self, message: FromEngine) -> None:
         self.on_send(message)

@@ -377,9 +377,10 @@ def _health() -> str:
         "## Health\n\n"
         f"`GET /health` answers 200 when `status` is `healthy`, 503 when it is `loading`, `draining` or `unhealthy`. "
         f"Fields: {names}. What only a loaded engine can tell is null without one. `kv_cells_used` counts live jobs; "
-        "`kv_cells_cached` those kept for later jobs ([prefixes](prefixes.md)). With keys, only an operator's key sees "
+        "`kv_cells_cached` those kept for later jobs, and `prefix_store_bytes` is the host memory that holds more of "
+        "them ([prefixes](prefixes.md)). With keys, only an operator's key sees "
         "the reason in full, and with `--private-load` only an operator's key sees load figures: the cells used and "
-        "cached and the jobs running and queued are null for all others."
+        "cached, the bytes stored, and the jobs running and queued are null for all others."
     )
 
 

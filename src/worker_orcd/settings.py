@@ -108,6 +108,12 @@ class Settings(BaseSettings):
         default="on",
         description="keep computed prefixes of prompts for later jobs of the same API key",
     )
+    prefix_cache_mib: int = Field(
+        default=1024,
+        ge=0,
+        le=1_048_576,
+        description="host memory for computed prefixes, in MiB, taken as it is filled; 0: only KV cells are kept",
+    )
     max_queue: int = Field(
         default=512, ge=1, le=100_000, description="jobs that may wait before new ones are refused"
     )

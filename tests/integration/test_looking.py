@@ -58,6 +58,7 @@ HEALTH_FIELDS = {
     "kv_cells_total",
     "kv_cells_used",
     "kv_cells_cached",
+    "prefix_store_bytes",
     "jobs_running",
     "jobs_queued",
     "engine_pid",

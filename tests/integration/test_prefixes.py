@@ -1,5 +1,6 @@
 """Computed prefixes over HTTP (G13, G14): counted in tokens, never in time."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,3 +138,38 @@ def computed_tokens(worker: RunningWorker) -> float:
     lines = worker.client.get("/metrics").text.splitlines()
     name = 'worker_prompt_tokens_total{source="computed"}'
     return next(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def dies_and_returns(worker: RunningWorker) -> None:
+    """Kill the engine and wait for the next one."""
+    dead = worker.engine_pid
+    worker.signal_engine(signal.SIGKILL)
+    wait_until(lambda: worker.health()["engine_pid"] != dead, what="the engine's death")
+    worker.ready()
+
+
+def stored(worker: RunningWorker) -> int:
+    """Bytes of the prefix store, by the worker's word."""
+    number: int = worker.health()["prefix_store_bytes"]
+    return number
+
+
+def test_prefixes_outlive_the_engine() -> None:
+    """In the store, which the front owns."""
+    with running_worker() as worker:
+        text = prompt()
+        complete(worker, text)
+        wait_until(lambda: stored(worker) > 0, what="the prompt's computed prefix in the store")
+        dies_and_returns(worker)
+        assert cached(complete(worker, text)) == 199
+
+
+def test_without_a_store_they_do_not() -> None:
+    """`--prefix-cache-mib 0`: what stays is in the pool, which dies with the engine."""
+    with running_worker(prefix_cache_mib=0) as worker:
+        text = prompt()
+        complete(worker, text)
+        assert cached(complete(worker, text)) == 199
+        dies_and_returns(worker)
+        assert cached(complete(worker, text)) == 0
+        assert stored(worker) == 0

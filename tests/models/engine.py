@@ -16,6 +16,7 @@ from tests.loop_reports import LoopReports, run_of_tokens
 from worker_orcd.engine.llama import LlamaModel
 from worker_orcd.engine.loop import EngineLoop
 from worker_orcd.engine.model import AbortMode, Batch, Outcome, Sampler
+from worker_orcd.engine.prefix_store import PrefixStore
 from worker_orcd.narration import Narrator
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import (
@@ -81,8 +82,15 @@ class RecordedModel(LlamaModel):
 class TinyEngine(LoopReports):
     """The loop around a recorded model, turned by hand, and all that it sent."""
 
-    def __init__(
-        self, path: Path, *, exact: bool = False, parallel: int = 6, cells: int = 4096, threads: int = 1
+    def __init__(  # all that an engine is made of
+        self,
+        path: Path,
+        *,
+        exact: bool = False,
+        parallel: int = 6,
+        cells: int = 4096,
+        threads: int = 1,
+        store: int | None = None,
     ) -> None:
         super().__init__()
         self.byte = InterruptByte.create()
@@ -91,7 +99,8 @@ class TinyEngine(LoopReports):
         self.aborts_at_once = False
         """Whether the byte is set before each step begins: an abortable one ends with its first graph node."""
         narrator = Narrator.configure("worker", process="engine", log_format="json", stream=io.StringIO())
-        self.loop = EngineLoop(self.model, self.byte, self._drain, self.sent.append, narrator)
+        found = None if store is None else PrefixStore(store, b"tiny")
+        self.loop = EngineLoop(self.model, self.byte, self._drain, self.sent.append, narrator, store=found)
         self.loop.warm_up()
 
     def _drain(self) -> list[Run | Stop | Ping]:

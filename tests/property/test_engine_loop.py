@@ -1,5 +1,6 @@
 """Any schedule of runs, stops and interrupts through the engine's loop: nobody notices his neighbours (G4, G6)."""
 
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,7 +11,8 @@ from hypothesis import given, settings, strategies as st
 from tests.fakes import HandLoop, run_message
 from tests.lanes import examples
 from worker_orcd.engine.model import Outcome
-from worker_orcd.protocol.messages import FromEngine, Run, Step, Stop, Stopped
+from worker_orcd.protocol.messages import FromEngine, Run, Step, Stop, Stopped, Stored
+from worker_orcd.supervisor.prefix_memory import prefix_memory
 
 SEQUENCES = 4
 
@@ -40,7 +42,8 @@ KINDS: list[Kind] = [
     {"recurrent": True},
     {"exact": True, "recurrent": True},
 ]
-"""Kinds of memory. The first can keep prefixes, the one with a window only what was never longer, or all of it."""
+"""Kinds of memory. The first can keep prefixes, the one with a window only what was never longer, or all of it; with a
+prefix store all of them can."""
 
 PLANS = st.lists(
     st.builds(
@@ -152,15 +155,17 @@ class Schedule:
     plans=PLANS,
     interrupts=st.sets(st.integers(0, 60)),
     kind=st.sampled_from(KINDS),
+    stores=st.booleans(),
     decode_ms=st.sampled_from([1.0, 9.0, 40.0, 150.0]),
     row_ms=st.sampled_from([0.05, 1.0, 6.0]),
 )
 @settings(deadline=None, max_examples=examples(40))
 def test_whatever_happens_beside_it_a_run_s_output_is_that_of_the_run_alone(
-    plans: list[Plan], interrupts: set[int], kind: Kind, decode_ms: float, row_ms: float
+    plans: list[Plan], interrupts: set[int], kind: Kind, stores: bool, decode_ms: float, row_ms: float
 ) -> None:
     """Runs come, are requeued, end and are stopped; steps are interrupted; nothing is lost, doubled or reordered."""
-    loop = HandLoop(parallel=SEQUENCES, cells=8192, **kind)
+    store = prefix_memory(1) if stores else None
+    loop = HandLoop(parallel=SEQUENCES, cells=8192, store=store, **kind)
     loop.model.decode_ms, loop.model.prefill_row_ms = decode_ms, row_ms
     schedule = Schedule(loop, plans)
     schedule.play(interrupts)
@@ -171,6 +176,8 @@ def test_whatever_happens_beside_it_a_run_s_output_is_that_of_the_run_alone(
     if loop.steps:
         assert loop.model.cells_in_use() == loop.loop.cells_cached
     loop.close()
+    if store is not None:
+        os.close(store)
 
 
 def check_output(schedule: Schedule, run: int, plan: Plan) -> None:
@@ -194,7 +201,8 @@ def check_output(schedule: Schedule, run: int, plan: Plan) -> None:
 
 def check_counts(loop: HandLoop) -> None:
     """What the last report says is what the model holds; an aborted step changed nothing."""
-    last = loop.sent[-1] if loop.sent else None
+    sent = [said for said in loop.sent[-4:] if not isinstance(said, Stored)]
+    last = sent[-1] if sent else None
     if isinstance(last, Step):
         assert loop.model.cells_in_use() == last.cells_used + last.cells_cached
         if last.aborted:
@@ -204,6 +212,6 @@ def check_counts(loop: HandLoop) -> None:
             if not loop.model.separate_streams:
                 assert (last.tokens, last.ended) == ((), ())
                 assert all(progress.cached > 0 for progress in last.progress)
-    if len(loop.sent) >= 2 and all(isinstance(said, Step) and said.aborted for said in loop.sent[-2:]):
+    if len(sent) >= 2 and all(isinstance(said, Step) and said.aborted for said in sent[-2:]):
         # No run left between them, so the second step was a protected one for the runs of the first.
         raise AssertionError("two steps in a row were aborted, and no stop was overdue")

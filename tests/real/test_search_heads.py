@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from worker_orcd.engine.ledger import Slot
 from worker_orcd.engine.llama import LlamaModel
 from worker_orcd.engine.model import AbortMode, Batch, Outcome
 from worker_orcd.engine.parts import parts_of
 from worker_orcd.engine.planner import Plan, Share
 from worker_orcd.engine.sequence import Sequence
+from worker_orcd.engine.slot import Slot
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import Load, Run
 from worker_orcd.sampling import SamplingParams

@@ -205,7 +205,7 @@ def test_every_route_says_whom_it_is_for(tmp_path: Path) -> None:
 
 def test_health_shows_paths_and_if_asked_load_to_operators_only(tmp_path: Path) -> None:
     """To all others the reason is in general words, and load figures are null with `--private-load`."""
-    load = ("kv_cells_used", "kv_cells_cached", "jobs_running", "jobs_queued")
+    load = ("kv_cells_used", "kv_cells_cached", "prefix_store_bytes", "jobs_running", "jobs_queued")
     for private_load in (False, True):
         guarded = Guarded(tmp_path, private_load=private_load)
         guarded.worker.supervisor.state = EngineState.PERMANENTLY_FAILED

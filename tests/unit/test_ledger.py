@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.fakes import HandClock, HandModel
-from worker_orcd.engine.ledger import MIN_SHARED, Ledger, Slot
+from worker_orcd.engine.ledger import MIN_SHARED, Ledger
 from worker_orcd.engine.model import AbortMode, Batch, Memory, Outcome
+from worker_orcd.engine.slot import Slot
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import Load
 

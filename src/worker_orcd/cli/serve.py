@@ -26,6 +26,7 @@ from worker_orcd.settings import Settings
 from worker_orcd.supervisor import model_file
 from worker_orcd.supervisor.engine import Engine, EngineListener
 from worker_orcd.supervisor.local import LLAMA_ENGINE, LocalEngine, StartModule, start_module
+from worker_orcd.supervisor.prefix_memory import prefix_memory
 from worker_orcd.worker.model_names import ModelNames
 from worker_orcd.worker.recommended import recommended_sampling
 from worker_orcd.worker.state_metrics import publish
@@ -162,10 +163,12 @@ class _Serving:
             str(settings.worker_id), log_format=_log_format(settings)
         )
         load = load_order(settings, opening.model_path, opening.model_bytes)
+        stores = load.prefix_cache and settings.prefix_cache_mib > 0
+        store = prefix_memory(settings.prefix_cache_mib) if stores else None
 
         async def launch(listener: EngineListener) -> Engine:
             again = msgspec.structs.replace(load, self_check=not self._worker.supervisor.ever_ready)
-            return await LocalEngine.launch(again, listener, engine_module, start_engine)
+            return await LocalEngine.launch(again, listener, engine_module, start_engine, store)
 
         self._worker = Worker(
             policy_of(settings),

@@ -48,6 +48,7 @@ HEALTH = {
     "engine_restarts": int,
     "kv_cells_used": maybe(int),
     "kv_cells_cached": maybe(int),
+    "prefix_store_bytes": maybe(int),
     "jobs_running": maybe(int),
     "jobs_queued": maybe(int),
     "reason": maybe(str),

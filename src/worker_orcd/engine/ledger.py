@@ -5,18 +5,21 @@ model's own count of every sequence id is compared with the ledger's.
 
 A *slot* is a sequence id with its cells. While a run computes in it the slot is live. When the run is over the slot
 becomes warm: it belongs to nobody, a later run of the same namespace may start from it, and it is given up as soon as a
-live run needs its cells or its id.
+live run needs its cells or its id. Where a prefix store is given, slots are copied to it, too (`saving.py`), from where
+they come back when they are warm no more.
 """
 
 import heapq
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from worker_orcd.engine.audit import Difference, differences
-from worker_orcd.engine.cells import Cells, Holder
+from worker_orcd.engine.cells import Cells
 from worker_orcd.engine.model import Model
-from worker_orcd.engine.prefixes import PrefixIndex, Tokens
+from worker_orcd.engine.prefixes import PrefixIndex, TokenArray, Tokens, as_tokens
+from worker_orcd.engine.saving import Saving
+from worker_orcd.engine.slot import Slot
 from worker_orcd.protocol.messages import AuditFault
 
 WARM_SHARE = 0.25
@@ -30,33 +33,10 @@ class NoUsableSequence(Exception):
     """The model's memory does not do what the ledger asks; only a new process helps."""
 
 
-@dataclass(slots=True, eq=False)
-class Slot:
-    """A sequence id and its cells: the first `computed` of `tokens` are in them.
-
-    Attributes:
-        id: the sequence id in the model.
-        run: the run that computes in it, or did last.
-        namespace: runs of the same namespace may start from these cells; None: no run may.
-        reused: tokens that were in cells already when the slot was opened.
-    """
-
-    id: int
-    run: int
-    namespace: str | None
-    tokens: list[int]
-    holder: Holder = field(default_factory=lambda: Holder(live=True))
-    reused: int = 0
-
-    @property
-    def computed(self) -> int:
-        """Tokens that are in cells."""
-        return self.holder.length
-
-
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """What became of a slot's cells: how many its run held, still holds against the ledger's will, and left warm."""
+    """What became of a slot's cells: how many its run held, still holds against the ledger's will, and left for later
+    runs, warm or in the store."""
 
     before: int
     after: int
@@ -66,8 +46,9 @@ class Closed:
 class Ledger:
     """Sequence ids and cells of one model."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, saving: Saving | None = None) -> None:
         self._model = model
+        self._saving = saving
         self._cells = Cells(model.facts.cells)
         # Memory that cannot be cut back has no part to hand over.
         self._keeps_warm = model.memory.trims and model.sequence_ids > model.facts.sequences
@@ -81,6 +62,8 @@ class Ledger:
         """By run."""
         self._warm: OrderedDict[Slot, None] = OrderedDict()
         """Least recently used first."""
+        self._unsaved: dict[Slot, None] = {}
+        """Warm slots that are to be saved, oldest first."""
         self._prefixes: PrefixIndex[Slot] = PrefixIndex()
         self._last_run: dict[int, int] = {}
         """The run that held a sequence id last."""
@@ -110,38 +93,47 @@ class Ledger:
 
     def leader(self, tokens: Tokens, namespace: str | None) -> int | None:
         """The live run that is computing what these tokens begin with, and is worth waiting for; None without one."""
-        if namespace is None or not self._keeps_warm:
+        if namespace is None or not (self._keeps_warm or self._saving):
             return None
-        if self._model.memory.window is not None:
-            return None  # A step may take the leader beyond its window, and it then has nothing to hand over.
         wanted = tokens[:-1]
-        match = self._prefixes.longest(namespace, wanted, self._usable)
-        have = match.length if match else 0
+        have: int | None = None
         for slot in self._live.values():
-            if slot.namespace == namespace and slot.computed < len(slot.tokens):
-                common = self._prefixes.common(namespace, slot, wanted)
-                if common > slot.computed and common - have >= MIN_SHARED:
+            if slot.namespace != namespace or slot.computed >= len(slot.tokens):
+                continue
+            common = self._prefixes.common(namespace, slot, wanted)
+            if slot.checkpoint:
+                common = slot.checkpoint if common >= slot.checkpoint else 0
+            elif self._model.memory.window is not None:
+                continue  # A step may take the slot beyond its window, and it then has nothing to hand over.
+            if common > slot.computed:
+                have = self._available(namespace, wanted) if have is None else have
+                if common - have >= MIN_SHARED:
                     return slot.run
         return None
 
     def open(self, run: int, tokens: list[int], namespace: str | None) -> Slot:
-        """A live slot for a run's tokens, with the longest prefix in it that the namespace has warm or live.
+        """A live slot for a run's tokens, with the longest prefix in it that the namespace has warm, live or saved.
 
         The last token is always left to be computed, since its logits are needed.
 
         Raises:
             NoUsableSequence: no sequence id is free.
         """
-        if not self._keeps_warm:
-            namespace = None
-        match = None if namespace is None else self._prefixes.longest(namespace, tokens[:-1], self._usable)
+        if namespace is None or not (self._keeps_warm or self._saving):
+            return self._enter(Slot(self._new_id(), run, None, tokens))
+        wanted = as_tokens(tokens[:-1])
+        restored = self._restored(run, tokens, wanted, namespace)
+        if restored is not None:
+            return restored
+        match = self._prefixes.longest(namespace, wanted, self._usable) if self._keeps_warm else None
+        saved = self._saved_length(namespace, wanted)
         if match is None:
-            return self._enter(Slot(self._new_id(), run, namespace, tokens))
+            return self._enter(Slot(self._new_id(), run, namespace, tokens, saved=saved))
         source, length = match.key, match.length
         if source in self._warm and length == source.computed:
             return self._take_over(source, run, tokens, length)
         try:
-            slot = Slot(self._new_id(keep=source), run, namespace, tokens, reused=length)
+            slot = Slot(self._new_id(keep=source), run, namespace, tokens, reused=length, saved=saved)
         except NoUsableSequence:
             if source not in self._warm:
                 raise
@@ -163,6 +155,7 @@ class Ledger:
             self._give_up(slot)
             return
         self._cells.trim(slot.holder, 0)
+        slot.saved, slot.entry = 0, None
         if self._trimmed(slot.id, 0):
             return
         if not self._free_ids:
@@ -177,6 +170,9 @@ class Ledger:
         if slot.namespace is None or slot.computed == 0:
             return Closed(before, self._free(slot), 0)
         slot.tokens = slot.tokens[: slot.computed]
+        if not self._keeps_warm:
+            saved = self._save(slot)
+            return Closed(before, self._free(slot), saved)
         self._prefixes.put(slot.namespace, slot, slot.tokens)
         if any(self._covers(other, slot) for other in self._warm):
             return Closed(before, self._free(slot), 0)
@@ -184,9 +180,28 @@ class Ledger:
         for other in [other for other in self._warm if self._covers(slot, other)]:
             self._give_up(other)
         self._warm[slot] = None
-        while self._cells.warm > self._max_warm:
-            self._give_up(next(iter(self._warm)))
+        if self._saving and self._saving.worth_saving(slot):
+            self._unsaved[slot] = None
+        self._bound_warm()
         return Closed(before, 0, slot.computed if slot in self._warm else 0)
+
+    def save_next(self) -> bool:
+        """Copy to the store what is due. Whether anything was: then there may be more."""
+        if self._saving is None:
+            return False
+        due = [slot for slot in self._live.values() if self._saving.due(slot)]
+        for slot in due:
+            if slot is due[0] or slot.computed == slot.checkpoint:
+                self._saving.save(slot)
+        if due:
+            return True
+        if self._unsaved:
+            slot = next(iter(self._unsaved))
+            del self._unsaved[slot]
+            self._saving.save(slot)
+            self._bound_warm()
+            return True
+        return False
 
     # Room.
 
@@ -223,6 +238,7 @@ class Ledger:
         Raises:
             NoUsableSequence: the two cannot be made to agree.
         """
+        damaged = self._saving.faults() if self._saving else []
         for id_ in [id_ for id_ in self._quarantined if self._trimmed(id_, 0)]:
             self._quarantined.remove(id_)
             heapq.heappush(self._free_ids, id_)
@@ -231,7 +247,7 @@ class Ledger:
         found = [d for d in differences(expected, counted) if d.sequence not in self._quarantined]
         faults = [self._repair(difference) for difference in found]
         self._dirty = {id_: counted[id_] for id_ in self._quarantined}
-        return faults
+        return [*faults, *(AuditFault(None, text, repaired=True) for text in damaged)]
 
     def _repair(self, difference: Difference) -> AuditFault:
         """Make one sequence id hold what it should: trim it, have its tokens computed again, or use it no more."""
@@ -257,22 +273,70 @@ class Ledger:
 
     # Inside.
 
-    def _hands_over(self, slot: Slot, length: int) -> bool:
-        """Whether the first `length` cells of a slot are right without those behind them.
-
-        Behind a sliding window llama.cpp gives cells away, so what remains of a sequence that was longer than its
-        window is only good for going on from its end.
-        """
-        window = self._model.memory.window
-        return window is None or slot.computed <= window or length >= slot.computed
-
     def _usable(self, slot: Slot, length: int) -> int:
         """How many of the first `length` tokens, which a new run shares with the slot, the slot can hand over."""
         length = min(length, slot.computed)
-        return length if self._hands_over(slot, length) else 0
+        return length if self._model.memory.hands_over(slot.computed, length) else 0
+
+    def _available(self, namespace: str, wanted: Tokens) -> int:
+        """How many of these tokens need not be computed."""
+        pool = self._prefixes.longest(namespace, wanted, self._usable) if self._keeps_warm else None
+        saved = self._saving.longest(namespace, wanted) if self._saving else None
+        return max(pool.length if pool else 0, saved.length if saved else 0)
+
+    def _restored(self, run: int, tokens: list[int], wanted: TokenArray, namespace: str) -> Slot | None:
+        """A slot with a prefix out of the store; None if the store has none that is longer than a warm or live one."""
+        if self._saving is None:
+            return None
+        in_pool = self._prefixes.longest(namespace, wanted, self._usable)
+        have = in_pool.length if in_pool else 0
+        if in_pool is not None and not self._keeps_warm:
+            # Cells cannot be shared, but a copy of them will do.
+            if have >= MIN_SHARED + self._saved_length(namespace, wanted):
+                self._saving.save(in_pool.key)
+            have = 0
+        while (match := self._saving.longest(namespace, wanted)) and match.length >= have + MIN_SHARED:
+            if not self.can_grow(match.key.tokens):
+                return None
+            self.grow(match.key.tokens)
+            slot = Slot(self._new_id(), run, namespace, tokens, reused=match.length, saved=match.length)
+            if self._saving.restore(match.key, slot.id, match.length):
+                self._cells.grow(slot.holder, match.length)
+                return self._enter(slot)
+            self._return_id(slot.id)
+        return None
+
+    def _saved_length(self, namespace: str, wanted: Tokens) -> int:
+        saved = self._saving.longest(namespace, wanted) if self._saving else None
+        return saved.length if saved else 0
+
+    def _save(self, slot: Slot) -> int:
+        """Save a slot whose run is over. How many of its tokens are in the store then."""
+        if self._saving is None or slot.namespace is None:
+            return 0
+        if self._saving.worth_saving(slot):
+            self._saving.save(slot)
+        return self._saved_length(slot.namespace, slot.tokens)
+
+    def _bound_warm(self) -> None:
+        """Give up warm slots beyond their share of the cells, but those that are to be saved only once they are."""
+        while self._cells.warm > self._max_warm:
+            oldest = next((slot for slot in self._warm if slot not in self._unsaved), None)
+            if oldest is None:
+                return
+            self._give_up(oldest)
+
+    def _return_id(self, id_: int) -> None:
+        """An id that was not used after all is free again, or in quarantine until it is."""
+        if self._trimmed(id_, 0):
+            heapq.heappush(self._free_ids, id_)
+        else:
+            self._quarantined.add(id_)
 
     def _enter(self, slot: Slot) -> Slot:
         self._live[slot.run] = slot
+        if slot.namespace is not None and self._saving:
+            slot.checkpoint = self._saving.checkpoint(len(slot.tokens))
         if slot.namespace is not None:
             self._prefixes.put(slot.namespace, slot, slot.tokens)
         return slot
@@ -280,11 +344,13 @@ class Ledger:
     def _take_over(self, slot: Slot, run: int, tokens: list[int], length: int) -> Slot:
         """Make a warm slot a run's own, with its first `length` cells."""
         del self._warm[slot]
+        self._unsaved.pop(slot, None)
         if length < slot.computed:
             self._model.trim(slot.id, length)
             self._cells.trim(slot.holder, length)
         self._cells.take(slot.holder)
-        slot.run, slot.tokens, slot.reused = run, tokens, length
+        slot.run, slot.tokens, slot.reused, slot.saved = run, tokens, length, min(slot.saved, length)
+        slot.entry = None
         return self._enter(slot)
 
     def _new_id(self, keep: Slot | None = None) -> int:
@@ -303,11 +369,12 @@ class Ledger:
             slot.namespace is not None
             and slot.namespace == other.namespace
             and self._prefixes.begins_with(slot.namespace, slot, other)
-            and self._hands_over(slot, other.computed)
+            and self._model.memory.hands_over(slot.computed, other.computed)
         )
 
     def _give_up(self, slot: Slot) -> None:
         del self._warm[slot]
+        self._unsaved.pop(slot, None)
         self._free(slot)
 
     def _free(self, slot: Slot) -> int:

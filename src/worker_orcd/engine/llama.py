@@ -42,6 +42,8 @@ WARM_IDS = 16
 _BF16, _F16 = 30, 1
 _PARTIAL = 1
 """LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: of a sequence's memory, only what cannot be trimmed."""
+_WHOLE = 0
+"""No flag: all of a sequence's memory."""
 _OUTCOMES = {0: Outcome.DONE, 1: Outcome.NO_ROOM, 2: Outcome.ABORTED, -2: Outcome.NO_MEMORY}
 """What `llama_decode` returns; everything else is a failure."""
 
@@ -261,6 +263,21 @@ class LlamaModel:
         native = (ctypes.c_uint8 * len(saved)).from_buffer(saved)
         taken = lib.llama_state_seq_set_data_ext(self._context, native, len(saved), sequence, _PARTIAL)
         return bool(taken == len(saved))
+
+    def state_bytes(self, sequence: int) -> int:
+        """By llama.cpp's word."""
+        return int(lib.llama_state_seq_get_size_ext(self._context, sequence, _WHOLE))
+
+    def write_state(self, sequence: int, into: memoryview) -> int:
+        """Copy its cells and states."""
+        native = (ctypes.c_uint8 * len(into)).from_buffer(into)
+        return int(lib.llama_state_seq_get_data_ext(self._context, native, len(into), sequence, _WHOLE))
+
+    def read_state(self, sequence: int, state: memoryview) -> bool:
+        """Put them into free cells."""
+        native = (ctypes.c_uint8 * len(state)).from_buffer(state)
+        taken = lib.llama_state_seq_set_data_ext(self._context, native, len(state), sequence, _WHOLE)
+        return bool(taken == len(state))
 
     def _read_memory_kind(self, path: str) -> Memory:
         """Its kind by llama.cpp's word; whether it trims by trying, since some caches refuse that do not say so."""

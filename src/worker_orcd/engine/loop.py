@@ -15,9 +15,11 @@ from worker_orcd.engine.ledger import Closed, Ledger
 from worker_orcd.engine.model import REPORTED, AbortMode, Model, Outcome
 from worker_orcd.engine.parts import Part, StepResult, parts_of, runs_of
 from worker_orcd.engine.planner import MAX_ROWS, CostEstimate, Pending, Plan, plan_step
+from worker_orcd.engine.prefix_store import PrefixStore
 from worker_orcd.engine.prefixes import as_tokens
 from worker_orcd.engine.recovery import Recovery
 from worker_orcd.engine.rollback import Rollback
+from worker_orcd.engine.saving import Saving
 from worker_orcd.engine.sequence import Sequence
 from worker_orcd.engine.warm_up import warm_up
 from worker_orcd.protocol.interrupt import InterruptByte
@@ -32,6 +34,7 @@ from worker_orcd.protocol.messages import (
     Step,
     Stop,
     Stopped,
+    Stored,
 )
 
 
@@ -46,7 +49,7 @@ class _Waiting:
 class EngineLoop:
     """Owns the model. `turn` is called again and again by the process, or step by step by a test."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # all that a loop is connected to
         self,
         model: Model,
         interrupt: InterruptByte,
@@ -54,6 +57,7 @@ class EngineLoop:
         send: Callable[[FromEngine], None],
         narrator: narration.Narrator,
         clock: Callable[[], float] = time.monotonic,
+        store: PrefixStore | None = None,
     ) -> None:
         self._model = model
         self._interrupt = interrupt
@@ -64,7 +68,10 @@ class EngineLoop:
         self._waiting: dict[int, _Waiting] = {}
         """Runs without a slot: each waits for a live run that is computing what its prompt begins with."""
         self._sequences: dict[int, Sequence] = {}
-        self._ledger = Ledger(model)
+        self._ledger = Ledger(model, Saving(model, store, clock) if store is not None else None)
+        self._store = store
+        self._stored_bytes: int | None = None
+        """What was reported last."""
         self._reused: list[Progress] = []
         """Runs that got a slot since the last report, and the cells that each reused."""
         self._rollback = Rollback(model)
@@ -78,7 +85,7 @@ class EngineLoop:
         warm_up(self._model, self._cost, self._clock, progressed)
 
     def turn(self) -> bool:
-        """Read messages, then run one step. False if there was nothing to compute.
+        """Read messages, then run one step. False if there was nothing to do.
 
         Raises:
             NoUsableSequence: the ledger and the model's memory cannot be made to agree.
@@ -97,8 +104,9 @@ class EngineLoop:
         self._open_slots()
         if not self._sequences:
             self._audit()
-            return False
+            return self._save_prefixes()
         self._step()
+        self._save_prefixes()
         return True
 
     # Runs.
@@ -177,6 +185,14 @@ class EngineLoop:
         """Audit after every step and every stop, and on every ping while idle."""
         for fault in self._ledger.audit():
             self._send(fault)
+
+    def _save_prefixes(self) -> bool:
+        """Copy what is due to the prefix store, once the results are out. Whether anything was."""
+        saved = self._ledger.save_next()
+        if self._store is not None and self._store.used != self._stored_bytes:
+            self._stored_bytes = self._store.used
+            self._send(Stored(self._stored_bytes))
+        return saved
 
     # Steps.
 

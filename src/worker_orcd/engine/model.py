@@ -80,6 +80,16 @@ class Memory:
     trims: bool
     window: int | None = None
 
+    def hands_over(self, computed: int, length: int) -> bool:
+        """Whether the first `length` of a sequence's `computed` tokens are right without those behind them.
+
+        Behind a sliding window llama.cpp gives cells away, so what remains of a sequence that was longer than its
+        window is only good for going on from its end; and so is a state that cannot be cut back.
+        """
+        if length >= computed:
+            return True
+        return self.trims and (self.window is None or computed <= self.window)
+
 
 ATTENTION = Memory("attention", trims=True)
 
@@ -225,3 +235,13 @@ class Model(Computes, Protocol):
 
     def restore(self, sequence: int, saved: bytearray) -> bool:
         """Put a copy back that `save` made, into the same sequence or one with another id. False: it did not work."""
+
+    def state_bytes(self, sequence: int) -> int:
+        """How long the whole memory of a sequence is as `write_state` writes it, in bytes."""
+
+    def write_state(self, sequence: int, into: memoryview) -> int:
+        """Copy the whole memory of a sequence into a buffer of `state_bytes`. Returns how many bytes were written."""
+
+    def read_state(self, sequence: int, state: memoryview) -> bool:
+        """Make a free sequence what `write_state` wrote, in this process or in another one with the same model. False:
+        it did not work; the sequence has to be trimmed."""

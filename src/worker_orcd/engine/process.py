@@ -1,6 +1,7 @@
 """The engine process from start to end: `python -m worker_orcd.engine --socket FD --interrupt FD --front PID`."""
 
 import argparse
+import contextlib
 import ctypes
 import os
 import signal
@@ -9,6 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
 from typing import NoReturn
 
 import msgspec
@@ -19,6 +22,7 @@ from worker_orcd.engine.ledger import NoUsableSequence
 from worker_orcd.engine.loop import EngineLoop
 from worker_orcd.engine.mailbox import Mailbox
 from worker_orcd.engine.model import Model, ModelLoadError
+from worker_orcd.engine.prefix_store import PrefixStore
 from worker_orcd.engine.tokenizer_threads import prepare_all
 from worker_orcd.printable import printable
 from worker_orcd.protocol.interrupt import InterruptByte
@@ -48,6 +52,7 @@ def main(load_model: ModelLoader) -> None:
     parser = argparse.ArgumentParser(prog="worker_orcd.engine", description=__doc__)
     for name in ("--socket", "--interrupt", "--front"):
         parser.add_argument(name, type=int, required=True)
+    parser.add_argument("--store", type=int)
     given = parser.parse_args()
     _die_with_front(given.front)
     mailbox = Mailbox(socket.socket(fileno=given.socket))
@@ -57,7 +62,8 @@ def main(load_model: ModelLoader) -> None:
         load.worker_id, process="engine", log_format=load.log_format, broadcast=_ToFront(mailbox.send)
     )
     model, ready = _load(load, load_model, interrupt, mailbox)
-    loop = EngineLoop(model, interrupt, mailbox.drain, mailbox.send, narrator)
+    store = None if given.store is None else PrefixStore(given.store, _fingerprint(load, ready))
+    loop = EngineLoop(model, interrupt, mailbox.drain, mailbox.send, narrator, store=store)
     mailbox.load_progressed()
     loop.warm_up(mailbox.load_progressed)
     mailbox.send(msgspec.structs.replace(ready, next_ms=loop.next_ms))
@@ -96,6 +102,16 @@ def _load(
         _fail(mailbox, "MODEL_LOAD_FAILED", f"model file {load.model_path}: cannot be loaded: {what}")
     load_ms = (time.monotonic() - started) * 1000
     return model, msgspec.structs.replace(_printable(model.facts), exact=load.exact, load_ms=load_ms)
+
+
+def _fingerprint(load: Load, ready: Ready) -> bytes:
+    """What a stored prefix depends on: the model file as it is now, the library, and how sequences are kept."""
+    file: tuple[int, ...] = ()
+    with contextlib.suppress(OSError):
+        now = Path(load.model_path).stat()
+        file = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns)
+    kept = (load.model_path, ready.model, ready.device, ready.cells, ready.sequences, load.exact)
+    return repr((file, kept, version("llama-cpp-python"))).encode()
 
 
 def _printable(facts: Ready) -> Ready:

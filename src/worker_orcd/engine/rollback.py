@@ -15,8 +15,8 @@ with another one's state. A slot loses the mark when it is filled and freed agai
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from worker_orcd.engine.ledger import Slot
 from worker_orcd.engine.model import Model, Outcome
+from worker_orcd.engine.slot import Slot
 
 
 @dataclass(slots=True)

@@ -1,9 +1,9 @@
 """A run while the engine holds it: its tokens, how many of them are in KV cells, and its text so far."""
 
-from worker_orcd.engine.ledger import Slot
 from worker_orcd.engine.logprobs import logprobs_of
 from worker_orcd.engine.model import Model
 from worker_orcd.engine.planner import Pending
+from worker_orcd.engine.slot import Slot
 from worker_orcd.engine.text import TextAssembler
 from worker_orcd.protocol.messages import EndOfRun, Run, TokenOut
 
@@ -53,8 +53,8 @@ class Sequence:
     @property
     def pending(self) -> Pending:
         """What it wants of the next step."""
-        rows = len(self.tokens) - self.computed
-        return Pending(self.run.run, rows, self.computed, decoding=rows == 1 and self.generated > 0)
+        decoding = len(self.tokens) - self.computed == 1 and self.generated > 0
+        return Pending(self.run.run, self.slot.pending, self.computed, decoding)
 
     def draw(self, row: int, model: Model) -> tuple[list[TokenOut], EndOfRun | None]:
         """Draw its next token from row `row` of the step that just ran.

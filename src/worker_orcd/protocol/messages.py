@@ -295,6 +295,12 @@ class Stopped(Message, frozen=True):
     prompt_cached: int = 0
 
 
+class Stored(Message, frozen=True):
+    """The prefix store holds so many bytes now."""
+
+    bytes: int
+
+
 class Pong(Message, frozen=True):
     """The answer to `Ping`."""
 
@@ -329,6 +335,7 @@ FromEngine = (
     | Rendering
     | Step
     | Stopped
+    | Stored
     | Pong
     | AuditFault
     | NarrationEvent

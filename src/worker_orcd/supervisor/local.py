@@ -83,6 +83,7 @@ class LocalEngine(asyncio.Protocol):
         listener: EngineListener,
         module: str = LLAMA_ENGINE,
         start: StartModule = start_module,
+        store: int | None = None,
     ) -> "LocalEngine":
         """Start the process and have it load the model.
 
@@ -91,11 +92,12 @@ class LocalEngine(asyncio.Protocol):
             listener: receives its messages, and its death.
             module: the Python module to run, which speaks `worker_orcd.protocol`.
             start: runs it.
+            store: the file of the prefix store, which outlives this engine.
         """
         greeting = encode(load)  # It may not be encodable, which must be known before a process is there.
         ours, theirs = socket.socketpair()
         interrupt = InterruptByte.create()
-        own = (
+        own: tuple[str, ...] = (
             "--socket",
             str(theirs.fileno()),
             "--interrupt",
@@ -104,7 +106,11 @@ class LocalEngine(asyncio.Protocol):
             str(os.getpid()),
         )
         try:
-            process = await start(module, own, (theirs.fileno(), interrupt.fd))
+            files = [theirs.fileno(), interrupt.fd]
+            if store is not None:
+                own += ("--store", str(store))
+                files.append(store)
+            process = await start(module, own, files)
         except BaseException:
             ours.close()
             interrupt.close()

@@ -250,6 +250,19 @@ class ScriptedModel:
         self._places[sequence] = [next(self._place_numbers) for _ in self._cells[sequence]]
         return True
 
+    def state_bytes(self, sequence: int) -> int:
+        """Of its cells, as JSON."""
+        return len(self.save(sequence))
+
+    def write_state(self, sequence: int, into: memoryview) -> int:
+        """Its cells, as JSON."""
+        into[:] = self.save(sequence)
+        return len(into)
+
+    def read_state(self, sequence: int, state: memoryview) -> bool:
+        """Hold those."""
+        return self.restore(sequence, bytearray(state))
+
     def clear(self) -> None:
         """Hold nothing."""
         self._cells.clear()

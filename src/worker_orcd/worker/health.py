@@ -45,6 +45,7 @@ class Health:
     kv_cells_total: int
     kv_cells_used: int | None
     kv_cells_cached: int | None
+    prefix_store_bytes: int | None
     jobs_running: int | None
     jobs_queued: int | None
     engine_pid: int | None
@@ -57,7 +58,12 @@ class Health:
         seen = self if self.reason is None else replace(self, reason=_REASONS[engine])
         if private_load:
             seen = replace(
-                seen, kv_cells_used=None, kv_cells_cached=None, jobs_running=None, jobs_queued=None
+                seen,
+                kv_cells_used=None,
+                kv_cells_cached=None,
+                prefix_store_bytes=None,
+                jobs_running=None,
+                jobs_queued=None,
             )
         return seen
 
@@ -99,6 +105,7 @@ def health_of(worker: Worker) -> Health:
         kv_cells_total=engine.cells if engine else 0,
         kv_cells_used=worker.kv_usage.cells_used,
         kv_cells_cached=worker.kv_usage.cells_cached,
+        prefix_store_bytes=worker.prefix_store_bytes,
         jobs_running=worker.dispatcher.queue.running,
         jobs_queued=len(worker.dispatcher.queue),
         engine_pid=worker.supervisor.pid,

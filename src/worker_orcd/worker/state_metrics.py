@@ -56,6 +56,11 @@ class _State(Collector):
                 worker.kv_usage.cells_used,
             ),
             ("worker_kv_cells_cached", "KV cells kept for later jobs.", worker.kv_usage.cells_cached),
+            (
+                "worker_prefix_store_bytes",
+                "Host memory of computed prefixes, kept for later jobs.",
+                worker.prefix_store_bytes,
+            ),
             ("worker_event_loop_tasks", "Asyncio tasks of the front.", _tasks()),
             ("worker_start_time_seconds", "When the worker started, Unix time.", worker.started_unix),
         ):

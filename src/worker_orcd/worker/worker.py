@@ -94,6 +94,8 @@ class Worker:
         self.model_names = model_names or ModelNames.of(model_path)
         """Names that clients may use for the model, also before it is loaded."""
         self.kv_usage = KvUsage()
+        self.prefix_store_bytes = 0
+        """Host memory of computed prefixes, as the engine last reported it."""
         self.permanently_failed = asyncio.Event()
         """Set when no engine can be had any more."""
         self.ready = asyncio.Event()
@@ -306,6 +308,8 @@ class Worker:
                     cells_warm=message.cells_warm,
                 )
                 self._carry_out(self.dispatcher.stopped(message.run, freed, now))
+            case messages.Stored():
+                self.prefix_store_bytes = message.bytes
             case messages.Prepared():
                 self._carry_out(self.dispatcher.prepared(message.run, message.prompt, now))
                 self._wake([message.run])
