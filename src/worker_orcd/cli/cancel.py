@@ -1,4 +1,4 @@
-"""`worker-orcd cancel JOB_ID`: stop a job, or a group of them, and say what became of it."""
+"""`worker-orcd cancel JOB_ID`: cancel a job or a group of jobs, and show the receipts."""
 
 from typing import Annotated
 
@@ -29,7 +29,7 @@ def command(
 ) -> None:
     """Cancel a job and show its receipt.
 
-    Whatever the job is doing, it stops; doing it twice does no harm.
+    The job stops, whatever its phase. Cancelling it again changes nothing.
 
     Exit codes: 0 the worker has accepted it, 1 it could not be asked or has refused, 2 wrong usage.
     """

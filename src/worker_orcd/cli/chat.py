@@ -76,27 +76,27 @@ def command(  # to typer, an option is an argument
 
 @dataclass(slots=True)
 class Conversation:
-    """What was said, as the next question is sent along with it."""
+    """The messages so far, which are sent with every question."""
 
     system: str | None = None
     said: list[dict[str, str]] = field(default_factory=list)
 
     def asking(self, question: str, latest: tuple[str, str] = ("", "")) -> list[dict[str, str]]:
-        """All of it, the latest question and answer if they are not kept yet, and a question."""
+        """The messages to send: those kept, the latest question and answer if not kept yet, and a new question."""
         before = [{"role": "system", "content": self.system}] if self.system else []
         return [*before, *self.said, *_exchange(*latest), {"role": "user", "content": question}]
 
     def keep(self, question: str, answer: str) -> None:
-        """Remember both."""
+        """Keep a question and its answer."""
         self.said += _exchange(question, answer)
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Drop all messages but the system message."""
         self.said.clear()
 
 
 def _exchange(question: str, answer: str) -> list[dict[str, str]]:
-    """Both, unless nothing was said to the question: many templates refuse two questions in a row."""
+    """Question and answer as messages. Without an answer, none: many templates refuse two user messages in a row."""
     if not answer:
         return []
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -137,7 +137,7 @@ class _Chat:
         """Commands that the user typed while an answer was written."""
 
     def talk(self) -> None:
-        """Until the user leaves.
+        """Answer messages until the user leaves.
 
         Raises:
             KeyboardInterrupt: with Ctrl-C.
@@ -263,7 +263,7 @@ class _Chat:
 
 
 def _as_data(job_id: str, text: str, ran: Ran) -> dict[str, Any]:
-    """An answer and how it went, for scripts."""
+    """An answer and its outcome as JSON data, for scripts."""
     ended = ran.last.name == "end"
     error = {name: ran.last.data[name] for name in ("code", "message", "retriable")} if not ended else None
     return {
@@ -277,7 +277,7 @@ def _as_data(job_id: str, text: str, ran: Ran) -> dict[str, Any]:
 
 
 def _piped() -> Iterator[str]:
-    """Lines from somewhere, each as soon as it is there."""
+    """Lines of standard input, each as soon as it arrives."""
     while line := sys.stdin.buffer.readline():
         yield _utf8(line)
 

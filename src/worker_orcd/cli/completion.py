@@ -1,4 +1,4 @@
-"""`worker-orcd completion SHELL`: the script that has a shell complete our commands."""
+"""`worker-orcd completion SHELL`: print the script that makes a shell complete worker-orcd's commands."""
 
 from typing import Annotated, Literal
 
@@ -7,7 +7,7 @@ from typer.completion import get_completion_inspect_parameters, shell_complete
 
 PROGRAM = "worker-orcd"
 VARIABLE = "_WORKER_ORCD_COMPLETE"
-"""By it a shell asks for what could come next, instead of running a command."""
+"""A shell sets this variable to ask for completions instead of running a command."""
 
 
 def command(
@@ -16,9 +16,9 @@ def command(
         Literal["bash", "zsh", "fish"], typer.Argument(metavar="SHELL", help="bash, zsh or fish")
     ],
 ) -> None:
-    """Print what has a shell complete our words.
+    """Print a script that makes a shell complete commands, options and ids of live jobs.
 
-    Commands, options, and the ids of live jobs. In bash and zsh: eval "$(worker-orcd completion bash)"; in
+    In bash and zsh: eval "$(worker-orcd completion bash)"; in
     fish: worker-orcd completion fish | source
     """
     register()
@@ -26,5 +26,5 @@ def command(
 
 
 def register() -> None:
-    """Make the shells known to typer, which otherwise does so only for options of its own."""
+    """Register the shells with typer, which otherwise does so only with its own completion options."""
     get_completion_inspect_parameters()

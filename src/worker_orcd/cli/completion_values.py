@@ -1,4 +1,4 @@
-"""What a shell may complete that only the running worker knows. It is quick, or silent."""
+"""Shell completions that come from the running worker: job ids and groups. Without a quick answer there are none."""
 
 import asyncio
 from collections.abc import Iterable
@@ -12,21 +12,21 @@ from worker_orcd.client import DEFAULT_URL, WorkerError
 from worker_orcd.printable import printable_values
 
 PATIENCE_SEC = 0.5
-"""Whoever presses Tab does not wait longer for a worker that does not answer."""
+"""How long a completion waits for the worker."""
 
 
 def live_jobs(ctx: typer.Context) -> list[tuple[str, str]]:
-    """Live jobs, and what they are doing."""
+    """Live jobs, each with its state and phase."""
     return [(record["job_id"], f"{record['state']}, {record['phase']}") for record in _records(ctx, ended=0)]
 
 
 def known_jobs(ctx: typer.Context) -> list[tuple[str, str]]:
-    """Live jobs and those that have ended lately."""
+    """Live jobs and recently ended ones, each with its state."""
     return [(record["job_id"], record["state"]) for record in _records(ctx, ended=100)]
 
 
 def live_groups(ctx: typer.Context) -> list[tuple[str, str]]:
-    """Groups that have a live job, and how many."""
+    """Groups of live jobs, each with the number of these."""
     groups = [record["group"] for record in _records(ctx, ended=0) if record["group"]]
     return [(group, f"{groups.count(group)} live") for group in dict.fromkeys(groups)]
 

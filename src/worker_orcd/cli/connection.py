@@ -24,7 +24,7 @@ def connected(url: str) -> Iterator[SyncClient]:
 
 
 def client_of(url: str, *, retries: int = 2) -> Client:
-    """The same for what does several things at a time."""
+    """An asynchronous client for one command, for commands that do several things at a time."""
     return Client(url, api_key=_api_key(), retries=retries)
 
 
@@ -38,7 +38,7 @@ def plainly() -> Iterator[None]:
 
 
 def explained(error: WorkerError) -> str:
-    """An error's message, with what helps to go on from there."""
+    """An error's message, with advice on what to do next."""
     hints = []
     if isinstance(error, WorkerUnreachable) and not error.sent:
         hints.append(_WHERE)
@@ -49,5 +49,5 @@ def explained(error: WorkerError) -> str:
 
 
 def _api_key() -> str | None:
-    """The key, if there is one: on a command line everybody on the machine could read it."""
+    """The API key from the environment. There is no flag: every user of the machine can read command lines."""
     return os.environ.get("WORKER_ORCD_API_KEY")

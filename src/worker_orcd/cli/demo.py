@@ -1,4 +1,4 @@
-"""`worker-orcd demo`: a cancel at work on the bundled model, each promise looked at. A demo that can fail."""
+"""`worker-orcd demo`: cancel jobs on the bundled model and check each promise. It fails if one is broken."""
 
 import contextlib
 import json
@@ -47,12 +47,12 @@ def command(
         bool, typer.Option("--json", help="one check per line, as JSON, and nothing else")
     ] = False,
 ) -> None:
-    """See three cancels at work on the bundled model.
+    """Cancel three jobs on the bundled model and check each promise.
 
     It starts a worker of its own and takes about 15 seconds. On a busy machine WORKER_ORCD_THREADS=1 makes it
-    quicker; no other option of the worker is taken over.
+    quicker; all other variables of the worker are ignored.
 
-    Exit codes: 0 everything was as promised, 1 something was not, and what.
+    Exit codes: 0 every promise was kept, 1 one was broken.
     """
     console = Console(highlight=False, emoji=False, soft_wrap=True, quiet=as_json)
     checks = Checks(console, as_json=as_json)
@@ -83,7 +83,7 @@ def command(
 
 @dataclass(slots=True)
 class Checks:
-    """What was promised and what was seen."""
+    """The promises checked so far, each kept or broken."""
 
     console: Console
     as_json: bool = False
@@ -99,12 +99,12 @@ class Checks:
             self.failed.append(what)
 
     def accepted(self, answer: Answer, job_id: str, what: str) -> None:
-        """A cancel was answered with 202 and exactly the body of the contract."""
+        """Check that a cancel was answered with 202 and exactly the body of the contract."""
         expected = {"status": "cancelling", "job_id": job_id}
         self.check(answer == Answer(202, expected), f"{what}: {answer.status} {json.dumps(answer.body)}")
 
     def receipt(self, last: Event, record: Json | None) -> None:
-        """The stream ended with CANCELLED, in time, and the record proves that everything was freed."""
+        """Check that the stream ended with CANCELLED, in time, and that the record shows everything freed."""
         self.check(
             last.data.get("code") == "CANCELLED",
             f"the stream's last event: {last.name} {json.dumps(last.data)}",
@@ -122,13 +122,13 @@ class Checks:
         )
 
     def cells_are_free(self, before: int, after: int) -> None:
-        """The worker's own count of cells went down to nothing."""
+        """Check that the worker's own count of KV cells went down to zero."""
         self.check(before > 0 and after == 0, f"KV cells in /health: {before} before, {after} after")
 
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """What each act plays on. The pool has one thread: the other client."""
+    """What all acts use. The pool's one thread is the second client."""
 
     console: Console
     checks: Checks
@@ -212,7 +212,7 @@ def _unknown_job(stage: _Stage, client: SyncClient) -> None:
 
 
 def _cancel(client: SyncClient, job_id: str) -> Answer:
-    """The worker's own answer, which is what is to be seen here."""
+    """Cancel over HTTP rather than with the client library, to show the worker's own answer."""
     return client.ask("POST", "/cancel", body={"job_id": job_id}, allowed=(202,))
 
 
@@ -229,7 +229,7 @@ def _job(job_id: str, prompt: str, max_tokens: int, **more: object) -> Json:
 
 
 def _first_token_ms(client: SyncClient, job_id: str) -> float:
-    """From sending a short job to its first token."""
+    """Milliseconds from sending a short job to its first token."""
     started = time.monotonic()
     first: float | None = None
     with client.execute(**_job(job_id, "Name three birds.", 4)) as running:
@@ -315,7 +315,7 @@ def _healthy(client: SyncClient, process: "subprocess.Popen[bytes]", log: Path) 
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Whatever happened: no worker is left behind. SIGTERM first, so that it takes its engine along."""
+    """End the worker. SIGTERM comes first, so that the worker ends its engine as well."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -326,7 +326,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _once(look: Callable[[], Json | None], what: str, within_sec: float = 120.0) -> Json:
-    """Look again and again until there is something to see."""
+    """Poll until there is a result."""
     deadline = time.monotonic() + within_sec
     while (seen := look()) is None:
         if time.monotonic() > deadline:
@@ -349,7 +349,7 @@ def _free_port() -> int:
 
 
 def _end_properly_when_terminated() -> None:
-    """The worker has a session of its own, so a signal that ends the demo has to end the worker, too."""
+    """On a signal that ends the demo, end the worker too: it runs in its own session and does not get the signal."""
 
     def leave(number: int, _: Any) -> NoReturn:
         sys.exit(128 + number)

@@ -26,7 +26,7 @@ _STYLES = {
 _NUMBERS = ("PROMPT", "OUT", "AGE", "STOPPED", "FREED")
 _IDS = ("JOB", "GROUP")
 _DISPENSABLE = ("FREED", "STOPPED", "AGE", "PROMPT", "GROUP", "PHASE", "OUT")
-"""Columns that a narrow screen does without, in the order in which they go."""
+"""Columns that are dropped on a narrow screen, first to last."""
 _SHORTEST_ID = 12
 _GAP = 1
 
@@ -46,7 +46,7 @@ def board(health: Json, records: Sequence[Json], width: int | None) -> Renderabl
 
 
 def header(health: Json) -> Text:
-    """The worker, in a line."""
+    """The worker in one line."""
     health = printable_values(health)
     status = health["status"]
     facts = [
@@ -168,7 +168,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def _listed(rows: Sequence[dict[str, str]], width: int) -> list[Text]:
-    """Each job with its id on a line of its own, and below it what there is to say of it."""
+    """Each job as a line with its id, followed by lines with its other values."""
     lines = []
     for row in rows[1:]:
         lines.append(_line(Text(row["JOB"], "bold")))

@@ -1,4 +1,4 @@
-"""A terminal's keys, one by one, and the terminal as it was afterwards."""
+"""Read a terminal's keys one by one, and restore the terminal afterwards."""
 
 import os
 import re
@@ -12,7 +12,7 @@ _AT_ONCE = 64
 
 
 class Keyboard:
-    """Keys come without Enter and are not shown, from when it is entered until it is left, however it is left.
+    """A context in which keys arrive without Enter and without echo. Leaving it, in any way, restores the terminal.
 
     Ctrl-C and Ctrl-Z stay signals.
     """
@@ -30,7 +30,7 @@ class Keyboard:
         termios.tcsetattr(self.fd, termios.TCSANOW, self._before)
 
     def keys(self) -> list[str]:
-        """The keys that were pressed: a character, or `up`, `down`, `left`, `right`. Waits if there are none.
+        """Wait for keys, and return those that were pressed: a character, or `up`, `down`, `left`, `right`.
 
         Raises:
             EOFError: there is no terminal any more.
@@ -45,7 +45,7 @@ class Keyboard:
 
 
 def named(pressed: bytes) -> list[str]:
-    """What a terminal sends, as keys; keys without a use are left out."""
+    """The names of the keys in what a terminal sent; keys that no command uses are dropped."""
     keys = []
     for key in _KEY.finditer(pressed):
         if key["arrow"]:

@@ -1,4 +1,4 @@
-"""`worker-orcd logs`: what the worker narrates, while it happens."""
+"""`worker-orcd logs`: follow the worker's narration."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from worker_orcd.printable import printable
 Level = Literal["INFO", "WARN", "ERROR"]
 _LEVELS: tuple[Level, ...] = ("INFO", "WARN", "ERROR")
 AGAIN_SEC = 0.5
-"""How often a worker that is gone is looked for."""
+"""How long to wait before connecting again to a worker that is gone."""
 
 EventFields = dict[str, Any]
 
@@ -39,10 +39,10 @@ def command(
     ] = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Follow what the worker narrates.
+    """Follow the worker's narration.
 
-    Shows the latest events first, then new ones, until Ctrl-C. When the worker goes away it is waited
-    for, and its successor is followed.
+    Shows recent events, then new ones, until Ctrl-C. When the worker goes away, the command waits for it or its
+    successor and continues there.
 
     Exit codes: 0 left with Ctrl-C, 1 there was no worker to begin with, or it refused.
     """
@@ -58,7 +58,7 @@ def command(
 
 
 def _columns() -> Callable[[EventFields], None]:
-    """As the worker itself shows it on a terminal, in colours if this is one."""
+    """A function that shows events as the worker does on a terminal, in colours if standard output is one."""
     line = BoundedLine(renderer("pretty", sys.stdout))
 
     def show(event: EventFields) -> None:
@@ -70,10 +70,10 @@ def _columns() -> Callable[[EventFields], None]:
 
 
 async def _follow(client: Client, show: Callable[[EventFields], None]) -> None:
-    """For ever.
+    """Show events until cancelled, connecting again when the worker goes away.
 
     Raises:
-        WorkerError: it could not be followed in the first place, or refuses to be.
+        WorkerError: the first connection failed, or the worker refused one.
     """
     last: str | None = None
     gone = False

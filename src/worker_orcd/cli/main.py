@@ -25,7 +25,7 @@ _OF_THE_GROUP = ("--help", "--version")
 
 
 class _Commands(TyperGroup):
-    """The commands, each made when it is asked for."""
+    """The group of commands. Each is imported when it is first used."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002  # typer's signature
         return list(_COMMANDS)
@@ -45,7 +45,7 @@ class _Commands(TyperGroup):
         return super().parse_args(ctx, args)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Commands; or options, which without a command are also those of serve."""
+        """Complete commands, or options: those of the group and, without a command, those of serve."""
         found = super().shell_complete(ctx, incomplete)
         if incomplete.startswith("-"):
             serve = self.get_command(ctx, "serve")
@@ -53,7 +53,7 @@ class _Commands(TyperGroup):
         return found
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """The commands, and below them the options of the one that is meant when none is named."""
+        """Write the commands, followed by the options of serve, the default command."""
         super().format_help(ctx, formatter)
         serve = self.get_command(ctx, "serve")
         with typer.Context(serve, info_name="[serve]", parent=ctx) as below:
@@ -104,8 +104,8 @@ def _function(command: str) -> Callable[..., None]:
 def _serve() -> Callable[..., None]:
     """The `serve` command, with a flag for each field of `Settings`.
 
-    A flag hands its text on as it is, and one that is not given hands on nothing: `Settings` alone reads the
-    environment and judges values.
+    Flags are passed on as text, and only those that were given: `Settings` alone reads the environment and
+    validates values.
     """
     from worker_orcd import settings  # noqa: PLC0415  # client commands do without it
 

@@ -1,7 +1,7 @@
-"""What the commands write: a job's text as it comes, lines, JSON, and asides. Nothing else in `cli` prints.
+"""All output of the commands: a job's text as it comes, lines, JSON and notices. Nothing else in `cli` prints.
 
-Ids, names and messages come from the worker, which has them from its model file and from other clients. No terminal
-obeys any of it.
+Ids, names and messages come from the worker, its model file and other clients, so control characters in them are
+escaped.
 """
 
 import json
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # `serve` does without it.
 
 
 def write(text: str) -> None:
-    """Write a piece of a job's text at once: on a terminal nothing in it acts, piped it is as it is."""
+    """Write and flush a piece of a job's text: unchanged to a pipe; on a terminal, control characters are replaced."""
     sys.stdout.write(readable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
@@ -48,7 +48,7 @@ def notice(text: str) -> None:
 
 
 def aside(text: str) -> None:
-    """The same, dimly on a terminal."""
+    """Write a line to standard error, dimmed on a terminal."""
     plain = bool(os.environ.get("NO_COLOR"))
     typer.secho(_wrapped(text, sys.stderr), err=True, dim=None if plain else True)
 
@@ -62,14 +62,14 @@ _ERASE_LINE = "\r\x1b[K"
 
 
 class Text:
-    """A job's text, which comes in pieces; once it is over, its last line is ended."""
+    """Shows a job's text piece by piece, and ends its last line."""
 
     def __init__(self) -> None:
         self._open = False
         self._progress_shown = False
 
     def show(self, event: "Event") -> None:
-        """Show what there is to show of an event."""
+        """Show an event: text of tokens, and progress of the prefill."""
         if event.name == "progress":
             self._show_progress(event.data["processed"], event.data["prompt_tokens"])
             return
@@ -92,7 +92,7 @@ class Text:
             ask(_ERASE_LINE)
 
     def end(self) -> None:
-        """That was all."""
+        """End the last line if it is open."""
         self._erase_progress()
         if self._open:
             self._open = False

@@ -1,4 +1,4 @@
-"""`worker-orcd ps`: the worker and its jobs at a glance, or watched."""
+"""`worker-orcd ps`: show the worker and its jobs, once or continuously."""
 
 import asyncio
 from typing import Annotated
@@ -12,9 +12,9 @@ from worker_orcd.cli.output import write_json
 from worker_orcd.client import DEFAULT_URL
 
 _ANY_WIDTH = 10_000
-"""Columns where there is no terminal to ask: more than any line has."""
+"""The width without a terminal: more than any line has."""
 MAX_RECENT = 1000
-"""What the worker shows at most."""
+"""The most ended jobs that the worker returns."""
 
 
 def command(

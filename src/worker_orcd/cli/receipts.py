@@ -1,4 +1,4 @@
-"""How a stop reads, in one line."""
+"""Stops and receipts as one line of text."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from worker_orcd.client import Receipt
 
 
 def receipt_line(receipt: Receipt | None) -> str:
-    """What a stop did, and when; as far as that is known."""
+    """A receipt as one line: phase, times and cells, as far as known."""
     if receipt is None:
         return "its receipt is not kept any more"
     freed = "NOT CONFIRMED" if receipt.freed_ms is None else f"after {receipt.freed_ms:.1f} ms"
@@ -20,7 +20,7 @@ def receipt_line(receipt: Receipt | None) -> str:
 
 
 def what_happened(job_id: str, record: dict[str, Any] | None) -> str:
-    """What became of a job after a stop request, from its record."""
+    """The outcome of a stop request as one line, from the job's record."""
     if record is None:
         return f"no job {job_id} is known; nothing to stop"
     if record["ended_ms"] is None:

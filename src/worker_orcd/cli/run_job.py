@@ -21,17 +21,17 @@ from worker_orcd.client import (
 )
 
 EXIT_INTERRUPTED = 130
-"""128 + SIGINT, as a shell says it."""
+"""The exit code that shells use for SIGINT: 128 + 2."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """How a job went.
+    """The outcome of a job.
 
     Attributes:
         last: its terminal event.
-        interrupted: whether Ctrl-C asked for its end.
-        receipt: what the stop did, if it was stopped and that could be had.
+        interrupted: whether the user pressed Ctrl-C.
+        receipt: the job's receipt, if it was stopped and the worker could be asked for it.
     """
 
     last: Event
@@ -64,7 +64,7 @@ def run(client: SyncClient, job: SyncJob, show: Callable[[Event], None], *, begu
         begun: whether the job was entered already. It is left here all the same.
 
     Raises:
-        WorkerError: it was refused, or lost on the way.
+        WorkerError: the job was refused, or the connection to it was lost for good.
     """
     last: Event | None = None
     with CancelOnInterrupt(job) as interrupt, ExitStack() as entered:
@@ -85,7 +85,7 @@ def run(client: SyncClient, job: SyncJob, show: Callable[[Event], None], *, begu
 
 
 class CancelOnInterrupt:
-    """Ctrl-C while a job runs."""
+    """Cancels the job on Ctrl-C, while it runs."""
 
     def __init__(self, job: SyncJob) -> None:
         self._job = job
@@ -100,12 +100,12 @@ class CancelOnInterrupt:
         signal.signal(signal.SIGINT, self._previous)
 
     def begun(self) -> None:
-        """The job is known to the worker now; an earlier cancel may not have reached it."""
+        """Note that the worker knows the job. A cancel sent before that may have missed it and is repeated."""
         if self.asked:
             self._start_cancel()
 
     def receipt(self) -> Receipt | None:
-        """What the cancel did, if there was one and something to stop."""
+        """The receipt, if the job was cancelled while it ran."""
         if self._cancelling is not None:
             self._cancelling.join(CANCEL_SEC)
         return self._job.receipt

@@ -1,16 +1,16 @@
-"""How `execute` and `chat` sample when the command line does not say: as the model's makers recommend."""
+"""Sampling of `execute` and `chat` where no flag sets it: the values that the model's file recommends."""
 
 from typing import Any
 
 from worker_orcd.client import SyncClient, WorkerRefused
 
 FALLBACK: dict[str, float] = {"temperature": 0.3, "top_p": 0.9}
-"""For a model whose file recommends nothing: careful enough for a small model to make sense."""
+"""For a model whose file recommends nothing: conservative, so that small models write sense."""
 _FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def with_defaults(client: SyncClient, given: dict[str, Any]) -> dict[str, Any]:
-    """Add the model's recommended sampling to the options that were given, which win one by one.
+    """Add the model's recommended sampling to the given options. Each given option overrides the recommended one.
 
     Raises:
         WorkerError: the worker cannot be reached, or refuses the key.

@@ -37,11 +37,11 @@ if TYPE_CHECKING:  # It needs an extra.
 
 
 CLOSING_SEC = 1.0
-"""What may come after the drain time, all together: stops, the engine's end, what streams still have to send."""
+"""Time after the drain for everything else: stops, the end of the engine, and the rest of the streams."""
 
 
 class StartupFailed(Exception):
-    """The worker cannot start as asked. The message is the one clear line; `code` an error code of the contract."""
+    """The worker cannot start with these options. The message is one line; `code` is an error code of the contract."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ class StartupFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What was checked before anything is loaded."""
+    """The result of all checks that need no loaded model."""
 
     settings: Settings
     model_path: str
@@ -93,7 +93,7 @@ def open_up(settings: Settings, *, check_model: bool = True) -> Opening:
 
 
 def _tracing(settings: Settings) -> "Tracing | None":
-    """What makes spans, if they are wanted.
+    """The tracer, if `--traces` asks for one.
 
     Raises:
         StartupFailed: with one clear line.
@@ -238,19 +238,19 @@ class _Serving:
         return code
 
     def _on_signal(self, name: str) -> None:
-        """The first signal: drain. The second: stop at once."""
+        """Drain on the first signal, stop at once on the second."""
         if self._signals:
             self._stop_at_once()
         self._signals += 1
         self._shut_down(name)
 
     def _on_sighup(self) -> None:
-        """The terminal is closed: drain. The kernel and the shell each send a SIGHUP, so a second one is no haste."""
+        """Drain when the terminal closes. Kernel and shell each send SIGHUP, so the second one changes nothing."""
         if not self._signals:
             self._on_signal("SIGHUP")
 
     def _shut_down(self, why: str) -> None:
-        """Drain; asking again changes nothing."""
+        """Start the drain, once."""
         if self._draining is not None:
             return
         self._why = why
@@ -273,7 +273,7 @@ class _Serving:
         os._exit(0)
 
     async def _stop_when_gone(self) -> None:
-        """A model that never loaded is a failed start. An engine lost later leaves the worker there, unhealthy."""
+        """End a worker whose model never loaded. One that loses its engine for good later stays, unhealthy."""
         await self._worker.permanently_failed.wait()
         if not self._worker.supervisor.ever_ready:
             self._why = "the model cannot be loaded"
@@ -289,7 +289,7 @@ class _Serving:
         )
 
     def _reload_keys(self, keys: ApiKeys) -> None:
-        """Bad ones are logged and change nothing."""
+        """Read the key files again. Invalid files are logged and change nothing."""
         try:
             keys.reload()
         except KeyFileError as error:
@@ -298,7 +298,7 @@ class _Serving:
             self._log_startup()
 
     def _log_failure(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """What goes wrong outside of any request is narrated, too."""
+        """Narrate exceptions outside of any request."""
         error = context.get("exception")
         message = str(context.get("message", "a callback failed"))
         if isinstance(error, Exception):
@@ -334,7 +334,7 @@ class _Serving:
 
 
 def policy_of(settings: Settings) -> Policy:
-    """What of the options concerns jobs."""
+    """The options that concern jobs."""
     return Policy(
         ceilings=Ceilings(settings.max_tokens_out, settings.max_prompt_chars, settings.inference_timeout_sec),
         max_queue=settings.max_queue,
@@ -345,7 +345,7 @@ def policy_of(settings: Settings) -> Policy:
 
 
 def _log_format(settings: Settings) -> Literal["json", "pretty"]:
-    """How both processes narrate: what was asked for, or what suits where stderr goes."""
+    """The log format of both processes: the option's, otherwise `pretty` on a terminal and JSON elsewhere."""
     if settings.log_format != "auto":
         return settings.log_format
     return "pretty" if sys.stderr.isatty() else "json"

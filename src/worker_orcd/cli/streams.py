@@ -1,4 +1,4 @@
-"""Standard output and standard error that may be closed, full or without a reader.
+"""Guards for standard streams that may be closed, full, or without a reader.
 
 Output that cannot be written ends a command with one line on standard error and exit code 1; leaving the command
 cancels its job. What cannot be written to standard error is dropped: there is no other place to say so.
@@ -21,9 +21,9 @@ class OutputLost(Exception):
 
 
 class GuardedStream:
-    """A standard stream that reports its faults to `lost` instead of raising them. A closed one is None.
+    """A standard stream that calls `lost` instead of raising an error. A closed stream is passed as None.
 
-    Characters that its encoding does not know are written as "?". All else is as in the stream itself.
+    Characters that the encoding cannot express are written as "?".
     """
 
     def __init__(self, stream: TextIO | None, lost: Callable[[str], None]) -> None:
@@ -101,7 +101,7 @@ def _occupy_descriptors() -> None:
 
 
 def _discard(stream: TextIO) -> None:
-    """Send what is still buffered nowhere. The interpreter flushes once more at its end, and would complain."""
+    """Redirect what is still buffered to /dev/null, so that the interpreter's last flush does not fail."""
     null = os.open(os.devnull, os.O_WRONLY)
     with suppress(OSError, ValueError):
         os.dup2(null, stream.fileno())

@@ -1,4 +1,4 @@
-"""`worker-orcd ps --watch`: the worker and its jobs while they change, and keys to stop them."""
+"""`worker-orcd ps --watch`: a live view of the worker and its jobs, with keys to cancel them."""
 
 import asyncio
 import os
@@ -23,12 +23,12 @@ from worker_orcd.printable import printable
 
 REFRESH_SEC = 0.5
 LEAVE_SEC = 1.0
-"""A cancel that was asked for is sent before the watch is left; its receipt is waited for no longer than that."""
+"""On leaving, how long to wait for the receipts of cancels. The cancels themselves are always sent."""
 _KEYS = "↑↓ or j k select   c cancel   g cancel its group   q leave"
 _BESIDE_THE_JOBS = 3
 """Lines: the worker, the headings, the keys."""
 _LINES_OF_A_NOTE = 2
-"""Lines that are kept for what happened last, so that the list rarely moves."""
+"""Lines reserved for the latest results, so that the list rarely moves."""
 
 Json = job_table.Json
 
@@ -50,10 +50,10 @@ async def watch(client: Client, console: Console, recent: int) -> int:
 
 
 class _Watching:
-    """What is seen, what is selected, and what was done about it.
+    """The state of a watch: the jobs on screen, the selection, and the results of cancels.
 
     Attributes:
-        happened: a line for everything that was stopped.
+        happened: a line for each cancel.
     """
 
     def __init__(self, client: Client, console: Console, recent: int) -> None:
@@ -77,7 +77,7 @@ class _Watching:
         self._live = Live(console=console, screen=True, auto_refresh=False)
 
     async def look(self) -> None:
-        """See how things are."""
+        """Get health and records from the worker."""
         self._health = await self._client.health()
         self._records = await self._client.jobs(ended=self._recent)
         self._lost = None
@@ -86,10 +86,10 @@ class _Watching:
         self._moved_by_itself |= before != self._selected
 
     async def run(self) -> int:
-        """Show it, again and again, until the user leaves. Returns the exit code.
+        """Redraw until the user leaves. Returns the exit code.
 
         Raises:
-            OutputLost: the terminal cannot be written any more.
+            OutputLost: the terminal can no longer be written.
         """
         self._moved_by_itself = False  # Nothing was shown before.
         try:
@@ -134,12 +134,12 @@ class _Watching:
         taken.callback(loop.remove_signal_handler, signal.SIGTSTP)
 
     def _leave(self, code: int) -> None:
-        """At once, also while a worker is looked at that does not answer."""
+        """Leave at once, without waiting for a request that the worker has not answered."""
         self._code = code
         self._watching.cancel()
 
     def _pause(self, keyboard: Keyboard) -> None:
-        """Ctrl-Z: the shell gets its terminal back as it was; the watch takes it again when it is continued."""
+        """Suspend on Ctrl-Z: restore the terminal for the shell, and take it again when the process continues."""
         with self._leaving_without_output():
             self._live.stop()
             keyboard.__exit__()
@@ -150,7 +150,7 @@ class _Watching:
 
     @contextmanager
     def _leaving_without_output(self) -> Iterator[None]:
-        """Leave when the terminal cannot be written: a callback of the event loop has no caller that it could tell."""
+        """Leave when the terminal cannot be written. Callbacks of the event loop have no caller to raise to."""
         try:
             yield
         except OutputLost as lost:
@@ -198,7 +198,7 @@ class _Watching:
         self._selected = known[self._place] if live else None
 
     def _live_jobs(self) -> list[Json]:
-        """Those that can be stopped. The worker lists them first."""
+        """The jobs that can be cancelled. The worker lists them first."""
         return [record for record in self._records if record["ended_ms"] is None]
 
     def _chosen(self, key: str) -> Json | None:
@@ -240,7 +240,7 @@ class _Watching:
         task.add_done_callback(self._stopping.discard)
 
     async def _stop_job(self, record: Json) -> str:
-        """Unless the job has ended since the worker was last looked at, and its id names another one by now."""
+        """Cancel a job, unless it has ended since the last look and its id now names another one."""
         job_id = record["job_id"]
         with suppress(WorkerError):  # A cancel may get through where nothing else does.
             known = await self._client.job(job_id)

@@ -42,7 +42,7 @@ class Aliases:
         return text
 
     def places(self, text: str) -> list[int]:
-        """Where in the text aliases stand."""
+        """The places of aliases in the text."""
         return [match.start() for match in self._found.finditer(text)] if self._found else []
 
     def tracked(self, value: Any) -> Any:
@@ -52,7 +52,7 @@ class Aliases:
         return value
 
     def unescape_ascii(self, text: str) -> str:
-        """The text of JSON that was escaped to ASCII, with its aliases as characters again."""
+        """JSON text that was escaped to ASCII, with its aliases unescaped."""
         for alias in self._alias_of.values():
             high, low = divmod(ord(alias) - 0x10000, 0x400)
             text = text.replace(f"\\u{0xD800 + high:04x}\\u{0xDC00 + low:04x}", alias)
@@ -88,7 +88,7 @@ class ClientText(str):
         return type(self)(str.__getitem__(self, slice(start, start + length)))
 
     def _parts(self, originals: Iterable[str], gap: int) -> list[Self]:
-        """These parts of the original text, which stand `gap` characters apart."""
+        """These parts of the original text, `gap` characters apart."""
         found, place = [], 0
         for original in originals:
             found.append(self._part(place, len(original)))
@@ -165,7 +165,7 @@ class ClientText(str):
         return type(self)(str.__mod__(form, self))
 
     def __str__(self) -> Self:
-        """Itself: filters call `str` on all they get, and the type must not be lost there."""
+        """Returns itself: filters call `str` on their input, which must not lose the type."""
         return self
 
     def __repr__(self) -> str:
@@ -173,14 +173,14 @@ class ClientText(str):
 
 
 def _original(value: Any) -> Any:
-    """What a template means by a value: client text without its aliases."""
+    """A value as the template means it: client text without its aliases."""
     if isinstance(value, ClientText):
         return value._original
     return tuple(map(_original, value)) if isinstance(value, tuple) else value
 
 
 def _asking(name: str) -> Callable[..., Any]:
-    """A method that is answered by the original text."""
+    """A method that the original text answers."""
     method = getattr(str, name)
     return lambda self, *args: method(self._original, *map(_original, args))
 

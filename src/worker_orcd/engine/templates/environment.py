@@ -30,7 +30,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     """Compiles chat templates. It renders one conversation at a time: `aliases` are those of its client text."""
 
     def __init__(self) -> None:
-        """With the filters, globals and tags that chat templates expect."""
+        """Set up the filters, globals and tags that chat templates expect."""
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
         self.aliases = _NO_ALIASES
         self.now = datetime.now().astimezone()
@@ -45,7 +45,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return self.aliases.tracked("".join(parts))
 
     def joined(self, values: Iterable[object]) -> Any:
-        """What `a ~ b` is."""
+        """The value of `a ~ b`."""
         return self.aliases.tracked("".join(map(str, values)))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805  # As jinja2 has it.

@@ -1,4 +1,4 @@
-"""What a process that runs a chat template may use. The kernel holds it to that, whatever the template does."""
+"""Limits for the processes that run a chat template. The kernel enforces them."""
 
 import contextlib
 import ctypes
@@ -33,8 +33,8 @@ def die_with(parent: int) -> None:
 
 
 def confine() -> None:
-    """Limit this process and its children: no more memory, files, core dumps or privileges. Where memory runs out,
-    the kernel ends these processes first, and lets others have the CPU before them."""
+    """Limit memory, files, core dumps and privileges of this process and its children. When memory runs out, the
+    kernel ends these processes first; other processes get the CPU before them."""
     held = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
@@ -47,7 +47,7 @@ def confine() -> None:
 
 
 def start_clocks() -> None:
-    """End this process when it has used its time. Clocks of a parent do not count for its children."""
+    """End this process when its time is used up. Children do not inherit these timers."""
     for name in (signal.SIGPROF, signal.SIGALRM):
         # The kernel ends the process: a handler in Python would wait until a call in C returns.
         signal.signal(name, signal.SIG_DFL)
@@ -56,14 +56,14 @@ def start_clocks() -> None:
 
 
 def stop_clocks() -> None:
-    """The work is done in time."""
+    """Turn the timers off: the work was done in time."""
     signal.setitimer(signal.ITIMER_PROF, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @contextlib.contextmanager
 def ending_with(connection: socket.socket) -> Iterator[None]:
-    """In this block, end this process when the other end of the connection closes, whatever it is computing."""
+    """Within this context, end the process as soon as the other end of the connection closes."""
     signal.signal(signal.SIGIO, signal.SIG_DFL)
     flags = fcntl.fcntl(connection, fcntl.F_GETFL)
     fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
@@ -75,7 +75,7 @@ def ending_with(connection: socket.socket) -> Iterator[None]:
     try:
         yield
     finally:
-        # The kernel signals as well that an answer can be written.
+        # The kernel also signals that an answer can be written.
         fcntl.fcntl(connection, fcntl.F_SETFL, flags)
 
 

@@ -1,4 +1,4 @@
-"""What the engine and the renderer's processes say to each other: one message each way, as length and msgpack."""
+"""The messages between the engine and the renderer's processes: one each way, length-prefixed msgpack."""
 
 import socket
 from typing import Any
@@ -10,7 +10,7 @@ from worker_orcd.engine.templates.template import Source
 
 
 class Render(msgspec.Struct, frozen=True):
-    """Render a conversation with these template variables: JSON values, `messages` for one."""
+    """Render a conversation with these template variables: JSON values, such as `messages`."""
 
     variables: dict[str, Any]
 
@@ -51,7 +51,7 @@ def receive_render(connection: socket.socket) -> Render:
 
 
 def receive_answer(connection: socket.socket) -> Rendered | Failed:
-    """What came of it.
+    """Receive the answer.
 
     Raises:
         EOFError: the other side ended without an answer.

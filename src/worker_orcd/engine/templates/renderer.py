@@ -1,4 +1,4 @@
-"""The engine's end of the renderer: starts its process, restarts it when it is lost, and has conversations rendered."""
+"""The engine's side of the renderer: starts its process, restarts it when it dies, and sends it conversations."""
 
 import os
 import select
@@ -21,14 +21,14 @@ from worker_orcd.printable import printable
 SLOW_AFTER_SEC = 0.1
 """A conversation that takes longer is slow: others are rendered beside it."""
 _PATIENCE_SEC = limits.MAX_WALL_SEC + 5
-"""The kernel ends a process that renders before this; only one that is stopped is still there."""
+"""Longer than the kernel's limit on a child, so only a stopped child is still there after it."""
 _ATTEMPTS = 2
 
 _UNDER_LIMITS = f"{limits.MAX_CPU_SEC} s of CPU time and {limits.MAX_MEMORY_BYTES >> 20} MiB"
 
 
 class RendererLost(Exception):
-    """The renderer's process cannot be had; neither the template nor the prompt is at fault."""
+    """The renderer's process cannot be started or keeps dying; neither the template nor the prompt is the cause."""
 
 
 class Renderer:
@@ -55,13 +55,13 @@ class Renderer:
         """Render a conversation.
 
         Args:
-            variables: what the template sees, `messages` for one: JSON values.
-            in_hand: learns of each wait that is longer than usual, and ends the rendering when it is dropped.
+            variables: the template's variables, such as `messages`: JSON values.
+            in_hand: gets each long wait reported; dropping it ends the rendering.
 
         Raises:
             TemplateFault: the template refuses the conversation, fails on it, or uses more than it may; or the
                 conversation was dropped.
-            RendererLost: the renderer's process cannot be had.
+            RendererLost: the renderer's process cannot be started or keeps dying.
         """
         in_hand = in_hand or CurrentPrompt()
         for _ in range(_ATTEMPTS):
@@ -90,7 +90,7 @@ class Renderer:
     def _answer(
         self, variables: dict[str, Any], in_hand: CurrentPrompt
     ) -> messages.Rendered | messages.Failed | None:
-        """What a child of the renderer's process says; None if it ends without a word."""
+        """The answer of a child of the renderer's process; None if the child ends without one."""
         with ExitStack() as block:
             connection = block.enter_context(self._connected(in_hand))
             block.enter_context(in_hand.connected(connection))
@@ -109,7 +109,7 @@ class Renderer:
             return self._process is None or _readable(self._control, 0)
 
     def _connected(self, in_hand: CurrentPrompt) -> socket.socket:
-        """A connection to a child of the renderer's process, which is started again if it is not there."""
+        """A connection to a new child of the renderer's process, which is restarted if it is gone."""
         for attempt in range(_ATTEMPTS):
             ours, theirs = socket.socketpair()
             with theirs, self._locked(in_hand), ExitStack() as block:
@@ -123,14 +123,14 @@ class Renderer:
                     continue
                 except TemplateFault as fault:
                     ours.close()
-                    # It compiled before, so this is the machine's doing.
+                    # The template compiled before, so the machine is the cause.
                     raise RendererLost(f"the chat template's process cannot be started: {fault}") from fault
             return ours
         raise RendererLost("the chat template's process ends as soon as it has started")
 
     @contextmanager
     def _locked(self, in_hand: CurrentPrompt) -> Iterator[None]:
-        """Hold the lock, for which a prompt may have to wait while another one's thread starts the process again."""
+        """Hold the lock. It may take long while another thread restarts the process."""
         if not self._lock.acquire(timeout=SLOW_AFTER_SEC):
             with in_hand.rendering_slowly():
                 self._lock.acquire()

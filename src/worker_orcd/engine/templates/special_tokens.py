@@ -1,4 +1,4 @@
-"""The vocabulary's special tokens, as far as they matter for text: which ones a rendered conversation contains."""
+"""Finds the vocabulary's special tokens in a rendered conversation."""
 
 import re
 from collections.abc import Iterable
@@ -27,14 +27,14 @@ class Piece(msgspec.Struct, frozen=True, array_like=True):
 
 
 _SPACES = " \t\n\v\f\r"
-"""What C's `isspace` takes for white space."""
+"""White space according to C's `isspace`."""
 
 
 class SpecialTokens:
-    """All of a vocabulary's."""
+    """All special tokens of a vocabulary."""
 
     def __init__(self, tokens: Iterable[SpecialToken]) -> None:
-        """In any order."""
+        """Take the special tokens, in any order."""
         self._longest_first = sorted(
             (token for token in tokens if token.text),
             key=lambda token: -len(token.text.encode("utf-8", "replace")),
@@ -42,7 +42,7 @@ class SpecialTokens:
         control = [token.text for token in self._longest_first if token.control]
         self._control = re.compile(f"(?=({_alternatives(control)}))") if control else None
         self.characters = _one_of_each(control)
-        """Characters of which every control token has at least one."""
+        """Characters such that every control token has at least one of them."""
 
     def pieces(self, text: str, of_client: Iterable[int]) -> list[Piece]:
         """The text in pieces whose tokens, one after the other, are the text's.
@@ -57,7 +57,7 @@ class SpecialTokens:
         return self._partition(text, client)
 
     def _forged(self, text: str, client: frozenset[int]) -> bool:
-        """Whether a control token in the text has characters of a client's."""
+        """Whether a control token in the text contains client characters."""
         return self._control is not None and any(
             not client.isdisjoint(range(*match.span(1))) for match in self._control.finditer(text)
         )

@@ -43,21 +43,21 @@ _RENDERING = (
     ),  # getsockname, getpeername, setsockopt, getsockopt, shutdown: of the one socket there is
     *(60, 231),  # exit, exit_group
 )
-"""What a child needs to render a conversation and answer."""
+"""System calls that a child needs to render a conversation and answer."""
 _SERVING = (
     *_RENDERING,
     *(_FCNTL, 110),  # getppid
     *(56, 61, 273, 334),  # clone (fork), wait4, set_robust_list, rseq
     157,  # prctl
 )
-"""What the renderer itself needs beside that, to fork and to confine a child."""
+"""Further calls that the renderer itself needs, to fork and confine children."""
 _IMPORTED_LATE = ("jinja2.constants", "jinja2.debug", "pprint", "encodings.idna")
 _CODECS = ("ascii", "latin-1", "unicode-escape", "raw-unicode-escape", "utf-8", "utf-16", "utf-32")
-"""Modules and codecs that Jinja or a template asks for when it uses them, which is too late behind the filter."""
+"""Modules and codecs that Jinja or templates load on first use, which the filter would prevent."""
 
 
 def refuse_all_but_serving() -> None:
-    """Before a template is compiled: for this process and its children, for ever."""
+    """Filter this process and its children, permanently. Call it before a template is compiled."""
     for name in _IMPORTED_LATE:
         importlib.import_module(name)
     for name in _CODECS:
@@ -73,9 +73,9 @@ def refuse_all_but_rendering() -> None:
 
 
 def _install(numbers: tuple[int, ...], fcntl_commands: tuple[int, ...] = ()) -> None:
-    """Every call that is not allowed fails with EPERM; one of another architecture ends the process.
+    """Make every call that is not allowed fail with EPERM, and end the process on a call of another architecture.
 
-    Where the kernel has no such filters, the limits alone have to do.
+    Without kernel support there are only the limits.
     """
     if _MACHINE != "x86_64":
         return

@@ -1,4 +1,4 @@
-"""One chat template: compiled, tried and rendered. It is a foreign program: only the renderer's processes run it."""
+"""Compiles, tries and renders one chat template. A template is untrusted code: only the renderer's processes run it."""
 
 from datetime import datetime
 from typing import Any
@@ -11,17 +11,17 @@ from worker_orcd.engine.templates.environment import ChatEnvironment, RaisedByTe
 from worker_orcd.engine.templates.special_tokens import Piece, SpecialToken, SpecialTokens
 
 MAX_RENDERED_CHARS = 4_000_000
-"""Of one conversation; a request's body has at most a million."""
+"""The limit for one conversation. A request's body has at most a million characters."""
 _MAX_REASON_CHARS = 200
 
 
 class Source(msgspec.Struct, frozen=True):
-    """What a model file says about its conversations.
+    """The chat template of a model file, and what rendering needs of its vocabulary.
 
     Attributes:
         source: the template.
         bos, eos: the texts of these tokens, "" where there is none.
-        adds_bos, adds_eos: whether the tokenizer adds them by itself, so that the template's own are taken away.
+        adds_bos, adds_eos: whether the tokenizer adds them itself; the template's own are then removed.
         special: the vocabulary's special tokens.
     """
 
@@ -34,20 +34,20 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class TemplateFault(Exception):
-    """The template cannot be used, or fails on this conversation. The message says how, in a sentence for clients."""
+    """The template cannot be used, or fails on this conversation. The message is a sentence for clients."""
 
 
 _PROBE = "PROBE 7c1e0f52a94b"
 
 
 class ChatTemplate:
-    """Renders conversations the way the model was trained on."""
+    """Renders conversations in the format that the model was trained on."""
 
     def __init__(self, given: Source) -> None:
-        """Compile it and try it.
+        """Compile the template and try it.
 
         Raises:
-            TemplateFault: it is no template, or does not show the user's message.
+            TemplateFault: it does not compile, or does not show the user's message.
         """
         self._given = given
         self._special = SpecialTokens(given.special)
@@ -55,7 +55,7 @@ class ChatTemplate:
         try:
             self._template = self._environment.from_string(given.source)
         except Exception as error:
-            # A foreign program: the compiler may fail in any way, by its size and depth for example.
+            # Untrusted input: the compiler may fail in any way, for example on its size or depth.
             raise TemplateFault(f"the model's chat template is broken: {_reason(error)}") from error
         self._defaults: dict[str, Any] = {}
         self._find_defaults()
@@ -64,10 +64,10 @@ class ChatTemplate:
         """A rendered conversation, in pieces to be tokenized one after the other.
 
         Args:
-            variables: what the template sees, `messages` for one: JSON values.
+            variables: the template's variables, such as `messages`: JSON values.
 
         Raises:
-            TemplateFault: the template refuses it or fails.
+            TemplateFault: the template refuses the conversation or fails on it.
         """
         text, of_client = self._written(variables)
         start, end = 0, len(text)
@@ -80,8 +80,8 @@ class ChatTemplate:
         return self._special.pieces(text[start:end], (place - start for place in of_client))
 
     def _written(self, variables: dict[str, Any]) -> tuple[str, set[int]]:
-        """What the template writes, and where in it are characters of a client's that tell special tokens apart."""
-        # Most conversations have none of these characters, and then there is nothing to tell apart.
+        """The rendered text, and the places in it of client characters that could take part in a special token."""
+        # Most conversations have none of these characters and need no tracking.
         characters = self._special.characters
         texts = list(_strings(variables))
         used = {character for character in characters if any(character in text for text in texts)}
@@ -122,7 +122,7 @@ class ChatTemplate:
         return pieces
 
     def _find_defaults(self) -> None:
-        """What the template sees of what a conversation leaves out: as `transformers` has it, where that works."""
+        """Find the values of variables that a conversation leaves out: those of `transformers`, if they work."""
         probe = {"messages": [{"role": "user", "content": _PROBE}], "add_generation_prompt": True}
         fault = TemplateFault("the model's chat template does not show the user's message")
         for defaults in _DEFAULTS:
@@ -161,6 +161,6 @@ def _strings(value: Any) -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    """An exception in a few words."""
+    """A short description of an exception."""
     message = error.message if isinstance(error, TemplateError) else str(error)
     return f"{type(error).__name__}: {message or ''}"[:_MAX_REASON_CHARS].rstrip(": ")
