@@ -109,7 +109,8 @@ class TokenLogprob(NamedTuple):
 
     token: int
     piece: bytes
-    logprob: float
+    logprob: float | None
+    """None: nothing precedes it."""
 
     @property
     def text(self) -> str:

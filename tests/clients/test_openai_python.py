@@ -270,6 +270,31 @@ def test_logprobs_of_completions_and_responses(client: openai.OpenAI) -> None:
     assert silent.output[0].content[0].logprobs == []  # type: ignore[union-attr,index]
 
 
+def test_token_ids_and_echo_as_evaluation_harnesses_use_them(client: openai.OpenAI) -> None:
+    """A loglikelihood: the prompt comes back with the log probability of each of its tokens, whole and streamed."""
+    text = says("hello")
+    asked: dict[str, Any] = {"model": MODEL, "prompt": list(text.encode()), "echo": True, "logprobs": 1}
+    choice = client.completions.create(**asked, max_tokens=0).choices[0]
+    assert (choice.text, choice.finish_reason) == (text, "length")
+    assert choice.logprobs is not None
+    assert choice.logprobs.tokens == list(text)
+    scores = choice.logprobs.token_logprobs or []
+    assert scores[0] is None
+    assert all(score < 0 for score in scores[1:])
+    assert choice.logprobs.text_offset == list(range(len(text)))
+    one_more = client.completions.create(**{**asked, "prompt": text}, max_tokens=1).choices[0]
+    assert one_more.text == text + "h"
+    assert one_more.logprobs is not None
+    assert (one_more.logprobs.token_logprobs or [])[:-1] == scores
+    with client.completions.create(**asked, max_tokens=1, stream=True) as stream:
+        chunks = [chunk.choices[0] for chunk in stream]
+    assert "".join(chunk.text for chunk in chunks) == text + "h"
+    streamed = [score for chunk in chunks if chunk.logprobs for score in chunk.logprobs.token_logprobs or []]
+    assert streamed == one_more.logprobs.token_logprobs
+    plain = client.completions.create(model=MODEL, prompt=text, echo=True, max_tokens=5).choices[0]
+    assert (plain.text, plain.logprobs) == (text + "hello", None)
+
+
 @pytest.mark.parametrize("length", [9_000, 40_000])
 def test_a_prompt_that_does_not_fit_has_the_code_that_clients_look_for(
     client: openai.OpenAI, length: int

@@ -1,8 +1,10 @@
 """What the real model writes through the worker."""
 
+import json
 import random
 from typing import Any
 
+import httpx2
 import psutil
 import pytest
 
@@ -117,6 +119,26 @@ def test_logprobs_are_of_the_raw_logits(real_worker: RunningWorker) -> None:
     chosen = biased.tokens[0].data["logprobs"]
     assert chosen["id"] == second["id"]
     assert chosen["logprob"] == pytest.approx(second["logprob"], abs=0.05)  # Other rows beside it.
+
+
+def test_a_scored_prompt_has_the_scores_that_generating_it_had(real_worker: RunningWorker) -> None:
+    """Also if it is longer than a step's share, and its beginning is warm. By token ids, which are not split again."""
+    prompt = [504 + n % 40 for n in range(90)]
+    asked: dict[str, Any] = {"prompt": prompt, "temperature": 0, "ignore_eos": True, "logprobs": 1}
+    with httpx2.Client(base_url=real_worker.url, timeout=60, trust_env=False) as http:
+        job = http.post("/v1/completions", json={**asked, "max_tokens": 8})
+        said = job.raise_for_status().json()["choices"][0]["logprobs"]
+        record = http.get(f"/jobs/{job.headers['x-job-id']}/events").text
+        drawn = [
+            json.loads(line[6:])["logprobs"]["id"] for line in record.splitlines() if '"logprobs"' in line
+        ]
+        whole_prompt = {**asked, "prompt": prompt + drawn, "echo": True, "max_tokens": 0}
+        scored = http.post("/v1/completions", json=whole_prompt).raise_for_status().json()["choices"][0]
+    assert len(drawn) == 8
+    assert len(scored["logprobs"]["tokens"]) == 98
+    assert scored["logprobs"]["tokens"][90:] == said["tokens"]
+    assert scored["logprobs"]["token_logprobs"][90:] == pytest.approx(said["token_logprobs"], abs=0.05)
+    assert scored["text"].endswith("".join(said["tokens"]))
 
 
 def test_repetition_penalty_keeps_a_model_from_repeating_itself(real_worker: RunningWorker) -> None:

@@ -4,10 +4,17 @@ else."""
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
-from worker_orcd.api.openai.requests import ChatRequest, CompletionRequest, Generation, ResponseRequest
+from tests.fakes import HandLoop
+from worker_orcd.api.openai.completion_request import CompletionRequest
+from worker_orcd.api.openai.requests import ChatRequest, Generation, ResponseRequest
+from worker_orcd.engine.tokenizer_threads import prepare
 from worker_orcd.jobs.errors import JobError
+from worker_orcd.protocol.messages import Prepare, Prepared, Refused
+from worker_orcd.sampling import SamplingParams
+from worker_orcd.testing.scripted import VOCABULARY
 
 CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 USER = {"role": "user", "content": "x"}
@@ -63,11 +70,67 @@ def test_an_item_that_is_no_message_is_refused_by_its_kind(items: list[Any], mes
     assert error.param == "input"
 
 
-@pytest.mark.parametrize("prompt", [[1, 2, 3], [[1, 2], [3]]])
-def test_token_ids_are_refused_as_such(prompt: list[Any]) -> None:
-    """Also several prompts of them."""
-    error = refusal(CompletionRequest, prompt=prompt)
-    assert (error.message, error.param) == ("prompt: token ids are not supported, only text", "prompt")
+@pytest.mark.parametrize(
+    ("prompt", "jobs"), [([1, 2, 3], ["[1, 2, 3]"]), ([[1, 2], [3]], ["[1, 2]", "[3]"])], ids=str
+)
+def test_token_ids_become_prompts_of_token_ids(prompt: list[Any], jobs: list[str]) -> None:
+    """One, or several."""
+    asked = CompletionRequest.parse(json.dumps({"prompt": prompt}).encode())
+    wanted = asked.wanted("job-1")
+    assert [(job.prompt, job.template) for job in wanted] == [(text, "tokens") for text in jobs]
+
+
+@pytest.mark.parametrize(
+    "prompt", [[], [[]], [[1], []], ["a", 1], [1, "a"], [[1], "a"], [-1], [True], [1.5]], ids=str
+)
+def test_a_prompt_that_is_neither_texts_nor_token_ids_is_refused(prompt: list[Any]) -> None:
+    """Also one without any token, and a mixture."""
+
+    def jobs() -> object:
+        return CompletionRequest.parse(json.dumps({"prompt": prompt}).encode()).wanted("job-1")
+
+    with pytest.raises(JobError) as caught:
+        jobs()
+    assert (caught.value.http_status, caught.value.param) == (400, "prompt")
+
+
+def test_a_token_id_beyond_the_vocabulary_is_refused() -> None:
+    """The engine knows how many there are."""
+    loop = HandLoop()
+    asked = Prepare(1, "job-1", "cor", "[104, 105]", "tokens", (), 32, SamplingParams())
+    assert prepare(asked, loop.model) == Prepared(1, (104, 105))
+    beyond = prepare(msgspec.structs.replace(asked, prompt=f"[1, {VOCABULARY}]"), loop.model)
+    assert isinstance(beyond, Refused)
+    assert (beyond.param, beyond.message) == (
+        "prompt",
+        f"prompt has token {VOCABULARY}, the vocabulary has {VOCABULARY} tokens",
+    )
+    loop.close()
+
+
+@pytest.mark.parametrize(
+    ("fields", "scored", "max_tokens"),
+    [
+        ({"prompt": "a", "echo": True}, None, 16),
+        ({"prompt": "a", "logprobs": 2}, None, 16),
+        ({"prompt": "a", "echo": True, "logprobs": 2}, 2, 16),
+        ({"prompt": [1, 2], "echo": True}, 0, 16),
+        ({"prompt": "a", "echo": True, "logprobs": 1, "max_tokens": 0}, 1, 0),
+    ],
+    ids=str,
+)
+def test_an_echo_scores_the_prompt_where_it_shows_its_tokens(
+    fields: dict[str, Any], scored: int | None, max_tokens: int
+) -> None:
+    """A text without log probabilities is known already."""
+    (job,) = CompletionRequest.parse(json.dumps(fields).encode()).wanted("job-1")
+    assert (job.scored_prompt, job.max_tokens) == (scored, max_tokens)
+
+
+def test_no_tokens_at_all_only_go_with_an_echo() -> None:
+    """There would be no answer."""
+    assert refusal(CompletionRequest, prompt="a", max_tokens=0).param == "max_tokens"
+    assert refusal(ChatRequest, messages=[USER], max_tokens=0).param == "max_tokens"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from tests.fakes import execute, running_job
-from worker_orcd.api.openai.requests import ChatRequest, CompletionRequest, Generation, ResponseRequest
+from worker_orcd.api.openai.completion_request import CompletionRequest
+from worker_orcd.api.openai.requests import ChatRequest, Generation, ResponseRequest
 from worker_orcd.jobs.errors import JobError
 from worker_orcd.jobs.request import Ceilings, ExecuteRequest
 from worker_orcd.protocol.messages import ToEngine
@@ -182,7 +183,7 @@ def test_what_llama_server_calls_otherwise_means_the_same(theirs: str, ours: str
     assert jobs_value(**{theirs: 2, ours: value}) == value
     assert jobs_value(**{theirs: -1}) == jobs_value()
     with pytest.raises(JobError) as caught:
-        jobs_value(**{theirs: 0})
+        jobs_value(**{theirs: -2})
     assert caught.value.param == theirs
 
 

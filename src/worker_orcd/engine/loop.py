@@ -30,6 +30,7 @@ from worker_orcd.protocol.messages import (
     Ping,
     Pong,
     Progress,
+    PromptLogprobs,
     Run,
     Step,
     Stop,
@@ -223,6 +224,7 @@ class EngineLoop:
                 outcome=REPORTED[result.outcome],
                 preempted=tuple(preempted),
                 prompt_computed=result.prompt_computed,
+                prompt_logprobs=tuple(result.prompt_logprobs),
             )
         )
 
@@ -301,9 +303,13 @@ class EngineLoop:
 
     def _collect_results(self, part: Part, result: StepResult) -> None:
         """Record a part's results and draw the next tokens of its runs."""
+        row = 0
         for share in part.shares:
             sequence = self._sequences[share.key]
             before = sequence.prompt_processed
+            if sequence.run.prompt_logprobs is not None:
+                result.prompt_logprobs += self._score_prompt(sequence, row, share.rows)
+            row += share.rows
             self._ledger.computed(sequence.slot, share.rows)
             result.prompt_computed += sequence.prompt_processed - before
             if sequence.prompt_processed > before:
@@ -313,6 +319,19 @@ class EngineLoop:
                 result.tokens += new
                 if end is not None:
                     result.ends.append(end)
+
+    def _score_prompt(self, sequence: Sequence, row: int, rows: int) -> list[PromptLogprobs]:
+        """Score the prompt tokens behind these rows of a sequence, which are about to count as computed."""
+        begin = sequence.computed
+        scored = [
+            sequence.score_prompt(begin + n, row + n, self._model)
+            for n in range(rows)
+            if sequence.wants_logits(begin + n)
+        ]
+        if begin == 0:
+            scored.insert(0, sequence.first_logprobs(self._model))
+        first = begin + 1 if begin else 0
+        return [PromptLogprobs(sequence.run.run, first, tuple(scored))] if scored else []
 
     def _end(self, end: EndOfRun) -> EndOfRun:
         closed = self._free(self._sequences[end.run])

@@ -18,7 +18,7 @@ from itertools import chain
 from worker_orcd.engine.model import Batch, Outcome
 from worker_orcd.engine.planner import Plan, Share
 from worker_orcd.engine.sequence import Sequence
-from worker_orcd.protocol.messages import EndOfRun, Progress, TokenOut
+from worker_orcd.protocol.messages import EndOfRun, Progress, PromptLogprobs, TokenOut
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ class StepResult:
     tokens: list[TokenOut] = field(default_factory=list)
     progress: list[Progress] = field(default_factory=list)
     prompt_computed: int = 0
+    prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
     ends: list[EndOfRun] = field(default_factory=list)
 
 
@@ -87,7 +88,7 @@ def _part(shares: list[Share], sequences: Mapping[int, Sequence]) -> Part:
         batch.tokens += sequence.tokens[sequence.computed : end]
         batch.positions += range(sequence.computed, end)
         batch.sequences += [sequence.id] * share.rows
-        batch.wanted += [False] * share.rows
+        batch.wanted += map(sequence.wants_logits, range(sequence.computed, end))
         if end == len(sequence.tokens):
             last_rows[share.key] = len(batch.wanted) - 1
             batch.wanted[-1] = True

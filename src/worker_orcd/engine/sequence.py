@@ -2,10 +2,14 @@
 
 from worker_orcd.engine.logprobs import logprobs_of
 from worker_orcd.engine.model import Model
-from worker_orcd.engine.planner import Pending
+from worker_orcd.engine.planner import MIN_PREFILL_ROWS, Pending
 from worker_orcd.engine.slot import Slot
 from worker_orcd.engine.text import TextAssembler
 from worker_orcd.protocol.messages import EndOfRun, Run, TokenOut
+from worker_orcd.sampling import Logprobs, TokenLogprob
+
+SCORED_LOGITS = 2_000_000
+"""Logits of a prompt that is scored, in one step: its end waits for their log probabilities."""
 
 
 class Sequence:
@@ -21,6 +25,7 @@ class Sequence:
         self.slot = slot
         self.tokens = slot.tokens
         self.sampler = model.sampler(run.sampling, self.tokens)
+        self._scored_rows = max(MIN_PREFILL_ROWS, SCORED_LOGITS // model.facts.vocab_size)
         self._text = TextAssembler(run.stop)
         for token in run.generated:
             self._text.feed(model.piece(token))
@@ -54,7 +59,23 @@ class Sequence:
     def pending(self) -> Pending:
         """What it wants of the next step."""
         decoding = len(self.tokens) - self.computed == 1 and self.generated > 0
-        return Pending(self.run.run, self.slot.pending, self.computed, decoding)
+        scored = self.wants_logits(self.computed)
+        rows = min(self.slot.pending, self._scored_rows) if scored else self.slot.pending
+        return Pending(self.run.run, rows, self.computed, decoding)
+
+    def wants_logits(self, position: int) -> bool:
+        """Whether the logits of a prompt token's row are wanted, because the prompt's next token is scored by them."""
+        return self.run.prompt_logprobs is not None and position < len(self.run.prompt) - 1
+
+    def score_prompt(self, position: int, row: int, model: Model) -> Logprobs:
+        """The log probability of the prompt token behind this position, whose row just ran."""
+        return logprobs_of(
+            model.logits(row), self.run.prompt[position + 1], self.run.prompt_logprobs or 0, model.name
+        )
+
+    def first_logprobs(self, model: Model) -> Logprobs:
+        """That of the first prompt token, which nothing precedes."""
+        return (TokenLogprob(self.run.prompt[0], model.name(self.run.prompt[0]), None),)
 
     def draw(self, row: int, model: Model) -> tuple[list[TokenOut], EndOfRun | None]:
         """Draw its next token from row `row` of the step that just ran.
@@ -62,6 +83,8 @@ class Sequence:
         Returns:
             What its readers get of it, and its end if this is the end; the cells in that are filled in when freed.
         """
+        if self.generated >= self.run.max_tokens:
+            return [], EndOfRun(self.run.run, "length", 0, 0)  # None are wanted, only the prompt's scores.
         run, wanted = self.run.run, self.run.sampling.logprobs
         logits = b"" if wanted is None else model.logits(row)  # Before masks change them.
         token = self.sampler.draw(row, self.generated)

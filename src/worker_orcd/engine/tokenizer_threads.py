@@ -1,5 +1,6 @@
 """The side threads: prompts become token ids while the loop computes."""
 
+import json
 import threading
 from collections.abc import Callable
 
@@ -26,7 +27,13 @@ def prepare(request: Prepare, model: Model, in_hand: CurrentPrompt | None = None
                 )
         for param, fault in request.sampling.beyond(model.facts.vocab_size):
             return Refused(request.run, fault, param)
-        tokens = tuple(model.encode(request.prompt, request.template, in_hand))
+        if request.template == "tokens":
+            tokens = tuple(json.loads(request.prompt))
+            if max(tokens, default=0) >= model.facts.vocab_size:
+                fault = f"prompt has token {max(tokens)}, the vocabulary has {model.facts.vocab_size} tokens"
+                return Refused(request.run, fault, "prompt")
+        else:
+            tokens = tuple(model.encode(request.prompt, request.template, in_hand))
     except PromptRefused as error:
         return Refused(request.run, str(error), error.param)
     if not tokens:

@@ -103,7 +103,7 @@ class Error:
 Terminal = End | Error
 Event = Started | Progress | Token | End | Error
 
-_LOGPROB_BYTES = 200
+LOGPROB_BYTES = 200
 """A `TokenLogprob` in memory."""
 _PROGRESS_BYTES = 256
 """A `Progress` in memory, with its numbers."""
@@ -152,5 +152,5 @@ class EndedEvents(Sequence[Event]):
     def size(self) -> int:
         """Bytes that grow with what was said."""
         progress = _PROGRESS_BYTES * max(0, len(self._before) - 1)
-        logprobs = _LOGPROB_BYTES * sum(map(len, self._logprobs))
+        logprobs = LOGPROB_BYTES * sum(map(len, self._logprobs))
         return len(self._text) + self._ends.itemsize * len(self._ends) + progress + logprobs

@@ -7,6 +7,7 @@ from enum import StrEnum
 from worker_orcd.jobs.clock import Timestamp, millis, rfc3339
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import (
+    LOGPROB_BYTES,
     End,
     EndedEvents,
     Error,
@@ -76,6 +77,8 @@ class Job:
     """Token ids, once the engine has counted them."""
     prompt_length: int | None = None
     """Their number; kept when the ids are dropped."""
+    prompt_logprobs: list[Logprobs] = field(default_factory=list)
+    """Of the prompt tokens that were scored, if the request wants that."""
     deaths: int = 0
     """Engine deaths while the engine held this job, since its last token."""
     requeues: int = 0
@@ -354,7 +357,8 @@ class Job:
     def kept_bytes(self) -> int:
         """Bytes that are kept after the end and depend on the job."""
         said = 0 if self._ended_events is None else self._ended_events.size
-        return said + self.request.kept_bytes
+        scored = LOGPROB_BYTES * sum(map(len, self.prompt_logprobs))
+        return said + scored + self.request.kept_bytes
 
     def record(self) -> dict[str, object]:
         """Its record as `GET /jobs/{job_id}` shows it; times in milliseconds from its acceptance."""

@@ -81,7 +81,7 @@ class JobRequest(Body, SamplingParams):
         min_length=1,
         description="the text to continue; at most what fits the context, and `--max-prompt-chars` characters",
     )
-    template: Literal["auto", "none", "messages"] = Field(
+    template: Literal["auto", "none", "messages", "tokens"] = Field(
         default="auto",
         description="as `Template` in the protocol",
     )
@@ -127,7 +127,8 @@ class JobRequest(Body, SamplingParams):
 
     @property
     def text(self) -> str:
-        """The text that the client sent: the prompt, or the contents of all messages one after the other."""
+        """The text that the client sent: the prompt, or the contents of all messages one after the other. Token ids are
+        not text before the engine has seen them; they count as they were sent, as JSON."""
         if self.template != "messages":
             return self.prompt
         return "".join(message["content"] for message in json.loads(self.prompt))
@@ -177,6 +178,11 @@ class JobRequest(Body, SamplingParams):
     def kept_bytes(self) -> int:
         """Bytes of it that are then kept, beyond a few."""
         return 0
+
+    @property
+    def scored_prompt(self) -> int | None:
+        """With each prompt token, so many likeliest tokens are wanted; None: the prompt's log probabilities are not."""
+        return None
 
     def sampling(self, seed: int) -> SamplingParams:
         """How its tokens are drawn, with the seed that was drawn for it."""

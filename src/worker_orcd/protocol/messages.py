@@ -15,9 +15,9 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Base of all messages: immutable, tagged by class name, encoded as arrays."""
 
 
-Template = Literal["auto", "none", "messages"]
-"""What a prompt is: one user message for the model's chat template, raw text, or a conversation for that template, as a
-JSON list of objects with `role` and `content`."""
+Template = Literal["auto", "none", "messages", "tokens"]
+"""What a prompt is: one user message for the model's chat template, raw text, a conversation for that template (a JSON
+list of objects with `role` and `content`), or token ids (a JSON list)."""
 
 
 # Front to engine.
@@ -79,6 +79,8 @@ class Run(Message, frozen=True):
         max_tokens: tokens in all, `generated` included.
         prompt_chars, prompt_sha256: what narration says of the prompt instead of the prompt.
         cache: the namespace whose computed prefixes it uses and adds to; None: it uses none and leaves none.
+        prompt_logprobs: report the log probabilities of the prompt's tokens, each with those of so many likeliest
+            tokens. All of the prompt is computed then, so `cache` must be None.
     """
 
     run: int
@@ -93,6 +95,7 @@ class Run(Message, frozen=True):
     prompt_sha256: str
     owner: str = ""
     cache: str | None = None
+    prompt_logprobs: int | None = None
 
 
 class DropPrompt(Message, frozen=True):
@@ -230,6 +233,14 @@ class EndOfRun(msgspec.Struct, frozen=True, array_like=True):
     cells_warm: int = 0
 
 
+class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log probabilities of a run's prompt tokens, of number `first` and those that follow it."""
+
+    run: int
+    first: int
+    logprobs: tuple[Logprobs, ...]
+
+
 StepOutcome = Literal["done", "aborted", "no_room", "failed"]
 """How a step ended: computed, ended by an interrupt, without free KV cells for it, or by a fault of the device."""
 
@@ -248,6 +259,7 @@ class Step(Message, frozen=True):
         preempted: runs that were preempted because others need their cells. They hold no cells any more.
         cells_cached: KV cells that are kept for later runs and held by none.
         prompt_computed: prompt tokens that it computed.
+        prompt_logprobs: of the prompts of runs that want them.
     """
 
     duration_ms: float
@@ -261,6 +273,7 @@ class Step(Message, frozen=True):
     preempted: tuple[int, ...] = ()
     cells_cached: int = 0
     prompt_computed: int = 0
+    prompt_logprobs: tuple[PromptLogprobs, ...] = ()
 
     @property
     def aborted(self) -> bool:

@@ -25,6 +25,8 @@ def to_prepare(job: Job) -> messages.Prepare:
 def to_run(job: Job) -> messages.Run:
     """Have it generated, from its tokens so far on."""
     request = job.request
+    # A prompt is scored as a whole; in a run that is requeued behind it, not again.
+    scored = request.scored_prompt if len(job.prompt_logprobs) < (job.prompt_length or 0) else None
     chars, sha256 = narration.prompt_digest(request.text)
     return messages.Run(
         run=job.run,
@@ -38,7 +40,8 @@ def to_run(job: Job) -> messages.Run:
         prompt_chars=chars,
         prompt_sha256=sha256,
         owner=job.owner,
-        cache=_namespace(job) if request.cache_prompt else None,
+        cache=_namespace(job) if request.cache_prompt and scored is None else None,
+        prompt_logprobs=scored,
     )
 
 

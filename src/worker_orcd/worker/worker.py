@@ -385,6 +385,9 @@ class Worker:
         if step.progress:
             cached = sum(progress.cached for progress in step.progress)
             self.metrics.prompt_tokens_computed(step.prompt_computed, cached)
+        for scored in step.prompt_logprobs:
+            if (job := self.dispatcher.tracker.by_run(scored.run)) is not None:
+                job.prompt_logprobs[scored.first :] = scored.logprobs
         for progress in step.progress:
             self.dispatcher.progress(progress.run, progress.prompt_processed, progress.cached)
         self._wake(p.run for p in step.progress if self.dispatcher.report_progress(p.run, now))

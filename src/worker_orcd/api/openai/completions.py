@@ -8,8 +8,9 @@ from fastapi.responses import JSONResponse
 
 from worker_orcd.api import schema
 from worker_orcd.api.error_responses import error_headers, openai_error
+from worker_orcd.api.openai.completion_request import CompletionRequest
 from worker_orcd.api.openai.names import error_style, fresh_name
-from worker_orcd.api.openai.requests import ChatRequest, CompletionRequest
+from worker_orcd.api.openai.requests import ChatRequest
 from worker_orcd.api.openai.response_bodies import ChatCompletion, Completion, stream
 from worker_orcd.api.sse import KEEP_ALIVE_SEC, ReaderResponse, Readers, named
 from worker_orcd.api.submit import submit, unless_disconnected
@@ -88,7 +89,7 @@ async def _answer(
         wanted = [one.within(worker.policy.ceilings) for one in asked.wanted(name)]
         streams = await submit(worker, request, wanted, may_retry=True)
     created = int(streams[0].job.accepted.unix)
-    body = words(name, model, created, asked.n or 1, asked.include_usage, asked.names)
+    body = words(name, model, created, asked.n or 1, asked.include_usage, asked.names, asked.echoed)
     if asked.stream:
         return ReaderResponse(worker, streams, partial(stream, body, streams))
     with Readers(worker, streams):

@@ -22,8 +22,6 @@ MAX_CHOICES = 16
 """`n`, and prompts of one request times `n`."""
 INCLUDE_LOGPROBS = "message.output_text.logprobs"
 """What `include` of a response says to get log probabilities."""
-DEFAULT_COMPLETION_TOKENS = 16
-"""What OpenAI and vLLM give a completion that does not say."""
 
 StopRequest = str | list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]]
 
@@ -170,6 +168,11 @@ class Completions(Generation):
         return wanted
 
     @property
+    def echoed(self) -> list[str | None]:
+        """What the answers begin with, if a completion asks for it."""
+        return []
+
+    @property
     def include_usage(self) -> bool:
         """Whether a stream ends with what was used."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
@@ -203,37 +206,6 @@ class Completions(Generation):
             )
             for place in range(number)
         ]
-
-
-class CompletionRequest(Completions):
-    """The body of `POST /v1/completions`."""
-
-    refused: ClassVar = unsupported.COMPLETION
-
-    prompt: str | list[str] = Field(description="one text or several; token ids are not taken")
-
-    @classmethod
-    def refuse(cls, given: dict[str, Any]) -> None:
-        """Refuse also token ids.
-
-        Raises:
-            JobError: `INVALID_REQUEST` naming the field at fault.
-        """
-        super().refuse(given)
-        unsupported.refuse_token_ids(given.get("prompt"))
-
-    @property
-    def names(self) -> dict[str, str]:
-        """What this request calls a job's fields, where the names differ."""
-        return {}
-
-    def wanted(self, name: str) -> list[JobRequest]:
-        """Its jobs."""
-        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        if not prompts or not all(prompts):
-            raise invalid("prompt must not be empty", "prompt")
-        most = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
-        return self.jobs(name, prompts, template="none", max_tokens=most)
 
 
 class ChatRequest(Completions):
@@ -374,6 +346,14 @@ class OpenAIJob(JobRequest):
     """A job that was asked for in OpenAI's words."""
 
     cuts_max_tokens: ClassVar = True
+
+    max_tokens: int | None = Field(default=None, ge=0)
+    prompt_logprobs: int | None = None
+
+    @property
+    def scored_prompt(self) -> int | None:
+        """As an echo wants it."""
+        return self.prompt_logprobs
 
 
 class ResponseJob(OpenAIJob):

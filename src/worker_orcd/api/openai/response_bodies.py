@@ -47,7 +47,7 @@ def logprobs_content(events: Sequence[Event]) -> list[dict[str, object]]:
     return [logprobs_data(event.logprobs) for event in events if isinstance(event, Token) and event.logprobs]
 
 
-def _by_text(logprobs: Logprobs) -> dict[str, float]:
+def _by_text(logprobs: Logprobs) -> dict[str, float | None]:
     """The likeliest tokens and the chosen one, as vLLM has them."""
     return {one.text: one.logprob for one in (*logprobs[1:], logprobs[0])}
 
@@ -90,6 +90,8 @@ class Completion:
     include_usage: bool
     names: Mapping[str, str] = field(default_factory=dict)
     """What this request calls a job's fields, where the names differ."""
+    echo: Sequence[str | None] = ()
+    """By choice, the prompt that it begins with; None: as its tokens are shown."""
     offsets: dict[int, int] = field(default_factory=dict)
     """By choice, the characters of the tokens whose log probabilities were given."""
 
@@ -125,8 +127,26 @@ class Completion:
         return {"id": self.name, "object": self._object(chunk), "created": self.created, "model": self.model}
 
     def _whole(self, place: int, job: Job) -> dict[str, Any]:
-        logprobs = self._logprobs(place, job.events)
-        return {"index": place, "text": text_of(job), "logprobs": logprobs, "finish_reason": _finish(job)}
+        prompt, scored = self._echoed(place, job)
+        logprobs = self._logprobs(place, [*scored, *job.events])
+        text = prompt + text_of(job)
+        return {"index": place, "text": text, "logprobs": logprobs, "finish_reason": _finish(job)}
+
+    def echo_chunk(self, place: int, job: Job) -> dict[str, Any]:
+        """The prompt, once it is computed."""
+        prompt, scored = self._echoed(place, job)
+        return self._chunk(place, self._delta(prompt), None, scored)
+
+    def _echoed(self, place: int, job: Job) -> tuple[str, list[Event]]:
+        """The prompt's text that a choice begins with, and its tokens' log probabilities, as events."""
+        if not self.echo:
+            return "", []
+        pieces = b"".join(logprobs[0].piece for logprobs in job.prompt_logprobs)
+        prompt = self.echo[place]
+        wanted = job.prompt_logprobs if job.request.logprobs is not None else []
+        return pieces.decode("utf-8", "replace") if prompt is None else prompt, [
+            Token("", 0, logprobs) for logprobs in wanted
+        ]
 
     def _opening(self, place: int) -> Iterator[dict[str, Any]]:  # noqa: ARG002  # A completion has none.
         return iter(())
@@ -145,7 +165,7 @@ class Completion:
         return {
             "tokens": [tokens[0].text for tokens in found],
             "token_logprobs": [tokens[0].logprob for tokens in found],
-            "top_logprobs": [_by_text(tokens) for tokens in found],
+            "top_logprobs": [None if tokens[0].logprob is None else _by_text(tokens) for tokens in found],
             "text_offset": list(accumulate(lengths[:-1], initial=offset)),
         }
 
@@ -191,6 +211,7 @@ async def stream(
     """A request's stream. It ends with `[DONE]` only if every choice came to its natural end: the first that did not
     ends it with one error chunk."""
     jobs = [one.job for one in streams]
+    to_echo = set(range(len(body.echo)))
     async for place, events in read_together(streams, keep_alive):
         for _, event in events:
             if isinstance(event, Error):
@@ -198,6 +219,9 @@ async def stream(
                     yield frame(body.usage(jobs))
                 yield frame(openai_error(body.failure(event, jobs)))
                 return
+            if place in to_echo and isinstance(event, Token | End):
+                to_echo.remove(place)
+                yield frame(body.echo_chunk(place, jobs[place]))
             for chunk in body.chunks(place, event):
                 yield frame(chunk)
         yield b""

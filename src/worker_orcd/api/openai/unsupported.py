@@ -55,7 +55,7 @@ LLAMA_SERVER: Fields = {
     "t_max_predict_ms": _NOTHING,
 }
 ANY: Fields = OPENAI | VLLM | LLAMA_SERVER
-COMPLETION: Fields = ANY | {"echo": (False,), "suffix": ("",), "best_of": (1,)}
+COMPLETION: Fields = ANY | {"suffix": ("",), "best_of": (1,)}
 CHAT: Fields = ANY | {
     "tools": ([],),
     "functions": ([],),
@@ -112,17 +112,6 @@ def refuse_unsupported_items(given: object, param: str) -> None:
     for place, item in enumerate(given if isinstance(given, list) else ()):
         if isinstance(item, dict) and (what := _unsupported_of(item)) is not None:
             raise invalid(f"{param}[{place}]: {what} is not supported", param)
-
-
-def refuse_token_ids(prompt: object) -> None:
-    """Refuse a prompt of token ids, one or several.
-
-    Raises:
-        JobError: `INVALID_REQUEST`.
-    """
-    ids = isinstance(prompt, list) and any(isinstance(one, int | list) for one in prompt)
-    if ids:
-        raise invalid("prompt: token ids are not supported, only text", "prompt")
 
 
 def _asked(given: dict[str, Any], unsupported: Fields) -> Iterator[str]:

@@ -1,0 +1,71 @@
+"""The body of `POST /v1/completions`."""
+
+import json
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import Field
+
+from worker_orcd.api.openai import unsupported
+from worker_orcd.api.openai.requests import Completions
+from worker_orcd.jobs.errors import invalid
+from worker_orcd.jobs.request import JobRequest
+
+DEFAULT_COMPLETION_TOKENS = 16
+"""What OpenAI and vLLM give a completion that does not say."""
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+class CompletionRequest(Completions):
+    """The body of `POST /v1/completions`."""
+
+    refused: ClassVar = unsupported.COMPLETION
+
+    max_tokens: int | None = Field(default=None, ge=0, description="0 goes with `echo` only")
+    echo: bool | None = Field(
+        default=None, description="begin the answer with the prompt, also its `logprobs`"
+    )
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]] = Field(
+        description="one text or several, or the token ids of one or several"
+    )
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Self:
+        """Read a body.
+
+        Raises:
+            JobError: `INVALID_REQUEST` naming the field at fault.
+        """
+        wanted = super().parse(raw)
+        if wanted.max_tokens == 0 and not wanted.echo:
+            raise invalid("max_tokens is 0, which goes with echo only", "max_tokens")
+        return wanted
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What this request calls a job's fields, where the names differ."""
+        return {}
+
+    @property
+    def prompts(self) -> list[Any]:
+        """Each prompt, a text or token ids."""
+        one = isinstance(self.prompt, str) or isinstance(next(iter(self.prompt), None), int)
+        return [self.prompt] if one else list(self.prompt)
+
+    def wanted(self, name: str) -> list[JobRequest]:
+        """Its jobs."""
+        prompts = self.prompts
+        if not prompts or not all(prompts):
+            raise invalid("prompt must not be empty", "prompt")
+        texts = [prompt if isinstance(prompt, str) else json.dumps(prompt) for prompt in prompts]
+        template = "none" if isinstance(prompts[0], str) else "tokens"
+        most = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+        # Of token ids, the engine knows the text.
+        shows_tokens = self.echo and (self.logprobs is not None or template == "tokens")
+        scored = (self.logprobs or 0) if shows_tokens else None
+        return self.jobs(name, texts, template=template, max_tokens=most, prompt_logprobs=scored)
+
+    @property
+    def echoed(self) -> list[str | None]:
+        """By choice, the text that the answer begins with; None: as its tokens are shown. Empty without `echo`."""
+        texts = [prompt if isinstance(prompt, str) else None for prompt in self.prompts if self.echo]
+        return [text for text in texts for _ in range(self.n or 1)]
