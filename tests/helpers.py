@@ -24,6 +24,12 @@ def fresh_id(name: str = "job") -> str:
     return f"{name}-{next(_numbers)}"
 
 
+def own_memory(process: psutil.Process) -> int:
+    """Bytes of memory that a process has to itself: without the model file and the prefix store, which are shared."""
+    memory = process.memory_info()
+    return int(memory.rss - memory.shared)
+
+
 def script(length: int = 0, **does: object) -> str:
     """A prompt that tells the scripted engine what to do, `length` tokens long at least.
 

@@ -15,7 +15,7 @@ import httpx2
 import psutil
 import pytest
 
-from tests.helpers import at_rest, script
+from tests.helpers import at_rest, own_memory, script
 from worker_orcd.testing.harness import EngineKind, RunningWorker, running_worker
 
 SOAK_JOBS = int(os.environ.get("SOAK_JOBS", "0"))
@@ -28,6 +28,8 @@ IDS = 200
 SAMPLES = 8
 GROWTH_MB = 8
 """More memory than this after the first quarter is no allocator's noise."""
+STORE_MIB = 1
+"""Of the prefix store: it is full soon."""
 SLACK = 4
 """Connections that are just being closed."""
 
@@ -41,6 +43,7 @@ class Sample:
     descriptors: int
     threads: int
     tasks: int
+    stored_mb: float
 
 
 def look(worker: RunningWorker) -> Sample:
@@ -54,11 +57,12 @@ def look(worker: RunningWorker) -> Sample:
     )
     assert float(metrics["worker_audit_faults_total"]) == 0
     return Sample(
-        front_mb=front.memory_info().rss / 1e6,
-        engine_mb=engine.memory_info().rss / 1e6,
+        front_mb=own_memory(front) / 1e6,
+        engine_mb=own_memory(engine) / 1e6,
         descriptors=front.num_fds() + engine.num_fds(),
         threads=front.num_threads() + engine.num_threads(),
         tasks=int(float(metrics["worker_event_loop_tasks"])),
+        stored_mb=float(metrics["worker_prefix_store_bytes"]) / 1e6,
     )
 
 
@@ -136,7 +140,7 @@ class Crowd:
 def test_nothing_grows_over_many_jobs(engine: EngineKind) -> None:
     """Half of them are stopped. Counted at rest, again and again, after the first quarter."""
     jobs = SOAK_JOBS or SHORT[engine]
-    with running_worker(engine) as worker:
+    with running_worker(engine, prefix_cache_mib=STORE_MIB) as worker:
         crowd = Crowd(worker, engine, random.Random(7))
         asyncio.run(crowd.run(jobs // 4))
         samples = [look(worker)]
@@ -157,6 +161,7 @@ def test_nothing_grows_over_many_jobs(engine: EngineKind) -> None:
         assert last.descriptors <= first.descriptors + SLACK
         assert last.threads <= first.threads + SLACK
         assert last.tasks <= first.tasks + SLACK
+        assert 0 < last.stored_mb <= STORE_MIB * 2**20 / 1e6
         assert_no_engine_was_lost(worker, jobs)
 
 
