@@ -60,7 +60,8 @@ def test_stop_in_decode_shows_the_receipt(visit: Open, shown: RunningWorker) -> 
     expect(pane(page).get_by_role("status")).to_have_text("cancelled (client)")
     receipt = pane(page).locator(".receipt")
     expect(receipt).to_contain_text("Stopped in decode after")
-    expect(receipt).to_contain_text("→ 0;")
+    expect(receipt).to_contain_text(re.compile(r"→ 0, [1-9]\d* kept for later jobs"))
+    expect(page.locator("#warm")).to_contain_text(re.compile(r"^[1-9]\d* cells, \d+ MiB stored$"))
     for stage in ("accepted", "stopped", "freed", "terminal"):
         expect(receipt.get_by_role("img").get_by_text(stage)).to_be_visible()
     expect(pane(page).get_by_role("button", name="Stop")).to_be_disabled()

@@ -209,7 +209,7 @@ function timeline(receipt) {
   const after = receipt.kv_cells_after ?? "unknown";
   line.textContent =
     `Stopped in ${receipt.phase} after ${ms(receipt.stopped_ms)}, freed after ${ms(receipt.freed_ms) || "?"}, terminal event after ${ms(receipt.terminal_ms)}. ` +
-    `KV cells ${receipt.kv_cells_before} → ${after}; ${receipt.prompt_tokens} prompt tokens processed, ${receipt.tokens_out} tokens out.`;
+    `KV cells ${receipt.kv_cells_before} → ${after}, ${receipt.kv_cells_warm} kept for later jobs; ${receipt.prompt_tokens} prompt tokens processed, ${receipt.tokens_out} tokens out.`;
   const svg = svgElement("svg", { class: "timeline", viewBox: "0 0 400 74", role: "img", "aria-label": "Timeline of the stop" });
   const [left, width, axis] = [12, 328, 62];
   svg.append(svgElement("line", { class: "axis", x1: left, x2: left + width, y1: axis, y2: axis }));
@@ -281,6 +281,8 @@ async function lookAtHealth() {
   $("kv").max = health.kv_cells_total || 1;
   $("kv").value = health.kv_cells_used ?? 0;
   $("kv-text").textContent = `${health.kv_cells_used ?? "–"} / ${health.kv_cells_total}`;
+  const stored = health.prefix_store_bytes === null ? "" : `, ${Math.round(health.prefix_store_bytes / 2 ** 20)} MiB stored`;
+  $("warm").textContent = health.kv_cells_cached === null ? "–" : `${health.kv_cells_cached} cells${stored}`;
   $("limited").hidden = !loadHidden && !metricsRefused();
   if (loadHidden) return;
   const now = Date.now() / 1000;
