@@ -97,6 +97,7 @@ SERIAL = (
     "integration/test_disconnect.py::test_leaving_the_queue_gives_the_place_back",
     "integration/test_half_close.py::test_a_client_that_closes_is_noticed_promptly",
     "integration/test_half_close.py::test_a_client_that_half_closes_and_then_leaves_is_noticed_too",
+    "integration/test_prefix_timing.py",
     "integration/test_proxy.py::test_a_client_that_leaves_during_decode_is_noticed",
     "integration/test_proxy.py::test_a_client_that_leaves_during_prefill_is_noticed",
     "integration/test_proxy.py::test_a_client_that_leaves_the_queue_is_noticed",
