@@ -28,7 +28,7 @@ from worker_orcd.protocol.messages import (
     Stop as StopRun,
 )
 from worker_orcd.sampling import SamplingParams
-from worker_orcd.testing.scripted import FIRST_WORD, ScriptedModel
+from worker_orcd.testing.scripted import FIRST_WORD, ScriptedModel, constrained
 
 UNIX_ZERO = 1_700_000_000.0
 """The date at second 0 of the tests' monotonic clock: 2023-11-14T22:13:20Z."""
@@ -177,11 +177,11 @@ class CellSampler:
         self._model = model
         self._seed = seed
 
-    def draw(self, row: int, index: int) -> int:
+    def draw(self, row: int, index: int, allowed: bytes | None = None) -> int:
         """Token number `index`."""
         seen = (self._seed, index, self._model.behind_row[row])
         digest = blake2b(repr(seen).encode(), digest_size=4).digest()
-        return FIRST_WORD + int.from_bytes(digest, "little") % 40_000
+        return constrained(FIRST_WORD + int.from_bytes(digest, "little") % 40_000, allowed)
 
     def close(self) -> None:
         """Note it: each is to be closed once."""

@@ -265,8 +265,8 @@ def _rule(field: dict[str, Any]) -> str:
                 return f"at most {kind['maxItems']} token ids"
             return f"at most {kind['maxItems']} texts of at most {kind['items']['maxLength']} characters"
         case "object":
-            value = kind["additionalProperties"]
-            return f"an object of at most {kind['maxProperties']}: token id to {_rule(value)}"
+            value, most = kind["additionalProperties"], kind.get("maxProperties")
+            return f"an object of at most {most}: token id to {_rule(value)}" if most else "a JSON Schema"
         case "string":
             return "text" + _range(kind.get("minLength"), kind.get("maxLength"), " characters")
         case "integer" | "number":

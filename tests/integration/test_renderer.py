@@ -221,5 +221,5 @@ def test_a_long_conversation_is_within_the_bounds(hostile: Renderer) -> None:
 
 
 def _process_of(renderer: Renderer) -> psutil.Process:
-    assert renderer._process is not None
-    return psutil.Process(renderer._process.pid)
+    assert renderer._server.pid is not None
+    return psutil.Process(renderer._server.pid)

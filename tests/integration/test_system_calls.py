@@ -95,8 +95,8 @@ def test_the_renderer_and_its_children_are_filtered() -> None:
     endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     template = f"{{% if 'long' in messages[0].content %}}{endless}{{% endif %}}{{{{ messages[0].content }}}}"
     renderer = Renderer(Source(template, BOS, EOS))
-    assert renderer._process is not None
-    process = psutil.Process(renderer._process.pid)
+    assert renderer._server.pid is not None
+    process = psutil.Process(renderer._server.pid)
 
     def render() -> None:
         with pytest.raises(TemplateFault):

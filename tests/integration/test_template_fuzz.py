@@ -215,9 +215,9 @@ def try_templates(seeds: range) -> None:
         assert not any("<|im_end|>" in piece.text for piece in pieces if piece.parsed), (seed, text)
         one = renderer.render({"messages": [said("user", "hi")]})
         assert "hi" in "".join(piece.text for piece in one), (seed, text)
-        process = renderer._process
+        process = renderer._server.pid
         assert process is not None
-        processes = [psutil.Process(process.pid)]
+        processes = [psutil.Process(process)]
         renderer.close()
         _, alive = psutil.wait_procs(processes, timeout=20)
         assert not alive, (seed, text)

@@ -40,9 +40,9 @@ class _RecordingSampler:
     def __init__(self, inner: Sampler, model: "RecordedModel", run: int) -> None:
         self._inner, self._model, self._run = inner, model, run
 
-    def draw(self, row: int, index: int) -> int:
+    def draw(self, row: int, index: int, allowed: bytes | None = None) -> int:
         self._model.drawn[self._run].append(np.frombuffer(self._model.logits(row), np.float32).copy())
-        return self._inner.draw(row, index)
+        return self._inner.draw(row, index, allowed)
 
     def close(self) -> None:
         self._inner.close()

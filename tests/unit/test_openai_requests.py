@@ -7,11 +7,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.fakes import HandLoop
+from tests.fakes import HandLoop, execute
 from worker_orcd.api.openai.completion_request import CompletionRequest
 from worker_orcd.api.openai.requests import ChatRequest, Generation, ResponseRequest
 from worker_orcd.engine.tokenizer_threads import prepare
+from worker_orcd.jobs.constraint import Constraint
 from worker_orcd.jobs.errors import JobError
+from worker_orcd.jobs.request import Ceilings
 from worker_orcd.protocol.messages import Prepare, Prepared, Refused
 from worker_orcd.sampling import SamplingParams
 from worker_orcd.testing.scripted import VOCABULARY
@@ -144,9 +146,6 @@ def test_no_tokens_at_all_only_go_with_an_echo() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("grammar", "root ::= 'a'"),
-        ("json_schema", {"type": "object"}),
-        ("json_schema", {}),
         ("repeat_last_n", 128),
         ("xtc_probability", 0.5),
     ],
@@ -156,6 +155,94 @@ def test_fields_of_llama_server_that_change_the_result_are_refused(
 ) -> None:
     """They were dropped silently."""
     assert refusal(kind, **body, **{field: value}).param == field
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+AS_SCHEMA = Constraint("json_schema", json.dumps(SCHEMA))
+ANY_OBJECT = Constraint("json_schema", '{"type": "object"}')
+
+
+@pytest.mark.parametrize(
+    ("fields", "constraint"),
+    [
+        ({}, None),
+        ({"response_format": {"type": "text"}}, None),
+        ({"grammar": "", "guided_choice": [], "structured_outputs": {}}, None),
+        ({"response_format": {"type": "json_object"}}, ANY_OBJECT),
+        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, AS_SCHEMA),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}}, AS_SCHEMA),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA, "strict": False}}},
+            Constraint("json_schema", json.dumps(SCHEMA), lenient=True),
+        ),
+        ({"json_schema": SCHEMA}, AS_SCHEMA),
+        ({"guided_json": SCHEMA}, AS_SCHEMA),
+        ({"guided_json": json.dumps(SCHEMA)}, AS_SCHEMA),
+        ({"structured_outputs": {"json": SCHEMA}}, AS_SCHEMA),
+        ({"structured_outputs": {"json_object": True}}, ANY_OBJECT),
+        ({"grammar": "root ::= [a]"}, Constraint("gbnf", "root ::= [a]")),
+        ({"guided_grammar": "root ::= [a]"}, Constraint("gbnf", "root ::= [a]")),
+        ({"guided_regex": "[a]+"}, Constraint("regex", "[a]+")),
+        ({"guided_choice": ["a.b", "c d"]}, Constraint("regex", r"(a\.b)|(c\ d)")),
+    ],
+)
+@pytest.mark.parametrize("kind", [CompletionRequest, ChatRequest])
+def test_the_form_of_the_output_may_be_asked_for_in_everybodys_words(
+    kind: type[CompletionRequest | ChatRequest], fields: dict[str, Any], constraint: Constraint | None
+) -> None:
+    """OpenAI's, llama-server's and vLLM's; each choice is constrained."""
+    asked = kind.parse(json.dumps({"messages": [USER], "prompt": "x", "n": 2, **fields}).encode())
+    assert [job.constraint for job in asked.wanted("a")] == [constraint] * 2
+
+
+def test_a_response_is_constrained_by_its_text_format() -> None:
+    """And shows it."""
+    text = {"format": {"type": "json_schema", "schema": SCHEMA, "strict": True}}
+    asked = ResponseRequest.parse(json.dumps({"input": "x", "text": text}).encode())
+    assert asked.wanted("a", named_by_client=False).constraint == AS_SCHEMA
+    assert asked.text is not None
+    assert asked.text.shown() == text
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"grammar": "root ::= [a]", "guided_json": {}}, "guided_json"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"guided_json": "{"}, "guided_json"),
+        ({"guided_json": "[]"}, "guided_json"),
+        ({"grammar": "x" * 200_000}, "grammar"),
+        ({"json_schema": {"enum": ["x" * 200_000]}}, "json_schema"),
+        ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs"),
+    ],
+)
+def test_a_form_that_is_out_of_bounds_is_refused_by_its_field(fields: dict[str, Any], param: str) -> None:
+    """Before an engine sees it."""
+    with pytest.raises(JobError) as caught:
+        ChatRequest.parse(json.dumps({"messages": [USER], **fields}).encode()).wanted("a")
+    assert (caught.value.http_status, caught.value.param) == (400, param)
+
+
+def test_a_schema_may_not_be_nested_without_end() -> None:
+    """Its depth is counted before it is compiled."""
+    schema: dict[str, Any] = {}
+    for _ in range(70):
+        schema = {"items": schema}
+    assert "nested deeper" in refused_job(json_schema=schema).message
+
+
+def test_a_job_has_one_constraint() -> None:
+    """A JSON Schema or a grammar."""
+    assert refused_job(json_schema={}, grammar="root ::= [a]").param == "grammar"
+
+
+def refused_job(**fields: Any) -> JobError:
+    """Why a job is refused."""
+    with pytest.raises(JobError) as caught:
+        execute(**fields).within(Ceilings())
+    return caught.value
 
 
 @pytest.mark.parametrize(

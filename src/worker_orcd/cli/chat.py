@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from worker_orcd.cli.connection import Url, connected, explained
+from worker_orcd.cli.constraint import GrammarFile, SchemaFile, constraint_in
 from worker_orcd.cli.failure import fail
 from worker_orcd.cli.output import Text, aside, ask, notice, write_json
 from worker_orcd.cli.receipts import receipt_line
@@ -27,7 +28,7 @@ _HELP = (
 _COMMANDS = ("", "/exit", "/reset", "/help")
 
 
-def command(  # to typer, an option is an argument
+def command(  # noqa: PLR0913  # to typer, an option is an argument
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="system message at the beginning of the conversation")
     ] = None,
@@ -36,6 +37,8 @@ def command(  # to typer, an option is an argument
         int | None, typer.Option(metavar="N", help="at most so many tokens for an answer")
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="the same seed gives the same draws")] = None,
+    json_schema: SchemaFile = None,
+    grammar: GrammarFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="one answer per line, as JSON")] = False,
     url: Url = DEFAULT_URL,
 ) -> None:
@@ -54,6 +57,7 @@ def command(  # to typer, an option is an argument
     """
     options = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     given = {option: value for option, value in options.items() if value is not None}
+    given |= constraint_in(json_schema, grammar)
     with connected(url) as client:
         terminal = sys.stdin.isatty()
         health = client.health()

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from worker_orcd.cli.connection import Url, connected
+from worker_orcd.cli.constraint import GrammarFile, SchemaFile, constraint_in
 from worker_orcd.cli.failure import fail
 from worker_orcd.cli.output import Text, notice, write_json
 from worker_orcd.cli.receipts import receipt_line
@@ -39,6 +40,8 @@ def command(  # noqa: PLR0913  # to typer, an option is an argument
     repetition_penalty: Annotated[float | None, typer.Option(metavar="X", help="1 is off")] = None,
     presence_penalty: Annotated[float | None, typer.Option(metavar="X", help="-2 to 2; 0 is off")] = None,
     frequency_penalty: Annotated[float | None, typer.Option(metavar="X", help="-2 to 2; 0 is off")] = None,
+    json_schema: SchemaFile = None,
+    grammar: GrammarFile = None,
     group: Annotated[
         str | None, typer.Option(metavar="GROUP", help="jobs that can be cancelled together")
     ] = None,
@@ -79,6 +82,7 @@ def command(  # noqa: PLR0913  # to typer, an option is an argument
     text = _prompt(prompt)
     name = job_id or f"cli-{secrets.token_hex(4)}"
     given = {option: value for option, value in options.items() if value is not None}
+    given |= constraint_in(json_schema, grammar)
     with connected(url) as client:
         if not as_json and sys.stderr.isatty():
             notice(f"job {name}; Ctrl-C cancels it, and so does `worker-orcd cancel {name}`")

@@ -15,6 +15,7 @@ from worker_orcd.engine import devices
 from worker_orcd.engine.backend_log import BackendLog
 from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.engine.generative import require_decoder, require_memory
+from worker_orcd.engine.grammars.masks import Grammars
 from worker_orcd.engine.inspection import GraphInspection, Recorder
 from worker_orcd.engine.memory_limit import loading_within
 from worker_orcd.engine.model import (
@@ -94,6 +95,7 @@ class LlamaModel:
         self._tokenizer.encode("a \u00e9\U0001f98a", parse_special=True, add_special=True)
         vocabulary = range(lib.llama_vocab_n_tokens(self._vocab))
         self._ends = frozenset(token for token in vocabulary if lib.llama_vocab_is_eog(self._vocab, token))
+        self.grammars = Grammars(self._tokenizer.vocabulary)
         self._renderer: Renderer | None = None
         self._template_fault: str | None = None
         self._compile_chat_template()

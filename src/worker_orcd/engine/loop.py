@@ -38,6 +38,9 @@ from worker_orcd.protocol.messages import (
     Stored,
 )
 
+_GRAMMAR_WAIT_SEC = 0.005
+"""While no run can be computed, messages are read this often."""
+
 
 class _Waiting:
     """A run without a slot, and its tokens as the index of prefixes looks them up: before every step."""
@@ -171,7 +174,7 @@ class EngineLoop:
     def _free(self, sequence: Sequence) -> Closed:
         """End a run. Its cells belong to no run afterwards."""
         del self._sequences[sequence.run.run]
-        sequence.sampler.close()
+        sequence.close()
         return self._ledger.close(sequence.slot)
 
     def _free_unknown_runs(self, runs: tuple[int, ...]) -> None:
@@ -199,6 +202,9 @@ class EngineLoop:
 
     def _step(self) -> None:
         plan, preempted = self._plan_within_cells()
+        if not plan.shares:
+            self._wait_for_grammars()
+            return
         started = self._clock()
         result = self._compute(plan, abort_mode=self._recovery.abort_mode())
         self._learn(plan, result, (self._clock() - started) * 1000)
@@ -265,7 +271,11 @@ class EngineLoop:
         """The next step: of all runs, or of those whose last step was aborted."""
         protected = self._recovery.protected(self._sequences)
         return self._plan_of(
-            [s.pending for s in self._sequences.values() if not protected or s.run.run in protected]
+            [
+                pending
+                for run, sequence in self._sequences.items()
+                if (not protected or run in protected) and (pending := sequence.pending).rows
+            ]
         )
 
     def _plan_of(self, pending: list[Pending]) -> Plan:
@@ -276,6 +286,12 @@ class EngineLoop:
             abortable=self._model.abortable,
             layers=self._model.layers,
         )
+
+    def _wait_for_grammars(self) -> None:
+        """No run can take part in a step before its grammar is ready."""
+        self._planned = None
+        for sequence in self._sequences.values():
+            sequence.wait(_GRAMMAR_WAIT_SEC / len(self._sequences))
 
     def _preempt(self) -> int:
         """Preempt the youngest run. The front sends it again when it fits."""

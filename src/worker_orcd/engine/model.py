@@ -6,6 +6,7 @@ from enum import Enum, IntEnum
 from typing import Literal, Protocol
 
 from worker_orcd.engine.current_prompt import CurrentPrompt
+from worker_orcd.engine.grammars.masks import Grammars
 from worker_orcd.protocol.messages import Ready, StepOutcome, Template
 from worker_orcd.sampling import SamplingParams
 
@@ -110,8 +111,8 @@ class Batch:
 class Sampler(Protocol):
     """Draws the tokens of one job. Keeps the drawn tokens for the repetition penalty."""
 
-    def draw(self, row: int, index: int) -> int:
-        """Draw the job's token number `index` from the last step's row `row`."""
+    def draw(self, row: int, index: int, allowed: bytes | None = None) -> int:
+        """Draw the job's token number `index` from the last step's row `row`: one whose bit is set in `allowed`."""
 
     def close(self) -> None:
         """Free what it holds."""
@@ -158,6 +159,10 @@ class Model(Computes, Protocol):
     @property
     def facts(self) -> Ready:
         """What it is and holds; `exact` and `load_ms` are filled in by the process."""
+
+    @property
+    def grammars(self) -> Grammars:
+        """What constrains the output of runs to a grammar."""
 
     @property
     def abortable(self) -> bool:

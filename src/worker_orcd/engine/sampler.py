@@ -1,5 +1,6 @@
 """Draws tokens with llama.cpp's samplers, as `SamplingParams` says."""
 
+import ctypes
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,6 +15,8 @@ Mask = Callable[[NDArray[np.float32], int], None]
 _COLDEST = 1e-4
 """Temperatures below are greedy: logits divided by them leave the range of a float."""
 _SMALLEST_PENALTY = 1e-6
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+"""llama_token_data."""
 
 
 class LlamaSampler:
@@ -81,20 +84,47 @@ class LlamaSampler:
             yield lib.llama_sampler_init_min_p(sampling.min_p, 1)
         yield lib.llama_sampler_init_temp(sampling.temperature)
 
-    def draw(self, row: int, index: int) -> int:
-        """Draw the run's token number `index` from the last step's row `row`."""
+    def draw(self, row: int, index: int, allowed: bytes | None = None) -> int:
+        """Draw a token.
+
+        Args:
+            row: of the last step.
+            index: the token's number in the run's output.
+            allowed: token *t* may be drawn if bit *t* is set, the lowest bit of a byte first; None: all may.
+        """
         lib, chain = self._lib, self._chain
         if self.masks:
             logits = self.logits(row)
             for mask in self.masks:
                 mask(logits, index)
         if self._greedy:
-            return int(lib.llama_sampler_sample(chain, self._context, row))
+            return self._sample(row, allowed)
         lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(draw_seed(self._seed, index)))
-        token = lib.llama_sampler_sample(chain, self._context, row)
+        token = self._sample(row, allowed)
         last = lib.llama_sampler_chain_n(chain) - 1
         lib.llama_sampler_free(lib.llama_sampler_chain_remove(chain, last))
-        return int(token)
+        return token
+
+    def _sample(self, row: int, allowed: bytes | None) -> int:
+        """Have the chain choose a token. None of its samplers sees a token that is not allowed."""
+        lib, chain = self._lib, self._chain
+        if allowed is None:
+            return int(lib.llama_sampler_sample(chain, self._context, row))
+        bits = np.unpackbits(np.frombuffer(allowed, np.uint8), bitorder="little")[: self._vocab_size]
+        ids = np.flatnonzero(bits)
+        scores = self.logits(row)[ids]
+        if not np.isfinite(scores).any():
+            scores = np.zeros_like(
+                scores
+            )  # `min_tokens` forbids all that the grammar allows: the grammar wins.
+        candidates = np.zeros(len(ids), _CANDIDATE)
+        candidates["id"], candidates["logit"] = ids, scores
+        data = ctypes.cast(candidates.ctypes.data, lib.llama_token_data_p)
+        array = lib.llama_token_data_array(data=data, size=len(ids), selected=-1, sorted=False)
+        lib.llama_sampler_apply(chain, ctypes.byref(array))
+        token = int(array.data[array.selected].id)
+        lib.llama_sampler_accept(chain, token)
+        return token
 
     def logits(self, row: int) -> NDArray[np.float32]:
         """The row's logits, where llama.cpp has them: a change changes what is drawn. Valid until the next step."""

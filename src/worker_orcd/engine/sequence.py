@@ -1,5 +1,8 @@
 """A run while the engine holds it: its tokens, how many of them are in KV cells, and its text so far."""
 
+from typing import Literal
+
+from worker_orcd.engine.grammars.masks import ConstraintRefused, GrammarsLost, Matcher
 from worker_orcd.engine.logprobs import logprobs_of
 from worker_orcd.engine.model import Model
 from worker_orcd.engine.planner import MIN_PREFILL_ROWS, Pending
@@ -26,6 +29,11 @@ class Sequence:
         self.tokens = slot.tokens
         self.sampler = model.sampler(run.sampling, self.tokens)
         self._scored_rows = max(MIN_PREFILL_ROWS, SCORED_LOGITS // model.facts.vocab_size)
+        self._matcher: Matcher | None = None
+        if run.constraint is not None:
+            self._matcher = model.grammars.matcher(
+                run.constraint, run.generated, ignore_eos=run.sampling.ignore_eos
+            )
         self._text = TextAssembler(run.stop)
         for token in run.generated:
             self._text.feed(model.piece(token))
@@ -57,11 +65,14 @@ class Sequence:
 
     @property
     def pending(self) -> Pending:
-        """What it wants of the next step."""
-        decoding = len(self.tokens) - self.computed == 1 and self.generated > 0
+        """What it wants of the next step. A token is drawn from the last row, which a constrained run therefore leaves
+        out while its grammar is not ready."""
+        left = len(self.tokens) - self.computed
         scored = self.wants_logits(self.computed)
         rows = min(self.slot.pending, self._scored_rows) if scored else self.slot.pending
-        return Pending(self.run.run, rows, self.computed, decoding)
+        if rows == left and self._matcher is not None and not self._matcher.ready:
+            rows -= 1
+        return Pending(self.run.run, rows, self.computed, decoding=left == 1 and self.generated > 0)
 
     def wants_logits(self, position: int) -> bool:
         """Whether the logits of a prompt token's row are wanted, because the prompt's next token is scored by them."""
@@ -77,6 +88,17 @@ class Sequence:
         """That of the first prompt token, which nothing precedes."""
         return (TokenLogprob(self.run.prompt[0], model.name(self.run.prompt[0]), None),)
 
+    def wait(self, seconds: float) -> None:
+        """Wait for its grammar, at most that long."""
+        if self._matcher is not None:
+            self._matcher.wait(seconds)
+
+    def close(self) -> None:
+        """Free what it holds besides its slot."""
+        self.sampler.close()
+        if self._matcher is not None:
+            self._matcher.close()
+
     def draw(self, row: int, model: Model) -> tuple[list[TokenOut], EndOfRun | None]:
         """Draw its next token from row `row` of the step that just ran.
 
@@ -85,23 +107,49 @@ class Sequence:
         """
         if self.generated >= self.run.max_tokens:
             return [], EndOfRun(self.run.run, "length", 0, 0)  # None are wanted, only the prompt's scores.
-        run, wanted = self.run.run, self.run.sampling.logprobs
+        try:
+            return self._draw(row, model)
+        except ConstraintRefused as error:
+            return self._rest(), EndOfRun(self.run.run, None, 0, 0, "INVALID_REQUEST", str(error))
+        except GrammarsLost as error:
+            return self._rest(), EndOfRun(self.run.run, None, 0, 0, "INTERNAL", str(error))
+
+    def _draw(self, row: int, model: Model) -> tuple[list[TokenOut], EndOfRun | None]:
+        run, wanted, constraint = self.run.run, self.run.sampling.logprobs, self._matcher
+        mask = None if constraint is None else constraint.mask()
+        if mask is not None and mask.complete:
+            return self._rest(), EndOfRun(run, "stop", 0, 0)
         logits = b"" if wanted is None else model.logits(row)  # Before masks change them.
-        token = self.sampler.draw(row, self.generated)
+        token = self.sampler.draw(row, self.generated, None if mask is None else mask.bits)
         if self._ends(token, model):
-            held = self._text.finish()
-            return [TokenOut(run, None, held)] if held else [], EndOfRun(run, "stop", 0, 0)
+            return self._rest(), EndOfRun(run, "stop", 0, 0)
         logprobs = () if wanted is None else logprobs_of(logits, token, wanted, model.name)
         self.tokens.append(token)
+        if constraint is not None:
+            constraint.accept(token)
         text = self._text.feed(model.piece(token))
         if self._text.stopped:
             return [TokenOut(run, token, text, logprobs=logprobs)], EndOfRun(run, "stop_sequence", 0, 0)
         if self.generated >= self.run.max_tokens:
+            reason: Literal["stop", "length"] = "stop" if self._is_whole() else "length"
             text += self._text.finish()
-            return [TokenOut(run, token, text, logprobs=logprobs)], EndOfRun(run, "length", 0, 0)
+            return [TokenOut(run, token, text, logprobs=logprobs)], EndOfRun(run, reason, 0, 0)
         return [TokenOut(run, token, text, self._text.held, logprobs)], None
 
+    def _is_whole(self) -> bool:
+        """Whether the grammar is complete with the last token."""
+        try:
+            return self._matcher is not None and self._matcher.mask().complete
+        except (ConstraintRefused, GrammarsLost):
+            return False
+
+    def _rest(self) -> list[TokenOut]:
+        """Text that was held back, at the end."""
+        held = self._text.finish()
+        return [TokenOut(self.run.run, None, held)] if held else []
+
     def _ends(self, token: int, model: Model) -> bool:
-        """Whether the output ends before this token."""
+        """Whether the output ends before this token. A grammar allows an end token only where it ends the output."""
         sampling = self.run.sampling
-        return token in sampling.stop_token_ids or (model.ends_generation(token) and not sampling.ignore_eos)
+        ends = model.ends_generation(token) and (self._matcher is not None or not sampling.ignore_eos)
+        return ends or token in sampling.stop_token_ids

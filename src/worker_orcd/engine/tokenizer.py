@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
+from worker_orcd.engine.grammars.messages import Vocabulary
 from worker_orcd.engine.model import PromptRefused
 from worker_orcd.engine.templates.special_tokens import Piece, SpecialToken
 
@@ -124,15 +125,29 @@ class Tokenizer:
         """The bytes that a token adds to the text; none for control tokens."""
         known = self._pieces.get(token)
         if known is None:
-            size = _PIECE_BYTES
+            known = self._pieces[token] = self._piece(token)
+        return known
+
+    def _piece(self, token: int) -> bytes:
+        size = _PIECE_BYTES
+        buffer = ctypes.create_string_buffer(size)
+        length = self._lib.llama_token_to_piece(self._vocabulary, token, buffer, size, 0, False)
+        if length < 0:
+            size = -length
             buffer = ctypes.create_string_buffer(size)
             length = self._lib.llama_token_to_piece(self._vocabulary, token, buffer, size, 0, False)
-            if length < 0:
-                size = -length
-                buffer = ctypes.create_string_buffer(size)
-                length = self._lib.llama_token_to_piece(self._vocabulary, token, buffer, size, 0, False)
-            known = self._pieces[token] = buffer.raw[: max(0, length)]
-        return known
+        return buffer.raw[: max(0, length)]
+
+    def vocabulary(self) -> Vocabulary:
+        """All tokens as grammars see them. Takes up to a second."""
+        tokens, ends = [], []
+        for token in range(self._lib.llama_vocab_n_tokens(self._vocabulary)):
+            is_end = bool(self._lib.llama_vocab_is_eog(self._vocabulary, token))
+            piece = b"" if is_end else self._piece(token)
+            tokens.append(piece or b"\xff" + (self._lib.llama_vocab_get_text(self._vocabulary, token) or b""))
+            if is_end:
+                ends.append(token)
+        return Vocabulary(tokens, ends)
 
     def text(self, token: int) -> bytes:
         """A token's text in the vocabulary, which of a control token is its name."""

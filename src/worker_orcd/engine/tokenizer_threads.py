@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from worker_orcd import narration
 from worker_orcd.engine.current_prompt import CurrentPrompt
+from worker_orcd.engine.grammars.masks import ConstraintRefused
 from worker_orcd.engine.model import Model, PromptRefused
 from worker_orcd.engine.prompts import Prompts
 from worker_orcd.protocol.messages import FromEngine, Prepare, Prepared, Refused, Rendering
@@ -27,6 +28,8 @@ def prepare(request: Prepare, model: Model, in_hand: CurrentPrompt | None = None
                 )
         for param, fault in request.sampling.beyond(model.facts.vocab_size):
             return Refused(request.run, fault, param)
+        if request.constraint is not None:
+            model.grammars.check(request.constraint, in_hand)
         if request.template == "tokens":
             tokens = tuple(json.loads(request.prompt))
             if max(tokens, default=0) >= model.facts.vocab_size:
@@ -36,6 +39,9 @@ def prepare(request: Prepare, model: Model, in_hand: CurrentPrompt | None = None
             tokens = tuple(model.encode(request.prompt, request.template, in_hand))
     except PromptRefused as error:
         return Refused(request.run, str(error), error.param)
+    except ConstraintRefused as error:
+        is_schema = request.constraint is not None and request.constraint.kind == "json_schema"
+        return Refused(request.run, str(error), "json_schema" if is_schema else "grammar")
     if not tokens:
         return Refused(request.run, "the prompt has no tokens", "prompt")
     return Prepared(request.run, tokens)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from worker_orcd.jobs.constraint import MAX_CHARS, Constraint
 from worker_orcd.jobs.errors import JobError, invalid
 from worker_orcd.sampling import SamplingParams, sampling_of
 
@@ -96,6 +97,16 @@ class JobRequest(Body, SamplingParams):
         strict=False,
         description=f"strings that end the text before them; at most {MAX_STOP_TOKENS} tokens each",
     )
+    json_schema: dict[str, Any] | bool | None = Field(
+        default=None,
+        description="the output is JSON that this JSON Schema allows; keywords that cannot be enforced are refused",
+    )
+    grammar: str | None = Field(
+        default=None,
+        min_length=1,
+        description=f"the output is what this grammar allows, in GBNF (llama.cpp's notation); at most {MAX_CHARS} "
+        "characters; not beside `json_schema`",
+    )
     progress: bool = Field(
         default=False,
         description="`progress` events while the prompt is computed, at most 4 a second",
@@ -133,6 +144,19 @@ class JobRequest(Body, SamplingParams):
             return self.prompt
         return "".join(message["content"] for message in json.loads(self.prompt))
 
+    @property
+    def constraint(self) -> Constraint | None:
+        """What the output must be.
+
+        Raises:
+            JobError: `INVALID_REQUEST`, two constraints are given, or one is out of bounds.
+        """
+        if self.json_schema is not None and self.grammar is not None:
+            raise invalid("json_schema and grammar cannot both be given", "grammar")
+        if self.grammar is not None:
+            return Constraint.grammar(self.grammar, "grammar")
+        return None if self.json_schema is None else Constraint.json_schema(self.json_schema, "json_schema")
+
     def within(self, ceilings: Ceilings) -> Self:
         """This request, held against the worker's ceilings.
 
@@ -144,6 +168,7 @@ class JobRequest(Body, SamplingParams):
                 f"prompt has {len(self.text)} characters, at most {ceilings.max_prompt_chars} are allowed",
                 "prompt",
             )
+        _ = self.constraint  # Refused here, if at all.
         too_many = None not in (self.max_tokens, ceilings.max_tokens_out) and (
             (self.max_tokens or 0) > (ceilings.max_tokens_out or 0)
         )
@@ -167,7 +192,8 @@ class JobRequest(Body, SamplingParams):
 
     def without_prompt(self) -> Self:
         """This request, as far as it is kept when its job has ended."""
-        return self.model_copy(update={"prompt": "", "stop": (), "logit_bias": None, "stop_token_ids": ()})
+        nothing = {"stop": (), "logit_bias": None, "stop_token_ids": (), "json_schema": None, "grammar": None}
+        return self.model_copy(update={"prompt": "", **nothing})
 
     @property
     def stored(self) -> bool:

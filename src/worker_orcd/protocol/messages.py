@@ -20,6 +20,21 @@ Template = Literal["auto", "none", "messages", "tokens"]
 list of objects with `role` and `content`), or token ids (a JSON list)."""
 
 
+class Constraint(msgspec.Struct, frozen=True, array_like=True):
+    """What a job's output must be.
+
+    Attributes:
+        kind: what `text` is: a JSON Schema, a grammar in GBNF (llama.cpp's notation) or Lark, or a regular expression
+            for the whole output.
+        text: the schema, grammar or expression.
+        lenient: ignore keywords of a JSON Schema that cannot be enforced, instead of refusing them.
+    """
+
+    kind: Literal["json_schema", "gbnf", "lark", "regex"]
+    text: str
+    lenient: bool = False
+
+
 # Front to engine.
 
 
@@ -54,7 +69,8 @@ class Load(Message, frozen=True):
 
 
 class Prepare(Message, frozen=True):
-    """Render and tokenize a prompt, count the stop strings' tokens, and hold `sampling` against the vocabulary.
+    """Render and tokenize a prompt, count the stop strings' tokens, hold `sampling` against the vocabulary, and try the
+    constraint.
 
     Answered by `Prepared` or `Refused`.
     """
@@ -68,6 +84,7 @@ class Prepare(Message, frozen=True):
     max_stop_tokens: int
     sampling: SamplingParams
     owner: str = ""
+    constraint: Constraint | None = None
 
 
 class Run(Message, frozen=True):
@@ -96,6 +113,7 @@ class Run(Message, frozen=True):
     owner: str = ""
     cache: str | None = None
     prompt_logprobs: int | None = None
+    constraint: Constraint | None = None
 
 
 class DropPrompt(Message, frozen=True):

@@ -29,6 +29,8 @@ import numpy as np
 
 from worker_orcd.engine.counter_rng import draw_seed
 from worker_orcd.engine.current_prompt import CurrentPrompt
+from worker_orcd.engine.grammars.masks import Grammars
+from worker_orcd.engine.grammars.messages import Vocabulary
 from worker_orcd.engine.model import (
     ATTENTION,
     AbortMode,
@@ -84,16 +86,24 @@ class Script:
         return said[index] if index < len(said) else END
 
 
+def constrained(token: int, allowed: bytes | None) -> int:
+    """This token, or the first one that is allowed if it is not."""
+    if allowed is None or allowed[token >> 3] >> (token & 7) & 1:
+        return token
+    byte = next(place for place, bits in enumerate(allowed) if bits)
+    return byte * 8 + next(bit for bit in range(8) if allowed[byte] >> bit & 1)
+
+
 class ScriptedSampler:
-    """Draws what the script says."""
+    """Draws what the script says; where that is not allowed, the first token that is."""
 
     def __init__(self, script: Script, sampling: SamplingParams) -> None:
         self._script = script
         self._seed = 0 if sampling.temperature == 0 else sampling.seed or 0
 
-    def draw(self, row: int, index: int) -> int:
+    def draw(self, row: int, index: int, allowed: bytes | None = None) -> int:
         """Token number `index`."""
-        return self._script.token(index, self._seed)
+        return constrained(self._script.token(index, self._seed), allowed)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -135,6 +145,7 @@ class ScriptedModel:
         self.sequence_ids = load.parallel + (WARM_IDS if load.prefix_cache and not load.exact else 0)
         self.memory: Memory = ATTENTION
         self.layers = 30
+        self.grammars = Grammars(self._vocabulary)
         self.abortable = "WORKER_ORCD_SCRIPTED_UNABORTABLE" not in os.environ
 
     def encode(
@@ -161,6 +172,10 @@ class ScriptedModel:
     def name(self, token: int) -> bytes:
         """Its piece; the end has a name."""
         return self.piece(token) or b"<end>"
+
+    def _vocabulary(self) -> Vocabulary:
+        """All tokens as grammars see them."""
+        return Vocabulary([self.piece(token) or b"\xff<end>" for token in range(VOCABULARY)], [END])
 
     def ends_generation(self, token: int) -> bool:
         """Whether it is the one."""

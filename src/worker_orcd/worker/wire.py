@@ -19,6 +19,7 @@ def to_prepare(job: Job) -> messages.Prepare:
         max_stop_tokens=MAX_STOP_TOKENS,
         sampling=request.sampling(job.seed),
         owner=job.owner,
+        constraint=_constraint(job),
     )
 
 
@@ -42,7 +43,14 @@ def to_run(job: Job) -> messages.Run:
         owner=job.owner,
         cache=_namespace(job) if request.cache_prompt and scored is None else None,
         prompt_logprobs=scored,
+        constraint=_constraint(job),
     )
+
+
+def _constraint(job: Job) -> messages.Constraint | None:
+    """What its output must be."""
+    given = job.request.constraint
+    return None if given is None else messages.Constraint(given.kind, given.text, given.lenient)
 
 
 def _namespace(job: Job) -> str:

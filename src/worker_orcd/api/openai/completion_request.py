@@ -43,7 +43,7 @@ class CompletionRequest(Completions):
     @property
     def names(self) -> dict[str, str]:
         """What this request calls a job's fields, where the names differ."""
-        return {}
+        return self.constraint_names
 
     @property
     def prompts(self) -> list[Any]:

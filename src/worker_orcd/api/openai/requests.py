@@ -14,6 +14,8 @@ from pydantic import ConfigDict, Field
 from worker_orcd.api.openai import unsupported
 from worker_orcd.api.openai.conversation import ChatMessage, ContentPart, conversation
 from worker_orcd.api.openai.names import error_style, id_in_header
+from worker_orcd.api.openai.output_format import OutputFormat, TextOptions
+from worker_orcd.jobs.constraint import Constraint
 from worker_orcd.jobs.errors import invalid
 from worker_orcd.jobs.request import MAX_STOP_CHARS, MAX_STOP_STRINGS, Body, CacheSalt, JobId, JobRequest
 from worker_orcd.sampling import MAX_LOGPROBS, SAMPLING_FIELDS, SamplingParams, sampling_of
@@ -139,7 +141,7 @@ class Generation(Body, SamplingParams):
         )
 
 
-class Completions(Generation):
+class Completions(Generation, OutputFormat):
     """What `POST /v1/completions` and `POST /v1/chat/completions` have in common."""
 
     other_names: ClassVar = Generation.other_names | {"n_predict": "max_tokens"}
@@ -178,6 +180,12 @@ class Completions(Generation):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
+    def constraint_names(self) -> dict[str, str]:
+        """The field that constrains the output, for what a job calls it."""
+        constraint = self.constraint
+        return {} if constraint is None else dict.fromkeys(("json_schema", "grammar"), constraint[0])
+
+    @property
     def reports_progress(self) -> bool:
         """Whether a stream reports the progress of its prompts."""
         return bool(self.stream and self.return_progress)
@@ -195,6 +203,7 @@ class Completions(Generation):
         if number > MAX_CHOICES:
             raise invalid(f"a request may have at most {MAX_CHOICES} choices, not {number}", "n")
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        constraint = self.constraint
         return [
             self.job(
                 f"{name}.{place}" if place else name,
@@ -202,6 +211,7 @@ class Completions(Generation):
                 prompt=prompts[place // (self.n or 1)],
                 stop=tuple(text for text in stop or () if text),
                 place=place,
+                constrained=constraint and constraint[1],
                 **more,
             )
             for place in range(number)
@@ -253,7 +263,7 @@ class ChatRequest(Completions):
     def names(self) -> dict[str, str]:
         """What this request calls a job's fields, where the names differ."""
         most = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
-        return {"prompt": "messages", "max_tokens": most}
+        return {"prompt": "messages", "max_tokens": most, **self.constraint_names}
 
     def wanted(self, name: str) -> list[JobRequest]:
         """Its jobs."""
@@ -283,6 +293,7 @@ class ResponseRequest(Generation):
     background: bool | None = None
     store: bool | None = Field(default=None, description="false: it cannot be had again once it has ended")
     metadata: dict[str, str] | None = None
+    text: TextOptions | None = Field(default=None, description="`format`: the form of the output")
     include: list[str] | None = Field(
         default=None, description=f"`{INCLUDE_LOGPROBS}`: log probabilities of the tokens, by the raw logits"
     )
@@ -337,9 +348,10 @@ class ResponseRequest(Generation):
             prompt=conversation(said, "input"),
             template="messages",
             max_tokens=self.max_output_tokens,
+            constrained=self.text and self.text.constraint(),
             on_disconnect="continue" if self.background else "cancel",
         )
-        return ResponseJob(**job.model_dump(), asked=self, named_by_client=named_by_client)
+        return ResponseJob(**dict(job), asked=self, named_by_client=named_by_client)
 
 
 class OpenAIJob(JobRequest):
@@ -350,10 +362,22 @@ class OpenAIJob(JobRequest):
     max_tokens: int | None = Field(default=None, ge=0)
     prompt_logprobs: int | None = None
 
+    constrained: Constraint | None = None
+
+
     @property
     def scored_prompt(self) -> int | None:
         """As an echo wants it."""
         return self.prompt_logprobs
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What the output must be."""
+        return self.constrained
+
+    def without_prompt(self) -> Self:
+        """This request, as far as it is kept when its job has ended."""
+        return super().without_prompt().model_copy(update={"constrained": None})
 
 
 class ResponseJob(OpenAIJob):
@@ -375,8 +399,7 @@ class ResponseJob(OpenAIJob):
 
     @property
     def kept_bytes(self) -> int:
-        """Of its instructions and metadata; strings of wide characters have four for each."""
+        """Of its instructions, metadata and text options; strings of wide characters have four for each."""
         metadata = self.asked.metadata or {}
-        return sys.getsizeof(self.asked.instructions) + sum(
-            map(sys.getsizeof, (*metadata, *metadata.values()))
-        )
+        form = 0 if self.asked.text is None else self.asked.text.kept_bytes
+        return form + sum(map(sys.getsizeof, (self.asked.instructions, *metadata, *metadata.values())))

@@ -28,7 +28,7 @@ from worker_orcd.worker.worker import Worker
 
 CANCEL_MARGIN_SEC = 1.0
 """A cancel is finished within its deadline; the answer waits no longer than this beyond it."""
-_NAMES = {"prompt": "input", "max_tokens": "max_output_tokens"}
+_NAMES = {"prompt": "input", "max_tokens": "max_output_tokens", "json_schema": "text.format"}
 _EXAMPLE: dict[str, object] = {"input": "Write a haiku.", "max_output_tokens": 64}
 
 
@@ -273,7 +273,7 @@ def _head(job: Job, model: str, status: str) -> dict[str, Any]:
         "reasoning": {"effort": None, "summary": None},
         "store": asked.stored,
         "temperature": job.request.temperature,
-        "text": {"format": {"type": "text"}},
+        "text": asked.text.shown() if asked.text is not None else {"format": {"type": "text"}},
         "tool_choice": "none",
         "tools": [],
         "top_p": job.request.top_p,

@@ -13,9 +13,7 @@ Fields = dict[str, tuple[object, ...]]
 _NOTHING: tuple[object, ...] = (False, [], {}, 0, 0.0, "")
 _ONE: tuple[object, ...] = (1, 1.0)
 
-OPENAI: Fields = {
-    "response_format": ({"type": "text"},),
-}
+OPENAI: Fields = {}
 VLLM: Fields = {
     "beam_search": _NOTHING,
     "use_beam_search": _NOTHING,
@@ -29,17 +27,10 @@ VLLM: Fields = {
     "length_penalty": _ONE,
     "chat_template": (),
     "chat_template_kwargs": _NOTHING,
-    "guided_json": _NOTHING,
-    "guided_regex": _NOTHING,
-    "guided_choice": _NOTHING,
-    "guided_grammar": _NOTHING,
-    "structured_outputs": _NOTHING,
     "documents": _NOTHING,
     "prompt_embeds": (),
 }
 LLAMA_SERVER: Fields = {
-    "grammar": _NOTHING,
-    "json_schema": (),
     "repeat_last_n": (64,),
     "n_probs": _NOTHING,
     "n_keep": _NOTHING,
@@ -68,12 +59,19 @@ CHAT: Fields = ANY | {
     "add_generation_prompt": (True,),
 }
 RESPONSE: Fields = ANY | {
+    "response_format": ({"type": "text"},),
+    "json_schema": (),
+    "grammar": _NOTHING,
+    "guided_json": _NOTHING,
+    "guided_regex": _NOTHING,
+    "guided_choice": _NOTHING,
+    "guided_grammar": _NOTHING,
+    "structured_outputs": _NOTHING,
     "previous_response_id": (),
     "conversation": (),
     "prompt": (),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
-    "text": ({}, {"format": {"type": "text"}}),
     "logprobs": (False,),
     "truncation": ("disabled",),
 }

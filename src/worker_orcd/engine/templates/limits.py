@@ -1,4 +1,4 @@
-"""Limits for the processes that run a chat template. The kernel enforces them."""
+"""Limits for the processes that run a chat template or compile a grammar. The kernel enforces them."""
 
 import contextlib
 import ctypes
@@ -32,13 +32,13 @@ def die_with(parent: int) -> None:
         os._exit(0)
 
 
-def confine() -> None:
+def confine(niceness: int = _NICENESS) -> None:
     """Limit memory, files, core dumps and privileges of this process and its children. When memory runs out, the
     kernel ends these processes first; other processes get the CPU before them."""
     held = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-    os.nice(_NICENESS)
+    os.nice(niceness)
     _limit(resource.RLIMIT_AS, held + MAX_MEMORY_BYTES)
     _limit(resource.RLIMIT_FSIZE, 0)
     _limit(resource.RLIMIT_CORE, 0)
@@ -46,13 +46,13 @@ def confine() -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
-def start_clocks() -> None:
-    """End this process when its time is used up. Children do not inherit these timers."""
+def start_clocks(cpu_sec: float = MAX_CPU_SEC, wall_sec: float = MAX_WALL_SEC) -> None:
+    """End this process when it has used this much time. Children do not inherit these timers."""
     for name in (signal.SIGPROF, signal.SIGALRM):
         # The kernel ends the process: a handler in Python would wait until a call in C returns.
         signal.signal(name, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_PROF, MAX_CPU_SEC)
-    signal.setitimer(signal.ITIMER_REAL, MAX_WALL_SEC)
+    signal.setitimer(signal.ITIMER_PROF, cpu_sec)
+    signal.setitimer(signal.ITIMER_REAL, wall_sec)
 
 
 def stop_clocks() -> None:
@@ -61,12 +61,16 @@ def stop_clocks() -> None:
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+def own(connection: socket.socket) -> None:
+    """Make this process the one that `ending_with` ends. The filter of system calls does not let it afterwards."""
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
+
+
 @contextlib.contextmanager
 def ending_with(connection: socket.socket) -> Iterator[None]:
-    """Within this context, end the process as soon as the other end of the connection closes."""
-    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    """Within this context, end the process as soon as the other end of the connection closes or sends."""
     flags = fcntl.fcntl(connection, fcntl.F_GETFL)
-    fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(connection, fcntl.F_SETFL, flags | os.O_ASYNC)
     hung_up = select.poll()
     hung_up.register(connection, select.POLLRDHUP)

@@ -57,6 +57,7 @@ def _render(connection: socket.socket, template: ChatTemplate, renderer: int) ->
     answer: messages.Rendered | messages.Failed
     try:
         request = messages.receive_render(connection)
+        limits.own(connection)
         with limits.ending_with(connection):
             system_calls.refuse_all_but_rendering()
             answer = messages.Rendered(tuple(template.render(request.variables)))

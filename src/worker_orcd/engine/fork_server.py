@@ -1,0 +1,174 @@
+"""The engine's end of a fork server: a process that forks a confined child for each connection.
+
+What a model file or a client sends is computed in such a child, which the kernel holds to limits
+(`templates/limits.py`), never in the engine's own process.
+"""
+
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from worker_orcd.engine.current_prompt import CurrentPrompt
+from worker_orcd.engine.templates import limits
+
+SLOW_AFTER_SEC = 0.1
+"""A request that takes longer is slow: others are prepared beside it."""
+_PATIENCE_SEC = limits.MAX_WALL_SEC + 5
+"""Longer than the kernel's limit on a child, so only a stopped child is still there after it."""
+_ATTEMPTS = 2
+
+
+class ForkServerLost(Exception):
+    """The process cannot be started or keeps dying."""
+
+
+class ForkServer:
+    """Starts the process `python -m module`, starts it again when it is lost, and connects to its children.
+
+    Safe to call from several threads. A thread that calls it must live as long as the engine, because the process ends
+    with the thread that started it.
+    """
+
+    def __init__(self, module: str, greet: Callable[[socket.socket], None]) -> None:
+        """Start nothing yet.
+
+        Args:
+            module: what to run; it takes `--socket FD --engine PID`.
+            greet: called with the connection to each process that was started: sends what the process needs, and waits
+                until it is ready. What it raises ends the process.
+        """
+        self._module = module
+        self._greet = greet
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process, if one was started."""
+        return self._process.pid if self._process is not None else None
+
+    def start(self) -> None:
+        """Start the process, or start it again.
+
+        Raises:
+            ForkServerLost: it cannot be started.
+            Exception: what `greet` raises.
+        """
+        with self._lock:
+            self._start()
+
+    def close(self) -> None:
+        """End the process and its children."""
+        with self._lock:
+            self.__del__()
+
+    def __del__(self) -> None:
+        """End the process of a server that was not closed."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+
+    def is_lost(self) -> bool:
+        """Whether the process itself has ended. Its sockets close before its children end with it. Never waits."""
+        control = self._control
+        try:
+            return control is None or readable(control, 0)
+        except (OSError, ValueError):
+            return True  # Another thread has just closed it.
+
+    def connect(self, in_hand: CurrentPrompt) -> socket.socket:
+        """A connection to a new child. The process is started if it is not there. Blocking, with a timeout.
+
+        Args:
+            in_hand: learns of a wait that is longer than usual.
+
+        Raises:
+            ForkServerLost: the process cannot be started or keeps dying.
+            Exception: what `greet` raises.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self.hand_over(theirs, in_hand)
+            except BaseException:
+                ours.close()
+                raise
+        ours.settimeout(_PATIENCE_SEC)
+        return ours
+
+    def hand_over(self, connection: socket.socket, in_hand: CurrentPrompt) -> None:
+        """Have a new child serve this connection. As `connect`."""
+        for attempt in range(_ATTEMPTS):
+            with self._locked(in_hand), ExitStack() as block:
+                try:
+                    if attempt or self._control is None:
+                        block.enter_context(in_hand.rendering_slowly())
+                        self._start()
+                    assert self._control is not None  # noqa: S101  # Started.
+                    socket.send_fds(self._control, [b"r"], [connection.fileno()])
+                except OSError:
+                    continue
+            return
+        raise ForkServerLost("the process ends as soon as it has started")
+
+    @contextmanager
+    def conversation(self, in_hand: CurrentPrompt) -> Iterator[socket.socket]:
+        """In this block, a connection to a new child that ends with the block, or when the prompt is dropped.
+
+        Raises:
+            ForkServerLost: as `connect`.
+        """
+        with self.connect(in_hand) as connection, in_hand.connected(connection):
+            yield connection
+
+    @contextmanager
+    def _locked(self, in_hand: CurrentPrompt) -> Iterator[None]:
+        """Hold the lock. It may take long while another thread restarts the process."""
+        if not self._lock.acquire(timeout=SLOW_AFTER_SEC):
+            with in_hand.rendering_slowly():
+                self._lock.acquire()
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _start(self) -> None:
+        self.__del__()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            arguments = ("--socket", str(theirs.fileno()), "--engine", str(os.getpid()))
+            try:
+                self._process = subprocess.Popen(  # noqa: S603  # Our own module.
+                    [sys.executable, "-m", self._module, *arguments],
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            except OSError as error:
+                ours.close()
+                raise ForkServerLost(f"it cannot be started: {error}") from error
+        self._control = ours
+        ours.settimeout(_PATIENCE_SEC)
+        try:
+            self._greet(ours)
+        except BaseException:
+            self.__del__()
+            raise
+
+
+def readable(connection: socket.socket, seconds: float) -> bool:
+    """Whether something arrives, or the other side ends, within that time."""
+    arrivals = select.poll()
+    arrivals.register(connection, select.POLLIN)
+    return bool(arrivals.poll(seconds * 1000))

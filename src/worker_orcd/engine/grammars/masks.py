@@ -1,0 +1,212 @@
+"""Masks of the tokens that a constrained run may generate next, from processes that cost the engine's loop nothing."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from queue import SimpleQueue
+
+import msgspec
+
+from worker_orcd.engine.current_prompt import CurrentPrompt
+from worker_orcd.engine.fork_server import SLOW_AFTER_SEC, ForkServer, ForkServerLost, readable
+from worker_orcd.engine.frames import receive, send
+from worker_orcd.engine.grammars.messages import Accept, Begin, Fault, Mask, Vocabulary
+from worker_orcd.printable import printable
+from worker_orcd.protocol.messages import Constraint
+
+_ATTEMPTS = 2
+_PATIENCE_SEC = 2.0
+"""For a mask that a step waits for. The process has less time than this, but may be starved."""
+_QUICK_SEC = 0.005
+"""A run whose last mask was waited for longer takes part in a step only when its mask is there."""
+_BUFFER_BYTES = 1 << 20
+"""A whole constraint or mask goes into a socket at once."""
+_TOO_MUCH = "the grammar takes too much time or memory"
+
+
+class ConstraintRefused(Exception):
+    """A constraint cannot be used, or not at this token. A sentence for clients."""
+
+
+class GrammarsLost(Exception):
+    """The process that compiles grammars cannot be had; no grammar is at fault."""
+
+
+class Grammars:
+    """One model's vocabulary for constraints. Nothing is started before the first constraint is used."""
+
+    def __init__(self, vocabulary: Callable[[], Vocabulary]) -> None:
+        """`vocabulary` is called on a side thread, whenever the process is started."""
+        self._vocabulary = vocabulary
+        self.server = ForkServer("worker_orcd.engine.grammars.process", self._greet)
+        self._beginning: SimpleQueue[Matcher] = SimpleQueue()
+        self._starter: threading.Thread | None = None
+
+    def check(self, constraint: Constraint, in_hand: CurrentPrompt | None = None) -> None:
+        """Try a constraint. Takes milliseconds, with the first one a second. Not for the engine's loop.
+
+        Args:
+            constraint: what to try.
+            in_hand: learns of each wait that is longer than usual, and ends the trial when it is dropped.
+
+        Raises:
+            ConstraintRefused: it is malformed, cannot be enforced, or takes more than it may; or it was dropped.
+            GrammarsLost: the process cannot be had.
+        """
+        in_hand = in_hand or CurrentPrompt()
+        for _ in range(_ATTEMPTS):
+            answer = self._tried(constraint, in_hand)
+            if in_hand.dropped:
+                raise ConstraintRefused("the job has ended")
+            if isinstance(answer, Mask):
+                return
+            if answer is not None:
+                raise ConstraintRefused(printable(answer.reason))
+            if not self.server.is_lost():
+                raise ConstraintRefused(_TOO_MUCH)
+        raise GrammarsLost("the process that compiles grammars ends with every grammar")
+
+    def matcher(
+        self, constraint: Constraint, generated: Sequence[int], *, ignore_eos: bool = False
+    ) -> "Matcher":
+        """Follow a run's output, from these tokens on. Returns at once, for the engine's loop."""
+        matcher = Matcher(self, Begin(constraint, tuple(generated), ignore_eos))
+        self.begin(matcher)
+        return matcher
+
+    def begin(self, matcher: "Matcher") -> None:
+        """Connect it to a child of the process, on a side thread."""
+        if self._starter is None:
+            self._starter = threading.Thread(target=self._begin_all, name="grammars", daemon=True)
+            self._starter.start()
+        self._beginning.put(matcher)
+
+    def close(self) -> None:
+        """End the process."""
+        self.server.close()
+
+    def _begin_all(self) -> None:
+        """This thread lives as long as the engine, because the process ends with the thread that started it."""
+        while True:
+            self._beginning.get().connect(self.server)
+
+    def _tried(self, constraint: Constraint, in_hand: CurrentPrompt) -> Mask | Fault | None:
+        """What a child says; None if it ends without a word."""
+        with ExitStack() as block:
+            try:
+                connection = block.enter_context(self.server.conversation(in_hand))
+            except ForkServerLost as lost:
+                raise GrammarsLost(f"the process that compiles grammars: {lost}") from lost
+            try:
+                send(connection, Begin(constraint))
+                if not readable(connection, SLOW_AFTER_SEC):
+                    block.enter_context(in_hand.rendering_slowly())
+                answer: Mask | Fault = receive(connection, Mask | Fault)
+            except (OSError, EOFError, msgspec.MsgspecError):
+                return None
+            return answer
+
+    def _greet(self, connection: socket.socket) -> None:
+        try:
+            send(connection, self._vocabulary())
+            receive(connection, Mask)
+        except (OSError, EOFError, msgspec.MsgspecError) as error:
+            raise ForkServerLost("it ends while it reads the vocabulary") from error
+
+
+class Matcher:
+    """Follows the output of one run, in a child process that computes each mask while the step runs.
+
+    Only `mask` may wait, and only for a mask that is not `ready`.
+    """
+
+    def __init__(self, grammars: Grammars, begin: Begin) -> None:
+        self._grammars = grammars
+        self._begin = begin
+        self._tokens = list(begin.generated)
+        self._mask: Mask | None = None
+        self._slow = True
+        """Until the first mask, which may take as long as compiling."""
+        self._attempts = 1
+        self._server_pid: int | None = None
+        self._ours, self._theirs = _pair()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the run may take part in the next step: its mask is there, or was there at once the last time."""
+        return self._mask is not None or not self._slow or readable(self._ours, 0)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until it is ready, or that long."""
+        if self._mask is None:
+            readable(self._ours, seconds)
+
+    def mask(self) -> Mask:
+        """Which tokens may come next.
+
+        Raises:
+            ConstraintRefused: the grammar is too complex here, or takes more than it may.
+            GrammarsLost: the process cannot be had.
+        """
+        started = time.monotonic()
+        while self._mask is None:
+            try:
+                answer: Mask | Fault = receive(self._ours, Mask | Fault)
+            except (OSError, EOFError, msgspec.MsgspecError):
+                self._again()
+                continue
+            if isinstance(answer, Fault):
+                raise ConstraintRefused(printable(answer.reason))
+            self._mask = answer
+        self._slow = time.monotonic() - started > _QUICK_SEC
+        return self._mask
+
+    def accept(self, token: int) -> None:
+        """The run has generated this token: have the next mask computed."""
+        self._tokens.append(token)
+        self._mask = None
+        with contextlib.suppress(OSError):  # `mask` finds out.
+            send(self._ours, Accept(token))
+
+    def close(self) -> None:
+        """End the child, whatever it is computing."""
+        self._ours.close()
+
+    def connect(self, server: ForkServer) -> None:
+        """Have a child of the server's begin. Called on a side thread."""
+        with self._theirs:
+            try:
+                server.hand_over(self._theirs, CurrentPrompt())
+                self._server_pid = server.pid
+                send(self._ours, self._begin)
+            except (OSError, ForkServerLost):
+                return  # The connection closes, and `mask` finds out.
+
+    def _again(self) -> None:
+        """The child has ended without a word: begin again if the whole process is lost.
+
+        Raises:
+            ConstraintRefused: the child has ended alone, at its limits.
+            GrammarsLost: it is lost again.
+        """
+        server = self._grammars.server
+        if self._server_pid is not None and self._server_pid == server.pid and not server.is_lost():
+            raise ConstraintRefused(_TOO_MUCH)
+        if self._attempts == _ATTEMPTS:
+            raise GrammarsLost("the process that compiles grammars is lost")
+        self._attempts += 1
+        self._ours.close()
+        self._ours, self._theirs = _pair()
+        self._begin = msgspec.structs.replace(self._begin, generated=tuple(self._tokens))
+        self._grammars.begin(self)
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    ours, theirs = socket.socketpair()
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+    ours.settimeout(_PATIENCE_SEC)
+    return ours, theirs

@@ -1,0 +1,50 @@
+"""Messages between the engine and the processes that compile grammars."""
+
+import msgspec
+
+from worker_orcd.protocol.messages import Constraint
+
+
+class Vocabulary(msgspec.Struct, frozen=True):
+    """A model's tokens.
+
+    Attributes:
+        tokens: the bytes that each adds to the text; of those that add none, the byte 0xFF and a name.
+        ends: the end-of-generation tokens.
+    """
+
+    tokens: list[bytes]
+    ends: list[int]
+
+
+class Begin(msgspec.Struct, frozen=True):
+    """Compile a constraint and go through the tokens generated so far. Answered by `Mask` or `Fault`.
+
+    `ignore_eos`: end-of-generation tokens are allowed only where nothing else is.
+    """
+
+    constraint: Constraint
+    generated: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+class Accept(msgspec.Struct, frozen=True):
+    """The next token. Answered by `Mask` or `Fault`."""
+
+    token: int
+
+
+class Mask(msgspec.Struct, frozen=True, tag=True):
+    """Which tokens may come next: token *t* if bit *t* is set, the lowest bit of a byte first.
+
+    `complete`: the output is whole, and nothing but an end-of-generation token can follow.
+    """
+
+    bits: bytes
+    complete: bool
+
+
+class Fault(msgspec.Struct, frozen=True, tag=True):
+    """The constraint cannot be used, or took more than it may; a sentence for clients."""
+
+    reason: str

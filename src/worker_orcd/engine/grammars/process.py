@@ -1,0 +1,84 @@
+"""The process that compiles grammars: `python -m worker_orcd.engine.grammars.process --socket FD --engine PID`.
+
+It holds the vocabulary, and for each constrained run forks a child that compiles the run's grammar and computes the
+mask of each token. Clients write grammars, so a child has limits for every step, and ends with its connection.
+"""
+
+import argparse
+import gc
+import os
+import signal
+import socket
+
+from worker_orcd.engine.frames import receive, send
+from worker_orcd.engine.grammars.compiler import Compiler, GrammarFault, Matcher
+from worker_orcd.engine.grammars.messages import Accept, Begin, Fault, Mask, Vocabulary
+from worker_orcd.engine.templates import limits, system_calls
+
+MAX_START_SEC = 60
+"""For reading a vocabulary, of which there may be hundreds of thousands of tokens."""
+MAX_COMPILE_SEC = 2.0
+"""CPU time for compiling a grammar and going through the tokens generated so far."""
+MAX_MASK_SEC = 0.1
+"""CPU time for one mask. llguidance's own limits end most of them long before."""
+_NICENESS = 10
+"""Beside a thread that computes steps, a process of this niceness gets a tenth of a CPU."""
+
+
+def main() -> None:
+    """Serve one engine until it goes away."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("--socket", "--engine"):
+        parser.add_argument(name, type=int, required=True)
+    given = parser.parse_args()
+    limits.die_with(given.engine)
+    engine = socket.socket(fileno=given.socket)
+    vocabulary = receive(engine, Vocabulary)
+    limits.start_clocks(MAX_START_SEC, MAX_START_SEC)
+    compiler = Compiler(vocabulary)
+    limits.stop_clocks()
+    limits.confine(_NICENESS)
+    system_calls.refuse_all_but_serving()
+    send(engine, Mask(b"", complete=False))
+    gc.freeze()  # The children's collections then leave these pages shared.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Children that have ended leave nothing behind.
+    server = os.getpid()
+    while True:
+        data, descriptors, _, _ = socket.recv_fds(engine, 1, 1)
+        if not data:
+            return
+        with socket.socket(fileno=descriptors[0]) as connection:
+            if os.fork() == 0:
+                engine.close()
+                limits.die_with(server)
+                _serve(connection, compiler)
+                os._exit(0)
+
+
+def _serve(connection: socket.socket, compiler: Compiler) -> None:
+    """Answer one run until its connection closes."""
+    try:
+        begin = receive(connection, Begin)
+        limits.own(connection)
+        system_calls.refuse_all_but_rendering()
+        matcher: Matcher | None = None
+        tokens: tuple[int, ...] = begin.generated
+        while True:
+            limits.start_clocks(MAX_MASK_SEC if matcher else MAX_COMPILE_SEC)
+            with limits.ending_with(connection):
+                matcher = matcher or compiler.compile(begin.constraint, ignore_eos=begin.ignore_eos)
+                matcher.accept(tokens)
+                mask = matcher.mask()
+            limits.stop_clocks()
+            send(connection, mask)
+            tokens = (receive(connection, Accept).token,)
+    except GrammarFault as fault:
+        send(connection, Fault(str(fault)))
+    except MemoryError:
+        send(connection, Fault("the grammar takes too much memory"))
+    except (EOFError, OSError):
+        return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""What a job's output must be: a JSON Schema, a grammar or a regular expression (contract, sections 2 and 10)."""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from worker_orcd.jobs.errors import invalid
+
+MAX_CHARS = 131_072
+"""Of a constraint's text."""
+MAX_DEPTH = 64
+"""Objects and arrays of a JSON Schema within each other."""
+
+Schema = dict[str, object] | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A constraint within its bounds. The engine finds out whether it can be enforced.
+
+    Attributes:
+        kind: what `text` is: a JSON Schema, a grammar in GBNF or Lark, or a regular expression for the whole output.
+        text: the schema, grammar or expression.
+        lenient: ignore keywords of a JSON Schema that cannot be enforced, instead of refusing them.
+    """
+
+    kind: Literal["json_schema", "gbnf", "lark", "regex"]
+    text: str
+    lenient: bool = False
+
+    @classmethod
+    def json_schema(cls, schema: Schema, param: str, *, lenient: bool = False) -> Self:
+        """A JSON Schema that came in the field `param`.
+
+        Raises:
+            JobError: `INVALID_REQUEST`, it is too deep or too long.
+        """
+        depth = 0
+        level: list[object] = [schema]
+        while level := [inner for one in level for inner in _within(one)]:
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise invalid(f"{param} is nested deeper than {MAX_DEPTH} levels", param)
+        return cls("json_schema", _bounded(json.dumps(schema, ensure_ascii=False), param), lenient)
+
+    @classmethod
+    def json_text(cls, text: str, param: str) -> Self:
+        """A JSON Schema as text.
+
+        Raises:
+            JobError: `INVALID_REQUEST`, it is no JSON Schema, too deep or too long.
+        """
+        try:
+            schema = json.loads(_bounded(text, param))
+        except (ValueError, RecursionError):
+            raise invalid(f"{param} is not valid JSON", param) from None
+        if not isinstance(schema, dict | bool):
+            raise invalid(f"{param} must be a JSON Schema", param)
+        return cls.json_schema(schema, param)
+
+    @classmethod
+    def grammar(cls, text: str, param: str) -> Self:
+        """A grammar in GBNF.
+
+        Raises:
+            JobError: `INVALID_REQUEST`, it is too long.
+        """
+        return cls("gbnf", _bounded(text, param))
+
+    @classmethod
+    def regex(cls, text: str, param: str) -> Self:
+        """A regular expression for the whole output.
+
+        Raises:
+            JobError: `INVALID_REQUEST`, it is too long.
+        """
+        return cls("regex", _bounded(text, param))
+
+    @classmethod
+    def choice(cls, texts: list[str], param: str) -> Self:
+        """One of these texts.
+
+        Raises:
+            JobError: `INVALID_REQUEST`, they are too long.
+        """
+        return cls.regex("|".join(f"({re.escape(text)})" for text in texts), param)
+
+
+def _within(value: object) -> list[object]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
+def _bounded(text: str, param: str) -> str:
+    if len(text) > MAX_CHARS:
+        raise invalid(f"{param} has {len(text)} characters, at most {MAX_CHARS} are allowed", param)
+    return text

@@ -1,0 +1,152 @@
+"""Grammars are compiled and followed in processes that have limits, and for which the engine's loop never waits."""
+
+import json
+import random
+import threading
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.grammars import TOY, tokens_of, write
+from worker_orcd.engine.current_prompt import CurrentPrompt
+from worker_orcd.engine.grammars.compiler import Compiler
+from worker_orcd.engine.grammars.masks import ConstraintRefused, Grammars, Matcher
+from worker_orcd.engine.grammars.messages import Mask
+from worker_orcd.protocol.messages import Constraint
+from worker_orcd.testing.harness import wait_until
+
+ENDLESS = Constraint("json_schema", json.dumps({"properties": {f"p{n}": {} for n in range(20_000)}}))
+"""Takes a minute to compile."""
+WORDS = Constraint("regex", "[ab]+ [0-9]+")
+AMBIGUOUS = Constraint("gbnf", 'root ::= s\ns ::= s s s | s s | "a" | "b"')
+
+
+class Followed:
+    """A matcher as `write` takes it."""
+
+    def __init__(self, matcher: Matcher) -> None:
+        self._matcher = matcher
+
+    def accept(self, tokens: tuple[int, ...]) -> None:
+        """One after the other."""
+        for token in tokens:
+            self._matcher.accept(token)
+
+    def mask(self) -> Mask:
+        """Wait for it."""
+        return self._matcher.mask()
+
+
+@pytest.fixture(scope="module")
+def grammars() -> Iterator[Grammars]:
+    """For the small vocabulary."""
+    grammars = Grammars(lambda: TOY)
+    yield grammars
+    grammars.close()
+
+
+def server_of(grammars: Grammars) -> psutil.Process:
+    """The process."""
+    assert grammars.server.pid is not None
+    return psutil.Process(grammars.server.pid)
+
+
+def test_a_run_is_given_the_masks_of_its_grammar(grammars: Grammars) -> None:
+    """From its tokens so far on, also when the process is lost in the middle."""
+    grammars.check(WORDS)
+    compiled = Compiler(TOY).compile(WORDS)
+    compiled.accept(tokens_of("ab 1"))
+    matcher = grammars.matcher(WORDS, tokens_of("ab "))
+    matcher.mask()
+    matcher.accept(tokens_of("1")[0])
+    assert matcher.mask() == compiled.mask()
+    server = server_of(grammars)
+    processes = [server, *server.children()]
+    server.kill()
+    psutil.wait_procs(processes, timeout=30)
+    matcher.accept(tokens_of("2")[0])
+    compiled.accept(tokens_of("2"))
+    assert matcher.mask() == compiled.mask()
+    assert write(Followed(matcher), random.Random(1)) is not None
+    matcher.close()
+
+
+def test_a_constraint_that_takes_too_much_is_refused_alone(grammars: Grammars) -> None:
+    """The next one is served."""
+    with pytest.raises(ConstraintRefused, match="too much time or memory"):
+        grammars.check(ENDLESS)
+    grammars.check(WORDS)
+
+
+def test_a_constraint_whose_job_has_ended_is_not_compiled_on(grammars: Grammars) -> None:
+    """Its process ends at once, whatever it computes."""
+    grammars.check(WORDS)
+    in_hand, reasons = CurrentPrompt(), []
+
+    def check() -> None:
+        with pytest.raises(ConstraintRefused) as refused:
+            grammars.check(ENDLESS, in_hand)
+        reasons.append(str(refused.value))
+
+    thread = threading.Thread(target=check, daemon=True)
+    thread.start()
+    wait_until(lambda: bool(server_of(grammars).children()), within_sec=30, what="a child that compiles")
+    [child] = server_of(grammars).children()
+    wait_until(lambda: sum(child.cpu_times()[:2]) > 0.05, within_sec=30, what="a child that computes")
+    in_hand.drop()
+    thread.join(30)
+    assert reasons == ["the job has ended"]
+    _, alive = psutil.wait_procs([child], timeout=30)
+    assert not alive
+
+
+def test_a_run_takes_part_in_no_step_before_its_grammar_is_compiled(grammars: Grammars) -> None:
+    """The engine's loop does not wait for it, and closing it ends what it costs."""
+    grammars.check(WORDS)
+    before = set(server_of(grammars).children())
+    matcher = grammars.matcher(ENDLESS, ())
+    wait_until(
+        lambda: bool(set(server_of(grammars).children()) - before),
+        within_sec=30,
+        what="a child that compiles",
+    )
+    [child] = set(server_of(grammars).children()) - before
+    assert not matcher.ready
+    matcher.close()
+    _, alive = psutil.wait_procs([child], timeout=30)
+    assert not alive
+
+
+def test_a_grammar_that_gets_too_complex_ends_its_run_with_a_reason(grammars: Grammars) -> None:
+    """Its neighbours get their masks."""
+    neighbour = grammars.matcher(WORDS, tokens_of("a"))
+    matcher = grammars.matcher(AMBIGUOUS, ())
+
+    def follow() -> None:
+        while True:
+            matcher.mask()
+            matcher.accept(tokens_of("a")[0])
+
+    with pytest.raises(ConstraintRefused, match=r"Too many items|Current row|too much time"):
+        follow()
+    assert write(Followed(neighbour), random.Random(1)) is not None
+    neighbour.close()
+    matcher.close()
+
+
+def test_runs_leave_no_process_and_no_descriptor(grammars: Grammars) -> None:
+    """However they end."""
+    grammars.check(WORDS)
+    wait_until(lambda: not server_of(grammars).children(), within_sec=30, what="ended children")
+    before = psutil.Process().num_fds()
+    for tokens in ("", "a", "?"):
+        matcher = grammars.matcher(WORDS, tokens_of(tokens))
+        if tokens == "?":
+            with pytest.raises(ConstraintRefused):
+                matcher.mask()
+        elif tokens:
+            matcher.mask()
+        matcher.close()
+    wait_until(lambda: psutil.Process().num_fds() == before, within_sec=30, what="closed descriptors")
+    wait_until(lambda: not server_of(grammars).children(), within_sec=30, what="ended children")
