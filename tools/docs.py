@@ -30,8 +30,9 @@ from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.narration.reference import reference_markdown
 from worker_orcd.supervisor.engine import Engine, EngineListener
 from worker_orcd.worker.health import Health
+from worker_orcd.worker.policy import Policy
 from worker_orcd.worker.state_metrics import publish
-from worker_orcd.worker.worker import Policy, Worker
+from worker_orcd.worker.worker import Worker
 
 DOCS = Path(__file__).parent.parent / "docs"
 _MADE = "<!-- Made by `make docs` from the code; change it there. -->"

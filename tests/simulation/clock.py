@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 from worker_orcd.supervisor import supervisor
-from worker_orcd.worker import worker
+from worker_orcd.worker import alarm, streams, tracing, worker
+
+_MODULES = (alarm, streams, supervisor, tracing, worker)
 
 
 class JumpingSelector(selectors.SelectSelector):
@@ -49,12 +51,14 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 @contextmanager
 def virtual_time() -> Iterator[VirtualLoop]:
-    """A loop, and its clock in the place of the machine's wherever worker and supervisor look at one."""
+    """A loop, and its clock in the place of the machine's wherever the worker looks at one."""
     loop = VirtualLoop()
     clock = SimpleNamespace(monotonic=loop.time, time=lambda: 1.7e9 + loop.time())
-    worker.time = supervisor.time = clock  # type: ignore[attr-defined, assignment]
+    for module in _MODULES:
+        module.time = clock  # type: ignore[attr-defined]
     try:
         yield loop
     finally:
-        worker.time = supervisor.time = real_time  # type: ignore[attr-defined]
+        for module in _MODULES:
+            module.time = real_time  # type: ignore[attr-defined]
         loop.close()

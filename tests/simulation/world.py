@@ -25,8 +25,9 @@ from worker_orcd.sampling import SamplingParams
 from worker_orcd.supervisor.engine import Engine, EngineListener
 from worker_orcd.supervisor.supervisor import EngineState
 from worker_orcd.worker.health import Status, status_of
+from worker_orcd.worker.policy import Policy
 from worker_orcd.worker.streams import JobStream, KeepAlive
-from worker_orcd.worker.worker import Policy, Worker
+from worker_orcd.worker.worker import Worker
 
 DEADLINE_SEC = 5.0
 TERMINAL_WITHIN_SEC = DEADLINE_SEC + 0.1
@@ -295,7 +296,7 @@ class World:
             self.check_stream(seen)
         core = self.worker.dispatcher
         assert (len(core.tracker), len(core.queue), core.queue.running) == (0, 0, 0)
-        assert self.worker._streams == {}
+        assert len(self.worker.streams) == 0
         assert b"worker_audit_faults_total 0.0" in self.worker.metrics.render(), (
             "counts of cells that do not agree"
         )

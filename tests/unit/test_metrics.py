@@ -11,10 +11,11 @@ from tools.docs import idle_worker
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.stop_request import StopReason
-from worker_orcd.protocol.messages import Ready
+from worker_orcd.protocol.messages import Progress, Ready, Step
 from worker_orcd.worker.metrics import Metrics
 from worker_orcd.worker.state_metrics import publish
-from worker_orcd.worker.worker import KvUsage, Worker
+from worker_orcd.worker.wire import KvUsage
+from worker_orcd.worker.worker import Worker
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 _runs = count(1)
@@ -56,7 +57,7 @@ def test_every_series_is_there_from_the_start() -> None:
     metrics = Metrics()
     before = samples(metrics)
     for job in jobs_of_every_ending():
-        metrics.job_ended(job)
+        metrics.ended(job)
     assert set(samples(metrics)) == set(before)
     assert all(number == 0 for (name, _), number in before.items() if name != "worker_build_info")
     assert value(metrics, "worker_inference_duration_seconds_count") == len(jobs_of_every_ending())
@@ -69,7 +70,7 @@ def test_cancels_are_measured_by_stage_and_phase_and_deadlines_are_not() -> None
         job = running_job(run=next(_runs))
         job.request_stop(stop_request(reason))
         job.stopped(at(2.06), freed_at(2.05))
-        metrics.job_ended(job)
+        metrics.ended(job)
     for stage, took in (("stopped", 0.05), ("freed", 0.05), ("terminal", 0.06)):
         labels = {"stage": stage, "phase": "prefill"}
         assert value(metrics, "worker_cancel_latency_seconds_count", **labels) == 1
@@ -87,9 +88,9 @@ def test_waiting_and_prefill_add_up_to_the_first_token() -> None:
     """A second in the queue, half of one in prefill."""
     metrics = Metrics()
     job = running_job()
-    metrics.job_started(job)
+    metrics.started(job)
     job.token(at(1.5), 1, "a")
-    metrics.first_token_of(job)
+    metrics.token(job, None, generated=True)
     sums = {
         name: value(metrics, f"worker_{name}_seconds_sum")
         for name in ("queue_duration", "prefill_duration", "time_to_first_token")
@@ -102,7 +103,7 @@ def test_a_job_that_never_left_the_queue_counts_with_all_its_waiting() -> None:
     metrics = Metrics()
     job = queued_job()
     job.request_stop(stop_request(seconds=40.0))
-    metrics.job_ended(job)
+    metrics.ended(job)
     assert value(metrics, "worker_queue_duration_seconds_sum") == 40.0
     assert value(metrics, "worker_prefill_duration_seconds_count") == 0
 
@@ -140,7 +141,7 @@ def test_vllms_names_say_what_ours_say() -> None:
     """With the model as label, and cells as a share: 1 is all."""
     worker = with_vllm_names()
     assert b"vllm" not in worker.metrics.render(), "no name, no label"
-    worker.model, worker.engine, worker.kv_usage = "a-model", READY, KvUsage(cells_used=250, sequences_used=2)
+    worker.model, worker.engine, worker.kv_usage = "a-model", READY, KvUsage(cells_used=250)
     assert vllm(worker) == {
         "num_requests_running": 0,
         "num_requests_waiting": 0,
@@ -155,8 +156,9 @@ def test_prompt_tokens_are_counted_by_where_they_came_from() -> None:
     """Under vLLM's names, tokens that were looked up and those found."""
     worker = with_vllm_names()
     worker.model, worker.engine = "a-model", READY
-    worker.metrics.prompt_tokens_computed(30, 0)
-    worker.metrics.prompt_tokens_computed(5, 70)
+    for computed, cached in ((30, 0), (5, 70)):
+        progress = (Progress(1, computed + cached, cached),)
+        worker.metrics.stepped(Step(1.0, (), progress, (), 100, 1, 1.0, prompt_computed=computed))
     assert value(worker.metrics, "worker_prompt_tokens_total", source="computed") == 35
     assert value(worker.metrics, "worker_prompt_tokens_total", source="cached") == 70
     assert vllm(worker)["prefix_cache_queries_total"] == 105

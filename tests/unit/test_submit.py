@@ -5,26 +5,31 @@ from typing import cast
 
 import pytest
 
+from tests.fakes import queued_job
 from worker_orcd.api import submit
 from worker_orcd.worker.streams import JobStream
 from worker_orcd.worker.worker import Worker
 
 
 class SlowWorker:
-    """A worker that counts no prompt: each wait lasts as long as it may."""
+    """A worker that counts no prompt: each wait lasts as long as it may. Its clock, and its jobs' stream."""
+
+    engine = True
 
     def __init__(self) -> None:
         self.now = 100.0
         self.waits: list[float] = []
+        self.job = queued_job()
 
     def monotonic(self) -> float:
         """The time."""
         return self.now
 
-    async def measured(self, stream: JobStream, patience_sec: float) -> None:
+    async def changed(self, timeout_sec: float) -> bool:
         """Wait in vain."""
-        self.waits.append(patience_sec)
-        self.now += max(0.0, patience_sec)
+        self.waits.append(timeout_sec)
+        self.now += timeout_sec
+        return False
 
 
 @pytest.mark.parametrize("choices", [1, 2, 8])
@@ -34,7 +39,7 @@ def test_the_prompts_of_all_choices_are_waited_for_together(
     """Once, not once each: otherwise eight choices begin after eight seconds."""
     worker = SlowWorker()
     monkeypatch.setattr(submit, "time", worker)
-    streams = [cast(JobStream, object())] * choices
+    streams = [cast(JobStream, worker)] * choices
     asyncio.run(submit._measured(cast(Worker, worker), streams))
-    assert len(worker.waits) == choices
+    assert worker.waits == [submit.MEASURE_PATIENCE_SEC]
     assert worker.now == 100.0 + submit.MEASURE_PATIENCE_SEC

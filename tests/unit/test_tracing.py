@@ -34,8 +34,9 @@ from worker_orcd.jobs.request import Ceilings
 from worker_orcd.jobs.stop_request import StopReason
 from worker_orcd.narration import Narrator
 from worker_orcd.supervisor.engine import Engine, EngineListener
+from worker_orcd.worker.policy import Policy
 from worker_orcd.worker.tracing import LAST_EXPORT_SEC, Tracing
-from worker_orcd.worker.worker import Policy, Worker
+from worker_orcd.worker.worker import Worker
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SECRET = "the quick brown fox"
@@ -54,7 +55,8 @@ class Stage:
         policy = Policy(ceilings=Ceilings(max_tokens_out=600))
         narrator = Narrator.configure("worker", log_format="json", stream=io.StringIO())
         self.worker = Worker(policy, self.launch, narrator, worker_id="w", model_path="m")
-        self.tracing = self.worker.tracing = Tracing(provider)
+        self.tracing = Tracing(provider)
+        self.worker.subscribe(self.tracing)
 
     async def launch(self, listener: EngineListener) -> Engine:
         """Start the next engine."""
@@ -511,12 +513,12 @@ def test_a_stop_that_nobody_could_confirm_has_no_moment_of_being_freed() -> None
     """As its receipt has none."""
     exporter, tracing = _kept()
     job = queued_job()
-    tracing.accepted(job, {}, "m")
+    tracing.accepted(job, {})
     job.measured((1, 2, 3), 8)
     job.start(at(1), "m")
     job.request_stop(stop_request(seconds=2.0))
     job.give_up(at(7))
-    tracing.ended(job, "m")
+    tracing.ended(job)
     (span,) = exporter.get_finished_spans()
     assert names(span) == [CANCEL_EVENTS[0], CANCEL_EVENTS[1], CANCEL_EVENTS[3]]
     assert seconds(span, CANCEL_EVENTS[3]) == pytest.approx(7.0)
@@ -533,9 +535,9 @@ def _kept() -> tuple[InMemorySpanExporter, Tracing]:
 
 
 def _end(tracing: Tracing, job: Job) -> None:
-    tracing.accepted(job, {}, "m")
+    tracing.accepted(job, {})
     job.request_stop(stop_request())
-    tracing.ended(job, "m")
+    tracing.ended(job)
 
 
 class Hanging(SpanExporter):

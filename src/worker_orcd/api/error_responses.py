@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 
 from worker_orcd import narration
 from worker_orcd.jobs.errors import ErrorCode, JobError
+from worker_orcd.jobs.events import Error
 from worker_orcd.narration.context import correlation_id
 from worker_orcd.worker.worker import Worker
 
@@ -48,8 +49,9 @@ def error_headers(error: JobError, path: str) -> dict[str, str]:
 class EndedBeforeStart(JobError):
     """The answer is the end of a job that had been taken in, which is narrated and counted as such."""
 
-    def __init__(self, end: JobError) -> None:
-        super().__init__(end.code, end.message, param=end.param, openai_code=end.openai_code)
+    def __init__(self, end: Error) -> None:
+        param = str(end.details.get("param") or "prompt")
+        super().__init__(end.code, end.message, param=param, openai_code=end.openai_code)
 
 
 Refuse = Callable[[JobError, str], Response]

@@ -10,7 +10,8 @@ from starlette.requests import ClientDisconnect
 
 from worker_orcd.api.access import owner_of
 from worker_orcd.api.error_responses import EndedBeforeStart
-from worker_orcd.jobs.errors import JobError
+from worker_orcd.jobs.errors import ErrorCode
+from worker_orcd.jobs.events import Error
 from worker_orcd.jobs.request import JobRequest
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.narration.context import correlation_id
@@ -69,12 +70,19 @@ async def submit(
 
 
 async def _measured(worker: Worker, streams: Sequence[JobStream]) -> None:
-    try:
-        until = time.monotonic() + MEASURE_PATIENCE_SEC
-        for stream in streams:
-            await worker.measured(stream, until - time.monotonic())
-    except JobError as end:
-        raise EndedBeforeStart(end) from end
+    """Wait until the prompts are known to fit, but only while an engine can count them.
+
+    Raises:
+        EndedBeforeStart: one was refused in that time.
+    """
+    until = time.monotonic() + MEASURE_PATIENCE_SEC
+    for stream in streams:
+        job = stream.job
+        while worker.engine and job.live and job.prompt_tokens is None and time.monotonic() < until:
+            await stream.changed(until - time.monotonic())
+        match job.terminal:
+            case Error(code=ErrorCode.INVALID_REQUEST) as end:
+                raise EndedBeforeStart(end)
 
 
 async def unless_disconnected(request: Request, waiting: Coroutine[Any, Any, T]) -> T:

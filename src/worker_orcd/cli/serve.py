@@ -28,9 +28,10 @@ from worker_orcd.supervisor.engine import Engine, EngineListener
 from worker_orcd.supervisor.local import LLAMA_ENGINE, LocalEngine, StartModule, start_module
 from worker_orcd.supervisor.prefix_memory import prefix_memory
 from worker_orcd.worker.model_names import ModelNames
+from worker_orcd.worker.policy import Policy
 from worker_orcd.worker.recommended import recommended_sampling
 from worker_orcd.worker.state_metrics import publish
-from worker_orcd.worker.worker import Policy, Worker
+from worker_orcd.worker.worker import Worker
 
 if TYPE_CHECKING:  # It needs an extra.
     from worker_orcd.worker.tracing import Tracing
@@ -178,7 +179,8 @@ class _Serving:
             model_path=opening.model_path,
             model_names=ModelNames.of(opening.model_path, settings.model_alias, opening.model_name),
         )
-        self._worker.tracing = opening.tracing
+        if opening.tracing is not None:
+            self._worker.subscribe(opening.tracing)
         self._worker.recommended_sampling = opening.sampling
         publish(self._worker, vllm_names=settings.vllm_metrics)
         self._server = make_server(

@@ -1,7 +1,7 @@
 """Emits log events for jobs and engines, made from the core's facts."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Literal
 
 from worker_orcd import narration
@@ -10,9 +10,9 @@ from worker_orcd.jobs.dispatcher import TargetState
 from worker_orcd.jobs.events import End, Error
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.receipt import Receipt
-from worker_orcd.jobs.stop_request import StopRequest
 from worker_orcd.protocol.messages import AuditFault, NarrationEvent, Percent, Ready
 from worker_orcd.supervisor.engine import Death
+from worker_orcd.worker.observer import Observer, StopRequested
 
 _TARGET_STATES: dict[TargetState, Literal["live", "finished", "unknown"]] = {
     TargetState.LIVE: "live",
@@ -22,7 +22,7 @@ _TARGET_STATES: dict[TargetState, Literal["live", "finished", "unknown"]] = {
 }
 
 
-class JobLog:
+class JobLog(Observer):
     """Emits each event with the correlation id of its request."""
 
     def __init__(self, narrator: narration.Narrator, model_path: str) -> None:
@@ -31,34 +31,22 @@ class JobLog:
 
     # Jobs.
 
-    def stop_requested(
-        self,
-        job_id: str | None,
-        job: Job | None,
-        known: TargetState,
-        stop: StopRequest,
-        group: str | None = None,
-    ) -> None:
-        """A stop request for a job, by its id or with its group; no job if the group has none."""
+    def stop_requested(self, request: StopRequested) -> None:
+        """Emit the request, also for a target that is not live."""
+        job = request.job
         self._narrator.emit(
             narration.Cancel(
-                job_id=job_id,
-                known=_TARGET_STATES[known],
-                reason=stop.reason.value,
+                job_id=request.job_id,
+                known=_TARGET_STATES[request.known],
+                reason=request.stop.reason.value,
                 phase=job.phase.value if job else None,
-                repeated=known is TargetState.STOPPING,
-                group=group,
-                superseded_by=stop.superseded_by,
+                repeated=request.known is TargetState.STOPPING,
+                group=request.group,
+                superseded_by=request.stop.superseded_by,
             ),
-            correlation_id=stop.correlation_id,
+            correlation_id=request.stop.correlation_id,
             owner=job.owner if job else None,
         )
-
-    def superseded(self, jobs: Iterable[Job]) -> None:
-        """These jobs were stopped because a newer one replaces them."""
-        for job in jobs:
-            if job.stop.stop is not None:
-                self.stop_requested(job.job_id, job, TargetState.LIVE, job.stop.stop)
 
     def reader_left(self, job: Job) -> None:
         """The client of a job disconnected."""
@@ -92,7 +80,7 @@ class JobLog:
         """The model is about to be loaded."""
         self._narrator.emit(narration.ModelLoadStart(path=self._model_path))
 
-    def progress(self, percent: Percent) -> None:
+    def load_progress(self, percent: Percent) -> None:
         """Part of the model is loaded."""
         self._narrator.emit(narration.ModelLoadProgress(path=self._model_path, percent=percent))
 
@@ -117,7 +105,7 @@ class JobLog:
             narration.EngineRestarted(engine_pid=pid or 0, restarts=restarts, ready_ms=ready_ms)
         )
 
-    def lost(self, death: Death, jobs_running: int) -> None:
+    def lost(self, death: Death, jobs: Sequence[Job]) -> None:
         """An engine died unexpectedly, or was killed because it was stuck."""
         self._narrator.emit(
             narration.EngineLost(
@@ -125,7 +113,7 @@ class JobLog:
                 why=death.why,
                 exit_code=death.exit_code,
                 signal=death.signal,
-                jobs_running=jobs_running,
+                jobs_running=len(jobs),
             )
         )
 
@@ -137,7 +125,7 @@ class JobLog:
             correlation_id=job.correlation_id if job else None,
         )
 
-    def forward(self, event: NarrationEvent) -> None:
+    def narrated(self, event: NarrationEvent) -> None:
         """Pass an event of the engine on to the listeners of this process."""
         self._narrator.broadcast.emit(event.event, event.owner)
 

@@ -21,7 +21,8 @@ from worker_orcd.jobs.events import End, StopReason as EndReason, Terminal
 from worker_orcd.jobs.job import Job, Phase
 from worker_orcd.jobs.receipt import Receipt
 from worker_orcd.jobs.stop_request import StopReason
-from worker_orcd.protocol.messages import StepOutcome
+from worker_orcd.protocol.messages import AuditFault, Step, StepOutcome
+from worker_orcd.worker.observer import Observer, StopRequested
 
 # Fine enough for a GPU that decodes a token in a millisecond, wide enough for a CPU that takes seconds, and with an
 # edge at each promise: 20 ms, 100 ms and 5 s (guarantees, G1 and G5).
@@ -43,7 +44,7 @@ _FAILURES = (
 disable_created_metrics()  # type: ignore[no-untyped-call]  # The library has no type for it.
 
 
-class Metrics:
+class Metrics(Observer):
     """One worker's own registry; `render` is the body of `GET /metrics`."""
 
     def __init__(self) -> None:
@@ -144,28 +145,50 @@ class Metrics:
             for phase in Phase:
                 self.cancel_latency.labels(stage, phase.value)
 
-    def job_started(self, job: Job) -> None:
-        """Observe a job that started in the engine for the first time."""
-        if job.started_at is not None:
+    def started(self, job: Job) -> None:
+        """Observe the wait of a job that starts for the first time."""
+        if job.started_at is not None and not job.requeues:
             self.queue.observe(job.started_at - job.accepted.mono)
 
-    def first_token_of(self, job: Job) -> None:
-        """Observe a job's first token."""
-        if job.first_token_at is not None and job.started_at is not None:
-            self.prefill.observe(job.first_token_at - job.started_at)
-            self.first_token.observe(job.first_token_at - job.accepted.mono)
+    def token(self, job: Job, previous_at: float | None, *, generated: bool) -> None:
+        """Count a token, and observe how long it took."""
+        if generated:
+            self.tokens.inc()
+        if job.last_token_at is None or job.started_at is None:
+            return
+        if previous_at is None:
+            self.prefill.observe(job.last_token_at - job.started_at)
+            self.first_token.observe(job.last_token_at - job.accepted.mono)
+        else:
+            self.inter_token.observe(job.last_token_at - previous_at)
 
-    def prompt_tokens_computed(self, computed: int, cached: int) -> None:
-        """A step computed prompt tokens; jobs that began with it found others cached."""
-        self.prompt_tokens.labels("computed").inc(computed)
-        self.prompt_tokens.labels("cached").inc(cached)
+    def preempted(self, job: Job) -> None:
+        """Count it."""
+        self.preemptions.inc()
+
+    def stop_requested(self, request: StopRequested) -> None:
+        """Count a client's cancel."""
+        if request.stop.reason is StopReason.CLIENT:
+            self.cancels.labels(request.known.value).inc()
+
+    def stepped(self, step: Step) -> None:
+        """Count a step and the prompt tokens that it computed; jobs that began with it found others cached."""
+        self.steps.labels(step.outcome).inc()
+        self.step_seconds.observe(step.duration_ms / 1000)
+        if step.progress:
+            self.prompt_tokens.labels("computed").inc(step.prompt_computed)
+            self.prompt_tokens.labels("cached").inc(sum(progress.cached for progress in step.progress))
+
+    def audit_fault(self, fault: AuditFault, job: Job | None) -> None:
+        """Count it."""
+        self.audit_faults.inc()
 
     def prompt_tokens_by_source(self) -> dict[str, float]:
         """Prompt tokens so far, `computed` and `cached`."""
         (counted,) = self.prompt_tokens.collect()
         return {sample.labels["source"]: sample.value for sample in counted.samples}
 
-    def job_ended(self, job: Job) -> None:
+    def ended(self, job: Job) -> None:
         """Count a job by its terminal event."""
         terminal = job.terminal
         if terminal is None:

@@ -2,11 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from weakref import WeakValueDictionary
 
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import Event
 from worker_orcd.jobs.job import Job
+from worker_orcd.worker.observer import Observer
 
 MAX_READERS = 32
 """Of one job."""
@@ -69,6 +71,15 @@ class JobStream:
         """Wait for a change of the job. False after `timeout_sec` without one."""
         return await any_changed([self], timeout_sec)
 
+    async def ended(self, until: float) -> bool:
+        """Wait for the job's end. False if it is still live at `until` (monotonic seconds)."""
+        while self.job.live:
+            left = until - time.monotonic()
+            if left <= 0:
+                return False
+            await self.changed(left)
+        return True
+
     def read(self, keep_alive: KeepAlive, start: int = 0) -> AsyncIterator[Sequence[Numbered]]:
         """The job's events from number `start` on, as many at a time as there are; none when the reader must send
         something to keep its connection alive.
@@ -86,6 +97,65 @@ class JobStream:
         last = len(self.job.events) - 1
         if waits and start > last:
             yield [(last, self.job.events[last])]
+
+
+class JobStreams(Observer):
+    """Every job's stream. Wakes its readers when the job has news."""
+
+    def __init__(self) -> None:
+        self._live: dict[int, JobStream] = {}
+        self._followed: WeakValueDictionary[int, JobStream] = WeakValueDictionary()
+        """Streams in use, also of ended jobs, so that `MAX_READERS` counts all readers of a job."""
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __len__(self) -> int:
+        """Number of live jobs."""
+        return len(self._live)
+
+    def of(self, job: Job) -> JobStream:
+        """This job's stream, live or ended."""
+        stream = self._followed.get(job.run)
+        if stream is None:
+            stream = self._followed[job.run] = JobStream(job)
+        return stream
+
+    async def all_ended(self, timeout_sec: float) -> bool:
+        """Wait until no job is live. False after `timeout_sec`."""
+        try:
+            async with asyncio.timeout(timeout_sec):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def accepted(self, job: Job, headers: Mapping[str, str]) -> None:
+        """Open its stream."""
+        self._live[job.run] = self.of(job)
+        self._idle.clear()
+
+    def measured(self, job: Job) -> None:
+        """Wake who waits for the length of its prompt."""
+        self.of(job).wake()
+
+    def started(self, job: Job) -> None:
+        """Wake its readers."""
+        self.of(job).wake()
+
+    def progress(self, job: Job) -> None:
+        """Wake its readers."""
+        self.of(job).wake()
+
+    def token(self, job: Job, previous_at: float | None, *, generated: bool) -> None:
+        """Wake its readers."""
+        self.of(job).wake()
+
+    def ended(self, job: Job) -> None:
+        """Wake its readers for the last time."""
+        self.of(job).wake()
+        self._live.pop(job.run, None)
+        if not self._live:
+            self._idle.set()
 
 
 async def any_changed(streams: Sequence[JobStream], timeout_sec: float) -> bool:

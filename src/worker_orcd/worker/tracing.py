@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -22,12 +22,14 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from worker_orcd import __version__
-from worker_orcd.jobs.clock import Timestamp
 from worker_orcd.jobs.events import End, Terminal
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.receipt import Receipt
 from worker_orcd.jobs.stop_request import StopReason
+from worker_orcd.protocol.messages import Ready
+from worker_orcd.supervisor.engine import Death
 from worker_orcd.worker.metrics import outcome_of
+from worker_orcd.worker.observer import Observer
 
 LAST_EXPORT_SEC = 0.4
 """How long a shutdown waits for the export of the last spans, within the five seconds of a shutdown."""
@@ -44,13 +46,14 @@ _NS = 1e9
 _propagator = TraceContextTextMapPropagator()
 
 
-class Tracing:
+class Tracing(Observer):
     """Makes one span per job. A job that is not sampled costs nothing after its acceptance."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
         self._tracer = provider.get_tracer("worker_orcd", __version__)
         self._spans: dict[int, Span] = {}
+        self._model: str | None = None
         self._closing: threading.Thread | None = None
         self._until = 0.0
 
@@ -78,36 +81,59 @@ class Tracing:
             raise ValueError(troubles[0])
         return cls(provider)
 
-    # The life of a job.
+    # What happens.
 
-    def accepted(self, job: Job, headers: Mapping[str, str], model: str | None) -> None:
-        """A job was accepted. A valid `traceparent` of its request makes the span part of that trace."""
+    def loaded(self, ready: Ready) -> None:
+        """Note the model's name."""
+        self._model = ready.model
+
+    def accepted(self, job: Job, headers: Mapping[str, str]) -> None:
+        """Start a span. A valid `traceparent` of the request makes it part of that trace."""
         span = self._tracer.start_span(
-            _name(job, model),
+            _name(job, self._model),
             context=_propagator.extract(headers),
             kind=SpanKind.SERVER,
-            attributes=_asked(job) | _model(model, "request"),
+            attributes=_asked(job) | _model(self._model, "request"),
             start_time=_ns(job, job.accepted.mono),
         )
         if span.is_recording():
             self._spans[job.run] = span
 
-    def happened(self, job: Job, what: str, now: Timestamp) -> None:
-        """Something that happens to a live job: `started` (again), `first_token`, `preempted`, `engine_lost`."""
+    def started(self, job: Job) -> None:
+        """Add an event to the span, also after a requeue."""
+        self._add_event(job, "started")
+
+    def token(self, job: Job, previous_at: float | None, *, generated: bool) -> None:
+        """Add an event for the first token."""
+        if previous_at is None:
+            self._add_event(job, "first_token")
+
+    def preempted(self, job: Job) -> None:
+        """Add an event to the span."""
+        self._add_event(job, "preempted")
+
+    def lost(self, death: Death, jobs: Sequence[Job]) -> None:
+        """Add an event to the spans of the jobs that the engine held."""
+        for job in jobs:
+            self._add_event(job, "engine_lost")
+
+    def _add_event(self, job: Job, what: str) -> None:
         span = self._spans.get(job.run)
         if span is not None:
-            span.add_event(f"worker_orcd.{what}", timestamp=_ns(job, now.mono))
+            span.add_event(f"worker_orcd.{what}", timestamp=_ns(job, time.monotonic()))
 
-    def ended(self, job: Job, model: str | None) -> None:
-        """A job has its terminal event."""
+    def ended(self, job: Job) -> None:
+        """End the span."""
         span = self._spans.pop(job.run, None)
         terminal, ended_at = job.terminal, job.ended_at
         if span is None or terminal is None or ended_at is None:
             return
         if job.receipt is not None:
             _add_stop_events(span, job, job.receipt, ended_at)
-        span.update_name(_name(job, model))
-        span.set_attributes(_model(model, "request") | _model(model, "response") | _brought(job, terminal))
+        span.update_name(_name(job, self._model))
+        span.set_attributes(
+            _model(self._model, "request") | _model(self._model, "response") | _brought(job, terminal)
+        )
         if not isinstance(terminal, End) and (job.receipt is None or job.receipt.reason not in _REQUESTED):
             span.set_attribute("error.type", terminal.code.value)
             span.set_status(StatusCode.ERROR)

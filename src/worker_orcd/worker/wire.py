@@ -1,7 +1,13 @@
-"""A job put into the words of the protocol."""
+"""Jobs as messages to the engine, and messages of the engine in terms of jobs."""
+
+from dataclasses import dataclass
+from typing import Self
 
 from worker_orcd import narration
+from worker_orcd.jobs.clock import Timestamp
+from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job
+from worker_orcd.jobs.receipt import Release
 from worker_orcd.jobs.request import MAX_STOP_TOKENS
 from worker_orcd.protocol import messages
 
@@ -56,3 +62,41 @@ def _constraint(job: Job) -> messages.Constraint | None:
 def _namespace(job: Job) -> str:
     """Whose computed prefixes a job may use: those of jobs with the same API key and the same salt."""
     return f"{job.owner}\0{job.request.cache_salt or ''}"
+
+
+def released(stopped: messages.Stopped, now: Timestamp) -> Release:
+    """When and what a stopped run released, on the front's clock."""
+    ago_ms = stopped.freed_ago_ms
+    return Release(
+        stopped_at=now.mono - stopped.stopped_ago_ms / 1000,
+        freed_at=None if ago_ms is None else now.mono - ago_ms / 1000,
+        cells_before=stopped.cells_before,
+        cells_after=stopped.cells_after,
+        prompt_processed=stopped.prompt_processed,
+        prompt_cached=stopped.prompt_cached,
+        cells_warm=stopped.cells_warm,
+    )
+
+
+def refusal(refused: messages.Refused) -> JobError:
+    """Why the engine did not prepare a prompt: the client's fault, if it names a field."""
+    code = ErrorCode.INVALID_REQUEST if refused.param else ErrorCode.INTERNAL
+    return JobError(code, refused.message, param=refused.param)
+
+
+def failure(end: messages.EndOfRun) -> JobError:
+    """Why a run failed in the engine."""
+    return JobError(ErrorCode(end.error_code or "INTERNAL"), end.error_message)
+
+
+@dataclass(frozen=True, slots=True)
+class KvUsage:
+    """KV cells that live jobs hold, and those kept for later jobs."""
+
+    cells_used: int = 0
+    cells_cached: int = 0
+
+    @classmethod
+    def after(cls, report: messages.Step | messages.Stopped) -> Self:
+        """As the engine reports it with a step or a stop."""
+        return cls(report.cells_used, report.cells_cached)

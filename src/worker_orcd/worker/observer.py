@@ -1,0 +1,124 @@
+"""What happens to jobs and engines, for everyone who wants to know: streams, metrics, log events, traces."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Concatenate, ParamSpec
+
+from worker_orcd.jobs.dispatcher import TargetState
+from worker_orcd.jobs.job import Job
+from worker_orcd.jobs.stop_request import StopRequest
+from worker_orcd.protocol.messages import AuditFault, NarrationEvent, Percent, Ready, Step
+from worker_orcd.supervisor.engine import Death
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """A stop request, and what it was for.
+
+    Attributes:
+        stop: the request.
+        known: what the worker knew of its target.
+        job_id: its target; None if no live job is in the group.
+        job: its target, if it is live.
+        group: the group that it was for, if it was for one.
+    """
+
+    stop: StopRequest
+    known: TargetState
+    job_id: str | None
+    job: Job | None
+    group: str | None = None
+
+
+class Observer:
+    """Called by the worker, in order and on its loop, right after each thing happened. Each method does nothing here:
+    an observer overrides those that concern it, and must not block."""
+
+    # Jobs.
+
+    def accepted(self, job: Job, headers: Mapping[str, str]) -> None:
+        """A job was accepted; `headers` are those of its request."""
+
+    def measured(self, job: Job) -> None:
+        """The engine has counted a job's prompt tokens, and they fit."""
+
+    def started(self, job: Job) -> None:
+        """A job was handed to the engine, for the first time or after a requeue."""
+
+    def progress(self, job: Job) -> None:
+        """A job has a progress event."""
+
+    def token(self, job: Job, previous_at: float | None, *, generated: bool) -> None:
+        """A job has a token event at `job.last_token_at`; the one before came at `previous_at`, if there was one.
+
+        An event that only brings text that was held back is not `generated`.
+        """
+
+    def preempted(self, job: Job) -> None:
+        """A job lost its KV cells to older jobs and was requeued."""
+
+    def stop_requested(self, request: StopRequested) -> None:
+        """A stop was requested, of a live job or of anything else."""
+
+    def reader_left(self, job: Job) -> None:
+        """The client that executes a live job disconnected."""
+
+    def timed_out(self, job: Job) -> None:
+        """A job's deadline has passed."""
+
+    def ended(self, job: Job) -> None:
+        """A job has its terminal event, and its cells are free."""
+
+    # The engine.
+
+    def loading(self) -> None:
+        """The model is about to be loaded."""
+
+    def load_progress(self, percent: Percent) -> None:
+        """Part of the model is loaded by the first engine."""
+
+    def loaded(self, ready: Ready) -> None:
+        """The first engine is ready."""
+
+    def restarted(self, pid: int | None, restarts: int, lost_at: float) -> None:
+        """An engine replaces the one that was lost at `lost_at` (monotonic seconds)."""
+
+    def stepped(self, step: Step) -> None:
+        """The engine has computed a step."""
+
+    def audit_fault(self, fault: AuditFault, job: Job | None) -> None:
+        """An audit of KV cells found a difference, perhaps in a live job's."""
+
+    def narrated(self, event: NarrationEvent) -> None:
+        """The engine process wrote a log event."""
+
+    def lost(self, death: Death, jobs: Sequence[Job]) -> None:
+        """An engine died unexpectedly, or was killed because it was stuck; it held `jobs`."""
+
+    def permanently_failed(self, reason: str, code: str) -> None:
+        """No engine can be started any more."""
+
+    # The worker.
+
+    def draining(self, running: int, queued: int, drain_sec: float) -> None:
+        """The drain begins: no further jobs are accepted."""
+
+
+class Observers:
+    """All that observe one worker."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = list(observers)
+
+    def add(self, observer: Observer) -> None:
+        """One more, for what happens from now on."""
+        self._observers.append(observer)
+
+    def notify(
+        self, what: Callable[Concatenate[Observer, P], None], *args: P.args, **kwargs: P.kwargs
+    ) -> None:
+        """Call one method of each, for example `notify(Observer.ended, job)`."""
+        for observer in self._observers:
+            getattr(observer, what.__name__)(*args, **kwargs)
