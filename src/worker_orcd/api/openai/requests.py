@@ -364,7 +364,6 @@ class OpenAIJob(JobRequest):
 
     constrained: Constraint | None = None
 
-
     @property
     def scored_prompt(self) -> int | None:
         """As an echo wants it."""
