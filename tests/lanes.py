@@ -109,6 +109,7 @@ SERIAL = (
     "integration/test_proxy.py::test_a_client_that_leaves_during_prefill_is_noticed",
     "integration/test_proxy.py::test_a_client_that_leaves_the_queue_is_noticed",
     "integration/test_shutdown.py::test_by_default_it_is_gone_within_five_seconds_even_if_the_engine_is_stopped",
+    "integration/test_shutdown.py::test_it_is_gone_in_time_also_beside_a_reader_that_takes_nothing",
     "integration/test_streams.py::test_a_reader_that_takes_nothing_slows_nobody",
 )
 """Folders and files whose tests measure time, or start so much that another test beside them would be disturbed.

@@ -89,7 +89,7 @@ def test_by_default_it_is_gone_within_five_seconds_even_if_the_engine_is_stopped
         assert took <= 5.0
 
 
-@pytest.mark.parametrize("engine_is", ["running", "stopped"])
+@pytest.mark.parametrize("engine_is", [pytest.param("running", marks=pytest.mark.nightly), "stopped"])
 def test_it_is_gone_in_time_also_beside_a_reader_that_takes_nothing(engine_is: str) -> None:
     """There is one deadline for the drain, the stops and what streams still have to send."""
     with (
