@@ -94,7 +94,7 @@ class TestCatalogue:
         """Sentences name fields of the action once each, fields are documented and hide no envelope field."""
         hints = typing.get_type_hints(action, include_extras=True)
         for sentence in action.sentences.values():
-            names = text.placeholders(sentence.template)
+            names = re.findall(r"{(\w+)}", sentence.template)
             assert set(names) <= set(catalogue.FIELDS[action])
             assert len(names) == len(set(names))
             assert len(re.sub(r"{\w+}", "", sentence.template)) < 70
@@ -238,23 +238,19 @@ class TestEvent:
         )
         assert (event["stopped_ms"], event["terminal_ms"]) == (None, None)
 
-    def test_the_correlation_id_is_the_given_one_else_the_bound_one_else_that_of_the_request(self) -> None:
-        """The nearest wins, and binding leaves the first narrator as it was."""
+    def test_the_correlation_id_is_the_given_one_else_that_of_the_request(self) -> None:
+        """The nearest wins."""
         action = narration.ModelLoadStart(path="m")
         with capture() as events:
-            plain = narration.Narrator.configure(WORKER_ID, process="engine", stream=io.StringIO())
+            narrator = narration.Narrator.configure(WORKER_ID, process="engine", stream=io.StringIO())
             token = context.correlation_id.set("of-request")
             try:
-                bound = plain.bind(correlation_id="bound", job_id="job-7")
-                bound.emit(action, correlation_id="given")
-                bound.emit(action)
-                plain.emit(action)
+                narrator.emit(action, correlation_id="given")
+                narrator.emit(action)
             finally:
                 context.correlation_id.reset(token)
-            plain.emit(action)
-        ids = [event.get("correlation_id") for event in events]
-        assert ids == ["given", "bound", "of-request", None]
-        assert [event.get("job_id") for event in events] == ["job-7", "job-7", None, None]
+            narrator.emit(action)
+        assert [event.get("correlation_id") for event in events] == ["given", "of-request", None]
         assert {event["process"] for event in events} == {"engine"}
 
     def test_an_exception_is_reported_without_its_message(self) -> None:
@@ -332,7 +328,7 @@ class TestLine:
     )
     def test_any_length_of_text_fits_the_sentence(self, template: str, words: str) -> None:
         """Long values give way, down to one character each."""
-        values = dict.fromkeys(text.placeholders(template), words)
+        values = dict.fromkeys(re.findall(r"{(\w+)}", template), words)
         assert len(text.fill(template, values)) <= text.SENTENCE_LIMIT
 
     def test_a_long_id_shows_both_its_ends_and_is_whole_in_its_field(self) -> None:
@@ -396,13 +392,13 @@ class TestFailure:
     """Logging never disturbs the work."""
 
     def test_a_stream_that_fails_is_counted_not_raised(self) -> None:
-        """Broken and closed streams alike, for every narrator that shares them."""
+        """Broken and closed streams alike."""
         closed = io.StringIO()
         closed.close()
         for stream in (Unwilling(), closed):
             narrator = narration.Narrator.configure(WORKER_ID, stream=stream)
             narrator.emit(narration.ModelLoadStart(path="m"))
-            narrator.bind(job_id="job-7").emit(narration.ModelLoadStart(path="m"))
+            narrator.emit(narration.ModelLoadStart(path="m"))
             assert narrator.lines_lost == 2
 
     def test_a_value_that_cannot_be_rendered_is_counted_and_later_lines_say_so(self) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import re
 import typing
 from collections.abc import Iterator
 from typing import Any
@@ -15,8 +16,8 @@ from worker_orcd import narration
 from worker_orcd.narration import context
 from worker_orcd.narration.action import OPERATORS, WorkerAction
 from worker_orcd.narration.broadcast import Broadcast, Listener
-from worker_orcd.narration.catalogue import ACTIONS, FOR_OPERATORS
-from worker_orcd.narration.text import placeholders
+from worker_orcd.narration.catalogue import ACTIONS
+from worker_orcd.narration.visibility import FOR_OPERATORS
 
 SECRET = "/srv/secret"
 SECRET_NUMBER = 987_654
@@ -108,10 +109,10 @@ def test_no_sentence_for_tenants_has_a_field_for_operators() -> None:
     for action in ACTIONS:
         hidden = FOR_OPERATORS[action.name]
         if action.for_tenants is not None:
-            assert not hidden & set(placeholders(action.for_tenants)), action
+            assert not hidden & set(re.findall(r"{(\w+)}", action.for_tenants)), action
         elif issubclass(action, WorkerAction):
             for sentence in action.sentences.values():
-                assert not hidden & set(placeholders(sentence.template)), action
+                assert not hidden & set(re.findall(r"{(\w+)}", sentence.template)), action
 
 
 def test_paths_and_counts_of_jobs_are_marked_for_operators() -> None:

@@ -5,7 +5,7 @@ For example:
     from worker_orcd import narration
 
     narrator = narration.Narrator.configure(worker_id)
-    narrator.tell(narration.Ready(host="127.0.0.1", port=8080, startup_ms=812.4))
+    narrator.emit(narration.Ready(host="127.0.0.1", port=8080, startup_ms=812.4))
 """
 
 from worker_orcd.narration import context

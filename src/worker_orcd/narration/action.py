@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 Level = Literal["INFO", "WARN", "ERROR"]
 
@@ -53,14 +53,15 @@ class WorkerAction(BaseAction):
 
     __slots__ = ()
 
+    acts_on: ClassVar[str] = "worker"
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobAction(BaseAction):
     """An action on one job."""
 
-    __slots__ = ()
-
     acts_on: ClassVar[str] = "job:{job_id}"
-    job_id: str
+    job_id: Annotated[str, "the job"]
 
     def target(self) -> str:
         """Return the job."""

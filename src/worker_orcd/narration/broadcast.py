@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from worker_orcd.bounded import BoundedByOwner
 from worker_orcd.narration.action import EventFields
-from worker_orcd.narration.catalogue import concerns_worker, for_tenants
+from worker_orcd.narration.visibility import concerns_worker, for_tenants
 
 BACKLOG = 200
 """Events of before that a new listener gets."""

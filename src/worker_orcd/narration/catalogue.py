@@ -2,7 +2,7 @@
 
 One frozen class per action: its fields are what the event carries, its `sentences` what a person reads.
 The classes are the data. The documentation is rendered from them, mypy checks each use of them, and
-`Narrator.tell` refuses anything that is not one of them. To add an action, write its class and name it
+`Narrator.emit` refuses anything that is not one of them. To add an action, write its class and name it
 in `Action`. Tenants do not see a field that is marked `OPERATORS` in an event that belongs to none of them.
 
 Milliseconds are numbers with a fraction. A field that defaults to None is left out of the event while it
@@ -11,20 +11,17 @@ is None; a field that may be None without a default is always there, because its
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, ClassVar, Final, Literal, Self, get_args, get_type_hints
+from typing import Annotated, ClassVar, Final, Literal, Self, get_args
 
 from worker_orcd.narration.action import (
     ALWAYS,
     OPERATORS,
     BaseAction,
-    EventFields,
     JobAction,
     Sentence,
     WorkerAction,
 )
-from worker_orcd.narration.text import fill, frames
-
-# --- the worker's life ---------------------------------------------------------------------------------
+from worker_orcd.narration.text import frames
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +29,6 @@ class Startup(WorkerAction):
     """The settings are valid; nothing is loaded yet."""
 
     name: ClassVar = "startup"
-    acts_on: ClassVar = "worker"
     sentences: ClassVar = {
         "closed": Sentence("INFO", "Worker {version} is starting on {host}:{port} with model {model}"),
         "open to everybody": Sentence(
@@ -117,7 +113,6 @@ class Ready(WorkerAction):
     """The worker can take jobs and make progress with them."""
 
     name: ClassVar = "ready"
-    acts_on: ClassVar = "worker"
     sentences: ClassVar = {ALWAYS: Sentence("INFO", "Worker is ready on {host}:{port}")}
 
     host: Annotated[str, "address listened on"]
@@ -130,7 +125,6 @@ class Drain(WorkerAction):
     """Shutdown was asked for: no new work, running jobs may finish until the drain time is over."""
 
     name: ClassVar = "drain"
-    acts_on: ClassVar = "worker"
     sentences: ClassVar = {
         ALWAYS: Sentence(
             "INFO", "Draining: {jobs_running} running and {jobs_queued} queued jobs have {drain_sec} s to end"
@@ -148,15 +142,11 @@ class Shutdown(WorkerAction):
     """The last event of a worker's life."""
 
     name: ClassVar = "shutdown"
-    acts_on: ClassVar = "worker"
     sentences: ClassVar = {ALWAYS: Sentence("INFO", "Worker is shutting down: {reason}")}
 
     reason: Annotated[str, "who asked: `SIGTERM`, `SIGINT`, `POST /shutdown`, or what ended it"]
     uptime_s: Annotated[float, "s since the process started"]
     exit_code: Annotated[int, "what the process is about to exit with"]
-
-
-# --- a job's life --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,13 +156,11 @@ class ExecuteStart(JobAction):
     name: ClassVar = "execute_start"
     sentences: ClassVar = {ALWAYS: Sentence("INFO", "Starting job {job_id}")}
 
-    job_id: Annotated[str, "the job"]
     prompt_chars: Annotated[int, "characters of the prompt as sent"]
     prompt_sha256: Annotated[str, "SHA-256 of the prompt as sent, in hex"]
     prompt_tokens: Annotated[int | None, "tokens of the rendered prompt, once known"] = None
     max_tokens: Annotated[int, "tokens the job may generate"]
     seed: Annotated[int, "given or drawn; unsigned 64-bit"]
-    group: Annotated[str | None, "jobs that are cancelled together"] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +172,6 @@ class ExecuteEnd(JobAction):
         ALWAYS: Sentence("INFO", "Job {job_id} ends after {tokens_out} tokens: {stop_reason}"),
     }
 
-    job_id: Annotated[str, "the job"]
     tokens_out: Annotated[int, "tokens generated"]
     decode_time_ms: Annotated[float, "ms from the job's first token to its last"]
     stop_reason: Annotated[str, "`stop`, `length` or `stop_sequence`"]
@@ -238,7 +225,6 @@ class CancelComplete(JobAction):
         "not confirmed": Sentence("WARN", "Job {job_id} ends as CANCELLED; its memory is not confirmed free"),
     }
 
-    job_id: Annotated[str, "the job"]
     reason: Annotated[str, "the first: `client`, `disconnect`, `shutdown`, `superseded` or `timeout`"]
     phase: Annotated[str, "when it was asked to stop: `queued`, `loading`, `prefill` or `decode`"]
     stopped_ms: Annotated[float | None, "ms until computing had stopped; null when not confirmed"]
@@ -264,7 +250,6 @@ class Timeout(JobAction):
     name: ClassVar = "timeout"
     sentences: ClassVar = {ALWAYS: Sentence("WARN", "Job {job_id} exceeds its deadline of {timeout_ms} ms")}
 
-    job_id: Annotated[str, "the job"]
     timeout_ms: Annotated[int, "ms the job had, waiting included"]
     phase: Annotated[str, "`queued`, `loading`, `prefill` or `decode`"]
 
@@ -279,16 +264,12 @@ class Disconnect(JobAction):
         "continue": Sentence("INFO", "Last reader of job {job_id} leaves: the job continues"),
     }
 
-    job_id: Annotated[str, "the job"]
     phase: Annotated[str, "`queued`, `loading`, `prefill` or `decode`"]
     on_disconnect: Annotated[Literal["cancel", "continue"], "what the job asked for"] = "cancel"
 
     def variant(self) -> str:
         """Tell by what becomes of the job."""
         return self.on_disconnect
-
-
-# --- what goes wrong -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -410,33 +391,3 @@ FIELDS: Final[Mapping[type[Action], Mapping[str, bool]]] = {
     action: {field.name: field.default is None for field in fields(action)} for action in ACTIONS
 }
 """Each action's field names, with whether the field is left out while it is None."""
-
-_BY_NAME: Final[Mapping[str, type[Action]]] = {action.name: action for action in ACTIONS}
-FOR_OPERATORS: Final[Mapping[str, frozenset[str]]] = {
-    action.name: frozenset(
-        name
-        for name, hint in get_type_hints(action, include_extras=True).items()
-        if OPERATORS in getattr(hint, "__metadata__", ())
-    )
-    for action in ACTIONS
-}
-"""Each action's fields that only operators see."""
-
-
-def for_tenants(event: EventFields) -> EventFields | None:
-    """What every tenant may see of an event that belongs to no tenant; None if it is not about the worker."""
-    if not concerns_worker(event):
-        return None
-    action = _BY_NAME[str(event["action"])]
-    seen = {name: value for name, value in event.items() if name not in FOR_OPERATORS[action.name]}
-    if action.for_tenants is not None:
-        seen["human"] = fill(action.for_tenants, seen)
-    return seen
-
-
-def concerns_worker(event: EventFields) -> bool:
-    """Whether an event is about the worker as a whole: such an event belongs to no tenant, whatever caused it."""
-    action = _BY_NAME.get(str(event.get("action")))
-    if action is Error:
-        return "job_id" not in event and "http_status" not in event
-    return action is not None and issubclass(action, WorkerAction)

@@ -3,7 +3,7 @@
 For example:
 
     narrator = Narrator.configure(worker_id)
-    narrator.bind(correlation_id=job.correlation_id).tell(narration.Cancel(job_id="job-7", known="live", …))
+    narrator.emit(narration.Ready(host="127.0.0.1", port=8080, startup_ms=812.4))
 
 It goes to standard error, as a server's log does; standard output stays free. There are no events per token.
 """
@@ -42,7 +42,7 @@ class _Log(structlog.BoundLoggerBase):
 
 
 class Narrator:
-    """Tells actions of the catalogue. Immutable: `bind` returns another one that shares the stream."""
+    """Emits events of the catalogue."""
 
     __slots__ = ("_log", "_sink", "broadcast")
 
@@ -61,7 +61,7 @@ class Narrator:
         stream: TextIO | None = None,
         broadcast: Broadcast | None = None,
     ) -> "Narrator":
-        """Return the narrator of this process. `stream` is standard error unless given, `audience` one of its own.
+        """Return the narrator of this process. `stream` is standard error unless given, `broadcast` one of its own.
 
         `auto` is coloured columns on a terminal and JSON lines elsewhere.
         """
@@ -77,17 +77,11 @@ class Narrator:
         ]
         return cls(_Log(sink, processors, context), sink, broadcast)
 
-    def bind(self, *, job_id: str | None = None, correlation_id: str | None = None) -> "Narrator":
-        """Return a narrator whose events carry these ids, unless an event brings its own."""
-        given = {"job_id": job_id, "correlation_id": correlation_id}
-        bound = self._log.bind(**{k: v for k, v in given.items() if v is not None})
-        return Narrator(bound, self._sink, self.broadcast)
-
     def emit(self, action: Action, *, correlation_id: str | None = None, owner: str | None = None) -> None:
         """Tell `action`. What goes wrong with telling is counted in `lines_lost`, never raised.
 
-        The correlation id is the one given, else the bound one, else that of the request being served; so is the owner,
-        who is not written: `broadcast` uses the owner to choose who may see the event.
+        The correlation id is the one given, else that of the request being served. So is the owner, who is not written:
+        `broadcast` uses the owner to choose who may see the event.
 
         Raises TypeError for what is not in the catalogue: that is a mistake in the program.
         """
@@ -118,12 +112,9 @@ class Narrator:
             "target": action.target(),
             "human": fill(sentence.template, values),
         }
+        correlation_id = current_correlation_id.get() if correlation_id is None else correlation_id
         if correlation_id is not None:
             event["correlation_id"] = correlation_id
-        elif "correlation_id" not in structlog.get_context(self._log):
-            current = current_correlation_id.get()
-            if current is not None:
-                event["correlation_id"] = current
         for name, omitted_when_none in FIELDS[type(action)].items():
             if values[name] is not None or not omitted_when_none:
                 event[name] = values[name]

@@ -6,8 +6,9 @@ from types import NoneType
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from worker_orcd.narration.action import ALWAYS
-from worker_orcd.narration.catalogue import ACTIONS, FIELDS, FOR_OPERATORS, Action
+from worker_orcd.narration.catalogue import ACTIONS, FIELDS, Action
 from worker_orcd.narration.narrator import ENVELOPE
+from worker_orcd.narration.visibility import FOR_OPERATORS
 
 _TYPE_NAMES = {str: "text", int: "integer", float: "number", bool: "true or false"}
 

@@ -54,11 +54,6 @@ def fill(template: str, values: Mapping[str, object], limit: int = SENTENCE_LIMI
     return template.format_map(texts)
 
 
-def placeholders(template: str) -> tuple[str, ...]:
-    """Return the names of the fields that `template` mentions, in their order."""
-    return _parsed(template)[1]
-
-
 def frames(exception: BaseException) -> str:
     """Format where `exception` and what caused it were raised, oldest first, without their messages."""
     seen: list[str] = []
