@@ -22,11 +22,11 @@ from worker_orcd.jobs import events, lifecycle
 from worker_orcd.jobs.clock import Timestamp
 from worker_orcd.jobs.dispatcher import Dispatcher, ReadyEngine
 from worker_orcd.jobs.errors import KINDS, ErrorCode
-from worker_orcd.jobs.job import STOP_MESSAGES, Job
+from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.queue import Capacity
 from worker_orcd.jobs.receipt import Release
 from worker_orcd.jobs.request import Body, CancelRequest, Ceilings, ExecuteRequest
-from worker_orcd.jobs.stop_request import StopReason, StopRequest
+from worker_orcd.jobs.stop_request import STOP_MESSAGES, StopReason, StopRequest
 from worker_orcd.narration.reference import reference_markdown
 from worker_orcd.supervisor.engine import Engine, EngineListener
 from worker_orcd.worker.health import Health

@@ -35,6 +35,7 @@ RECORD_FIELDS = {
     "tokens_out",
     "requeues",
     "group",
+    "priority",
     "supersedes",
     "superseded_by",
     "max_tokens",

@@ -160,6 +160,7 @@ class Core(RuleBasedStateMachine):
         may_retry=st.booleans(),
         progress=st.booleans(),
         supersedes=st.sampled_from([None, "k", "k1"]),
+        priority=st.sampled_from([0, 0, -1, 3, 100]),
     )
     def submit(  # noqa: PLR0913  # what a request may say
         self,
@@ -170,6 +171,7 @@ class Core(RuleBasedStateMachine):
         may_retry: bool,
         progress: bool,
         supersedes: str | None,
+        priority: int,
     ) -> None:
         """A client wants a job run; possibly with an id that was used before, possibly again by itself."""
         now = self.now()
@@ -190,6 +192,7 @@ class Core(RuleBasedStateMachine):
             group=group,
             progress=progress,
             supersedes=supersedes,
+            priority=priority,
         )
         try:
             job, effects = submit(self.core, request, f"cor-{len(self.seen)}", now, retry_of=retry_of)
@@ -446,10 +449,10 @@ class Core(RuleBasedStateMachine):
 
     @precondition(lambda self: self.engine is not None and len(self.engine.holds) > 1)
     @rule()
-    def the_youngest_is_preempted(self) -> None:
-        """Cells have run out; it may be being stopped."""
+    def the_least_urgent_is_preempted(self) -> None:
+        """Cells or places have run out; it may be being stopped."""
         assert self.engine is not None
-        run = max(self.engine.holds)
+        run = max(self.engine.holds, key=lambda run: self.seen[run].job.order)
         self.engine.holds.remove(run)
         job = self.seen[run].job
         if job.state is State.STOPPING:
@@ -602,11 +605,13 @@ class Core(RuleBasedStateMachine):
         started = {job.run for job in live if job.state is not State.QUEUED}
         assert {job.run for job in self.core.tracker} == {job.run for job in live}
         assert len({job.job_id for job in live}) == len(live)
-        waiting = sorted((job.waits_since, job.run) for job in live if job.state is State.QUEUED)
-        assert [run for _, run in waiting] == list(self.core.queue._waiting), "arrival, and inherited places"
+        waiting = sorted((job for job in live if job.state is State.QUEUED), key=lambda job: job.order)
+        assert [job.run for job in waiting] == list(self.core.queue._waiting), "urgency, then arrival"
         assert len(waiting) == len(queued)
         assert set(self.core.queue._in_engine) == started
-        assert len(started) <= CAPACITY.sequences
+        inside = self.core.queue.in_engine
+        give_way = sum(any(other.may_preempt(job) for other in inside) for job in inside)
+        assert len(started) - give_way <= CAPACITY.sequences
         if self.engine is None:
             assert not started
         else:
@@ -630,7 +635,7 @@ class Core(RuleBasedStateMachine):
         head = next(iter(self.core.queue._waiting.values()), None)
         suspected = any(job.deaths >= SUSPECT_DEATHS for job in self.live_jobs())
         if head is not None and head.prompt_tokens is not None and not suspected:
-            inside = self.core.queue._in_engine.values()
+            inside = [job for job in self.core.queue.in_engine if not head.may_preempt(job)]
             fits = sum(job.cells_expected for job in inside) + head.cells_expected <= CAPACITY.cells
             assert not (fits and len(inside) < CAPACITY.sequences)
             assert inside

@@ -153,6 +153,7 @@ class World:
             "timeout_ms": self.chance.choice([None, None, 3000]),
             "cache_prompt": self.chance.random() < 0.9,
             "progress": self.chance.random() < 0.3,
+            "priority": self.chance.choice([0, 0, -3, 5]),
             "supersedes": self.chance.choice([None, "k", "k1"]),
             "cache_salt": self.chance.choice([None, None, "salt"]),
         }

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.fakes import HandLoop, MakeLoop, run_message
+from tests.fakes import QUICK, HandLoop, MakeLoop, run_message
 from worker_orcd.engine.ledger import NoUsableSequence
 from worker_orcd.engine.model import AbortMode, Batch, Outcome
 from worker_orcd.engine.planner import SHORT_MS
@@ -644,6 +644,57 @@ def test_when_cells_run_out_the_youngest_is_preempted_and_continues_later(make_l
     for run in (1, 2, 3):
         assert cramped.tokens(run) == alone(make_loop, run, max_tokens=30)
     assert cramped.cells_held() == [0, 0, 0, 0]
+
+
+def test_when_cells_run_out_the_least_urgent_is_preempted(make_loop: MakeLoop) -> None:
+    """Not the youngest."""
+    cramped = make_loop(cells=3 * len(run_message(1).prompt) + 40)
+    cramped.post(*(run_message(run, max_tokens=30, order=-float(run)) for run in (1, 2, 3)))
+    while not (preempted := cramped.steps[-1].preempted if cramped.steps else ()):
+        cramped.turn()
+    assert preempted == (1,)
+
+
+@pytest.mark.parametrize("generated", [0, 3], ids=["prefill", "decode"])
+def test_a_run_without_a_place_takes_that_of_a_less_urgent_one(make_loop: MakeLoop, generated: int) -> None:
+    """After one step; the preempted run continues from what it computed, and says the same as alone."""
+    prompt = QUICK + "x" * 600
+    single = make_loop(parallel=1)
+    single.post(run_message(1, prompt, max_tokens=9, priority=1, cache=""))
+    single.turn()
+    while len(single.tokens(1)) < generated:
+        single.turn()
+    before = single.model.cells_in_use()
+    single.post(run_message(2, "urgent", order=-1.0, cache=""))
+    single.turn()
+    assert single.steps[-1].preempted == (1,)
+    assert single.model.cells_in_use() > before, "what it computed stays warm"
+    single.finish()
+    assert single.ends(2) == ["length"]
+    continued = run_message(1, prompt, generated=tuple(single.tokens(1)), max_tokens=9, cache="")
+    single.post(continued)
+    single.finish()
+    assert single.tokens(1) == alone(make_loop, 1, prompt, max_tokens=9)
+    computed = sum(step.prompt_computed for step in single.steps)
+    assert computed <= len(prompt) + 1 + len(run_message(2, "urgent").prompt)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"priority": 1, "order": 1.0}, {"priority": 0, "order": 1.0}, {"priority": 2, "order": -1.0}],
+)
+def test_a_run_without_a_place_waits_for_one_that_is_as_urgent(
+    make_loop: MakeLoop, other: dict[str, Any]
+) -> None:
+    """Also for one with a higher priority that has waited so long that it comes first."""
+    single = make_loop(parallel=1)
+    single.post(run_message(1, max_tokens=3, **other))
+    single.turn()
+    single.post(run_message(2, priority=1))
+    single.finish()
+    assert [step.preempted for step in single.steps if step.preempted] == []
+    ends = [end.run for step in single.steps for end in step.ended]
+    assert ends == [1, 2]
 
 
 def test_a_model_that_finds_no_room_has_the_youngest_preempted(loop: HandLoop) -> None:

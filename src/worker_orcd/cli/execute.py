@@ -45,6 +45,10 @@ def command(  # noqa: PLR0913  # to typer, an option is an argument
     group: Annotated[
         str | None, typer.Option(metavar="GROUP", help="jobs that can be cancelled together")
     ] = None,
+    priority: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="lower runs first, and before running jobs with a higher one"),
+    ] = None,
     supersedes: Annotated[
         str | None, typer.Option(metavar="KEY", help="stop the live jobs with the same key, and replace them")
     ] = None,
@@ -76,6 +80,7 @@ def command(  # noqa: PLR0913  # to typer, an option is an argument
         "presence_penalty": presence_penalty,
         "frequency_penalty": frequency_penalty,
         "group": group,
+        "priority": priority,
         "supersedes": supersedes,
         "timeout_ms": timeout_ms,
     }

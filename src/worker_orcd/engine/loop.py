@@ -21,6 +21,7 @@ from worker_orcd.engine.recovery import Recovery
 from worker_orcd.engine.rollback import Rollback
 from worker_orcd.engine.saving import Saving
 from worker_orcd.engine.sequence import Sequence
+from worker_orcd.engine.urgency import may_preempt, order
 from worker_orcd.engine.warm_up import warm_up
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import (
@@ -76,6 +77,8 @@ class EngineLoop:
         self._store = store
         self._stored_bytes: int | None = None
         """What was reported last."""
+        self._preempted: list[int] = []
+        """Runs that were preempted since the last report."""
         self._reused: list[Progress] = []
         """Runs that got a slot since the last report, and the cells that each reused."""
         self._rollback = Rollback(model)
@@ -116,13 +119,18 @@ class EngineLoop:
     # Runs.
 
     def _open_slots(self) -> None:
-        """Give waiting runs their slots, oldest first, except those that save more by waiting longer."""
-        for run in sorted(self._waiting):
-            waiting = self._waiting[run]
-            if self._ledger.leader(waiting.tokens, waiting.run.cache) is None:
-                del self._waiting[run]
-                self._begin(waiting.run)
-                self._planned = None
+        """Give waiting runs slots in order, also those of less urgent runs, unless they save more by waiting longer."""
+        for waiting in sorted(self._waiting.values(), key=lambda waiting: order(waiting.run)):
+            if self._ledger.leader(waiting.tokens, waiting.run.cache) is not None:
+                continue
+            if len(self._sequences) >= self._model.facts.sequences:
+                victims = [s for s in self._sequences.values() if may_preempt(waiting.run, s.run)]
+                if not victims:
+                    continue
+                self._preempt(victims)
+            del self._waiting[waiting.run.run]
+            self._begin(waiting.run)
+            self._planned = None
 
     def _begin(self, run: Run) -> None:
         slot = self._ledger.open(run.run, [*run.prompt, *run.generated], run.cache)
@@ -201,21 +209,22 @@ class EngineLoop:
     # Steps.
 
     def _step(self) -> None:
-        plan, preempted = self._plan_within_cells()
-        if not plan.shares:
+        plan, started = self._plan_within_cells(), self._clock()
+        if plan.shares:
+            result = self._compute(plan, abort_mode=self._recovery.abort_mode())
+            self._learn(plan, result, (self._clock() - started) * 1000)
+        else:
             self._wait_for_grammars()
-            return
-        started = self._clock()
-        result = self._compute(plan, abort_mode=self._recovery.abort_mode())
-        self._learn(plan, result, (self._clock() - started) * 1000)
+            if not self._preempted:
+                return
+            result = StepResult()
         # Ids move when runs are freed, so only now, behind the last part.
         ends = [self._end(end) for end in result.ends]
         if result.outcome not in (Outcome.DONE, Outcome.ABORTED):
-            failures, evicted = self._fail(result)
-            ends += failures
-            preempted += evicted
+            ends += self._fail(result)
         self._audit()
         progress, self._reused = [*self._reused, *result.progress], []
+        preempted, self._preempted = self._preempted, []
         self._planned = self._plan()
         self._send(
             Step(
@@ -256,16 +265,15 @@ class EngineLoop:
             self._cost.aborted(plan, took_ms)
             self._recovery.aborted(undone, computed)
 
-    def _plan_within_cells(self) -> tuple[Plan, list[int]]:
-        """Plan a step and make room for it. When the cells do not last, the youngest runs are requeued until they do,
-        but not the oldest."""
-        preempted: list[int] = []
+    def _plan_within_cells(self) -> Plan:
+        """Plan a step and make room for it. When the cells do not last, the least urgent runs are requeued until they
+        do, but not the most urgent one."""
         plan = self._planned or self._plan()
         while not self._ledger.can_grow(plan.decode_rows + plan.prefill_rows) and len(self._sequences) > 1:
-            preempted.append(self._preempt())
+            self._preempt(self._sequences.values())
             plan = self._plan()
         self._ledger.grow(plan.decode_rows + plan.prefill_rows)
-        return plan, preempted
+        return plan
 
     def _plan(self) -> Plan:
         """The next step: of all runs, or of those whose last step was aborted."""
@@ -293,11 +301,11 @@ class EngineLoop:
         for sequence in self._sequences.values():
             sequence.wait(_GRAMMAR_WAIT_SEC / len(self._sequences))
 
-    def _preempt(self) -> int:
-        """Preempt the youngest run. The front sends it again when it fits."""
-        youngest = self._sequences[max(self._sequences)]
-        self._free(youngest)
-        return youngest.run.run
+    def _preempt(self, candidates: Iterable[Sequence]) -> None:
+        """Preempt the least urgent of these runs, which the front sends again when it fits."""
+        victim = max(candidates, key=lambda sequence: order(sequence.run))
+        self._free(victim)
+        self._preempted.append(victim.run.run)
 
     def _compute(self, plan: Plan, *, abort_mode: AbortMode) -> StepResult:
         """Compute a step part by part. Each part is sampled before the next one overwrites its logits.
@@ -362,29 +370,25 @@ class EngineLoop:
             self._rollback.forget(slot)
             self._ledger.restart(slot)
 
-    def _fail(self, result: StepResult) -> tuple[list[EndOfRun], list[int]]:
-        """Handle a part that was neither done nor aborted.
-
-        Returns:
-            The ends of the runs that fail with it, and the runs that are requeued.
-        """
+    def _fail(self, result: StepResult) -> list[EndOfRun]:
+        """Handle a part that was neither done nor aborted. Returns the ends of the runs that fail with it."""
         separate = self._model.separate_streams
         if result.outcome is Outcome.NO_ROOM and self._ledger.give_up_warm():
-            return [], []
+            return []
         if result.outcome is Outcome.NO_ROOM and len(self._sequences) > 1 and not separate:
-            return [], [self._preempt()]
+            self._preempt(self._sequences.values())
+            return []
         if result.outcome is Outcome.NO_ROOM:
             # With separate streams another run's cells are of no use to this one.
             ends = [self._failed(key, "INTERNAL", "no free KV cells") for key in result.undone]
         else:
             ends = [self._device_failed(key, result.outcome) for key in result.undone]
-        requeued: list[int] = []
         if separate:
             # llama.cpp may have left search heads wrong (see `parts`). Only a cache that holds nothing can be cleared.
             while self._sequences:
-                requeued.append(self._preempt())
+                self._preempt(self._sequences.values())
             self._model.clear()
-        return ends, requeued
+        return ends
 
     def _device_failed(self, key: int, outcome: Outcome) -> EndOfRun:
         device = self._model.facts.device

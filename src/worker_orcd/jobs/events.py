@@ -109,6 +109,19 @@ _PROGRESS_BYTES = 256
 """A `Progress` in memory, with its numbers."""
 
 
+def outcome_of(terminal: Terminal) -> str:
+    """How a job ended, as a record names it."""
+    match terminal:
+        case End():
+            return "completed"
+        case Error(code=ErrorCode.CANCELLED):
+            return "cancelled"
+        case Error(code=ErrorCode.INFERENCE_TIMEOUT):
+            return "timed_out"
+        case Error():
+            return "failed"
+
+
 class EndedEvents(Sequence[Event]):
     """The events of a job that has ended, in a tenth of their room: all text as one piece, and where each token's ends.
 

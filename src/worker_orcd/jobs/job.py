@@ -17,12 +17,14 @@ from worker_orcd.jobs.events import (
     StopReason as EndReason,
     Terminal,
     Token,
+    outcome_of,
 )
 from worker_orcd.jobs.lifecycle import State, Trigger, following
 from worker_orcd.jobs.position import Position
+from worker_orcd.jobs.priority import handicap_sec
 from worker_orcd.jobs.receipt import Receipt, Release
 from worker_orcd.jobs.request import JobRequest
-from worker_orcd.jobs.stop_request import StopFlag, StopReason, StopRequest
+from worker_orcd.jobs.stop_request import STOP_MESSAGES, StopFlag, StopReason, StopRequest
 from worker_orcd.sampling import Logprobs
 
 
@@ -151,8 +153,12 @@ class Job:
 
     @property
     def order(self) -> tuple[float, int]:
-        """Sorts waiting jobs; the least is the next."""
-        return self.waits_since, self.run
+        """Sorts jobs; the least is the next to run, and the last to be preempted."""
+        return self.waits_since + handicap_sec(self.request.priority), self.run
+
+    def may_preempt(self, other: "Job") -> bool:
+        """Whether the other job gives way to this one: it is less urgent, and has not waited long enough to make up."""
+        return self.request.priority < other.request.priority and self.order < other.order
 
     @property
     def cells_expected(self) -> int:
@@ -366,7 +372,7 @@ class Job:
         return {
             "job_id": self.job_id,
             "incarnation": self.incarnation,
-            "state": _outcome(self.state, terminal),
+            "state": self.state.value if terminal is None else outcome_of(terminal),
             "phase": self.phase.value,
             "correlation_id": self.correlation_id,
             "accepted_at": rfc3339(self.accepted.unix),
@@ -381,6 +387,7 @@ class Job:
             "max_tokens": self.max_tokens or None,
             "requeues": self.requeues,
             "group": self.request.group,
+            "priority": self.request.priority,
             "supersedes": self.request.supersedes,
             "superseded_by": self.stop.stop.superseded_by if self.stop.stop else None,
             "seed": self.seed,
@@ -392,26 +399,3 @@ class Job:
 
     def _since_accepted(self, at: float | None) -> float | None:
         return None if at is None else millis(self.accepted.mono, at)
-
-
-STOP_MESSAGES = {
-    StopReason.CLIENT: "Job cancelled by client request",
-    StopReason.DISCONNECT: "Job cancelled because its last reader left",
-    StopReason.SHUTDOWN: "Job cancelled because the worker shuts down",
-    StopReason.SUPERSEDED: "Job cancelled because a newer one replaced it",
-}
-
-
-def _outcome(state: State, terminal: Terminal | None) -> str:
-    """The state in a record: live states as they are, ended jobs by how they ended."""
-    match terminal:
-        case None:
-            return state.value
-        case End():
-            return "completed"
-        case Error(code=ErrorCode.CANCELLED):
-            return "cancelled"
-        case Error(code=ErrorCode.INFERENCE_TIMEOUT):
-            return "timed_out"
-        case Error():
-            return "failed"

@@ -44,7 +44,7 @@ class Trigger(StrEnum):
     ENGINE_LOST = "engine_lost"
     """The engine process is dead; its cells are gone."""
     PREEMPT = "preempt"
-    """The engine has preempted the job: others need its cells."""
+    """The engine has preempted the job: others need its cells or its place."""
     GIVE_UP = "give_up"
     """The cancel deadline passed and not even the engine's death is confirmed."""
 

@@ -65,11 +65,12 @@ class Capacity:
 
 
 class JobQueue:
-    """Waiting jobs in order of arrival, and the jobs in the engine.
+    """Waiting jobs by urgency and arrival, and the jobs in the engine.
 
     Jobs are admitted by the cells they hold and will hold soon, not by all that they may come to hold: the engine
-    preempts the youngest when its cells do not last (`requeue`). The head waits until it fits, and no job overtakes it.
-    The head is the oldest job whose prompt is counted: a prompt that takes long to render holds up no other job.
+    preempts the least urgent when its cells do not last (`requeue`). The head waits until it fits, and no job overtakes
+    it. The head is the first job in order whose prompt is counted: a prompt that takes long to render holds up no other
+    job.
     """
 
     def __init__(self) -> None:
@@ -97,7 +98,7 @@ class JobQueue:
         return len(self._in_engine)
 
     def append(self, job: Job) -> None:
-        """Queue a job, in front of all jobs that came later."""
+        """Queue a job, in front of all jobs that come later in order."""
         self._insert(job)
         if job.prompt_tokens is not None:
             self.prompt_counted(job)
@@ -110,7 +111,7 @@ class JobQueue:
         heapq.heappush(self._counted, (job.order, job.run))
 
     def requeue(self, job: Job) -> None:
-        """Queue a job again, in front of all jobs that came later."""
+        """Queue a job again, in front of all jobs that come later in order."""
         self._in_engine.pop(job.run, None)
         self._insert(job)
         self.prompt_counted(job)
@@ -141,11 +142,15 @@ class JobQueue:
         return head if self.admit(head, capacity) else None
 
     def admit(self, job: Job, capacity: Capacity) -> bool:
-        """Admit this job if it fits now, even if others are ahead of it."""
-        if job.prompt_tokens is None or len(self._in_engine) >= capacity.sequences:
+        """Admit this job if it fits now, even if others are ahead of it.
+
+        It fits if it fits beside those that it may not preempt; the engine preempts as many of the others as it has to.
+        """
+        staying = [other for other in self._in_engine.values() if not job.may_preempt(other)]
+        if job.prompt_tokens is None or len(staying) >= capacity.sequences:
             return False
-        expected = sum(other.cells_expected for other in self._in_engine.values()) + job.cells_expected
-        if self._in_engine and expected > capacity.cells:
+        expected = sum(other.cells_expected for other in staying) + job.cells_expected
+        if staying and expected > capacity.cells:
             return False
         del self._waiting[job.run]
         self._in_engine[job.run] = job

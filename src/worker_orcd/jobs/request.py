@@ -122,6 +122,12 @@ class JobRequest(Body, SamplingParams):
         "its stream can be picked up again",
     )
     group: JobId | None = Field(default=None, description="jobs of one group can be cancelled together")
+    priority: int = Field(
+        default=0,
+        ge=-(2**31),
+        le=2**31 - 1,
+        description="lower runs first, and may preempt a running job with a higher one, which continues later",
+    )
     supersedes: JobId | None = Field(
         default=None,
         description="a key: this job replaces the live jobs with the same key, which are stopped with reason "

@@ -54,3 +54,11 @@ class StopFlag:
 
     def __bool__(self) -> bool:
         return self._stop is not None
+
+
+STOP_MESSAGES = {
+    StopReason.CLIENT: "Job cancelled by client request",
+    StopReason.DISCONNECT: "Job cancelled because its last reader left",
+    StopReason.SHUTDOWN: "Job cancelled because the worker shuts down",
+    StopReason.SUPERSEDED: "Job cancelled because a newer one replaced it",
+}

@@ -98,6 +98,8 @@ class Run(Message, frozen=True):
         cache: the namespace whose computed prefixes it uses and adds to; None: it uses none and leaves none.
         prompt_logprobs: report the log probabilities of the prompt's tokens, each with those of so many likeliest
             tokens. All of the prompt is computed then, so `cache` must be None.
+        priority: a run may take the slot of one with a higher priority, if `order` allows.
+        order: the run with the highest order is preempted first; of equal ones the one with the highest `run`.
     """
 
     run: int
@@ -114,6 +116,8 @@ class Run(Message, frozen=True):
     cache: str | None = None
     prompt_logprobs: int | None = None
     constraint: Constraint | None = None
+    priority: int = 0
+    order: float = 0.0
 
 
 class DropPrompt(Message, frozen=True):

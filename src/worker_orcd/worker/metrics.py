@@ -80,7 +80,7 @@ class Metrics(Observer):
             "worker_engine_steps", "Steps of the engine, by how they ended.", ["outcome"], registry=into
         )
         self.preemptions = Counter(
-            "worker_preemptions", "Jobs requeued because KV cells ran out.", registry=into
+            "worker_preemptions", "Jobs requeued because others need their KV cells or place.", registry=into
         )
         self.audit_faults = Counter(
             "worker_audit_faults", "Times that an audit of KV cells found a difference.", registry=into

@@ -50,6 +50,8 @@ def to_run(job: Job) -> messages.Run:
         cache=_namespace(job) if request.cache_prompt and scored is None else None,
         prompt_logprobs=scored,
         constraint=_constraint(job),
+        priority=request.priority,
+        order=job.order[0],
     )
 
 

@@ -65,6 +65,7 @@ class Generation(Body, SamplingParams):
     )
     timeout_ms: int | None = Field(default=None, ge=1, description="as in `POST /execute`")
     group: JobId | None = Field(default=None, description="as in `POST /execute`")
+    priority: int = Field(default=0, ge=-(2**31), le=2**31 - 1, description="as in `POST /execute`")
     supersedes: JobId | None = Field(
         default=None, description="as in `POST /execute`; or the header `X-Supersedes`"
     )
@@ -132,6 +133,7 @@ class Generation(Body, SamplingParams):
             job_id=job_id,
             group=self.group or group,
             **dataclasses.asdict(sampling),
+            priority=self.priority,
             supersedes=self.supersedes,
             timeout_ms=self.timeout_ms,
             progress=self.reports_progress,

@@ -1,0 +1,114 @@
+"""Urgent jobs go first and preempt others; nobody starves."""
+
+import pytest
+
+from tests.fakes import at, execute, freed_at, submit
+from tests.unit.test_dispatcher import PROMPT
+from worker_orcd.jobs.dispatcher import Dispatcher, ReadyEngine
+from worker_orcd.jobs.effects import Effect, Run
+from worker_orcd.jobs.job import Job
+from worker_orcd.jobs.lifecycle import State
+from worker_orcd.jobs.priority import LEVEL_SEC, MAX_LEVELS
+from worker_orcd.jobs.queue import Capacity
+from worker_orcd.jobs.request import Ceilings
+
+
+def narrow(sequences: int = 1) -> Dispatcher:
+    """A dispatcher whose engine runs so many jobs together."""
+    it = Dispatcher(Ceilings(), 1000)
+    it.engine_ready(ReadyEngine(Capacity(10_000, 5_000, sequences), "a-model"), at(0))
+    return it
+
+
+def counted(it: Dispatcher, job_id: str, priority: int = 0, seconds: float = 1) -> tuple[Job, list[Effect]]:
+    """A job whose prompt is counted, and what follows from that."""
+    job, _ = submit(it, execute(job_id, priority=priority, max_tokens=9), "cor", at(seconds))
+    return job, it.prepared(job.run, PROMPT, at(seconds))
+
+
+def runs(effects: list[Effect]) -> list[str]:
+    """The jobs that are handed to the engine."""
+    return [effect.job.job_id for effect in effects if isinstance(effect, Run)]
+
+
+def test_waiting_jobs_run_by_priority_then_by_arrival() -> None:
+    """Lower is more urgent, as in vLLM."""
+    it = narrow()
+    running, _ = counted(it, "running", -100)
+    for name, priority in (("a", 0), ("b", 1), ("c", -1), ("d", 0), ("e", -1)):
+        counted(it, name, priority)
+    order = []
+    while it.queue.in_engine:
+        (running,) = it.queue.in_engine
+        order.append(running.job_id)
+        it.finished(running.run, "stop", freed_at(2), at(2))
+    assert order == ["running", "c", "e", "a", "d", "b"]
+
+
+def test_an_urgent_job_is_handed_to_a_full_engine_and_the_preempted_one_continues_before_later_ones() -> None:
+    """The engine preempts the less urgent one, which waits at its place."""
+    it = narrow()
+    victim, _ = counted(it, "victim", 1)
+    later, _ = counted(it, "later", 1, seconds=2)
+    urgent, effects = counted(it, "urgent", 0, seconds=3)
+    assert runs(effects) == ["urgent"]
+    it.preempted(victim.run)
+    assert (victim.state, victim.requeues) == (State.QUEUED, 1)
+    assert runs(it.start_next(at(4))) == []
+    assert list(it.queue) == [victim, later]
+    assert runs(it.finished(urgent.run, "stop", freed_at(5), at(5))) == ["victim"]
+    assert [event.name for event in victim.events] == ["started"], "its stream shows a pause"
+
+
+@pytest.mark.parametrize("priority", [0, 1, 2])
+def test_a_job_preempts_none_that_is_as_urgent(priority: int) -> None:
+    """It waits."""
+    it = narrow()
+    counted(it, "running", 0)
+    assert runs(counted(it, "other", priority)[1]) == []
+
+
+def test_no_more_urgent_jobs_are_handed_over_than_the_engine_has_places() -> None:
+    """Two places, one of them with an urgent job: there is room for one more."""
+    it = narrow(2)
+    counted(it, "victim", 5)
+    counted(it, "urgent-1", 0)
+    assert runs(counted(it, "urgent-2", 0)[1]) == ["urgent-2"]
+    assert runs(counted(it, "urgent-3", 0)[1]) == []
+
+
+def test_cells_that_less_urgent_jobs_hold_are_there_for_an_urgent_one() -> None:
+    """Places are not all that an engine can lack."""
+    it = Dispatcher(Ceilings(), 1000)
+    it.engine_ready(ReadyEngine(Capacity(cells=100, cells_per_job=90, sequences=4), "a-model"), at(0))
+    for name, priority, starts in (("victim", 1, True), ("other", 1, False), ("urgent", 0, True)):
+        job, _ = submit(it, execute(name, priority=priority, max_tokens=10), "cor", at(1))
+        assert (name in runs(it.prepared(job.run, (1,) * 70, at(1)))) == starts
+
+
+def test_waiting_makes_up_for_priority() -> None:
+    """A level is worth ten seconds: then the job is neither overtaken nor preempted any more."""
+    it = narrow()
+    old, _ = counted(it, "old", 1, seconds=1)
+    assert runs(counted(it, "too-late", 0, seconds=1 + LEVEL_SEC + 0.1)[1]) == []
+    assert runs(counted(it, "urgent", -1, seconds=1 + LEVEL_SEC + 0.2)[1]) == ["urgent"]
+    assert old.order < it.tracker.live("too-late").order  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("priority", [0, 2**31 - 1])
+def test_nobody_starves(priority: int) -> None:
+    """However many of the most urgent jobs arrive, one each second, each of which takes two."""
+    it = narrow()
+    patient, _ = counted(it, "patient", priority, seconds=0)
+    bound = LEVEL_SEC * MAX_LEVELS * (1 if priority == 0 else 2)
+    second = 0
+    while patient.live:
+        second += 1
+        counted(it, f"urgent-{second}", -(2**31), seconds=second)
+        while len(it.queue.in_engine) > 1:
+            it.preempted(max(it.queue.in_engine, key=lambda job: job.order).run)
+        (running,) = it.queue.in_engine
+        if second % 2:
+            it.finished(running.run, "stop", freed_at(second), at(second))
+    assert patient.requeues > 0
+    assert bound < second < 2 * bound + 10
