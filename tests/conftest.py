@@ -1,6 +1,6 @@
-"""Workers to test against: one process for each kind and session, for tests that leave it as they found it.
+"""Shared workers, one process per kind and session, for tests that leave them unchanged; and the built site.
 
-And the documentation's site, built once.
+Each test is marked with its lane and its needs here.
 """
 
 import contextlib
@@ -32,28 +32,28 @@ settings.load_profile("any-machine")  # Of `lanes`.
 
 @pytest.fixture(scope="session")
 def scripted_worker() -> Iterator[RunningWorker]:
-    """The scripted engine, 16 sequences."""
+    """A worker on the scripted engine, with 16 sequences."""
     with running_worker() as worker:
         yield worker
 
 
 @pytest.fixture(scope="session")
 def real_worker() -> Iterator[RunningWorker]:
-    """llama.cpp with the bundled model, as the worker comes."""
+    """A worker on llama.cpp and the bundled model, with default options but for a longer context."""
     with running_worker("llama", context_length=32768) as worker:
         yield worker
 
 
 @pytest.fixture(scope="session")
 def exact_worker() -> Iterator[RunningWorker]:
-    """The same with `--exact`, eight sequences of 1,024 cells."""
+    """A worker on the bundled model with `--exact` and eight sequences of 1,024 cells."""
     with running_worker("llama", wait=False, exact=True, parallel=8, context_length=8192) as worker:
         yield worker.ready(within_sec=180)
 
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
-    """Files of tiny models of any architecture, made when they are wanted."""
+    """Files of tiny models of any architecture, made on first use."""
     return TinyModels(tmp_path_factory.mktemp("tiny"))
 
 
@@ -91,8 +91,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """A test that failed or skipped halfway leaves jobs on workers that it shares with others. They are stopped, so
-    that no other test fails because of them. A test that passed has to stop its jobs itself."""
+    """Stop the jobs that a failed or skipped test left on shared workers, so that they make no later test fail.
+    A test that passes must stop its own jobs."""
     if isinstance(item, pytest.Function) and not item.stash.get(_PASSED, False):
         for worker in item.funcargs.values():
             if isinstance(worker, RunningWorker):
@@ -101,7 +101,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what was skipped for lack of which program."""
+    """List the tests that were skipped, by missing program."""
     lines = programs.summary(programs.skipped_without(terminalreporter.stats.get("skipped", [])))
     if lines:
         terminalreporter.section("skipped for lack of a program")
@@ -110,7 +110,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_unconfigure() -> None:
-    """Close what `llama_cpp` opens for good on import: its ResourceWarnings at the end would look like ours."""
+    """Close the files that `llama_cpp` opens on import and never closes; their ResourceWarnings look like ours."""
     opened = sys.modules.get("llama_cpp._utils")
     if opened is not None:
         opened.outnull_file.close()

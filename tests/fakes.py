@@ -35,7 +35,7 @@ UNIX_ZERO = 1_700_000_000.0
 
 
 def at(seconds: float) -> Timestamp:
-    """The moment when the monotonic clock shows so many seconds."""
+    """The timestamp at this many seconds of the monotonic clock."""
     return Timestamp(seconds, UNIX_ZERO + seconds)
 
 
@@ -45,7 +45,7 @@ def execute(job_id: str = "job-1", **given: Any) -> ExecuteRequest:
 
 
 def queued_job(job_id: str = "job-1", *, run: int = 1, timeout_sec: float = 300.0, **given: Any) -> Job:
-    """A job that was just accepted, at second 0."""
+    """A job accepted at second 0."""
     return Job(
         request=execute(job_id, **given),
         run=run,
@@ -58,7 +58,7 @@ def queued_job(job_id: str = "job-1", *, run: int = 1, timeout_sec: float = 300.
 
 
 def running_job(job_id: str = "job-1", *, run: int = 1, **given: Any) -> Job:
-    """A job of three prompt tokens that the engine was given at second 1."""
+    """A job of three prompt tokens, sent to the engine at second 1."""
     job = queued_job(job_id, run=run, **given)
     job.measured((1, 2, 3), max_tokens=8)
     job.start(at(1), "a-model")
@@ -79,12 +79,12 @@ def stop_request(
 
 
 def freed_at(seconds: float, cells_before: int = 5) -> Release:
-    """An engine's word that all was free at that second."""
+    """An engine's report that everything was freed at that second."""
     return Release(stopped_at=seconds, freed_at=seconds, cells_before=cells_before)
 
 
 def snapshot_of(job: Job) -> dict[str, object]:
-    """All that a job holds, as values that can be compared later."""
+    """The state of a job as values, to compare later."""
     kv_usage: dict[str, object] = {}
     for field in fields(job):
         value = getattr(job, field.name)
@@ -126,25 +126,25 @@ class HandTimer:
         self.act: Callable[[], None] | None = act
 
     def cancel(self) -> None:
-        """Have it not go off."""
+        """Cancel the timer."""
         self.act = None
 
 
 class HandTimers:
-    """Timers that go off when their time is moved past them. Seconds."""
+    """Timers that fire when the test moves time past them. Seconds."""
 
     def __init__(self, now: float = 0.0) -> None:
         self.now = now
         self._timers: list[HandTimer] = []
 
     def call_later(self, delay: float, act: Callable[[], None]) -> HandTimer:
-        """As an event loop's."""
+        """Like an event loop's `call_later`."""
         timer = HandTimer(self.now + delay, act)
         self._timers.append(timer)
         return timer
 
     def run_until(self, now: float) -> None:
-        """Move time, and let those go off that are due, in order."""
+        """Move time and fire the timers that are due, in order."""
         while True:
             self._timers = [timer for timer in self._timers if timer.act is not None]
             due = min(self._timers, key=lambda timer: timer.due, default=None)
@@ -166,7 +166,7 @@ class Decoded:
     outcome: Outcome
 
     def rows_of(self, sequence: int) -> int:
-        """Rows that the sequence with this id had in it."""
+        """The number of rows of the sequence with this id."""
         return self.batch.sequences.count(sequence)
 
 
@@ -184,7 +184,7 @@ class CellSampler:
         return constrained(FIRST_WORD + int.from_bytes(digest, "little") % 40_000, allowed)
 
     def close(self) -> None:
-        """Note it: each is to be closed once."""
+        """Count the call: each sampler must be closed once."""
         self._model.samplers_open -= 1
 
 
@@ -224,7 +224,7 @@ class HandModel(ScriptedModel):
         return CellSampler(self, sampling.seed or 0)
 
     def move(self, source: int, target: int) -> None:
-        """Take another id, also before the first cell is written."""
+        """Give a sequence another id, also before its first cell is written."""
         self._cells.setdefault(source, [])
         super().move(source, target)
 
@@ -240,7 +240,7 @@ class HandModel(ScriptedModel):
         return super().save(sequence, into)
 
     def restore(self, sequence: int, saved: bytearray) -> bool:
-        """Put it back, unless the test wants that to fail."""
+        """Restore the state, unless the test makes that fail."""
         if self.restores_fail:
             return False
         self._stale.discard(sequence)
@@ -252,19 +252,19 @@ class HandModel(ScriptedModel):
         super().clear()
 
     def _spoil(self) -> None:
-        """What a decode that did not end well makes of recurrent states: all of them are wrong, whoever was in it."""
+        """Spoil all recurrent states, as a decode does that did not complete, whichever sequences were in it."""
         for cells in self._cells.values():
             cells[:] = [cell + 1 for cell in cells]
         self._stale = {id_ for id_ in range(self.sequence_ids) if not self._cells.get(id_)}
 
     def disturb(self, sequence: int, by: int) -> None:
-        """Give a sequence so many cells more or, if negative, less, without the ledger's knowledge."""
+        """Add cells to a sequence, or remove them if negative, without the ledger's knowledge."""
         cells = self._cells[sequence]
         self._places[sequence] = self._places[sequence][: len(cells) + min(by, 0)]
         self._cells[sequence] = cells + [0] * by if by > 0 else cells[:by]
 
     def decode(self, batch: Batch, *, abort_mode: AbortMode) -> Outcome:
-        """Take the clock's time; end as aborted if a byte that may abort it is set while it runs."""
+        """Advance the clock by the step's time. It ends as aborted if an interrupt byte stops it meanwhile."""
         assert list(batch.sequences) == sorted(batch.sequences), "rows are not sorted by sequence id"
         self.during_step()
         decoding = {s for s in batch.sequences if batch.sequences.count(s) == 1 and self.cells(s) > 0}
@@ -290,7 +290,7 @@ class HandModel(ScriptedModel):
         return outcome
 
     def _take(self, ms: float, abort_mode: AbortMode) -> bool:
-        """Let so much time pass. Whether an interrupt ends the step."""
+        """Advance the clock. Returns whether an interrupt ends the step."""
         end = self.clock.now + ms / 1000
         while self.each_ms is not None and self.clock.now < end and not self._aborts(abort_mode):
             self.clock.now = min(end, self.clock.now + 0.001)
@@ -348,16 +348,16 @@ class HandLoop(LoopReports):
                 self.byte.set()
 
     def turn(self, times: int = 1) -> None:
-        """So many turns, each of which has something to compute."""
+        """Make this many turns, each of which must have something to compute."""
         for _ in range(times):
             assert self.loop.turn(), "there was nothing to compute"
 
     def turn_idle(self) -> bool:
-        """One turn. Whether it had nothing to compute."""
+        """Make one turn. Returns whether it had nothing to compute."""
         return not self.loop.turn()
 
     def warm_up(self) -> None:
-        """As a process does before it is ready."""
+        """Warm up, as an engine process does before it is ready."""
         self.loop.warm_up()
 
     @property
@@ -372,7 +372,7 @@ class HandLoop(LoopReports):
     # What it said.
 
     def text(self, run: int) -> str:
-        """The text that it reported for a run."""
+        """The text reported for a run."""
         return "".join(out.text for step in self.steps for out in step.tokens if out.run == run)
 
 

@@ -1,4 +1,4 @@
-"""What tests over HTTP say again and again."""
+"""Helpers of the tests over HTTP."""
 
 import itertools
 import json
@@ -46,12 +46,12 @@ SLOW = script(token_ms=20)
 
 
 def undisturbed(tokens: int) -> str:
-    """What a greedy job without a script says."""
+    """The text of a greedy job without a script."""
     return "".join(f"w{n} " for n in range(tokens))
 
 
 def at_rest(worker: RunningWorker) -> None:
-    """Wait until it is healthy and nothing runs, waits, or holds a cell."""
+    """Wait until a worker is healthy and no job runs, waits, or holds a cell."""
 
     def look() -> bool:
         health = worker.health()
@@ -69,18 +69,18 @@ def stop_everything(worker: RunningWorker) -> None:
 
 
 def in_prefill(worker: RunningWorker, stream: Stream, least: int = 1) -> None:
-    """Wait until some of a job's prompt is read."""
+    """Wait until a job's prefill has processed at least `least` tokens."""
     wait_until(lambda: worker.record(stream.job_id)["prompt_tokens_processed"] >= least, what="some prefill")
 
 
 def in_a_first_step(stream: Stream) -> Stream:
-    """Wait until a job is somewhere in the step that reads the first part of its prompt, a long one."""
+    """Wait for a random moment in the first, long step of a job's prefill."""
     time.sleep(random.uniform(0.02, 0.12))
     return stream
 
 
 def queued(worker: RunningWorker, stream: Stream) -> Stream:
-    """Wait until a job stands in the queue, its prompt counted."""
+    """Wait until a job is queued and its prompt counted."""
     stream.wait(lambda s: s.status is not None, what="an answer")
     wait_until(lambda: worker.record(stream.job_id)["prompt_tokens"] is not None, what="a counted prompt")
     assert worker.record(stream.job_id)["state"] == "queued"
@@ -96,8 +96,8 @@ def ended_state(worker: RunningWorker, job_id: str) -> dict[str, object]:
 
 
 def leave_and_measure(worker: RunningWorker, stream: Stream, phase: str) -> float:
-    """Leave, and say how many ms later the worker had stopped and freed the job, by its own record: the closing itself
-    and the way of the news to the worker are in it."""
+    """Disconnect. Returns the ms until the worker had stopped and freed the job, by its own record; closing the socket
+    and the delivery of the FIN count."""
     left_at = time.time()
     stream.leave()
     record = ended_state(worker, stream.job_id)
@@ -111,8 +111,8 @@ def leave_and_measure(worker: RunningWorker, stream: Stream, phase: str) -> floa
 
 
 def assert_prompt(took_ms: list[float]) -> None:
-    """Stopped within 100 ms of the socket closing. Were it noticed by the next write only, or by a look now and then,
-    many would be late."""
+    """Check that jobs stopped within 100 ms of the socket closing. If only writes or polls noticed the disconnect, many
+    would be late."""
     assert len(took_ms) >= TRIALS
     stopped_in_time("left", took_ms)
 
@@ -137,7 +137,7 @@ def raw_exchange(worker: RunningWorker, sent: bytes) -> bytes:
 
 
 def stalled_client(worker: RunningWorker, job_id: str, **fields: object) -> socket.socket:
-    """A client that asks for a job and reads nothing of it."""
+    """A client that requests a job and never reads."""
     body = json.dumps({"job_id": job_id, **fields}).encode()
     head = f"POST /execute HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     client = socket.socket()

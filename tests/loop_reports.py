@@ -1,4 +1,4 @@
-"""What an engine's loop sent, as tests ask for it."""
+"""The messages that an engine's loop sent, by kind."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from worker_orcd.sampling import SamplingParams
 
 
 class LoopReports:
-    """A loop that a test turns by hand, with its inbox and all that it sent."""
+    """A loop that a test turns by hand, with its inbox and all messages that it sent."""
 
     loop: EngineLoop
     model: Model
@@ -57,7 +57,7 @@ class LoopReports:
 
 
 def run_of_tokens(run: int, prompt: tuple[int, ...], **given: Any) -> Run:
-    """Generate from these prompt tokens; `given` are other values of the message than the usual ones."""
+    """A message to generate from these prompt tokens; `given` overrides its default fields."""
     values: dict[str, Any] = {
         "run": run,
         "job_id": f"job-{run}",

@@ -69,7 +69,7 @@ def skipped_without(reports: Iterable[pytest.TestReport]) -> Counter[str]:
 
 
 def summary(skipped: Counter[str]) -> list[str]:
-    """What to say at the end of a run: one line for each missing program."""
+    """The lines for the end of a run, one for each missing program."""
     return [
         f"{program}: {count} skipped "
         + (f"(on Debian: apt-get install {PACKAGES[program]})" if program in PACKAGES else "(make outside)")

@@ -1,4 +1,4 @@
-"""A connection in between, with which things go wrong as they do in networks."""
+"""A TCP relay between client and worker that fails as networks do."""
 
 import socket
 import threading
@@ -67,14 +67,14 @@ class Relay:
         _end(near, far)
 
     def cut(self) -> None:
-        """Cut every connection there is."""
+        """Cut all connections."""
         pairs, self._pairs = self._pairs, []
         for end in chain.from_iterable(pairs):
             _end(end)
             end.close()
 
     def close(self) -> None:
-        """Take no more."""
+        """Accept no more connections."""
         self._listener.close()
         self.cut()
 
@@ -86,7 +86,7 @@ def _end(*connections: socket.socket) -> None:
 
 
 class Answering:
-    """Something that listens and answers everything with the same bytes."""
+    """A server that answers every request with the same bytes."""
 
     def __init__(self, answer: bytes) -> None:
         self._answer = answer
@@ -108,5 +108,5 @@ class Answering:
             near.close()
 
     def close(self) -> None:
-        """Answer no more."""
+        """Stop the server."""
         self._listener.close()

@@ -1,4 +1,4 @@
-"""The command line as its users have it: real processes, piped or on a terminal of their own."""
+"""Runs the command line as users do: as processes, piped or on a terminal of their own."""
 
 import contextlib
 import fcntl
@@ -27,7 +27,7 @@ _ON_ITS_TERMINAL = "import os, sys; os.login_tty(int(sys.argv[1])); os.execv(sys
 
 
 def environment(worker: RunningWorker | None = None, **more: str) -> dict[str, str]:
-    """Our own without options of the worker, and with the address of one."""
+    """This process's environment without the worker's options, and with the address of `worker`."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("WORKER_ORCD_")}
     address = {"WORKER_ORCD_URL": worker.url} if worker else {}
     return {**plain, "PYTHONIOENCODING": "utf-8", **address, **more}
@@ -36,7 +36,7 @@ def environment(worker: RunningWorker | None = None, **more: str) -> dict[str, s
 class Command(forked.ForkedProcess):
     """`worker-orcd` as a process with a pipe for each of its streams, as `subprocess.Popen` has it.
 
-    It is forked: what it imports lazily is measured elsewhere. With `full_disk` its standard output is one.
+    It is forked, so this says nothing about lazy imports. With `full_disk`, standard output is `/dev/full`.
     """
 
     def __init__(self, words: Sequence[str], env: Mapping[str, str], full_disk: bool = False) -> None:
@@ -53,7 +53,7 @@ class Command(forked.ForkedProcess):
         self.stderr: IO[bytes] = os.fdopen(stderr, "rb")
 
     def communicate(self, stdin: bytes = b"") -> tuple[bytes, bytes]:
-        """Say this and no more, and wait for its end. Returns what it said until then.
+        """Send `stdin`, close it, and wait for the end. Returns standard output and standard error.
 
         Raises:
             subprocess.TimeoutExpired: it did not end, and was killed.
@@ -82,7 +82,7 @@ class Command(forked.ForkedProcess):
         return said.get("stdout", b""), said["stderr"]
 
     def completed(self, stdin: str = "") -> "subprocess.CompletedProcess[str]":
-        """Say this and no more, and wait for its end, as `subprocess.run` does."""
+        """Send `stdin`, close it, and wait for the end, like `subprocess.run`."""
         stdout, stderr = (said.decode().replace("\r\n", "\n") for said in self.communicate(stdin.encode()))
         return subprocess.CompletedProcess(self.args, self.wait(), stdout, stderr)
 
@@ -103,17 +103,17 @@ class Piped:
         self.process = Command(words, environment(worker, **(env or {})))
 
     def first_output(self, size: int = 20) -> bytes:
-        """Wait for its first words."""
+        """Wait for the first bytes of output."""
         assert self.process.stdout is not None
         return self.process.stdout.read(size)
 
     def say(self, line: str) -> None:
-        """Give it a line."""
+        """Send a line."""
         self.process.stdin.write(line.encode() + b"\n")
         self.process.stdin.flush()
 
     def end(self) -> tuple[int, str, str]:
-        """Wait for its end. Returns the exit code, and what more it said on stdout, and all on stderr."""
+        """Wait for the end. Returns the exit code, the rest of standard output, and all of standard error."""
         said, errors = self.process.communicate()
         return self.process.wait(), said.decode(), errors.decode()
 
@@ -171,7 +171,7 @@ class Terminal:
                 self._changed.notify_all()
 
     def attributes(self) -> list[Any]:
-        """How the terminal is set: echo, line by line or not …"""
+        """The terminal's settings, such as echo and line mode."""
         return termios.tcgetattr(self._its)
 
     def type(self, text: str) -> None:
@@ -179,7 +179,7 @@ class Terminal:
         os.write(self._ours, text.encode())
 
     def shows(self, pattern: str, within_sec: float = PATIENCE_SEC) -> str:
-        """Wait until it shows this, after what was waited for before. Returns what was shown until then."""
+        """Wait until the terminal shows this after the previous match. Returns the text up to it."""
 
         def look() -> "re.Match[str] | None":
             return re.compile(pattern).search(self.plain()[self._mark :])
@@ -194,11 +194,11 @@ class Terminal:
         return shown
 
     def plain(self) -> str:
-        """All it has shown, without colours and movements."""
+        """All output so far, without colours and cursor movements."""
         return _ESCAPES.sub("", self._text)
 
     def raw(self) -> str:
-        """All it has shown, as it came."""
+        """All output so far, unchanged."""
         return self._text
 
     def ended(self) -> int:

@@ -49,7 +49,7 @@ def job_in(state: str, narrow: RunningWorker) -> Iterator[tuple[str, Stream | No
 
 @pytest.mark.parametrize("state", STATES)
 def test_a_cancel_is_accepted_with_exactly_this_body(narrow: RunningWorker, state: str) -> None:
-    """202 and the same bytes, whatever the job is, was, or is not; a second time too."""
+    """202 and the same bytes in every state, for unknown jobs, and for a repeated cancel."""
     with job_in(state, narrow) as (job_id, stream):
         before = [] if stream is None else list(stream.events)
         for _ in range(2):
@@ -88,7 +88,7 @@ def test_the_cancel_is_narrated_by_what_is_known_of_the_job(narrow: RunningWorke
 
 
 def test_the_stream_gets_one_cancelled_event_with_all_fields_and_closes(worker: RunningWorker) -> None:
-    """`error` CANCELLED is the last event, tells what was done, and the connection ends with it."""
+    """`error` CANCELLED with all fields is the last event; then the connection is closed."""
     prompt = script(200, token_ms=5)
     stream = worker.execute(fresh_id(), prompt).tokens_seen(3)
     worker.cancel(stream.job_id)
@@ -117,7 +117,7 @@ def test_a_cancel_during_a_long_prefill_stops_in_the_middle_of_it(worker: Runnin
 
 
 def test_a_cancel_of_a_queued_job_ends_it_without_the_engine(narrow: RunningWorker) -> None:
-    """Its stream is just the error, phase `queued`, and the running job does not notice."""
+    """The stream is a single error with phase `queued`; the running job is unaffected."""
     running = narrow.execute(fresh_id(), script(token_ms=3), max_tokens=60).started()
     waiting = queued(narrow, narrow.execute(fresh_id(), ENDLESS))
     narrow.cancel(waiting.job_id)
@@ -161,7 +161,7 @@ def test_the_first_cancel_decides(worker: RunningWorker) -> None:
 
 
 def test_a_cancel_never_reaches_a_later_use_of_the_id(worker: RunningWorker) -> None:
-    """After its end an id may be used again, and what was asked of the first use does not touch the second."""
+    """After a job's end its id may be used again, and a cancel of the first use does not affect the second."""
     job_id = fresh_id()
     first = worker.execute(job_id, ENDLESS).tokens_seen(1)
     worker.cancel(job_id)
@@ -174,7 +174,7 @@ def test_a_cancel_never_reaches_a_later_use_of_the_id(worker: RunningWorker) -> 
 
 @pytest.mark.parametrize("header", ["X-Correlation-Id", "X-Request-Id"])
 def test_a_correlation_id_is_taken_over(worker: RunningWorker, header: str) -> None:
-    """It comes back on the answer and stands in the narration of the cancel."""
+    """The answer and the narrated cancel both have the client's correlation id."""
     given = fresh_id("correlation") + "!~{}"
     answer = worker.cancel(fresh_id(), **{header: given})
     assert answer.headers["x-correlation-id"] == given
@@ -182,7 +182,7 @@ def test_a_correlation_id_is_taken_over(worker: RunningWorker, header: str) -> N
 
 
 def test_a_bad_correlation_id_does_not_hide_a_good_one(worker: RunningWorker) -> None:
-    """The first that can serve is taken: X-Correlation-Id, X-Request-Id, the trace's."""
+    """The first valid one is used: X-Correlation-Id, X-Request-Id, the trace id."""
     bad = {"X-Correlation-Id": "with space"}
     trace = "0af7651916cd43dd8448eb211c80319c"
     parent = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
@@ -613,7 +613,7 @@ def test_where_steps_cannot_be_aborted_they_are_short_enough_to_wait_for() -> No
 
 
 def test_cancels_at_random_moments_of_a_jobs_life_end_it_once_and_free_it(worker: RunningWorker) -> None:
-    """Before the first token, between tokens, on the last one, after the end: one ending, in agreement everywhere."""
+    """Before the first token, between tokens, on the last one, after the end: one ending, in stream and record."""
     moments = random.Random(11)
     outcomes: set[str] = set()
     for _ in range(40):
@@ -635,7 +635,7 @@ def test_cancels_at_random_moments_of_a_jobs_life_end_it_once_and_free_it(worker
 def test_the_answer_is_json_and_the_accepted_status_is_narrated_without_the_body(
     worker: RunningWorker,
 ) -> None:
-    """The longest id there is goes through whole, in answer, record and narration."""
+    """The longest allowed id is unchanged in answer, record and narration."""
     job_id = "x" * 250 + fresh_id(".:_-")[-6:].rjust(6, "A")
     assert len(job_id) == 256
     stream = worker.execute(job_id, ENDLESS).tokens_seen(1)

@@ -40,7 +40,7 @@ from worker_orcd.worker.worker import Worker
 
 
 def test_leaving_during_decode_stops_the_job(worker: RunningWorker) -> None:
-    """Tokens flow when the client goes."""
+    """The client disconnects while tokens arrive."""
     took_ms = []
     for _ in range(TRIALS):
         stream = worker.execute(fresh_id(), script(token_ms=5)).tokens_seen(2)
@@ -59,7 +59,7 @@ def test_a_lost_reader_is_narrated(worker: RunningWorker) -> None:
 
 
 def test_leaving_during_prefill_stops_the_job(worker: RunningWorker) -> None:
-    """Nothing flows: the prompt is still being read."""
+    """The client disconnects during prefill, when nothing is written."""
     took_ms = []
     for _ in range(TRIALS):
         stream = in_a_first_step(worker.execute(fresh_id(), script(1500, row_ms=1)).started())
@@ -68,7 +68,7 @@ def test_leaving_during_prefill_stops_the_job(worker: RunningWorker) -> None:
 
 
 def test_leaving_the_queue_gives_the_place_back(narrow: RunningWorker) -> None:
-    """Not a byte was sent yet: the idle stream notices all the same, and the running job does not."""
+    """A disconnect is noticed before the first byte of the answer; the running job is unaffected."""
     running = narrow.execute(fresh_id("running"), script(token_ms=5)).started()
     took_ms = []
     for _ in range(TRIALS):
@@ -82,7 +82,7 @@ def test_leaving_the_queue_gives_the_place_back(narrow: RunningWorker) -> None:
 
 
 def test_leaving_an_idle_stream_in_the_middle_of_a_long_step_stops_the_job(worker: RunningWorker) -> None:
-    """The stream's generator sleeps and the engine computes for a fifth of a second: neither is waited for."""
+    """The stream is idle and the engine is in a step of 200 ms: the stop waits for neither."""
     worker.execute(fresh_id("teaches-the-planner"), script(token_ms=100), max_tokens=4).finished()
     took_ms = []
     for _ in range(TRIALS):
@@ -92,7 +92,7 @@ def test_leaving_an_idle_stream_in_the_middle_of_a_long_step_stops_the_job(worke
 
 
 def test_a_client_that_never_reads_its_answer_is_noticed(worker: RunningWorker) -> None:
-    """It sends its request and is gone: no job outlives that."""
+    """A client that disconnects right after its request leaves no job behind."""
     job_ids = [fresh_id("hasty") for _ in range(10)]
     for job_id in job_ids:
         body = json.dumps({"job_id": job_id, "prompt": script(token_ms=20)}).encode()
@@ -125,7 +125,7 @@ def test_a_reader_who_leaves_after_the_end_changes_nothing(worker: RunningWorker
 def test_a_client_that_leaves_is_noticed_also_when_it_has_sent_further_requests(
     worker: RunningWorker, ahead: int
 ) -> None:
-    """Pipelined ones, a few or far too many: the worker goes on reading, or else drops it."""
+    """With few pipelined requests the worker keeps reading; with too many it drops the client."""
     job_id = fresh_id("pipelined")
     body = json.dumps({"job_id": job_id, "prompt": script(4000, row_ms=5), "max_tokens": 5}).encode()
     head = f"POST /execute HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
@@ -144,7 +144,7 @@ def test_a_client_that_leaves_is_noticed_also_when_it_has_sent_further_requests(
 def test_another_readers_leaving_does_not_stop_the_job_of_a_client_that_waits_for_its_answer(
     battered: RunningWorker,
 ) -> None:
-    """It is a reader from the moment its job is taken in, not from its first byte."""
+    """A client counts as a reader from its job's acceptance, not from the first byte of the answer."""
     battered.signal_engine(signal.SIGSTOP)
     stream = battered.execute(fresh_id(), script(token_ms=2), max_tokens=5)
     path = f"/jobs/{stream.job_id}"

@@ -150,7 +150,7 @@ def test_at_the_end_event_everything_is_free(worker: RunningWorker) -> None:
 
 @pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded"])
 def test_the_body_is_json_whatever_its_content_type(worker: RunningWorker, content_type: str | None) -> None:
-    """The contract's curl line works as written."""
+    """The contract's curl command works as written."""
     body = json.dumps({"job_id": fresh_id(), "prompt": "x", "max_tokens": 2}).encode()
     headers = {} if content_type is None else {"Content-Type": content_type}
     answer = worker.client.post("/execute", content=body, headers=headers)
@@ -220,7 +220,7 @@ def _assert_refused(answer: Any, param: str | None, message: str) -> None:
 def test_a_bad_field_is_refused_by_its_name(
     worker: RunningWorker, fields: dict[str, Any], param: str, message: str
 ) -> None:
-    """400 with code, message and `param`, never 422; nothing of it runs."""
+    """400 with code, message and `param`, never 422; no job runs."""
     body = {"job_id": fresh_id("refused"), "prompt": "x", **fields}
     _assert_refused(worker.client.post("/execute", content=json.dumps(body).encode()), param, message)
     assert worker.health()["jobs_running"] == 0
@@ -299,7 +299,7 @@ def test_a_body_over_a_mebibyte_is_refused(worker: RunningWorker, path: str, how
 
 
 def test_a_declared_giant_is_refused_before_it_is_sent(worker: RunningWorker) -> None:
-    """Nobody waits for a gigabyte to say no to it."""
+    """A declared gigabyte is refused before the body arrives."""
     head = b"POST /execute HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1073741824\r\n\r\n"
     status, body = raw_body(raw_exchange(worker, head))
     assert status == 413
@@ -335,7 +335,7 @@ def test_a_full_queue_says_so_and_when_to_come_back(narrow: RunningWorker) -> No
 def test_wrong_paths_and_methods_are_refused_in_the_one_shape(
     worker: RunningWorker, method: str, path: str, status: int
 ) -> None:
-    """404 and 405 are INVALID_REQUEST; 405 says in `Allow` what would do."""
+    """404 and 405 are INVALID_REQUEST; 405 lists the allowed methods in `Allow`."""
     answer = worker.client.request(method, path)
     assert answer.status_code == status
     assert list(answer.json()) == ["error"]
@@ -406,13 +406,13 @@ def test_queue_time_counts_towards_the_deadline(narrow: RunningWorker) -> None:
 
 
 def test_a_deadline_above_the_workers_is_cut_to_it(worker: RunningWorker) -> None:
-    """The worker's 300 s are the most."""
+    """The worker's limit of 300 s is the maximum."""
     stream = worker.execute(fresh_id(), max_tokens=1, timeout_ms=10_000_000).finished()
     assert worker.record(stream.job_id)["timeout_ms"] == 300_000
 
 
 def test_a_job_that_the_engine_fails_on_ends_with_internal_and_is_freed(worker: RunningWorker) -> None:
-    """Its tokens so far stand, then one `error`; the engine goes on with the next."""
+    """The stream keeps its tokens and ends with one `error`; the engine continues with the next job."""
     stream = worker.execute(fresh_id(), script(fail_at=3)).finished()
     stream.assert_whole()
     assert len(stream.tokens) == 3
@@ -457,7 +457,7 @@ def test_when_the_engine_is_killed_everything_continues_where_it_was(battered: R
 def test_a_job_that_kills_the_engine_again_and_again_is_failed_and_the_others_live(
     battered: RunningWorker,
 ) -> None:
-    """After the third time, ENGINE_LOST; its neighbour and who waits behind it end well (poison)."""
+    """After the third time, ENGINE_LOST. A neighbour and a waiting job complete."""
     restarts = battered.health()["engine_restarts"]
     poison = battered.execute(fresh_id("poison"), script(token_ms=5, die_at=20))
     neighbour = battered.execute(fresh_id("neighbour"), script(token_ms=5), max_tokens=80)
@@ -472,7 +472,7 @@ def test_a_job_that_kills_the_engine_again_and_again_is_failed_and_the_others_li
 
 
 def test_a_prompt_that_kills_the_engine_takes_only_its_job_with_it(battered: RunningWorker) -> None:
-    """In the middle of a prefill; the next job works."""
+    """The engine dies in the middle of a prefill; the next job works."""
     doomed = battered.execute(fresh_id("doomed"), script(500, die_at=0)).finished(within_sec=40.0)
     doomed.assert_whole()
     assert (doomed.events[-1].data["code"], len(doomed.tokens)) == ("ENGINE_LOST", 0)
@@ -481,7 +481,7 @@ def test_a_prompt_that_kills_the_engine_takes_only_its_job_with_it(battered: Run
 
 
 def test_an_engine_that_hangs_is_noticed_though_nobody_cancels(battered: RunningWorker) -> None:
-    """It is killed and its jobs go on with the next one; meanwhile health is not 200 (G11)."""
+    """The engine is killed and its jobs continue with the next one; meanwhile health is not 200 (G11)."""
     restarts = battered.health()["engine_restarts"]
     stream = battered.execute(fresh_id("patient"), script(token_ms=5), max_tokens=200).tokens_seen(5)
     battered.signal_engine(signal.SIGSTOP)
@@ -494,7 +494,7 @@ def test_an_engine_that_hangs_is_noticed_though_nobody_cancels(battered: Running
 
 
 def test_an_idle_engine_that_hangs_is_noticed_too(battered: RunningWorker) -> None:
-    """Before anybody has to wait for it."""
+    """It is replaced before a job needs it."""
     restarts = battered.health()["engine_restarts"]
     battered.signal_engine(signal.SIGSTOP)
     wait_until(
@@ -504,7 +504,7 @@ def test_an_idle_engine_that_hangs_is_noticed_too(battered: RunningWorker) -> No
 
 
 def test_jobs_are_admitted_by_what_they_hold_and_preempted_when_cells_run_out() -> None:
-    """Four that may fill all cells together run together; each ends as if it had been alone."""
+    """Four jobs that could fill all cells run together; each ends as it would alone."""
     with running_worker(parallel=4, context_length=1200) as cramped:
         streams = [
             cramped.execute(fresh_id("large"), script(100, token_ms=1), max_tokens=500, seed=n).started()

@@ -63,7 +63,7 @@ def answer_on(connection: socket.socket, method: str = "POST") -> tuple[HTTPResp
 def test_a_client_that_half_closes_gets_its_whole_answer(
     worker: RunningWorker, speak: Speak, version: str
 ) -> None:
-    """The answer is worth reading however long it takes: this one outlasts several probes."""
+    """The whole answer arrives, also if it takes longer than several probes."""
     fields = speak({"job_id": fresh_id("half"), "prompt": script(token_ms=40), "max_tokens": 20})
     fields["temperature"] = 0
     with asking(worker, fields, version) as connection:
@@ -80,7 +80,7 @@ def test_a_client_that_half_closes_gets_its_whole_answer(
 
 
 def test_a_job_that_waits_keeps_waiting_for_a_client_that_half_closed(narrow: RunningWorker) -> None:
-    """Nothing but probes is sent before it starts."""
+    """Before the job starts, the worker sends only probes."""
     running = narrow.execute(fresh_id("running"), script(token_ms=20)).started()
     with asking(narrow, execute({"job_id": fresh_id("half"), "prompt": "a", "max_tokens": 3})) as connection:
         connection.shutdown(socket.SHUT_WR)
@@ -96,7 +96,7 @@ def test_a_job_that_waits_keeps_waiting_for_a_client_that_half_closed(narrow: Ru
 
 
 def test_a_refusal_and_every_other_answer_comes_too(worker: RunningWorker) -> None:
-    """Also of what answers at once, and in order when several requests were sent ahead."""
+    """Immediate answers arrive too, and in order for pipelined requests."""
     ask = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with socket.create_connection(("127.0.0.1", worker.port), timeout=60.0) as connection:
         connection.sendall(ask * 3 + b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n")

@@ -1,4 +1,4 @@
-"""SIGTERM and `POST /shutdown`: drain, tell everyone, leave nothing behind, exit 0 in time (contract, 6)."""
+"""SIGTERM and `POST /shutdown`: drain, end every stream, leave no process, exit 0 in time (contract, 6)."""
 
 import signal
 import time
@@ -20,7 +20,7 @@ def _exit_code(worker: RunningWorker, within_sec: float) -> int:
 
 
 def _assert_gone(pid: int) -> None:
-    """No engine process is left, or soon none."""
+    """Wait until no engine process is left."""
     wait_until(lambda: is_gone(pid), within_sec=2.0, what=f"the end of process {pid}")
 
 
@@ -107,7 +107,7 @@ def test_it_is_gone_in_time_also_beside_a_reader_that_takes_nothing(engine_is: s
 
 
 def test_an_idle_worker_goes_at_once_even_if_the_engine_is_stopped() -> None:
-    """Nothing to drain: no need to wait, and nothing is left."""
+    """Without jobs the worker exits at once and leaves no process."""
     with running_worker() as worker:
         engine = worker.engine_pid
         worker.signal_engine(signal.SIGSTOP)
@@ -145,7 +145,7 @@ def test_who_started_the_worker_with_nohup_does_not_want_it_to_hear_of_hangups()
 
 
 def test_asking_again_over_http_changes_nothing_and_a_first_signal_still_drains() -> None:
-    """A client that retries, or a preStop hook with the orchestrator's SIGTERM after it, costs no job its end."""
+    """A retried request, or a preStop hook followed by SIGTERM, does not cut the drain short."""
     with running_worker() as worker:
         stream = worker.execute("running", script(token_ms=5), max_tokens=200).tokens_seen(1)
         for _ in range(3):
@@ -158,7 +158,7 @@ def test_asking_again_over_http_changes_nothing_and_a_first_signal_still_drains(
 
 
 def test_a_second_signal_stops_at_once() -> None:
-    """No drain any more; the engine goes with it."""
+    """The drain is cut short, and the engine ends too."""
     with running_worker() as worker:
         engine = worker.engine_pid
         stream = worker.execute("running", SLOW).tokens_seen(1)
@@ -174,7 +174,7 @@ def test_a_second_signal_stops_at_once() -> None:
 
 @pytest.mark.parametrize("engine_is", ["running", "stopped"])
 def test_no_engine_outlives_a_front_that_is_killed(engine_is: str) -> None:
-    """kill -9 of the front in the middle of a job: the engine process goes as well, in whatever state it is."""
+    """After kill -9 of the front during a job, the engine process ends too, in any state."""
     with running_worker() as worker:
         engine = worker.engine_pid
         stream = worker.execute(fresh_id(), SLOW).tokens_seen(1)

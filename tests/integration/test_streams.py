@@ -51,7 +51,7 @@ def reported(stream: Stream) -> list[EventFields]:
 
 @pytest.mark.parametrize("how", ["completed", "failed", "cancelled"])
 def test_a_late_reader_gets_the_same_events_and_the_one_ending(worker: RunningWorker, how: str) -> None:
-    """From the start or from anywhere, byte for byte, as often as anybody asks (G2)."""
+    """The same bytes from any position, for every reader (G2)."""
     prompt = script(token_ms=1, fail_at=4) if how == "failed" else script(token_ms=3)
     stream = worker.execute(fresh_id(how), prompt, max_tokens=8 if how != "cancelled" else 500)
     if how == "cancelled":
@@ -151,7 +151,7 @@ def test_a_followers_leaving_stops_nothing(worker: RunningWorker) -> None:
 
 
 def test_a_job_is_stopped_when_its_client_leaves_though_others_follow_it(worker: RunningWorker) -> None:
-    """Its followers read its end."""
+    """Its other readers get the terminal event."""
     first = worker.execute(fresh_id(), ENDLESS).tokens_seen(1)
     reading = following(worker, first.job_id)
     next(reading)
@@ -162,7 +162,7 @@ def test_a_job_is_stopped_when_its_client_leaves_though_others_follow_it(worker:
 
 
 def test_a_job_that_continues_without_readers_is_picked_up_again(worker: RunningWorker) -> None:
-    """Nothing is lost and nothing comes twice; its being left is narrated."""
+    """No event is lost or sent twice; the disconnect is narrated."""
     stream = worker.execute(
         fresh_id(), script(token_ms=5), max_tokens=80, on_disconnect="continue"
     ).tokens_seen(5)
@@ -208,7 +208,7 @@ def test_readers_of_one_job_are_bounded(worker: RunningWorker) -> None:
 
 
 def test_readers_of_an_ended_job_are_bounded_too() -> None:
-    """Those who began while it was live count as well; when one is gone, another may come."""
+    """Readers from before the end count as well; when one leaves, another one is accepted."""
     with running_worker(max_tokens_out=8000) as worker:
         # Longer than what the buffers on its way to such a reader take.
         stream = worker.execute(fresh_id(), script(token_ms=0), max_tokens=8000).finished()
