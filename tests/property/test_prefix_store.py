@@ -4,12 +4,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from random import Random
 
 from hypothesis import given, settings, strategies as st
 
 from tests.lanes import examples
 from worker_orcd.engine.prefix_store import Entry, PrefixStore
 from worker_orcd.supervisor.prefix_memory import prefix_memory
+from worker_orcd.testing.harness import wait_until
 
 Kept = dict[Entry, tuple[str, tuple[int, ...], bytes]]
 """What was put in: namespace, tokens and state by entry."""
@@ -56,6 +58,16 @@ def dies_at_half(into: memoryview) -> int:
     raise Died
 
 
+def put(
+    store: PrefixStore, namespace: str, tokens: list[int], size: int, write: Callable[[memoryview], int]
+) -> Entry | None:
+    """Put an entry in and commit it."""
+    entry = store.put(namespace, tokens, size, write)
+    if entry is not None:
+        store.commit(entry)
+    return entry
+
+
 def any_length(entry: Entry, length: int) -> int:
     """An entry hands over any part of itself."""
     return length
@@ -91,7 +103,7 @@ def test_what_is_found_is_what_was_put_in_whoever_died_in_between(actions: list[
             match action:
                 case ("put", str(namespace), list(tokens), int(size)):
                     state = os.urandom(size)
-                    entry = store.put(namespace, tokens, size, writes(state))
+                    entry = put(store, namespace, tokens, size, writes(state))
                     assert entry is not None
                     kept[entry] = namespace, tuple(tokens), state
                 case ("use", int(which)) if kept:
@@ -100,7 +112,7 @@ def test_what_is_found_is_what_was_put_in_whoever_died_in_between(actions: list[
                     store.drop(list(kept)[which % len(kept)])
                 case ("die", int(size)):
                     try:
-                        store.put("a", [9, 9, 9], size, dies_at_half)
+                        put(store, "a", [9, 9, 9], size, dies_at_half)
                     except Died:
                         store, kept = reopened(fd, store, kept)
                 case ("reopen",):
@@ -131,9 +143,11 @@ def test_damage_anywhere_never_comes_back_as_a_prefix(
     with memory() as fd:
         store = PrefixStore(fd, b"model")
         for _, namespace, tokens, size in puts:
-            store.put(namespace, tokens, size, writes(os.urandom(size)))
+            put(store, namespace, tokens, size, writes(os.urandom(size)))
         entries = store.entries
-        put = {(entry.namespace, entry.tokens, os.pread(fd, entry.bytes, entry.offset)) for entry in entries}
+        known = {
+            (entry.namespace, entry.tokens, os.pread(fd, entry.bytes, entry.offset)) for entry in entries
+        }
         for which, in_record, part, flipped in damage:
             entry = entries[which % len(entries)]
             start, length = (4096 + 64 * entry.record, 64) if in_record else (entry.offset, entry.bytes)
@@ -151,14 +165,55 @@ def test_damage_anywhere_never_comes_back_as_a_prefix(
                 assert fresh.faults()
                 continue
             data = os.pread(fd, entry.bytes, entry.offset)
-            assert (entry.namespace, entry.tokens, data) in put
+            assert (entry.namespace, entry.tokens, data) in known
             assert data[entry.tokens * 4 :] == found
+
+
+@given(
+    sizes=st.lists(st.integers(1, 60_000), min_size=1, max_size=12),
+    dropped=st.sets(st.integers(0, 11)),
+    chance=st.randoms(use_true_random=False),
+)
+@settings(deadline=None, max_examples=examples(20))
+def test_a_thread_commits_what_is_still_wanted(sizes: list[int], dropped: set[int], chance: Random) -> None:
+    """Each entry is found by the next engine, but those that were dropped or replaced, at whatever moment."""
+    with memory() as fd:
+        store = PrefixStore(fd, b"model", own_thread=True)
+        kept = Kept()
+        for number, size in enumerate(sizes):
+            state = chance.randbytes(size)
+            entry = store.put("a", [number], size, writes(state))
+            assert entry is not None
+            kept[entry] = "a", (number,), state
+            last = [other for other in kept if other in store][-2:-1]
+            store.commit(entry, tuple(last) if number % 3 == 0 else ())
+            if number in dropped:
+                store.drop(entry)
+        wait_until(lambda: all(entry.committed for entry in store.entries))
+        store.settle()
+        kept = {entry: held for entry, held in kept.items() if entry in store}
+        assert all(kept[entry][1] != (number,) for entry in kept for number in dropped)
+        fresh, again = reopened(fd, store, kept)
+        same(fresh, again)
+
+
+def test_what_is_replaced_stays_until_its_successor_is_committed() -> None:
+    """A death in between costs neither."""
+    with memory() as fd:
+        store = PrefixStore(fd, b"model")
+        old = put(store, "a", [1], 10, writes(b"0123456789"))
+        new = store.put("a", [1, 2], 10, writes(b"9876543210"))
+        assert old is not None
+        assert new is not None
+        assert [entry.tokens for entry in PrefixStore(fd, b"model").entries] == [1]
+        store.commit(new, (old,))
+        assert [entry.tokens for entry in PrefixStore(fd, b"model").entries] == [2]
 
 
 def test_another_model_s_prefixes_are_not_found() -> None:
     """A model file that was replaced, another library: the store begins anew."""
     with memory() as fd:
-        PrefixStore(fd, b"one").put("a", [1, 2, 3], 10, writes(b"0123456789"))
+        put(PrefixStore(fd, b"one"), "a", [1, 2, 3], 10, writes(b"0123456789"))
         assert len(PrefixStore(fd, b"one")) == 1
         assert len(PrefixStore(fd, b"two")) == 0
         assert len(PrefixStore(fd, b"one")) == 0
@@ -169,12 +224,12 @@ def test_the_least_recently_used_makes_room() -> None:
     with memory() as fd:
         store = PrefixStore(fd, b"model")
         size = store.capacity // 3 - 4096
-        entries = [store.put("a", [number], size, writes(bytes(size))) for number in range(3)]
+        entries = [put(store, "a", [number], size, writes(bytes(size))) for number in range(3)]
         assert entries[0] is not None
         store.state(entries[0])
         after = PrefixStore(fd, b"model")
         for one in (store, after):
-            one.put("a", [3], size, writes(bytes(size)))
+            put(one, "a", [3], size, writes(bytes(size)))
             assert [token for token in range(4) if one.longest("a", [token], any_length)] == [0, 2, 3]
 
 
@@ -182,6 +237,6 @@ def test_what_the_store_is_too_small_for_is_not_kept() -> None:
     """And nothing else is lost for it."""
     with memory() as fd:
         store = PrefixStore(fd, b"model")
-        store.put("a", [1], 10, writes(bytes(10)))
-        assert store.put("a", [2], 1 << 20, dies_at_half) is None
+        put(store, "a", [1], 10, writes(bytes(10)))
+        assert put(store, "a", [2], 1 << 20, dies_at_half) is None
         assert len(store) == 1

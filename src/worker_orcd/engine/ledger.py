@@ -189,16 +189,17 @@ class Ledger:
         """Copy to the store what is due. Whether anything was: then there may be more."""
         if self._saving is None:
             return False
+        self._saving.settle()
         due = [slot for slot in self._live.values() if self._saving.due(slot)]
         for slot in due:
             if slot is due[0] or slot.computed == slot.checkpoint:
-                self._saving.save(slot)
+                self._saving.save(slot, alone=len(self._live) == 1)
         if due:
             return True
         if self._unsaved:
             slot = next(iter(self._unsaved))
             del self._unsaved[slot]
-            self._saving.save(slot)
+            self._saving.save(slot, alone=not self._live)
             self._bound_warm()
             return True
         return False
@@ -293,7 +294,7 @@ class Ledger:
         if in_pool is not None and not self._keeps_warm:
             # Cells cannot be shared, but a copy of them will do.
             if have >= MIN_SHARED + self._saved_length(namespace, wanted):
-                self._saving.save(in_pool.key)
+                self._saving.save(in_pool.key, alone=False)
             have = 0
         while (match := self._saving.longest(namespace, wanted)) and match.length >= have + MIN_SHARED:
             if not self.can_grow(match.key.tokens):
@@ -315,7 +316,7 @@ class Ledger:
         if self._saving is None or slot.namespace is None:
             return 0
         if self._saving.worth_saving(slot):
-            self._saving.save(slot)
+            self._saving.save(slot, alone=not self._live)
         return self._saved_length(slot.namespace, slot.tokens)
 
     def _bound_warm(self) -> None:

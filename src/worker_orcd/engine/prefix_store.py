@@ -5,17 +5,23 @@ at any moment, also in the middle of a write. So the file is written like a jour
 record, then the record's commit mark, which is removed before the place is used again. Each entry has a checksum, which
 is compared before the entry is used. What is torn or damaged is dropped, and never used.
 
+The engine's loop writes and reads. A thread commits: it computes the checksums, and has the kernel prepare memory for
+the entries to come. Both take as long as the writing.
+
 The file: a header, then `RECORDS` records, then the data. An entry's data are its token ids and, behind them, the
 memory of its sequence as the model wrote it.
 """
 
+import ctypes
 import mmap
 import os
 import struct
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
+from queue import SimpleQueue
 
 import numpy as np
 import xxhash
@@ -34,6 +40,11 @@ _PAGE = mmap.PAGESIZE
 _DATA = _PAGE + -(-RECORDS * _RECORD.size // _PAGE) * _PAGE
 """Where the data begin."""
 _TOKEN_BYTES = 4
+_AHEAD = 32 * 2**20
+"""Bytes behind the last entry whose memory is prepared."""
+_POPULATE_WRITE = 23
+"""MADV_POPULATE_WRITE."""
+_libc = ctypes.CDLL(None)
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +57,8 @@ class Entry:
         tokens: how many tokens it has.
         state_bytes: how long its state is.
         namespace: whose prefix it is, as the store keeps it: a digest.
+        replaces: entries that are dropped once this one is committed.
+        committed: whether an engine that opens the file finds it.
     """
 
     record: int
@@ -53,6 +66,8 @@ class Entry:
     tokens: int
     state_bytes: int
     namespace: bytes
+    replaces: tuple["Entry", ...] = ()
+    committed: bool = False
 
     @property
     def bytes(self) -> int:
@@ -68,13 +83,14 @@ class Entry:
 class PrefixStore:
     """The store in one memory file. Least recently used entries make room for new ones."""
 
-    def __init__(self, fd: int, fingerprint: bytes) -> None:
+    def __init__(self, fd: int, fingerprint: bytes, *, own_thread: bool = False) -> None:
         """Open it, and find what an earlier engine has left.
 
         Args:
             fd: the file. Its size is the store's.
             fingerprint: of the model and of how it is computed. Entries with another fingerprint are dropped: they
                 mean nothing to this engine.
+            own_thread: whether entries are committed by a thread of its own, soon, and not by `put`.
 
         Raises:
             ValueError: the file is too small to hold anything.
@@ -95,7 +111,16 @@ class PrefixStore:
         if self._bytes[: _HEADER.size] != header:
             self._bytes[_PAGE:_DATA] = bytes(_DATA - _PAGE)
             self._bytes[: _HEADER.size] = header
+        self._prepared = 0
+        """Up to here the file's pages have memory, as far as the thread knows."""
+        self._lock = threading.Lock()
+        """For records, and for `_entries` where the thread looks."""
         self._recover()
+        self._written: SimpleQueue[Entry] = SimpleQueue()
+        self._committed: SimpleQueue[Entry] = SimpleQueue()
+        self._own_thread = own_thread
+        if own_thread:
+            threading.Thread(target=self._commit_all, name="prefix-store", daemon=True).start()
 
     @property
     def capacity(self) -> int:
@@ -123,7 +148,11 @@ class PrefixStore:
         return self._index.longest(_digest(namespace).hex(), tokens, usable)
 
     def put(
-        self, namespace: str, tokens: Tokens, state_bytes: int, write: Callable[[memoryview], int]
+        self,
+        namespace: str,
+        tokens: Tokens,
+        state_bytes: int,
+        write: Callable[[memoryview], int],
     ) -> Entry | None:
         """Add an entry.
 
@@ -146,13 +175,29 @@ class PrefixStore:
         data[:split] = held.tobytes()
         if write(data[split:]) != state_bytes:
             return None
-        self._commit(entry)
         self._enter(entry, held)
         return entry
 
+    def commit(self, entry: Entry, replaces: tuple[Entry, ...] = ()) -> None:
+        """Have later engines find an entry that was put in, and then drop those that it replaces."""
+        entry.replaces = replaces
+        if self._own_thread:
+            self._written.put(entry)
+        else:
+            self._commit(entry)
+            self.settle()
+
+    def settle(self) -> None:
+        """Drop what committed entries have replaced."""
+        while not self._committed.empty():
+            entry = self._committed.get()
+            for replaced in entry.replaces:
+                self.drop(replaced)
+            entry.replaces = ()
+
     def state(self, entry: Entry) -> memoryview | None:
         """The state of an entry, which counts as used now; None if it is damaged. Then it is dropped."""
-        if self._stored_checksum(entry) != self._checksum(entry):
+        if entry.committed and self._stored_checksum(entry) != self._checksum(entry):
             self.reject(entry)
             return None
         self._touch(entry)
@@ -177,10 +222,11 @@ class PrefixStore:
     def drop(self, entry: Entry) -> None:
         """Remove an entry. Harmless if it is gone already."""
         if entry in self._entries:
-            del self._entries[entry]
+            with self._lock:
+                del self._entries[entry]
+                _MARK.pack_into(self._bytes, _place(entry.record), 0)
             self.used -= entry.size
             self._index.remove(entry.namespace.hex(), entry)
-            _MARK.pack_into(self._bytes, _place(entry.record), 0)
 
     def __contains__(self, entry: Entry) -> bool:
         """Whether it is still there."""
@@ -197,7 +243,7 @@ class PrefixStore:
             )
             if mark != _COMMITTED:
                 continue
-            entry = Entry(record, offset, tokens, state_bytes, namespace)
+            entry = Entry(record, offset, tokens, state_bytes, namespace, committed=True)
             inside = _DATA <= offset <= offset + entry.size <= self._size
             if tokens > 0 and offset % _PAGE == 0 and inside:
                 found.append((used, entry))
@@ -234,29 +280,46 @@ class PrefixStore:
             end = entry.offset + entry.size
         return end if self._size - end >= size else None
 
+    def _commit_all(self) -> None:
+        """Commit what is written, as it comes."""
+        while True:
+            self._commit(self._written.get())
+            self._prepare_memory()
+
     def _commit(self, entry: Entry) -> None:
-        self._uses += 1
-        _RECORD.pack_into(
-            self._bytes,
-            _place(entry.record),
-            0,
-            entry.offset,
-            entry.tokens,
-            entry.state_bytes,
-            entry.namespace,
-            self._checksum(entry),
-            self._uses,
-        )
-        _MARK.pack_into(self._bytes, _place(entry.record), _COMMITTED)
+        """Write the record, unless the entry was dropped meanwhile: then its place may be another's already."""
+        checksum = self._checksum(entry)
+        with self._lock:
+            if entry not in self._entries:
+                return
+            self._uses += 1
+            record = (entry.offset, entry.tokens, entry.state_bytes, entry.namespace, checksum, self._uses)
+            _RECORD.pack_into(self._bytes, _place(entry.record), 0, *record)
+            _MARK.pack_into(self._bytes, _place(entry.record), _COMMITTED)
+            entry.committed = True
+        self._committed.put(entry)
+
+    def _prepare_memory(self) -> None:
+        """Have the kernel give the file's next pages their memory, which takes longer than writing them."""
+        with self._lock:
+            end = max((entry.offset + entry.size for entry in self._entries), default=_DATA)
+        end = min(end + _AHEAD, self._size)
+        if end > self._prepared:
+            address = ctypes.addressof(ctypes.c_char.from_buffer(self._file, self._prepared))
+            # An older kernel refuses; then the pages come with the writing.
+            _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(end - self._prepared), _POPULATE_WRITE)
+            self._prepared = end // _PAGE * _PAGE
 
     def _enter(self, entry: Entry, tokens: TokenArray) -> None:
-        self._entries[entry] = None
+        with self._lock:
+            self._entries[entry] = None
         self.used += entry.size
         self._index.put(entry.namespace.hex(), entry, tokens)
 
     def _touch(self, entry: Entry) -> None:
-        self._uses += 1
-        self._entries.move_to_end(entry)
+        with self._lock:
+            self._uses += 1
+            self._entries.move_to_end(entry)
         _MARK.pack_into(self._bytes, _place(entry.record) + _RECORD.size - _MARK.size, self._uses)
 
     def _checksum(self, entry: Entry) -> int:

@@ -62,7 +62,9 @@ def main(load_model: ModelLoader) -> None:
         load.worker_id, process="engine", log_format=load.log_format, broadcast=_ToFront(mailbox.send)
     )
     model, ready = _load(load, load_model, interrupt, mailbox)
-    store = None if given.store is None else PrefixStore(given.store, _fingerprint(load, ready))
+    store = (
+        None if given.store is None else PrefixStore(given.store, _fingerprint(load, ready), own_thread=True)
+    )
     loop = EngineLoop(model, interrupt, mailbox.drain, mailbox.send, narrator, store=store)
     mailbox.load_progressed()
     loop.warm_up(mailbox.load_progressed)

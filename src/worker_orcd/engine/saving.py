@@ -6,7 +6,7 @@ costs no more than one distance. Where a sequence cannot be cut back (recurrent 
 saved prefix can be taken up. There a step ends before the last token of a prompt, which is saved at that point: a later
 prompt that begins with this one can start there.
 
-The loop waits for a copy, and stops wait for the loop. So what is predicted to take long is not copied.
+The loop waits for a copy, and streams and stops wait for the loop. So what is predicted to take long is not copied.
 """
 
 import time
@@ -23,10 +23,14 @@ EVERY = 256
 """Tokens between two copies of a slot that is computing…"""
 GROWTH = 16
 """… and at least this part of its tokens, one of so many."""
-MAX_COPY_MS = 40.0
-"""A copy that is predicted to take longer is not made."""
+ALONE_MS = 40.0
+"""A copy that is predicted to take longer is not made, because of stops…"""
+BESIDE_MS = 10.0
+"""… and beside other runs, because of their streams."""
 _FIRST_RATE = 2e6
 _SMOOTHING = 0.2
+_HOPE = 1.05
+"""Each copy that is not made raises the predicted rate: otherwise one bad moment would end all copying."""
 
 
 class Saving:
@@ -56,9 +60,14 @@ class Saving:
         """Whether a slot whose run is over has enough that the store does not have."""
         return slot.namespace is not None and slot.computed - slot.saved >= MIN_SAVED
 
-    def save(self, slot: Slot) -> None:
+    def save(self, slot: Slot, *, alone: bool) -> None:
         """Copy a slot to the store, unless that takes too long or the store is too small. It then replaces what was
-        saved of it before, and what it can hand over as well."""
+        saved of it before, and what it can hand over as well.
+
+        Args:
+            slot: it has a namespace.
+            alone: whether no other run waits for the copy.
+        """
         if slot.namespace is None:
             return
         tokens = slot.tokens[: slot.computed]
@@ -67,7 +76,8 @@ class Saving:
         if known is not None and known.length == slot.computed:
             return
         size = self._model.state_bytes(slot.id)
-        if size == 0 or size > self._rate * MAX_COPY_MS:
+        if size > self._rate * (ALONE_MS if alone else BESIDE_MS):
+            self._rate *= _HOPE
             return
         started = self._clock()
         entry = self._store.put(
@@ -78,11 +88,12 @@ class Saving:
             self._rate += _SMOOTHING * (size / took_ms - self._rate)
         if entry is None:
             return
-        if slot.entry is not None:
-            self._store.drop(slot.entry)
-        for other in self._store.begun_by(entry):
-            if self._model.memory.hands_over(entry.tokens, other.tokens):
-                self._store.drop(other)
+        replaced = [
+            other
+            for other in self._store.begun_by(entry)
+            if other is slot.entry or self._model.memory.hands_over(entry.tokens, other.tokens)
+        ]
+        self._store.commit(entry, tuple(replaced))
         # A checkpoint is there for the prompts that begin with this one: it stays.
         slot.entry = None if slot.computed == slot.checkpoint else entry
 
@@ -103,6 +114,10 @@ class Saving:
         if not whole:
             self._store.reject(entry)
         return whole
+
+    def settle(self) -> None:
+        """Drop what was replaced, once what replaces it is committed."""
+        self._store.settle()
 
     def faults(self) -> list[str]:
         """What was found damaged since the last call."""
