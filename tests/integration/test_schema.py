@@ -32,8 +32,8 @@ def described() -> Iterator[RunningWorker]:
 
 
 def beyond_the_model(body: object) -> bool:
-    """Whether it asks for what no description can say: more than the model has, or a whole number written as 1.0; or
-    for so little time that a whole answer is a 504.
+    """Whether it asks for what no description can say: more than the model has, a constraint that cannot be enforced,
+    or a whole number written as 1.0; or for so little time that a whole answer is a 504.
 
     All have tests of their own.
     """
@@ -49,7 +49,9 @@ def beyond_the_model(body: object) -> bool:
     ]
     whole = (top_k, max_tokens, min_tokens, body.get("seed"), timeout_ms, *named)
     return (
-        (isinstance(timeout_ms, int) and 1 <= timeout_ms < 1000)
+        body.get("grammar") is not None
+        or body.get("json_schema") not in (None, True, {})
+        or (isinstance(timeout_ms, int) and 1 <= timeout_ms < 1000)
         or any(isinstance(number, float) or (isinstance(number, int) and number >= 2**64) for number in whole)
         or (isinstance(top_k, int) and top_k > VOCABULARY)
         or any(str(token).isdecimal() and int(token) >= VOCABULARY for token in named)

@@ -104,9 +104,9 @@ def test_only_allowed_tokens_are_drawn(loop: HandLoop) -> None:
 
 
 def test_a_complete_output_ends_its_run(loop: HandLoop) -> None:
-    """With reason `stop`, and without another token."""
+    """With reason `stop`, and without another token, also where the model has none that ends."""
     matcher = begun(loop, constrained(1))
-    matcher.next = Mask(only(END).bits, complete=True)
+    matcher.next = Mask(only().bits, complete=True)
     loop.finish()
     assert (loop.ends(1), loop.text(1)) == (["stop"], "a")
 
