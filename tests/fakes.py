@@ -17,7 +17,7 @@ from worker_orcd.jobs.events import EndedEvents
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.receipt import Release
 from worker_orcd.jobs.request import ExecuteRequest, JobRequest
-from worker_orcd.jobs.stop_request import StopFlag, StopReason, StopRequest
+from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.narration import Narrator
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import (
@@ -88,10 +88,7 @@ def snapshot_of(job: Job) -> dict[str, object]:
     kv_usage: dict[str, object] = {}
     for field in fields(job):
         value = getattr(job, field.name)
-        if isinstance(value, StopFlag):
-            kv_usage[field.name] = value.stop
-        else:
-            kv_usage[field.name] = list(value) if isinstance(value, list | EndedEvents) else value
+        kv_usage[field.name] = list(value) if isinstance(value, list | EndedEvents) else value
     return kv_usage
 
 

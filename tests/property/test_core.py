@@ -181,7 +181,7 @@ class Core(RuleBasedStateMachine):
         in_use = self.core.tracker.live(job_id) is not None
         older = [job for job in self.live_jobs() if job.request.supersedes == supersedes and not job.stop]
         older = older if supersedes else []
-        stops = {run: seen.job.stop.stop for run, seen in self.seen.items() if seen.job not in older}
+        stops = {run: seen.job.stop for run, seen in self.seen.items() if seen.job not in older}
         queued = sum(job.state is State.QUEUED for job in older)
         full = len(self.core.queue) - queued >= MAX_QUEUE
         before = self.kv_usage()
@@ -210,13 +210,13 @@ class Core(RuleBasedStateMachine):
                 self.refused[job_id] = now.mono
             return
         assert (self.core.draining, in_use) == (False, False)
-        assert {run: self.seen[run].job.stop.stop for run in stops} == stops
+        assert {run: self.seen[run].job.stop for run in stops} == stops
         over = retry_of is not None or now.mono - self.cancels.get(job_id, -100.0) <= MEMORY_SEC
         for old in older:
             assert bool(old.stop) != over, "a job that has ended before it arrives supersedes nothing"
-            if old.stop.stop is not None:
-                assert old.stop.stop.reason is StopReason.SUPERSEDED
-                assert old.stop.stop.superseded_by == job_id
+            if old.stop is not None:
+                assert old.stop.reason is StopReason.SUPERSEDED
+                assert old.stop.superseded_by == job_id
         if retry_of is not None:
             assert [event.name for event in job.events] == ["error"], "the retry of a cancelled job runs"
             assert effects[0] == Ended(job)
@@ -235,7 +235,7 @@ class Core(RuleBasedStateMachine):
         cancelled_at = self.cancels.pop(job_id, -100.0)
         if self.seconds - cancelled_at <= MEMORY_SEC:
             assert [event.name for event in job.events] == ["error"], "a cancel that was here first wins (G8)"
-            assert job.stop.stop is not None
+            assert job.stop is not None
             self.reached[job_id] = cancelled_at
         else:
             assert not job.stop, "a cancel of an earlier use has reached a later one (G8)"
@@ -276,9 +276,7 @@ class Core(RuleBasedStateMachine):
         job = self.core.tracker.live(job_id)
         state = None if job is None else job.state
         others = {
-            run: (seen.job.stop.stop, seen.job.terminal)
-            for run, seen in self.seen.items()
-            if seen.job is not job
+            run: (seen.job.stop, seen.job.terminal) for run, seen in self.seen.items() if seen.job is not job
         }
         stop = StopRequest(reason, self.now().mono, "cor-stop")
         known, effects = self.core.stop(job_id, stop, self.now())
@@ -304,10 +302,10 @@ class Core(RuleBasedStateMachine):
         if job is not None:
             if reason is StopReason.CLIENT:
                 self.reach(job_id, stop.accepted_at)
-            assert job.stop.stop is not None
-            assert (job.stop.stop == stop) == (state is not State.STOPPING), "the first reason wins"
+            assert job.stop is not None
+            assert (job.stop == stop) == (state is not State.STOPPING), "the first reason wins"
         for run, before in others.items():
-            assert (self.seen[run].job.stop.stop, self.seen[run].job.terminal) == before
+            assert (self.seen[run].job.stop, self.seen[run].job.terminal) == before
 
     def remember(self, job_id: str, seconds: float) -> None:
         """The first one counts, until its time is over."""
@@ -323,7 +321,7 @@ class Core(RuleBasedStateMachine):
     def cancel_group(self, group: str) -> None:
         """All of exactly this group, and nobody is started in the place of another of it."""
         members = [job for job in self.live_jobs() if job.request.group == group]
-        others = {job.run: job.stop.stop for job in self.live_jobs() if job not in members}
+        others = {job.run: job.stop for job in self.live_jobs() if job not in members}
         stop = StopRequest(StopReason.CLIENT, self.now().mono)
         jobs, effects = self.core.stop_group(group, stop, self.now())
         assert jobs == members
@@ -331,7 +329,7 @@ class Core(RuleBasedStateMachine):
             self.reach(job.job_id, stop.accepted_at)
         self.carry_out(effects)
         assert all(job.stop for job in members)
-        assert {run: self.seen[run].job.stop.stop for run in others} == others
+        assert {run: self.seen[run].job.stop for run in others} == others
 
     @precondition(lambda self: self.live_jobs())
     @rule(which=ANY)
@@ -584,7 +582,7 @@ class Core(RuleBasedStateMachine):
     def who_asked_first_has_the_last_word(self) -> None:
         """A stopped job's error and receipt are of its first reason; one that nobody stopped has no receipt."""
         for seen in self.seen.values():
-            job, stop, terminal = seen.job, seen.job.stop.stop, seen.job.terminal
+            job, stop, terminal = seen.job, seen.job.stop, seen.job.terminal
             assert (job.receipt is not None) == (terminal is not None and stop is not None)
             if terminal is None or stop is None:
                 continue

@@ -369,7 +369,7 @@ def test_stopping_everybody_ends_those_that_wait_and_stops_those_that_run() -> N
     assert sorted(effect.job.job_id for effect in effects if isinstance(effect, Ended)) == ["job-4", "job-5"]
     assert not any(isinstance(effect, Run) for effect in effects)
     assert [event.name for event in late.events] == ["error"]
-    assert first.stop.stop == stop_request(StopReason.SHUTDOWN)
+    assert first.stop == stop_request(StopReason.SHUTDOWN)
 
 
 def test_a_head_that_held_up_a_smaller_one_does_not_start_it_while_all_are_stopped() -> None:

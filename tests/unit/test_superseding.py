@@ -28,7 +28,7 @@ def test_the_old_job_is_stopped_in_the_step_that_accepts_the_new_one() -> None:
     (new,) = submitted.jobs
     assert submitted.superseded == [old]
     assert submitted.effects == [SendStop(old), Prepare(new)]
-    assert old.stop.stop == StopRequest(StopReason.SUPERSEDED, 2, "cor-new", "new")
+    assert old.stop == StopRequest(StopReason.SUPERSEDED, 2, "cor-new", "new")
     assert it.stopped(old.run, freed_at(2.01), at(2.01)) == [Ended(old)]
     assert isinstance(old.terminal, Error)
     assert old.terminal.details["reason"] == "superseded"
@@ -149,8 +149,8 @@ def test_of_two_that_supersede_each_other_the_later_one_survives() -> None:
     old = running(it, "old", supersedes="k")
     first, second = newer(it, "first"), newer(it, "second", 2.1)
     assert [job.state for job in (old, first, second)] == [State.STOPPING, State.ENDED, State.QUEUED]
-    assert old.stop.stop is not None
-    assert old.stop.stop.superseded_by == "first"
+    assert old.stop is not None
+    assert old.stop.superseded_by == "first"
 
 
 def test_a_cancel_that_was_first_stays_the_reason() -> None:

@@ -219,7 +219,7 @@ def test_a_cancelled_job_tells_its_four_moments_and_is_no_error(
     job, span = play(stage, story())
     receipt = job.receipt
     assert receipt is not None
-    assert job.stop.stop is not None
+    assert job.stop is not None
     said = attributes(span)
     assert (said["worker_orcd.outcome"], said["worker_orcd.reason"]) == ("cancelled", "client")
     assert said["worker_orcd.phase"] == phase
@@ -240,7 +240,7 @@ def test_a_cancelled_job_tells_its_four_moments_and_is_no_error(
         "worker_orcd.kv_cells_before": receipt.kv_cells_before,
         "worker_orcd.kv_cells_after": 0,
     }
-    asked = job.stop.stop.accepted_at - job.accepted.mono
+    asked = job.stop.accepted_at - job.accepted.mono
     for name, ms in zip(
         CANCEL_EVENTS, (0.0, receipt.stopped_ms, receipt.freed_ms, receipt.terminal_ms), strict=True
     ):

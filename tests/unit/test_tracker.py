@@ -7,7 +7,7 @@ import pytest
 from tests.fakes import at, freed_at, queued_job, running_job, snapshot_of, stop_request
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.lifecycle import State
-from worker_orcd.jobs.stop_request import StopFlag, StopReason
+from worker_orcd.jobs.stop_request import StopReason
 from worker_orcd.jobs.tracker import JobTracker
 
 
@@ -19,23 +19,21 @@ def ended(tracker: JobTracker, job_id: str, run: int, seconds: float) -> None:
     tracker.unregister(job, at(seconds))
 
 
-def test_register_makes_a_flag_that_is_not_set() -> None:
+def test_a_registered_job_is_live() -> None:
     """A job that was just registered is live, and nobody wants it to stop."""
     tracker, job = JobTracker(), queued_job()
-    flag = tracker.register(job)
-    assert not flag
-    assert flag.stop is None
+    tracker.register(job)
+    assert job.stop is None
     assert tracker.live("job-1") is job
     assert len(tracker) == 1
 
 
-def test_cancel_sets_the_flag() -> None:
-    """The flag holds the accepted stop request."""
-    tracker = JobTracker()
-    flag = tracker.register(running_job())
+def test_cancel_asks_the_job_to_stop() -> None:
+    """The job holds the accepted stop request."""
+    tracker, job = JobTracker(), running_job()
+    tracker.register(job)
     assert tracker.cancel("job-1", stop_request())
-    assert flag
-    assert flag.stop == stop_request()
+    assert job.stop == stop_request()
 
 
 def test_cancel_of_an_unknown_id_is_false_and_harmless() -> None:
@@ -93,15 +91,15 @@ def test_repeated_cancels_equal_one(times: int) -> None:
     for n in range(times):
         assert tracker.cancel("job-1", stop_request(StopReason.SHUTDOWN, 3.0 + n, "another"))
     assert snapshot_of(job) == before
-    assert job.stop.stop == stop_request()
+    assert job.stop == stop_request()
 
 
-def test_a_flag_remembers_the_first_stop_request_only() -> None:
-    """`set` says whether it was the one that counts."""
-    flag = StopFlag()
-    assert flag.set(stop_request(StopReason.DISCONNECT))
-    assert not flag.set(stop_request(StopReason.CLIENT))
-    assert flag.stop == stop_request(StopReason.DISCONNECT)
+def test_a_job_remembers_the_first_stop_request_only() -> None:
+    """`request_stop` says whether it was the one that counts."""
+    job = running_job()
+    assert job.request_stop(stop_request(StopReason.DISCONNECT))
+    assert not job.request_stop(stop_request(StopReason.CLIENT))
+    assert job.stop == stop_request(StopReason.DISCONNECT)
 
 
 def test_a_live_id_is_in_use() -> None:
@@ -133,17 +131,17 @@ def test_an_id_in_stopping_is_still_in_use() -> None:
 
 
 def test_an_id_can_be_used_again_after_its_end() -> None:
-    """A new incarnation: its own flag, its own run, and its own record in the end."""
+    """A new incarnation: its own stop request, its own run, and its own record in the end."""
     tracker = JobTracker()
     first = running_job(run=1)
-    old_flag = tracker.register(first)
+    tracker.register(first)
     tracker.cancel("job-1", stop_request())
     first.stopped(at(3), freed_at(3))
     tracker.unregister(first, at(3))
     second = running_job(run=2)
-    new_flag = tracker.register(second)
-    assert old_flag
-    assert not new_flag
+    tracker.register(second)
+    assert first.stop
+    assert not second.stop
     assert not tracker.ended("job-1")
     assert tracker.by_run(2) is second
     second.finished(at(5), "length", freed_at(5))

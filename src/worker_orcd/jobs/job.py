@@ -24,7 +24,7 @@ from worker_orcd.jobs.position import Position
 from worker_orcd.jobs.priority import handicap_sec
 from worker_orcd.jobs.receipt import Receipt, Release
 from worker_orcd.jobs.request import JobRequest
-from worker_orcd.jobs.stop_request import STOP_MESSAGES, StopFlag, StopReason, StopRequest
+from worker_orcd.jobs.stop_request import STOP_MESSAGES, StopReason, StopRequest
 from worker_orcd.sampling import Logprobs
 
 
@@ -72,7 +72,8 @@ class Job:
     waits_since: float = 0.0
     """Its place in the queue: when it was accepted, or the first of the jobs that it superseded."""
     state: State = State.QUEUED
-    stop: StopFlag = field(default_factory=StopFlag)
+    stop: StopRequest | None = None
+    """The first stop request, which is the one that counts."""
     phase: Phase = Phase.LOADING
     """What the job waits for or does; frozen at its stop, or at its end."""
     prompt_tokens: tuple[int, ...] | None = None
@@ -232,12 +233,15 @@ class Job:
             Whether this stop request is the first, and so the one that counts.
         """
         if self.state is State.QUEUED:
-            self.stop.set(stop)
+            self.stop = stop
             now = stop.accepted_at
             self._end(Trigger.STOP, now, Release(stopped_at=now, freed_at=now))
             return True
         self.state = following(self.state, Trigger.STOP)
-        return self.live and self.stop.set(stop)
+        if not self.live or self.stop is not None:
+            return False
+        self.stop = stop
+        return True
 
     def in_cells(self, prompt_processed: int, cached: int) -> None:
         """Note how many prompt tokens are in KV cells, and how many of them were reused at the start.
@@ -304,7 +308,7 @@ class Job:
     def _end(self, trigger: Trigger, now: float, freed: Release, otherwise: Terminal | None = None) -> None:
         """The only place that decides a terminal event: the first stop request wins over any other end."""
         state = following(self.state, trigger)
-        stop = self.stop.stop
+        stop = self.stop
         self.in_cells(freed.prompt_processed, freed.prompt_cached)
         if self.held:
             # Nothing follows that could complete a stop sequence: the text is certain.
@@ -389,7 +393,7 @@ class Job:
             "group": self.request.group,
             "priority": self.request.priority,
             "supersedes": self.request.supersedes,
-            "superseded_by": self.stop.stop.superseded_by if self.stop.stop else None,
+            "superseded_by": self.stop.superseded_by if self.stop else None,
             "seed": self.seed,
             "timeout_ms": round(self.timeout_sec * 1000),
             "stop_reason": terminal.stop_reason if isinstance(terminal, End) else None,

@@ -1,4 +1,4 @@
-"""Stop requests: reason, time and origin, and a flag that keeps the first one."""
+"""Stop requests: reason, time and origin."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,30 +30,6 @@ class StopRequest:
     accepted_at: float
     correlation_id: str | None = None
     superseded_by: str | None = None
-
-
-class StopFlag:
-    """Remembers the first stop request of a job. Setting it again changes nothing: a second cancel is the first."""
-
-    __slots__ = ("_stop",)
-
-    def __init__(self) -> None:
-        self._stop: StopRequest | None = None
-
-    @property
-    def stop(self) -> StopRequest | None:
-        """The stop request that counts, if there is one."""
-        return self._stop
-
-    def set(self, stop: StopRequest) -> bool:
-        """Ask to stop. True if this stop request is the first, and so the one that counts."""
-        if self._stop is not None:
-            return False
-        self._stop = stop
-        return True
-
-    def __bool__(self) -> bool:
-        return self._stop is not None
 
 
 STOP_MESSAGES = {

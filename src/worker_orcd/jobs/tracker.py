@@ -9,7 +9,7 @@ from worker_orcd.jobs.clock import Timestamp
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job, JobKey
 from worker_orcd.jobs.request import JobRequest
-from worker_orcd.jobs.stop_request import StopFlag, StopRequest
+from worker_orcd.jobs.stop_request import StopRequest
 
 RECORDS_KEPT = 10_000
 RECORDS_KEPT_SEC = 300.0
@@ -77,8 +77,8 @@ class JobTracker:
         """The live jobs, oldest first."""
         return iter(tuple(self._live.values()))
 
-    def register(self, job: Job) -> StopFlag:
-        """Take a job in. Returns the flag that a cancel sets.
+    def register(self, job: Job) -> None:
+        """Take a job in.
 
         Raises:
             JobError: `JOB_ID_IN_USE`, a live job has this id.
@@ -88,7 +88,6 @@ class JobTracker:
         self._by_run[job.run] = job
         self._groups.add(job, job.request.group)
         self._supersedable.add(job, job.request.supersedes)
-        return job.stop
 
     def refuse_live(self, job_id: str, owner: str) -> None:
         """Check that no live job has this id.

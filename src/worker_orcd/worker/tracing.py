@@ -239,7 +239,7 @@ def _brought(job: Job, terminal: Terminal) -> dict[str, AttributeValue]:
 
 def _add_stop_events(span: Span, job: Job, receipt: Receipt, ended_at: float) -> None:
     """A stop's four moments."""
-    stop = job.stop.stop
+    stop = job.stop
     if stop is None:
         return
     asked: dict[str, AttributeValue] = {

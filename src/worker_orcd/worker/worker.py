@@ -123,7 +123,7 @@ class Worker:
         stops = [
             StopRequested(stop, TargetState.LIVE, job.job_id, job)
             for job in submitted.superseded
-            if (stop := job.stop.stop) is not None
+            if (stop := job.stop) is not None
         ]
         self._carry_out_stop(submitted.effects, stops)
         self._alarm.set(self.dispatcher.next_deadline())
