@@ -679,6 +679,24 @@ def test_a_run_without_a_place_takes_that_of_a_less_urgent_one(make_loop: MakeLo
     assert computed <= len(prompt) + 1 + len(run_message(2, "urgent").prompt)
 
 
+def test_an_urgent_prompt_is_computed_before_the_rest_of_a_less_urgent_one(loop: HandLoop) -> None:
+    """There is a place for both; runs that decode go on in every step."""
+    prompt = QUICK + "x" * 600
+    loop.post(run_message(3, max_tokens=99))
+    in_decode(loop, 3)
+    loop.post(run_message(1, prompt, max_tokens=5, priority=1))
+    loop.turn()
+    said = len(loop.steps)
+    loop.post(run_message(2, prompt, max_tokens=5, order=-1.0))
+    in_decode(loop, 2)
+    steps = loop.steps[said:]
+    assert len(steps) > 2
+    assert {progress.run for step in steps for progress in step.progress} == {2}
+    assert all(3 in [out.run for out in step.tokens] for step in steps)
+    loop.finish()
+    assert (loop.ends(1), loop.ends(2)) == (["length"], ["length"])
+
+
 @pytest.mark.parametrize(
     "other",
     [{"priority": 1, "order": 1.0}, {"priority": 0, "order": 1.0}, {"priority": 2, "order": -1.0}],

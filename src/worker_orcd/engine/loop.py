@@ -21,7 +21,7 @@ from worker_orcd.engine.recovery import Recovery
 from worker_orcd.engine.rollback import Rollback
 from worker_orcd.engine.saving import Saving
 from worker_orcd.engine.sequence import Sequence
-from worker_orcd.engine.urgency import may_preempt, order
+from worker_orcd.engine.urgency import may_preempt, order, urgent_prompts_first
 from worker_orcd.engine.warm_up import warm_up
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import (
@@ -278,13 +278,9 @@ class EngineLoop:
     def _plan(self) -> Plan:
         """The next step: of all runs, or of those whose last step was aborted."""
         protected = self._recovery.protected(self._sequences)
-        return self._plan_of(
-            [
-                pending
-                for run, sequence in self._sequences.items()
-                if (not protected or run in protected) and (pending := sequence.pending).rows
-            ]
-        )
+        taking_part = [s for run, s in self._sequences.items() if not protected or run in protected]
+        wanted = [(s.run, pending) for s in taking_part if (pending := s.pending).rows]
+        return self._plan_of(urgent_prompts_first(wanted))
 
     def _plan_of(self, pending: list[Pending]) -> Plan:
         return plan_step(

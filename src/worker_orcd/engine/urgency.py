@@ -1,5 +1,8 @@
 """Which run goes first, and which one gives way to it (pure). The front's rule is in `jobs/priority.py`."""
 
+from collections.abc import Sequence
+
+from worker_orcd.engine.planner import Pending
 from worker_orcd.protocol.messages import Run
 
 
@@ -11,3 +14,13 @@ def order(run: Run) -> tuple[float, int]:
 def may_preempt(run: Run, other: Run) -> bool:
     """Whether the other run gives way to this one: it is less urgent, and has not waited long enough to make up."""
     return run.priority < other.priority and order(run) < order(other)
+
+
+def urgent_prompts_first(wanted: Sequence[tuple[Run, Pending]]) -> list[Pending]:
+    """The pending work of these runs, without the prompts that give way to another one of them in this step."""
+    prompts = [run for run, pending in wanted if not pending.decoding]
+    return [
+        pending
+        for run, pending in wanted
+        if pending.decoding or not any(may_preempt(other, run) for other in prompts)
+    ]
