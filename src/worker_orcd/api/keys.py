@@ -46,11 +46,6 @@ class ApiKeys:
         return len(self._tenants.digests) + len(self._operators.digests)
 
     @property
-    def have_operators(self) -> bool:
-        """Whether there is an operator's key."""
-        return bool(self._operators.digests)
-
-    @property
     def open_files(self) -> list[Path]:
         """The files that every user of this machine can read."""
         return [file.path for file in (self._tenants, self._operators) if file.path and file.open_to_all]
