@@ -40,6 +40,7 @@ DEEP = (
     "integration/test_model_file_fuzz.py",
     "integration/test_not_generative.py",
     "integration/test_observability.py",
+    "integration/test_priority.py",
     "integration/test_progress.py",
     "integration/test_proxy.py",
     "integration/test_schema.py",

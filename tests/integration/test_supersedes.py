@@ -50,7 +50,7 @@ def test_the_newest_starts_from_what_the_older_ones_computed(worker: RunningWork
 )
 def test_a_refused_request_supersedes_nothing(worker: RunningWorker, refused: dict[str, Any]) -> None:
     """The older job runs to its end."""
-    old = worker.execute("the-old-one", script(token_ms=20), supersedes="k", max_tokens=10).tokens_seen(1)
+    old = worker.execute("the-old-one", script(token_ms=20), supersedes="k", max_tokens=4).tokens_seen(1)
     body = {"job_id": fresh_id(), "prompt": "x", "supersedes": "k", **refused}
     assert worker.client.post("/execute", json=body).status_code in (400, 409)
     assert old.finished().events[-1].event == "end"
