@@ -114,11 +114,8 @@ class TokenLogprob(NamedTuple):
 
     @property
     def text(self) -> str:
-        """As it is shown. Bytes that are no whole characters are written as OpenAI writes them."""
-        try:
-            return self.piece.decode()
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.piece)
+        """As it is shown."""
+        return shown(self.piece)
 
     def data(self) -> dict[str, object]:
         """As a JSON object, in OpenAI's words, with the token's id."""
@@ -128,6 +125,14 @@ class TokenLogprob(NamedTuple):
             "bytes": list(self.piece),
             "logprob": self.logprob,
         }
+
+
+def shown(piece: bytes) -> str:
+    """A token's text. Bytes that are no whole characters are written as OpenAI writes them."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
 Logprobs = tuple[TokenLogprob, ...]

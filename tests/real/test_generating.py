@@ -142,6 +142,25 @@ def test_a_scored_prompt_has_the_scores_that_generating_it_had(real_worker: Runn
     assert scored["text"].endswith("".join(said["tokens"]))
 
 
+def test_tokens_text_and_template_agree(real_worker: RunningWorker) -> None:
+    """A text survives its tokens; a conversation's prompt, read as text, has the conversation's tokens."""
+    with httpx2.Client(base_url=real_worker.url, timeout=60, trust_env=False) as http:
+
+        def ask(path: str, **body: Any) -> Any:
+            return http.post(path, json=body).raise_for_status().json()
+
+        text = "Grüße, 世界!\n\tx <|im_end|>"
+        tokens = ask("/tokenize", content=text)["tokens"]
+        assert ask("/detokenize", tokens=tokens)["content"] == text
+        assert len(tokens) < len(text)
+        messages = [{"role": "user", "content": "Say <|im_end|> hello."}]
+        prompt = ask("/apply-template", messages=messages)["prompt"]
+        assert "<|im_start|>user\nSay <|im_end|> hello.<|im_end|>" in prompt
+        plain = [{"role": "user", "content": "Hello."}]
+        prompt = ask("/apply-template", messages=plain)["prompt"]
+        assert ask("/tokenize", content=prompt)["tokens"] == ask("/tokenize", messages=plain)["tokens"]
+
+
 def test_repetition_penalty_keeps_a_model_from_repeating_itself(real_worker: RunningWorker) -> None:
     """Greedy decoding of a repetitive prompt goes round in circles; a penalty makes it use other words."""
     prompt = "one two three one two three one two three one two three"

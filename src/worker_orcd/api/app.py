@@ -15,6 +15,7 @@ from worker_orcd.api import (
     jobs,
     log_stream,
     shutdown,
+    tokenize,
 )
 from worker_orcd.api.access import Access, AccessMiddleware
 from worker_orcd.api.middleware import (
@@ -70,6 +71,7 @@ def create_app(
         jobs.router(worker),
         completions.router(worker),
         responses.router(worker),
+        tokenize.router(worker),
         health.router(worker, private_load=private_load),
         log_stream.router(narrator.broadcast),
         shutdown.router(shut_down),

@@ -140,6 +140,8 @@ class LlamaModel:
 
     def encode(self, prompt: str, template: Template, in_hand: CurrentPrompt | None = None) -> list[int]:
         """Token ids of a prompt: raw text, or a conversation in the model's chat template."""
+        if template == "plain":
+            return self._tokenizer.encode(prompt, parse_special=True, add_special=False)
         if template != "none" and self._template_fault is not None:
             raise PromptRefused(self._template_fault, "template")
         if template == "messages" and self._renderer is None:

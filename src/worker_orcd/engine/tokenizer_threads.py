@@ -42,6 +42,8 @@ def prepare(request: Prepare, model: Model, in_hand: CurrentPrompt | None = None
     except ConstraintRefused as error:
         is_schema = request.constraint is not None and request.constraint.kind == "json_schema"
         return Refused(request.run, str(error), "json_schema" if is_schema else "grammar")
+    if request.pieces:
+        return Prepared(request.run, tokens, tuple(map(model.name, tokens)))
     if not tokens:
         return Refused(request.run, "the prompt has no tokens", "prompt")
     return Prepared(request.run, tokens)

@@ -15,9 +15,10 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Base of all messages: immutable, tagged by class name, encoded as arrays."""
 
 
-Template = Literal["auto", "none", "messages", "tokens"]
-"""What a prompt is: one user message for the model's chat template, raw text, a conversation for that template (a JSON
-list of objects with `role` and `content`), or token ids (a JSON list)."""
+Template = Literal["auto", "none", "plain", "messages", "tokens"]
+"""What a prompt is: one user message for the model's chat template, raw text, raw text without the tokens that the
+model adds, a conversation for that template (a JSON list of objects with `role` and `content`), or token ids (a JSON
+list)."""
 
 
 class Constraint(msgspec.Struct, frozen=True, array_like=True):
@@ -72,7 +73,7 @@ class Prepare(Message, frozen=True):
     """Render and tokenize a prompt, count the stop strings' tokens, hold `sampling` against the vocabulary, and try the
     constraint.
 
-    Answered by `Prepared` or `Refused`.
+    Answered by `Prepared` or `Refused`. `pieces`: a client wants the tokens, and how each is shown; there may be none.
     """
 
     run: int
@@ -85,6 +86,7 @@ class Prepare(Message, frozen=True):
     sampling: SamplingParams
     owner: str = ""
     constraint: Constraint | None = None
+    pieces: bool = False
 
 
 class Run(Message, frozen=True):
@@ -192,10 +194,11 @@ class LoadFailed(Message, frozen=True):
 
 
 class Prepared(Message, frozen=True):
-    """The prompt's token ids."""
+    """The prompt's token ids, and how each is shown, if that is wanted."""
 
     run: int
     prompt: tuple[int, ...]
+    pieces: tuple[bytes, ...] = ()
 
 
 class Refused(Message, frozen=True):

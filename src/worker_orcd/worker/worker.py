@@ -31,6 +31,7 @@ from worker_orcd.worker.model_names import ModelNames
 from worker_orcd.worker.observer import Observer, Observers, StopRequested
 from worker_orcd.worker.policy import Policy
 from worker_orcd.worker.streams import JobStream, JobStreams
+from worker_orcd.worker.tokenizing import Tokenizing
 from worker_orcd.worker.wire import KvUsage, failure, refusal, released, to_prepare, to_run
 
 SHUTDOWN_STOP_SEC = 0.2
@@ -64,6 +65,7 @@ class Worker:
         self.recommended_sampling: dict[str, float] = {}
         """Fields of a job as the model's makers recommend them, as far as its file says."""
         self.engine: messages.Ready | None = None
+        self.tokenizing = Tokenizing(self.supervisor)
         self.model: str | None = None
         """The model's name, once an engine has reported it."""
         self.model_names = model_names or ModelNames.of(model_path)
@@ -239,13 +241,8 @@ class Worker:
                 self._carry_out(self.dispatcher.stopped(message.run, released(message, now), now))
             case messages.Stored():
                 self.prefix_store_bytes = message.bytes
-            case messages.Prepared():
-                self._carry_out(self.dispatcher.prepared(message.run, message.prompt, now))
-                if (job := self.dispatcher.tracker.by_run(message.run)) is not None:
-                    self._notify(Observer.measured, job)
-            case messages.Refused():
-                freed = Release(now.mono, now.mono)
-                self._carry_out(self.dispatcher.failed(message.run, refusal(message), freed, now))
+            case messages.Prepared() | messages.Refused():
+                self._prepared(message, now)
             case messages.AuditFault():
                 self._notify(Observer.audit_fault, message, self.dispatcher.tracker.by_run(message.run or 0))
             case messages.NarrationEvent():
@@ -256,10 +253,23 @@ class Worker:
             case messages.Ready():
                 self._ready(message)
 
+    def _prepared(self, message: messages.Prepared | messages.Refused, now: Timestamp) -> None:
+        """The engine has prepared a prompt, or refuses it: a job's, or one that is only tokenized."""
+        if self.tokenizing.answered(message):
+            return
+        if isinstance(message, messages.Refused):
+            freed = Release(now.mono, now.mono)
+            self._carry_out(self.dispatcher.failed(message.run, refusal(message), freed, now))
+            return
+        self._carry_out(self.dispatcher.prepared(message.run, message.prompt, now))
+        if (job := self.dispatcher.tracker.by_run(message.run)) is not None:
+            self._notify(Observer.measured, job)
+
     def lost(self, death: Death) -> None:
         """The engine is dead."""
         now = self._now()
         self.engine = None
+        self.tokenizing.engine_lost()
         self.kv_usage = KvUsage()
         self._lost_at = now.mono
         ended_as_asked = self.dispatcher.draining and not len(self.dispatcher.tracker)

@@ -1,0 +1,78 @@
+"""Tokenizing for clients: the engine prepares a prompt that belongs to no job."""
+
+import asyncio
+from itertools import count
+
+from worker_orcd.jobs.errors import ErrorCode, JobError
+from worker_orcd.protocol.messages import Prepare, Prepared, Refused, Template
+from worker_orcd.sampling import SamplingParams
+from worker_orcd.supervisor.supervisor import EngineState, Supervisor
+from worker_orcd.worker.wire import refusal
+
+MAX_TOKENIZING = 4
+"""At a time; the engine has more threads than that, so jobs' prompts do not wait for these."""
+PATIENCE_SEC = 10.0
+
+
+class Tokenizing:
+    """Requests that the engine has not answered. Their numbers are below those of all runs."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._numbers = count(-1, -1)
+        self._waiting: dict[int, asyncio.Future[Prepared | Refused]] = {}
+
+    async def prepare(self, prompt: str, template: Template, correlation_id: str, owner: str) -> Prepared:
+        """The tokens of a prompt, and how each is shown.
+
+        Raises:
+            JobError: `INVALID_REQUEST`, `QUEUE_FULL`, or `ENGINE_LOST` (503) while there is no engine that answers.
+        """
+        if self._supervisor.state is not EngineState.READY:
+            raise _no_engine()
+        if len(self._waiting) >= MAX_TOKENIZING:
+            raise JobError(ErrorCode.QUEUE_FULL, "too many prompts are being tokenized", retry_after_sec=1)
+        number = next(self._numbers)
+        answer = self._waiting[number] = asyncio.get_running_loop().create_future()
+        try:
+            self._supervisor.prepare(
+                Prepare(
+                    run=number,
+                    job_id="",
+                    correlation_id=correlation_id,
+                    prompt=prompt,
+                    template=template,
+                    stop=(),
+                    max_stop_tokens=0,
+                    sampling=SamplingParams(),
+                    owner=owner,
+                    pieces=True,
+                )
+            )
+            prepared: Prepared | Refused = await asyncio.wait_for(answer, PATIENCE_SEC)
+        except TimeoutError:
+            raise _no_engine() from None
+        finally:
+            del self._waiting[number]
+            if not answer.done() or answer.cancelled():
+                self._supervisor.drop_prompt(number)
+        if isinstance(prepared, Refused):
+            raise refusal(prepared)
+        return prepared
+
+    def answered(self, message: Prepared | Refused) -> bool:
+        """Whether this answers such a request, and not a job's."""
+        waiting = self._waiting.get(message.run)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(message)
+        return message.run < 0
+
+    def engine_lost(self) -> None:
+        """No answer will come."""
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(_no_engine())
+
+
+def _no_engine() -> JobError:
+    return JobError(ErrorCode.ENGINE_LOST, "no engine answers", http_status=503, retry_after_sec=1)
