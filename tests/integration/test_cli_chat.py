@@ -177,8 +177,8 @@ def test_a_line_that_is_typed_while_an_answer_streams_supersedes_it(worker: Runn
         said = ["".join(f"w{n} " for n in range(tokens)) for tokens in range(1, old["tokens_out"] + 1)]
         assert new["prompt_tokens"] in [tokens_of(ENDLESS, text, question) for text in said]
         chat.type("/exit\n")
-        chat.type(CTRL_C)
-        chat.shows("stopped after")
+        worker.cancel(new["job_id"])  # Ctrl-C would also drop what is typed and not read yet.
+        chat.shows("the answer was cancelled from elsewhere")
         assert chat.ended() == 0
         assert chat.attributes() == chat.before
 
