@@ -163,13 +163,13 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(worker: RunningWorke
 
 def test_a_line_that_is_typed_while_an_answer_streams_supersedes_it(worker: RunningWorker) -> None:
     """What was said until then is sent along; the receipt is shown; commands wait for the end of an answer."""
-    with Terminal(worker, "chat", "--max-tokens", "1000") as chat:
+    with Terminal(worker, "chat", "--max-tokens", "1000", "--temperature", "0") as chat:
         chat.shows("> ")
         chat.type(f"{ENDLESS}\n")
         chat.shows("w3|[0-9] ")
         old, question = latest(worker), f"{ENDLESS}And then?"
         chat.type(f"{question}\n")
-        chat.shows("superseded: stopped after .* kept for later jobs")
+        chat.shows("superseded: stopped after")
         chat.shows("w3|[0-9] ")
         new, old = latest(worker), worker.record(old["job_id"])
         assert (old["receipt"]["reason"], old["superseded_by"]) == ("superseded", new["job_id"])
