@@ -47,7 +47,10 @@ def job(number: int, vocabulary: int) -> Run:
     similar, member = divmod(number, TOGETHER)
     rows = LENGTHS[similar] + member // 2 if similar < len(LENGTHS) else (5, 20, 60, 120, 200, 300)[member]
     sampling = SamplingParams(
-        temperature=(0.0, 0.7, 1.0)[number % 3], repetition_penalty=(1.0, 1.2)[number % 2], seed=number
+        temperature=(0.0, 0.7, 1.0)[number % 3],
+        repetition_penalty=(1.0, 1.2)[number % 2],
+        seed=number,
+        ignore_eos=True,
     )
     return run_of(number, some_prompt(chance, rows, vocabulary), max_tokens=TOKENS, sampling=sampling)
 
