@@ -82,6 +82,7 @@ def test_a_constraint_that_takes_too_much_is_refused_alone(grammars: Grammars) -
 def test_a_constraint_whose_job_has_ended_is_not_compiled_on(grammars: Grammars) -> None:
     """Its process ends at once, whatever it computes."""
     grammars.check(WORDS)
+    before = set(server_of(grammars).children())
     in_hand, reasons = CurrentPrompt(), []
 
     def check() -> None:
@@ -91,8 +92,12 @@ def test_a_constraint_whose_job_has_ended_is_not_compiled_on(grammars: Grammars)
 
     thread = threading.Thread(target=check, daemon=True)
     thread.start()
-    wait_until(lambda: bool(server_of(grammars).children()), within_sec=30, what="a child that compiles")
-    [child] = server_of(grammars).children()
+    wait_until(
+        lambda: bool(set(server_of(grammars).children()) - before),
+        within_sec=30,
+        what="a child that compiles",
+    )
+    [child] = set(server_of(grammars).children()) - before
     wait_until(lambda: sum(child.cpu_times()[:2]) > 0.05, within_sec=30, what="a child that computes")
     in_hand.drop()
     thread.join(30)

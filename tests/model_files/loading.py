@@ -29,6 +29,7 @@ from worker_orcd.protocol.messages import (
     Refused,
     Run,
     Step,
+    Template,
 )
 from worker_orcd.sampling import SamplingParams
 
@@ -36,7 +37,7 @@ MEMORY_BYTES = 4 << 30
 """Address space of an engine."""
 LOADING_SEC = 60.0
 """A tiny model loads in a tenth of a second; the machine may be busy."""
-PROMPTS = (("none", "hello old man"), ("auto", "the quick <|im_end|> fox \U0001f98a"))
+PROMPTS: tuple[tuple[Template, str], ...] = (("none", "hello old man"), ("auto", "the quick <|im_end|> fox \U0001f98a"))
 
 
 def outcome_of(path: str) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def _converse(ours: socket.socket) -> dict[str, Any]:
             if not to_ask:
                 return {"end": "ready"}
             number, (template, text) = to_ask.pop(0)
-            _send(ours, Prepare(number, f"j{number}", "c", text, template, (), 32, 0))  # type: ignore[arg-type]
+            _send(ours, Prepare(number, f"j{number}", "c", text, template, (), 32, SamplingParams()))
 
 
 def _run(run: int, prompt: tuple[int, ...]) -> Run:
