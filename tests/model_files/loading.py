@@ -37,7 +37,10 @@ MEMORY_BYTES = 4 << 30
 """Address space of an engine."""
 LOADING_SEC = 60.0
 """A tiny model loads in a tenth of a second; the machine may be busy."""
-PROMPTS: tuple[tuple[Template, str], ...] = (("none", "hello old man"), ("auto", "the quick <|im_end|> fox \U0001f98a"))
+PROMPTS: tuple[tuple[Template, str], ...] = (
+    ("none", "hello old man"),
+    ("auto", "the quick <|im_end|> fox \U0001f98a"),
+)
 
 
 def outcome_of(path: str) -> dict[str, Any]:
