@@ -4,12 +4,9 @@ It holds the vocabulary, and for each constrained run forks a child that compile
 mask of each token. Clients write grammars, so a child has limits for every step, and ends with its connection.
 """
 
-import argparse
-import gc
-import os
-import signal
 import socket
 
+from worker_orcd.engine.forking import engine_socket, serve
 from worker_orcd.engine.frames import receive, send
 from worker_orcd.engine.grammars.compiler import Compiler, GrammarFault, Matcher
 from worker_orcd.engine.grammars.messages import Accept, Begin, Fault, Mask, Vocabulary
@@ -27,12 +24,7 @@ _NICENESS = 10
 
 def main() -> None:
     """Serve one engine until it goes away."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("--socket", "--engine"):
-        parser.add_argument(name, type=int, required=True)
-    given = parser.parse_args()
-    limits.die_with(given.engine)
-    engine = socket.socket(fileno=given.socket)
+    engine = engine_socket(__doc__)
     vocabulary = receive(engine, Vocabulary)
     limits.start_clocks(MAX_START_SEC, MAX_START_SEC)
     compiler = Compiler(vocabulary)
@@ -40,22 +32,10 @@ def main() -> None:
     limits.confine(_NICENESS)
     system_calls.refuse_all_but_serving()
     send(engine, Mask(b"", complete=False))
-    gc.freeze()  # The children's collections then leave these pages shared.
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Children that have ended leave nothing behind.
-    server = os.getpid()
-    while True:
-        data, descriptors, _, _ = socket.recv_fds(engine, 1, 1)
-        if not data:
-            return
-        with socket.socket(fileno=descriptors[0]) as connection:
-            if os.fork() == 0:
-                engine.close()
-                limits.die_with(server)
-                _serve(connection, compiler)
-                os._exit(0)
+    serve(engine, lambda connection: _answer(connection, compiler))
 
 
-def _serve(connection: socket.socket, compiler: Compiler) -> None:
+def _answer(connection: socket.socket, compiler: Compiler) -> None:
     """Answer one run until its connection closes."""
     try:
         begin = receive(connection, Begin)

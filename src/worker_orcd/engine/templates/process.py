@@ -4,24 +4,16 @@ It compiles one chat template, and for each conversation forks a child that rend
 its own, can be ended at any time, and sees no other conversation.
 """
 
-import argparse
-import gc
-import os
-import signal
 import socket
 
+from worker_orcd.engine.forking import engine_socket, serve
 from worker_orcd.engine.templates import limits, messages, system_calls
 from worker_orcd.engine.templates.template import ChatTemplate, TemplateFault
 
 
 def main() -> None:
     """Serve one engine until it goes away."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("--socket", "--engine"):
-        parser.add_argument(name, type=int, required=True)
-    given = parser.parse_args()
-    limits.die_with(given.engine)
-    engine = socket.socket(fileno=given.socket)
+    engine = engine_socket(__doc__)
     source = messages.receive_source(engine)
     limits.confine()
     system_calls.refuse_all_but_serving()
@@ -33,26 +25,10 @@ def main() -> None:
         return
     limits.stop_clocks()
     messages.send(engine, messages.Rendered())
-    gc.freeze()  # The children's collections then leave these pages shared.
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Children that have ended leave nothing behind.
-    _serve(engine, template)
+    serve(engine, lambda connection: _render(connection, template))
 
 
-def _serve(engine: socket.socket, template: ChatTemplate) -> None:
-    renderer = os.getpid()
-    while True:
-        data, descriptors, _, _ = socket.recv_fds(engine, 1, 1)
-        if not data:
-            return
-        with socket.socket(fileno=descriptors[0]) as connection:
-            if os.fork() == 0:
-                engine.close()
-                _render(connection, template, renderer)
-                os._exit(0)
-
-
-def _render(connection: socket.socket, template: ChatTemplate, renderer: int) -> None:
-    limits.die_with(renderer)
+def _render(connection: socket.socket, template: ChatTemplate) -> None:
     limits.start_clocks()
     answer: messages.Rendered | messages.Failed
     try:
