@@ -282,8 +282,7 @@ class Ledger:
     def _available(self, namespace: str, wanted: Tokens) -> int:
         """How many of these tokens need not be computed."""
         pool = self._prefixes.longest(namespace, wanted, self._usable) if self._keeps_warm else None
-        saved = self._saving.longest(namespace, wanted) if self._saving else None
-        return max(pool.length if pool else 0, saved.length if saved else 0)
+        return max(pool.length if pool else 0, self._saved_length(namespace, wanted))
 
     def _restored(self, run: int, tokens: list[int], wanted: TokenArray, namespace: str) -> Slot | None:
         """A slot with a prefix out of the store; None if the store has none that is longer than a warm or live one."""

@@ -8,12 +8,11 @@ lost one cannot happen.
 """
 
 import ctypes
-import fcntl
 import mmap
 import os
 
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-"""An engine that could cut the file would end the front by SIGBUS."""
+from worker_orcd.protocol.memory_file import memory_file
+
 _OVERDUE = 2
 """Where the second flag lies."""
 
@@ -29,10 +28,7 @@ class InterruptByte:
     @classmethod
     def create(cls) -> "InterruptByte":
         """A fresh one, cleared. Its `fd` is handed to the engine process."""
-        fd = os.memfd_create("worker-orcd-interrupt", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(fd, mmap.PAGESIZE)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-        return cls(fd)
+        return cls(memory_file("worker-orcd-interrupt", mmap.PAGESIZE))
 
     @property
     def address(self) -> int:
