@@ -96,7 +96,7 @@ def test_ps_on_a_terminal_is_a_look(worker: RunningWorker) -> None:
     worker.execute("ps-look", '{"text": "a"}').finished()
     with Terminal(worker, "ps") as terminal:
         terminal.shows("healthy  scripted on cpu")
-        terminal.shows("ps-look +completed")
+        terminal.shows(r"ps-look\s+completed")  # beside long ids, each job has two lines
         assert terminal.ended() == 0
         assert ALTERNATE not in terminal.raw()
 
