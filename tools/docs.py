@@ -424,7 +424,7 @@ def cancelled_job() -> Job:
     """A job that a client cancels after its second token."""
     dispatcher, job = _running_job()
     asked = StopRequest(StopReason.CLIENT, 0.2, "cancel-7f3a")
-    dispatcher.stop(job.job_id, asked, _at(0.2))
+    dispatcher.stop(job, asked, _at(0.2))
     dispatcher.stopped(job.run, Release(0.2035, 0.2036, 37, 0, 36), _at(0.2042))
     return job
 

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.fakes import at, execute, snapshot_of, submit
 from tests.lanes import examples
 from worker_orcd.jobs.clock import Timestamp
-from worker_orcd.jobs.dispatcher import MAX_DEATHS, SUSPECT_DEATHS, Dispatcher, ReadyEngine, TargetState
+from worker_orcd.jobs.dispatcher import MAX_DEATHS, SUSPECT_DEATHS, Dispatcher, ReadyEngine
 from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Prepare, Run, SendStop
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import End, Error, Event, Started, Token
@@ -28,6 +28,7 @@ from worker_orcd.jobs.receipt import Release
 from worker_orcd.jobs.refused_requests import REFUSED_KEPT_SEC
 from worker_orcd.jobs.request import Ceilings
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
+from worker_orcd.jobs.stop_target import TargetState
 
 IDS = ("job-1", "job-10", "job-2", "job", "JOB-1")
 CAPACITY = Capacity(cells=60, cells_per_job=30, sequences=3)
@@ -254,13 +255,13 @@ class Core(RuleBasedStateMachine):
     @rule(job_id=st.sampled_from([*IDS, "never-used"]), repeat=st.integers(0, 3))
     def cancel(self, job_id: str, repeat: int) -> None:
         """A client cancels, perhaps again and again: the first decides, the others change nothing (G3)."""
-        self.stop_by_id(job_id, StopReason.CLIENT)
+        self.stop(job_id, StopReason.CLIENT)
         before = self.kv_usage()
         for n in range(repeat):
             stop = StopRequest(StopReason.CLIENT, self.now().mono, f"again-{n}")
-            known, effects = self.core.stop(job_id, stop, self.now())
+            target, effects = self.core.cancel(job_id, stop, self.now())
             assert effects == []
-            assert known is not TargetState.LIVE
+            assert target.state is not TargetState.LIVE
             assert self.kv_usage() == before
 
     @rule(job_id=st.sampled_from(IDS))
@@ -271,22 +272,26 @@ class Core(RuleBasedStateMachine):
         assert self.kv_usage() == before
         self.refused[job_id] = self.seconds
 
-    def stop_by_id(self, job_id: str, reason: StopReason) -> None:
-        """Ask, and see that nobody else was asked."""
+    def stop(self, job_id: str, reason: StopReason) -> None:
+        """Stop a job for this reason; no other job is stopped."""
         job = self.core.tracker.live(job_id)
         state = None if job is None else job.state
         others = {
             run: (seen.job.stop, seen.job.terminal) for run, seen in self.seen.items() if seen.job is not job
         }
         stop = StopRequest(reason, self.now().mono, "cor-stop")
-        known, effects = self.core.stop(job_id, stop, self.now())
+        if job is None or reason is StopReason.CLIENT:
+            (known, found), effects = self.core.cancel(job_id, stop, self.now())
+        else:
+            (known, found), effects = self.core.stop(job, stop, self.now())
+        assert found is job
         self.carry_out(effects)
         match state:
             case None:
                 assert known in (TargetState.UNKNOWN, TargetState.FINISHED)
                 refused_at = self.refused.get(job_id, float("-inf"))
                 for_refused = stop.accepted_at - refused_at <= REFUSED_KEPT_SEC
-                if known is TargetState.UNKNOWN and reason is StopReason.CLIENT and not for_refused:
+                if known is TargetState.UNKNOWN and not for_refused:
                     self.remember(job_id, stop.accepted_at)
                 assert effects == []
             case State.STOPPING:
@@ -323,8 +328,8 @@ class Core(RuleBasedStateMachine):
         members = [job for job in self.live_jobs() if job.request.group == group]
         others = {job.run: job.stop for job in self.live_jobs() if job not in members}
         stop = StopRequest(StopReason.CLIENT, self.now().mono)
-        jobs, effects = self.core.stop_group(group, stop, self.now())
-        assert jobs == members
+        targets, effects = self.core.stop_group(group, stop, self.now())
+        assert [target.job for target in targets] == members
         for job in members:
             self.reach(job.job_id, stop.accepted_at)
         self.carry_out(effects)
@@ -336,7 +341,7 @@ class Core(RuleBasedStateMachine):
     def last_reader_leaves(self, which: int) -> None:
         """The same machinery with another reason."""
         jobs = self.live_jobs()
-        self.stop_by_id(jobs[which % len(jobs)].job_id, StopReason.DISCONNECT)
+        self.stop(jobs[which % len(jobs)].job_id, StopReason.DISCONNECT)
 
     # Time.
 

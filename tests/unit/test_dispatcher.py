@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.fakes import at, execute, freed_at, snapshot_of, stop_request, submit
-from worker_orcd.jobs.dispatcher import Dispatcher, ReadyEngine, TargetState
+from worker_orcd.jobs.dispatcher import Dispatcher, ReadyEngine
 from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Prepare, Run, SendStop
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import Error
@@ -17,6 +17,7 @@ from worker_orcd.jobs.queue import Capacity
 from worker_orcd.jobs.receipt import Release
 from worker_orcd.jobs.request import Ceilings
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
+from worker_orcd.jobs.stop_target import Target, TargetState
 
 ENGINE = ReadyEngine(Capacity(cells=100, cells_per_job=60, sequences=2), "a-model")
 PROMPT = (1,) * 10
@@ -73,7 +74,7 @@ def test_each_use_of_an_id_has_its_own_run() -> None:
     """So nothing that is meant for one incarnation can reach another (G8)."""
     it = dispatcher()
     first = submitted(it)
-    it.stop("job-1", stop_request(), at(2))
+    it.cancel("job-1", stop_request(), at(2))
     second = submitted(it)
     assert first.run != second.run
     assert not second.stop
@@ -122,7 +123,10 @@ def test_a_draining_worker_takes_nothing_but_finishes_what_it_has() -> None:
     assert (refused.value.code, refused.value.http_status) == (ErrorCode.DRAINING, 503)
     assert refused.value.retry_after_sec is not None
     assert it.prepared(waiting.run, PROMPT, at(1)) == [Run(waiting)]
-    assert it.stop("job-2", stop_request(), at(2)) == (TargetState.LIVE, [Ended(other), DropPrompt(other)])
+    assert it.cancel("job-2", stop_request(), at(2)) == (
+        Target(TargetState.LIVE, other),
+        [Ended(other), DropPrompt(other)],
+    )
 
 
 def test_a_refused_submit_leaves_a_live_job_of_that_id_alone() -> None:
@@ -200,7 +204,7 @@ def test_a_prompt_counted_after_its_job_was_cancelled_is_no_news() -> None:
     """The side thread was at it when the cancel came."""
     it = dispatcher()
     job = submitted(it)
-    it.stop("job-1", stop_request(), at(2))
+    it.cancel("job-1", stop_request(), at(2))
     before = snapshot_of(job)
     assert it.prepared(job.run, PROMPT, at(3)) == []
     assert snapshot_of(job) == before
@@ -224,7 +228,7 @@ def test_tokens_after_a_stop_wake_nobody() -> None:
     """They were under way when the cancel came."""
     it = dispatcher()
     job = running(it)
-    it.stop("job-1", stop_request(), at(2))
+    it.cancel("job-1", stop_request(), at(2))
     assert it.token(job.run, 5, "Hi", at(3)) is None
     assert [event.name for event in job.events] == ["started"]
 
@@ -289,7 +293,7 @@ def test_a_running_job_is_stopped_and_ends_with_the_engine_s_word() -> None:
     running(it, "job-2")
     waiting = submitted(it, "job-3")
     it.prepared(waiting.run, PROMPT, at(2))
-    assert it.stop("job-1", stop_request(), at(2)) == (TargetState.LIVE, [SendStop(job)])
+    assert it.cancel("job-1", stop_request(), at(2)) == (Target(TargetState.LIVE, job), [SendStop(job)])
     assert it.queue.running == 2
     assert it.stopped(job.run, Release(2.1, 2.2, 5, 0, 10), at(2.3)) == [Ended(job), Run(waiting)]
     assert error_code(job) == "CANCELLED"
@@ -301,7 +305,10 @@ def test_a_waiting_job_ends_at_once_without_the_engine() -> None:
     """No SendStop: the engine never knew of it as a run."""
     it = dispatcher()
     job = submitted(it)
-    assert it.stop("job-1", stop_request(), at(2)) == (TargetState.LIVE, [Ended(job), DropPrompt(job)])
+    assert it.cancel("job-1", stop_request(), at(2)) == (
+        Target(TargetState.LIVE, job),
+        [Ended(job), DropPrompt(job)],
+    )
     assert error_code(job) == "CANCELLED"
     assert len(it.queue) == 0
     assert [event.name for event in job.events] == ["error"]
@@ -314,36 +321,48 @@ def test_a_waiting_head_that_is_cancelled_lets_the_next_one_run() -> None:
     head, next_one = submitted(it, "job-1"), submitted(it, "job-2")
     assert it.prepared(head.run, PROMPT * 2, at(1)) == [], "too large beside the first"
     assert it.prepared(next_one.run, PROMPT, at(1)) == []
-    assert it.stop("job-1", stop_request(), at(2)) == (TargetState.LIVE, [Ended(head), Run(next_one)])
+    assert it.cancel("job-1", stop_request(), at(2)) == (
+        Target(TargetState.LIVE, head),
+        [Ended(head), Run(next_one)],
+    )
 
 
-def test_a_second_stop_asks_nobody_again() -> None:
-    """Known as stopping, no effect, nothing changed (G3)."""
+@pytest.mark.parametrize("times", [1, 2, 10])
+def test_repeated_cancels_equal_one(times: int) -> None:
+    """Only the first has an effect; later ones, of whatever reason, change nothing (G3)."""
     it = dispatcher()
     job = running(it)
-    it.stop("job-1", stop_request(), at(2))
+    it.cancel("job-1", stop_request(), at(2))
     before = snapshot_of(job)
-    assert it.stop("job-1", stop_request(StopReason.SHUTDOWN, 3), at(3)) == (TargetState.STOPPING, [])
+    for n in range(times):
+        ignored: object = (Target(TargetState.STOPPING, job), [])
+        assert it.cancel("job-1", stop_request(seconds=3.0 + n), at(3 + n)) == ignored
+        assert it.stop(job, stop_request(StopReason.SHUTDOWN, 3.0 + n), at(3 + n)) == ignored
     assert snapshot_of(job) == before
 
 
-def test_a_stop_says_what_was_known_of_the_id() -> None:
+def test_a_cancel_says_what_was_known_of_the_id() -> None:
     """Unknown, live, stopping, finished; it is never an error."""
     it = dispatcher()
-    known = [it.stop("job-1", stop_request(StopReason.SHUTDOWN), at(0))[0]]
+    targets = [it.cancel("job-2", stop_request(), at(2))[0]]
     job = running(it)
-    known.append(it.stop("job-1", stop_request(), at(2))[0])
-    known.append(it.stop("job-1", stop_request(), at(2))[0])
+    targets.append(it.cancel("job-1", stop_request(), at(2))[0])
+    targets.append(it.cancel("job-1", stop_request(), at(2))[0])
     it.stopped(job.run, freed_at(3), at(3))
-    known.append(it.stop("job-1", stop_request(), at(4))[0])
-    assert known == [TargetState.UNKNOWN, TargetState.LIVE, TargetState.STOPPING, TargetState.FINISHED]
+    targets.append(it.cancel("job-1", stop_request(), at(4))[0])
+    assert targets == [
+        Target(TargetState.UNKNOWN),
+        Target(TargetState.LIVE, job),
+        Target(TargetState.STOPPING, job),
+        Target(TargetState.FINISHED),
+    ]
 
 
 def test_a_natural_end_that_crosses_a_stop_ends_once() -> None:
     """The step that ended it was under way; its confirmation comes afterwards and is no news."""
     it = dispatcher()
     job = running(it)
-    it.stop("job-1", stop_request(), at(2))
+    it.cancel("job-1", stop_request(), at(2))
     assert it.finished(job.run, "length", freed_at(2.1), at(2.2)) == [Ended(job)]
     events = list(job.events)
     assert it.stopped(job.run, freed_at(2.3), at(2.3)) == []
@@ -419,7 +438,7 @@ def test_a_deadline_that_passes_during_a_cancel_changes_nothing() -> None:
     """The first reason wins."""
     it = dispatcher()
     job = running(it, timeout_ms=2000)
-    it.stop("job-1", stop_request(seconds=1.5), at(1.5))
+    it.cancel("job-1", stop_request(seconds=1.5), at(1.5))
     assert it.expire(at(5)) == ([], [])
     it.stopped(job.run, freed_at(5.1), at(5.1))
     assert error_code(job) == "CANCELLED"
@@ -467,7 +486,7 @@ def test_when_the_engine_dies_what_it_ran_continues_with_the_next() -> None:
     waiting = submitted(it, "job-3")
     it.prepared(waiting.run, PROMPT, at(1))
     it.token(ran.run, 5, "Hi", at(2))
-    it.stop("job-1", stop_request(), at(2))
+    it.cancel("job-1", stop_request(), at(2))
     assert it.engine_lost("it is dead", at(3)) == [Ended(cancelled)]
     assert error_code(cancelled) == "CANCELLED"
     assert [(job.state, job.phase) for job in (ran, waiting)] == [(State.QUEUED, Phase.LOADING)] * 2
@@ -530,7 +549,7 @@ def test_prompts_that_the_engine_has_to_count_at_a_time_are_bounded() -> None:
     handed: list[Job] = []
     for number in range(500):
         job, effects = submit(it, execute(f"job-{number}"), "cor", at(0))
-        effects += it.stop(job.job_id, stop_request(), at(0))[1]
+        effects += it.stop(job, stop_request(), at(0))[1]
         handed += [effect.job for effect in effects if isinstance(effect, Prepare)]
     assert len(handed) == MAX_PREPARING // 2, "the other half is for other owners"
     waiting, _ = submit(it, execute("waiting"), "cor", at(0))
@@ -574,7 +593,7 @@ def test_a_suspect_that_is_cancelled_lets_the_others_continue() -> None:
     dies(it)
     dies(it)
     other.deaths = 0
-    effects = it.stop("job-1", stop_request(), at(5))[1]
+    effects = it.cancel("job-1", stop_request(), at(5))[1]
     assert [type(effect) for effect in effects] == [SendStop]
     suspect = it.tracker.live("job-1")
     assert suspect is not None
@@ -599,7 +618,7 @@ def test_a_job_that_is_preempted_while_it_is_being_stopped_still_waits_for_the_e
     """The confirmation is on its way; nobody runs it again."""
     it = dispatcher()
     job = running(it)
-    it.stop("job-1", stop_request(), at(2))
+    it.cancel("job-1", stop_request(), at(2))
     it.preempted(job.run)
     assert (job.state, it.start_next(at(2))) == (State.STOPPING, [])
     assert it.stopped(job.run, freed_at(3), at(3)) == [Ended(job)]
@@ -611,8 +630,8 @@ def test_a_job_that_is_preempted_while_it_is_being_stopped_still_waits_for_the_e
 def test_a_cancel_that_overtakes_its_job_wins_once() -> None:
     """The job ends at its acceptance, with an `error` only; the next use of the id is not touched (G8)."""
     it = dispatcher(max_queue=0)
-    assert it.stop("job-1", StopRequest(StopReason.CLIENT, 1.0, "cor-cancel"), at(1)) == (
-        TargetState.UNKNOWN,
+    assert it.cancel("job-1", StopRequest(StopReason.CLIENT, 1.0, "cor-cancel"), at(1)) == (
+        Target(TargetState.UNKNOWN),
         [],
     )
     job, effects = submit(it, execute(), "cor-1", at(3))
@@ -628,18 +647,17 @@ def test_a_cancel_that_overtakes_its_job_wins_once() -> None:
 def test_a_cancel_is_forgotten_after_its_time() -> None:
     """Five seconds from the first one; a repeated one does not make it last longer."""
     it = dispatcher()
-    it.stop("job-1", stop_request(seconds=1), at(1))
-    it.stop("job-1", stop_request(seconds=4), at(4))
+    it.cancel("job-1", stop_request(seconds=1), at(1))
+    it.cancel("job-1", stop_request(seconds=4), at(4))
     assert submitted_at(it, 6.1).live
 
 
-def test_only_a_clients_cancel_of_an_id_never_seen_is_remembered() -> None:
-    """Not one for a job that has ended, and no other reason."""
+def test_the_cancel_of_an_ended_job_is_not_remembered() -> None:
+    """The next use of its id runs."""
     it = dispatcher()
     job = running(it)
     it.finished(job.run, "stop", freed_at(2), at(2))
-    it.stop("job-1", stop_request(seconds=2.5), at(2.5))
-    it.stop("job-2", stop_request(StopReason.DISCONNECT, 2.5), at(2.5))
+    it.cancel("job-1", stop_request(seconds=2.5), at(2.5))
     assert len(it.remembered) == 0
     assert submitted_at(it, 3).live
 
@@ -649,8 +667,8 @@ def test_an_id_whose_record_is_too_old_was_never_seen() -> None:
     it = dispatcher()
     job = running(it)
     it.finished(job.run, "stop", freed_at(2), at(2))
-    assert it.stop("job-1", stop_request(seconds=302), at(302))[0] is TargetState.FINISHED
-    assert it.stop("job-1", stop_request(seconds=302.5), at(302.5))[0] is TargetState.UNKNOWN
+    assert it.cancel("job-1", stop_request(seconds=302), at(302))[0].state is TargetState.FINISHED
+    assert it.cancel("job-1", stop_request(seconds=302.5), at(302.5))[0].state is TargetState.UNKNOWN
     assert not submitted_at(it, 303).live
 
 
@@ -667,9 +685,9 @@ def test_remembered_cancels_are_bounded() -> None:
 def test_cancels_of_one_owner_push_out_only_its_own() -> None:
     """Anna's early cancel still wins after 10,200 cancels of Berta's for ids that nobody uses (G8, G9)."""
     it = dispatcher()
-    it.stop("job-1", stop_request(), at(1), "anna")
+    it.cancel("job-1", stop_request(), at(1), "anna")
     for n in range(10_200):
-        it.stop(f"made-up-{n}", stop_request(), at(1.5), "berta")
+        it.cancel(f"made-up-{n}", stop_request(), at(1.5), "berta")
     assert len(it.remembered) == 10_000
     job, _ = submit(it, execute(), "cor-1", at(2), "anna")
     assert [event.name for event in job.events] == ["error"]
@@ -697,8 +715,8 @@ def test_a_group_is_stopped_as_a_whole_and_by_its_exact_name() -> None:
     it = dispatcher()
     members = [submitted(it, f"job-{n}", group="g") for n in (1, 2)]
     others = [submitted(it, "job-3", group="g1"), submitted(it, "job-4"), submitted(it, "g")]
-    jobs, effects = it.stop_group("g", stop_request(), at(2))
-    assert jobs == members
+    targets, effects = it.stop_group("g", stop_request(), at(2))
+    assert targets == [Target(TargetState.LIVE, job) for job in members]
     assert effects == [effect for job in members for effect in (Ended(job), DropPrompt(job))]
     assert all(job.live for job in others)
     assert it.stop_group("g", stop_request(), at(2)) == ([], [])
@@ -710,9 +728,9 @@ def test_owners_never_meet() -> None:
     mine = submit(it, execute("job-1", group="g"), "cor-1", at(0), "anna")[0]
     theirs = submit(it, execute("job-1", group="g"), "cor-2", at(0), "berta")[0]
     assert it.stop_group("g", stop_request(), at(1), "carl") == ([], [])
-    assert it.stop("job-1", stop_request(), at(1), "carl") == (TargetState.UNKNOWN, [])
-    assert it.stop("job-1", stop_request(), at(1), "anna") == (
-        TargetState.LIVE,
+    assert it.cancel("job-1", stop_request(), at(1), "carl") == (Target(TargetState.UNKNOWN), [])
+    assert it.cancel("job-1", stop_request(), at(1), "anna") == (
+        Target(TargetState.LIVE, mine),
         [Ended(mine), DropPrompt(mine)],
     )
     assert theirs.live
@@ -740,7 +758,7 @@ def test_a_stop_that_nobody_confirms_is_given_up_and_reported() -> None:
     job, beside = running(it, "job-1"), running(it, "job-2")
     waiting = submitted(it, "job-3")
     it.prepared(waiting.run, PROMPT, at(1))
-    it.stop("job-1", stop_request(), at(2))
+    it.cancel("job-1", stop_request(), at(2))
     assert it.give_up(job, at(7)) == [Ended(job)]
     assert job.receipt is not None
     assert job.receipt.freed_ms is None

@@ -64,7 +64,7 @@ ACTS: dict[str, Callable[[Dispatcher], object]] = {
     "a preemption": a_preemption,
     "a request": lambda it: submitted(it, "new"),
     "a prompt is counted": lambda it: it.prepared(3, PROMPT, at(3)),
-    "a cancel of one that waits": lambda it: it.stop("waiting-9", stop_request(seconds=3), at(3)),
+    "a cancel of one that waits": lambda it: it.cancel("waiting-9", stop_request(seconds=3), at(3)),
     "a cancel of a group": lambda it: it.stop_group("g-7", stop_request(seconds=3), at(3)),
     "the next deadline": lambda it: it.next_deadline(),
     "nobody is late": lambda it: it.expire(at(3)),

@@ -28,7 +28,7 @@ class Notes(Observer):
 
     def stop_requested(self, request: StopRequested) -> None:
         """Note it, with what was known of the job."""
-        self.seen.append((request.known.value, request.job_id or ""))
+        self.seen.append((request.target.state.value, request.job_id or ""))
 
     def ended(self, job: Job) -> None:
         """Note it."""

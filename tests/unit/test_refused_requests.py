@@ -41,7 +41,7 @@ def test_a_cancel_that_follows_a_refused_request_is_not_remembered(code: ErrorCo
         submit(it, execute("job-1"), "cor-1", at(0), "anna")
     assert caught.value.code is code
     for owner, remembered in (("anna", 0), ("berta", 1)):
-        it.stop("job-1", stop_request(seconds=1), at(1), owner)
+        it.cancel("job-1", stop_request(seconds=1), at(1), owner)
         assert len(it.remembered) == remembered
 
 
@@ -50,6 +50,6 @@ def test_a_refusal_while_the_id_is_live_changes_nothing_for_its_job() -> None:
     it = dispatcher()
     job = submitted(it)
     it.refused("job-1", at(0.5))
-    it.stop("job-1", stop_request(seconds=1), at(1))
+    it.cancel("job-1", stop_request(seconds=1), at(1))
     assert not job.live
     assert submitted(it).live

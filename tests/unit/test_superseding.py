@@ -6,13 +6,14 @@ import pytest
 
 from tests.fakes import at, execute, freed_at, snapshot_of, stop_request, submit
 from tests.unit.test_dispatcher import ENGINE, PROMPT, dispatcher, running
-from worker_orcd.jobs.dispatcher import Dispatcher, TargetState
+from worker_orcd.jobs.dispatcher import Dispatcher
 from worker_orcd.jobs.effects import Ended, Prepare, Run, SendStop
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import End, Error
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
+from worker_orcd.jobs.stop_target import TargetState
 
 
 def newer(it: Dispatcher, job_id: str = "new", seconds: float = 2, **given: object) -> Job:
@@ -157,14 +158,14 @@ def test_a_cancel_that_was_first_stays_the_reason() -> None:
     """And a cancel of what is superseded already changes nothing."""
     it = dispatcher()
     cancelled = running(it, "old", supersedes="k")
-    it.stop("old", stop_request(), at(2))
+    it.cancel("old", stop_request(), at(2))
     submitted = it.submit([execute("new", supersedes="k")], "cor", at(2))
     assert submitted.superseded == []
     it.stopped(cancelled.run, freed_at(2.1), at(2.1))
     assert cancelled.receipt is not None
     assert cancelled.receipt.reason is StopReason.CLIENT
     newer(it, "newest", 3)
-    assert it.stop("new", stop_request(), at(4))[0] is TargetState.FINISHED
+    assert it.cancel("new", stop_request(), at(4))[0].state is TargetState.FINISHED
     (superseded,) = submitted.jobs
     assert superseded.receipt is not None
     assert superseded.receipt.reason is StopReason.SUPERSEDED
@@ -174,7 +175,7 @@ def test_a_job_that_was_cancelled_before_it_arrived_supersedes_nothing() -> None
     """It is over already; a newer one may run."""
     it = dispatcher()
     old = running(it, "old", supersedes="k")
-    it.stop("new", stop_request(), at(1.5))
+    it.cancel("new", stop_request(), at(1.5))
     assert not newer(it).live
     assert not old.stop
 
@@ -183,7 +184,7 @@ def test_a_retry_of_a_cancelled_job_supersedes_nothing() -> None:
     """Its client may have sent something newer meanwhile."""
     it = dispatcher()
     first = running(it, "first", supersedes="k")
-    it.stop("first", stop_request(), at(2))
+    it.cancel("first", stop_request(), at(2))
     current = newer(it, "second", 2.5)
     retry_of = it.cancelled_lately("first", at(3))
     it.stopped(first.run, freed_at(2.6), at(2.6))

@@ -1,4 +1,4 @@
-"""JobTracker: register makes a flag, cancel sets it, unregister removes (M0-W-1330)."""
+"""JobTracker: a registered job is found by its id, an unregistered one by its record (M0-W-1330)."""
 
 import json
 
@@ -7,7 +7,6 @@ import pytest
 from tests.fakes import at, freed_at, queued_job, running_job, snapshot_of, stop_request
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.lifecycle import State
-from worker_orcd.jobs.stop_request import StopReason
 from worker_orcd.jobs.tracker import JobTracker
 
 
@@ -26,35 +25,6 @@ def test_a_registered_job_is_live() -> None:
     assert job.stop is None
     assert tracker.live("job-1") is job
     assert len(tracker) == 1
-
-
-def test_cancel_asks_the_job_to_stop() -> None:
-    """The job holds the accepted stop request."""
-    tracker, job = JobTracker(), running_job()
-    tracker.register(job)
-    assert tracker.cancel("job-1", stop_request())
-    assert job.stop == stop_request()
-
-
-def test_cancel_of_an_unknown_id_is_false_and_harmless() -> None:
-    """Nothing is remembered of it and nobody is touched."""
-    tracker, job = JobTracker(), running_job()
-    tracker.register(job)
-    before = snapshot_of(job)
-    assert not tracker.cancel("unknown-123", stop_request())
-    assert snapshot_of(job) == before
-    assert tracker.record("unknown-123") is None
-    assert not tracker.ended("unknown-123")
-
-
-def test_cancel_of_an_ended_id_is_false_and_its_record_stays_as_it_was() -> None:
-    """Once decided, never reversed."""
-    tracker = JobTracker()
-    ended(tracker, "job-1", 1, 3)
-    before = tracker.record("job-1")
-    assert not tracker.cancel("job-1", stop_request())
-    assert tracker.record("job-1") == before
-    assert tracker.ended("job-1")
 
 
 def test_unregister_removes_and_keeps_a_record() -> None:
@@ -81,27 +51,6 @@ def test_unregister_twice_is_harmless() -> None:
     assert tracker.live("job-1") is successor
 
 
-@pytest.mark.parametrize("times", [1, 2, 10])
-def test_repeated_cancels_equal_one(times: int) -> None:
-    """The first decides; all are true, and later ones change nothing at all."""
-    tracker, job = JobTracker(), running_job()
-    tracker.register(job)
-    tracker.cancel("job-1", stop_request())
-    before = snapshot_of(job)
-    for n in range(times):
-        assert tracker.cancel("job-1", stop_request(StopReason.SHUTDOWN, 3.0 + n, "another"))
-    assert snapshot_of(job) == before
-    assert job.stop == stop_request()
-
-
-def test_a_job_remembers_the_first_stop_request_only() -> None:
-    """`request_stop` says whether it was the one that counts."""
-    job = running_job()
-    assert job.request_stop(stop_request(StopReason.DISCONNECT))
-    assert not job.request_stop(stop_request(StopReason.CLIENT))
-    assert job.stop == stop_request(StopReason.DISCONNECT)
-
-
 def test_a_live_id_is_in_use() -> None:
     """A second job with it is refused, and the first does not notice."""
     tracker, job = JobTracker(), running_job()
@@ -124,7 +73,7 @@ def test_an_id_in_stopping_is_still_in_use() -> None:
     """Asked to stop is not stopped: what it holds may not be free yet."""
     tracker, job = JobTracker(), running_job()
     tracker.register(job)
-    tracker.cancel("job-1", stop_request())
+    job.request_stop(stop_request())
     assert job.state is State.STOPPING
     with pytest.raises(JobError):
         tracker.register(queued_job(run=2))
@@ -135,7 +84,7 @@ def test_an_id_can_be_used_again_after_its_end() -> None:
     tracker = JobTracker()
     first = running_job(run=1)
     tracker.register(first)
-    tracker.cancel("job-1", stop_request())
+    first.request_stop(stop_request())
     first.stopped(at(3), freed_at(3))
     tracker.unregister(first, at(3))
     second = running_job(run=2)
@@ -154,16 +103,15 @@ def test_an_id_can_be_used_again_after_its_end() -> None:
 
 @pytest.mark.parametrize("other", ["job-10", "job-", "job", "JOB-1", "job-1.", "xjob-1"])
 def test_an_id_matches_exactly_or_not_at_all(other: str) -> None:
-    """A cancel of `job-1` leaves `job-10` alone, and the other way round."""
+    """`job-1` finds neither `job-10` nor any other id that resembles it."""
     tracker, one, ten = JobTracker(), running_job("job-1", run=1), running_job(other, run=2)
     tracker.register(one)
     tracker.register(ten)
-    tracker.cancel("job-1", stop_request())
-    assert one.stop
-    assert not ten.stop
+    assert tracker.live("job-1") is one
+    one.finished(at(3), "stop", freed_at(3))
     tracker.unregister(one, at(3))
-    assert not tracker.cancel("job-1", stop_request())
-    assert not ten.stop
+    assert tracker.live("job-1") is None
+    assert tracker.live(other) is ten
 
 
 def test_records_are_bounded_in_number_and_the_oldest_go_first() -> None:

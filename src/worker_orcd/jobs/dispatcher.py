@@ -4,9 +4,8 @@ Facts are client requests, engine messages and the time. Nothing here waits, sle
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from itertools import count
 
 from worker_orcd.jobs.clock import Timestamp
@@ -23,6 +22,7 @@ from worker_orcd.jobs.receipt import Release
 from worker_orcd.jobs.refused_requests import RefusedRequests
 from worker_orcd.jobs.request import Ceilings, JobRequest
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
+from worker_orcd.jobs.stop_target import Target, TargetState
 from worker_orcd.jobs.tracker import JobTracker
 from worker_orcd.sampling import Logprobs
 
@@ -30,15 +30,6 @@ SUSPECT_DEATHS = 2
 """A job that two engines died with, without a token in between, runs alone until it has a token."""
 MAX_DEATHS = 3
 """… and fails with the third."""
-
-
-class TargetState(StrEnum):
-    """What the dispatcher knew of a job id when a stop request for it arrived."""
-
-    LIVE = "live"
-    STOPPING = "stopping"
-    FINISHED = "finished"
-    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +114,7 @@ class Dispatcher:
             # The message hides the queue's length: it would show a tenant how busy other tenants are.
             raise JobError(ErrorCode.QUEUE_FULL, "the queue is full", retry_after_sec=1)
         stop = StopRequest(StopReason.SUPERSEDED, now.mono, correlation_id, requests[0].job_id)
-        effects = self._stop_together([(job, stop) for job in superseded], now) if superseded else []
+        effects = self._stop_together([(job, stop) for job in superseded], now)[1] if superseded else []
         jobs = [self._accepted(request, correlation_id, now, owner) for request in requests]
         for job, cancel in zip(jobs, cancels, strict=True):
             job.take_place_of(superseded)
@@ -170,44 +161,41 @@ class Dispatcher:
         """Note that a request with this id was refused, by any part of the worker."""
         self._refused.add((owner, job_id), now)
 
-    def stop(
+    def cancel(
         self, job_id: str, stop: StopRequest, now: Timestamp, owner: str = ""
-    ) -> tuple[TargetState, list[Effect]]:
-        """Stop the live job with this id, if there is one. Every stop of a job goes through here.
+    ) -> tuple[Target, list[Effect]]:
+        """Stop the live job with this id for a client, if there is one.
 
-        A client's cancel of an unknown id is kept for a while, in case its job arrives later; a cancel that follows a
-        refused request is for that request and is not kept.
+        A cancel of an unknown id is kept for a while, in case its job arrives later; a cancel that follows a refused
+        request is for that request and is not kept.
         """
-        self.tracker.forget_old(now)
         job = self.tracker.live(job_id, owner)
-        if job is None:
-            if self.tracker.ended(job_id, owner):
-                return TargetState.FINISHED, []
-            if stop.reason is StopReason.CLIENT and not self._refused.has((owner, job_id), now):
-                self.remembered.add((owner, job_id), stop)
-            return TargetState.UNKNOWN, []
-        before = job.state
-        self.tracker.cancel(job_id, stop, owner)
+        if job is not None:
+            return self.stop(job, stop, now)
+        self.tracker.forget_old(now)
+        if self.tracker.ended(job_id, owner):
+            return Target(TargetState.FINISHED), []
+        if not self._refused.has((owner, job_id), now):
+            self.remembered.add((owner, job_id), stop)
+        return Target(TargetState.UNKNOWN), []
+
+    def stop(self, job: Job, stop: StopRequest, now: Timestamp) -> tuple[Target, list[Effect]]:
+        """Stop a live job. Every stop goes through here; of several for one job only the first has an effect."""
         if stop.reason is StopReason.CLIENT:
             self._cancelled.add(job.key, stop)
-        match before, job.state:
-            case State.STOPPING, _:
-                return TargetState.STOPPING, []
-            case _, State.ENDED:
-                return TargetState.LIVE, self._ended(job, now)
-            case _:
-                return TargetState.LIVE, [SendStop(job)]
+        if not job.request_stop(stop):
+            return Target(TargetState.STOPPING, job), []
+        return Target(TargetState.LIVE, job), [SendStop(job)] if job.live else self._ended(job, now)
 
     def stop_group(
         self, group: str, stop: StopRequest, now: Timestamp, owner: str = ""
-    ) -> tuple[list[Job], list[Effect]]:
-        """Stop every live job of exactly this group. Returns the jobs too, for log events."""
-        jobs = self.tracker.in_group(group, owner)
-        return jobs, self._stop_together([(job, stop) for job in jobs], now)
+    ) -> tuple[list[Target], list[Effect]]:
+        """Stop every live job of exactly this group."""
+        return self._stop_together([(job, stop) for job in self.tracker.in_group(group, owner)], now)
 
     def stop_all(self, stop: StopRequest, now: Timestamp) -> list[Effect]:
         """Stop every live job."""
-        return self._stop_together([(job, stop) for job in self.tracker], now)
+        return self._stop_together([(job, stop) for job in self.tracker], now)[1]
 
     # Time.
 
@@ -215,18 +203,25 @@ class Dispatcher:
         """Stop the jobs whose deadline has passed. Returns the jobs too, for log events."""
         late = list(self._deadlines.passed(now.mono))
         reason = StopReason.TIMEOUT
-        effects = self._stop_together(
+        _, effects = self._stop_together(
             [(job, StopRequest(reason, now.mono, job.correlation_id)) for job in late], now
         )
         self.tracker.forget_old(now)
         return late, effects
 
-    def _stop_together(self, stops: list[tuple[Job, StopRequest]], now: Timestamp) -> list[Effect]:
-        """Stop several jobs at once; none of them is started in the place of another one."""
+    def _stop_together(
+        self, stops: Iterable[tuple[Job, StopRequest]], now: Timestamp
+    ) -> tuple[list[Target], list[Effect]]:
+        """Stop several live jobs at once; none of them is started in the place of another one."""
+        targets: list[Target] = []
+        effects: list[Effect] = []
         self._stopping_together = True
-        effects = [effect for job, stop in stops for effect in self.stop(job.job_id, stop, now, job.owner)[1]]
+        for job, stop in stops:
+            target, stopped = self.stop(job, stop, now)
+            targets.append(target)
+            effects += stopped
         self._stopping_together = False
-        return effects + self.start_next(now)
+        return targets, effects + self.start_next(now)
 
     def next_deadline(self) -> float | None:
         """Time of the next deadline, when `expire` has to be called."""

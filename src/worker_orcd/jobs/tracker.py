@@ -9,7 +9,6 @@ from worker_orcd.jobs.clock import Timestamp
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job, JobKey
 from worker_orcd.jobs.request import JobRequest
-from worker_orcd.jobs.stop_request import StopRequest
 
 RECORDS_KEPT = 10_000
 RECORDS_KEPT_SEC = 300.0
@@ -50,7 +49,7 @@ class _Named:
 
 
 class JobTracker:
-    """Register a job, cancel it by id, unregister it when it has ended.
+    """Register a job, find it by id, by run or by group, unregister it when it has ended.
 
     An id has at most one live job for each owner; without API keys all jobs are of the owner "". Of ended jobs the
     latest record of each id is kept for five minutes, at most 10,000 of them; its stream can be read again as long
@@ -97,17 +96,6 @@ class JobTracker:
         """
         if (owner, job_id) in self._live:
             raise JobError(ErrorCode.JOB_ID_IN_USE, "a live job has this job_id", param="job_id")
-
-    def cancel(self, job_id: str, stop: StopRequest, owner: str = "") -> bool:
-        """Ask the live job with exactly this id to stop. False, and nothing happens, if there is none.
-
-        A repeated cancel is True and changes nothing.
-        """
-        job = self._live.get((owner, job_id))
-        if job is None:
-            return False
-        job.request_stop(stop)
-        return True
 
     def unregister(self, job: Job, now: Timestamp) -> None:
         """A job has ended: its id is free again and its record is kept. Harmless if it is not registered."""

@@ -6,10 +6,10 @@ from typing import Literal
 
 from worker_orcd import narration
 from worker_orcd.jobs.clock import millis
-from worker_orcd.jobs.dispatcher import TargetState
 from worker_orcd.jobs.events import End, Error
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.receipt import Receipt
+from worker_orcd.jobs.stop_target import TargetState
 from worker_orcd.protocol.messages import AuditFault, NarrationEvent, Percent, Ready
 from worker_orcd.supervisor.engine import Death
 from worker_orcd.worker.observer import Observer, StopRequested
@@ -33,14 +33,14 @@ class JobLog(Observer):
 
     def stop_requested(self, request: StopRequested) -> None:
         """Emit the request, also for a target that is not live."""
-        job = request.job
+        state, job = request.target
         self._narrator.emit(
             narration.Cancel(
                 job_id=request.job_id,
-                known=_TARGET_STATES[request.known],
+                known=_TARGET_STATES[state],
                 reason=request.stop.reason.value,
                 phase=job.phase.value if job else None,
-                repeated=request.known is TargetState.STOPPING,
+                repeated=state is TargetState.STOPPING,
                 group=request.group,
                 superseded_by=request.stop.superseded_by,
             ),

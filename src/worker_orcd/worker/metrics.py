@@ -15,12 +15,12 @@ from prometheus_client import (
     generate_latest,
 )
 
-from worker_orcd.jobs.dispatcher import TargetState
 from worker_orcd.jobs.errors import KINDS, ErrorCode
 from worker_orcd.jobs.events import End, StopReason as EndReason, Terminal
 from worker_orcd.jobs.job import Job, Phase
 from worker_orcd.jobs.receipt import Receipt
 from worker_orcd.jobs.stop_request import StopReason
+from worker_orcd.jobs.stop_target import TargetState
 from worker_orcd.protocol.messages import AuditFault, Step, StepOutcome
 from worker_orcd.worker.observer import Observer, StopRequested
 
@@ -169,7 +169,7 @@ class Metrics(Observer):
     def stop_requested(self, request: StopRequested) -> None:
         """Count a client's cancel."""
         if request.stop.reason is StopReason.CLIENT:
-            self.cancels.labels(request.known.value).inc()
+            self.cancels.labels(request.target.state.value).inc()
 
     def stepped(self, step: Step) -> None:
         """Count a step and the prompt tokens that it computed; jobs that began with it found others cached."""

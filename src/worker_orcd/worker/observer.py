@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Concatenate, ParamSpec
 
-from worker_orcd.jobs.dispatcher import TargetState
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.stop_request import StopRequest
+from worker_orcd.jobs.stop_target import Target
 from worker_orcd.protocol.messages import AuditFault, NarrationEvent, Percent, Ready, Step
 from worker_orcd.supervisor.engine import Death
 
@@ -19,16 +19,14 @@ class StopRequested:
 
     Attributes:
         stop: the request.
-        known: what the worker knew of its target.
-        job_id: its target; None if no live job is in the group.
-        job: its target, if it is live.
+        target: what it was for.
+        job_id: the target's id; None if no live job is in the group.
         group: the group that it was for, if it was for one.
     """
 
     stop: StopRequest
-    known: TargetState
+    target: Target
     job_id: str | None
-    job: Job | None
     group: str | None = None
 
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from worker_orcd import narration
 from worker_orcd.jobs.clock import Timestamp
-from worker_orcd.jobs.dispatcher import Dispatcher, ReadyEngine, TargetState
+from worker_orcd.jobs.dispatcher import Dispatcher, ReadyEngine
 from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Prepare, Run, SendStop
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job
@@ -21,6 +21,7 @@ from worker_orcd.jobs.queue import Capacity
 from worker_orcd.jobs.receipt import Release
 from worker_orcd.jobs.request import JobRequest
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
+from worker_orcd.jobs.stop_target import Target, TargetState
 from worker_orcd.protocol import messages
 from worker_orcd.supervisor.engine import Death, Launch
 from worker_orcd.supervisor.supervisor import EngineState, Supervisor
@@ -123,7 +124,7 @@ class Worker:
         for job in submitted.jobs:
             self._notify(Observer.accepted, job, headers)
         stops = [
-            StopRequested(stop, TargetState.LIVE, job.job_id, job)
+            StopRequested(stop, Target(TargetState.LIVE, job), job.job_id)
             for job in submitted.superseded
             if (stop := job.stop) is not None
         ]
@@ -133,8 +134,10 @@ class Worker:
 
     def cancel(self, job_id: str, correlation_id: str, owner: str = "") -> None:
         """Cancel a job for a client. Valid for any id, in any state."""
-        job = self.dispatcher.tracker.live(job_id, owner)
-        self._stop(job_id, job, StopReason.CLIENT, correlation_id, owner)
+        now = self._now()
+        stop = StopRequest(StopReason.CLIENT, now.mono, correlation_id)
+        target, effects = self.dispatcher.cancel(job_id, stop, now, owner)
+        self._carry_out_stop(effects, [StopRequested(stop, target, job_id)])
 
     async def cancelled_lately(self, job_ids: list[str], owner: str) -> StopRequest | None:
         """A recent client's cancel of one of these jobs, after all of them that are being stopped have ended."""
@@ -155,14 +158,14 @@ class Worker:
         """Cancel all live jobs of a group for a client."""
         now = self._now()
         stop = StopRequest(StopReason.CLIENT, now.mono, correlation_id)
-        requests = [
-            StopRequested(
-                stop, TargetState.STOPPING if job.stop else TargetState.LIVE, job.job_id, job, group
-            )
-            for job in self.dispatcher.tracker.in_group(group, owner)
-        ] or [StopRequested(stop, TargetState.UNKNOWN, None, None, group)]
-        _, effects = self.dispatcher.stop_group(group, stop, now, owner)
-        self._carry_out_stop(effects, requests)
+        targets, effects = self.dispatcher.stop_group(group, stop, now, owner)
+        self._carry_out_stop(
+            effects,
+            [
+                StopRequested(stop, target, target.job.job_id if target.job else None, group)
+                for target in targets or [Target(TargetState.UNKNOWN)]
+            ],
+        )
 
     async def receipts(
         self, job_ids: list[str], owner: str, patience_sec: float
@@ -213,16 +216,10 @@ class Worker:
     def stop(self, job: Job, reason: StopReason) -> None:
         """Stop this job, if it is still live."""
         if job.live:
-            self._stop(job.job_id, job, reason, job.correlation_id, job.owner)
-
-    def _stop(
-        self, job_id: str, job: Job | None, reason: StopReason, correlation_id: str, owner: str
-    ) -> None:
-        """Send a stop request of any origin through the dispatcher; `job` is the live one with this id."""
-        now = self._now()
-        stop = StopRequest(reason, now.mono, correlation_id)
-        known, effects = self.dispatcher.stop(job_id, stop, now, owner)
-        self._carry_out_stop(effects, [StopRequested(stop, known, job_id, job)])
+            now = self._now()
+            stop = StopRequest(reason, now.mono, job.correlation_id)
+            target, effects = self.dispatcher.stop(job, stop, now)
+            self._carry_out_stop(effects, [StopRequested(stop, target, job.job_id)])
 
     def forget_old(self) -> None:
         """Drop records that are too old to be shown."""
