@@ -31,6 +31,8 @@ CELLS_PER_SEQUENCE_MIN = 256
 LogFormat = Literal["auto", "json", "pretty"]
 ModelAlias = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[!-~]+$")]
 """Visible ASCII without spaces: clients type it, and put it into addresses and metrics."""
+CorsOrigin = Annotated[str, Field(max_length=256, pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^A-Z\s/?#@,]*)$")]
+"""What a browser says in `Origin`: a scheme and a host, in lower case, or `null`; or `*` for all of them."""
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -186,6 +188,12 @@ class Settings(BaseSettings):
         description="with keys, `/health` shows load figures to operators only; to all others they are null",
     )
     console: bool = Field(default=True, description="serve a page for people at /")
+    cors_origin: Annotated[tuple[CorsOrigin, ...], NoDecode] = Field(
+        default=(),
+        max_length=64,
+        description="let pages of this origin (`http://localhost:3000`) use the worker from browsers and Electron; may "
+        "be repeated; `*`: any site's pages",
+    )
     insecure: bool = Field(
         default=False,
         description="listen beyond this machine without API keys: every client that reaches it may use it",
@@ -206,9 +214,9 @@ class Settings(BaseSettings):
         """Most KV cells one sequence may hold, before the model's own training length is looked at."""
         return self.context_length // self.parallel if self.exact else self.context_length
 
-    @field_validator("model_alias", mode="before")
+    @field_validator("model_alias", "cors_origin", mode="before")
     @classmethod
-    def _aliases_are_separated_by_commas(cls, given: object) -> object:
+    def _values_are_separated_by_commas(cls, given: object) -> object:
         """A variable holds several; a flag may, or is repeated."""
         texts = [given] if isinstance(given, str) else given
         if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
@@ -254,7 +262,7 @@ def options() -> Iterator[Option]:
         elif field.default is None:
             default = "bundled model" if name == "model" else "none"
         elif field.default == ():
-            default = "file's name"
+            default = "file's name" if name == "model_alias" else "none"
         else:
             default = _plain(field.default)
         yield Option(
@@ -287,6 +295,8 @@ def requirement(name: str) -> str:
         return "a UUID"
     if annotation is LogFormat:
         return "auto, json or pretty"
+    if name == "cors_origin":
+        return "SCHEME://HOST[:PORT], null or *"
     if text.startswith("tuple"):
         return "a name"
     if "Path" in text:

@@ -59,6 +59,14 @@ def test_aliases_are_repeated_or_separated_by_commas(monkeypatch: pytest.MonkeyP
     assert "--model-alias" in refusal(model_alias=[""])
 
 
+def test_origins_are_what_browsers_send() -> None:
+    """An address with a path or a slash at its end would never equal an `Origin`."""
+    good = ["https://app.example", "http://localhost:3000", "app://-", "file://", "null", "*"]
+    assert Settings(cors_origin=good).cors_origin == tuple(good)
+    for bad in ("https://app.example/", "app.example", "https://App.example", "https://a@b", ""):
+        assert "--cors-origin" in refusal(cors_origin=[bad])
+
+
 def test_a_flag_beats_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is given directly wins over the environment."""
     monkeypatch.setenv("WORKER_ORCD_PORT", "9000")

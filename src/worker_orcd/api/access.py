@@ -8,6 +8,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from worker_orcd.api.connection import ADMIT
+from worker_orcd.api.cors import allows
 from worker_orcd.api.keys import ApiKeys, Caller
 from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
 from worker_orcd.narration import context
@@ -65,16 +66,19 @@ class Access:
     keys: ApiKeys | None = None
     host: str = "127.0.0.1"
     insecure: bool = False
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may use the worker as if they were its own."""
 
 
 class AccessMiddleware:
     """With keys: no request without one. Without keys: no page in a browser may send a request in a user's name,
-    neither across origins (`Origin`, `Sec-Fetch-Site`) nor, on a loopback address, by a name that was rebound to this
-    machine (`Host`)."""
+    neither across origins (`Origin`, `Sec-Fetch-Site`), unless the operator allows its origin, nor, on a loopback
+    address, by a name that was rebound to this machine (`Host`)."""
 
     def __init__(self, app: ASGIApp, *, access: Access) -> None:
         self.app = app
         self._keys = access.keys
+        self._cors_origins = access.cors_origins
         self._hosts = None if access.keys or access.insecure else _THIS_MACHINE | {access.host.lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,6 +110,8 @@ class AccessMiddleware:
         if name is not None and self._hosts is not None and name["name"].strip("[]") not in self._hosts:
             raise invalid("Host is not this machine; without API keys it has to be", "Host")
         origin = headers.get("origin")
+        if allows(self._cors_origins, origin):
+            return
         if origin is not None:
             found = _ORIGIN.fullmatch(origin.lower())
             if found is None or not host or found["authority"] != host:

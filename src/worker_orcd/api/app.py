@@ -18,6 +18,7 @@ from worker_orcd.api import (
     tokenize,
 )
 from worker_orcd.api.access import Access, AccessMiddleware
+from worker_orcd.api.cors import CorsMiddleware
 from worker_orcd.api.middleware import (
     BodyLimitMiddleware,
     CorrelationMiddleware,
@@ -79,12 +80,15 @@ def create_app(
         app.include_router(routes)
     if console:
         app.include_router(console_page.router())
+    access = access or Access()
     # The last one added is the outermost.
     app.add_middleware(BodyLimitMiddleware)
     app.add_middleware(UnsupportedMiddleware)
     app.add_middleware(ReserveMiddleware)
-    app.add_middleware(AccessMiddleware, access=access or Access())
+    app.add_middleware(AccessMiddleware, access=access)
     app.add_middleware(ErrorMiddleware, refuse=refuse, narrator=narrator)
     app.add_middleware(RefusalMiddleware, worker=worker)
+    if access.cors_origins:
+        app.add_middleware(CorsMiddleware, origins=access.cors_origins)
     app.add_middleware(CorrelationMiddleware)
     return app

@@ -188,7 +188,7 @@ class _Serving:
                 self._worker,
                 self._narrator,
                 self._shut_down,
-                access=Access(opening.keys, settings.host, settings.insecure),
+                access=Access(opening.keys, settings.host, settings.insecure, settings.cors_origin),
                 console=settings.console,
                 private_load=settings.private_load,
             ),
