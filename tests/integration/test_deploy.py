@@ -19,7 +19,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
-from tools.docs import idle_worker, silent_narrator
+from tools.docs.examples import idle_worker, silent_narrator
 from worker_orcd.api.app import create_app
 from worker_orcd.api.keys import ApiKeys, KeyFileError
 from worker_orcd.api.middleware import MAX_BODY_BYTES

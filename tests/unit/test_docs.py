@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 from typer.testing import CliRunner
 
-from tools import docs
+from tools.docs import __main__ as docs
+from tools.docs.examples import idle_worker, silent_narrator
 from worker_orcd import narration, settings
 from worker_orcd.api.app import create_app
 from worker_orcd.cli.main import app
@@ -100,7 +101,7 @@ def test_check_names_pages_that_are_not_current(
 
 def test_making_the_pages_needs_no_inference_code() -> None:
     """They can be made where llama.cpp is not built."""
-    program = "import sys; sys.modules['llama_cpp'] = None; from tools import docs; docs.stale()"
+    program = "import sys; sys.modules['llama_cpp'] = None; from tools.docs.__main__ import stale; stale()"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60, check=True)
 
 
@@ -220,7 +221,7 @@ def test_a_page_names_no_machine_but_the_readers_own(page: str) -> None:
     text = text_of(page)
     for url in re.findall(r"\b[a-z]+://[^\s`'\")>]+", text):
         assert urlsplit(url).hostname in {"127.0.0.1", "localhost"}, f"{page}: {url}"
-    api = create_app(docs.idle_worker(), docs.silent_narrator(), lambda _: None)
+    api = create_app(idle_worker(), silent_narrator(), lambda _: None)
     ours = {path.split("/")[1] for path in api.openapi()["paths"]} | {
         "docs",
         "openapi.json",

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakes import at, freed_at, queued_job, running_job, stop_request
-from tools.docs import idle_worker
+from tools.docs.examples import idle_worker
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.stop_request import StopReason
