@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.fakes import at, execute, snapshot_of, submit
 from tests.lanes import examples
 from worker_orcd.jobs.clock import Timestamp
-from worker_orcd.jobs.dispatcher import MAX_DEATHS, SUSPECT_DEATHS, Dispatcher, ReadyEngine
+from worker_orcd.jobs.dispatcher import Dispatcher, ReadyEngine
 from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Prepare, Run, SendStop
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import End, Error, Event, Started, Token
@@ -29,6 +29,7 @@ from worker_orcd.jobs.refused_requests import REFUSED_KEPT_SEC
 from worker_orcd.jobs.request import Ceilings
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.jobs.stop_target import TargetState
+from worker_orcd.jobs.suspects import MAX_DEATHS, SUSPECT_DEATHS
 
 IDS = ("job-1", "job-10", "job-2", "job", "JOB-1")
 CAPACITY = Capacity(cells=60, cells_per_job=30, sequences=3)

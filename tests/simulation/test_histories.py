@@ -18,6 +18,7 @@ from tests.lanes import seeds
 from tests.simulation.clock import virtual_time
 from tests.simulation.world import HOSTILE, SMALL_BOUND, World
 from worker_orcd.jobs.job import Job
+from worker_orcd.jobs.record import record_of
 from worker_orcd.jobs.stop_request import StopReason
 from worker_orcd.jobs.tracker import JobTracker
 
@@ -49,7 +50,7 @@ def play(seed: int, *, attacks: int = 0) -> World:
 def digest(world: World) -> str:
     """Of all that happened in a history, to the microsecond."""
     reported = [
-        (seen.job.owner, seen.job.record(), [event.data() for event in seen.job.events])
+        (seen.job.owner, record_of(seen.job), [event.data() for event in seen.job.events])
         for seen in world.seen
     ]
     return hashlib.sha256(repr((reported, len(world.engines), world.loop.time())).encode()).hexdigest()

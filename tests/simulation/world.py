@@ -17,6 +17,7 @@ from worker_orcd.jobs.errors import JobError
 from worker_orcd.jobs.events import End, Error, Event, Progress, Started, Token
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.pending_cancels import PendingCancels
+from worker_orcd.jobs.record import record_of
 from worker_orcd.jobs.request import Ceilings, ExecuteRequest
 from worker_orcd.jobs.stop_request import StopReason
 from worker_orcd.jobs.tracker import RECORDS_KEPT_SEC, JobTracker
@@ -288,7 +289,7 @@ class World:
         """Everybody comes to an end."""
         until = self.loop.time() + 900
         while any(seen.job.live for seen in self.seen):
-            assert self.loop.time() < until, [seen.job.record() for seen in self.seen if seen.job.live]
+            assert self.loop.time() < until, [record_of(seen.job) for seen in self.seen if seen.job.live]
             await asyncio.sleep(0.5)
 
     def check_rest(self) -> None:
@@ -313,7 +314,7 @@ class World:
         latest = {(seen.job.owner, seen.job.job_id): seen.job for seen in self.seen}
         for (owner, job_id), job in latest.items():
             if job.ended_at is not None and self.loop.time() - job.ended_at < RECORDS_KEPT_SEC:
-                assert tracker.record(job_id, owner) == job.record()
+                assert tracker.record(job_id, owner) == record_of(job)
                 assert tracker.ended_job(job_id, owner) is job
 
     def check_stream(self, seen: Seen) -> None:

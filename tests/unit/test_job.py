@@ -8,6 +8,7 @@ from worker_orcd.jobs.events import End, Error, Started, Token
 from worker_orcd.jobs.job import Job, Phase
 from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.receipt import Release
+from worker_orcd.jobs.record import record_of
 from worker_orcd.jobs.stop_request import StopReason
 
 
@@ -87,8 +88,8 @@ def test_a_natural_end_says_why(reason: str) -> None:
     job.finished(at(4), reason, freed_at(4))  # type: ignore[arg-type]  # One of the literals, from a list.
     assert isinstance(job.terminal, End)
     assert job.terminal.stop_reason == reason
-    assert job.record()["stop_reason"] == reason
-    assert job.record()["state"] == "completed"
+    assert record_of(job)["stop_reason"] == reason
+    assert record_of(job)["state"] == "completed"
     assert job.receipt is None
 
 
@@ -209,7 +210,7 @@ def test_every_reason_but_the_deadline_ends_in_cancelled(reason: StopReason, mes
     job.stopped(at(4), freed_at(4))
     assert (error_of(job)["code"], error_of(job)["reason"]) == ("CANCELLED", reason.value)
     assert error_of(job)["message"] == message
-    assert job.record()["state"] == "cancelled"
+    assert record_of(job)["state"] == "cancelled"
 
 
 def test_a_deadline_ends_in_inference_timeout() -> None:
@@ -225,7 +226,7 @@ def test_a_deadline_ends_in_inference_timeout() -> None:
         "prompt_tokens": 3,
         "tokens_out": 2,
     }
-    assert job.record()["state"] == "timed_out"
+    assert record_of(job)["state"] == "timed_out"
 
 
 def test_a_natural_end_after_a_stop_is_cancelled_all_the_same() -> None:
@@ -277,7 +278,7 @@ def test_a_receipt_counts_from_the_acceptance_of_the_stop_that_counted() -> None
         "kv_cells_warm": 5,
         "cancel_correlation_id": "cor-cancel",
     }
-    assert job.record()["receipt"] == receipt_of(job)
+    assert record_of(job)["receipt"] == receipt_of(job)
 
 
 def test_no_time_of_a_receipt_is_negative() -> None:
@@ -312,7 +313,7 @@ def test_a_failure_has_its_code_and_what_was_used() -> None:
         "prompt_tokens": 3,
         "tokens_out": 2,
     }
-    assert job.record()["state"] == "failed"
+    assert record_of(job)["state"] == "failed"
     assert job.receipt is None
 
 
@@ -384,7 +385,7 @@ def test_a_record_counts_milliseconds_from_acceptance() -> None:
     """Queueing, first token, end, and the time in between."""
     job = decoding_job()
     job.finished(at(4.5), "stop", freed_at(4.5))
-    record = job.record()
+    record = record_of(job)
     assert (record["queue_ms"], record["first_token_ms"], record["ended_ms"]) == (1000.0, 2000.0, 4500.0)
     assert (record["decode_time_ms"], record["prompt_tokens"], record["max_tokens"]) == (1000.0, 3, 8)
     assert (record["accepted_at"], record["correlation_id"]) == ("2023-11-14T22:13:20.000Z", "cor-1")
@@ -392,7 +393,7 @@ def test_a_record_counts_milliseconds_from_acceptance() -> None:
 
 def test_the_record_of_a_queued_job_has_no_times_yet() -> None:
     """Unknown is null, not zero."""
-    record = queued_job().record()
+    record = record_of(queued_job())
     unknown = ["queue_ms", "first_token_ms", "ended_ms", "prompt_tokens", "max_tokens", "error", "receipt"]
     assert {name: record[name] for name in unknown} == dict.fromkeys(unknown)
     assert record["state"] == "queued"

@@ -12,6 +12,7 @@ from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import End, Error
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.lifecycle import State
+from worker_orcd.jobs.record import record_of
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.jobs.stop_target import TargetState
 
@@ -38,7 +39,7 @@ def test_the_old_job_is_stopped_in_the_step_that_accepts_the_new_one() -> None:
     record = it.tracker.record("old")
     assert record is not None
     assert (record["supersedes"], record["superseded_by"]) == ("k", "new")
-    assert new.record()["superseded_by"] is None
+    assert record_of(new)["superseded_by"] is None
     assert Run(new) in it.prepared(new.run, PROMPT, at(3))
 
 

@@ -23,13 +23,9 @@ from worker_orcd.jobs.refused_requests import RefusedRequests
 from worker_orcd.jobs.request import Ceilings, JobRequest
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.jobs.stop_target import Target, TargetState
+from worker_orcd.jobs.suspects import MAX_DEATHS, Suspects, is_suspect
 from worker_orcd.jobs.tracker import JobTracker
 from worker_orcd.sampling import Logprobs
-
-SUSPECT_DEATHS = 2
-"""A job that two engines died with, without a token in between, runs alone until it has a token."""
-MAX_DEATHS = 3
-"""… and fails with the third."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +68,7 @@ class Dispatcher:
         self._runs = count(1)
         self._deadlines = Deadlines()
         self._preparing = Preparing()
-        self._suspects: dict[int, Job] = {}
-        """Jobs that `SUSPECT_DEATHS` engines died with; those that a token has cleared since may still be here."""
+        self._suspects = Suspects()
 
     # Clients.
 
@@ -266,8 +261,7 @@ class Dispatcher:
             if was_running:
                 self.queue.requeue(job)
             job.deaths += was_running or job is reading
-            if job.deaths >= SUSPECT_DEATHS:
-                self._suspects[job.run] = job
+            self._suspects.add_if_suspect(job)
             if job.deaths >= MAX_DEATHS:
                 message = f"The engine died {job.deaths} times with this job, at last because {why}"
                 effects += self._failed(
@@ -313,7 +307,7 @@ class Dispatcher:
         engine = self._engine
         if engine is None or self._stopping_together:
             return []
-        suspect = self._suspect()
+        suspect = self._suspects.oldest()
         effects: list[Effect] = []
         while job := self._preparing.next(only=suspect):
             effects.append(Prepare(job))
@@ -322,19 +316,11 @@ class Dispatcher:
                 effects.append(self._started(head, engine, now))
         elif (
             suspect.state is State.QUEUED
-            and not any(job.deaths >= SUSPECT_DEATHS for job in self.queue.in_engine)
+            and not any(map(is_suspect, self.queue.in_engine))
             and self.queue.admit(suspect, engine.capacity)
         ):
             effects.append(self._started(suspect, engine, now))
         return effects
-
-    def _suspect(self) -> Job | None:
-        """The oldest job that is suspected of killing engines."""
-        for run in [
-            run for run, job in self._suspects.items() if not job.live or job.deaths < SUSPECT_DEATHS
-        ]:
-            del self._suspects[run]
-        return self._suspects[min(self._suspects)] if self._suspects else None
 
     def _started(self, job: Job, engine: ReadyEngine, now: Timestamp) -> Run:
         job.start(now, engine.model)

@@ -17,7 +17,6 @@ from worker_orcd.jobs.events import (
     StopReason as EndReason,
     Terminal,
     Token,
-    outcome_of,
 )
 from worker_orcd.jobs.lifecycle import State, Trigger, following
 from worker_orcd.jobs.position import Position
@@ -369,37 +368,3 @@ class Job:
         said = 0 if self._ended_events is None else self._ended_events.size
         scored = LOGPROB_BYTES * sum(map(len, self.prompt_logprobs))
         return said + scored + self.request.kept_bytes
-
-    def record(self) -> dict[str, object]:
-        """Its record as `GET /jobs/{job_id}` shows it; times in milliseconds from its acceptance."""
-        terminal = self.terminal
-        return {
-            "job_id": self.job_id,
-            "incarnation": self.incarnation,
-            "state": self.state.value if terminal is None else outcome_of(terminal),
-            "phase": self.phase.value,
-            "correlation_id": self.correlation_id,
-            "accepted_at": rfc3339(self.accepted.unix),
-            "queue_ms": self._since_accepted(self.started_at),
-            "first_token_ms": self._since_accepted(self.first_token_at),
-            "ended_ms": self._since_accepted(self.ended_at),
-            "decode_time_ms": self.decode_time_ms,
-            "prompt_tokens": self.prompt_length,
-            "prompt_tokens_processed": self.prompt_processed,
-            "prompt_tokens_cached": self.prompt_cached,
-            "tokens_out": self.tokens_out,
-            "max_tokens": self.max_tokens or None,
-            "requeues": self.requeues,
-            "group": self.request.group,
-            "priority": self.request.priority,
-            "supersedes": self.request.supersedes,
-            "superseded_by": self.stop.superseded_by if self.stop else None,
-            "seed": self.seed,
-            "timeout_ms": round(self.timeout_sec * 1000),
-            "stop_reason": terminal.stop_reason if isinstance(terminal, End) else None,
-            "error": terminal.data() if isinstance(terminal, Error) else None,
-            "receipt": None if self.receipt is None else self.receipt.data(),
-        }
-
-    def _since_accepted(self, at: float | None) -> float | None:
-        return None if at is None else millis(self.accepted.mono, at)

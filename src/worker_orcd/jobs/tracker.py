@@ -8,6 +8,7 @@ from worker_orcd.bounded import BoundedByOwner, Owner
 from worker_orcd.jobs.clock import Timestamp
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job, JobKey
+from worker_orcd.jobs.record import record_of
 from worker_orcd.jobs.request import JobRequest
 
 RECORDS_KEPT = 10_000
@@ -106,7 +107,7 @@ class JobTracker:
         self._groups.remove(job, job.request.group)
         self._supersedable.remove(job, job.request.supersedes)
         self._forget(job.owner, job.job_id)
-        record = job.record()
+        record = record_of(job)
         job.drop_run_data()
         if job.request.stored:
             self._whole.add(job.owner, job.job_id, job, job.kept_bytes)
@@ -144,13 +145,13 @@ class JobTracker:
         """The record of the live job with this id, or else of the last one that ended."""
         job = self._live.get((owner, job_id))
         if job is not None:
-            return job.record()
+            return record_of(job)
         kept = self._records.get(owner, job_id)
         return None if kept is None else kept.shown
 
     def records(self, owner: str = "", limit: int = RECORDS_KEPT) -> list[dict[str, object]]:
         """An owner's records: live jobs oldest first, then ended ones, latest first, at most `limit` of these."""
-        live = [job.record() for job in self if job.owner == owner]
+        live = [record_of(job) for job in self if job.owner == owner]
         ended = (entry.value.shown for entry in reversed(self._records.of(owner)))
         return live + list(islice(ended, limit))
 

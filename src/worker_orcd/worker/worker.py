@@ -8,17 +8,18 @@ means that the terminal event is among the job's events, and the worker wakes it
 import asyncio
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from worker_orcd import narration
 from worker_orcd.jobs.clock import Timestamp
 from worker_orcd.jobs.dispatcher import Dispatcher, ReadyEngine
-from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Prepare, Run, SendStop
+from worker_orcd.jobs.effects import Effect
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.queue import Capacity
 from worker_orcd.jobs.receipt import Release
+from worker_orcd.jobs.record import record_of
 from worker_orcd.jobs.request import JobRequest
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.jobs.stop_target import Target, TargetState
@@ -26,6 +27,7 @@ from worker_orcd.protocol import messages
 from worker_orcd.supervisor.engine import Death, Launch
 from worker_orcd.supervisor.supervisor import EngineState, Supervisor
 from worker_orcd.worker.alarm import Alarm
+from worker_orcd.worker.effect_handler import EffectHandler
 from worker_orcd.worker.job_log import JobLog
 from worker_orcd.worker.metrics import Metrics
 from worker_orcd.worker.model_names import ModelNames
@@ -33,7 +35,7 @@ from worker_orcd.worker.observer import Observer, Observers, StopRequested
 from worker_orcd.worker.policy import Policy
 from worker_orcd.worker.streams import JobStream, JobStreams
 from worker_orcd.worker.tokenizing import Tokenizing
-from worker_orcd.worker.wire import KvUsage, failure, refusal, released, to_prepare, to_run
+from worker_orcd.worker.wire import KvUsage, failure, refusal, released
 
 SHUTDOWN_STOP_SEC = 0.2
 """How long a stop at shutdown may go unconfirmed before the engine is killed; the drain time comes before it."""
@@ -82,6 +84,9 @@ class Worker:
         self.streams = JobStreams()
         self._observers = Observers(self.streams, self.metrics, JobLog(narrator, model_path))
         self._notify = self._observers.notify
+        handler = EffectHandler(self.supervisor, self._observers)
+        self._carry_out = handler.carry_out
+        self._carry_out_stop = handler.carry_out_stop
         self._alarm = Alarm(self._on_deadline)
         self._lost_at: float | None = None
 
@@ -182,7 +187,7 @@ class Worker:
         for job, _ in asked:
             if job is not None and not await self.streams.of(job).ended(until):
                 return None
-        records = [ended if job is None else job.record() for job, ended in asked]
+        records = [ended if job is None else record_of(job) for job, ended in asked]
         return [record for record in records if record is not None and record["receipt"] is not None]
 
     def stream_of(self, job_id: str, owner: str = "") -> JobStream:
@@ -346,35 +351,6 @@ class Worker:
         job = self.dispatcher.token(out.run, out.token, out.text, now, out.held, out.logprobs)
         if job is not None:
             self._notify(Observer.token, job, previous_at, generated=out.token is not None)
-
-    # What the core decided.
-
-    def _carry_out(self, effects: Iterable[Effect]) -> None:
-        for effect in effects:
-            match effect:
-                case Prepare(job):
-                    self.supervisor.prepare(to_prepare(job))
-                case DropPrompt(job):
-                    self.supervisor.drop_prompt(job.run)
-                case Run(job):
-                    self.supervisor.run(to_run(job))
-                    self._notify(Observer.started, job)
-                case SendStop(job):
-                    self.supervisor.stop(job.run)
-                case Ended(job):
-                    self._notify(Observer.ended, job)
-
-    def _carry_out_stop(self, effects: Iterable[Effect], requests: Iterable[StopRequested]) -> None:
-        """Carry out what follows from stop requests, in this order: the engine gets its stops, since each millisecond
-        counts there; observers learn of the requests; then everything else, such as ends."""
-        first: list[Effect] = []
-        rest: list[Effect] = []
-        for effect in effects:
-            (first if isinstance(effect, SendStop) else rest).append(effect)
-        self._carry_out(first)
-        for request in requests:
-            self._notify(Observer.stop_requested, request)
-        self._carry_out(rest)
 
     # Time.
 

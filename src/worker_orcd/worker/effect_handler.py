@@ -1,0 +1,44 @@
+"""Carries out the effects that the core returns: messages to the engine, and notifications of observers."""
+
+from collections.abc import Iterable
+
+from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Prepare, Run, SendStop
+from worker_orcd.supervisor.supervisor import Supervisor
+from worker_orcd.worker.observer import Observer, Observers, StopRequested
+from worker_orcd.worker.wire import to_prepare, to_run
+
+
+class EffectHandler:
+    """Carries out effects for one worker."""
+
+    def __init__(self, supervisor: Supervisor, observers: Observers) -> None:
+        self._supervisor = supervisor
+        self._notify = observers.notify
+
+    def carry_out(self, effects: Iterable[Effect]) -> None:
+        """Carry out effects in their order."""
+        for effect in effects:
+            match effect:
+                case Prepare(job):
+                    self._supervisor.prepare(to_prepare(job))
+                case DropPrompt(job):
+                    self._supervisor.drop_prompt(job.run)
+                case Run(job):
+                    self._supervisor.run(to_run(job))
+                    self._notify(Observer.started, job)
+                case SendStop(job):
+                    self._supervisor.stop(job.run)
+                case Ended(job):
+                    self._notify(Observer.ended, job)
+
+    def carry_out_stop(self, effects: Iterable[Effect], requests: Iterable[StopRequested]) -> None:
+        """Carry out what follows from stop requests, in this order: the engine gets its stops, since each millisecond
+        counts there; observers learn of the requests; then everything else, such as ends."""
+        first: list[Effect] = []
+        rest: list[Effect] = []
+        for effect in effects:
+            (first if isinstance(effect, SendStop) else rest).append(effect)
+        self.carry_out(first)
+        for request in requests:
+            self._notify(Observer.stop_requested, request)
+        self.carry_out(rest)
