@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from tools.docs import idle_worker
+from tools.docs.examples import idle_worker
 from worker_orcd.api.access import Access
 from worker_orcd.api.app import create_app
 from worker_orcd.api.cors import EXPOSED_HEADERS
