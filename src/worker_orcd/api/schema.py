@@ -1,4 +1,7 @@
-"""Pieces of the OpenAPI description that FastAPI cannot see, because bodies are read whatever their Content-Type."""
+"""Pieces of the OpenAPI description that FastAPI cannot see, because bodies are read whatever their Content-Type.
+
+docs/contributing.md says why FastAPI does not read them.
+"""
 
 from typing import Any
 
