@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Iterable, Iterator
+from math import inf
 
 import pytest
 
@@ -189,7 +190,7 @@ def test_tokenizing_is_watched_by_the_head_of_the_line() -> None:
 
 def test_a_prompt_is_given_its_time_from_when_it_was_handed_over() -> None:
     """Not from when the one before it was done, a hundred seconds ago."""
-    watch = Watch(Spent.evenly(1000.0))
+    watch = Watch(Spent(1000.0, 1000.0, 1000.0))
     watch.liveness.prepared(1, 0.0)
     assert watch.stuck_after([None] * 100) is None
     watch.liveness.prepare(2, watch.now)
@@ -199,7 +200,7 @@ def test_a_prompt_is_given_its_time_from_when_it_was_handed_over() -> None:
 
 def test_a_prompt_waits_for_a_cpu_as_long_as_it_takes() -> None:
     """Tokenizing is starved like everything else."""
-    watch = Watch(Spent.evenly(float("inf")))
+    watch = Watch(Spent(inf, inf, inf))
     watch.liveness.prepare(1, 0.0)
     assert watch.stuck_after(computing(0.0)) is None
 
@@ -207,7 +208,7 @@ def test_a_prompt_waits_for_a_cpu_as_long_as_it_takes() -> None:
 def test_a_prompt_that_takes_long_to_render_is_no_sign_of_a_stuck_engine() -> None:
     """The engine waits for a process that ends by itself. It is watched again when it has an answer."""
     for activities in (asleep(), computing(1.0)):
-        watch = Watch(Spent.evenly(float("inf")))
+        watch = Watch(Spent(inf, inf, inf))
         watch.liveness.prepare(1, 0.0)
         watch.liveness.rendering(1, 0.0, slow=True)
         assert watch.stuck_after(activities) is None
@@ -218,7 +219,7 @@ def test_a_prompt_that_takes_long_to_render_is_no_sign_of_a_stuck_engine() -> No
 
 def test_a_prompt_beside_one_that_takes_long_to_render_is_watched() -> None:
     """A slow prompt hides no other at which the engine is stuck."""
-    watch = Watch(Spent.evenly(float("inf")))
+    watch = Watch(Spent(inf, inf, inf))
     for run in (1, 2):
         watch.liveness.prepare(run, 0.0)
     watch.liveness.rendering(1, 0.0, slow=True)

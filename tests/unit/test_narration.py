@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from tools.docs.log_events import log_events_section
 from worker_orcd import narration
 from worker_orcd.narration import catalogue, context, text
 from worker_orcd.narration.narrator import ENVELOPE
-from worker_orcd.narration.reference import reference_markdown
 from worker_orcd.narration.sink import LINE_LIMIT
 from worker_orcd.narration.testing import capture
 
@@ -191,7 +191,7 @@ class TestCatalogue:
 
     def test_the_reference_documents_every_action_sentence_and_field(self) -> None:
         """The Markdown is rendered from the classes, its rows have as many cells as their head."""
-        rendered = reference_markdown()
+        rendered = log_events_section()
         for action in narration.ACTIONS:
             assert f"### `{action.name}`" in rendered
             for sentence in action.sentences.values():

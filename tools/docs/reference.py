@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 from tools.docs.examples import cancelled_job, finished_job, idle_worker, silent_narrator
+from tools.docs.log_events import log_events_section
 from tools.docs.markdown import MADE, code, fenced, first_line, table
 from tools.docs.requests import requests_section
 from worker_orcd import settings
@@ -14,7 +15,6 @@ from worker_orcd.jobs.errors import KINDS, ErrorCode
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.record import record_of
 from worker_orcd.jobs.stop_request import STOP_MESSAGES
-from worker_orcd.narration.reference import reference_markdown
 from worker_orcd.worker.health import Health
 from worker_orcd.worker.state_metrics import publish
 from worker_orcd.worker.worker import Worker
@@ -60,11 +60,7 @@ def reference_page() -> str:
             _HEADERS,
             _health(),
             _metrics(worker),
-            "## Narration",
-            "One structured event for each thing that happens, on standard error: JSON lines when piped, coloured and "
-            "readable on a terminal (`--log-format`). Never the prompt or the output, only their length and the "
-            "prompt's SHA-256.",
-            reference_markdown().rstrip(),
+            log_events_section(),
         ]
     )
 

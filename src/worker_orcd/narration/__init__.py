@@ -1,4 +1,4 @@
-"""What the worker tells of itself: a closed catalogue of actions and the narrator that tells them.
+"""Log events: a closed catalogue of actions, and the narrator that emits them.
 
 For example:
 

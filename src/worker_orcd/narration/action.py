@@ -1,4 +1,4 @@
-"""What all actions of the catalogue have in common."""
+"""Base classes of the catalogue's actions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ ALWAYS: Final = "always"
 """The variant of an action that has only one sentence."""
 
 OPERATORS: Final = "operators only"
-"""Marks a field that names a path, or tells how busy other tenants are."""
+"""Marks a field that names a path, or shows how busy other tenants are."""
 
 
 EventFields = dict[str, str | int | float | bool | None]
@@ -39,7 +39,7 @@ class BaseAction:
     """How `target` is built, with `{name}` for a field; for the documentation too."""
 
     def variant(self) -> str:
-        """Return which of `sentences` tells this event."""
+        """Return which of `sentences` describes this event."""
         return ALWAYS
 
     def target(self) -> str:

@@ -1,4 +1,4 @@
-"""Who listens to the narration while it happens: bounded, and never in its way."""
+"""Live listeners of log events: bounded, and never waited for."""
 
 import asyncio
 import secrets
@@ -11,9 +11,9 @@ from worker_orcd.narration.action import EventFields
 from worker_orcd.narration.visibility import concerns_worker, for_tenants
 
 BACKLOG = 200
-"""Events of before that a new listener gets."""
+"""Past events that a new listener gets."""
 MAX_KEPT = 2000
-"""Events that are kept for listeners to come, of all tenants together."""
+"""Events kept for future listeners, of all tenants together."""
 MAX_BEHIND = 1000
 """A listener that is further behind loses the oldest."""
 MAX_LISTENERS = 32
@@ -59,7 +59,7 @@ class Listener:
         self._news.set()
 
     def close(self) -> None:
-        """There is nothing more to hear."""
+        """End this listener's stream."""
         self._closed = True
         self._news.set()
 
@@ -88,7 +88,8 @@ def _latest(events: list[tuple[str | None, MarkedEvent]]) -> list[MarkedEvent]:
 
 
 class Broadcast:
-    """The listeners, and the latest events. Both are bounded; what is over is taken from the owner that has most."""
+    """The listeners, and the latest events. Both are bounded; what exceeds a bound is taken from the owner that has
+    most."""
 
     def __init__(self) -> None:
         self._kept: BoundedByOwner[str, _Kept] = BoundedByOwner(MAX_KEPT)
@@ -96,9 +97,9 @@ class Broadcast:
         self._closed = False
 
     def emit(self, event: EventFields, owner: str | None) -> None:
-        """An event; `owner` is whose request it belongs to, None is nobody's in particular.
+        """Pass an event to the listeners. `owner` is the owner of its request; None if it belongs to no owner.
 
-        An event about the worker as a whole belongs to nobody, also if an owner's request caused it.
+        An event about the worker as a whole belongs to no owner, even if an owner's request caused it.
         """
         if concerns_worker(event):
             owner = None

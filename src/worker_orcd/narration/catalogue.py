@@ -1,4 +1,4 @@
-"""The closed catalogue of what the worker narrates (M0-W-1900; contract, "Narration").
+"""The closed catalogue of log events (M0-W-1900; contract, "Narration").
 
 One frozen class per action: its fields are what the event carries, its `sentences` what a person reads.
 The classes are the data. The documentation is rendered from them, mypy checks each use of them, and
@@ -59,7 +59,7 @@ class Startup(WorkerAction):
     insecure: Annotated[bool, "whether it may be reached from elsewhere without keys"] = False
 
     def variant(self) -> str:
-        """Tell by who may use it."""
+        """Choose by who may use the worker."""
         if self.open_key_files is not None:
             return "open key files"
         return "open to everybody" if self.insecure else "closed"
@@ -203,7 +203,7 @@ class Cancel(BaseAction):
     )
 
     def variant(self) -> str:
-        """Tell by what is known of the job."""
+        """Choose by what is known of the job."""
         return "no live job in the group" if self.job_id is None else self.known
 
     def target(self) -> str:
@@ -237,7 +237,7 @@ class CancelComplete(JobAction):
     cancel_correlation_id: Annotated[str | None, "of the request that cancelled"] = None
 
     def variant(self) -> str:
-        """Tell by whether the stop is confirmed, then by its reason."""
+        """Choose by whether the stop is confirmed, then by its reason."""
         if self.freed_ms is None:
             return "not confirmed"
         return "at its deadline" if self.reason == "timeout" else "freed"
@@ -268,7 +268,7 @@ class Disconnect(JobAction):
     on_disconnect: Annotated[Literal["cancel", "continue"], "what the job asked for"] = "cancel"
 
     def variant(self) -> str:
-        """Tell by what becomes of the job."""
+        """Choose by whether the job continues."""
         return self.on_disconnect
 
 
@@ -306,7 +306,7 @@ class Error(BaseAction):
         job_id: str | None = None,
         http_status: int | None = None,
     ) -> Self:
-        """Tell where `exception` was raised. Its own message is left out, since it may quote a prompt."""
+        """An event with the place where `exception` was raised, without its message, which may quote a prompt."""
         raised = type(exception)
         return cls(
             code=code,

@@ -1,11 +1,11 @@
-"""The narrator: tells what happens, one structured event for each thing (M0-W-1900).
+"""The narrator: emits one structured log event for each thing that happens (M0-W-1900).
 
 For example:
 
     narrator = Narrator.configure(worker_id)
     narrator.emit(narration.Ready(host="127.0.0.1", port=8080, startup_ms=812.4))
 
-It goes to standard error, as a server's log does; standard output stays free. There are no events per token.
+Events go to standard error, as a server's log does; standard output stays free. There are no events per token.
 """
 
 import os
@@ -22,7 +22,7 @@ from worker_orcd.narration.context import (
     correlation_id as current_correlation_id,
     owner as current_owner,
 )
-from worker_orcd.narration.render import BoundedLine, LogFormat, plain, renderer
+from worker_orcd.narration.render import BoundedLine, LogFormat, plain_fields, renderer
 from worker_orcd.narration.sink import Sink
 from worker_orcd.narration.text import fill
 
@@ -31,14 +31,7 @@ ACTOR = "worker-orcd"
 Process = Literal["front", "engine"]
 
 captures: list[list[dict[str, Any]]] = []
-"""Who listens instead of the streams; see `testing.capture`."""
-
-
-class _Log(structlog.BoundLoggerBase):
-    """structlog's bound logger, with the one method that the narrator needs."""
-
-    def line(self, event: dict[str, object]) -> None:
-        self._proxy_to_logger("line", None, **event)
+"""Lists that get the events instead of the streams; see `testing.capture`."""
 
 
 class Narrator:
@@ -46,7 +39,7 @@ class Narrator:
 
     __slots__ = ("_log", "_sink", "broadcast")
 
-    def __init__(self, log: _Log, sink: Sink, broadcast: Broadcast) -> None:
+    def __init__(self, log: structlog.BoundLogger, sink: Sink, broadcast: Broadcast) -> None:
         self._log = log
         self._sink = sink
         self.broadcast = broadcast
@@ -71,17 +64,18 @@ class Narrator:
         context = {"actor": ACTOR, "worker_id": worker_id, "pid": os.getpid(), "process": process}
         processors: list[Processor] = [
             _in_reading_order,
-            _to(broadcast),
             _to_captures,
+            plain_fields,
+            _to(broadcast),
             BoundedLine(renderer(log_format, out)),
         ]
-        return cls(_Log(sink, processors, context), sink, broadcast)
+        return cls(structlog.BoundLogger(sink, processors, context), sink, broadcast)
 
     def emit(self, action: Action, *, correlation_id: str | None = None, owner: str | None = None) -> None:
-        """Tell `action`. What goes wrong with telling is counted in `lines_lost`, never raised.
+        """Emit an event. A failure to write it is counted in `lines_lost`, never raised.
 
-        The correlation id is the one given, else that of the request being served. So is the owner, who is not written:
-        `broadcast` uses the owner to choose who may see the event.
+        Without a correlation id or an owner, those of the request being served are taken. The owner is not written:
+        `broadcast` uses it to choose who may see the event.
 
         Raises TypeError for what is not in the catalogue: that is a mistake in the program.
         """
@@ -89,17 +83,17 @@ class Narrator:
             raise TypeError(f"{type(action).__name__} is not an action of the narration catalogue")
         try:
             event = self._event(action, correlation_id)
-            self._log.line(event | {_OWNER: current_owner.get() if owner is None else owner})
-        except Exception:  # noqa: BLE001 - narration never takes down what it tells of
+            self._log.line(**event, **{_OWNER: current_owner.get() if owner is None else owner})
+        except Exception:  # noqa: BLE001 - a log event never breaks what it reports
             self._sink.lost += 1
 
     def flush(self, sec: float = 0.2) -> None:
-        """Give lines that wait for a slow reader so many seconds; before the process goes."""
+        """Wait up to `sec` seconds for a slow reader to take pending lines, before the process exits."""
         self._sink.flush(sec)
 
     @property
     def lines_lost(self) -> int:
-        """Events that could not be written since `configure`. From the first on, each line says how many."""
+        """Events that could not be written since `configure`. From the first on, each line has the count."""
         return self._sink.lost
 
     def _event(self, action: Action, correlation_id: str | None) -> dict[str, object]:
@@ -131,7 +125,7 @@ ENVELOPE = {
     "target": "what is acted on: `worker`, `model`, `engine`, `request`, `job:…` or `group:…`",
     "human": "one sentence of at most 100 characters; what is shortened here is whole in its field",
     "worker_id": "which worker",
-    "pid": "process id of the process that tells",
+    "pid": "process id of the process that emits the event",
     "process": "`front` or `engine`",
     "job_id": "the job, if there is one",
     "correlation_id": "of the request, if there is one",
@@ -144,14 +138,12 @@ _OWNER = "_owner"
 
 
 def _to(broadcast: Broadcast) -> Processor:
-    """Have them hear it, too."""
+    """A processor that passes each event to the listeners."""
 
     def to_broadcast(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
         owner = event.pop(_OWNER, None)
-        # As it is written, but for tracebacks: those are for whoever can read the log.
-        broadcast.emit(
-            {name: plain(value) for name, value in event.items() if name != "traceback"}, owner or None
-        )
+        # As it is written, but without tracebacks: those are only for readers of the log.
+        broadcast.emit({name: value for name, value in event.items() if name != "traceback"}, owner or None)
         return event
 
     return to_broadcast

@@ -32,13 +32,22 @@ class BoundedLine:
 
     def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> str:
         """Render with the most generous limit that fits."""
-        line = ""
-        for limit in (FIELD_LIMIT, 512, 128, 32):
-            limits = dict.fromkeys(_IDENTITIES, FIELD_LIMIT) | {"traceback": 3 * limit}
-            line = self._render({key: plain(value, limits.get(key, limit)) for key, value in event.items()})
+        line = self._render(event)
+        for limit in (512, 128, 32):
             if len(line) < LINE_LIMIT and len(line.encode("utf-8", "backslashreplace")) < LINE_LIMIT:
                 break
+            line = self._render(_bounded(event, limit))
         return line
+
+
+def plain_fields(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Reduce all fields to what JSON knows, with the most generous limit."""
+    return _bounded(event, FIELD_LIMIT)
+
+
+def _bounded(event: EventDict, limit: int) -> EventDict:
+    limits = dict.fromkeys(_IDENTITIES, FIELD_LIMIT) | {"traceback": 3 * limit}
+    return {key: plain(value, limits.get(key, limit)) for key, value in event.items()}
 
 
 def plain(value: object, limit: int = FIELD_LIMIT) -> str | int | float | bool | None:

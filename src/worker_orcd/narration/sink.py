@@ -1,4 +1,4 @@
-"""Where lines go: one stream, one system call per line, and never a reason to stop working."""
+"""The stream that lines are written to: one system call per line; failures are counted, never raised."""
 
 import os
 import select
@@ -19,17 +19,17 @@ _POLL_MS = 200
 
 
 class Sink:
-    """A stream that swallows failure and counts it in `lost`.
+    """A stream whose failures are counted in `lost` instead of raised.
 
-    Writing never waits: no cancel may depend on a reader of the log. What a slow reader's pipe does not take at
-    once waits, bounded and in order, for a thread that is there only then; what a stalled one's never takes is lost.
+    Writing never waits: no cancel may depend on a reader of the log. Lines that a full pipe does not take at once are
+    queued, bounded and in order, for a thread that lives only as long as the queue; lines beyond the bound are lost.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self.lost = 0
         self._stream = stream
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
-        # Reentrant, because a signal handler may narrate while its own thread is narrating.
+        # Reentrant: a signal handler may emit an event while its own thread is emitting one.
         self._lock = threading.RLock()
         self._pending: deque[bytes] = deque()
         self._drainer: threading.Thread | None = None
@@ -43,11 +43,11 @@ class Sink:
         with self._lock:
             try:
                 self._write((text + "\n").encode(self._encoding, "backslashreplace"))
-            except Exception:  # noqa: BLE001 - whatever a stream raises, the job comes first
+            except Exception:  # noqa: BLE001 - the job comes first, whatever a stream raises
                 self.lost += 1
 
     def flush(self, sec: float) -> None:
-        """Give what waits so many seconds to be taken."""
+        """Wait up to `sec` seconds for queued lines to be written."""
         drainer = self._drainer
         if drainer is not None:
             drainer.join(sec)
@@ -56,7 +56,7 @@ class Sink:
         if self._fd is None:
             self._stream.write(data.decode(self._encoding))
             self._stream.flush()
-        # A closed stream's number may by now belong to another socket.
+        # A closed stream's descriptor may belong to another socket by now.
         elif self._stream.closed:
             self.lost += 1
         elif self._pending or not self._taken(self._fd, data):
@@ -66,7 +66,7 @@ class Sink:
         """Write a line whole, if there is room for it now."""
         if not _room(fd, 0):
             return False
-        # Not through the stream: what its buffer can't get rid of would spoil the exit code.
+        # Not through the stream: a buffer that cannot be flushed at exit would change the exit code.
         try:
             while data:
                 data = data[os.write(fd, data) :]
@@ -91,7 +91,7 @@ class Sink:
                 try:
                     while self._pending and self._taken(fd, self._pending[0]):
                         self._pending.popleft()
-                except OSError:  # Nobody will ever read it.
+                except OSError:  # The reader is gone.
                     self.lost += len(self._pending)
                     self._pending.clear()
                 if not self._pending or self._stream.closed:

@@ -1,4 +1,4 @@
-"""Helpers to test what is narrated."""
+"""Captures log events in tests."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

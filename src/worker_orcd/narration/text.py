@@ -1,4 +1,4 @@
-"""Text that is safe to show: bounded, on one line, and unable to pass for anything else.
+"""Text that is safe to show: bounded, on one line, without control characters.
 
 Ids, paths and messages come from clients. Whatever they hold, a sentence stays one line of at most
 `SENTENCE_LIMIT` characters, and nothing in it can colour a terminal, move its cursor or reorder its text.
@@ -23,7 +23,7 @@ _SHORTENED_AT_THE_END = frozenset({"message", "why"})
 
 
 def prompt_digest(text: str) -> tuple[int, str]:
-    """Return what narration may say about a prompt: its length in characters and its SHA-256 in hex."""
+    """Return what log events may have of a prompt: its length in characters and its SHA-256 in hex."""
     return len(text), hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Who may see what of an event: a tenant its own ones, and of those about the worker all but what is for operators."""
+"""What a tenant may see: its own events whole, and events about the worker without the fields for operators."""
 
 from collections.abc import Mapping
 from typing import get_type_hints

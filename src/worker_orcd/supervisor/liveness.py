@@ -57,11 +57,6 @@ class Spent:
     idle: float
     disk: float
 
-    @classmethod
-    def evenly(cls, sec: float) -> "Spent":
-        """The same limit for all three."""
-        return cls(sec, sec, sec)
-
     def at_least(self, sec: float) -> "Spent":
         """This limit, raised to `sec` where it is lower."""
         return Spent(max(self.computing, sec), max(self.idle, sec), max(self.disk, sec))

@@ -1,10 +1,10 @@
-"""The catalogue as documentation. Run `python -m worker_orcd.narration.reference` to print it."""
+"""The log events of docs/reference.md: all actions in one table, then the fields of each."""
 
-import sys
 from collections.abc import Sequence
 from types import NoneType
 from typing import Literal, get_args, get_origin, get_type_hints
 
+from tools.docs.markdown import code, table
 from worker_orcd.narration.action import ALWAYS
 from worker_orcd.narration.catalogue import ACTIONS, FIELDS, Action
 from worker_orcd.narration.narrator import ENVELOPE
@@ -13,29 +13,32 @@ from worker_orcd.narration.visibility import FOR_OPERATORS
 _TYPE_NAMES = {str: "text", int: "integer", float: "number", bool: "true or false"}
 
 
-def reference_markdown() -> str:
-    """Render the catalogue as Markdown: all actions in one table, then the fields of each."""
+def log_events_section() -> str:
+    """Made from the catalogue."""
     actions = [
-        (f"`{action.name}`", sentence.level, "" if when == ALWAYS else when, sentence.template)
+        (code(action.name), sentence.level, "" if when == ALWAYS else when, sentence.template)
         for action in ACTIONS
         for when, sentence in action.sentences.items()
     ]
-    lines = _table(("action", "level", "when", "sentence"), actions)
-    lines += ["", "Every event carries:", ""]
-    lines += _table(("field", "meaning"), [(f"`{name}`", meaning) for name, meaning in ENVELOPE.items()])
-    lines += [
-        "",
+    parts = [
+        "## Narration",
+        "One structured event for each thing that happens, on standard error: JSON lines when piped, coloured and "
+        "readable on a terminal (`--log-format`). Never the prompt or the output, only their length and the "
+        "prompt's SHA-256.",
+        table(("action", "level", "when", "sentence"), actions),
+        "Every event carries:",
+        table(("field", "meaning"), [(code(name), meaning) for name, meaning in ENVELOPE.items()]),
         "With keys, a tenant sees its own events and those of the worker as a whole. Of the latter it does not see "
         'the fields marked "operators", and where an action has a sentence for tenants, it reads that one. Operators '
         "hear everything.",
     ]
     for action in ACTIONS:
-        reported = (action.__doc__ or "").strip().split("\n")[0]
-        lines += ["", f"### `{action.name}`", "", reported, "", f"Target: `{action.acts_on}`.", ""]
+        meaning = (action.__doc__ or "").strip().split("\n")[0]
+        parts += [f"### {code(action.name)}", meaning, f"Target: {code(action.acts_on)}."]
         if action.for_tenants is not None:
-            lines += [f"For tenants: {action.for_tenants}", ""]
-        lines += _table(("field", "type", "meaning"), _fields(action))
-    return "\n".join(lines) + "\n"
+            parts.append(f"For tenants: {action.for_tenants}")
+        parts.append(table(("field", "type", "meaning"), _fields(action)))
+    return "\n\n".join(parts)
 
 
 def _fields(action: type[Action]) -> Sequence[tuple[str, ...]]:
@@ -45,7 +48,7 @@ def _fields(action: type[Action]) -> Sequence[tuple[str, ...]]:
         kind, meaning = get_args(hints[name])[:2]
         if name in FOR_OPERATORS[action.name]:
             meaning += " (operators)"
-        rows.append((f"`{name}`", _type_name(kind) + (", optional" if optional else ""), meaning))
+        rows.append((code(name), _type_name(kind) + (", optional" if optional else ""), meaning))
     return rows
 
 
@@ -54,12 +57,3 @@ def _type_name(kind: object) -> str:
         return " or ".join(f"`{value}`" for value in get_args(kind))
     kinds = [k for k in get_args(kind) or (kind,) if k is not NoneType]
     return " or ".join(_TYPE_NAMES[k] for k in kinds)
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    cells = [head, ("---",) * len(head), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
-
-
-if __name__ == "__main__":
-    sys.stdout.write(reference_markdown())
