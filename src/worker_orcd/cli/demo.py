@@ -4,12 +4,11 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from worker_orcd.child_process import end, free_port, wait_until
 from worker_orcd.cli.failure import fail
 from worker_orcd.cli.output import notice, write_json
 from worker_orcd.cli.receipts import receipt_line
@@ -36,8 +36,8 @@ STOPPED_WITHIN_MS = 100.0
 _WORKER = (sys.executable, "-m", "worker_orcd", "serve", "--log-format", "json", "--drain-sec", "1")
 _STORY_TOKENS = 240
 _LOAD_PATIENCE_SEC = 120.0
+_READ_PATIENCE_SEC = 120.0
 _STOP_PATIENCE_SEC = 15.0
-_POLL_SEC = 0.005
 _LONG_PROMPT_SENTENCES = 133
 """About 2,000 tokens."""
 
@@ -66,8 +66,9 @@ def command(
                 _while_generating(stage, first, second)
                 _while_reading(stage, first, second)
                 _unknown_job(stage, second)
-    except WorkerError as error:
-        fail(error.code, f"{error}; the worker's narration is in {log}")
+    except (WorkerError, TimeoutError) as error:
+        code = error.code if isinstance(error, WorkerError) else "INTERNAL"
+        fail(code, f"{error}; the worker's narration is in {log}")
     except OutputLost:
         log.unlink()
         raise
@@ -185,7 +186,11 @@ def _while_reading(stage: _Stage, first: SyncClient, second: SyncClient) -> None
             return list(running.events())
 
     reading = stage.pool.submit(read)
-    record = _once(lambda: _a_third_read(second, job_id), "the prompt to be a third read")
+    record = wait_until(
+        lambda: _a_third_read(second, job_id),
+        within_sec=_READ_PATIENCE_SEC,
+        what="the prompt to be a third read",
+    )
     if record["ended_ms"] is None:
         total, done = record["prompt_tokens"], record["prompt_tokens_processed"]
         stage.console.print(f"  {done} of {total} prompt tokens are read, and it is cancelled")
@@ -268,7 +273,7 @@ def _long_prompt() -> str:
 @contextmanager
 def _worker(console: Console, checks: Checks, log: Path) -> Iterator[str]:
     """A worker process on a free port, from its start to its end. Yields its address."""
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     environment = {
         name: value
@@ -288,20 +293,24 @@ def _worker(console: Console, checks: Checks, log: Path) -> Iterator[str]:
         )
     try:
         with SyncClient(url) as client:
-            health = _once(lambda: _healthy(client, process, log), "the model to load", _LOAD_PATIENCE_SEC)
+            health = wait_until(
+                lambda: _healthy(client, process, log),
+                within_sec=_LOAD_PATIENCE_SEC,
+                what="the model to load",
+            )
         console.print(
             f"{printable(health['model'])} is ready on {printable(health['device'])} after "
             f"{time.monotonic() - started:.1f} s: {url}, {health['kv_cells_total']} KV cells"
         )
         yield url
         console.print("\n[bold]The worker gets SIGTERM[/]")
-        process.terminate()
-        code = process.wait(_STOP_PATIENCE_SEC)
+        code = end(process, _STOP_PATIENCE_SEC)
         checks.check(code == 0, f"its exit code: {code}")
     except subprocess.TimeoutExpired:
         checks.check(False, f"it ends within {_STOP_PATIENCE_SEC:.0f} s")
     finally:
-        _end(process)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            end(process, _STOP_PATIENCE_SEC)
 
 
 def _healthy(client: SyncClient, process: "subprocess.Popen[bytes]", log: Path) -> Json | None:
@@ -314,38 +323,10 @@ def _healthy(client: SyncClient, process: "subprocess.Popen[bytes]", log: Path) 
     return None
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End the worker. SIGTERM comes first, so that the worker ends its engine as well."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(_STOP_PATIENCE_SEC)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _once(look: Callable[[], Json | None], what: str, within_sec: float = 120.0) -> Json:
-    """Poll until there is a result."""
-    deadline = time.monotonic() + within_sec
-    while (seen := look()) is None:
-        if time.monotonic() > deadline:
-            raise WorkerError("INTERNAL", f"waited {within_sec:.0f} s for {what}")
-        time.sleep(_POLL_SEC)
-    return seen
-
-
 def _new_log() -> Path:
     descriptor, name = tempfile.mkstemp(prefix="worker-orcd-demo-", suffix=".jsonl")
     os.close(descriptor)
     return Path(name)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _end_properly_when_terminated() -> None:

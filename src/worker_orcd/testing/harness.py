@@ -15,36 +15,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, Self, TypeVar
+from typing import IO, Any, Literal, Self
 
 import httpx2
 
+from worker_orcd.child_process import Process, end, free_port, wait_until
 from worker_orcd.testing import forked
+
+__all__ = [
+    "EngineKind",
+    "Process",
+    "Received",
+    "RunningWorker",
+    "Stream",
+    "free_port",
+    "running_worker",
+    "wait_until",
+]
 
 EngineKind = Literal["scripted", "llama"]
 _MODULES: dict[EngineKind, str] = {"scripted": "worker_orcd.testing.serve", "llama": "worker_orcd.cli.main"}
 _FORKED = "worker_orcd.testing.forked_serve"
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """Plain HTTP is spoken here; a client that loads certificates first takes 70 ms to make."""
-_LOOK_EVERY_SEC = 0.02
-"""Looking costs the worker's cores, which are what is being measured."""
-T = TypeVar("T")
-
-
-def wait_until(look: Callable[[], T | None], *, within_sec: float = 10.0, what: str = "it") -> T:
-    """Look again and again until there is something (not None, not False) and return that.
-
-    Raises:
-        TimeoutError: nothing in time.
-    """
-    deadline = time.monotonic() + within_sec
-    while True:
-        seen = look()
-        if seen is not None and seen is not False:
-            return seen
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {within_sec} s for {what}")
-        threading.Event().wait(_LOOK_EVERY_SEC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,33 +180,6 @@ class Stream:
             assert names[-1] in ("end", "error")
 
 
-class Process(Protocol):
-    """A worker's process, exec'ed or forked."""
-
-    @property
-    def pid(self) -> int:
-        """Its id."""
-
-    @property
-    def returncode(self) -> Any:
-        """Its exit code once `poll` or `wait` has seen its end, negative if it was a signal."""
-
-    def poll(self) -> int | None:
-        """Its exit code; None while it runs."""
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end. Raises `subprocess.TimeoutExpired`."""
-
-    def send_signal(self, sig: int) -> None:
-        """Send it a signal."""
-
-    def terminate(self) -> None:
-        """SIGTERM."""
-
-    def kill(self) -> None:
-        """SIGKILL."""
-
-
 class RunningWorker:
     """A worker process with its own port, its narration in a file."""
 
@@ -288,14 +254,8 @@ class RunningWorker:
 
     def stop(self, within_sec: float = 15.0) -> int:
         """SIGTERM, and wait for its end. Returns the exit code."""
-        if self.process.poll() is None:
-            self.process.terminate()
         try:
-            return self.process.wait(within_sec)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            raise
+            return end(self.process, within_sec)
         finally:
             self.client.close()
 
@@ -346,11 +306,3 @@ def _start(
         return forked.ForkedProcess(_FORKED, arguments, streams=streams, env=env)
     command = [sys.executable, "-m", _MODULES[engine], *arguments]
     return subprocess.Popen(command, stdin=stdin, stdout=said, stderr=said, env=env)
-
-
-def free_port() -> int:
-    """A free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
