@@ -602,6 +602,24 @@ def test_events_of_a_response_never_continue_those_of_another_with_its_id(client
             client.responses.retrieve(name, stream=True, starting_after=number)
 
 
+def test_a_response_is_continued_listed_and_deleted(client: openai.OpenAI) -> None:
+    """As the package does it, page by page; what cannot be continued has the code that agents look for."""
+    first = client.responses.create(model=MODEL, input=says("one"))
+    second = client.responses.create(model=MODEL, input=says("two"), previous_response_id=first.id)
+    assert second.previous_response_id == first.id
+    items: list[Any] = list(client.responses.input_items.list(second.id, limit=1, order="asc"))
+    assert [(item.role, item.content[0].text) for item in items[1:]] == [
+        ("assistant", "one"),
+        ("user", items[2].content[0].text),
+    ]
+    client.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(first.id)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(model=MODEL, input="x", previous_response_id=first.id)
+    assert (caught.value.code, caught.value.param) == ("previous_response_not_found", "previous_response_id")
+
+
 def test_a_response_in_the_background_is_cancelled_once_and_for_all(
     client: openai.OpenAI, served: RunningWorker
 ) -> None:

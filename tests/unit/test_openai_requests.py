@@ -260,3 +260,19 @@ def test_the_limit_of_tokens_is_called_as_the_request_calls_it(name: str) -> Non
     """Both mean the same."""
     asked = ChatRequest.parse(json.dumps({"messages": [USER], name: 5}).encode())
     assert asked.names["max_tokens"] == name
+
+
+def test_the_items_of_an_ended_response_count_for_what_is_kept_and_only_if_it_is_stored() -> None:
+    """What bounds the text of ended jobs bounds conversations, too: each response's whole one counts."""
+    long = "x" * 100_000
+    for store in (True, False):
+        asked = ResponseRequest.parse(json.dumps({"input": long, "store": store}).encode())
+        first = asked.wanted("resp_1", named_by_client=False)
+        second = asked.wanted("resp_2", first.items, named_by_client=False)
+        kept = [one.without_prompt() for one in (first, second)]
+        assert all(long not in json.dumps(one.asked.model_dump()) for one in kept)
+        if store:
+            assert 100_000 <= kept[0].kept_bytes < 110_000
+            assert 200_000 <= kept[1].kept_bytes < 220_000
+        else:
+            assert all(one.items == () and one.kept_bytes < 100 for one in kept)

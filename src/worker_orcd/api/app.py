@@ -26,7 +26,7 @@ from worker_orcd.api.middleware import (
     ReserveMiddleware,
     UnsupportedMiddleware,
 )
-from worker_orcd.api.openai import completions, responses
+from worker_orcd.api.openai import completions, responses, stored_responses
 from worker_orcd.api.refusals import RefusalMiddleware
 from worker_orcd.worker.worker import Worker
 
@@ -72,6 +72,7 @@ def create_app(
         jobs.router(worker),
         completions.router(worker),
         responses.router(worker),
+        stored_responses.router(worker),
         tokenize.router(worker),
         health.router(worker, private_load=private_load),
         log_stream.router(narrator.broadcast),

@@ -141,6 +141,10 @@ class JobTracker:
         """The last job with this id that ended, while its events are kept."""
         return self._whole.get(owner, job_id)
 
+    def drop_events(self, job_id: str, owner: str = "") -> None:
+        """Keep the events of the last job with this id that ended no longer. Its record stays."""
+        self._whole.remove(owner, job_id)
+
     def record(self, job_id: str, owner: str = "") -> dict[str, object] | None:
         """The record of the live job with this id, or else of the last one that ended."""
         job = self._live.get((owner, job_id))

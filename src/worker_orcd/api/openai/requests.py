@@ -7,12 +7,14 @@ Fields that change what is generated and cannot be kept are refused by name; tho
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field
 
 from worker_orcd.api.openai import unsupported
 from worker_orcd.api.openai.conversation import ChatMessage, ContentPart, conversation
+from worker_orcd.api.openai.input_items import Item, kept_bytes, message_item
 from worker_orcd.api.openai.names import error_style, id_in_header
 from worker_orcd.api.openai.output_format import OutputFormat, TextOptions
 from worker_orcd.jobs.constraint import Constraint
@@ -291,6 +293,9 @@ class ResponseRequest(Generation):
 
     input: str | list[InputItem]
     instructions: str | None = None
+    previous_response_id: str | None = Field(
+        default=None, description="the response to continue, which has ended and is still kept"
+    )
     max_output_tokens: int | None = Field(default=None, ge=1)
     background: bool | None = None
     store: bool | None = Field(default=None, description="false: it cannot be had again once it has ended")
@@ -335,15 +340,14 @@ class ResponseRequest(Generation):
         """Whether it can be had again once it has ended."""
         return self.store is not False
 
-    def wanted(self, name: str, *, named_by_client: bool) -> "ResponseJob":
-        """Its job."""
-        said = [ChatMessage(role="system", content=self.instructions)] if self.instructions else []
-        if isinstance(self.input, str):
-            said.append(ChatMessage(role="user", content=self.input))
-        else:
-            said += [ChatMessage(role=item.role, content=item.content) for item in self.input]
-        if not said:
+    def wanted(self, name: str, earlier: Sequence[Item] = (), *, named_by_client: bool) -> "ResponseJob":
+        """Its job. `earlier`: the items of the response that it continues."""
+        given = [InputItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
+        if not given and not self.instructions:
             raise invalid("input must not be empty", "input")
+        items = (*earlier, *(message_item(item.role, item.content) for item in given))
+        said = [ChatMessage(role="system", content=self.instructions)] if self.instructions else []
+        said += [ChatMessage.model_validate(item) for item in items]
         job = self.job(
             name,
             None,
@@ -353,7 +357,7 @@ class ResponseRequest(Generation):
             constrained=self.text and self.text.constraint(),
             on_disconnect="continue" if self.background else "cancel",
         )
-        return ResponseJob(**dict(job), asked=self, named_by_client=named_by_client)
+        return ResponseJob(**dict(job), asked=self, items=items, named_by_client=named_by_client)
 
 
 class OpenAIJob(JobRequest):
@@ -385,13 +389,18 @@ class ResponseJob(OpenAIJob):
     """A job behind a response; what was asked is shown with it as long as the job is remembered."""
 
     asked: ResponseRequest
+    items: tuple[Item, ...] = ()
+    """What it was made of: the items of all responses that it continues, and of its own input. Kept with its text."""
     named_by_client: bool
     """Whether the client chose its id, which then may be used more than once."""
 
     def without_prompt(self) -> Self:
-        """Its input is not shown again; its instructions are."""
-        asked = self.asked.model_copy(update={"input": ""})
-        return super().without_prompt().model_copy(update={"asked": asked})
+        """Its items and instructions are shown again, its input as it came is not."""
+        kept = {
+            "asked": self.asked.model_copy(update={"input": ""}),
+            "items": self.items if self.stored else (),
+        }
+        return super().without_prompt().model_copy(update=kept)
 
     @property
     def stored(self) -> bool:
@@ -400,7 +409,14 @@ class ResponseJob(OpenAIJob):
 
     @property
     def kept_bytes(self) -> int:
-        """Of its instructions, metadata and text options; strings of wide characters have four for each."""
+        """Of its items, instructions, metadata and text options; strings of wide characters have four for each.
+
+        Items that several responses share count for each of them.
+        """
         metadata = self.asked.metadata or {}
         form = 0 if self.asked.text is None else self.asked.text.kept_bytes
-        return form + sum(map(sys.getsizeof, (self.asked.instructions, *metadata, *metadata.values())))
+        return (
+            kept_bytes(self.items)
+            + form
+            + sum(map(sys.getsizeof, (self.asked.instructions, *metadata, *metadata.values())))
+        )

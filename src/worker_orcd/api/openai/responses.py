@@ -4,7 +4,7 @@ A response is a job; all that is shown of it follows from the job's record, so a
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -12,22 +12,27 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from worker_orcd.api import schema
-from worker_orcd.api.access import owner_of
 from worker_orcd.api.openai.completions import ended, failed, model_of
 from worker_orcd.api.openai.names import error_style, fresh_name
 from worker_orcd.api.openai.requests import ResponseJob, ResponseRequest
-from worker_orcd.api.openai.response_bodies import failure_of, frame, logprobs_content, text_of, usage_of
+from worker_orcd.api.openai.response_bodies import failure_of, frame, logprobs_content
+from worker_orcd.api.openai.response_object import (
+    asked_of,
+    head_of,
+    message_of,
+    response_of,
+    response_usage,
+    text_part,
+)
+from worker_orcd.api.openai.stored_responses import continued, shown_stream_of
 from worker_orcd.api.sse import ReaderResponse, Readers, named, whole_number
 from worker_orcd.api.submit import submit, unless_disconnected
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import End, Error, Event, Started, Token
 from worker_orcd.jobs.job import Job
-from worker_orcd.narration.context import correlation_id
 from worker_orcd.worker.streams import JobStream, KeepAlive
 from worker_orcd.worker.worker import Worker
 
-CANCEL_MARGIN_SEC = 1.0
-"""A cancel is finished within its deadline; the answer waits no longer than this beyond it."""
 _NAMES = {"prompt": "input", "max_tokens": "max_output_tokens", "json_schema": "text.format"}
 _EXAMPLE: dict[str, object] = {"input": "Write a haiku.", "max_output_tokens": 64}
 
@@ -35,13 +40,6 @@ _EXAMPLE: dict[str, object] = {"input": "Write a haiku.", "max_output_tokens": 6
 def router(worker: Worker) -> APIRouter:
     """The routes of this resource."""
     routes = APIRouter(prefix="/v1/responses", tags=["OpenAI-compatible"])
-
-    def stream_of(request: Request, response_id: str) -> JobStream:
-        worker.forget_old()
-        stream = worker.stream_of(response_id, owner_of(request))
-        if not isinstance(stream.job.request, ResponseJob):
-            raise _unknown()
-        return stream
 
     @routes.post(
         "",
@@ -57,7 +55,8 @@ def router(worker: Worker) -> APIRouter:
         offered = request.headers.get("x-job-id")
         name = fresh_name("resp_", offered)
         with error_style(_NAMES):
-            wanted = asked.wanted(name, named_by_client=offered is not None)
+            earlier = continued(worker, request, asked.previous_response_id)
+            wanted = asked.wanted(name, earlier, named_by_client=offered is not None)
             (stream,) = await submit(worker, request, [wanted.within(worker.policy.ceilings)], may_retry=True)
         if asked.stream:
             return ReaderResponse(
@@ -67,7 +66,9 @@ def router(worker: Worker) -> APIRouter:
             with Readers(worker, [stream]):
                 await unless_disconnected(request, ended([stream]))
             if isinstance(stream.job.terminal, Error):
-                return failed(failure_of(stream.job.terminal, _NAMES, _usage(stream.job)), [stream], request)
+                return failed(
+                    failure_of(stream.job.terminal, _NAMES, response_usage(stream.job)), [stream], request
+                )
         return JSONResponse(response_of(stream.job, model), headers=named([stream]))
 
     @routes.get(
@@ -82,47 +83,15 @@ def router(worker: Worker) -> APIRouter:
         ),
     )
     async def get(request: Request, response_id: str) -> Response:
-        stream = stream_of(request, response_id)
-        if not (stream.job.live or _asked(stream.job).stored):
-            raise _unknown()
-        model = model_of(worker, _asked(stream.job).model)
+        stream = shown_stream_of(worker, request, response_id)
+        model = model_of(worker, asked_of(stream.job).model)
         after = whole_number(request.query_params.get("starting_after"), "starting_after")
         if request.query_params.get("stream") == "true":
             teller = ResponseEvents(stream.job, model, after)
             return ReaderResponse(worker, [stream], partial(_frames, stream, teller), follows=True)
         return JSONResponse(response_of(stream.job, model), headers=named([stream]))
 
-    @routes.post(
-        "/{response_id}/cancel",
-        summary="Stop a response (idempotent)",
-        response_class=Response,
-        responses=schema.answer(
-            200, "The response as it then is", "application/json", schema={"type": "object"}
-        )
-        | schema.errors(404),
-    )
-    async def cancel(request: Request, response_id: str) -> Response:
-        stream = stream_of(request, response_id)
-        if stream.job.live:
-            worker.cancel(response_id, correlation_id.get() or "", owner_of(request))
-            await worker.receipts(
-                [response_id], owner_of(request), worker.policy.cancel_deadline_sec + CANCEL_MARGIN_SEC
-            )
-        asked = _asked(stream.job)
-        answer = response_of(stream.job, model_of(worker, asked.model), with_output=asked.stored)
-        return JSONResponse(answer, headers=named([stream]))
-
     return routes
-
-
-def response_of(job: Job, model: str, *, with_output: bool = True) -> dict[str, Any]:
-    """The response object, as the job is now."""
-    said = text_of(job)
-    status = _status(job)
-    if not with_output:
-        return {**_head(job, model, status), "output": []}
-    begun = status in ("completed", "incomplete") or (bool(said) and not job.live)
-    return {**_head(job, model, status), "output": [_item(job, said, status)] if begun else []}
 
 
 NUMBERS_PER_USE = 1 << 23
@@ -170,29 +139,29 @@ class ResponseEvents:
 
     def opening(self) -> Iterator[bytes]:
         """What comes before the job's first event."""
-        response = {**_head(self._job, self._model, "queued"), "output": []}
+        response = {**head_of(self._job, self._model, "queued"), "output": []}
         yield from self._tell("response.created", response=response)
 
     def emit(self, event: Event) -> Iterator[bytes]:
         """What one event of the job's amounts to."""
         job, model = self._job, self._model
-        item = _item(job, "", "in_progress")
+        item = message_of(job, "", "in_progress")
         part: dict[str, Any] = {"item_id": item["id"], "output_index": 0, "content_index": 0}
         match event:
             case Started():
-                begun = {**_head(job, model, "in_progress"), "output": []}
+                begun = {**head_of(job, model, "in_progress"), "output": []}
                 yield from self._tell("response.in_progress", response=begun)
                 yield from self._tell(
                     "response.output_item.added", output_index=0, item={**item, "content": []}
                 )
-                yield from self._tell("response.content_part.added", **part, part=_part(""))
+                yield from self._tell("response.content_part.added", **part, part=text_part(""))
             case Token(t=piece, logprobs=logprobs) if piece or logprobs:
                 self._text += piece
                 new = logprobs_content([event])
                 yield from self._tell("response.output_text.delta", **part, delta=piece, logprobs=new)
             case End():
                 whole = response_of(job, model)
-                done = _part(self._text, logprobs_content(job.events))
+                done = text_part(self._text, logprobs_content(job.events))
                 all_of_them = done["logprobs"]
                 yield from self._tell(
                     "response.output_text.done", **part, text=self._text, logprobs=all_of_them
@@ -206,7 +175,7 @@ class ResponseEvents:
                 self._closing_events(1 + failed)
                 if failed:
                     yield from self._tell("response.failed", response=response_of(job, model))
-                used = {"phase": details.get("phase"), "usage": _usage(job)}
+                used = {"phase": details.get("phase"), "usage": response_usage(job)}
                 shown = openai_code or code.value
                 yield from self._tell("error", code=shown, message=message, param=None, **used)
 
@@ -225,83 +194,6 @@ async def _frames(stream: JobStream, teller: ResponseEvents, keep_alive: KeepAli
         yield data
     async for events in stream.read(keep_alive):
         yield b"".join(data for _, event in events for data in teller.emit(event))
-
-
-def _asked(job: Job) -> ResponseRequest:
-    return cast("ResponseJob", job.request).asked
-
-
-def _unknown() -> JobError:
-    return JobError(ErrorCode.JOB_NOT_FOUND, "no response with this id is live or remembered")
-
-
-def _status(job: Job) -> str:
-    match job.terminal:
-        case End(stop_reason="length"):
-            return "incomplete"
-        case End():
-            return "completed"
-        case Error(code=ErrorCode.CANCELLED):
-            return "cancelled"
-        case Error():
-            return "failed"
-        case None:
-            return "queued" if job.started_at is None else "in_progress"
-
-
-def _head(job: Job, model: str, status: str) -> dict[str, Any]:
-    """All of a response object but its output."""
-    asked, terminal = _asked(job), job.terminal
-    final = status not in ("queued", "in_progress")
-    error = None
-    if isinstance(terminal, Error) and status == "failed":
-        error = {"code": terminal.openai_code or terminal.code.value, "message": terminal.message}
-    return {
-        "id": job.job_id,
-        "object": "response",
-        "created_at": int(job.accepted.unix),
-        "status": status,
-        "background": bool(asked.background),
-        "error": error,
-        "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
-        "instructions": asked.instructions,
-        "max_output_tokens": asked.max_output_tokens,
-        "metadata": asked.metadata or {},
-        "model": model,
-        "parallel_tool_calls": True,
-        "previous_response_id": None,
-        "reasoning": {"effort": None, "summary": None},
-        "store": asked.stored,
-        "temperature": job.request.temperature,
-        "text": asked.text.shown() if asked.text is not None else {"format": {"type": "text"}},
-        "tool_choice": "none",
-        "tools": [],
-        "top_p": job.request.top_p,
-        "truncation": "disabled",
-        "usage": _usage(job) if final else None,
-    }
-
-
-def _usage(job: Job) -> dict[str, Any]:
-    used = usage_of([job])
-    return {
-        "input_tokens": used["prompt_tokens"],
-        "input_tokens_details": used["prompt_tokens_details"],
-        "output_tokens": used["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": used["total_tokens"],
-    }
-
-
-def _item(job: Job, text: str, status: str) -> dict[str, Any]:
-    kept = status if status in ("completed", "in_progress") else "incomplete"
-    name = "msg_" + job.job_id.removeprefix("resp_")
-    part = _part(text, logprobs_content(job.events) if text else [])
-    return {"id": name, "type": "message", "role": "assistant", "status": kept, "content": [part]}
-
-
-def _part(text: str, logprobs: Sequence[dict[str, object]] = ()) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
 
 
 def _answers() -> schema.Responses:

@@ -67,7 +67,6 @@ RESPONSE: Fields = ANY | {
     "guided_choice": _NOTHING,
     "guided_grammar": _NOTHING,
     "structured_outputs": _NOTHING,
-    "previous_response_id": (),
     "conversation": (),
     "prompt": (),
     "tools": ([],),

@@ -1,0 +1,116 @@
+"""What a response was made of: the items of its input, and of the responses that it continues."""
+
+import json
+import secrets
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from fastapi import Request
+
+from worker_orcd.api.openai.conversation import ContentPart
+from worker_orcd.jobs.errors import invalid
+
+Item = dict[str, Any]
+"""An item as clients see it, with an id."""
+MAX_PAGE = 100
+DEFAULT_PAGE = 20
+PARAMETERS: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "limit",
+            "in": "query",
+            "description": f"items of a page; left out: {DEFAULT_PAGE}",
+            "schema": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE},
+        },
+        {
+            "name": "order",
+            "in": "query",
+            "description": "`desc`, the latest item first, unless it is `asc`",
+            "schema": {"enum": ["asc", "desc"]},
+        },
+        {
+            "name": "after",
+            "in": "query",
+            "description": "the `id` of the last item of the page before; of no item: 400",
+            "schema": {"type": "string"},
+        },
+    ]
+}
+"""Of the query, as `page_of` reads them."""
+_ITEM_BYTES = 2048
+"""Of an item in memory, beyond its text."""
+
+
+def message_item(role: str, content: str | Sequence[ContentPart]) -> Item:
+    """A message of the input, as an item with a new id.
+
+    Raises:
+        JobError: `INVALID_REQUEST`, a part of it is no text.
+    """
+    if not isinstance(content, str) and any(part.text is None for part in content):
+        raise invalid("only text is understood", "input")
+    texts = [content] if isinstance(content, str) else [part.text or "" for part in content]
+    output = role == "assistant"
+    more: Item = {"annotations": [], "logprobs": []} if output else {}
+    parts = [{"type": "output_text" if output else "input_text", "text": text, **more} for text in texts]
+    return {
+        "id": f"msg_{secrets.token_hex(12)}",
+        "type": "message",
+        "role": role,
+        "status": "completed",
+        "content": parts,
+    }
+
+
+def without_logprobs(item: Item) -> Item:
+    """An item of an output, as an item of an input: nothing reads its log probabilities again."""
+    if item["type"] != "message":
+        return item
+    return {**item, "content": [{**part, "logprobs": []} for part in item["content"]]}
+
+
+def kept_bytes(items: Sequence[Item]) -> int:
+    """Of these items in memory, at most about."""
+    return sum(_ITEM_BYTES + sys.getsizeof(json.dumps(item, ensure_ascii=False)) for item in items)
+
+
+def page_of(items: Sequence[Item], request: Request) -> dict[str, Any]:
+    """The items that `order`, `after` and `limit` of the query ask for; without these the 20 latest, latest first.
+
+    Raises:
+        JobError: `INVALID_REQUEST` naming the parameter at fault.
+    """
+    ordered = list(items) if _order(request.query_params.get("order")) == "asc" else list(reversed(items))
+    limit = _limit(request.query_params.get("limit"))
+    after = request.query_params.get("after")
+    if after:
+        start = next((place for place, item in enumerate(ordered, 1) if item["id"] == after), None)
+        if start is None:
+            raise invalid("after is not the id of an item of this response", "after")
+        ordered = ordered[start:]
+    page = ordered[:limit]
+    return {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": len(ordered) > len(page),
+    }
+
+
+def _order(given: str | None) -> Literal["asc", "desc"]:
+    match given or "desc":
+        case "asc":
+            return "asc"
+        case "desc":
+            return "desc"
+    raise invalid("order must be asc or desc", "order")
+
+
+def _limit(given: str | None) -> int:
+    if not given:
+        return DEFAULT_PAGE
+    if not (given.isascii() and given.isdigit() and len(given) <= 3 and 1 <= int(given) <= MAX_PAGE):
+        raise invalid(f"limit must be a whole number from 1 to {MAX_PAGE}", "limit")
+    return int(given)

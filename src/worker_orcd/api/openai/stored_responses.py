@@ -1,0 +1,146 @@
+"""Responses that are kept: continuing them, stopping them, forgetting them, and what they were made of."""
+
+from collections.abc import Sequence
+from typing import cast
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from worker_orcd.api import schema
+from worker_orcd.api.access import owner_of
+from worker_orcd.api.openai import input_items
+from worker_orcd.api.openai.completions import model_of
+from worker_orcd.api.openai.requests import ResponseJob
+from worker_orcd.api.openai.response_object import asked_of, message_of, output_of, response_of, status_of
+from worker_orcd.api.sse import named
+from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
+from worker_orcd.jobs.events import Error
+from worker_orcd.jobs.job import Job
+from worker_orcd.narration.context import correlation_id
+from worker_orcd.worker.streams import JobStream
+from worker_orcd.worker.worker import Worker
+
+CANCEL_MARGIN_SEC = 1.0
+"""A cancel is finished within its deadline; the answer waits no longer than this beyond it."""
+
+
+def stream_of(worker: Worker, request: Request, response_id: str) -> JobStream:
+    """The job of a response of the request's owner, live or kept.
+
+    Raises:
+        JobError: `JOB_NOT_FOUND`, there is none.
+    """
+    worker.forget_old()
+    stream = worker.stream_of(response_id, owner_of(request))
+    if not isinstance(stream.job.request, ResponseJob):
+        raise _unknown()
+    return stream
+
+
+def shown_stream_of(worker: Worker, request: Request, response_id: str) -> JobStream:
+    """The same, if the response is live or is to be stored.
+
+    Raises:
+        JobError: `JOB_NOT_FOUND`, there is none.
+    """
+    stream = stream_of(worker, request, response_id)
+    if not (stream.job.live or asked_of(stream.job).stored):
+        raise _unknown()
+    return stream
+
+
+def continued(worker: Worker, request: Request, previous_id: str | None) -> Sequence[input_items.Item]:
+    """The items of the response that a request continues: what it was made of, and what it said until its end.
+
+    Whatever its end was: what its reader saw is what the model sees. One that said nothing counts as an empty message,
+    since many templates want the roles to alternate.
+
+    Raises:
+        JobError: `INVALID_REQUEST`, it has not ended, or it is not kept, not this owner's, or not to be stored.
+    """
+    if previous_id is None:
+        return ()
+    worker.forget_old()
+    owner, tracker = owner_of(request), worker.dispatcher.tracker
+    job = tracker.live(previous_id, owner) or tracker.ended_job(previous_id, owner)
+    if job is None or not isinstance(job.request, ResponseJob) or not job.request.stored or _refused(job):
+        raise JobError(
+            ErrorCode.INVALID_REQUEST,
+            f"Previous response with id {previous_id[:256]!r} not found.",
+            param="previous_response_id",
+            openai_code="previous_response_not_found",
+        )
+    if job.live:
+        raise invalid(
+            "the previous response has not ended: wait for its end, or cancel it", "previous_response_id"
+        )
+    said = output_of(job) or [message_of(job, "", status_of(job))]
+    return (*job.request.items, *map(input_items.without_logprobs, said))
+
+
+def router(worker: Worker) -> APIRouter:
+    """The routes of these resources."""
+    routes = APIRouter(prefix="/v1/responses", tags=["OpenAI-compatible"])
+
+    async def stop(request: Request, job: Job) -> None:
+        if job.live:
+            worker.cancel(job.job_id, correlation_id.get() or "", owner_of(request))
+            patience_sec = worker.policy.cancel_deadline_sec + CANCEL_MARGIN_SEC
+            await worker.receipts([job.job_id], owner_of(request), patience_sec)
+
+    @routes.post(
+        "/{response_id}/cancel",
+        summary="Stop a response (idempotent)",
+        response_class=Response,
+        responses=schema.answer(
+            200, "The response as it then is", "application/json", schema={"type": "object"}
+        )
+        | schema.errors(404),
+    )
+    async def cancel(request: Request, response_id: str) -> Response:
+        stream = stream_of(worker, request, response_id)
+        await stop(request, stream.job)
+        asked = asked_of(stream.job)
+        answer = response_of(stream.job, model_of(worker, asked.model), with_output=asked.stored)
+        return JSONResponse(answer, headers=named([stream]))
+
+    @routes.delete(
+        "/{response_id}",
+        summary="Forget a response; one that is live is stopped first",
+        response_class=Response,
+        responses=schema.answer(
+            200, "It is deleted: `id`, `deleted`", "application/json", schema={"type": "object"}
+        )
+        | schema.errors(404),
+    )
+    async def delete(request: Request, response_id: str) -> Response:
+        stream = shown_stream_of(worker, request, response_id)
+        await stop(request, stream.job)
+        tracker, owner = worker.dispatcher.tracker, owner_of(request)
+        if tracker.ended_job(response_id, owner) is stream.job:  # Its id may be in use again.
+            tracker.drop_events(response_id, owner)
+        return JSONResponse(
+            {"id": response_id, "object": "response", "deleted": True}, headers=named([stream])
+        )
+
+    @routes.get(
+        "/{response_id}/input_items",
+        summary="What a response was made of, the latest item first",
+        response_class=Response,
+        responses=schema.answer(200, "A page of items", "application/json", schema={"type": "object"})
+        | schema.errors(400, 404),
+        openapi_extra=input_items.PARAMETERS,
+    )
+    async def items(request: Request, response_id: str) -> Response:
+        job = shown_stream_of(worker, request, response_id).job
+        return JSONResponse(input_items.page_of(cast("ResponseJob", job.request).items, request))
+
+    return routes
+
+
+def _refused(job: Job) -> bool:
+    return isinstance(job.terminal, Error) and job.terminal.code is ErrorCode.INVALID_REQUEST
+
+
+def _unknown() -> JobError:
+    return JobError(ErrorCode.JOB_NOT_FOUND, "no response with this id is live or remembered")
