@@ -17,6 +17,7 @@ from worker_orcd import narration, settings
 from worker_orcd.api.app import create_app
 from worker_orcd.cli.main import app
 from worker_orcd.jobs.errors import ErrorCode
+from worker_orcd.sampling import SAMPLING_FIELDS
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "CHANGELOG.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -146,6 +147,13 @@ def test_every_client_command_is_on_the_terminals_page() -> None:
     for command in CLIENT_COMMANDS:
         assert f"| `worker-orcd {command}" in page
         assert ("--json" in help_of(command)) == (f"| `{command}` |" in as_json)
+
+
+@pytest.mark.parametrize("option", SAMPLING_FIELDS)
+def test_every_sampling_option_is_on_the_page_for_openai_clients(option: str) -> None:
+    """Its section on supported fields names them all."""
+    _, _, section = text_of("docs/openai.md").partition("\n## Supported fields\n")
+    assert f"`{option}`" in section.partition("\n## ")[0]
 
 
 def test_every_make_target_on_a_page_exists() -> None:
