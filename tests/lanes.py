@@ -56,6 +56,7 @@ DEEP = (
     "models/test_rounding.py",
     "models/test_worker.py",
     "real/test_constrained.py",
+    "real/test_continuing.py",
     "real/test_demo.py",
     "real/test_exact.py",
     "real/test_exact_storm.py::test_streams_in_a_storm_are_bitwise_those_of_the_same_jobs_alone[bundled]",

@@ -9,6 +9,7 @@ import pytest
 from worker_orcd.testing.harness import RunningWorker
 
 USER = {"role": "user", "content": "hi"}
+BOTH_ENDS = {"add_generation_prompt": True, "continue_final_message": True}
 
 
 def ask(worker: RunningWorker, path: str, body: dict[str, Any]) -> httpx2.Response:
@@ -75,7 +76,7 @@ def test_a_conversation_becomes_the_prompt_that_the_model_reads(scripted_worker:
         ("/detokenize", {"tokens": [-1]}, "tokens"),
         ("/detokenize", {"tokens": [50_000]}, "tokens"),
         ("/apply-template", {"messages": [{"role": "robot", "content": "a"}]}, "messages"),
-        ("/apply-template", {"messages": [USER], "add_generation_prompt": False}, "add_generation_prompt"),
+        ("/apply-template", {"messages": [USER], **BOTH_ENDS}, "continue_final_message"),
     ],
     ids=str,
 )

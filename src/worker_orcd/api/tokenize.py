@@ -11,6 +11,7 @@ from worker_orcd.api import schema
 from worker_orcd.api.access import owner_of
 from worker_orcd.api.openai.completion_request import TokenId
 from worker_orcd.api.openai.conversation import ChatMessage, conversation
+from worker_orcd.api.openai.conversation_end import ConversationEnd
 from worker_orcd.api.openai.names import error_style
 from worker_orcd.api.submit import unless_disconnected
 from worker_orcd.jobs.errors import invalid
@@ -21,7 +22,7 @@ from worker_orcd.sampling import shown
 from worker_orcd.worker.worker import Worker
 
 
-class TokenizeRequest(Body):
+class TokenizeRequest(ConversationEnd):
     """What is to be tokenized: a text, which llama-server calls `content` and vLLM `prompt`, or a conversation."""
 
     model_config = ConfigDict(extra="ignore")
@@ -32,7 +33,6 @@ class TokenizeRequest(Body):
     add_special: bool | None = Field(default=None, description="of a `content`, left out: false")
     add_special_tokens: bool | None = Field(default=None, description="of a `prompt`, left out: true")
     parse_special: Literal[True] | None = None
-    add_generation_prompt: Literal[True] | None = None
     with_pieces: bool | None = None
     return_token_strs: bool | None = None
 
@@ -45,7 +45,7 @@ class TokenizeRequest(Body):
         """
         name = self.field
         if self.messages is not None:
-            return conversation(self.messages, name), "messages"
+            return self.ended(conversation(self.messages, name)), "messages"
         adds = self.add_special if self.add_special_tokens is None else self.add_special_tokens
         adds = name == "prompt" if adds is None else adds
         return (self.content if name == "content" else self.prompt) or "", "none" if adds else "plain"
@@ -74,13 +74,12 @@ class DetokenizeRequest(Body):
     tokens: list[TokenId]
 
 
-class ApplyTemplateRequest(Body):
+class ApplyTemplateRequest(ConversationEnd):
     """A conversation, of which the prompt is wanted."""
 
     model_config = ConfigDict(extra="ignore")
 
     messages: list[ChatMessage] = Field(min_length=1)
-    add_generation_prompt: Literal[True] | None = None
 
 
 def router(worker: Worker) -> APIRouter:
@@ -135,7 +134,7 @@ def router(worker: Worker) -> APIRouter:
     )
     async def apply_template(request: Request) -> JSONResponse:
         asked = ApplyTemplateRequest.parse(await request.body())
-        prompt = conversation(asked.messages, "messages")
+        prompt = asked.ended(conversation(asked.messages, "messages"))
         return JSONResponse({"prompt": _text(await prepare(request, prompt, "messages", "messages"))})
 
     return routes

@@ -17,8 +17,8 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 Template = Literal["auto", "none", "plain", "messages", "tokens"]
 """What a prompt is: one user message for the model's chat template, raw text, raw text without the tokens that the
-model adds, a conversation for that template (a JSON list of objects with `role` and `content`), or token ids (a JSON
-list)."""
+model adds, a conversation for that template (a JSON list of objects with `role` and `content`; the last one may have an
+`end`, `open` or `closed`), or token ids (a JSON list)."""
 
 
 class Constraint(msgspec.Struct, frozen=True, array_like=True):

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field
 
 from worker_orcd.api.openai import unsupported
 from worker_orcd.api.openai.conversation import ChatMessage, ContentPart, conversation
+from worker_orcd.api.openai.conversation_end import ConversationEnd
 from worker_orcd.api.openai.input_items import Item, kept_bytes, message_item
 from worker_orcd.api.openai.names import error_style, id_in_header
 from worker_orcd.api.openai.output_format import OutputFormat, TextOptions
@@ -222,7 +223,7 @@ class Completions(Generation, OutputFormat):
         ]
 
 
-class ChatRequest(Completions):
+class ChatRequest(Completions, ConversationEnd):
     """The body of `POST /v1/chat/completions`."""
 
     refused: ClassVar = unsupported.CHAT
@@ -272,7 +273,7 @@ class ChatRequest(Completions):
     def wanted(self, name: str) -> list[JobRequest]:
         """Its jobs."""
         most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        prompt = conversation(self.messages, "messages")
+        prompt = self.ended(conversation(self.messages, "messages"))
         return self.jobs(name, [prompt], template="messages", max_tokens=most)
 
 

@@ -55,8 +55,6 @@ CHAT: Fields = ANY | {
     "audio": (),
     "modalities": (["text"],),
     "web_search_options": (),
-    "continue_final_message": (False,),
-    "add_generation_prompt": (True,),
 }
 RESPONSE: Fields = ANY | {
     "response_format": ({"type": "text"},),

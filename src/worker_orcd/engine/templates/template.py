@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from jinja2 import TemplateError, UndefinedError
 
+from worker_orcd.engine.templates import open_end
 from worker_orcd.engine.templates.client_text import Aliases
 from worker_orcd.engine.templates.environment import ChatEnvironment, RaisedByTemplate
 from worker_orcd.engine.templates.special_tokens import Piece, SpecialToken, SpecialTokens
@@ -64,12 +65,19 @@ class ChatTemplate:
         """A rendered conversation, in pieces to be tokenized one after the other.
 
         Args:
-            variables: the template's variables, such as `messages`: JSON values.
+            variables: the template's variables, such as `messages`: JSON values. The last message may have an `end`.
 
         Raises:
             TemplateFault: the template refuses the conversation or fails on it.
         """
+        variables, is_open = open_end.prepared(variables)
         text, of_client = self._written(variables)
+        if is_open:
+            try:
+                text = text[: open_end.cut(text)]
+            except open_end.NotShown:
+                raise TemplateFault("the model's chat template does not show the last message") from None
+            of_client = {place for place in of_client if place < len(text)}
         start, end = 0, len(text)
         given = self._given
         if given.adds_bos and given.bos and text.startswith(given.bos):

@@ -1,0 +1,30 @@
+"""A message that the real model continues."""
+
+from typing import Any
+
+from worker_orcd.testing.harness import RunningWorker
+
+TALK = [
+    {"role": "user", "content": "Count from one to ten, in digits."},
+    {"role": "assistant", "content": "1, 2, 3, 4,"},
+]
+OPEN = {"messages": TALK, "continue_final_message": True}
+
+
+def test_a_message_is_continued_where_it_ends(real_worker: RunningWorker) -> None:
+    """The answer is what follows the text of the prompt; without the field the model begins a new message."""
+
+    def post(path: str, body: dict[str, Any]) -> Any:
+        answer = real_worker.client.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    prompt = post("/apply-template", OPEN)["prompt"]
+    assert prompt.endswith("assistant\n1, 2, 3, 4,")
+    greedy = {"temperature": 0, "max_tokens": 8}
+    chat = post("/v1/chat/completions", {**OPEN, **greedy})
+    tokens = post("/tokenize", OPEN)["tokens"]
+    (choice,) = post("/v1/completions", {"prompt": tokens, **greedy})["choices"]
+    assert chat["choices"][0]["message"]["content"] == choice["text"]
+    assert chat["usage"]["prompt_tokens"] == len(tokens)
+    assert choice["text"].startswith(" 5,")
