@@ -1,4 +1,4 @@
-"""What the engine's threads know of one prompt from its arrival on: it may take long to render, and may be dropped."""
+"""One prompt while the engine prepares it: whether it takes long to render, and whether it was dropped."""
 
 import contextlib
 import socket

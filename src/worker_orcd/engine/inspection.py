@@ -114,7 +114,7 @@ class GraphInspection:
         return ctypes.string_at(self._lib.llama_get_logits_ith(self._context, row), self._vocab_size * 4)
 
     def trim(self, sequence: int, length: int) -> bool:
-        """Forget what lies behind."""
+        """Forget what lies behind the first `length` tokens."""
         return bool(self._lib.llama_memory_seq_rm(self._memory, sequence, length, -1))
 
     def recorded(self) -> dict[Operation, set[int]]:

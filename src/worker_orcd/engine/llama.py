@@ -123,7 +123,7 @@ class LlamaModel:
 
     @property
     def layers(self) -> int:
-        """By the model's own word."""
+        """As llama.cpp reports it."""
         return int(lib.llama_model_n_layer(self._model))
 
     @property
@@ -263,13 +263,13 @@ class LlamaModel:
         return buffer
 
     def restore(self, sequence: int, saved: bytearray) -> bool:
-        """Put them back. llama.cpp returns the bytes it took, 0 for a failure."""
+        """Write them into the sequence. llama.cpp returns the bytes it took, 0 for a failure."""
         native = (ctypes.c_uint8 * len(saved)).from_buffer(saved)
         taken = lib.llama_state_seq_set_data_ext(self._context, native, len(saved), sequence, _PARTIAL)
         return bool(taken == len(saved))
 
     def state_bytes(self, sequence: int) -> int:
-        """By llama.cpp's word."""
+        """As llama.cpp reports it."""
         return int(lib.llama_state_seq_get_size_ext(self._context, sequence, _WHOLE))
 
     def write_state(self, sequence: int, into: memoryview) -> int:
@@ -284,7 +284,8 @@ class LlamaModel:
         return bool(taken == len(state))
 
     def _read_memory_kind(self, path: str) -> Memory:
-        """Its kind by llama.cpp's word; whether it trims by trying, since some caches refuse that do not say so."""
+        """Its kind as llama.cpp reports it; whether it trims by trying, since some caches refuse to without saying
+        so."""
         window = int(lib.llama_model_n_swa(self._model))
         kind: MemoryKind = "sliding window" if window > 0 else "attention"
         if lib.llama_model_is_recurrent(self._model):

@@ -114,7 +114,7 @@ class PrefixStore:
         self._prepared = 0
         """Up to here the file's pages have memory, as far as the thread knows."""
         self._lock = threading.Lock()
-        """For records, and for `_entries` where the thread looks."""
+        """Held to change records, and `_entries` where the thread reads it."""
         self._recover()
         self._written: SimpleQueue[Entry] = SimpleQueue()
         self._committed: SimpleQueue[Entry] = SimpleQueue()
@@ -235,7 +235,7 @@ class PrefixStore:
     # Inside.
 
     def _recover(self) -> None:
-        """Take over the committed entries, least recently used first. A record that makes no sense is dropped."""
+        """Take over the committed entries, least recently used first. Malformed records are dropped."""
         found: list[tuple[int, Entry]] = []
         for record in range(RECORDS):
             mark, offset, tokens, state_bytes, namespace, _, used = _RECORD.unpack_from(
@@ -272,7 +272,7 @@ class PrefixStore:
         entry.offset = offset
 
     def _gap(self, size: int) -> int | None:
-        """Where so many bytes are free: the lowest such place, whose memory is the likeliest to be there already."""
+        """The lowest place with so many free bytes, whose memory is most likely to be prepared already."""
         end = _DATA
         for entry in sorted(self._entries, key=lambda other: other.offset):
             if entry.offset - end >= size:

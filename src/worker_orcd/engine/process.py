@@ -29,21 +29,21 @@ from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import Load, LoadFailed, Loading, NarrationEvent, Percent, Ready
 
 ModelLoader = Callable[[Load, InterruptByte, Callable[[float], None]], Model]
-"""Makes a model; tells the percentage that is loaded, as often as there is progress."""
+"""Makes a model; reports the percentage that is loaded, as often as there is progress."""
 
 _PR_SET_PDEATHSIG = 1
 _LOOP_FAILED = 70
 
 
 class _ToFront(narration.Broadcast):
-    """Those who listen to the engine's narration: all of them are at the front."""
+    """Sends the engine's log events to the front, where the listeners are."""
 
     def __init__(self, send: Callable[[NarrationEvent], None]) -> None:
         super().__init__()
         self._send = send
 
     def emit(self, event: narration.EventFields, owner: str | None) -> None:
-        """An event, which is in the engine's own log already."""
+        """Send an event; it is in the engine's own log already."""
         self._send(NarrationEvent(event, owner))
 
 
@@ -117,7 +117,7 @@ def _fingerprint(load: Load, ready: Ready) -> bytes:
 
 
 def _printable(facts: Ready) -> Ready:
-    """The same with printable names. They come from the model file and from the device's driver."""
+    """The same facts with printable names. They come from the model file and from the device's driver."""
     return msgspec.structs.replace(
         facts,
         model=printable(facts.model),
@@ -141,7 +141,7 @@ class _LoadingProgress:
         self._ahead: list[Percent] = [0, 25, 50, 75, 100]
 
     def reached(self, percent: float) -> None:
-        """Loaded this far."""
+        """The model is loaded to this percentage."""
         self._mailbox.load_progressed()
         while self._ahead and percent >= self._ahead[0]:
             self._mailbox.send(Loading(self._ahead.pop(0)))

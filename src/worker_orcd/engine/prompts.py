@@ -16,7 +16,7 @@ class Prompts:
         self._changed = threading.Condition()
         self._waiting: deque[Prepare] = deque()
         self._known: dict[int, CurrentPrompt] = {}
-        """By run: all that wait or are being prepared."""
+        """All prompts that wait or are being prepared, by run."""
 
     def put(self, request: Prepare) -> None:
         """A prompt arrives."""

@@ -65,8 +65,8 @@ class Sequence:
 
     @property
     def pending(self) -> Pending:
-        """What it wants of the next step. A token is drawn from the last row, which a constrained run therefore leaves
-        out while its grammar is not ready."""
+        """The work that it wants done in the next step. A token is drawn from the last row, which a constrained run
+        therefore leaves out while its grammar is not ready."""
         left = len(self.tokens) - self.computed
         scored = self.wants_logits(self.computed)
         rows = min(self.slot.pending, self._scored_rows) if scored else self.slot.pending
@@ -144,7 +144,7 @@ class Sequence:
             return False
 
     def _rest(self) -> list[TokenOut]:
-        """Text that was held back, at the end."""
+        """Held-back text, which goes out at the end."""
         held = self._text.finish()
         return [TokenOut(self.run.run, None, held)] if held else []
 

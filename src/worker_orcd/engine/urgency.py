@@ -1,4 +1,4 @@
-"""Which run goes first, and which one gives way to it (pure). The front's rule is in `jobs/priority.py`."""
+"""Which run goes first, and which one may be preempted for it (pure). The front's rule is in `jobs/priority.py`."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ def order(run: Run) -> tuple[float, int]:
 
 
 def may_preempt(run: Run, other: Run) -> bool:
-    """Whether the other run gives way to this one: it is less urgent, and has not waited long enough to make up."""
+    """Whether the other run may be preempted for this one: it is less urgent, even with its wait."""
     return run.priority < other.priority and order(run) < order(other)
 
 

@@ -8,9 +8,9 @@ from typing import Literal, Self
 from worker_orcd.jobs.errors import invalid
 
 MAX_CHARS = 131_072
-"""Of a constraint's text."""
+"""Characters of a constraint's text."""
 MAX_DEPTH = 64
-"""Objects and arrays of a JSON Schema within each other."""
+"""How deep objects and arrays of a JSON Schema may be nested."""
 
 Schema = dict[str, object] | bool
 

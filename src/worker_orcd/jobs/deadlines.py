@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from worker_orcd.jobs.job import Job
 
 _SPARE = 64
-"""Entries of jobs that have ended are dropped when they are more than the live ones, and this many."""
+"""Entries of ended jobs are dropped when there are more of them than of live jobs, and more than this."""
 
 
 class Deadlines:

@@ -78,7 +78,7 @@ class JobError(Exception):
         param: the request field at fault, if one is.
         http_status: overrides the code's status (413, 405 and 404 share `INVALID_REQUEST`).
         retry_after_sec: sent as `Retry-After`, seconds.
-        details: stand beside the rest in the answer.
+        details: further fields of the answer.
         openai_code: the code that OpenAI's clients look for, where it is not `code`.
     """
 

@@ -57,7 +57,8 @@ class Token:
     t: str
     i: int
     logprobs: Logprobs = ()
-    """If the job wants them, the token's and those of the likeliest tokens. Text that was held back has none."""
+    """Log probabilities of the token and of the likeliest tokens, if the request asks for them; none for text that was
+    held back."""
 
     def data(self) -> dict[str, object]:
         """The event's JSON object."""
@@ -163,7 +164,7 @@ class EndedEvents(Sequence[Event]):
 
     @property
     def size(self) -> int:
-        """Bytes that grow with what was said."""
+        """Bytes that grow with the job's output."""
         progress = _PROGRESS_BYTES * max(0, len(self._before) - 1)
         logprobs = LOGPROB_BYTES * sum(map(len, self._logprobs))
         return len(self._text) + self._ends.itemsize * len(self._ends) + progress + logprobs

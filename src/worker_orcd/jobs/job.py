@@ -69,7 +69,7 @@ class Job:
     incarnation: str = ""
     """Unique across all uses of job ids and across restarts of the worker; the first part of its events' ids."""
     waits_since: float = 0.0
-    """Its place in the queue: when it was accepted, or the first of the jobs that it superseded."""
+    """Its place in the queue: when it was accepted, or when the first of the jobs that it superseded was."""
     state: State = State.QUEUED
     stop: StopRequest | None = None
     """The first stop request, which is the one that counts."""
@@ -80,7 +80,7 @@ class Job:
     prompt_length: int | None = None
     """Their number; kept when the ids are dropped."""
     prompt_logprobs: list[Logprobs] = field(default_factory=list)
-    """Of the prompt tokens that were scored, if the request wants that."""
+    """Log probabilities of the prompt tokens scored so far, if the request asks for them."""
     deaths: int = 0
     """Engine deaths while the engine held this job, since its last token."""
     requeues: int = 0
@@ -157,7 +157,7 @@ class Job:
         return self.waits_since + handicap_sec(self.request.priority), self.run
 
     def may_preempt(self, other: "Job") -> bool:
-        """Whether the other job gives way to this one: it is less urgent, and has not waited long enough to make up."""
+        """Whether the other job may be preempted for this one: it is less urgent, even with its wait."""
         return self.request.priority < other.request.priority and self.order < other.order
 
     @property
@@ -188,14 +188,14 @@ class Job:
     # What happens to it.
 
     def measured(self, prompt_tokens: tuple[int, ...], max_tokens: int) -> None:
-        """Note the length of the prompt, which fits."""
+        """The engine has counted the prompt's tokens, and they fit."""
         self.prompt_tokens = prompt_tokens
         self.prompt_length = len(prompt_tokens)
         self.max_tokens = max_tokens
         self.deaths = 0
 
     def start(self, now: Timestamp, model: str) -> None:
-        """It is handed to the engine; the first time, `started` is added to its events."""
+        """The job is handed to the engine; the first time, `started` is added to its events."""
         self.state = following(self.state, Trigger.START)
         self.phase = Phase.PREFILL
         if self.started_at is None:
@@ -272,12 +272,12 @@ class Job:
         self._end(Trigger.STOPPED, now.mono, freed)
 
     def finished(self, now: Timestamp, reason: EndReason, freed: Release) -> None:
-        """The engine reports its natural end."""
+        """The engine reports the job's natural end."""
         end = End(self.tokens_out, round(self.decode_time_ms), reason)
         self._end(Trigger.FINISH, now.mono, freed, end)
 
     def failed(self, now: Timestamp, error: JobError, freed: Release) -> None:
-        """It cannot go on."""
+        """The job has failed and cannot continue."""
         at_fault = {} if error.param is None else {"param": error.param}
         failed = self._error(error.code, error.message, **at_fault)
         self._end(Trigger.FAIL, now.mono, freed, replace(failed, openai_code=error.openai_code))
@@ -355,7 +355,7 @@ class Job:
         )
 
     def drop_run_data(self) -> None:
-        """Drop what only a requeue needs, once the job has ended. Its record stays, and its events, in less room."""
+        """Drop what only a requeue needs, once the job has ended. Record and events stay, in less space."""
         self.request = self.request.without_prompt()
         self.prompt_tokens = None
         self.tokens = []

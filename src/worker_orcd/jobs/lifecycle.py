@@ -6,15 +6,15 @@ it raises and leaves the job as it was.
 Two facts are kept apart. *Asked to stop* (`STOP`) moves a running job to `STOPPING`. *Has stopped*
 (`STOPPED`, `ENGINE_LOST`) is stated by the engine or by its death alone, and only that ends the job:
 whatever a job held is free before it is `ENDED` (guarantee G4). A running job that loses its engine, or its cells,
-is queued again and goes on from where it was (G7). `GIVE_UP` is the one exception, for an engine
-whose very death could not be confirmed in time (contract, section 3).
+is requeued and continues after its last token (G7). `GIVE_UP` is the one exception, for an engine
+whose death could not be confirmed in time (contract, section 3).
 """
 
 from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where a job is."""
+    """The state of a job."""
 
     QUEUED = "queued"
     """Accepted but not in the engine (waiting or requeued); can be ended locally."""
@@ -38,9 +38,9 @@ class Trigger(StrEnum):
     STOPPED = "stopped"
     """The engine confirms that it computes nothing and holds no cells for the job."""
     FINISH = "finish"
-    """The engine reports its natural end; its cells are free."""
+    """The engine reports the job's natural end; its cells are free."""
     FAIL = "fail"
-    """It cannot go on: the engine failed on it (its cells are free), or its prompt can never fit."""
+    """The job cannot continue: the engine failed on it (its cells are free), or its prompt can never fit."""
     ENGINE_LOST = "engine_lost"
     """The engine process is dead; its cells are gone."""
     PREEMPT = "preempt"

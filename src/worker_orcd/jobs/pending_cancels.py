@@ -9,8 +9,8 @@ MAX_PENDING_CANCELS = 10_000
 
 
 class PendingCancels:
-    """The first cancel of each id that was never seen, for `keep_sec` seconds; of too many, the oldest of the owner
-    that has most are forgotten."""
+    """The first cancel of each id that was never seen, for `keep_sec` seconds; beyond the bound, the oldest of
+    the owner that has most are dropped."""
 
     def __init__(self, keep_sec: float, *, bound: int = MAX_PENDING_CANCELS) -> None:
         self._keep_sec = keep_sec
@@ -31,7 +31,7 @@ class PendingCancels:
         return self._stops.get(*key)
 
     def use(self, key: JobKey) -> None:
-        """The cancel has found its job."""
+        """Drop the cancel of this id: its job has arrived."""
         self._stops.remove(*key)
 
     def _forget_old(self, now: float) -> None:

@@ -20,7 +20,7 @@ class Preparing:
 
     def __init__(self, waiting: Iterable[Job] = ()) -> None:
         self._waiting: dict[str, dict[int, Job]] = {}
-        """By owner, in order."""
+        """Jobs whose prompts are not prepared yet, by owner, in order."""
         self._given: dict[int, str] = {}
         """Runs whose prompts the engine has been given, in order, and their owners; of jobs that have ended, too."""
         self._places: Counter[str] = Counter()
@@ -41,13 +41,13 @@ class Preparing:
         self._waiting.setdefault(job.owner, {})[job.run] = job
 
     def remove(self, job: Job) -> None:
-        """A job has ended: its prompt waits no more. The engine may still be preparing it."""
+        """A job has ended: its prompt no longer waits. The engine may still be preparing it."""
         own = self._waiting.get(job.owner)
         if own is not None and own.pop(job.run, None) is not None and not own:
             del self._waiting[job.owner]
 
     def next(self, only: Job | None = None) -> Job | None:
-        """Take the job whose prompt the engine is to be given now, if there is one. `only`: no other one."""
+        """Take the job whose prompt the engine gets next, if there is one. With `only`, no other job is taken."""
         free = MAX_PREPARING - len(self._given)
         if not free or not self._waiting:
             return None

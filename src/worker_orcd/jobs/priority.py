@@ -7,7 +7,7 @@ priorities, and a default one (0) for none that is accepted 120 s after it. The 
 """
 
 LEVEL_SEC = 10.0
-"""Seconds of waiting that make up for one level."""
+"""Seconds of waiting that outweigh one level."""
 MAX_LEVELS = 12
 
 

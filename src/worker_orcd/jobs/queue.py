@@ -10,7 +10,8 @@ from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
 from worker_orcd.jobs.job import Job
 
 _SPARE = 64
-"""Entries of jobs that do not wait any more are dropped when they are more than the waiting jobs, and this many."""
+"""Entries of jobs that no longer wait are dropped when there are more of them than of waiting jobs, and more than
+this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,8 @@ class JobQueue:
         self._waiting: OrderedDict[int, Job] = OrderedDict()
         self._in_engine: dict[int, Job] = {}
         self._counted: list[tuple[tuple[float, int], int]] = []
-        """A heap of the runs whose prompts are counted, by `Job.order`; of jobs that do not wait any more, too."""
+        """A heap of the runs whose prompts are counted, by `Job.order`; jobs that no longer wait may still have
+        entries."""
 
     def __len__(self) -> int:
         """Jobs that wait."""
@@ -94,7 +96,7 @@ class JobQueue:
 
     @property
     def running(self) -> int:
-        """How many they are."""
+        """Number of jobs in the engine."""
         return len(self._in_engine)
 
     def append(self, job: Job) -> None:

@@ -7,7 +7,7 @@ from worker_orcd.jobs.stop_request import StopReason
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """An engine's word (or its death) that nothing is computed or held for a job any more.
+    """The engine's confirmation (or its death): nothing is computed or held for a job any more.
 
     Attributes:
         stopped_at: when computing ended, seconds of the front's monotonic clock.
@@ -30,7 +30,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """All times are milliseconds from the acceptance of the stop that counted."""
+    """What a stop did. All times are milliseconds from the acceptance of the first stop request."""
 
     reason: StopReason
     phase: str

@@ -10,12 +10,13 @@ REFUSED_KEPT_SEC = 300.0
 
 
 class RefusedRequests:
-    """The ids whose latest request was refused; of too many, the oldest of the owner that has most are forgotten."""
+    """The ids whose latest request was refused; beyond the bound, the oldest of the owner that has most are
+    dropped."""
 
     def __init__(self, *, keep_sec: float = REFUSED_KEPT_SEC, bound: int = MAX_REFUSED) -> None:
         self._keep_sec = keep_sec
         self._refused: BoundedByOwner[str, float] = BoundedByOwner(bound)
-        """When each was refused, in that order."""
+        """When each id was refused, oldest first."""
 
     def __len__(self) -> int:
         return len(self._refused)

@@ -164,7 +164,7 @@ class JobRequest(Body, SamplingParams):
         return None if self.json_schema is None else Constraint.json_schema(self.json_schema, "json_schema")
 
     def within(self, ceilings: Ceilings) -> Self:
-        """This request, held against the worker's ceilings.
+        """This request, checked against the worker's ceilings.
 
         Raises:
             JobError: `INVALID_REQUEST` naming the field at fault.
@@ -197,27 +197,27 @@ class JobRequest(Body, SamplingParams):
         return min(self.timeout_ms, ceilings.inference_timeout_sec * 1000) / 1000
 
     def without_prompt(self) -> Self:
-        """This request, as far as it is kept when its job has ended."""
+        """What is kept of this request when its job has ended."""
         nothing = {"stop": (), "logit_bias": None, "stop_token_ids": (), "json_schema": None, "grammar": None}
         return self.model_copy(update={"prompt": "", **nothing})
 
     @property
     def stored(self) -> bool:
-        """Whether what the job says may be had by other requests than this one."""
+        """Whether other requests than this one may read the job's events."""
         return True
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of it that are then kept, beyond a few."""
+        """Bytes of the request that are kept when its job has ended, beyond a few."""
         return 0
 
     @property
     def scored_prompt(self) -> int | None:
-        """With each prompt token, so many likeliest tokens are wanted; None: the prompt's log probabilities are not."""
+        """Number of likeliest tokens to report with each prompt token; None: prompt tokens are not scored."""
         return None
 
     def sampling(self, seed: int) -> SamplingParams:
-        """How its tokens are drawn, with the seed that was drawn for it."""
+        """The sampling parameters, with the seed that was drawn for the job."""
         return sampling_of(self, seed=seed)
 
     def seed_or_drawn(self) -> int:

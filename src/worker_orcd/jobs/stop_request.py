@@ -5,7 +5,7 @@ from enum import StrEnum
 
 
 class StopReason(StrEnum):
-    """Why a job is stopped before its natural end. All travel the same way; only the last word differs."""
+    """Why a job is stopped before its natural end. All are handled alike; only the terminal event differs."""
 
     CLIENT = "client"
     DISCONNECT = "disconnect"

@@ -9,7 +9,7 @@ MAX_DEATHS = 3
 
 
 def is_suspect(job: Job) -> bool:
-    """Whether the job may be what kills engines."""
+    """Whether the job may be the cause of engine deaths."""
     return job.deaths >= SUSPECT_DEATHS
 
 
@@ -18,7 +18,7 @@ class Suspects:
 
     def __init__(self) -> None:
         self._jobs: dict[int, Job] = {}
-        """Those that a token has cleared since, or that have ended, may still be here."""
+        """Jobs that have ended, or that a token has cleared, stay here until `oldest` drops them."""
 
     def add_if_suspect(self, job: Job) -> None:
         """An engine died with this job."""

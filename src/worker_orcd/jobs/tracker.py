@@ -14,8 +14,8 @@ from worker_orcd.jobs.request import JobRequest
 RECORDS_KEPT = 10_000
 RECORDS_KEPT_SEC = 300.0
 KEPT_BYTES = 32 << 20
-"""Of the events of all ended jobs together, some four million tokens. Beyond that, jobs of the owner that keeps most
-lose theirs, the oldest first; their records stay."""
+"""Bytes of the events of all ended jobs together, some four million tokens. Beyond that, jobs of the owner that
+keeps most lose theirs, the oldest first; their records stay."""
 
 
 class _Record(NamedTuple):
@@ -78,7 +78,7 @@ class JobTracker:
         return iter(tuple(self._live.values()))
 
     def register(self, job: Job) -> None:
-        """Take a job in.
+        """Add a live job.
 
         Raises:
             JobError: `JOB_ID_IN_USE`, a live job has this id.

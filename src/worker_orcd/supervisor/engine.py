@@ -41,20 +41,20 @@ class Engine(Protocol):
         """Ask for a sign of life. `runs` are all runs that it should hold."""
 
     def activity(self) -> Activity | None:
-        """What its process has done until now; None if that cannot be observed from here."""
+        """What the engine's process has done until now; None if that cannot be observed from here."""
 
     def kill(self, why: str) -> None:
-        """Kill it; `why` is for log events. The listener's `lost` is called once the death is confirmed."""
+        """Kill the engine; `why` is for log events. The listener's `lost` is called once the death is confirmed."""
 
     async def close(self) -> None:
-        """End it: first by closing the socket, then by a kill. Wait until it is dead."""
+        """End the engine: first by closing the socket, then by a kill. Wait until it is dead."""
 
 
 class EngineListener(Protocol):
     """Receives an engine's messages, and then, exactly once, its death."""
 
     def on_message(self, message: FromEngine) -> None:
-        """It said something."""
+        """The engine sent a message."""
 
     def lost(self, death: Death) -> None:
         """The engine is dead; its cells are gone."""

@@ -15,9 +15,9 @@ DEFAULT_ALIGNMENT = 32
 TENSOR_NAME_MAX_BYTES = 63
 TENSOR_DIMENSIONS_MAX = 4
 TEXT_MAX_BYTES = 256
-"""Bytes that are kept of a string."""
+"""Most bytes of a string that are kept."""
 WINDOW_BYTES = 1 << 16
-"""Bytes that are read at once."""
+"""Most bytes of one read."""
 
 STRING, ARRAY = 8, 9
 _FORMATS = zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True)

@@ -19,7 +19,7 @@ class Timer(Protocol):
     """What `call_later` returns."""
 
     def cancel(self) -> object:
-        """Have it not happen."""
+        """Cancel the call."""
 
 
 class Interrupter:
@@ -31,7 +31,7 @@ class Interrupter:
         interrupt: Callable[[], None],
         interrupt_overdue: Callable[[], None],
     ) -> None:
-        """Interrupt by these calls. Each must see to it that the stop's message is in the socket first."""
+        """Interrupt by these calls. Each must put the stop's message into the socket first."""
         self._call_later = call_later
         self._interrupt = interrupt
         self._interrupt_overdue = interrupt_overdue
@@ -51,6 +51,6 @@ class Interrupter:
             timer.cancel()
 
     def close(self) -> None:
-        """Interrupt nothing any more."""
+        """Cancel all timers."""
         for run in list(self._timers):
             self.stopped(run)

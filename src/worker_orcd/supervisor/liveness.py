@@ -58,7 +58,7 @@ class Spent:
     disk: float
 
     def at_least(self, sec: float) -> "Spent":
-        """This limit, raised to `sec` where it is lower."""
+        """This limit, with each of the three raised to at least `sec`."""
         return Spent(max(self.computing, sec), max(self.idle, sec), max(self.disk, sec))
 
 
@@ -72,7 +72,7 @@ a sibling that has no CPU."""
 
 
 class OwnTime:
-    """Says what an engine did between two looks at it."""
+    """Measures what an engine did between two looks at it."""
 
     def __init__(self, now: float) -> None:
         self._looked_at = now
@@ -109,7 +109,7 @@ class Stopwatch:
 
     @property
     def counted_sec(self) -> float:
-        """All of it together."""
+        """Seconds of all three kinds together."""
         return self._computing + self._idle + self._disk
 
     def add(self, spent: Spent, now: float) -> None:

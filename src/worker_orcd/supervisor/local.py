@@ -29,11 +29,11 @@ class EngineProcess(Protocol):
 
     @property
     def pid(self) -> int:
-        """Its id."""
+        """The process id."""
 
     @property
     def returncode(self) -> int | None:
-        """Its exit code, negative if it was a signal; None while it runs."""
+        """The exit code, negative if it was a signal; None while the process runs."""
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -47,7 +47,7 @@ StartModule = Callable[[str, Sequence[str], Sequence[int]], Awaitable[EngineProc
 
 
 async def start_module(module: str, arguments: Sequence[str], descriptors: Sequence[int]) -> EngineProcess:
-    """Run it in a fresh interpreter."""
+    """Run the module in a new interpreter."""
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", module, *arguments),
         pass_fds=descriptors,
@@ -142,7 +142,7 @@ class LocalEngine(asyncio.Protocol):
         self._send(message)
 
     def drop_prompt(self, run: int) -> None:
-        """Have the preparing of a prompt ended."""
+        """Have the engine abandon a prompt."""
         self._send(DropPrompt(run))
 
     def run(self, message: Run) -> None:
@@ -150,12 +150,12 @@ class LocalEngine(asyncio.Protocol):
         self._send(message)
 
     def stop(self, run: int) -> None:
-        """Send the message. A byte is set later, if the engine does not see the message by itself soon."""
+        """Send the stop. The interrupt byte is set later, unless the engine confirms the stop soon by itself."""
         self._send(Stop(run))
         self._interrupter.stop_sent(run)
 
     def ping(self, runs: tuple[int, ...]) -> None:
-        """Have it say that it is there."""
+        """Ask the engine for a sign of life."""
         self._send(Ping(runs))
 
     def activity(self) -> Activity | None:
@@ -163,13 +163,13 @@ class LocalEngine(asyncio.Protocol):
         return self._activity.look()
 
     def kill(self, why: str) -> None:
-        """SIGKILL: works on a stopped and on a hung process too."""
+        """Send SIGKILL, which also ends a stopped or hung process."""
         self._killed_because = f"it was killed because {why}"
         self._kill()
 
     async def close(self) -> None:
-        """Close the socket, upon which it ends by itself; kill it if it does not. Its death is not waited for for ever:
-        a process in an uninterruptible sleep dies when it wakes up."""
+        """Close the socket, upon which the engine exits by itself; kill it if it does not. The wait
+        for its death is bounded: a process in an uninterruptible sleep dies only when it wakes up."""
         if self._transport is not None:
             self._transport.close()
         if self._death is not None:
@@ -186,7 +186,7 @@ class LocalEngine(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without saying so.
 
     def data_received(self, data: bytes) -> None:
-        """It says something. What is no message means that it is broken."""
+        """Pass the engine's messages on. Bytes that are no message mean that the engine is broken."""
         try:
             messages = self._reader.feed(data)
         except BrokenFrame as error:
@@ -204,7 +204,7 @@ class LocalEngine(asyncio.Protocol):
             raise
 
     def resume_writing(self) -> None:
-        """Everything is in the socket."""
+        """All messages are in the socket."""
         for set_byte in self._interrupts_when_flushed:
             set_byte()
         self._interrupts_when_flushed.clear()
@@ -212,7 +212,7 @@ class LocalEngine(asyncio.Protocol):
     # The process.
 
     def _when_flushed(self, set_byte: Callable[[], None]) -> None:
-        """The message is put into the socket first, *then* the byte is set: so it is never looked for in vain."""
+        """Set the byte once the message is in the socket: an engine that sees the byte finds the message."""
         if self._transport is not None and self._transport.get_write_buffer_size() > 0:
             self._interrupts_when_flushed.add(set_byte)
         else:

@@ -1,4 +1,4 @@
-"""Is this file a model that can be loaded? Found out at start-up, before anything is loaded.
+"""Checks at start-up, before anything is loaded, whether a file is a model that can be loaded.
 
 The check reads everything before the tensors' data and compares the end of the last tensor with the end of the file, in
 each part of a split model, so a download that stopped half-way is refused here, with one clear line. What only
@@ -23,7 +23,7 @@ TENSORS_MAX = 9_999
 KEYS_MAX = 65_535
 ALIGNMENT_MAX = 1 << 20
 NOT_MODELS = {"adapter": "an adapter (LoRA)", "imatrix": "an importance matrix", "mmproj": "a projector"}
-"""`general.type` of files that belong to a model and are none."""
+"""`general.type` of files that belong to a model but are none themselves."""
 SAMPLING_KEYS = "general.sampling."
 """Numbers below are what the model's makers recommend."""
 NO_VOCABULARY = ("none", "no_vocab")

@@ -4,7 +4,7 @@ from worker_orcd.protocol.memory_file import memory_file
 
 
 def prefix_memory(mib: int) -> int:
-    """A fresh one of so many MiB. Returns its descriptor.
+    """Make a memory file of so many MiB. Returns its descriptor.
 
     Raises:
         OSError: there cannot be such a file.

@@ -56,7 +56,7 @@ class EngineState(StrEnum):
     STUCK = "stuck"
     LOST = "lost"
     PERMANENTLY_FAILED = "permanently_failed"
-    """It cannot be brought back."""
+    """No engine can be started any more."""
 
 
 class SupervisorListener(EngineListener, Protocol):
@@ -125,7 +125,7 @@ class Supervisor:
             self._engine.prepare(message)
 
     def drop_prompt(self, run: int) -> None:
-        """Have the preparing of a prompt ended, whose job has ended."""
+        """Have the engine abandon the prompt of a job that has ended."""
         if self._engine is not None:
             self._engine.drop_prompt(run)
 

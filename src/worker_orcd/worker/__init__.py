@@ -1,1 +1,1 @@
-"""The asyncio shell: carries the core's decisions to the engine and to the readers, and the engine's words back."""
+"""The asyncio shell: carries the core's decisions to the engine and to readers, and engine messages to the core."""

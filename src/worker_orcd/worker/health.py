@@ -87,7 +87,7 @@ def status_of(worker: Worker) -> Status:
 
 
 def health_of(worker: Worker) -> Health:
-    """Look."""
+    """Health of this worker now."""
     status = status_of(worker)
     engine = worker.engine
     return Health(

@@ -16,7 +16,7 @@ class ModelNames:
     """The model's names: the listed ones and further accepted ones."""
 
     listed: tuple[str, ...]
-    """In `/v1/models`, the preferred one first."""
+    """Names in `/v1/models`, the preferred one first."""
     also: frozenset[str]
     """Accepted, but not listed: the file's name, and the name in the file, which often has spaces."""
 

@@ -1,4 +1,4 @@
-"""What happens to jobs and engines, for everyone who wants to know: streams, metrics, log events, traces."""
+"""What happens to jobs and engines, for those that follow it: streams, metrics, log events, traces."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,13 +105,13 @@ class Observer:
 
 
 class Observers:
-    """All that observe one worker."""
+    """The observers of one worker."""
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = list(observers)
 
     def add(self, observer: Observer) -> None:
-        """One more, for what happens from now on."""
+        """Add an observer of what happens from now on."""
         self._observers.append(observer)
 
     def notify(

@@ -31,7 +31,7 @@ class _State(Collector):
         self._worker = worker
 
     def collect(self) -> Iterator[Metric]:
-        """Look."""
+        """Read the state."""
         worker = self._worker
         engine, queue, supervisor = worker.engine, worker.dispatcher.queue, worker.supervisor
         now = status_of(worker)

@@ -11,7 +11,7 @@ from worker_orcd.jobs.job import Job
 from worker_orcd.worker.observer import Observer
 
 MAX_READERS = 32
-"""Of one job."""
+"""Most readers of one job."""
 
 Numbered = tuple[int, Event]
 
@@ -45,7 +45,7 @@ class JobStream:
         """Futures of readers that wait for the next event."""
 
     def join(self) -> None:
-        """One more reader.
+        """Add a reader.
 
         Raises:
             JobError: `QUEUE_FULL`, there are too many.
@@ -57,7 +57,7 @@ class JobStream:
         self.readers += 1
 
     def leave(self) -> None:
-        """One reader less."""
+        """Remove a reader."""
         self.readers -= 1
 
     def wake(self) -> None:
@@ -135,7 +135,7 @@ class JobStreams(Observer):
         self._idle.clear()
 
     def measured(self, job: Job) -> None:
-        """Wake who waits for the length of its prompt."""
+        """Wake readers that wait for the length of the prompt."""
         self.of(job).wake()
 
     def started(self, job: Job) -> None:

@@ -10,7 +10,7 @@ from worker_orcd.supervisor.supervisor import EngineState, Supervisor
 from worker_orcd.worker.wire import refusal
 
 MAX_TOKENIZING = 4
-"""At a time; the engine has more threads than that, so jobs' prompts do not wait for these."""
+"""Most requests at a time; the engine has more threads than that, so jobs' prompts do not wait for these."""
 PATIENCE_SEC = 10.0
 
 
@@ -61,14 +61,14 @@ class Tokenizing:
         return prepared
 
     def answered(self, message: Prepared | Refused) -> bool:
-        """Whether this answers such a request, and not a job's."""
+        """Whether this message answers one of these requests, and not a job's prompt."""
         waiting = self._waiting.get(message.run)
         if waiting is not None and not waiting.done():
             waiting.set_result(message)
         return message.run < 0
 
     def engine_lost(self) -> None:
-        """No answer will come."""
+        """The engine is dead: fail all requests."""
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(_no_engine())

@@ -38,7 +38,7 @@ COMPLAINT_INTERVAL_SEC = 60.0
 _PROTOCOL = "http/protobuf"
 _PROTOCOL_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _REQUESTED = frozenset({StopReason.CLIENT, StopReason.DISCONNECT, StopReason.SUPERSEDED})
-"""Stops for these reasons are what the client wanted: no errors."""
+"""Stops for these reasons are what the client asked for, so they are no errors."""
 _MAX_INT = 2**63 - 1
 """A span's whole numbers are signed, a seed is not."""
 _NS = 1e9
@@ -77,7 +77,7 @@ class Tracing(Observer):
         resource = Resource.create(named).merge(OTELResourceDetector().detect())
         provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-        if troubles:  # It would go on with a default.
+        if troubles:  # OpenTelemetry itself would use a default.
             raise ValueError(troubles[0])
         return cls(provider)
 
@@ -149,7 +149,7 @@ class Tracing(Observer):
         log.handlers = [_ExportErrors(emit)]
 
     def begin_to_close(self) -> None:
-        """Have what is left exported, beside whatever else there is to do."""
+        """Begin to export the remaining spans, in the background."""
         if self._closing is None:
             self._until = time.monotonic() + LAST_EXPORT_SEC
             # Not in asyncio's pool of threads, for whose end its loop would wait.
@@ -157,14 +157,14 @@ class Tracing(Observer):
             self._closing.start()
 
     def close(self) -> None:
-        """Wait for that, at most `LAST_EXPORT_SEC` from its beginning: the collector may hang."""
+        """Wait for the last export, at most `LAST_EXPORT_SEC` from its beginning: the collector may hang."""
         self.begin_to_close()
         if self._closing is not None:
             self._closing.join(max(0.0, self._until - time.monotonic()))
 
 
 class _ExportErrors(logging.Handler):
-    """Tells a trouble once in a while."""
+    """Reports export errors, but not each of many."""
 
     def __init__(self, emit: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
@@ -172,7 +172,7 @@ class _ExportErrors(logging.Handler):
         self._quiet_until = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Tell it, if it is time."""
+        """Report it, unless the last report is recent."""
         if record.created >= self._quiet_until:
             self._quiet_until = record.created + COMPLAINT_INTERVAL_SEC
             self._tell(record.getMessage())
@@ -195,7 +195,7 @@ def _model(model: str | None, of: str) -> dict[str, AttributeValue]:
 
 
 def _asked(job: Job) -> dict[str, AttributeValue]:
-    """What was wanted."""
+    """Attributes of the request."""
     request = job.request
     asked: dict[str, AttributeValue] = {
         "gen_ai.operation.name": _operation(job),
@@ -220,7 +220,7 @@ def _asked(job: Job) -> dict[str, AttributeValue]:
 
 
 def _brought(job: Job, terminal: Terminal) -> dict[str, AttributeValue]:
-    """The result; tokens are those that were computed, as clients see them."""
+    """Attributes of the result; tokens are those that were computed, as clients see them."""
     outcome, reason = outcome_of(terminal, job.receipt)
     brought: dict[str, AttributeValue] = {
         "gen_ai.usage.input_tokens": job.prompt_processed,
@@ -238,7 +238,7 @@ def _brought(job: Job, terminal: Terminal) -> dict[str, AttributeValue]:
 
 
 def _add_stop_events(span: Span, job: Job, receipt: Receipt, ended_at: float) -> None:
-    """A stop's four moments."""
+    """Add the four stages of a stop as events."""
     stop = job.stop
     if stop is None:
         return
@@ -258,7 +258,7 @@ def _add_stop_events(span: Span, job: Job, receipt: Receipt, ended_at: float) ->
         ("freed", None if receipt.freed_ms is None else began + receipt.freed_ms / 1000, held),
         ("terminal", ended_at, None),
     ):
-        if mono is not None:  # Receipts are rounded; nothing is after the end for that.
+        if mono is not None:  # Receipts are rounded; no event may be later than the span's end.
             span.add_event(f"worker_orcd.cancel.{moment}", facts, _ns(job, min(mono, ended_at)))
 
 

@@ -13,7 +13,7 @@ from worker_orcd.protocol import messages
 
 
 def to_prepare(job: Job) -> messages.Prepare:
-    """Have its prompt rendered and tokenized."""
+    """The message that has a job's prompt rendered and tokenized."""
     request = job.request
     return messages.Prepare(
         run=job.run,
@@ -30,7 +30,7 @@ def to_prepare(job: Job) -> messages.Prepare:
 
 
 def to_run(job: Job) -> messages.Run:
-    """Have it generated, from its tokens so far on."""
+    """The message that has a job generated, after its tokens so far."""
     request = job.request
     # A prompt is scored as a whole; in a run that is requeued behind it, not again.
     scored = request.scored_prompt if len(job.prompt_logprobs) < (job.prompt_length or 0) else None
@@ -56,13 +56,13 @@ def to_run(job: Job) -> messages.Run:
 
 
 def _constraint(job: Job) -> messages.Constraint | None:
-    """What its output must be."""
+    """The constraint on a job's output."""
     given = job.request.constraint
     return None if given is None else messages.Constraint(given.kind, given.text, given.lenient)
 
 
 def _namespace(job: Job) -> str:
-    """Whose computed prefixes a job may use: those of jobs with the same API key and the same salt."""
+    """The namespace of a job's prefixes: jobs with the same API key and the same salt share theirs."""
     return f"{job.owner}\0{job.request.cache_salt or ''}"
 
 

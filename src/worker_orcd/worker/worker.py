@@ -1,6 +1,6 @@
 """The worker: passes client requests and engine messages to the core, and carries out the effects the core returns.
 
-A cancel takes this path: `Worker.stop` calls the dispatcher; the dispatcher's `SendStop` goes to the supervisor; the
+A cancel takes this path: `Worker.cancel` calls the dispatcher; the dispatcher's `SendStop` goes to the supervisor; the
 engine interrupts its step and answers `Stopped`; `on_message` passes that to the dispatcher; the dispatcher's `Ended`
 means that the terminal event is among the job's events, and the worker wakes its readers.
 """
@@ -114,7 +114,7 @@ class Worker:
         Args:
             requests: the validated jobs.
             correlation_id: of the request.
-            owner: whose it is.
+            owner: of the jobs.
             headers: of the request; they may say which trace it is part of.
             retry_of: the client's cancel of the job that this request asks for again; it ends at once.
 
