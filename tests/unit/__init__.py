@@ -1,1 +1,1 @@
-"""Pure code, one module at a time: no sockets, no processes, no real model but for its file."""
+"""Tests of pure code, one module at a time: no sockets, no processes, and of the real model only its file."""

@@ -1,4 +1,4 @@
-"""Who may ask without a key, and which wire formats are refused, by the app itself (contract, 8)."""
+"""Which requests need a key, and which wire formats are refused, by the app itself (contract, 8)."""
 
 import asyncio
 import io
@@ -31,7 +31,7 @@ class Asking:
         )
 
     def status(self, method: str = "GET", path: str = "/jobs", **headers: str) -> int:
-        """Of an answer, which has the one shape if it is a refusal."""
+        """Status of an answer; a refusal must have the one error shape."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         answer = self.client.request(method, path, headers=named, json=CANCEL if method == "POST" else None)
         if answer.status_code >= 400:
@@ -47,7 +47,7 @@ class Asking:
 )
 @pytest.mark.parametrize("insecure", [False, True])
 def test_a_host_that_is_no_name_is_refused(host: str, insecure: bool) -> None:
-    """Also with --insecure."""
+    """A malformed `Host` is refused, also with --insecure."""
     assert Asking(insecure=insecure).status(host=host) == 400
 
 
@@ -64,7 +64,7 @@ def test_a_host_that_is_no_name_is_refused(host: str, insecure: bool) -> None:
     ],
 )
 def test_a_foreign_page_cannot_ask(origin: str, insecure: bool) -> None:
-    """--insecure lets other machines in, not the pages their users look at."""
+    """--insecure admits other machines, but not the web pages that their users open."""
     asking = Asking(insecure=insecure)
     for path in ("/cancel", "/shutdown"):
         assert asking.status("POST", path, origin=origin) == 400
@@ -73,7 +73,7 @@ def test_a_foreign_page_cannot_ask(origin: str, insecure: bool) -> None:
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
 def test_a_foreign_pages_get_is_refused(site: str) -> None:
-    """It has no Origin; the browser says where it comes from. A link to the console works."""
+    """A GET has no Origin, but the browser names the site that sent it. A link to the console works."""
     asking = Asking()
     assert asking.status(sec_fetch_site=site) == 400
     assert asking.status(path="/", sec_fetch_site=site, sec_fetch_mode="no-cors") == 400
@@ -91,12 +91,12 @@ def test_a_foreign_pages_get_is_refused(site: str) -> None:
     ],
 )
 def test_codings_that_are_not_read_are_refused(name: str, value: str, status: int) -> None:
-    """Instead of taking the body as if it were plain."""
+    """Otherwise an encoded body would be read as plain bytes."""
     assert Asking().status("POST", "/cancel", **{name: value}) == status
 
 
 def test_another_http_version_is_refused() -> None:
-    """505, in the one shape."""
+    """The answer is 505, in the one error shape."""
     asking = Asking()
     sent: list[Any] = []
 
@@ -131,7 +131,7 @@ KEYS = {"anna": "anna-0123456789abcdef", "berta": "berta-0123456789abcdef", "olg
 
 
 class Guarded:
-    """An app with two tenants' keys and an operator's, or none of an operator."""
+    """An app with the keys of two tenants, and with an operator's key or without one."""
 
     def __init__(self, folder: Path, *, operators: bool = True, private_load: bool = False) -> None:
         files = [folder / "tenants", folder / "operators"]
@@ -157,7 +157,7 @@ class Guarded:
         return self.client.request(method, path, headers=headers | more.pop("headers", {}), **more)
 
     def received_by(self, who: str) -> list[EventFields]:
-        """What this person gets from `/narration` from its start on."""
+        """All that this person gets from `/narration`."""
         caller = self.keys.caller(KEYS[who])
         assert caller is not None
         listener = self.narrator.broadcast.join(caller.owner, operator=caller.operator)
@@ -173,7 +173,7 @@ class Guarded:
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/shutdown"), ("GET", "/metrics")])
 def test_what_concerns_all_tenants_needs_an_operators_key(tmp_path: Path, method: str, path: str) -> None:
-    """A tenant's key is not enough, without an operator's key file for nobody at all."""
+    """A tenant's key is refused; without an operator's key file every key is."""
     guarded = Guarded(tmp_path)
     assert guarded.ask(None, method, path).status_code == 401
     refused = guarded.ask("anna", method, path)
@@ -188,7 +188,7 @@ def test_what_concerns_all_tenants_needs_an_operators_key(tmp_path: Path, method
 
 
 def test_every_route_says_whom_it_is_for(tmp_path: Path) -> None:
-    """A new route needs a key unless it is added here, and only two are for operators."""
+    """A new route needs a key unless it is listed here, and only two routes are for operators."""
     guarded = Guarded(tmp_path)
     open_to, for_operators = set(), set()
     for path in guarded.app.openapi()["paths"].keys() | {"/", "/console/app.js", "/docs", "/openapi.json"}:
@@ -204,7 +204,7 @@ def test_every_route_says_whom_it_is_for(tmp_path: Path) -> None:
 
 
 def test_health_shows_paths_and_if_asked_load_to_operators_only(tmp_path: Path) -> None:
-    """To all others the reason is in general words, and load figures are null with `--private-load`."""
+    """Other clients see a general reason, and with `--private-load` null for load figures."""
     load = ("kv_cells_used", "kv_cells_cached", "prefix_store_bytes", "jobs_running", "jobs_queued")
     for private_load in (False, True):
         guarded = Guarded(tmp_path, private_load=private_load)
@@ -221,18 +221,18 @@ def test_health_shows_paths_and_if_asked_load_to_operators_only(tmp_path: Path) 
 
 
 def test_a_wrong_key_does_not_turn_a_probe_away(tmp_path: Path) -> None:
-    """Open paths stay open to a probe whose key was taken away."""
+    """Open paths stay open to a probe whose key is no longer valid."""
     answer = Guarded(tmp_path).client.get("/livez", headers={"Authorization": "Bearer no-0123456789abcdef"})
     assert answer.status_code == 200
 
 
-def test_without_keys_everybody_is_an_operator() -> None:
-    """Whoever reaches a worker without keys sees all of it."""
+def test_without_keys_every_client_is_an_operator() -> None:
+    """A client that reaches a worker without keys sees everything."""
     assert Asking().status(path="/metrics") == 200
 
 
 def test_what_was_not_accepted_is_narrated_to_the_operator_only(tmp_path: Path) -> None:
-    """A stranger cannot push tenants' events out, nor write an id of its choice into their streams."""
+    """A client without a key cannot displace tenants' events, nor write an id of its choice into their streams."""
     guarded = Guarded(tmp_path)
     assert guarded.ask("anna", "GET", "/nowhere").status_code == 404
     for _ in range(BACKLOG + 10):

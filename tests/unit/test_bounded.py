@@ -1,4 +1,4 @@
-"""The bound that owners share: what is over is taken from the owner that holds most, and from nobody else."""
+"""A bound shared by owners: what exceeds it is taken from the owner that holds most, and from no other owner."""
 
 from collections import Counter
 
@@ -11,12 +11,12 @@ Added = tuple[str, int, int]
 
 
 def holding(kept: BoundedByOwner[int, int], owner: str) -> list[int]:
-    """The names an owner keeps, oldest first."""
+    """The names that an owner holds, oldest first."""
     return [entry.name for entry in kept.of(owner)]
 
 
 def test_the_owner_that_holds_most_loses_its_oldest() -> None:
-    """The newcomer's value is kept, in the other's place."""
+    """The new value is kept and takes the place of that owner's oldest one."""
     kept: BoundedByOwner[int, int] = BoundedByOwner(3)
     for name in range(3):
         assert kept.add("anna", name, name) == []
@@ -26,7 +26,7 @@ def test_the_owner_that_holds_most_loses_its_oldest() -> None:
 
 
 def test_among_equals_the_one_that_adds_loses() -> None:
-    """So nobody gains by adding again and again."""
+    """An owner gains nothing by adding again and again."""
     kept: BoundedByOwner[int, int] = BoundedByOwner(2)
     kept.add("anna", 0, 0)
     kept.add("berta", 0, 0)
@@ -37,7 +37,8 @@ def test_among_equals_the_one_that_adds_loses() -> None:
 
 
 def test_only_the_oldest_are_dropped_while_they_are_old() -> None:
-    """In the order in which they were added, up to the first that is not old; an old one behind it stays."""
+    """Values are dropped in the order in which they were added, up to the first that is not old; an old value
+    behind it stays."""
     kept: BoundedByOwner[str, int] = BoundedByOwner(10)
     for owner, name, value in (("anna", "a", 1), ("berta", "b", 2), ("anna", "c", 9), ("berta", "d", 1)):
         kept.add(owner, name, value)
@@ -48,7 +49,7 @@ def test_only_the_oldest_are_dropped_while_they_are_old() -> None:
 
 
 def test_a_value_in_place_of_another_is_the_newest() -> None:
-    """It is counted once, and stands at the end."""
+    """A replaced value is counted once, and is then the newest."""
     kept: BoundedByOwner[int, str] = BoundedByOwner(10)
     kept.add("anna", 0, "old", 4)
     kept.add("anna", 1, "other", 2)
@@ -68,8 +69,8 @@ def test_a_value_in_place_of_another_is_the_newest() -> None:
     st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 9), st.integers(0, 6)), max_size=80),
 )
 def test_no_owner_within_its_share_ever_loses_anything(bound: int, adds: list[Added]) -> None:
-    """Whatever is added in whatever order: the bound holds, the counts agree with a plain recount, and an owner that
-    never holds more than bound / owners keeps the latest value of each name."""
+    """For every sequence of additions: the bound holds, the counts agree with a recount, and an owner that never
+    holds more than bound / owners keeps the latest value of each name."""
     kept: BoundedByOwner[int, int] = BoundedByOwner(bound)
     wanted: dict[str, dict[int, int]] = {}
     for owner, name, size in adds:

@@ -1,4 +1,4 @@
-"""Listeners of the narration and what is kept for them: no tenant takes another's (G9, G10)."""
+"""Listeners of log events and the events kept for them: no tenant takes another tenant's room (G9, G10)."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ SILENT_SEC = 0.001
 
 
 def received(listener: Listener) -> list[object]:
-    """What waits for a listener now."""
+    """Events that are queued for a listener now."""
 
     async def listen() -> list[object]:
         async for batch in listener.listen(SILENT_SEC):
@@ -19,14 +19,14 @@ def received(listener: Listener) -> list[object]:
 
 
 def joined(broadcast: Broadcast, owner: str, after: str | None = None) -> Listener:
-    """One more listener."""
+    """Add a listener."""
     listener = broadcast.join(owner, after)
     assert listener is not None
     return listener
 
 
 def test_a_tenants_events_push_out_only_its_own() -> None:
-    """Anna's events are there after any number of Berta's; so are everybody's."""
+    """Anna's events and those for all tenants are still kept after any number of Berta's."""
     broadcast = Broadcast()
     broadcast.emit({"number": 1}, "anna")
     broadcast.emit({"action": "ready", "number": 2}, None)
@@ -37,7 +37,8 @@ def test_a_tenants_events_push_out_only_its_own() -> None:
 
 
 def test_a_tenants_listeners_shut_out_only_its_own() -> None:
-    """Who has fewer takes the place of the oldest of who has most, whose stream ends; who has most is refused."""
+    """A tenant with fewer listeners takes the place of the oldest listener of the tenant with most; a further
+    listener of that tenant is refused."""
     broadcast = Broadcast()
     bertas = [joined(broadcast, "berta") for _ in range(MAX_LISTENERS)]
     assert broadcast.join("berta") is None

@@ -1,4 +1,5 @@
-"""Bodies of `POST /cancel` and `POST /execute`: what is taken, and how the rest is refused (contract, 2 and 3)."""
+"""Bodies of `POST /cancel` and `POST /execute`: which are accepted, and how the others are refused (contract, 2 and
+3)."""
 
 import json
 from typing import Any
@@ -55,7 +56,7 @@ def refusal_of_execute(raw: bytes, ceilings: Ceilings | None = None) -> JobError
 
 
 def taken(**given: Any) -> ExecuteRequest:
-    """An otherwise minimal execute body with these fields, taken."""
+    """The request of a minimal execute body with these fields."""
     raw = json.dumps({"job_id": "test-123", "prompt": "x", **given}).encode()
     return ExecuteRequest.parse(raw).within(Ceilings())
 
@@ -72,7 +73,7 @@ def test_the_answer_to_a_cancel_is_exactly_status_and_job_id() -> None:
 @given(IDS)
 @settings(deadline=None)
 def test_every_id_of_the_alphabet_can_be_cancelled_and_comes_back_unchanged(job_id: str) -> None:
-    """1 to 256 characters of the alphabet are an id, whatever they are."""
+    """Any 1 to 256 characters of the alphabet are a valid id."""
     parsed = CancelRequest.parse(json.dumps({"job_id": job_id}).encode())
     assert parsed.answer() == {"status": "cancelling", "job_id": job_id}
 
@@ -80,7 +81,7 @@ def test_every_id_of_the_alphabet_can_be_cancelled_and_comes_back_unchanged(job_
 @given(st.text(max_size=20).filter(lambda text: not text or not set(text) <= set(ALPHABET)))
 @settings(deadline=None)
 def test_an_id_outside_the_alphabet_is_refused(job_id: str) -> None:
-    """Anything else is INVALID_REQUEST; a line end behind a good id is no exception."""
+    """The refusal is INVALID_REQUEST, also for a valid id with a line end."""
     raw = json.dumps({"job_id": job_id}, ensure_ascii=False).encode("utf-8", "surrogatepass")
     assert refusal_of_cancel(raw).http_status == 400
 
@@ -97,13 +98,13 @@ def test_a_malformed_id_is_refused_and_the_field_is_named(job_id: str) -> None:
 
 
 def test_an_id_of_256_characters_is_taken() -> None:
-    """The bound itself is inside."""
+    """256 characters are allowed."""
     assert CancelRequest.parse(json.dumps({"job_id": "a" * 256}).encode()).job_id == "a" * 256
 
 
 @pytest.mark.parametrize("raw", NOT_JSON)
 def test_a_cancel_that_is_not_json_is_refused(raw: bytes) -> None:
-    """400, and no field is blamed."""
+    """The answer is a 400 that names no field."""
     error = refusal_of_cancel(raw)
     assert (error.code, error.http_status, error.param) == (ErrorCode.INVALID_REQUEST, 400, None)
     assert error.message == "the body is not valid JSON"
@@ -111,14 +112,14 @@ def test_a_cancel_that_is_not_json_is_refused(raw: bytes) -> None:
 
 @pytest.mark.parametrize("raw", NO_OBJECT)
 def test_a_cancel_that_is_no_json_object_is_refused(raw: bytes) -> None:
-    """400 that says what is wanted."""
+    """The 400 says that an object is required."""
     error = refusal_of_cancel(raw)
     assert (error.http_status, error.param) == (400, None)
     assert error.message == "the body must be a JSON object"
 
 
 def test_a_cancel_without_an_id_is_refused_as_missing() -> None:
-    """400 with the name of what is missing."""
+    """The 400 names the missing field."""
     error = refusal_of_cancel(b"{}")
     assert (error.param, error.message) == ("job_id", "job_id is required")
 
@@ -129,8 +130,8 @@ def test_the_id_of_a_cancel_is_not_coerced_from_another_type(value: object) -> N
     assert refusal_of_cancel(json.dumps({"job_id": value}).encode()).param == "job_id"
 
 
-def test_a_cancel_that_says_more_than_it_has_to_is_still_one() -> None:
-    """Only what makes it unclear which job is meant is malformed (contract, 3)."""
+def test_unknown_fields_of_a_cancel_are_ignored() -> None:
+    """Unknown fields are ignored; only a body that does not identify its target is malformed (contract, 3)."""
     asked = CancelRequest.parse(b'{"job_id": "a", "reason": "outdated", "force": true}')
     assert asked == CancelRequest(job_id="a")
     assert asked.answer() == {"status": "cancelling", "job_id": "a"}
@@ -147,13 +148,13 @@ def test_a_cancel_of_a_group_is_answered_with_its_name() -> None:
     "body", [{"job_id": "a", "group": "g"}, {"group": 5}, {"group": ""}, {"group": "a b"}]
 )
 def test_a_group_at_fault_is_named(body: dict[str, object]) -> None:
-    """Both at once, or no name that a group can have."""
+    """A group beside a job id, or a malformed group, is refused with `group` as the field."""
     error = refusal_of_cancel(json.dumps(body).encode())
     assert (error.http_status, error.param) == (400, "group")
 
 
 def test_of_two_equal_names_the_last_counts() -> None:
-    """JSON leaves it open; we do what JSON parsers do."""
+    """JSON leaves duplicate names open; the last one counts, as in most parsers."""
     assert CancelRequest.parse(b'{"job_id": "a", "job_id": "b"}').job_id == "b"
 
 
@@ -161,14 +162,14 @@ def test_of_two_equal_names_the_last_counts() -> None:
     "raw", [b'{"job_id": "\\ud800"}', b'{"\\udfff": 1}', b'{"job_id": "\\ud83d\\ud83d"}']
 )
 def test_a_lone_surrogate_in_a_cancel_is_refused(raw: bytes) -> None:
-    """What cannot be written as UTF-8 is taken nowhere."""
+    """Text that cannot be encoded as UTF-8 is never accepted."""
     assert refusal_of_cancel(raw).http_status == 400
 
 
 @given(st.binary(max_size=40) | st.text(max_size=40).map(lambda text: text.encode("utf-8", "replace")))
 @settings(deadline=None)
-def test_no_body_at_all_does_anything_but_parse_or_be_refused(raw: bytes) -> None:
-    """No bytes bring out another exception than the one that becomes a 400, in either body."""
+def test_any_bytes_are_parsed_or_refused(raw: bytes) -> None:
+    """Arbitrary bytes raise no exception other than the one that becomes a 400, in both bodies."""
     for parse in (CancelRequest.parse, ExecuteRequest.parse):
         try:
             parse(raw)
@@ -360,7 +361,7 @@ def test_a_value_of_the_wrong_type_is_refused_not_coerced(name: str, value: obje
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
 @pytest.mark.parametrize("name", ["temperature", "top_p", "repetition_penalty"])
 def test_a_number_that_is_not_finite_is_refused(name: str, number: str) -> None:
-    """No NaN reaches a sampler, however it is written."""
+    """NaN and infinity never reach a sampler, however they are written."""
     raw = f'{{"job_id": "a", "prompt": "x", "{name}": {number}}}'.encode()
     error = refusal_of_execute(raw)
     assert (error.http_status, error.param) == (400, name)
@@ -373,7 +374,7 @@ def test_a_penalty_of_zero_is_refused_because_it_yields_nan() -> None:
 
 
 def test_an_unknown_field_is_refused_by_name_even_beside_another_fault() -> None:
-    """A mistyped name is said first: it explains the fault beside it."""
+    """A misspelled name is reported first, since it explains the other fault."""
     error = refusal(max_token=5, temperature=9)
     assert (error.param, error.message) == ("max_token", "unknown field 'max_token'")
 
@@ -386,20 +387,20 @@ def test_a_fault_inside_a_list_names_the_field_and_the_place() -> None:
 
 
 def test_four_stop_strings_are_taken_in_their_order() -> None:
-    """The bound itself is inside."""
+    """They keep the order of the request."""
     assert taken(stop=["d", "c", "b", "a"]).stop == ("d", "c", "b", "a")
 
 
 @pytest.mark.parametrize("raw", NOT_JSON)
 def test_an_execute_that_is_not_json_is_refused(raw: bytes) -> None:
-    """400, and no field is blamed."""
+    """The answer is a 400 that names no field."""
     error = refusal_of_execute(raw)
     assert (error.http_status, error.param, error.message) == (400, None, "the body is not valid JSON")
 
 
 @pytest.mark.parametrize("raw", NO_OBJECT)
 def test_an_execute_that_is_no_json_object_is_refused(raw: bytes) -> None:
-    """400 that says what is wanted."""
+    """The 400 says that an object is required."""
     assert refusal_of_execute(raw).message == "the body must be a JSON object"
 
 
@@ -421,7 +422,7 @@ def test_the_worker_s_own_ceilings_bound_prompt_and_output() -> None:
 
 
 def test_a_prompt_is_counted_in_characters_not_bytes() -> None:
-    """Chinese has as much room as English."""
+    """A Chinese prompt may have as many characters as an English one."""
     raw = json.dumps({"job_id": "a", "prompt": "漢" * 32768}, ensure_ascii=False).encode()
     assert len(ExecuteRequest.parse(raw).within(Ceilings(max_prompt_chars=32768)).prompt) == 32768
 
@@ -430,7 +431,7 @@ def test_a_prompt_is_counted_in_characters_not_bytes() -> None:
     ("timeout_ms", "seconds"), [(None, 300.0), (1, 0.001), (1500, 1.5), (300_000, 300.0), (300_001, 300.0)]
 )
 def test_a_job_s_own_deadline_is_cut_to_the_worker_s(timeout_ms: int | None, seconds: float) -> None:
-    """A client may be more impatient than the worker, never more patient."""
+    """A client may ask for less time than the worker's limit, never for more."""
     assert taken(timeout_ms=timeout_ms).timeout_within(Ceilings()) == seconds
 
 

@@ -1,4 +1,4 @@
-"""The model's chat template: a foreign program around a client's words."""
+"""The model's chat template: a program from the model file that renders clients' text."""
 
 import json
 import re
@@ -29,7 +29,7 @@ SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "
 
 
 def template(source: str, special: tuple[str, ...] = SPECIAL, **given: Any) -> ChatTemplate:
-    """One with this source, beside a vocabulary with these special tokens."""
+    """A template with this source, and a vocabulary with these special tokens."""
     tokens = tuple(SpecialToken(text) for text in special)
     return ChatTemplate(Source(source, BOS, EOS, special=tokens, **given))
 
@@ -40,12 +40,12 @@ def pieces(it: ChatTemplate, conversation: Conversation) -> list[Piece]:
 
 
 def rendered(it: ChatTemplate, conversation: Conversation) -> str:
-    """Its text."""
+    """The text of a rendered conversation."""
     return "".join(piece.text for piece in pieces(it, conversation))
 
 
 def parsed(it: ChatTemplate, conversation: Conversation) -> Counter[str]:
-    """The special tokens that are ones in it."""
+    """The special tokens of a rendered conversation that count as special."""
     texts = [piece.text for piece in pieces(it, conversation) if piece.parsed]
     pattern = "|".join(map(re.escape, SPECIAL))
     return Counter(found for text in texts for found in re.findall(pattern, text))
@@ -205,7 +205,7 @@ def test_marks_for_training_are_only_their_content() -> None:
 
 @pytest.mark.parametrize("source", ["{% if %}", "{{ unclosed", "nothing of the prompt", "{% for x in y %}"])
 def test_a_broken_template_is_refused_when_it_is_compiled(source: str) -> None:
-    """With a sentence for the client of `template: auto`, not with a traceback."""
+    """The client of `template: auto` gets a sentence, not a traceback."""
     with pytest.raises(TemplateFault, match="chat template"):
         template(source)
 
@@ -220,7 +220,7 @@ def test_a_broken_template_is_refused_when_it_is_compiled(source: str) -> None:
     ],
 )
 def test_a_template_too_large_to_compile_is_broken(nested: str, reason: str) -> None:
-    """Python's compiler fails in other ways than Jinja's."""
+    """Python's compiler fails with other exceptions than Jinja's."""
     with pytest.raises(TemplateFault, match=f"broken: {reason}"):
         template(nested + "{{ messages[0].content }}")
 
@@ -229,7 +229,7 @@ def test_a_template_too_large_to_compile_is_broken(nested: str, reason: str) -> 
     "fault", ["{{ 1 // 0 }}", "{{ none.x.y }}", "{{ raise_exception('no') }}", "{{ 'a' + 1 }}"]
 )
 def test_whatever_a_template_raises_refuses_this_prompt_only(fault: str) -> None:
-    """The next one is rendered."""
+    """The next prompt is rendered."""
     it = template(
         "{% if messages[0].content == 'bad<' %}" + fault + "{% endif %}<u>{{ messages[0].content }}"
     )
@@ -239,7 +239,7 @@ def test_whatever_a_template_raises_refuses_this_prompt_only(fault: str) -> None
 
 
 def test_a_templates_own_refusal_is_handed_on() -> None:
-    """In its own words."""
+    """The client gets the message that the template raised."""
     it = template(ALTERNATES)
     assert rendered(it, [said("user", "a"), said("assistant", "b")]) == "<a><b>"
     with pytest.raises(TemplateFault, match=r"roles must alternate <\|im_end\|>$"):
@@ -247,7 +247,7 @@ def test_a_templates_own_refusal_is_handed_on() -> None:
 
 
 def test_variables_other_than_messages_reach_the_template() -> None:
-    """Tools, or whether the model is to go on with an answer."""
+    """For example tools, or whether the model continues its last answer."""
     it = template("{{ messages[0].content }}{% for t in tools or [] %}{{ t | tojson }}{% endfor %}")
     tool = {"name": "<|im_end|>", "parameters": {"<s>": [1, None, True]}}
     found = it.render({"messages": [said("user", "hi")], "tools": [tool]})

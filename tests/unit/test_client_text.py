@@ -19,7 +19,7 @@ def client(text: str) -> Any:
 
 
 def show(value: Any) -> Any:
-    """What is meant by a value with client text in it."""
+    """A value with the aliases of client text replaced by the original characters."""
     if isinstance(value, str):
         return ALIASES.show(value)
     return type(value)(map(show, value)) if isinstance(value, list | tuple) else value
@@ -83,7 +83,7 @@ def test_no_method_turns_aliases_back(call: str, text: str, count: int) -> None:
 
 
 def test_aliases_are_characters_that_occur_nowhere() -> None:
-    """Else a client could write them."""
+    """Otherwise a client could write them."""
     texts = ["\U000f0000 <", "\U000f0001"]
     aliases = Aliases("<", texts)
     hidden = aliases.hide(texts[0])

@@ -1,4 +1,5 @@
-"""A request's head in pieces: whatever they are, no other protocol is asked for, and nothing else is changed."""
+"""A request's head that arrives in pieces: an upgrade to another protocol is never requested, and nothing else is
+changed."""
 
 from itertools import pairwise
 
@@ -20,7 +21,7 @@ LINES = st.sampled_from(
 
 
 def passed_on(pieces: list[bytes]) -> bytes:
-    """What the parser gets of them, all in one head."""
+    """What the parser gets of these pieces, all in one head."""
     connection = BoundedProtocol.__new__(BoundedProtocol)
     connection._line_begun = b""
     return b"".join(connection._without_upgrade(piece) for piece in pieces)

@@ -1,4 +1,4 @@
-"""Which connections make room for others: never one whose request is being answered (G10)."""
+"""Which connections are closed to make room: never one whose request is being answered (G10)."""
 
 import pytest
 from hypothesis import given, strategies as st
@@ -9,7 +9,7 @@ BOUND = 4
 
 
 class Open:
-    """Connections by number, and which of them had to go."""
+    """Connections by number, and which of them were closed."""
 
     def __init__(self) -> None:
         self.dropped: list[int] = []
@@ -21,7 +21,7 @@ class Open:
 
 
 def test_the_oldest_unproven_makes_room_then_the_oldest_idle() -> None:
-    """Whatever their order of arrival; a busy one never does, and then another one is refused."""
+    """Whatever their order of arrival. A busy connection is never closed; a new one is refused instead."""
     opened = Open()
     opened.add(1, 2, 3, 4)
     for number in (1, 2, 3):
@@ -43,7 +43,7 @@ def test_the_oldest_unproven_makes_room_then_the_oldest_idle() -> None:
 
 
 def test_one_that_had_to_go_takes_no_place_any_more() -> None:
-    """Later events of it change nothing."""
+    """Later events of a closed connection change nothing."""
     opened = Open()
     opened.add(1, 2, 3, 4, 5)
     assert opened.dropped == [1]
@@ -57,7 +57,7 @@ def test_one_that_had_to_go_takes_no_place_any_more() -> None:
 @pytest.mark.parametrize("bound", [1, BOUND])
 @given(st.lists(st.tuples(st.sampled_from(["add", "admit", "answered", "remove"]), st.integers(0, 20))))
 def test_busy_ones_stay_and_the_bound_holds(bound: int, steps: list[tuple[str, int]]) -> None:
-    """In any history."""
+    """Both hold in any sequence of events."""
     dropped: list[int] = []
     connections: Connections[int] = Connections(dropped.append)
     known: set[int] = set()

@@ -13,13 +13,13 @@ LONG = "x" * 300
 
 
 def only(*tokens: int) -> Mask:
-    """A mask that allows these tokens."""
+    """A mask that allows only these tokens."""
     bits = sum(1 << token for token in tokens)
     return Mask(bits.to_bytes(VOCABULARY // 8 + 1, "little"), complete=False)
 
 
 class HandMatcher:
-    """A matcher whose masks the test gives."""
+    """A matcher whose masks come from the test."""
 
     def __init__(self, generated: tuple[int, ...]) -> None:
         self.accepted = list(generated)
@@ -50,7 +50,7 @@ class HandMatcher:
 
 
 class HandGrammars(Grammars):
-    """Makes matchers that the test holds, by the grammars' texts."""
+    """Grammars whose matchers the test controls, by the grammars' texts."""
 
     def __init__(self) -> None:
         self.matchers: list[HandMatcher] = []
@@ -68,7 +68,7 @@ class HandGrammars(Grammars):
 
 @pytest.fixture
 def loop(make_loop: MakeLoop) -> HandLoop:
-    """A loop whose grammars the test holds."""
+    """A loop whose grammars the test controls."""
     it = make_loop()
     it.model.grammars = HandGrammars()
     return it
@@ -94,7 +94,7 @@ def begun(it: HandLoop, run: Run) -> HandMatcher:
 
 
 def test_only_allowed_tokens_are_drawn(loop: HandLoop) -> None:
-    """Also by the scripted model, which would say something else."""
+    """The scripted model's own choice is a token that is not allowed."""
     matcher = begun(loop, constrained(1, '{"text": "zzzzzzzz", "token_ms": 0, "row_ms": 0}'))
     loop.finish()
     assert loop.text(1) == "a" * 8
@@ -112,7 +112,7 @@ def test_a_complete_output_ends_its_run(loop: HandLoop) -> None:
 
 
 def test_an_output_that_is_complete_with_its_last_token_ends_by_itself(loop: HandLoop) -> None:
-    """`length` says that something was cut."""
+    """Its reason is `stop`; `length` would mean that the output was cut."""
     matcher = begun(loop, constrained(1, max_tokens=2))
     it = matcher.accept
 
@@ -130,7 +130,7 @@ def test_an_output_that_is_complete_with_its_last_token_ends_by_itself(loop: Han
     [(ConstraintRefused("too much"), "INVALID_REQUEST"), (GrammarsLost("gone"), "INTERNAL")],
 )
 def test_a_grammar_that_fails_ends_its_run_alone(loop: HandLoop, error: Exception, code: str) -> None:
-    """With the reason; its neighbour goes on."""
+    """The run ends with the reason; its neighbour continues."""
     loop.post(run_message(2, max_tokens=20))
     matcher = begun(loop, constrained(1))
     matcher.next = error
@@ -139,8 +139,8 @@ def test_a_grammar_that_fails_ends_its_run_alone(loop: HandLoop, error: Exceptio
     assert len(loop.tokens(2)) == 20
 
 
-def test_a_run_whose_grammar_is_not_ready_holds_up_nobody(loop: HandLoop) -> None:
-    """Its prompt is computed but for the last row, and then it waits; its neighbour gets a token in every step."""
+def test_a_run_whose_grammar_is_not_ready_delays_no_other(loop: HandLoop) -> None:
+    """Its prompt is computed but for the last row, then it waits; its neighbour gets a token in every step."""
     assert isinstance(loop.model.grammars, HandGrammars)
     loop.model.grammars.ready = False
     begun_at = len(loop.steps)
@@ -158,7 +158,7 @@ def test_a_run_whose_grammar_is_not_ready_holds_up_nobody(loop: HandLoop) -> Non
 
 
 def test_alone_a_run_waits_for_its_grammar_without_a_step(loop: HandLoop) -> None:
-    """And a stop is obeyed meanwhile."""
+    """A stop during the wait takes effect."""
     assert isinstance(loop.model.grammars, HandGrammars)
     loop.model.grammars.ready = False
     loop.post(constrained(1))
@@ -175,7 +175,7 @@ def test_alone_a_run_waits_for_its_grammar_without_a_step(loop: HandLoop) -> Non
 
 
 def test_a_requeued_run_is_followed_from_its_tokens_so_far(loop: HandLoop) -> None:
-    """As if it had never stopped."""
+    """Its masks are those that it would have had without the requeue."""
     matcher = begun(loop, constrained(1, generated=(97, 97)))
     assert matcher.accepted == [97, 97, 97]
     assert all(isinstance(step, Step) for step in loop.steps)

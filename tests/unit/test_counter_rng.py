@@ -14,7 +14,7 @@ SEEDS = st.integers(0, 2**64 - 1)
 @given(SEEDS, st.integers(0, 1_000_000), st.lists(st.tuples(SEEDS, st.integers(0, 1000)), max_size=5))
 @settings(deadline=None)
 def test_a_draw_depends_on_seed_and_index_alone(seed: int, index: int, others: list[tuple[int, int]]) -> None:
-    """Whatever others drew in between: a requeued job draws the same."""
+    """Draws of other jobs in between change nothing, so a requeued job draws the same numbers."""
     first = draw_seed(seed, index)
     for other_seed, other_index in others:
         draw_seed(other_seed, other_index)
@@ -38,7 +38,8 @@ def test_a_draw_is_a_32_bit_seed_and_never_the_one_that_means_any(seed: int, ind
 
 
 def test_when_the_hash_gives_the_forbidden_seed_another_one_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes once in four billion, so here a hash stands in that gives it twice, then another."""
+    """That happens once in four billion draws, so a stand-in hash returns the forbidden value twice, then another
+    one."""
     given_in_turn = [b"\xff\xff\xff\xff", b"\xff\xff\xff\xff", b"\x05\x00\x00\x00"]
     hashed: list[bytes] = []
 

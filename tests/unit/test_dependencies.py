@@ -1,4 +1,4 @@
-"""What pyproject.toml says of packages on whose private parts the worker depends."""
+"""What pyproject.toml requires of packages whose private parts the worker uses."""
 
 import tomllib
 from importlib.metadata import version
@@ -21,6 +21,7 @@ def test_uvicorn_is_bound_to_one_minor_version() -> None:
 
 
 def test_the_client_library_is_two_packages_that_are_not_compiled() -> None:
-    """Who only asks a worker gets none of what a worker needs, which is llama.cpp's compiler among other things."""
+    """Installing the client library alone installs none of the worker's dependencies, and so does not compile
+    llama.cpp."""
     given = map(Requirement, tomllib.loads(PYPROJECT.read_text())["project"]["dependencies"])
     assert {requirement.name for requirement in given} == {"anyio", "httpx2"}

@@ -66,14 +66,14 @@ def test_the_cpu_means_no_gpu_at_all() -> None:
     ],
 )
 def test_what_there_is_not_is_refused(index: int, weigh: int, code: str, words: str) -> None:
-    """No such GPU, or not enough of its memory."""
+    """A GPU that does not exist is refused, and one with too little memory."""
     with pytest.raises(ModelLoadError, match=words) as caught:
         devices.choose(OFFLOADING, index, weigh, LAPTOP)
     assert caught.value.code == code
 
 
 def test_memory_in_use_counts_from_the_choice() -> None:
-    """What others use of it is not ours."""
+    """Memory that other processes use on the GPU is not counted."""
     machine = Ggml((GPU, "CUDA0", 1000))
     device = devices.choose(OFFLOADING, 0, WEIGHTS, machine)
     machine._found = ((GPU, "CUDA0", 700),)

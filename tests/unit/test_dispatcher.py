@@ -1,4 +1,4 @@
-"""The core's one face: which effects each fact has."""
+"""The dispatcher: the effects of each fact."""
 
 import re
 
@@ -32,12 +32,12 @@ def dispatcher(*, ready: bool = True, max_queue: int = 10) -> Dispatcher:
 
 
 def submitted(it: Dispatcher, job_id: str = "job-1", **given: object) -> Job:
-    """A job that was taken in, at second 0."""
+    """A job that was accepted at second 0."""
     return submit(it, execute(job_id, **given), f"cor-{job_id}", at(0))[0]
 
 
 def running(it: Dispatcher, job_id: str = "job-1", **given: object) -> Job:
-    """A job that was handed to the engine, at second 1."""
+    """A job that was handed to the engine at second 1."""
     job = submitted(it, job_id, **given)
     assert Run(job) in it.prepared(job.run, PROMPT, at(1))
     return job
@@ -52,7 +52,7 @@ def error_code(job: Job) -> str:
 # Taking jobs in.
 
 
-def test_a_job_is_prepared_when_it_is_taken_in() -> None:
+def test_a_job_is_prepared_when_it_is_accepted() -> None:
     """Its prompt is counted while it waits."""
     it = dispatcher()
     job, effects = submit(it, execute(), "cor-1", at(0))
@@ -63,7 +63,7 @@ def test_a_job_is_prepared_when_it_is_taken_in() -> None:
 
 
 def test_a_job_is_taken_while_the_model_is_loading_and_waits() -> None:
-    """There is nobody to prepare it yet; its phase says why it waits."""
+    """No engine can prepare it yet; its phase says why it waits."""
     it = dispatcher(ready=False)
     job, effects = submit(it, execute(), "cor-1", at(0))
     assert effects == []
@@ -71,7 +71,7 @@ def test_a_job_is_taken_while_the_model_is_loading_and_waits() -> None:
 
 
 def test_each_use_of_an_id_has_its_own_run() -> None:
-    """So nothing that is meant for one incarnation can reach another (G8)."""
+    """A message that is meant for one incarnation cannot reach another (G8)."""
     it = dispatcher()
     first = submitted(it)
     it.cancel("job-1", stop_request(), at(2))
@@ -81,7 +81,7 @@ def test_each_use_of_an_id_has_its_own_run() -> None:
 
 
 def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
-    """429, retriable, and nothing has changed."""
+    """The refusal is 429 and retriable, and nothing has changed."""
     it = dispatcher(ready=False, max_queue=2)
     submitted(it, "job-1")
     submitted(it, "job-2")
@@ -95,7 +95,7 @@ def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
 
 
 def test_running_jobs_do_not_fill_the_queue() -> None:
-    """It bounds those that wait."""
+    """The bound counts waiting jobs only."""
     it = dispatcher(max_queue=1)
     running(it, "job-1")
     running(it, "job-2")
@@ -105,7 +105,7 @@ def test_running_jobs_do_not_fill_the_queue() -> None:
 
 
 def test_a_live_id_is_in_use_even_when_the_queue_is_full() -> None:
-    """The more useful of the two refusals is given."""
+    """JOB_ID_IN_USE is the more useful refusal of the two."""
     it = dispatcher(max_queue=1)
     submitted(it)
     with pytest.raises(JobError) as refused:
@@ -114,7 +114,7 @@ def test_a_live_id_is_in_use_even_when_the_queue_is_full() -> None:
 
 
 def test_a_draining_worker_takes_nothing_but_finishes_what_it_has() -> None:
-    """503 for new work; jobs that wait are still started, and cancels still count."""
+    """New jobs get a 503; waiting jobs are still started, and cancels still take effect."""
     it = dispatcher()
     waiting, other = submitted(it, "job-1"), submitted(it, "job-2")
     it.draining = True
@@ -130,7 +130,7 @@ def test_a_draining_worker_takes_nothing_but_finishes_what_it_has() -> None:
 
 
 def test_a_refused_submit_leaves_a_live_job_of_that_id_alone() -> None:
-    """A 409 is no news for the job that is there."""
+    """A 409 changes nothing for the live job."""
     it = dispatcher()
     job = running(it)
     before = snapshot_of(job)
@@ -143,7 +143,7 @@ def test_a_refused_submit_leaves_a_live_job_of_that_id_alone() -> None:
 
 
 def test_a_counted_prompt_that_fits_runs_at_once() -> None:
-    """It gets what it asked for, and `started` is its first event."""
+    """The job gets the tokens that it asked for, and `started` is its first event."""
     it = dispatcher()
     job = submitted(it, max_tokens=20)
     assert it.prepared(job.run, PROMPT, at(1)) == [Run(job)]
@@ -162,7 +162,7 @@ def test_without_max_tokens_a_job_gets_what_fits_up_to_the_ceiling() -> None:
 
 
 def test_a_job_that_is_not_counted_yet_holds_up_no_other() -> None:
-    """Its chat template may take seconds; prompts are counted in the order of arrival otherwise."""
+    """Its chat template may take seconds. Prompts are otherwise counted in order of arrival."""
     it = dispatcher()
     first, second = submitted(it, "job-1"), submitted(it, "job-2")
     assert it.prepared(second.run, PROMPT, at(1)) == [Run(second)]
@@ -170,7 +170,7 @@ def test_a_job_that_is_not_counted_yet_holds_up_no_other() -> None:
 
 
 def test_a_prompt_that_never_fits_is_refused_and_makes_room_for_the_next() -> None:
-    """It ends with the field's name and never started; the one behind it runs."""
+    """The job ends with an error that names the field, without `started`; the next job runs."""
     it = dispatcher()
     too_long, next_one = submitted(it, "job-1"), submitted(it, "job-2")
     assert it.prepared(too_long.run, (1,) * 60, at(2)) == [Ended(too_long)]
@@ -191,7 +191,7 @@ def test_output_that_never_fits_names_max_tokens() -> None:
 
 
 def test_what_the_engine_refuses_names_the_field_it_named() -> None:
-    """A stop string too long in tokens is known to the engine only."""
+    """Only the engine can find, for example, that a stop string has too many tokens."""
     it = dispatcher()
     job = submitted(it)
     refused = JobError(ErrorCode.INVALID_REQUEST, "a stop string has 40 tokens", param="stop")
@@ -200,8 +200,8 @@ def test_what_the_engine_refuses_names_the_field_it_named() -> None:
     assert job.terminal.data()["param"] == "stop"
 
 
-def test_a_prompt_counted_after_its_job_was_cancelled_is_no_news() -> None:
-    """The side thread was at it when the cancel came."""
+def test_a_prompt_counted_after_its_job_was_cancelled_has_no_effect() -> None:
+    """The engine was preparing it when the cancel came; the late answer has no effect."""
     it = dispatcher()
     job = submitted(it)
     it.cancel("job-1", stop_request(), at(2))
@@ -214,7 +214,7 @@ def test_a_prompt_counted_after_its_job_was_cancelled_is_no_news() -> None:
 
 
 def test_tokens_go_to_their_job_and_its_readers_have_something_new() -> None:
-    """The job is returned, for those who wake readers."""
+    """The job is returned, so that its readers are woken."""
     it = dispatcher()
     job, other = running(it, "job-1"), running(it, "job-2")
     it.progress(job.run, 10)
@@ -224,8 +224,8 @@ def test_tokens_go_to_their_job_and_its_readers_have_something_new() -> None:
     assert [event.name for event in other.events] == ["started"]
 
 
-def test_tokens_after_a_stop_wake_nobody() -> None:
-    """They were under way when the cancel came."""
+def test_tokens_after_a_stop_wake_no_reader() -> None:
+    """The engine sent them before it received the stop."""
     it = dispatcher()
     job = running(it)
     it.cancel("job-1", stop_request(), at(2))
@@ -234,7 +234,7 @@ def test_tokens_after_a_stop_wake_nobody() -> None:
 
 
 def test_a_natural_end_frees_its_place_for_the_next() -> None:
-    """First the end, then the one that can run because of it."""
+    """The effects are the end, then the start of the next job."""
     it = dispatcher()
     first = running(it, "job-1")
     running(it, "job-2")
@@ -246,7 +246,7 @@ def test_a_natural_end_frees_its_place_for_the_next() -> None:
 
 
 def test_a_failure_of_the_device_ends_the_job_and_frees_its_place() -> None:
-    """The others go on."""
+    """Other jobs continue."""
     it = dispatcher()
     job, other = running(it, "job-1"), running(it, "job-2")
     error = JobError(ErrorCode.CUDA_ERROR, "GPU 0 failed")
@@ -256,8 +256,8 @@ def test_a_failure_of_the_device_ends_the_job_and_frees_its_place() -> None:
     assert it.queue.running == 1
 
 
-def test_late_messages_for_ended_runs_are_no_news() -> None:
-    """Every kind of them: nothing happens, nobody is touched, also if the id is live again."""
+def test_late_messages_for_ended_runs_have_no_effect() -> None:
+    """No kind of late message has an effect or changes a job, even if the id is live again."""
     it = dispatcher()
     old = running(it)
     it.finished(old.run, "stop", freed_at(2), at(2))
@@ -275,8 +275,8 @@ def test_late_messages_for_ended_runs_are_no_news() -> None:
     assert (snapshot_of(old), snapshot_of(new)) == before
 
 
-def test_a_confirmation_without_a_stop_is_no_news() -> None:
-    """An engine that confirms what nobody asked for ends nothing."""
+def test_a_confirmation_without_a_stop_has_no_effect() -> None:
+    """An unrequested confirmation ends no job."""
     it = dispatcher()
     job = running(it)
     assert it.stopped(job.run, freed_at(2), at(2)) == []
@@ -286,8 +286,8 @@ def test_a_confirmation_without_a_stop_is_no_news() -> None:
 # Stopping.
 
 
-def test_a_running_job_is_stopped_and_ends_with_the_engine_s_word() -> None:
-    """Its place is free only then, and only then may the next one have it (G4)."""
+def test_a_running_job_ends_with_the_engines_confirmation_of_its_stop() -> None:
+    """Its place is free, and the next job starts, only with the engine's confirmation (G4)."""
     it = dispatcher()
     job = running(it, "job-1")
     running(it, "job-2")
@@ -302,7 +302,7 @@ def test_a_running_job_is_stopped_and_ends_with_the_engine_s_word() -> None:
 
 
 def test_a_waiting_job_ends_at_once_without_the_engine() -> None:
-    """No SendStop: the engine never knew of it as a run."""
+    """There is no SendStop, since the engine has no run of this job."""
     it = dispatcher()
     job = submitted(it)
     assert it.cancel("job-1", stop_request(), at(2)) == (
@@ -315,7 +315,7 @@ def test_a_waiting_job_ends_at_once_without_the_engine() -> None:
 
 
 def test_a_waiting_head_that_is_cancelled_lets_the_next_one_run() -> None:
-    """The one behind it may have been held up by it alone."""
+    """The next job may have waited for the head alone."""
     it = dispatcher()
     running(it, "job-0")
     head, next_one = submitted(it, "job-1"), submitted(it, "job-2")
@@ -342,7 +342,7 @@ def test_repeated_cancels_equal_one(times: int) -> None:
 
 
 def test_a_cancel_says_what_was_known_of_the_id() -> None:
-    """Unknown, live, stopping, finished; it is never an error."""
+    """The state is unknown, live, stopping or finished; a cancel is never an error."""
     it = dispatcher()
     targets = [it.cancel("job-2", stop_request(), at(2))[0]]
     job = running(it)
@@ -359,7 +359,7 @@ def test_a_cancel_says_what_was_known_of_the_id() -> None:
 
 
 def test_a_natural_end_that_crosses_a_stop_ends_once() -> None:
-    """The step that ended it was under way; its confirmation comes afterwards and is no news."""
+    """The step that ended the job was running when the stop came; the later confirmation has no effect."""
     it = dispatcher()
     job = running(it)
     it.cancel("job-1", stop_request(), at(2))
@@ -370,8 +370,8 @@ def test_a_natural_end_that_crosses_a_stop_ends_once() -> None:
     assert error_code(job) == "CANCELLED"
 
 
-def test_stopping_everybody_ends_those_that_wait_and_stops_those_that_run() -> None:
-    """None that waits is started in the place of another, only to be stopped too."""
+def test_stopping_all_jobs_ends_waiting_ones_and_stops_running_ones() -> None:
+    """No waiting job is started in the place of another one, only to be stopped too."""
     it = dispatcher()
     first, second = running(it, "job-1", max_tokens=40), running(it, "job-2", max_tokens=10)
     large, small = submitted(it, "job-3", max_tokens=40), submitted(it, "job-4", max_tokens=10)
@@ -392,7 +392,7 @@ def test_stopping_everybody_ends_those_that_wait_and_stops_those_that_run() -> N
 
 
 def test_a_head_that_held_up_a_smaller_one_does_not_start_it_while_all_are_stopped() -> None:
-    """The large head goes, and the small one that would fit now goes with it, unstarted."""
+    """When the large head ends, the small job would fit, but ends unstarted as well."""
     it = dispatcher()
     running(it, "job-1", max_tokens=40)
     large, small = submitted(it, "job-2", prompt="large"), submitted(it, "job-3", max_tokens=5)
@@ -408,7 +408,7 @@ def test_a_head_that_held_up_a_smaller_one_does_not_start_it_while_all_are_stopp
 
 
 def test_jobs_whose_deadline_has_passed_are_stopped_whatever_they_do() -> None:
-    """Queue time counts; a running one waits for the engine's word, as with any stop."""
+    """Queue time counts; a running job waits for the engine's confirmation, as with any stop."""
     it = dispatcher()
     runs = running(it, "job-1", timeout_ms=2000)
     waits = submitted(it, "job-2", timeout_ms=3000)
@@ -426,7 +426,7 @@ def test_jobs_whose_deadline_has_passed_are_stopped_whatever_they_do() -> None:
 
 
 def test_a_deadline_is_not_looked_at_twice() -> None:
-    """A job that is stopping already is neither late again nor the next one to be."""
+    """A job that is being stopped does not time out again, and its deadline is not the next one."""
     it = dispatcher()
     running(it, "job-1", timeout_ms=2000)
     it.expire(at(2))
@@ -445,7 +445,7 @@ def test_a_deadline_that_passes_during_a_cancel_changes_nothing() -> None:
 
 
 def test_two_that_wait_and_are_late_end_without_starting_each_other() -> None:
-    """The second is not handed to the engine in the moment in which it is stopped."""
+    """The second job is not handed to the engine just before it is stopped."""
     it = dispatcher()
     running(it, "job-0")
     head, second = submitted(it, "job-1", timeout_ms=2000), submitted(it, "job-2", timeout_ms=2000)
@@ -472,7 +472,7 @@ def test_old_records_are_forgotten_when_time_passes() -> None:
 
 
 def test_an_engine_that_is_ready_gets_everything_that_waited_for_it() -> None:
-    """In order; and what they wait for now is a place."""
+    """In order of arrival; the other jobs now wait for a place (phase `queued`)."""
     it = dispatcher(ready=False)
     jobs = [submitted(it, f"job-{n}") for n in range(3)]
     assert it.engine_ready(ENGINE, at(0)) == [Prepare(job) for job in jobs]
@@ -480,7 +480,8 @@ def test_an_engine_that_is_ready_gets_everything_that_waited_for_it() -> None:
 
 
 def test_when_the_engine_dies_what_it_ran_continues_with_the_next() -> None:
-    """Cancelled ones are CANCELLED; the rest waits in the order it came, and nobody is asked to count again (G7)."""
+    """Jobs that were being stopped are CANCELLED; the others wait in order of arrival, and their prompts are not
+    counted again (G7)."""
     it = dispatcher()
     cancelled, ran = running(it, "job-1"), running(it, "job-2")
     waiting = submitted(it, "job-3")
@@ -499,7 +500,7 @@ def test_when_the_engine_dies_what_it_ran_continues_with_the_next() -> None:
 
 
 def test_a_prompt_that_was_not_counted_yet_is_counted_by_the_next_engine() -> None:
-    """The question died with the engine that was asked."""
+    """The dead engine will not answer."""
     it = dispatcher()
     waiting = submitted(it)
     it.engine_lost("it is dead", at(3))
@@ -513,7 +514,7 @@ def dies(it: Dispatcher) -> list[Effect]:
 
 
 def test_a_job_that_engines_die_with_is_tried_alone_and_fails_with_the_third() -> None:
-    """The others live: whoever brings a token is cleared, and nobody runs beside who is suspected (poison)."""
+    """The other jobs survive: a token clears a job, and no job runs beside a suspect (poison)."""
     it = dispatcher()
     poison, innocent = running(it, "job-1"), running(it, "job-2")
     late = submitted(it, "job-3")
@@ -528,8 +529,8 @@ def test_a_job_that_engines_die_with_is_tried_alone_and_fails_with_the_third() -
     assert dies(it) == [Run(innocent), Run(late)]
 
 
-def test_suspects_that_brought_a_token_hold_up_nobody_to_their_end() -> None:
-    """Two deaths in a row make suspects of all who were inside; they are not served one by one."""
+def test_suspects_that_a_token_cleared_delay_no_other_job() -> None:
+    """Two deaths in a row make suspects of all running jobs; they do not run one by one to their ends."""
     it = dispatcher()
     first, second = running(it, "job-1"), running(it, "job-2")
     late = submitted(it, "job-3")
@@ -544,7 +545,7 @@ def test_suspects_that_brought_a_token_hold_up_nobody_to_their_end() -> None:
 
 
 def test_prompts_that_the_engine_has_to_count_at_a_time_are_bounded() -> None:
-    """Waiting jobs that are cancelled cost the engine next to nothing (G1), and its backlog does not grow (G10)."""
+    """Cancelled waiting jobs cost the engine next to nothing (G1), and its backlog does not grow (G10)."""
     it = dispatcher()
     handed: list[Job] = []
     for number in range(500):
@@ -557,7 +558,8 @@ def test_prompts_that_the_engine_has_to_count_at_a_time_are_bounded() -> None:
 
 
 def test_an_owners_slow_prompts_hold_up_no_other_owners() -> None:
-    """A hundred prompts that take long to render: another tenant's is prepared at once, and runs before them."""
+    """Beside a hundred prompts that take long to render, another tenant's prompt is prepared at once and runs
+    first."""
     it = dispatcher(max_queue=200)
     slow = [submit(it, execute(f"slow-{number}"), "cor", at(0), "anna")[0] for number in range(100)]
     job, effects = submit(it, execute("quick"), "cor", at(0), "berta")
@@ -567,7 +569,7 @@ def test_an_owners_slow_prompts_hold_up_no_other_owners() -> None:
 
 
 def test_a_prompt_that_engines_die_of_fails_with_the_third() -> None:
-    """Only the first in line is suspected: that is the one whose prompt is being read."""
+    """Only the first prompt in line is suspected: the one that the engine was preparing."""
     it = dispatcher()
     poison, behind = submitted(it, "job-1"), submitted(it, "job-2")
     assert dies(it) == [Prepare(poison), Prepare(behind)]
@@ -577,7 +579,7 @@ def test_a_prompt_that_engines_die_of_fails_with_the_third() -> None:
 
 
 def test_a_death_while_loading_is_nobodys_fault() -> None:
-    """No engine had them."""
+    """No engine held these jobs, so none is suspected."""
     it = dispatcher(ready=False)
     job = submitted(it)
     for _ in range(5):
@@ -586,7 +588,7 @@ def test_a_death_while_loading_is_nobodys_fault() -> None:
 
 
 def test_a_suspect_that_is_cancelled_lets_the_others_continue() -> None:
-    """Whichever way it goes."""
+    """Whether it waits or runs when the cancel comes."""
     it = dispatcher()
     running(it, "job-1")
     other = running(it, "job-2")
@@ -601,7 +603,7 @@ def test_a_suspect_that_is_cancelled_lets_the_others_continue() -> None:
 
 
 def test_a_job_that_is_preempted_waits_in_front_and_continues_where_it_was() -> None:
-    """Its readers notice nothing but the pause (preemption)."""
+    """Its readers notice only a pause (preemption)."""
     it = dispatcher()
     older, younger = running(it, "job-1"), running(it, "job-2")
     behind = submitted(it, "job-3")
@@ -614,8 +616,8 @@ def test_a_job_that_is_preempted_waits_in_front_and_continues_where_it_was() -> 
     assert [event.name for event in younger.events] == ["started", "token"]
 
 
-def test_a_job_that_is_preempted_while_it_is_being_stopped_still_waits_for_the_engines_word() -> None:
-    """The confirmation is on its way; nobody runs it again."""
+def test_a_job_that_is_preempted_while_it_is_being_stopped_still_waits_for_its_confirmation() -> None:
+    """The confirmation is on its way; the job is not started again."""
     it = dispatcher()
     job = running(it)
     it.cancel("job-1", stop_request(), at(2))
@@ -628,7 +630,7 @@ def test_a_job_that_is_preempted_while_it_is_being_stopped_still_waits_for_the_e
 
 
 def test_a_cancel_that_overtakes_its_job_wins_once() -> None:
-    """The job ends at its acceptance, with an `error` only; the next use of the id is not touched (G8)."""
+    """The job ends at its acceptance, with only an `error`; the next use of the id is not affected (G8)."""
     it = dispatcher(max_queue=0)
     assert it.cancel("job-1", StopRequest(StopReason.CLIENT, 1.0, "cor-cancel"), at(1)) == (
         Target(TargetState.UNKNOWN),
@@ -645,7 +647,7 @@ def test_a_cancel_that_overtakes_its_job_wins_once() -> None:
 
 
 def test_a_cancel_is_forgotten_after_its_time() -> None:
-    """Five seconds from the first one; a repeated one does not make it last longer."""
+    """Five seconds from the first cancel; repeated ones do not extend that."""
     it = dispatcher()
     it.cancel("job-1", stop_request(seconds=1), at(1))
     it.cancel("job-1", stop_request(seconds=4), at(4))
@@ -663,7 +665,7 @@ def test_the_cancel_of_an_ended_job_is_not_remembered() -> None:
 
 
 def test_an_id_whose_record_is_too_old_was_never_seen() -> None:
-    """Also on a worker where nothing has happened since, and nothing was forgotten."""
+    """Its cancel is remembered, also on an idle worker that has not dropped the record yet."""
     it = dispatcher()
     job = running(it)
     it.finished(job.run, "stop", freed_at(2), at(2))
@@ -673,7 +675,7 @@ def test_an_id_whose_record_is_too_old_was_never_seen() -> None:
 
 
 def test_remembered_cancels_are_bounded() -> None:
-    """The oldest go."""
+    """The oldest are dropped."""
     remembered = PendingCancels(5.0, bound=3)
     for n in range(5):
         remembered.add(("", f"job-{n}"), stop_request(seconds=n / 10))
@@ -694,7 +696,7 @@ def test_cancels_of_one_owner_push_out_only_its_own() -> None:
 
 
 def test_a_full_queue_does_not_say_how_many_wait() -> None:
-    """That would tell a tenant how busy the others are; and nor does an incarnation count their jobs."""
+    """The number would show a tenant how busy other tenants are; incarnations do not show it either."""
     it = dispatcher(max_queue=2)
     seen = [submit(it, execute(f"job-{n}"), "cor-1", at(1), "berta")[0].incarnation for n in range(2)]
     with pytest.raises(JobError) as caught:
@@ -706,12 +708,12 @@ def test_a_full_queue_does_not_say_how_many_wait() -> None:
 
 
 def submitted_at(it: Dispatcher, seconds: float) -> Job:
-    """`job-1`, taken in then."""
+    """`job-1`, accepted at that second."""
     return submit(it, execute(), "cor-1", at(seconds))[0]
 
 
 def test_a_group_is_stopped_as_a_whole_and_by_its_exact_name() -> None:
-    """`g` stops neither `g1` nor who has no group."""
+    """A cancel of `g` stops neither jobs of `g1` nor jobs without a group."""
     it = dispatcher()
     members = [submitted(it, f"job-{n}", group="g") for n in (1, 2)]
     others = [submitted(it, "job-3", group="g1"), submitted(it, "job-4"), submitted(it, "g")]
@@ -723,7 +725,7 @@ def test_a_group_is_stopped_as_a_whole_and_by_its_exact_name() -> None:
 
 
 def test_owners_never_meet() -> None:
-    """The same id is two jobs; neither owner can stop, see or learn of the other's (G9)."""
+    """The same id of two owners is two jobs; neither owner can stop, see or learn of the other's (G9)."""
     it = dispatcher()
     mine = submit(it, execute("job-1", group="g"), "cor-1", at(0), "anna")[0]
     theirs = submit(it, execute("job-1", group="g"), "cor-2", at(0), "berta")[0]
@@ -740,7 +742,7 @@ def test_owners_never_meet() -> None:
 
 
 def test_nothing_is_started_while_there_is_no_engine() -> None:
-    """Not even a job that was counted already and whose place is free now."""
+    """Not even a job whose prompt was counted and that would have a place."""
     it = dispatcher()
     running(it, "job-1")
     running(it, "job-2")
@@ -752,8 +754,9 @@ def test_nothing_is_started_while_there_is_no_engine() -> None:
     assert waiting.state is State.QUEUED
 
 
-def test_a_stop_that_nobody_confirms_is_given_up_and_reported() -> None:
-    """The terminal event comes at the deadline; waiting jobs are not handed to an engine that does not answer."""
+def test_a_stop_without_confirmation_is_given_up_and_reported() -> None:
+    """The terminal event is written at the deadline; waiting jobs are not handed to an engine that does not
+    answer."""
     it = dispatcher()
     job, beside = running(it, "job-1"), running(it, "job-2")
     waiting = submitted(it, "job-3")
@@ -771,7 +774,7 @@ def test_a_stop_that_nobody_confirms_is_given_up_and_reported() -> None:
 
 
 def test_only_a_stopping_job_is_given_up() -> None:
-    """A running one is not ended behind the engine's back."""
+    """A job that runs without a stop request is not ended."""
     it = dispatcher()
     job = running(it)
     assert it.give_up(job, at(3)) == []

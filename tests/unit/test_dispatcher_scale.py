@@ -1,4 +1,4 @@
-"""What the core does for a step, a request or a cancel does not grow with the number of jobs that wait."""
+"""The core's work for a step, a request or a cancel does not grow with the number of waiting jobs."""
 
 import sys
 from collections.abc import Callable
@@ -18,7 +18,7 @@ FEW, MANY = 30, 3000
 
 
 def crowded(waiting: int) -> Dispatcher:
-    """Two jobs run, so many wait, and eight prompts are being counted."""
+    """Two jobs run, this many wait, and eight prompts are being counted."""
     it = dispatcher(max_queue=10_000)
     for n in range(2):
         running(it, f"running-{n}")
@@ -28,7 +28,7 @@ def crowded(waiting: int) -> Dispatcher:
 
 
 def instructions(act: Callable[[], object]) -> int:
-    """How many bytecode instructions it takes."""
+    """Bytecode instructions that the call takes."""
     count = 0
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
@@ -47,14 +47,14 @@ def instructions(act: Callable[[], object]) -> int:
 
 
 def a_step(it: Dispatcher) -> None:
-    """Tokens come, a job ends, the next one starts."""
+    """Tokens arrive, a job ends, and the next one starts."""
     it.token(1, 5, "a", at(3))
     it.start_next(at(3))
     it.finished(1, "stop", freed_at(3), at(3))
 
 
 def a_preemption(it: Dispatcher) -> None:
-    """The younger one waits again, in front of all."""
+    """The younger job is requeued in front of all others."""
     it.preempted(2)
     it.start_next(at(3))
 
@@ -73,7 +73,8 @@ ACTS: dict[str, Callable[[Dispatcher], object]] = {
 
 @pytest.mark.parametrize("what", ACTS)
 def test_no_act_of_the_core_looks_at_every_job(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--max-queue` allows 100,000: neither all that wait are copied, nor are more instructions run for more."""
+    """`--max-queue` allows 100,000: waiting jobs are never copied as a whole, and more of them take no more
+    instructions."""
     few, many = crowded(FEW), crowded(MANY)
 
     def whole(_: object) -> None:
@@ -86,7 +87,7 @@ def test_no_act_of_the_core_looks_at_every_job(what: str, monkeypatch: pytest.Mo
 
 
 def test_deadlines_of_ended_jobs_do_not_pile_up() -> None:
-    """Thousands come and are cancelled while one waits for its long deadline."""
+    """Thousands of jobs are accepted and cancelled while one waits for its long deadline."""
     deadlines = Deadlines()
     deadlines.add(queued_job("waits", run=1, timeout_sec=10), 1)
     for run in range(2, 5000):

@@ -1,4 +1,4 @@
-"""The documentation says what is: generated pages are current, and what the others name exists."""
+"""The documentation is true: generated pages are current, and names on the other pages exist."""
 
 import re
 import shlex

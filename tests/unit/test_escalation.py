@@ -8,7 +8,7 @@ from worker_orcd.supervisor.liveness import Spent
 
 
 class InWallTime(StopEscalation):
-    """Of an engine whose own time is wall time: it sleeps."""
+    """The activity of an engine that sleeps: its own time is wall time."""
 
     looked_at = 0.0
 
@@ -32,17 +32,17 @@ def asked(deadline_sec: float = 5.0, step_ms: float = 0.0, *runs: int) -> InWall
 
 
 def test_nothing_outstanding_needs_no_look() -> None:
-    """No timer runs while nobody is being stopped."""
+    """No timer runs while no stop is outstanding."""
     assert InWallTime(5.0).verdict(100.0) == QUIET
 
 
 def test_a_stop_within_patience_is_waited_for() -> None:
-    """And looked at again when patience ends."""
+    """The next look is when the patience ends."""
     assert asked().verdict(100.5) == Verdict(stuck=False, given_up=(), look_again_at=101.0)
 
 
 def test_an_engine_that_has_not_confirmed_within_its_patience_is_stuck() -> None:
-    """One second with short steps; the next look is at the deadline."""
+    """With short steps patience is one second; the next look is at the deadline."""
     assert asked().verdict(101.0) == Verdict(stuck=True, given_up=(), look_again_at=105.0)
 
 
@@ -60,7 +60,7 @@ def test_patience_is_ten_predicted_steps_but_a_second_at_least_and_kills_in_time
 @given(deadline_sec=st.floats(3, 60), step_ms=st.floats(0, 1e6))
 @settings(deadline=None)
 def test_the_kill_comes_at_least_two_seconds_before_the_deadline(deadline_sec: float, step_ms: float) -> None:
-    """For every deadline that can be configured; and never before a second has passed."""
+    """For every deadline that can be configured, and never before a second has passed."""
     escalation = asked(deadline_sec, step_ms)
     assert 1.0 <= escalation.patience_sec <= deadline_sec - 2.0
     assert not escalation.verdict(100.99).stuck
@@ -86,8 +86,8 @@ def test_a_confirmed_stop_is_no_longer_watched() -> None:
     assert escalation.verdict(310.0) == QUIET
 
 
-def test_confirming_what_nobody_asked_for_is_harmless() -> None:
-    """Every run's natural end is reported here too."""
+def test_an_unrequested_confirmation_is_harmless() -> None:
+    """The natural end of every run is reported here too."""
     escalation = asked()
     escalation.confirmed(99)
     assert escalation.verdict(101.0).stuck
@@ -102,7 +102,7 @@ def test_asking_again_does_not_give_the_engine_more_time() -> None:
 
 
 def test_an_id_asked_for_again_after_its_confirmation_has_its_whole_time() -> None:
-    """Nothing is left of the earlier one."""
+    """The earlier stop leaves nothing behind."""
     escalation = asked()
     escalation.confirmed(1)
     escalation.asked(1, 104.0)
@@ -110,7 +110,7 @@ def test_an_id_asked_for_again_after_its_confirmation_has_its_whole_time() -> No
 
 
 def test_the_oldest_outstanding_stop_decides() -> None:
-    """A confirmation of a later one does not show that the engine is well."""
+    """The confirmation of a later stop does not show that the engine works."""
     escalation = asked()
     escalation.asked(2, 100.9)
     escalation.confirmed(2)
@@ -118,7 +118,7 @@ def test_the_oldest_outstanding_stop_decides() -> None:
 
 
 def test_each_stop_is_given_up_at_its_own_deadline() -> None:
-    """And the next look is at that of the next one."""
+    """The next look is then at the deadline of the next stop."""
     escalation = asked()
     escalation.asked(2, 102.0)
     escalation.asked(3, 102.0)
@@ -127,7 +127,7 @@ def test_each_stop_is_given_up_at_its_own_deadline() -> None:
 
 
 def test_the_engine_s_death_confirms_everything_and_its_successor_begins_anew() -> None:
-    """Also what was known of its steps is no longer true."""
+    """The predicted step time of the dead engine is dropped as well."""
     escalation = asked(5.0, 250.0, 1, 2, 3)
     assert escalation.patience_sec == pytest.approx(2.5)
     escalation.engine_lost()
@@ -136,7 +136,7 @@ def test_the_engine_s_death_confirms_everything_and_its_successor_begins_anew() 
 
 
 def test_a_longer_prediction_gives_more_patience_to_a_stop_that_waits_already() -> None:
-    """A slow engine is not a stuck one: what it last said of its step counts."""
+    """A slow engine is not stuck: its latest prediction counts."""
     escalation = asked()
     escalation.predict(200.0)
     assert escalation.verdict(101.5) == Verdict(stuck=False, given_up=(), look_again_at=102.0)
@@ -148,10 +148,11 @@ def test_a_longer_prediction_gives_more_patience_to_a_stop_that_waits_already() 
     deadline_sec=st.floats(3, 8),
 )
 @settings(deadline=None)
-def test_who_follows_look_again_at_gives_every_stop_up_in_time_and_kills_before(
+def test_looking_only_when_due_gives_every_stop_up_in_time_and_kills_before(
     asks: list[tuple[int, float]], step_ms: float, deadline_sec: float
 ) -> None:
-    """No stop falls through: with looks only when asked for, each is given up exactly once, at its deadline."""
+    """If looks happen only at `look_again_at`, each stop is given up exactly once, at its deadline, and the engine
+    is killed before."""
     escalation = InWallTime(deadline_sec)
     escalation.predict(step_ms)
     first: dict[int, float] = {}
@@ -186,7 +187,7 @@ def test_who_follows_look_again_at_gives_every_stop_up_in_time_and_kills_before(
 
 
 def test_a_starved_engine_gets_more_time_to_confirm() -> None:
-    """A second of its own, however long that takes (G16)."""
+    """It has one second of its own time, however long that takes (G16)."""
     escalation = StopEscalation(10.0)
     escalation.asked(1, 100.0)
     for tenth in range(1, 70):
@@ -197,7 +198,7 @@ def test_a_starved_engine_gets_more_time_to_confirm() -> None:
 
 @pytest.mark.parametrize("deadline_sec", [3.0, 5.0, 30.0])
 def test_a_client_waits_no_longer_than_the_deadline_though_the_engine_is_starved(deadline_sec: float) -> None:
-    """Two seconds before it the engine is killed, whatever the reason; the look is due just then (G5)."""
+    """The engine is killed two seconds before the deadline, whatever the reason (G5)."""
     escalation = StopEscalation(deadline_sec)
     escalation.asked(1, 100.0)
     kill_at = 100.0 + deadline_sec - 2.0
@@ -211,7 +212,7 @@ def test_a_client_waits_no_longer_than_the_deadline_though_the_engine_is_starved
 
 
 def test_an_engine_that_computes_and_confirms_nothing_is_stuck_after_its_patience() -> None:
-    """An endless call uses its own time."""
+    """An endless native call uses up the engine's own time."""
     escalation = StopEscalation(60.0)
     escalation.asked(1, 100.0)
     escalation.advance(Spent(computing=0.9, idle=0.0, disk=0.0), 101.8)

@@ -1,4 +1,4 @@
-"""The events of an ended job, kept in less room: the same to everybody who reads them."""
+"""Events of an ended job are kept in less memory, and read the same."""
 
 import sys
 
@@ -14,7 +14,7 @@ CANCELLED = Error(ErrorCode.CANCELLED, "stopped", {"reason": "client"})
 
 
 def reported(texts: list[str], progress: int = 0) -> list[Event]:
-    """A job that reported the progress of its prompt so often, said this, a token each, and ended."""
+    """A job that reported progress this often, generated this text with a token per item, and ended."""
     parts = [Progress(100, done, 2, done * 1.5) for done in range(progress)]
     tokens = [Token(text, place) for place, text in enumerate(texts)]
     return [STARTED, *parts, *tokens, End(len(texts), 5, "length")]
@@ -30,7 +30,7 @@ def reported(texts: list[str], progress: int = 0) -> list[Event]:
 def test_they_read_like_the_list_they_are_made_of(
     texts: list[str], progress: int, a: int, b: int, step: int
 ) -> None:
-    """By place, by slice, from the end, one after the other; text in any script, also none."""
+    """By index, by slice, from the end and by iteration; with text in any script, and without text."""
     events = reported(texts, progress)
     kept = EndedEvents(events)
     assert len(kept) == len(events)

@@ -76,7 +76,7 @@ def fed(reader: FrameReader[typing.Any], data: bytes, places: list[int]) -> list
 
 
 def test_every_kind_of_message_is_tried_here() -> None:
-    """One that is added to the protocol has to be added to this test."""
+    """A message that is added to the protocol has to be added to this file."""
     assert {type(message) for message in TO_ENGINE} == set(typing.get_args(messages.ToEngine))
     assert {type(message) for message in FROM_ENGINE} == set(typing.get_args(messages.FromEngine))
 
@@ -138,7 +138,7 @@ def test_a_frame_that_claims_to_be_too_long_is_broken_at_once() -> None:
 
 
 def test_the_longest_frame_allowed_is_waited_for() -> None:
-    """The bound itself is inside."""
+    """The limit itself is allowed."""
     assert front_side().feed(struct.pack("<I", MAX_FRAME_BYTES)) == []
 
 
@@ -189,8 +189,8 @@ def test_a_message_for_the_other_direction_is_a_broken_frame() -> None:
 
 @given(st.binary(max_size=60))
 @settings(deadline=None)
-def test_no_bytes_at_all_bring_out_another_exception(body: bytes) -> None:
-    """A frame of garbage is broken, or (hardly ever) a message."""
+def test_arbitrary_bytes_raise_no_other_exception(body: bytes) -> None:
+    """A frame of arbitrary bytes is broken, or (hardly ever) a message."""
     try:
         arrived = front_side().feed(framed(body))
     except BrokenFrame:
@@ -199,6 +199,6 @@ def test_no_bytes_at_all_bring_out_another_exception(body: bytes) -> None:
 
 
 def test_new_fields_with_defaults_may_be_missing() -> None:
-    """So an engine of yesterday is understood today."""
+    """A front understands the messages of an older engine."""
     old = msgspec.msgpack.encode(["Step", 1.0, [], [], [], 0, 0, 0.0])
     assert front_side().feed(framed(old)) == [messages.Step(1.0, (), (), (), 0, 0, 0.0)]

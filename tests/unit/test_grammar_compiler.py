@@ -42,7 +42,7 @@ def schema(what: object, *, lenient: bool = False) -> Constraint:
 
 
 def after(constraint: Constraint, text: str, *, ignore_eos: bool = False) -> Matcher:
-    """Where a text leads."""
+    """The state behind a text."""
     matcher = COMPILER.compile(constraint, ignore_eos=ignore_eos)
     matcher.accept(tokens_of(text))
     return matcher
@@ -78,7 +78,7 @@ def test_whatever_is_drawn_from_the_masks_is_valid(what: dict[str, object]) -> N
 
 
 def test_tokens_so_far_lead_to_the_same_mask_as_one_by_one() -> None:
-    """So a requeued run goes on as if nothing had happened."""
+    """So a requeued run continues as if it had not been interrupted."""
     text = '{"name": "ab", "age": 1'
     one_by_one = COMPILER.compile(schema(PERSON))
     for token in tokens_of(text):
@@ -88,13 +88,13 @@ def test_tokens_so_far_lead_to_the_same_mask_as_one_by_one() -> None:
 
 
 def test_an_output_is_complete_where_nothing_can_follow() -> None:
-    """Then it ends without another token."""
+    """The run then ends without another token."""
     assert not after(schema(PERSON), '{"name": "ab", "age": 1').mask().complete
     assert after(schema(PERSON), '{"name": "ab", "age": 1}').mask().complete
 
 
 def test_an_output_that_may_end_may_also_go_on() -> None:
-    """The model decides, unless end tokens are ignored."""
+    """The model decides, unless end-of-generation tokens are ignored."""
     number = Constraint("regex", "[0-9]+")
     assert END in allowed(after(number, "1").mask())
     assert IDS[b"12"] in allowed(after(number, "1").mask())
@@ -165,7 +165,7 @@ def test_a_lenient_schema_ignores_what_cannot_be_enforced() -> None:
     ],
 )
 def test_gbnf_allows_what_it_describes(grammar: str, texts: list[str]) -> None:
-    """And other texts not."""
+    """It allows no other text."""
     for text in texts:
         matcher = after(Constraint("gbnf", grammar), text)
         assert matcher.mask().complete or END in allowed(matcher.mask()), text

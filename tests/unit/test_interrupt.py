@@ -1,4 +1,4 @@
-"""The memory that the front shares with an engine: what a broken engine can do to it."""
+"""The memory that the front shares with an engine: a broken engine cannot harm the front through it."""
 
 import os
 

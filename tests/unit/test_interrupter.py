@@ -1,4 +1,4 @@
-"""A stop interrupts a step only when it has waited a little, and a protected step only when it is overdue."""
+"""A stop interrupts a step only after a short wait, and a protected step only when the stop is overdue."""
 
 from collections.abc import Callable
 
@@ -16,13 +16,13 @@ def timers() -> HandTimers:
 
 @pytest.fixture
 def calls() -> list[str]:
-    """What was interrupted."""
+    """The interrupts so far."""
     return []
 
 
 @pytest.fixture
 def interrupter(timers: HandTimers, calls: list[str]) -> Interrupter:
-    """One that notes what it interrupts."""
+    """An interrupter that notes its interrupts."""
 
     def note(what: str) -> Callable[[], None]:
         return lambda: calls.append(what)
@@ -44,7 +44,7 @@ def test_a_stop_that_is_confirmed_soon_interrupts_nothing(
 def test_a_stop_that_waits_interrupts_and_later_is_overdue(
     timers: HandTimers, calls: list[str], interrupter: Interrupter
 ) -> None:
-    """First any step, then also a protected one; each once, and well within 100 ms."""
+    """First any step, later also a protected one; each once, and within 100 ms."""
     interrupter.stop_sent(1)
     timers.run_until(INTERRUPT_AFTER_SEC)
     assert calls == ["any"]
@@ -57,7 +57,7 @@ def test_a_stop_that_waits_interrupts_and_later_is_overdue(
 
 
 def test_each_stop_has_its_own_time(timers: HandTimers, calls: list[str], interrupter: Interrupter) -> None:
-    """Neither another's confirmation nor asking again changes when it interrupts."""
+    """Neither the confirmation of another stop nor a repeated request changes when a stop interrupts."""
     interrupter.stop_sent(1)
     timers.run_until(INTERRUPT_AFTER_SEC / 2)
     interrupter.stop_sent(2)

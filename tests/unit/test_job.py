@@ -1,4 +1,4 @@
-"""One job: its events, its one ending, its receipt."""
+"""One job: its events, its single terminal event, its receipt."""
 
 import pytest
 
@@ -51,14 +51,14 @@ def test_a_job_s_events_are_started_tokens_end() -> None:
 
 
 def test_a_job_that_never_started_sends_only_its_error() -> None:
-    """No `started` for what was never handed to the engine."""
+    """A job that was never handed to the engine has no `started` event."""
     job = queued_job()
     job.request_stop(stop_request())
     assert [event.name for event in job.events] == ["error"]
 
 
 def test_text_held_to_the_end_is_a_token_event_that_counts_for_none() -> None:
-    """`i` goes on without a gap and `tokens_out` counts the model's tokens only."""
+    """`i` has no gap, and `tokens_out` counts the model's tokens only."""
     job = decoding_job()
     assert job.token(at(4), None, "…")
     job.finished(at(4), "stop", freed_at(4))
@@ -68,7 +68,7 @@ def test_text_held_to_the_end_is_a_token_event_that_counts_for_none() -> None:
 
 
 def test_a_token_may_bring_no_text() -> None:
-    """A character that is not whole yet: the event goes out all the same."""
+    """The event is sent although its character is not complete yet."""
     job = running_job()
     assert job.token(at(2), 11, "")
     assert job.events[-1] == Token("", 0)
@@ -83,7 +83,7 @@ def test_a_job_that_ends_without_a_token_took_no_time_to_decode() -> None:
 
 @pytest.mark.parametrize("reason", ["stop", "length", "stop_sequence"])
 def test_a_natural_end_says_why(reason: str) -> None:
-    """One of the three reasons."""
+    """`stop_reason` is one of three."""
     job = decoding_job()
     job.finished(at(4), reason, freed_at(4))  # type: ignore[arg-type]  # One of the literals, from a list.
     assert isinstance(job.terminal, End)
@@ -97,7 +97,7 @@ def test_a_natural_end_says_why(reason: str) -> None:
 
 
 def test_phases_follow_what_the_job_does() -> None:
-    """Queued by the front, prefill until its first token, then decode."""
+    """`queued` in the front, `prefill` until the first token, then `decode`."""
     job = queued_job()
     job.phase = Phase.QUEUED
     job.measured((1, 2, 3), 8)
@@ -110,7 +110,7 @@ def test_phases_follow_what_the_job_does() -> None:
 
 
 def test_the_phase_is_frozen_at_the_stop() -> None:
-    """A token that was under way does not turn a stop in prefill into one in decode."""
+    """A token that arrives after the stop does not change `prefill` to `decode`."""
     job = running_job()
     job.request_stop(stop_request())
     assert not job.token(at(2.1), 5, "late")
@@ -121,7 +121,7 @@ def test_the_phase_is_frozen_at_the_stop() -> None:
 
 @pytest.mark.parametrize(("phase", "said"), [(Phase.LOADING, "loading"), (Phase.QUEUED, "queued")])
 def test_a_waiting_job_that_is_stopped_says_what_it_waited_for(phase: Phase, said: str) -> None:
-    """The model, or a place."""
+    """Its phase is `loading` or `queued`."""
     job = queued_job()
     job.phase = phase
     job.request_stop(stop_request())
@@ -149,7 +149,7 @@ def test_a_cancelled_job_s_error_is_exactly_that_of_the_contract() -> None:
 
 
 def test_asked_to_stop_is_not_stopped() -> None:
-    """A running job has no terminal event before the engine's word (G4)."""
+    """A running job has no terminal event before the engine's confirmation (G4)."""
     job = decoding_job()
     assert job.request_stop(stop_request())
     assert job.state is State.STOPPING
@@ -159,7 +159,7 @@ def test_asked_to_stop_is_not_stopped() -> None:
 
 
 def test_a_queued_job_ends_with_the_stop_request_itself() -> None:
-    """It holds nothing, so nobody has to be asked."""
+    """It holds nothing in the engine."""
     job = queued_job()
     assert job.request_stop(stop_request())
     assert not job.live
@@ -204,7 +204,7 @@ def test_the_first_reason_wins() -> None:
     ],
 )
 def test_every_reason_but_the_deadline_ends_in_cancelled(reason: StopReason, message: str) -> None:
-    """One code, one machinery; the reason and the sentence differ."""
+    """The code is the same; reason and message differ."""
     job = decoding_job()
     job.request_stop(stop_request(reason))
     job.stopped(at(4), freed_at(4))
@@ -214,7 +214,7 @@ def test_every_reason_but_the_deadline_ends_in_cancelled(reason: StopReason, mes
 
 
 def test_a_deadline_ends_in_inference_timeout() -> None:
-    """By the same machinery, with another last word and a retry worth a try."""
+    """The same mechanism ends in another, retriable code."""
     job = decoding_job()
     job.request_stop(stop_request(StopReason.TIMEOUT))
     job.stopped(at(4), freed_at(4))
@@ -230,7 +230,7 @@ def test_a_deadline_ends_in_inference_timeout() -> None:
 
 
 def test_a_natural_end_after_a_stop_is_cancelled_all_the_same() -> None:
-    """The cancel was answered: what the engine did in the meantime does not change that."""
+    """The cancel was accepted first; the natural end that followed does not change the outcome."""
     job = decoding_job()
     job.request_stop(stop_request(seconds=3))
     job.finished(at(3.5), "length", freed_at(3.4))
@@ -240,7 +240,7 @@ def test_a_natural_end_after_a_stop_is_cancelled_all_the_same() -> None:
 
 
 def test_a_failure_after_a_stop_is_cancelled_all_the_same() -> None:
-    """Whoever asked to stop first has the last word."""
+    """The first stop request decides the outcome."""
     job = decoding_job()
     job.request_stop(stop_request())
     job.failed(at(4), JobError(ErrorCode.CUDA_ERROR, "it broke"), freed_at(4))
@@ -248,7 +248,7 @@ def test_a_failure_after_a_stop_is_cancelled_all_the_same() -> None:
 
 
 def test_what_arrives_after_a_stop_is_not_reported() -> None:
-    """Token generation has stopped for whoever asked, though the engine was in the middle of a step."""
+    """Readers get no token after a stop request, though the engine finishes its step."""
     job = decoding_job()
     events = list(job.events)
     job.request_stop(stop_request())
@@ -258,7 +258,7 @@ def test_what_arrives_after_a_stop_is_not_reported() -> None:
 
 
 def test_a_receipt_counts_from_the_acceptance_of_the_stop_that_counted() -> None:
-    """Milliseconds to stopped, freed and terminal, and the cells by the engine's own count."""
+    """It has milliseconds to stopped, freed and terminal, and the cells by the engine's own count."""
     job = decoding_job()
     job.request_stop(stop_request(seconds=3.0))
     freed = Release(3.004, 3.0065, cells_before=5, cells_after=0, prompt_processed=3, cells_warm=5)
@@ -282,7 +282,7 @@ def test_a_receipt_counts_from_the_acceptance_of_the_stop_that_counted() -> None
 
 
 def test_no_time_of_a_receipt_is_negative() -> None:
-    """An engine may have freed a job an instant before the cancel was accepted: it ended by itself."""
+    """The engine may have freed a job that ended by itself just before the cancel was accepted."""
     job = decoding_job()
     job.request_stop(stop_request(seconds=3.0))
     job.finished(at(3.0), "stop", freed_at(2.99))
@@ -290,7 +290,7 @@ def test_no_time_of_a_receipt_is_negative() -> None:
 
 
 def test_the_engine_s_count_of_prompt_tokens_is_taken_over_at_the_end() -> None:
-    """The step that was aborted may have been reported in the confirmation only."""
+    """Tokens of an aborted step may be reported only in the confirmation."""
     job = running_job()
     job.prompt_processed = 1
     job.request_stop(stop_request())
@@ -302,7 +302,7 @@ def test_the_engine_s_count_of_prompt_tokens_is_taken_over_at_the_end() -> None:
 
 
 def test_a_failure_has_its_code_and_what_was_used() -> None:
-    """The device's fault, and how far the job had come."""
+    """The error has the device's code, the phase and the token counts."""
     job = decoding_job()
     job.failed(at(4), JobError(ErrorCode.CUDA_ERROR, "GPU 0 failed"), freed_at(4))
     assert error_of(job) == {
@@ -318,7 +318,7 @@ def test_a_failure_has_its_code_and_what_was_used() -> None:
 
 
 def test_a_prompt_that_is_refused_in_the_stream_names_the_field() -> None:
-    """As a 400 would, for a job that was taken while the model was loading."""
+    """As a 400 would, for a job that was accepted while the model was loading."""
     job = queued_job()
     refused = JobError(ErrorCode.INVALID_REQUEST, "top_k is 60000", param="top_k")
     job.failed(at(4), refused, freed_at(4))
@@ -351,15 +351,15 @@ def test_a_job_that_was_asked_to_stop_before_the_engine_died_is_cancelled() -> N
 
 
 def test_a_queued_job_outlives_the_engine() -> None:
-    """It was never handed over, so it lost nothing."""
+    """It was never handed over, so it loses nothing."""
     job = queued_job()
     job.engine_lost(at(4))
     assert job.state is State.QUEUED
     assert job.events == []
 
 
-def test_a_stop_that_nobody_could_confirm_says_so_in_its_receipt() -> None:
-    """Ended all the same, with `freed_ms` null: no claim is made that was not confirmed."""
+def test_an_unconfirmed_stop_says_so_in_its_receipt() -> None:
+    """`freed_ms` is null, since the release was not confirmed."""
     job = decoding_job()
     job.request_stop(stop_request(seconds=3))
     job.give_up(at(8))
@@ -392,7 +392,7 @@ def test_a_record_counts_milliseconds_from_acceptance() -> None:
 
 
 def test_the_record_of_a_queued_job_has_no_times_yet() -> None:
-    """Unknown is null, not zero."""
+    """Unknown times are null, not zero."""
     record = record_of(queued_job())
     unknown = ["queue_ms", "first_token_ms", "ended_ms", "prompt_tokens", "max_tokens", "error", "receipt"]
     assert {name: record[name] for name in unknown} == dict.fromkeys(unknown)
@@ -412,7 +412,7 @@ def test_the_deadline_counts_from_acceptance() -> None:
 
 @pytest.mark.parametrize("how", ["cancelled", "timed out", "failed", "engine lost", "given up", "requeued"])
 def test_text_that_is_held_back_goes_out_before_the_end_however_the_job_ends(how: str) -> None:
-    """In one more token event; what came after the stop does not count."""
+    """It is one more token event; text that arrives after the stop is dropped."""
     job = running_job()
     job.token(at(2), 10, "a", "<|")
     job.token(at(2), 11, "b", "<|e")
@@ -438,7 +438,7 @@ def test_text_that_is_held_back_goes_out_before_the_end_however_the_job_ends(how
 
 
 def test_text_that_came_out_at_the_natural_end_does_not_come_twice() -> None:
-    """The engine gives it out by itself then."""
+    """At a natural end the engine itself sends the held-back text."""
     job = running_job()
     job.token(at(2), 10, "a", "<|")
     job.token(at(2), None, "<|")
@@ -465,7 +465,7 @@ def test_a_job_that_asks_for_it_reports_how_much_of_its_prompt_is_computed() -> 
 
 
 def test_no_progress_is_reported_unasked_or_of_a_job_that_is_being_stopped() -> None:
-    """Its events end with the error alone."""
+    """The events of a job that is being stopped end with the error alone."""
     unasked, stopping = running_job(), running_job(progress=True)
     stopping.request_stop(stop_request())
     for job in (unasked, stopping):
