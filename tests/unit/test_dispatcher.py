@@ -472,7 +472,7 @@ def test_old_records_are_forgotten_when_time_passes() -> None:
 
 
 def test_an_engine_that_is_ready_gets_everything_that_waited_for_it() -> None:
-    """In order of arrival; the other jobs now wait for a place (phase `queued`)."""
+    """In order of arrival; the jobs' phase is now `queued`, not `loading`."""
     it = dispatcher(ready=False)
     jobs = [submitted(it, f"job-{n}") for n in range(3)]
     assert it.engine_ready(ENGINE, at(0)) == [Prepare(job) for job in jobs]

@@ -1,4 +1,4 @@
-"""The table of jobs at any width: nothing is broken within a word or a number."""
+"""The table of jobs at any width: no word and no number is broken."""
 
 import io
 import re
@@ -25,7 +25,7 @@ HEALTH: dict[str, Any] = {
 
 
 def record(job_id: str, group: str | None = None, receipt: Any = None) -> dict[str, Any]:
-    """A job's record, as far as the board looks at it."""
+    """A job's record, with the fields that the table shows."""
     return {
         "job_id": job_id,
         "state": "cancelled" if receipt else "running",
@@ -45,7 +45,7 @@ WORDS = {"2048/2048", "1234567", "cancelled", "running", "decode", "1.5", "1234.
 
 
 def shown(what: Any, width: int | None) -> list[str]:
-    """The lines of it."""
+    """The lines of the table."""
     console = Console(file=io.StringIO(), width=width or 10_000, emoji=False, highlight=False)
     console.print(what, crop=False)
     assert isinstance(console.file, io.StringIO)
@@ -53,8 +53,8 @@ def shown(what: Any, width: int | None) -> list[str]:
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 120, 200, None])
-def test_the_board_breaks_at_words(width: int | None) -> None:
-    """Each word and number stands whole in a line. Only a word that is longer than a line makes one longer."""
+def test_the_table_breaks_at_words(width: int | None) -> None:
+    """Each word and number stands whole in a line; only a word that is longer than a line makes the line longer."""
     lines = shown(job_table.board(HEALTH, RECORDS, width), width)
     words = {word for line in lines for word in line.split()}
     assert words >= WORDS | {HEALTH["model"], "12345/16384", "night-batch"}
@@ -70,7 +70,7 @@ def test_piped_each_job_has_a_line_however_long_its_id() -> None:
 
 @pytest.mark.parametrize("width", [24, 40, 60, 80, 200])
 def test_the_watch_cuts_ids_and_leaves_columns_out_but_cuts_no_number(width: int) -> None:
-    """A line for each job, whatever the width; job and state are always there."""
+    """Each job has one line at any width; job and state are always shown."""
     lines = shown(job_table.fitted(RECORDS, width, 0), width)
     assert len(lines) == 1 + len(RECORDS)
     assert max(map(len, lines)) <= width
@@ -86,7 +86,7 @@ def test_the_watch_cuts_ids_and_leaves_columns_out_but_cuts_no_number(width: int
 
 
 def test_lines_break_at_spaces_and_keep_their_styles() -> None:
-    """A part of a text that occurs twice is found in its own place."""
+    """Also where the same text occurs twice with different styles."""
     lines = job_table.wrapped(Text.assemble("on on ", ("on", "red"), " on"), 5)
     assert [line.plain for line in lines] == ["on on", "on on"]
     assert [len(line.spans) for line in lines] == [0, 1]

@@ -1,4 +1,4 @@
-"""The key file: what is a key, and whose it is."""
+"""The key file: which lines are keys, and who owns each key."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def written(path: Path, text: str, mode: int = 0o600) -> Path:
 
 
 def test_each_key_has_its_own_lasting_owner(tmp_path: Path) -> None:
-    """The same after a restart, and nothing of the key is in it."""
+    """The owner is the same after a restart, and reveals nothing of the key."""
     first, again = (
         keys(tmp_path, f"{KEY}\n{OTHER}\n"),
         keys(tmp_path, f"# a comment\n\n  {OTHER}  \n{KEY}\n{KEY}\n"),
@@ -38,7 +38,7 @@ def test_each_key_has_its_own_lasting_owner(tmp_path: Path) -> None:
     "text", ["", "# only a comment\n", "short", "with a space in it", "ü" * 20, "x" * 257]
 )
 def test_a_bad_file_is_refused_in_one_line_without_its_keys(tmp_path: Path, text: str) -> None:
-    """It names the file and the line, never what stands there."""
+    """The line names the file and the line number, never the content."""
     with pytest.raises(KeyFileError, match="--api-key-file") as refused:
         keys(tmp_path, text)
     assert "\n" not in str(refused.value)
@@ -55,7 +55,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_bad_file_does_not_replace_good_keys(tmp_path: Path) -> None:
-    """They stay in force."""
+    """The earlier keys stay in force."""
     it = keys(tmp_path, f"{KEY}\n")
     (tmp_path / "keys.txt").write_text("short")
     with pytest.raises(KeyFileError):
@@ -67,7 +67,7 @@ def test_a_bad_file_does_not_replace_good_keys(tmp_path: Path) -> None:
 
 
 def test_a_half_written_file_is_refused_and_the_old_keys_stay(tmp_path: Path) -> None:
-    """Cut anywhere within a key: the shorter key is never good."""
+    """Wherever a key is cut, the shorter key is never accepted."""
     path = tmp_path / "keys.txt"
     path.write_text(f"{KEY}\n")
     read = ApiKeys(path)
@@ -81,7 +81,7 @@ def test_a_half_written_file_is_refused_and_the_old_keys_stay(tmp_path: Path) ->
 
 
 def test_an_operators_key_is_known_as_one(tmp_path: Path) -> None:
-    """By the file that it stands in; each of the two files may be there alone."""
+    """By the file that holds it; either file may exist alone."""
     tenants, operators = (
         written(tmp_path / "tenants", f"{KEY}\n"),
         written(tmp_path / "operators", f"{OTHER}\n"),
@@ -99,7 +99,8 @@ def test_an_operators_key_is_known_as_one(tmp_path: Path) -> None:
 
 
 def test_a_key_in_both_files_is_refused(tmp_path: Path) -> None:
-    """At the start and on a reload: a key that was copied into the wrong file makes no tenant an operator."""
+    """At the start and on a reload: a tenant's key that is copied into the wrong file does not become an
+    operator's."""
     tenants, operators = (
         written(tmp_path / "tenants", f"{KEY}\n"),
         written(tmp_path / "operators", f"{KEY}\n"),
@@ -118,7 +119,7 @@ def test_a_key_in_both_files_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", ["--api-key-file", "--operator-key-file"])
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666, 0o664])
 def test_a_file_that_others_can_write_is_refused(tmp_path: Path, mode: int, option: str) -> None:
-    """At the start and on a reload, in one line that says what helps."""
+    """At the start and on a reload, in one line that says how to fix it."""
     files = [written(tmp_path / "tenants", f"{KEY}\n"), written(tmp_path / "operators", f"{OTHER}\n")]
     read = ApiKeys(*files)
     files[option == "--operator-key-file"].chmod(mode)

@@ -1,4 +1,4 @@
-"""The quick lane proves every guarantee, and the pages say truly what is left to the deep one."""
+"""The quick lane proves every guarantee, and the pages list what is left to the deep lane."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The ledger of cells without a model's arithmetic: what stays warm, what is taken from it, what is given up."""
+"""The ledger of cells over a model without arithmetic: what stays warm, what is reused, what is evicted."""
 
 from collections.abc import Callable, Iterator
 
@@ -50,7 +50,7 @@ class Pool:
         return computed
 
     def check(self) -> None:
-        """The model holds what the ledger says, sequence by sequence and all together."""
+        """The model holds what the ledger has counted, for each sequence and in total."""
         assert self.ledger.audit() == []
         assert self.model.cells_in_use() == self.ledger.held + self.ledger.warm
 
@@ -133,7 +133,7 @@ def test_a_run_that_was_closed_early_leaves_what_it_had_computed(pool: Pool) -> 
 
 @pytest.mark.parametrize("namespace", ["b", "", None])
 def test_nothing_is_taken_from_another_namespace(pool: Pool, namespace: str | None) -> None:
-    """Nor without one."""
+    """Nor by a run without a namespace."""
     pool.run(numbers(0, 50), "a")
     assert pool.run(numbers(0, 50), namespace) == 50
 
@@ -146,7 +146,7 @@ def test_a_run_without_a_namespace_leaves_nothing(pool: Pool) -> None:
 
 
 def test_warm_cells_give_way_to_a_run_that_needs_them_oldest_first(pool: Pool) -> None:
-    """They delay nobody; what was used last goes last."""
+    """They delay no run; the most recently used go last."""
     for first in (0, 1000, 2000):
         pool.run(numbers(first, 60))
     pool.run(numbers(0, 60))
@@ -161,7 +161,7 @@ def test_warm_cells_give_way_to_a_run_that_needs_them_oldest_first(pool: Pool) -
 
 
 def test_a_sequence_id_is_taken_from_the_oldest_warm_slot(pool: Pool) -> None:
-    """There are more prefixes than ids."""
+    """There may be more prefixes than sequence ids."""
     for n in range(40):
         pool.run(numbers(100 * n, 4))
     assert pool.run(numbers(100 * 39, 4)) == 1
@@ -178,7 +178,7 @@ def test_warm_cells_are_bounded(pool: Pool) -> None:
 
 
 def test_a_live_run_shares_what_it_has_computed(pool: Pool) -> None:
-    """While it goes on; its own end takes nothing from the other."""
+    """While it runs; its own end takes nothing from the other run."""
     first = pool.open(numbers(0, 100))
     pool.compute(first, 60)
     second = pool.open([*numbers(0, 50), *numbers(700, 10)])
@@ -192,7 +192,7 @@ def test_a_live_run_shares_what_it_has_computed(pool: Pool) -> None:
 
 
 def test_a_run_waits_for_one_that_is_computing_their_common_prefix(pool: Pool) -> None:
-    """Until it has, or is gone; and not for a few tokens."""
+    """Until the other run has computed it or has ended; but not for a few tokens."""
     first = pool.open(numbers(0, 200))
     pool.compute(first, 40)
     prompt = [*numbers(0, 150), *numbers(900, 10)]

@@ -1,4 +1,4 @@
-"""The lifecycle table, row by row, against an expectation that was written down without looking at it."""
+"""The lifecycle table, row by row, against an expectation that was written independently."""
 
 import itertools
 import re
@@ -50,7 +50,7 @@ ACTS: dict[str, Callable[[Job], object]] = {
 
 
 def job_in(state: str) -> Job:
-    """A job that got there the ordinary way."""
+    """A job that reached this state by ordinary triggers."""
     if state == "queued":
         return queued_job()
     job = running_job()
@@ -71,13 +71,13 @@ def test_the_expectation_speaks_of_every_state_and_trigger_there_is() -> None:
 
 @pytest.mark.parametrize(("state", "trigger"), EXPECTED)
 def test_each_row_of_the_table_leads_where_it_should(state: str, trigger: str) -> None:
-    """What may happen, and where it leads."""
+    """The table has the expected rows, with the expected next states."""
     assert following(State(state), Trigger(trigger)) == EXPECTED[state, trigger]
 
 
 @pytest.mark.parametrize(("state", "trigger"), ILLEGAL)
 def test_what_the_table_does_not_list_is_illegal_and_says_so(state: str, trigger: str) -> None:
-    """The message names both, for whoever has to find out how it came to that."""
+    """The message names state and trigger."""
     with pytest.raises(IllegalTransition, match=f"a {state} job cannot {trigger}"):
         following(State(state), Trigger(trigger))
 
@@ -93,7 +93,7 @@ def test_a_real_job_follows_each_row(state: str, trigger: str) -> None:
 
 @pytest.mark.parametrize(("state", "trigger"), ILLEGAL)
 def test_an_illegal_event_leaves_a_real_job_as_it_was(state: str, trigger: str) -> None:
-    """It raises, and nothing about the job has changed: no event, no time, no receipt, no flag."""
+    """It raises, and the job has not changed: no event, no time, no receipt."""
     job = job_in(state)
     before = snapshot_of(job)
     with pytest.raises(IllegalTransition):
@@ -102,7 +102,7 @@ def test_an_illegal_event_leaves_a_real_job_as_it_was(state: str, trigger: str) 
 
 
 def test_a_stop_of_an_ended_job_changes_nothing_at_all() -> None:
-    """It is legal, because a cancel may come late; it is not the one that counts, and leaves no mark."""
+    """It is legal, because a cancel may come late, but it does not count."""
     job = job_in("ended")
     before = snapshot_of(job)
     assert not job.request_stop(stop_request())
@@ -116,7 +116,7 @@ def test_only_an_ended_job_is_not_live(state: str) -> None:
 
 
 def test_no_way_leads_out_of_ended() -> None:
-    """Once decided, never reversed (G2)."""
+    """A decided end is never reversed (G2)."""
     assert {trigger: target for (state, trigger), target in EXPECTED.items() if state == "ended"} == {
         "stop": "ended"
     }

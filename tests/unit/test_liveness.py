@@ -32,13 +32,13 @@ class Watch:
         self._patience = patience
 
     def look(self, activity: Activity | None, after_sec: float = 1.0) -> Stuck | None:
-        """What is found a second later."""
+        """The activity that is seen a second later."""
         self.now += after_sec
         self.liveness.advance(self._own_time.advance(self.now, activity), self.now)
         return self.liveness.stuck(self._patience)
 
     def stuck_after(self, activities: Iterable[Activity | None]) -> int | None:
-        """How many looks it takes."""
+        """How many looks it takes until the engine is judged stuck; None if it never is."""
         for looks, activity in enumerate(activities, start=1):
             if self.look(activity) is not None:
                 return looks
@@ -46,17 +46,17 @@ class Watch:
 
 
 def computing(share: float, waiting: Waiting = Waiting.CPU, sec: int = HOUR) -> Iterator[Activity]:
-    """Its busiest thread gets this share of a CPU."""
+    """Activities of an engine whose busiest thread gets this share of a CPU."""
     return (Activity(share * second, 0, waiting) for second in range(sec))
 
 
 def asleep(sec: int = HOUR) -> Iterator[Activity]:
-    """Stopped, deadlocked, or in a call that waits for ever."""
+    """Activities of an engine that is stopped, deadlocked, or in a call that never returns."""
     return computing(0.0, Waiting.NOTHING, sec)
 
 
-def test_an_engine_that_talks_is_not_stuck() -> None:
-    """Whatever else it does."""
+def test_an_engine_that_sends_messages_is_not_stuck() -> None:
+    """Whatever its threads do."""
     watch = Watch()
     for activity in itertools.chain(asleep(60), computing(1.0, sec=60)):
         watch.liveness.on_message(watch.now)
@@ -71,12 +71,12 @@ def test_a_silent_one_that_sleeps_is_stuck_after_three_seconds() -> None:
 
 
 def test_one_whose_activity_cannot_be_seen_is_judged_by_wall_time() -> None:
-    """It runs on another machine."""
+    """The engine runs on another machine."""
     assert Watch().stuck_after([None] * 60) == 3
 
 
 def test_a_silent_one_that_computes_is_stuck_after_its_time() -> None:
-    """An endless native call, or a loop."""
+    """An endless native call, or an endless loop."""
     watch = Watch()
     looks = watch.stuck_after(computing(1.0))
     assert looks == pytest.approx(SILENCE_PATIENCE.computing, abs=1)
@@ -87,37 +87,38 @@ def test_a_silent_one_that_computes_is_stuck_after_its_time() -> None:
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.1, 0.05])
 def test_a_looping_one_is_found_also_while_it_is_starved(share: float) -> None:
-    """Later by as much as it is starved."""
+    """Later, in proportion to its starvation."""
     assert Watch().stuck_after(computing(share)) == pytest.approx(
         SILENCE_PATIENCE.computing / share, rel=0.1, abs=2
     )
 
 
 def test_one_that_waits_for_a_cpu_is_not_stuck() -> None:
-    """Not in an hour without a tick."""
+    """Not even after an hour without any CPU time."""
     assert Watch().stuck_after(computing(0.0)) is None
 
 
 def test_one_whose_disk_delivers_is_not_stuck() -> None:
-    """Swapped out, or a model that is read from a slow disk: it sleeps and computes nothing."""
+    """It sleeps and computes nothing because it is swapped out, or reads a model from a slow disk."""
     for waiting in (Waiting.DISK, Waiting.NOTHING):
         assert Watch().stuck_after(Activity(0.0, reads, waiting) for reads in range(HOUR)) is None
 
 
 def test_one_whose_disk_has_gone_is_stuck_after_a_minute() -> None:
-    """A network file system that does not come back."""
+    """For example on a network file system that does not come back."""
     looks = Watch().stuck_after(computing(0.0, Waiting.DISK))
     assert looks == pytest.approx(SILENCE_PATIENCE.disk, abs=1)
 
 
 def test_answering_pings_is_no_computing() -> None:
-    """A deadlocked loop whose other threads wake up each second."""
+    """The loop is deadlocked, and other threads wake up each second."""
     looks = Watch().stuck_after(computing(0.004, Waiting.NOTHING))
     assert looks == pytest.approx(SILENCE_PATIENCE.idle, abs=1)
 
 
 def test_the_machine_that_killed_a_healthy_engine_25_times_in_46_minutes_kills_none() -> None:
-    """Traces like those: 46 minutes at a quarter of a CPU or less, steps of up to eight seconds between two answers."""
+    """Traces like the recorded ones: 46 minutes at a quarter of a CPU or less, with steps of up to eight seconds
+    between two answers."""
     killed_by_wall_time = 0
     for seed in range(25):
         chance = random.Random(seed)
@@ -136,8 +137,8 @@ def test_the_machine_that_killed_a_healthy_engine_25_times_in_46_minutes_kills_n
     assert killed_by_wall_time > 25 * 100
 
 
-def test_a_word_in_the_middle_of_a_second_counts_from_then() -> None:
-    """What the engine did before it is not counted to its silence."""
+def test_a_message_between_two_looks_counts_from_then() -> None:
+    """What the engine did before its message does not count as silence."""
     watch = Watch()
     watch.look(Activity(0.0, 0, Waiting.NOTHING))
     watch.liveness.on_message(watch.now + 0.9)
@@ -147,7 +148,7 @@ def test_a_word_in_the_middle_of_a_second_counts_from_then() -> None:
 
 @pytest.mark.parametrize("away_sec", [2.5, 10.0, float(HOUR)])
 def test_a_front_that_was_away_itself_does_not_blame_the_engine(away_sec: float) -> None:
-    """After a suspended hour the engine gets its patience again, less a second."""
+    """After a suspended hour the engine has its whole patience again, less a second."""
     watch = Watch()
     assert watch.look(None, after_sec=away_sec) is None
     assert watch.look(None) is None
@@ -155,7 +156,7 @@ def test_a_front_that_was_away_itself_does_not_blame_the_engine(away_sec: float)
 
 
 def test_loading_gets_a_minute_between_two_signs_of_progress() -> None:
-    """Computing or asleep; but not for ever, as one that computed for eight minutes did."""
+    """Computing or asleep, but not without end: one engine computed for eight minutes."""
     for activities in (computing(1.0), asleep()):
         assert Watch(LOADING_PATIENCE).stuck_after(activities) == pytest.approx(60, abs=1)
 
@@ -172,7 +173,7 @@ def test_loading_from_a_slow_disk_on_a_starved_machine_is_no_fault() -> None:
 
 
 def test_tokenizing_is_watched_by_the_head_of_the_line() -> None:
-    """A long line that makes progress is no stuck one."""
+    """A long line of prompts that makes progress is not stuck."""
     watch = Watch()
     for run in range(100):
         watch.liveness.prepare(run, 0.0)
@@ -189,7 +190,7 @@ def test_tokenizing_is_watched_by_the_head_of_the_line() -> None:
 
 
 def test_a_prompt_is_given_its_time_from_when_it_was_handed_over() -> None:
-    """Not from when the one before it was done, a hundred seconds ago."""
+    """Not from the end of the prompt before it, a hundred seconds earlier."""
     watch = Watch(Spent(1000.0, 1000.0, 1000.0))
     watch.liveness.prepared(1, 0.0)
     assert watch.stuck_after([None] * 100) is None
@@ -199,7 +200,7 @@ def test_a_prompt_is_given_its_time_from_when_it_was_handed_over() -> None:
 
 
 def test_a_prompt_waits_for_a_cpu_as_long_as_it_takes() -> None:
-    """Tokenizing is starved like everything else."""
+    """Time without a CPU does not count for tokenizing either."""
     watch = Watch(Spent(inf, inf, inf))
     watch.liveness.prepare(1, 0.0)
     assert watch.stuck_after(computing(0.0)) is None

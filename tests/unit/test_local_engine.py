@@ -1,4 +1,4 @@
-"""The order of message and interrupt byte: whatever the timing, no stop is lost."""
+"""The order of message and interrupt byte: no stop is lost, whatever the timing."""
 
 import asyncio
 import os
@@ -12,12 +12,12 @@ from worker_orcd.supervisor.local import LocalEngine
 
 
 def this_process() -> asyncio.subprocess.Process:
-    """Something with the id of a process that is there."""
+    """A stand-in for a process, with the id of a live one."""
     return cast(asyncio.subprocess.Process, SimpleNamespace(pid=os.getpid()))
 
 
 class FullSocket(asyncio.Transport):
-    """A transport whose socket takes nothing for now."""
+    """A transport whose socket is full for now."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class FullSocket(asyncio.Transport):
         self.waiting += bytes(data)
 
     def get_write_buffer_size(self) -> int:
-        """What waits."""
+        """Bytes that wait."""
         return len(self.waiting)
 
     def is_closing(self) -> bool:
@@ -47,7 +47,7 @@ class Nobody:
 
 
 def test_the_byte_is_not_set_before_the_stop_is_in_the_socket() -> None:
-    """An engine that looked in between would clear the byte, find no stop, and compute on."""
+    """Otherwise the engine would clear the byte, find no stop, and compute on."""
 
     async def stop_with_a_full_socket() -> None:
         byte, socket = InterruptByte.create(), FullSocket()
@@ -68,7 +68,7 @@ def test_the_byte_is_not_set_before_the_stop_is_in_the_socket() -> None:
 
 
 def test_a_stop_interrupts_first_any_step_and_later_also_a_protected_one() -> None:
-    """By two bytes, each when its time has come."""
+    """With two bytes, each set when its time has come."""
 
     async def stop_unheard() -> None:
         byte, socket = InterruptByte.create(), FullSocket()
@@ -88,7 +88,7 @@ def test_a_stop_interrupts_first_any_step_and_later_also_a_protected_one() -> No
 
 
 async def until(ready: object) -> None:
-    """Wait for it, with a deadline."""
+    """Wait for a condition, with a deadline."""
     assert callable(ready)
     async with asyncio.timeout(30):
         while not ready():  # noqa: ASYNC110  # The byte has no event.

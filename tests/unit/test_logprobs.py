@@ -34,7 +34,7 @@ def test_they_are_the_log_of_the_softmax(seed: int, best: int, token: int, sprea
 
 
 def test_a_token_that_cannot_come_has_a_number_that_json_has() -> None:
-    """Minus infinity is none."""
+    """JSON has no minus infinity."""
     logits = np.array([0.0, -np.inf, 0.0], np.float32)
     chosen, *best = logprobs_of(logits.tobytes(), 1, 3, name)
     assert chosen.logprob == -9999.0
@@ -43,7 +43,7 @@ def test_a_token_that_cannot_come_has_a_number_that_json_has() -> None:
 
 
 def test_part_of_a_character_is_shown_as_its_bytes() -> None:
-    """It is no text by itself."""
+    """It is not valid text by itself."""
     whole, part = TokenLogprob(1, "é".encode(), -1.0), TokenLogprob(2, b"\xc3", -1.0)
     assert (whole.text, part.text) == ("é", "bytes:\\xc3")
     assert logprobs_data((part, whole))["bytes"] == [0xC3]

@@ -22,12 +22,12 @@ class Front:
         self._reader = front_side()
 
     def asked(self) -> None:
-        """Ping it, and wait until the ping is taken: what follows it in the socket is."""
+        """Send a ping, and wait until the mailbox has taken it; messages after it stay in the socket."""
         self.ours.sendall(encode(Ping()) + encode(LOAD))
         self.mailbox.first()
 
     def said(self) -> list[FromEngine]:
-        """All that the engine has said by now."""
+        """Messages that the engine has sent by now."""
         self.mailbox.send(Pong())
         messages: list[FromEngine] = []
         while len(messages) < 1:
@@ -44,7 +44,7 @@ def front() -> Iterator[Front]:
 
 
 def test_pings_while_loading_are_answered_only_after_progress(front: Front) -> None:
-    """A thread that answered each of them would hide a load that hangs (G16)."""
+    """A thread that answered every ping would hide a load that hangs (G16)."""
     front.asked()
     assert front.said() == [Pong()], "the start of the process is progress"
     for _ in range(3):

@@ -22,6 +22,7 @@ print(json.dumps([*within, fits(300)]))
 
 
 def test_loading_is_given_what_a_file_of_its_size_can_need() -> None:
-    """Twice the file and a spare; beyond that memory cannot be had, and afterwards it can."""
+    """Twice the file's size and a reserve; more memory is refused while the file loads, and available
+    afterwards."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, timeout=60, check=True)
     assert json.loads(done.stdout) == [True, False, True]

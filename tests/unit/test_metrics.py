@@ -1,4 +1,5 @@
-"""What is measured: every series from the start, edges where the promises are, and names as Prometheus wants them."""
+"""Metrics: every series exists from the start, buckets have edges at the promises, and names follow Prometheus'
+rules."""
 
 import subprocess
 from itertools import count
@@ -31,12 +32,12 @@ def samples(metrics: Metrics) -> Samples:
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:
-    """Of one series."""
+    """The value of one series."""
     return samples(metrics)[name, tuple(sorted(labels.items()))]
 
 
 def jobs_of_every_ending() -> list[Job]:
-    """Completed, cancelled, timed out and failed ones, while they waited and while they ran."""
+    """Jobs that were completed, cancelled, timed out or failed, some while they waited and some while they ran."""
     jobs = []
     for reason in ("stop", "length", "stop_sequence"):
         jobs.append(running_job(run=next(_runs)))
@@ -53,7 +54,7 @@ def jobs_of_every_ending() -> list[Job]:
 
 
 def test_every_series_is_there_from_the_start() -> None:
-    """However jobs end, no series begins with it: `increase()` would not see the first event."""
+    """No series first appears with an event, since `increase()` would not count that event."""
     metrics = Metrics()
     before = samples(metrics)
     for job in jobs_of_every_ending():
@@ -79,13 +80,13 @@ def test_cancels_are_measured_by_stage_and_phase_and_deadlines_are_not() -> None
 
 @pytest.mark.parametrize("promise", ["0.02", "0.1", "5.0"])
 def test_buckets_of_cancels_have_an_edge_at_each_promise(promise: str) -> None:
-    """So that what is beyond it can be counted, and not only guessed."""
+    """So stops beyond a promise can be counted exactly."""
     labels = {"stage": "stopped", "phase": "decode", "le": promise}
     assert value(Metrics(), "worker_cancel_latency_seconds_bucket", **labels) == 0
 
 
 def test_waiting_and_prefill_add_up_to_the_first_token() -> None:
-    """A second in the queue, half of one in prefill."""
+    """The job waits for a second and is in prefill for half a second."""
     metrics = Metrics()
     job = running_job()
     metrics.started(job)
@@ -99,7 +100,7 @@ def test_waiting_and_prefill_add_up_to_the_first_token() -> None:
 
 
 def test_a_job_that_never_left_the_queue_counts_with_all_its_waiting() -> None:
-    """Otherwise a queue in which everybody gives up would look short."""
+    """Otherwise a queue in which every job gives up would look short."""
     metrics = Metrics()
     job = queued_job()
     job.request_stop(stop_request(seconds=40.0))
@@ -114,14 +115,14 @@ READY = Ready("a-model", "cpu", True, 0, "F16", "bytes", 50_000, 1000, 500, 4, F
 
 
 def with_vllm_names() -> Worker:
-    """A worker that shows them, without an engine."""
+    """A worker without an engine that shows vLLM's names."""
     worker = idle_worker()
     publish(worker, vllm_names=True)
     return worker
 
 
 def vllm(worker: Worker) -> dict[str, float]:
-    """What stands under vLLM's names."""
+    """The values under vLLM's names."""
     return {
         name.removeprefix("vllm:"): number
         for (name, labels), number in samples(worker.metrics).items()
@@ -138,7 +139,7 @@ def test_vllms_names_are_shown_only_when_wanted() -> None:
 
 
 def test_vllms_names_say_what_ours_say() -> None:
-    """With the model as label, and cells as a share: 1 is all."""
+    """With the model as label, and the cells as a share of all."""
     worker = with_vllm_names()
     assert b"vllm" not in worker.metrics.render(), "no name, no label"
     worker.model, worker.engine, worker.kv_usage = "a-model", READY, KvUsage(cells_used=250)
@@ -166,7 +167,7 @@ def test_prompt_tokens_are_counted_by_where_they_came_from() -> None:
 
 
 def test_without_an_engine_a_router_sees_that_all_is_full() -> None:
-    """The least loaded is sent the most: a dead one may not look idle."""
+    """Routers send most to the least loaded worker, so a worker without an engine must not look idle."""
     worker = with_vllm_names()
     worker.model = "a-model"
     assert vllm(worker)["kv_cache_usage_perc"] == 1.0

@@ -1,4 +1,4 @@
-"""What goes wrong behind the middleware: one answer at most, and always a log event."""
+"""Failures behind the middleware: at most one answer, and always a log event."""
 
 import asyncio
 import io

@@ -1,4 +1,4 @@
-"""Which model files are accepted at start-up, what is known of them, and what is said of the others."""
+"""Which model files are accepted at start-up, what is read from them, and how the others are refused."""
 
 import itertools
 import math
@@ -155,7 +155,7 @@ def test_a_file_that_does_not_exist_is_refused(path: Path) -> None:
 
 
 def test_a_path_through_a_file_is_refused(path: Path) -> None:
-    """A file where a directory should be means that the model is not there."""
+    """A file stands where the path has a directory, so there is no model."""
     path.write_bytes(b"")
     assert refusal(path / "model.gguf") == "does not exist"
 
@@ -166,7 +166,8 @@ def test_a_directory_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unreadable_file_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of another user is said to be so. (Root may read everything, so the system's answer is played.)"""
+    """The refusal says that the file may not be read. (Root may read every file, so the system's error is
+    simulated.)"""
 
     def deny(path: Path) -> int:
         raise PermissionError(13, "Permission denied", str(path))
@@ -189,12 +190,12 @@ def test_a_path_with_a_nul_is_refused() -> None:
 
 
 def test_an_over_long_path_is_refused(tmp_path: Path) -> None:
-    """Any other answer of the system is passed on in its words."""
+    """Any other error of the system is reported in its own words."""
     assert refusal(tmp_path / ("x" * 300)).startswith("can't be read: ")
 
 
 def test_an_empty_file_is_refused(path: Path) -> None:
-    """A download that never began."""
+    """A download that has not begun."""
     assert refusal(path, b"") == "is empty; a GGUF file is required"
 
 
@@ -213,20 +214,20 @@ def test_other_versions_are_refused(path: Path, version: int) -> None:
 
 
 def test_a_big_endian_file_is_refused_as_such(path: Path) -> None:
-    """Its version would read as 50,331,648, which helps nobody."""
+    """Its version would read as 50,331,648, which explains nothing."""
     content = b"GGUF" + struct.pack(">IQQ", 3, 1, 1) + bytes(64)
     assert refusal(path, content) == "is a big-endian GGUF file; a little-endian one is required"
 
 
 @pytest.mark.parametrize(("count", "shown"), [(0, "0"), (10_000, "10,000"), (2**64 - 1, f"{2**64 - 1:,}")])
 def test_ten_thousand_tensors_or_none_are_refused(path: Path, count: int, shown: str) -> None:
-    """The contract's bound, said before anything is walked."""
+    """The contract's bound is checked before any tensor is read."""
     line = refusal(path, Gguf(tensor_count=count))
     assert line == f"has {shown} tensors; 1 to 9,999 are required"
 
 
 def test_9999_tensors_are_accepted(path: Path) -> None:
-    """Fewer than 10,000 means that 9,999 are fine."""
+    """The bound is "fewer than 10,000"."""
     file = Gguf(tensors=[tensor(f"t{index}", [1], 0, 0) for index in range(9_999)])
     assert accepted(path, file).tensor_count == 9_999
 
@@ -247,7 +248,7 @@ def test_truncated_metadata_says_where(path: Path) -> None:
 
 
 def test_a_missing_architecture_is_refused(path: Path) -> None:
-    """Without it no engine knows what to build."""
+    """Without it the engine does not know which model to build."""
     assert "general.architecture is required" in refusal(path, Gguf(metadata={}))
 
 
@@ -288,7 +289,7 @@ def test_an_impossible_tensor_is_refused(path: Path, description: bytes, fault: 
     ids=str,
 )
 def test_lengths_that_lie_are_refused_at_once(path: Path, value: bytes) -> None:
-    """No length is believed beyond what the file could hold, and none is allocated."""
+    """No length is believed beyond what the file could hold, and no memory is allocated for it."""
     metadata = {"general.architecture": text_value("llama"), "hostile": value}
     begin = time.perf_counter()
     refusal(path, Gguf(metadata=metadata))
@@ -327,7 +328,7 @@ def test_recommended_sampling_is_read(path: Path) -> None:
 
 
 def test_names_from_the_file_are_short_and_printable(path: Path) -> None:
-    """They end up in health, narration and on terminals."""
+    """They are shown in health, log events and terminals."""
     file = Gguf()
     file.metadata["general.name"] = text_value("\x1b[31mred\n" + "x" * 100_000)
     name = accepted(path, file).name
@@ -373,7 +374,7 @@ def test_flipped_bytes_give_a_model_or_a_refusal(scratch: Path, flips: list[tupl
 @given(tail=st.binary(max_size=400))
 @settings(max_examples=examples(150), deadline=None)
 def test_any_bytes_after_a_right_header_give_a_model_or_a_refusal(scratch: Path, tail: bytes) -> None:
-    """The reader keeps to the file whatever stands in it."""
+    """The reader never leaves the file, whatever it contains."""
     outcome(scratch, b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + tail)
 
 

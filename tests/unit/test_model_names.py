@@ -1,4 +1,4 @@
-"""By which names clients may ask for the model."""
+"""The names by which clients may ask for the model."""
 
 import pytest
 
@@ -14,7 +14,7 @@ from worker_orcd.worker.model_names import ModelNames
     ],
 )
 def test_without_an_alias_the_model_is_called_as_its_file(path: str, name: str) -> None:
-    """Without what only says that it is a model's file, or the first part of one."""
+    """Without the suffix of a model file, or of the first part of one."""
     names = ModelNames.of(path, (), "A Model With Spaces")
     assert (names.listed, names.preferred) == ((name,), name)
     assert name in names
@@ -23,7 +23,7 @@ def test_without_an_alias_the_model_is_called_as_its_file(path: str, name: str) 
 
 
 def test_aliases_come_first_and_hide_no_other_name() -> None:
-    """Whoever has used the file's name until now may go on."""
+    """Clients that use the file's name still work."""
     names = ModelNames.of("/models/a.gguf", ("x", "y")).with_name("In The File")
     assert (names.listed, names.preferred) == (("x", "y"), "x")
     assert all(name in names for name in ("x", "y", "a", "In The File"))

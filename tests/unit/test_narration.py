@@ -1,4 +1,4 @@
-"""Narration: a closed catalogue, rendered on one safe line each, without ever getting in the way (M0-W-1900)."""
+"""Log events: a closed catalogue; each event is one safe line and never disturbs the worker (M0-W-1900)."""
 
 import dataclasses
 import io
@@ -76,7 +76,7 @@ def filled(action: type[catalogue.Action], words: str) -> catalogue.Action:
 
 
 def reported_line(action: catalogue.Action, log_format: narration.LogFormat = "json") -> str:
-    """Tell `action` to a fresh stream and return everything that was written."""
+    """Emit an action to a new stream and return all that was written."""
     stream = io.StringIO(newline="")
     narration.Narrator.configure(WORKER_ID, log_format=log_format, stream=stream).emit(action)
     return stream.getvalue()
@@ -168,7 +168,7 @@ class TestCatalogue:
         assert (event["level"], event["human"]) == (level, human)
 
     def test_an_action_that_is_not_in_it_cannot_be_logged(self) -> None:
-        """Neither a stranger nor a subclass of an action passes, and nothing is written."""
+        """Neither another class nor a subclass of an action is accepted, and nothing is written."""
 
         class Invented(narration.Ready):
             """Looks like an action."""
@@ -239,7 +239,7 @@ class TestEvent:
         assert (event["stopped_ms"], event["terminal_ms"]) == (None, None)
 
     def test_the_correlation_id_is_the_given_one_else_that_of_the_request(self) -> None:
-        """The nearest wins."""
+        """A given id takes precedence."""
         action = narration.ModelLoadStart(path="m")
         with capture() as events:
             narrator = narration.Narrator.configure(WORKER_ID, process="engine", stream=io.StringIO())
@@ -327,7 +327,7 @@ class TestLine:
         words=st.text(st.characters(), max_size=5000),
     )
     def test_any_length_of_text_fits_the_sentence(self, template: str, words: str) -> None:
-        """Long values give way, down to one character each."""
+        """Long values are shortened, down to one character each."""
         values = dict.fromkeys(re.findall(r"{(\w+)}", template), words)
         assert len(text.fill(template, values)) <= text.SENTENCE_LIMIT
 
@@ -341,7 +341,7 @@ class TestLine:
         assert event["job_id"] == job_id
 
     def test_a_long_message_gives_way_before_a_short_id(self) -> None:
-        """What is short is never shortened for the sake of what is long."""
+        """A short value is never shortened in favour of a long one."""
         reported = narration.Error(code="CUDA_ERROR", message="device " * 50, job_id="job-7")
         human = json.loads(reported_line(reported))["human"]
         assert human.startswith("Job job-7 fails with CUDA_ERROR: device device")
@@ -424,7 +424,8 @@ class TestFailure:
         assert narrator.lines_lost == 0
 
     def test_a_stalled_reader_costs_lines_not_time_and_a_returning_one_gets_them_again(self) -> None:
-        """A full pipe nobody reads: hundreds of events end, are counted, and go on once there is room."""
+        """While a pipe is full and nobody reads it, emitting hundreds of events does not wait; the lost ones are
+        counted, and lines are written again once there is room."""
         reading, writing = os.pipe()
         with os.fdopen(reading, "rb") as reader, os.fdopen(writing, "w") as stream:
             narrator = narration.Narrator.configure(WORKER_ID, stream=stream)
@@ -442,8 +443,8 @@ class TestFailure:
             narrator.emit(narration.ModelLoadStart(path="m"))
             assert json.loads(os.read(reader.fileno(), 1 << 20))["lines_lost"] == lost
 
-    def test_a_slow_reader_gets_every_line_in_order_and_nobody_waits_for_it(self) -> None:
-        """More than a pipe holds, less than what may wait."""
+    def test_a_slow_reader_gets_every_line_in_order_and_is_not_waited_for(self) -> None:
+        """The lines are more than a pipe holds and fewer than may be queued."""
         reading, writing = os.pipe()
         with os.fdopen(reading, "rb") as reader, os.fdopen(writing, "w") as stream:
             narrator = narration.Narrator.configure(WORKER_ID, stream=stream)
@@ -477,7 +478,7 @@ class TestFailure:
 
 
 class TestCapture:
-    """What is narrated can be tested."""
+    """Tests can capture log events."""
 
     def test_it_gives_the_events_and_writes_nothing(self) -> None:
         """Events are plain dicts; afterwards lines are written again."""
@@ -502,7 +503,7 @@ class TestCapture:
 
 
 class TestCorrelationId:
-    """Taken over from the client when it can serve, otherwise made."""
+    """The client's id is used if it is valid; otherwise a new one is made."""
 
     @pytest.mark.parametrize("offered", ["a", "~" * 128, "!#:/@", "7f0e-1"])
     def test_visible_ascii_up_to_128_characters_is_taken_over(self, offered: str) -> None:

@@ -1,4 +1,4 @@
-"""What tenants see of the narration: their own events, and of the worker's neither paths nor others' load (G9)."""
+"""Which log events tenants see: their own, and of the worker's neither paths nor other tenants' load (G9)."""
 
 import asyncio
 import contextlib
@@ -35,14 +35,14 @@ class EventFields:
 
 
 def listener(broadcast: Broadcast, owner: str, *, operator: bool = False) -> Listener:
-    """One more listener."""
+    """Add a listener."""
     joined = broadcast.join(owner, operator=operator)
     assert joined is not None
     return joined
 
 
 def received(by: Listener) -> list[narration.EventFields]:
-    """What waits for a listener now."""
+    """Events that are queued for a listener now."""
 
     async def listen() -> list[narration.EventFields]:
         async for batch in by.listen(0.001):

@@ -1,4 +1,4 @@
-"""Whoever observes the worker learns of everything that happens to a job, in the order in which it happens."""
+"""An observer learns of everything that happens to a job, in the order in which it happens."""
 
 import asyncio
 import io
@@ -27,7 +27,7 @@ class Notes(Observer):
         self.seen: list[tuple[str, str]] = []
 
     def stop_requested(self, request: StopRequested) -> None:
-        """Note it, with what was known of the job."""
+        """Note the request, with the state of its target."""
         self.seen.append((request.target.state.value, request.job_id or ""))
 
     def ended(self, job: Job) -> None:
@@ -95,7 +95,7 @@ def play() -> Iterator[Play]:
 
 
 def test_the_engine_gets_all_stops_of_a_group_before_they_are_observed_and_ends_come_last(play: Play) -> None:
-    """Each millisecond counts in the engine; and a log tells what was asked before it tells what came of it."""
+    """Each millisecond counts for the engine; and a log has the request before its outcome."""
 
     async def scene() -> None:
         await play.running("one")
@@ -114,7 +114,7 @@ def test_the_engine_gets_all_stops_of_a_group_before_they_are_observed_and_ends_
 
 
 def test_a_cancel_is_observed_whatever_is_known_of_its_target(play: Play) -> None:
-    """Live, being stopped, finished, unknown, and a group without a job."""
+    """Live, being stopped, finished, unknown, or a group without a job."""
 
     async def scene() -> None:
         stream = await play.running("one")

@@ -11,7 +11,7 @@ from worker_orcd.engine.planner import CostEstimate, Pace, Pending, Plan, Share,
 
 
 def decoding(key: int, context: int = 100) -> Pending:
-    """A sequence that wants its next token."""
+    """The pending work of a sequence that waits for its next token."""
     return Pending(key, 1, context, decoding=True)
 
 
@@ -21,7 +21,7 @@ def reading(key: int, rows: int, context: int = 0) -> Pending:
 
 
 def knowing(decode_ms: float, row_ms: float, decode_rows: int = 1) -> CostEstimate:
-    """An estimate of a machine on which a decode step of so many rows and a prefill row take so long."""
+    """An estimate that has learned these costs of a decode step and of a prefill row."""
     cost = CostEstimate()
     cost.learn(Plan((), decode_rows, 0, 0, 0.0), decode_ms)
     cost.learn(Plan((), 0, 100, 0, 0.0), row_ms * 100)
@@ -74,7 +74,7 @@ def test_a_mixed_step_lasts_a_fixed_ratio_of_its_decode_part_when_that_is_expens
 
 
 def test_a_prompt_continues_by_eight_rows_however_slow_decoding_is() -> None:
-    """Nobody starves behind a full house."""
+    """No prompt starves beside a full set of decoding sequences."""
     plan = plan_step([decoding(1), reading(2, 3000)], knowing(24, 100))
     assert plan.prefill_rows == 8
 
@@ -172,8 +172,8 @@ def test_the_context_that_the_estimate_learns_from_is_the_deepest_of_the_prefill
     assert plan.prefill_context == 5000
 
 
-def test_nobody_wants_anything_is_an_empty_step() -> None:
-    """And takes no time."""
+def test_no_pending_work_is_an_empty_step() -> None:
+    """It is predicted to take no time."""
     assert plan_step([], CostEstimate()) == Plan((), 0, 0, 0, 0.0)
 
 
@@ -198,7 +198,7 @@ def test_the_oldest_prompt_never_gets_less_than_half(pending: list[Pending], cos
 def test_no_step_breaks_the_rules(
     pending: list[Pending], cost: CostEstimate, pace: Pace, abortable: bool
 ) -> None:
-    """Whoever is there and whatever it costs: completeness, order, size and time."""
+    """For any pending work and any costs: completeness, order, size and time."""
     plan = plan_step(pending, cost, pace=pace, abortable=abortable)
     least = 8 if pace is Pace.FULL else 1
     wants = {one.key: one for one in pending}
@@ -255,7 +255,7 @@ def test_more_expensive_rows_never_make_a_step_larger(
 
 
 def test_an_unknown_machine_is_taken_to_be_slow() -> None:
-    """The first step of all is short, and no division by nothing."""
+    """The very first step is short, and nothing is divided by zero."""
     cost = CostEstimate()
     assert cost.decode_ms(0) == 0
     assert cost.decode_ms(3) == 24

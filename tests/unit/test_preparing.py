@@ -1,4 +1,4 @@
-"""Whose prompt is prepared next: places are bounded, and each owner's turn comes."""
+"""Which prompt is prepared next: places are bounded, and each owner gets its turn."""
 
 from collections import Counter
 
@@ -19,7 +19,7 @@ def queued(run: int, owner: str) -> Job:
 
 
 class Line:
-    """Owners who have any number of prompts, and what the engine has been given."""
+    """Owners with any number of prompts, and the prompts that the engine has been given."""
 
     def __init__(self) -> None:
         self.preparing = Preparing()
@@ -27,24 +27,24 @@ class Line:
         self._run = 0
 
     def send(self, owner: str, prompts: int = 1) -> None:
-        """An owner sends prompts, each of which takes for ever."""
+        """An owner sends prompts, each of which never finishes rendering."""
         for _ in range(prompts):
             self._run += 1
             self.preparing.add(queued(self._run, owner))
         self.give()
 
     def give(self) -> None:
-        """The engine is given what it may be given."""
+        """Give the engine the prompts that it may have now."""
         while job := self.preparing.next():
             self.given.append(job)
 
     def prepared(self, place: int) -> None:
-        """One is done."""
+        """The prompt at this place of `given` is prepared."""
         self.preparing.prepared(self.given.pop(place).run)
         self.give()
 
     def places(self) -> Counter[str]:
-        """How many each owner holds."""
+        """How many places each owner holds."""
         return Counter(job.owner for job in self.given)
 
 
@@ -54,7 +54,7 @@ def test_an_engine_has_a_thread_for_each_prompt_that_it_is_given() -> None:
 
 
 def test_an_owner_alone_gets_half_of_the_places() -> None:
-    """The others are there for whoever comes next, each with as many prompts as there may be."""
+    """The other places are left for owners that come later."""
     line = Line()
     for owner in "abcdef":
         line.send(owner, 100)
@@ -62,7 +62,7 @@ def test_an_owner_alone_gets_half_of_the_places() -> None:
 
 
 def test_an_owner_that_finds_no_place_gets_the_next_one() -> None:
-    """Before those who hold many, and before other prompts of those who hold one."""
+    """Before owners that hold many places, and before further prompts of owners that hold one."""
     line = Line()
     for owner in "abcde":
         line.send(owner, 100)
@@ -93,7 +93,7 @@ def test_a_suspect_is_prepared_alone() -> None:
 
 @pytest.mark.parametrize("given", [True, False])
 def test_the_prompt_of_a_job_that_has_ended_is_not_prepared(given: bool) -> None:
-    """It keeps its place until the engine has let go of it."""
+    """If the engine is preparing it, it keeps its place until the engine answers."""
     preparing, job = Preparing(), queued(1, "a")
     preparing.add(job)
     if given:

@@ -1,4 +1,4 @@
-"""Text from outside: whatever it holds, no terminal obeys it."""
+"""Untrusted text: whatever it contains, a terminal only displays it."""
 
 import json
 
@@ -16,7 +16,7 @@ ANYTHING = st.text(st.characters())
 
 @given(ANYTHING)
 def test_a_name_is_one_line_of_what_can_be_printed(text: str) -> None:
-    """Always; and what is fine already stays as it is."""
+    """For any text; a text that is printable already stays unchanged."""
     shown = printable(text)
     assert shown.isprintable()
     assert shown == text or not text.isprintable()
@@ -24,7 +24,7 @@ def test_a_name_is_one_line_of_what_can_be_printed(text: str) -> None:
 
 
 def test_what_is_escaped_can_still_be_read() -> None:
-    """An operator sees what was there."""
+    """An operator can tell what the text was."""
     assert printable(EVIL) == r"a\x1b]0;owned\x07\x9b2J\u202e\u2028\r\nb\x7f"
     assert printable("Grüße 👋") == "Grüße 👋"
 
@@ -38,7 +38,7 @@ def test_all_texts_of_a_value_are_made_printable() -> None:
 
 @given(ANYTHING)
 def test_an_output_keeps_its_lines_and_loses_what_acts(text: str) -> None:
-    """Newlines and tabs stay; controls, overrides of direction and surrogates do not."""
+    """Newlines and tabs stay; control characters, direction overrides and surrogates do not."""
     shown = readable(text)
     shown.encode()
     assert not [c for c in shown if ord(c) < 32 and c not in "\n\t"]
@@ -49,7 +49,7 @@ def test_an_output_keeps_its_lines_and_loses_what_acts(text: str) -> None:
 
 
 def test_an_output_is_otherwise_as_it_is() -> None:
-    """Joined emoji and right-to-left scripts need no marks that are taken away."""
+    """Joined emoji and right-to-left scripts keep all characters that they need."""
     text = "Grüße\t👩\u200d💻\n\u05e9\u05dc\u200f"
     assert readable(text) == text
     assert readable("one\r\ntwo\rthree") == "one\ntwo\ufffdthree"

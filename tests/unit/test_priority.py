@@ -1,4 +1,4 @@
-"""Urgent jobs go first and preempt others; nobody starves."""
+"""Urgent jobs run first and preempt others; no job starves."""
 
 import pytest
 
@@ -14,14 +14,14 @@ from worker_orcd.jobs.request import Ceilings
 
 
 def narrow(sequences: int = 1) -> Dispatcher:
-    """A dispatcher whose engine runs so many jobs together."""
+    """A dispatcher whose engine runs this many jobs together."""
     it = Dispatcher(Ceilings(), 1000)
     it.engine_ready(ReadyEngine(Capacity(10_000, 5_000, sequences), "a-model"), at(0))
     return it
 
 
 def counted(it: Dispatcher, job_id: str, priority: int = 0, seconds: float = 1) -> tuple[Job, list[Effect]]:
-    """A job whose prompt is counted, and what follows from that."""
+    """A job whose prompt is counted, and the effects of that."""
     job, _ = submit(it, execute(job_id, priority=priority, max_tokens=9), "cor", at(seconds))
     return job, it.prepared(job.run, PROMPT, at(seconds))
 
@@ -62,7 +62,7 @@ def test_an_urgent_job_is_handed_to_a_full_engine_and_the_preempted_one_continue
 
 @pytest.mark.parametrize("priority", [0, 1, 2])
 def test_a_job_preempts_none_that_is_as_urgent(priority: int) -> None:
-    """It waits."""
+    """It waits for a place."""
     it = narrow()
     counted(it, "running", 0)
     assert runs(counted(it, "other", priority)[1]) == []
@@ -78,7 +78,7 @@ def test_no_more_urgent_jobs_are_handed_over_than_the_engine_has_places() -> Non
 
 
 def test_cells_that_less_urgent_jobs_hold_are_there_for_an_urgent_one() -> None:
-    """Places are not all that an engine can lack."""
+    """Preemption is for cells too, not only for places."""
     it = Dispatcher(Ceilings(), 1000)
     it.engine_ready(ReadyEngine(Capacity(cells=100, cells_per_job=90, sequences=4), "a-model"), at(0))
     for name, priority, starts in (("victim", 1, True), ("other", 1, False), ("urgent", 0, True)):
@@ -87,7 +87,7 @@ def test_cells_that_less_urgent_jobs_hold_are_there_for_an_urgent_one() -> None:
 
 
 def test_waiting_makes_up_for_priority() -> None:
-    """A level is worth ten seconds: then the job is neither overtaken nor preempted any more."""
+    """A level is worth ten seconds of waiting: after that the job is neither overtaken nor preempted."""
     it = narrow()
     old, _ = counted(it, "old", 1, seconds=1)
     assert runs(counted(it, "too-late", 0, seconds=1 + LEVEL_SEC + 0.1)[1]) == []
@@ -96,8 +96,8 @@ def test_waiting_makes_up_for_priority() -> None:
 
 
 @pytest.mark.parametrize("priority", [0, 2**31 - 1])
-def test_nobody_starves(priority: int) -> None:
-    """However many of the most urgent jobs arrive, one each second, each of which takes two."""
+def test_no_job_starves_behind_urgent_ones(priority: int) -> None:
+    """Jobs of the highest urgency arrive each second, and each takes two seconds."""
     it = narrow()
     patient, _ = counted(it, "patient", priority, seconds=0)
     bound = LEVEL_SEC * MAX_LEVELS * (1 if priority == 0 else 2)

@@ -1,4 +1,5 @@
-"""Tests that need a program of others: skipped before anything starts, and a run says what it skipped and why."""
+"""Tests that need an optional program are skipped before anything starts, and a run names what it skipped and
+why."""
 
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def test_every_program_is_installed_and_hidden_by_the_tools() -> None:
     ],
 )
 def test_locks_have_hashes_and_name_no_index(lock: str) -> None:
-    """Every package is fetched from the index that the machine is set up for."""
+    """Packages come from the index that the machine is configured for."""
     text = (ROOT / lock).read_text(encoding="utf-8")
     assert "sha512-" in text or "sha256:" in text
     assert [

@@ -1,4 +1,4 @@
-"""The waiting line: order, reservations, and what fits (contract, 2)."""
+"""The queue: order, expected cells, and what fits (contract, 2)."""
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -26,8 +26,8 @@ def line(*jobs: Job) -> JobQueue:
     return queue
 
 
-def test_an_empty_line_has_nobody_to_run() -> None:
-    """None, and nothing is held."""
+def test_an_empty_queue_has_no_job_to_run() -> None:
+    """Nothing is returned and nothing is held."""
     queue = JobQueue()
     assert queue.next_to_run(ROOMY) is None
     assert (len(queue), queue.running) == (0, 0)
@@ -53,7 +53,7 @@ def test_a_job_whose_prompt_is_not_counted_yet_holds_up_no_other() -> None:
 
 
 def test_a_counted_job_runs_however_many_before_it_are_not_counted() -> None:
-    """Prompts are not counted in the order of the line: each owner's turn comes."""
+    """Prompts are not counted in the order of the queue, since each owner gets its turn."""
     queue = line(*(queued_job(f"job-{run}", run=run) for run in range(1, 500)), last := measured(500, 1, 1))
     assert queue.next_to_run(ROOMY) is last
     assert queue.next_to_run(ROOMY) is None
@@ -75,7 +75,7 @@ def test_jobs_that_left_do_not_pile_up_behind_a_head_that_waits() -> None:
 
 
 def test_a_job_runs_when_what_it_is_about_to_hold_fits_beside_the_running_ones() -> None:
-    """Its prompt and 64 tokens of growth, to the cell; not all that it may come to generate."""
+    """Its prompt and 64 cells of growth have to fit, not all that it may generate."""
     first, exact, one_more = measured(1, 400, 500), measured(2, 472, 500), measured(3, 1, 1)
     queue = line(first, exact, one_more)
     assert queue.next_to_run(ROOMY) is first
@@ -95,13 +95,13 @@ def test_a_job_that_grew_leaves_less_room() -> None:
 
 
 def test_a_job_alone_always_runs() -> None:
-    """It fits its context, so it fits an empty engine, whatever growth is expected."""
+    """A job that fits its context fits an empty engine."""
     queue = line(measured(1, 480, 500))
     assert queue.next_to_run(Capacity(cells=500, cells_per_job=500, sequences=4)) is not None
 
 
-def test_a_requeued_job_waits_in_front_of_those_who_came_later() -> None:
-    """In the order they came, in whatever order they are requeued."""
+def test_a_requeued_job_waits_in_front_of_later_ones() -> None:
+    """In order of arrival, in whatever order jobs are requeued."""
     jobs = [measured(run, 10, 10) for run in range(1, 6)]
     queue = line(*jobs)
     in_engine = [queue.next_to_run(ROOMY) for _ in range(3)]
@@ -111,8 +111,8 @@ def test_a_requeued_job_waits_in_front_of_those_who_came_later() -> None:
     assert (list(queue), queue.running) == (jobs, 0)
 
 
-def test_nobody_overtakes_a_head_that_does_not_fit() -> None:
-    """A small job behind a large one waits too, so the large one is not starved."""
+def test_no_job_overtakes_a_head_that_does_not_fit() -> None:
+    """A small job behind a large one waits too, so the large one does not starve."""
     first, large, small = measured(1, 500, 300), measured(2, 400, 200), measured(3, 1, 1)
     queue = line(first, large, small)
     assert queue.next_to_run(ROOMY) is first
@@ -129,7 +129,7 @@ def test_no_more_jobs_run_than_there_are_sequences() -> None:
 
 
 def test_leaving_gives_back_a_place_in_the_line_or_in_the_engine() -> None:
-    """Whichever it has."""
+    """A job is removed from the queue or from the engine."""
     runs, waits = measured(1, 1, 1), measured(2, 1, 1)
     queue = line(runs, waits)
     queue.next_to_run(ROOMY)
@@ -140,7 +140,7 @@ def test_leaving_gives_back_a_place_in_the_line_or_in_the_engine() -> None:
 
 
 def test_leaving_without_a_place_or_twice_is_harmless() -> None:
-    """Nobody else's place is given back."""
+    """No other job loses its place."""
     runs, stranger = measured(1, 600, 1), measured(2, 600, 1)
     queue = line(runs)
     queue.next_to_run(ROOMY)
@@ -159,7 +159,7 @@ def test_what_a_job_is_given_at_most_is_what_it_asked_for() -> None:
 
 
 def test_output_that_does_not_fit_beside_the_prompt_is_refused_with_the_sum() -> None:
-    """The client can see by how much."""
+    """The client sees by how much it does not fit."""
     with pytest.raises(JobError, match=r"40 tokens.*61.*101 tokens.*a job has 100") as refused:
         Capacity(1000, 100, 4).max_tokens_for(40, 61, 2048)
     assert (refused.value.code, refused.value.param) == (ErrorCode.INVALID_REQUEST, "max_tokens")
@@ -187,12 +187,12 @@ def test_without_max_tokens_a_job_gets_as_many_as_fit(prompt: int, given: int) -
 def test_what_is_asked_for_can_be_cut_to_what_fits(
     asked: int | None, ceiling: int | None, given: int
 ) -> None:
-    """Where clients send defaults: to the room beside the prompt, and to the worker's ceiling."""
+    """For APIs whose clients send defaults: to the room beside the prompt, and to the worker's ceiling."""
     assert Capacity(1000, 100, 4).max_tokens_for(40, asked, ceiling, cut=True) == given
 
 
 def test_a_prompt_that_does_not_fit_is_refused_in_the_words_that_clients_look_for() -> None:
-    """With both numbers, and OpenAI's code."""
+    """The message has both numbers, and OpenAI's code."""
     with pytest.raises(
         JobError, match=r"^This model's maximum context length is 100 tokens\. However, your prompt"
     ) as it:
@@ -215,7 +215,7 @@ def test_without_max_tokens_a_job_gets_no_more_than_the_ceiling() -> None:
 def test_what_is_expected_never_exceeds_the_engine_and_order_is_never_broken(
     sizes: list[tuple[int, int]], leaving: list[int], sequences: int
 ) -> None:
-    """Whatever comes and goes: cells and sequences suffice, and the started ones are in the order they came."""
+    """For any sequence of jobs: cells and sequences suffice, and jobs start in order of arrival."""
     capacity = Capacity(cells=150, cells_per_job=120, sequences=sequences)
     jobs = [measured(run, prompt, out) for run, (prompt, out) in enumerate(sizes)]
     queue = line(*jobs)

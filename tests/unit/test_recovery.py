@@ -16,7 +16,7 @@ VICTIM_PROMPT = "v" * 300
 
 
 def test_only_runs_that_were_not_computed_are_protected() -> None:
-    """Until they had one, or are gone."""
+    """Until they are computed in a step, or have ended."""
     recovery = Recovery()
     assert (recovery.pace(), recovery.abort_mode()) == (Pace.FULL, AbortMode.ANY)
     recovery.aborted([1, 2, 3])
@@ -42,7 +42,7 @@ def test_steps_stay_short_for_a_while() -> None:
 
 
 def test_after_many_aborts_in_a_row_a_step_is_not_aborted_at_all() -> None:
-    """Where even one row takes longer than a stop may wait, streams would starve otherwise."""
+    """Otherwise streams would starve where even one row takes longer than a stop may wait."""
     recovery = Recovery()
     for _ in range(MAX_ABORTS_IN_A_ROW):
         assert recovery.abort_mode() is not AbortMode.NONE
@@ -55,7 +55,7 @@ def test_after_many_aborts_in_a_row_a_step_is_not_aborted_at_all() -> None:
 
 @dataclass
 class Storm:
-    """A front in the loop's own time: it starts and cancels jobs, and interrupts steps as the real one does."""
+    """A front in the loop's own time: it starts and cancels jobs, and interrupts steps as the real front does."""
 
     loop: HandLoop
     every_sec: float
@@ -89,7 +89,7 @@ class Storm:
 
 
 def weather(make_loop: MakeLoop, slower: float, every_sec: float, *, exact: bool) -> Storm:
-    """Three neighbours of which one reads a long prompt, on a machine that has become so many times slower."""
+    """Three neighbours, one of them with a long prompt, on a machine that has become this many times slower."""
     loop = make_loop(parallel=8, cells=64000, exact=exact)
     loop.warm_up()
     loop.post(*(run_message(run, max_tokens=100_000) for run in NEIGHBOURS[:2]))
@@ -115,7 +115,7 @@ def weather(make_loop: MakeLoop, slower: float, every_sec: float, *, exact: bool
 def test_beside_steady_cancels_most_steps_are_done_and_each_neighbour_progresses(
     make_loop: MakeLoop, slower: float, every_sec: float, exact: bool
 ) -> None:
-    """Also where a predicted step takes ten times as long as predicted: no stop waits for over 100 ms for all that."""
+    """Also where steps take ten times as long as predicted; and no stop waits for more than 100 ms."""
     storm = weather(make_loop, slower, every_sec, exact=exact)
     loop, began = storm.loop, storm.loop.clock.now
     reported = {run: len(loop.tokens(run)) for run in NEIGHBOURS}

@@ -9,7 +9,7 @@ from worker_orcd.jobs.refused_requests import RefusedRequests
 
 
 def test_the_latest_ids_of_each_owner_are_kept() -> None:
-    """An owner whose requests are refused again and again pushes out its own only."""
+    """An owner with many refused requests displaces only its own ids."""
     refused = RefusedRequests(keep_sec=10, bound=4)
     refused.add(("anna", "job-0"), at(0))
     for n in range(5):
@@ -20,7 +20,7 @@ def test_the_latest_ids_of_each_owner_are_kept() -> None:
 
 
 def test_an_id_is_forgotten_after_its_time_and_when_a_request_is_accepted() -> None:
-    """A refusal again begins its time anew."""
+    """Another refusal restarts the time."""
     refused = RefusedRequests(keep_sec=10)
     for seconds in (0, 5):
         refused.add(("", "job-1"), at(seconds))
@@ -34,7 +34,7 @@ def test_an_id_is_forgotten_after_its_time_and_when_a_request_is_accepted() -> N
 
 @pytest.mark.parametrize("code", [ErrorCode.DRAINING, ErrorCode.QUEUE_FULL])
 def test_a_cancel_that_follows_a_refused_request_is_not_remembered(code: ErrorCode) -> None:
-    """Also when the core itself refuses; another owner's cancel of that id is."""
+    """Also when the core itself refuses the request; another owner's cancel of that id is remembered."""
     it = dispatcher(max_queue=0)
     it.draining = code is ErrorCode.DRAINING
     with pytest.raises(JobError) as caught:
@@ -46,7 +46,7 @@ def test_a_cancel_that_follows_a_refused_request_is_not_remembered(code: ErrorCo
 
 
 def test_a_refusal_while_the_id_is_live_changes_nothing_for_its_job() -> None:
-    """The cancel is for the live job, and the next use runs."""
+    """The cancel is for the live job, and the next use of the id runs."""
     it = dispatcher()
     job = submitted(it)
     it.refused("job-1", at(0.5))

@@ -1,4 +1,4 @@
-"""What the loop does to recurrent memory, which cannot be trimmed: an aborted or failed step leaves no trace in it."""
+"""Recurrent memory, which cannot be trimmed: an aborted or failed step leaves no trace in it."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -41,7 +41,7 @@ def until_decoding(loop: HandLoop, *runs: int) -> None:
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_aborted_steps_change_nobody_s_tokens(make_loop: MakeLoop, exact: bool) -> None:
+def test_aborted_steps_change_no_runs_tokens(make_loop: MakeLoop, exact: bool) -> None:
     """Every second step is aborted while prompts are computed and others decode; one run is stopped half-way."""
     loop = make_loop(exact=exact)
     lengths = {1: 300, 2: 5, 3: 150}
@@ -74,7 +74,7 @@ def one_waiting(make_loop: MakeLoop) -> HandLoop:
 
 
 def check_all(loop: HandLoop, make_loop: MakeLoop, *without: int) -> None:
-    """Those runs have the tokens that they have alone."""
+    """These runs have the tokens that they have alone."""
     for n, length in {1: 900, 2: 400, 3: 100}.items():
         if n not in without:
             assert loop.tokens(n) == alone(make_loop, n, "p" * length, max_tokens=4)
@@ -83,7 +83,7 @@ def check_all(loop: HandLoop, make_loop: MakeLoop, *without: int) -> None:
 
 
 def test_a_run_without_rows_in_the_aborted_step_is_restored_as_well(make_loop: MakeLoop) -> None:
-    """The abort has changed its state, too."""
+    """The abort changes its state, too."""
     loop = one_waiting(make_loop)
     loop.model.during_step = loop.byte.set
     loop.turn()
@@ -98,7 +98,7 @@ def test_a_run_without_rows_in_the_aborted_step_is_restored_as_well(make_loop: M
 def test_a_run_that_comes_after_an_abort_begins_with_an_empty_state(
     make_loop: MakeLoop, computed_before: bool
 ) -> None:
-    """Whether or not another run has a copy of its state."""
+    """Whether or not its sequence held another run's state."""
     loop = make_loop()
     loop.model.decode_ms = 20.0
     loop.post(run_message(1, "p" * 100, max_tokens=9))
@@ -126,7 +126,7 @@ def test_only_what_has_changed_is_saved_again(make_loop: MakeLoop) -> None:
 
 
 def test_a_backend_that_cannot_abort_steps_saves_nothing(make_loop: MakeLoop) -> None:
-    """Nothing is ever to be restored."""
+    """Nothing ever has to be restored."""
     loop = make_loop()
     loop.model.abortable = False
     loop.post(run_message(1, max_tokens=20))
@@ -147,7 +147,7 @@ def test_attention_saves_nothing(make_loop: MakeLoop) -> None:
 @pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.NO_MEMORY])
 @pytest.mark.parametrize("abortable", [True, False])
 def test_a_failed_step_ends_its_own_runs_only(make_loop: MakeLoop, outcome: Outcome, abortable: bool) -> None:
-    """A run without rows in it goes on: with the copy of its state, or without one from its first token."""
+    """A run without rows in the step continues: with its saved state, or without one from its first token."""
     loop = one_waiting(make_loop)
     loop.model.abortable = abortable
     loop.model.next_outcome = outcome
@@ -178,7 +178,7 @@ def test_a_copy_that_cannot_be_restored_costs_time_and_no_token(make_loop: MakeL
 
 
 def test_a_step_that_finds_no_room_changes_nothing(make_loop: MakeLoop) -> None:
-    """The youngest is requeued, the other goes on with the state it had, which nobody had saved."""
+    """The youngest run is requeued; the other one continues with its state, which had not been saved."""
     loop = make_loop()
     loop.model.decode_ms = 2.0
     loop.post(run_message(1, max_tokens=9), run_message(2, max_tokens=9))

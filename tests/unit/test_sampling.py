@@ -51,7 +51,7 @@ def sampling_on_v1(kind: type[Generation], fields: dict[str, Any]) -> SamplingPa
 
 
 def test_each_option_has_a_value_here() -> None:
-    """So that none is left out of what this file proves."""
+    """So that this file covers all options."""
     assert set(GIVEN) == set(SAMPLING_FIELDS)
 
 
@@ -110,7 +110,7 @@ def test_each_openai_request_asks_for_logprobs_in_its_own_way(
 def test_logprobs_out_of_range_are_refused_by_name(
     kind: type[Generation], fields: dict[str, Any], param: str
 ) -> None:
-    """And a number of them where none were asked for."""
+    """So is a number of them in a request that does not ask for any."""
     with pytest.raises(JobError) as caught:
         kind.parse(json.dumps(fields).encode())
     assert (caught.value.http_status, caught.value.param) == (400, param)
@@ -120,7 +120,7 @@ def test_logprobs_out_of_range_are_refused_by_name(
 def test_on_v1_an_option_that_is_null_counts_as_left_out(
     kind: type[Generation], fields: dict[str, Any]
 ) -> None:
-    """Many clients send null for what is not set."""
+    """Many clients send null for unset options."""
     nothing = dict.fromkeys(SAMPLING_FIELDS)
     assert sampling_on_v1(kind, {**fields, **nothing}) == SamplingParams(seed=5)
 
@@ -173,7 +173,8 @@ def test_a_token_beyond_the_vocabulary_is_refused_by_name(given: dict[str, Any])
     [("repeat_penalty", "repetition_penalty", 1.25), ("n_predict", "max_tokens", 7)],
 )
 def test_what_llama_server_calls_otherwise_means_the_same(theirs: str, ours: str, value: float) -> None:
-    """Its name is taken; ours wins if both are given; a fault is named as the client named the field."""
+    """Its names are accepted; the worker's own name takes precedence; an error has the name that the client
+    used."""
 
     def jobs_value(**fields: object) -> object:
         body = json.dumps({"prompt": "a", **fields}).encode()

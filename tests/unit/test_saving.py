@@ -35,7 +35,7 @@ def store() -> Iterator[int]:
 
 
 def an_engine(store: int | None, **kind: Any) -> HandLoop:
-    """A fresh one over this store. Steps take hardly any prefill rows, so that prompts take several."""
+    """A new engine over this store. Steps take few prefill rows, so that prompts take several."""
     loop = HandLoop(cells=8192, store=store, **kind)
     loop.model.prefill_row_ms = 6.0
     loop.warm_up()
@@ -43,7 +43,7 @@ def an_engine(store: int | None, **kind: Any) -> HandLoop:
 
 
 def computed(loop: HandLoop, run: int, prompt: str, **given: Any) -> int:
-    """Prompt tokens that the engine computes for a run by itself."""
+    """Prompt tokens that the engine computes for a run."""
     before = len(loop.steps)
     loop.post(run_message(run, prompt, **{"max_tokens": 4, "cache": "a"} | given))
     loop.finish()
@@ -53,7 +53,7 @@ def computed(loop: HandLoop, run: int, prompt: str, **given: Any) -> int:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_retry_computes_the_last_token_only(store: int, kind: str) -> None:
-    """On every kind of memory; also of an engine that is not the one which computed the prompt."""
+    """On every kind of memory, and on another engine than the one that computed the prompt."""
     loop = an_engine(store, **KINDS[kind])
     assert computed(loop, 1, PROMPT, max_tokens=MIN_SHARED + 10) == ALL
     assert computed(loop, 2, PROMPT) == 1
@@ -65,7 +65,7 @@ def test_a_retry_computes_the_last_token_only(store: int, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_conversation_s_next_turn_computes_what_is_new(store: int, kind: str) -> None:
-    """The new prompt goes on from the end of the old one's answer, or from the old prompt."""
+    """The new prompt continues the old prompt, or the old answer."""
     loop = an_engine(store, **KINDS[kind])
     prompt, everything = PROMPT, 0
     for turn in range(4):
@@ -112,8 +112,8 @@ def test_separate_streams_share_a_system_prompt_by_way_of_the_store(store: int) 
     loop.close()
 
 
-def test_where_a_part_is_of_no_use_nobody_waits_for_it(store: int) -> None:
-    """A recurrent state has gone past the common part when it is saved."""
+def test_a_part_that_cannot_be_reused_is_not_waited_for(store: int) -> None:
+    """A recurrent state is past the common part when it is saved."""
     loop = an_engine(store, recurrent=True)
     loop.post(*(run_message(run, PROMPT[:300] + f"{run}" * (300 - 200 * run), cache="a") for run in range(2)))
     loop.turn(2)
@@ -166,7 +166,7 @@ def test_prefixes_of_another_namespace_are_not_found(store: int) -> None:
 
 
 def test_what_is_given_up_in_the_pool_comes_back_from_the_store(store: int) -> None:
-    """The pool has room for a part only."""
+    """The pool has room for only a part of the prefixes."""
     loop = HandLoop(cells=1000, store=store)
     for run in range(4):
         assert computed(loop, run, f"{run}" + PROMPT) == ALL + 1
@@ -204,8 +204,8 @@ def test_the_front_learns_what_the_store_holds(store: int) -> None:
     loop.close()
 
 
-def test_a_short_prompt_is_not_looked_after(store: int) -> None:
-    """It is quicker to compute."""
+def test_a_short_prompt_is_not_saved(store: int) -> None:
+    """Computing it again is quicker than saving it."""
     loop = an_engine(store)
     assert HEAD < MIN_SHARED
     computed(loop, 1, "p" * (MIN_SHARED - HEAD), max_tokens=1)

@@ -16,7 +16,7 @@ WORDS = "one prompt that is scored, " * 3
 
 
 def reported(loop: HandLoop, run: int) -> list[Logprobs]:
-    """What a front puts together of the reports about a run."""
+    """The scores that a front collects from the reports about a run."""
     found: list[Logprobs] = []
     for step in loop.steps:
         for scored in step.prompt_logprobs:
@@ -26,7 +26,7 @@ def reported(loop: HandLoop, run: int) -> list[Logprobs]:
 
 
 def by_definition(run: Run) -> list[Logprobs]:
-    """The same, from logits that are computed token by token."""
+    """The same scores, from logits that are computed token by token."""
     loop = HandLoop()
     name = loop.model.name
     found: list[Logprobs] = [(TokenLogprob(run.prompt[0], name(run.prompt[0]), None),)]
@@ -127,7 +127,7 @@ def test_an_echo_begins_with_the_prompt_and_its_scores(prompt: str | None, text:
 
 
 def test_scores_of_a_prompt_do_not_change_what_is_drawn() -> None:
-    """They are by the side."""
+    """With and without scores the tokens are the same."""
     texts = []
     for scored in (None, 3):
         loop = HandLoop()

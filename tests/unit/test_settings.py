@@ -1,4 +1,4 @@
-"""What the worker accepts as its options, and what it says about the ones it refuses."""
+"""Which options the worker accepts, and what it says about those that it refuses."""
 
 import sys
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_origins_are_what_browsers_send() -> None:
 
 
 def test_a_flag_beats_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is given directly wins over the environment."""
+    """The flag takes precedence over the environment."""
     monkeypatch.setenv("WORKER_ORCD_PORT", "9000")
     assert Settings(port=9001).port == 9001
 

@@ -11,7 +11,7 @@ words = st.text(alphabet="<ab>", min_size=1, max_size=5)
 
 @given(tokens=st.lists(words, min_size=1, max_size=8), text=st.text(alphabet="<ab>", max_size=20))
 def test_the_grouped_pattern_finds_the_longest_token_at_each_place(tokens: list[str], text: str) -> None:
-    """As one alternative for each token would, longest first."""
+    """As one alternative for each token would, with the longest first."""
     plain = "|".join(sorted(map(re.escape, tokens), key=len, reverse=True))
     grouped = [match.span(1) for match in re.finditer(f"(?=({_alternatives(tokens)}))", text)]
     assert grouped == [match.span(1) for match in re.finditer(f"(?=({plain}))", text)]

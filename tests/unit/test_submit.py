@@ -12,7 +12,8 @@ from worker_orcd.worker.worker import Worker
 
 
 class SlowWorker:
-    """A worker that counts no prompt: each wait lasts as long as it may. Its clock, and its jobs' stream."""
+    """A worker that counts no prompt, so that each wait lasts as long as it may; also its clock, and its jobs'
+    stream."""
 
     engine = True
 
@@ -26,7 +27,7 @@ class SlowWorker:
         return self.now
 
     async def changed(self, timeout_sec: float) -> bool:
-        """Wait in vain."""
+        """Wait until the timeout."""
         self.waits.append(timeout_sec)
         self.now += timeout_sec
         return False

@@ -23,7 +23,7 @@ def newer(it: Dispatcher, job_id: str = "new", seconds: float = 2, **given: obje
 
 
 def test_the_old_job_is_stopped_in_the_step_that_accepts_the_new_one() -> None:
-    """The engine gets the stop before anything of the new job; the record and the receipt say by whom."""
+    """The engine gets the stop before anything of the new job; record and receipt name the new job."""
     it = dispatcher()
     old = running(it, "old", supersedes="k")
     submitted = it.submit([execute("new", supersedes="k")], "cor-new", at(2))
@@ -44,15 +44,15 @@ def test_the_old_job_is_stopped_in_the_step_that_accepts_the_new_one() -> None:
 
 
 @pytest.mark.parametrize("other", [{"supersedes": "k2"}, {"supersedes": "K"}, {"group": "k"}, {}])
-def test_nobody_else_is_superseded(other: dict[str, object]) -> None:
-    """Neither a job with another key, nor one that is named or grouped like the key."""
+def test_no_other_job_is_superseded(other: dict[str, object]) -> None:
+    """Neither a job with another key, nor one whose id or group equals the key."""
     it = dispatcher()
     running(it, "k", **other)
     assert it.submit([execute("new", supersedes="k")], "cor", at(2)).superseded == []
 
 
 def test_another_owners_job_is_not_superseded() -> None:
-    """Equal keys of two owners have nothing to do with each other (G9)."""
+    """Equal keys of two owners are unrelated (G9)."""
     it = dispatcher()
     theirs, _ = submit(it, execute("old", supersedes="k"), "cor", at(0), "anna")
     assert it.submit([execute("new", supersedes="k")], "cor", at(2), "berta").superseded == []
@@ -77,7 +77,7 @@ def _drain(it: Dispatcher) -> None:
     [(_fill, ErrorCode.QUEUE_FULL), (_use_id, ErrorCode.JOB_ID_IN_USE), (_drain, ErrorCode.DRAINING)],
 )
 def test_a_refused_job_supersedes_nothing(refusing: Callable[[Dispatcher], None], code: ErrorCode) -> None:
-    """The old one runs on."""
+    """The old job continues."""
     it = dispatcher(max_queue=2)
     old = running(it, "old", supersedes="k")
     refusing(it)
@@ -89,7 +89,7 @@ def test_a_refused_job_supersedes_nothing(refusing: Callable[[Dispatcher], None]
 
 
 def test_several_jobs_of_a_request_are_refused_together() -> None:
-    """Where the second one finds no place, the first one supersedes nothing."""
+    """If there is no place for the second job, the first one supersedes nothing."""
     it = dispatcher(max_queue=1)
     old = running(it, "old", supersedes="k")
     with pytest.raises(JobError):
@@ -146,7 +146,7 @@ def test_a_place_is_handed_on_no_longer_than_one_job_may_have_it() -> None:
 
 
 def test_of_two_that_supersede_each_other_the_later_one_survives() -> None:
-    """Whatever the first one had reached."""
+    """Whatever state the first one has reached."""
     it = dispatcher()
     old = running(it, "old", supersedes="k")
     first, second = newer(it, "first"), newer(it, "second", 2.1)
@@ -156,7 +156,7 @@ def test_of_two_that_supersede_each_other_the_later_one_survives() -> None:
 
 
 def test_a_cancel_that_was_first_stays_the_reason() -> None:
-    """And a cancel of what is superseded already changes nothing."""
+    """And a cancel of a job that is superseded already changes nothing."""
     it = dispatcher()
     cancelled = running(it, "old", supersedes="k")
     it.cancel("old", stop_request(), at(2))
@@ -194,7 +194,7 @@ def test_a_retry_of_a_cancelled_job_supersedes_nothing() -> None:
 
 
 def test_a_job_that_ends_while_its_stop_is_on_its_way_ends_once() -> None:
-    """On its last token: the stop request was first, so it counts. The new job is not touched."""
+    """The stop request came before its last token, so it counts. The new job is not affected."""
     it = dispatcher()
     old = running(it, "old", supersedes="k")
     new = newer(it)
@@ -205,7 +205,7 @@ def test_a_job_that_ends_while_its_stop_is_on_its_way_ends_once() -> None:
 
 
 def test_a_job_that_has_just_ended_is_not_superseded() -> None:
-    """Its natural end stays."""
+    """It keeps its natural end."""
     it = dispatcher()
     old = running(it, "old", supersedes="k")
     it.finished(old.run, "stop", freed_at(1.9), at(1.9))

@@ -25,7 +25,7 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 
 
 def reference(pieces: list[bytes], stops: list[str]) -> str:
-    """What a reader is to see, found the plain way: look at all text so far after each token."""
+    """What a reader should see, found the simple way: search the whole text after each token."""
     so_far = b""
     for piece in pieces:
         so_far += piece
@@ -45,12 +45,12 @@ def test_a_character_split_over_tokens_is_held_back_until_it_is_whole() -> None:
 
 
 def test_text_before_an_incomplete_character_is_not_held() -> None:
-    """Only what is uncertain waits."""
+    """Only the incomplete character is held back."""
     assert assembled([b"Hi \xe6\xbc", b"\xa2"]) == ["Hi ", "漢", ""]
 
 
 def test_a_character_that_never_becomes_whole_is_dropped_at_the_end() -> None:
-    """The model stopped in the middle of it: no U+FFFD that it did not write."""
+    """The model stopped in the middle of a character; no U+FFFD appears that it did not write."""
     assert "".join(assembled([b"Hi", b"\xf0\x9f\x91"])) == "Hi"
 
 
@@ -94,7 +94,7 @@ def test_any_text_cut_into_any_pieces_comes_out_as_it_was(text: str, places: lis
 def test_any_bytes_whatever_give_valid_text_and_no_replacement_character(
     data: bytes, places: list[int]
 ) -> None:
-    """As if they had come at once, with the bad ones left out."""
+    """The text is that of all bytes at once, without the invalid ones."""
     shown = assembled(cut(data, places))
     assert "".join(shown) == data.decode("utf-8", "ignore")
     assert all(piece.encode("utf-8").decode("utf-8") == piece for piece in shown)
@@ -131,7 +131,7 @@ def test_a_stop_sequence_over_token_borders_is_found() -> None:
 
 
 def test_what_only_began_like_a_stop_sequence_is_shown_once_that_is_decided() -> None:
-    """And not a token later."""
+    """The text is shown with the token that decides it."""
     assert assembled([b"E", b"N", b"T"], "END") == ["", "", "ENT", ""]
 
 
@@ -177,7 +177,7 @@ def test_a_newline_pair_is_the_usual_one() -> None:
 def test_the_output_is_the_text_before_the_earliest_stop_sequence(
     text: str, stops: list[str], places: list[int]
 ) -> None:
-    """As one sees it who looks at the whole text after each token."""
+    """As found in the whole text after each token."""
     pieces = cut(text.encode(), places)
     shown = "".join(assembled(pieces, *stops))
     assert shown == reference(pieces, stops)
@@ -191,7 +191,7 @@ def test_the_output_is_the_text_before_the_earliest_stop_sequence(
 )
 @settings(deadline=None, max_examples=examples(100))
 def test_no_part_of_a_stop_sequence_is_ever_shown(text: str, stops: list[str], places: list[int]) -> None:
-    """At every moment, what is shown is a beginning of what is shown in the end: nothing has to be taken back."""
+    """What is shown is always a prefix of the final text, so nothing has to be taken back."""
     pieces = cut(text.encode(), places)
     whole = reference(pieces, stops)
     assembler, shown = TextAssembler(tuple(stops)), ""

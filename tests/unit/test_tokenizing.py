@@ -13,7 +13,7 @@ from worker_orcd.worker.tokenizing import MAX_TOKENIZING, Tokenizing
 
 
 class Desk:
-    """Stands for the supervisor: keeps what it is to hand to the engine."""
+    """A stand-in for the supervisor, which keeps what it would send to the engine."""
 
     def __init__(self) -> None:
         self.state = EngineState.READY
@@ -22,15 +22,15 @@ class Desk:
         self.tokenizing = Tokenizing(cast("Supervisor", self))
 
     def prepare(self, message: Prepare) -> None:
-        """For the engine."""
+        """Keep the prompt."""
         self.handed.append(message)
 
     def drop_prompt(self, run: int) -> None:
-        """Of a prompt that is not wanted any more."""
+        """Note that the prompt is no longer wanted."""
         self.dropped.append(run)
 
     def asked(self, number: int = 1) -> list["asyncio.Task[Prepared]"]:
-        """So many requests, as tasks."""
+        """This many requests, as tasks."""
         return [
             asyncio.ensure_future(self.tokenizing.prepare("a", "none", "cor", "owner")) for _ in range(number)
         ]
@@ -42,7 +42,7 @@ def run(scene: Callable[[Desk], Coroutine[Any, Any, None]]) -> None:
 
 
 def test_each_request_gets_its_own_answer() -> None:
-    """In whatever order they come; a job's answer is not taken."""
+    """In whatever order the answers come; answers about jobs are not taken."""
 
     async def scene(desk: Desk) -> None:
         first, second = desk.asked(2)
@@ -62,7 +62,7 @@ def test_each_request_gets_its_own_answer() -> None:
 
 
 def test_few_wait_at_a_time() -> None:
-    """One more is refused; there is room again when one is answered."""
+    """One more request is refused; there is room again once one is answered."""
 
     async def scene(desk: Desk) -> None:
         waiting = desk.asked(MAX_TOKENIZING)
@@ -82,7 +82,7 @@ def test_few_wait_at_a_time() -> None:
 
 
 def test_the_end_of_the_engine_ends_the_wait() -> None:
-    """And without an engine there is none."""
+    """Without an engine a request is refused at once."""
 
     async def scene(desk: Desk) -> None:
         (waiting,) = desk.asked()

@@ -11,7 +11,7 @@ from worker_orcd.jobs.tracker import JobTracker
 
 
 def ended(tracker: JobTracker, job_id: str, run: int, seconds: float) -> None:
-    """Have a job live and end at that second."""
+    """Register a job and end it at that second."""
     job = running_job(job_id, run=run)
     tracker.register(job)
     job.finished(at(seconds), "stop", freed_at(seconds))
@@ -19,7 +19,7 @@ def ended(tracker: JobTracker, job_id: str, run: int, seconds: float) -> None:
 
 
 def test_a_registered_job_is_live() -> None:
-    """A job that was just registered is live, and nobody wants it to stop."""
+    """It has no stop request."""
     tracker, job = JobTracker(), queued_job()
     tracker.register(job)
     assert job.stop is None
@@ -40,7 +40,7 @@ def test_unregister_removes_and_keeps_a_record() -> None:
 
 
 def test_unregister_twice_is_harmless() -> None:
-    """Neither the record nor anybody else is touched by a second one."""
+    """The second call changes neither the record nor another job."""
     tracker, job = JobTracker(), running_job()
     tracker.register(job)
     job.finished(at(3), "stop", freed_at(3))
@@ -52,7 +52,7 @@ def test_unregister_twice_is_harmless() -> None:
 
 
 def test_a_live_id_is_in_use() -> None:
-    """A second job with it is refused, and the first does not notice."""
+    """A second job with the id is refused; the first one does not change."""
     tracker, job = JobTracker(), running_job()
     tracker.register(job)
     before = snapshot_of(job)
@@ -70,7 +70,7 @@ def test_a_live_id_is_in_use() -> None:
 
 
 def test_an_id_in_stopping_is_still_in_use() -> None:
-    """Asked to stop is not stopped: what it holds may not be free yet."""
+    """Cells of a job that was asked to stop may not be free yet."""
     tracker, job = JobTracker(), running_job()
     tracker.register(job)
     job.request_stop(stop_request())
@@ -80,7 +80,7 @@ def test_an_id_in_stopping_is_still_in_use() -> None:
 
 
 def test_an_id_can_be_used_again_after_its_end() -> None:
-    """A new incarnation: its own stop request, its own run, and its own record in the end."""
+    """The new incarnation has its own stop request, run and record."""
     tracker = JobTracker()
     first = running_job(run=1)
     tracker.register(first)
@@ -153,7 +153,7 @@ def test_what_ended_jobs_said_is_bounded_together_and_their_records_stay() -> No
 
 
 def test_an_id_used_again_counts_as_young() -> None:
-    """Its record stands where its last use ended, so an older id is forgotten before it."""
+    """Its age counts from its last use, so an older id is dropped first."""
     tracker = JobTracker(keep=2)
     ended(tracker, "again", 1, 0)
     ended(tracker, "once", 2, 1)
@@ -202,7 +202,7 @@ def test_the_record_of_a_live_job_shows_it_as_it_is_now() -> None:
 
 
 def test_jobs_can_be_unregistered_while_they_are_walked() -> None:
-    """Iterating is over those that were there when it began, oldest first."""
+    """Iteration covers the jobs that were live when it began, oldest first."""
     tracker = JobTracker()
     for n in range(3):
         tracker.register(running_job(f"job-{n}", run=n))

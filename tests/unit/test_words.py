@@ -1,4 +1,4 @@
-"""The check of the vocabulary: it finds forbidden words, as words and within names, and nothing else."""
+"""The check of the vocabulary finds forbidden words, as words and within names, and nothing else."""
 
 from pathlib import Path
 
