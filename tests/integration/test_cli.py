@@ -1,4 +1,4 @@
-"""The command line as a user has it: real processes, their output, and their exit codes."""
+"""The command line as users run it: real processes, their output, and their exit codes."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def worker(narrow: RunningWorker) -> RunningWorker:
 
 
 class Executing(Piped):
-    """A `worker-orcd execute` that still runs."""
+    """A running `worker-orcd execute`."""
 
     def __init__(self, worker: RunningWorker, job_id: str, *words: str) -> None:
         super().__init__(worker, "execute", "--job-id", job_id, *words)
@@ -38,7 +38,7 @@ class Executing(Piped):
         self.job_id = job_id
 
     def state(self, *wanted: str) -> str:
-        """Wait until the worker says that the job is in one of these states."""
+        """Wait until the worker reports one of these states for the job."""
 
         def look() -> str | None:
             state = self._worker.record(self.job_id).get("state")
@@ -47,7 +47,7 @@ class Executing(Piped):
         return wait_until(look, within_sec=PATIENCE_SEC, what=f"{self.job_id} to be {wanted}")
 
     def interrupt(self) -> None:
-        """Ctrl-C."""
+        """Press Ctrl-C."""
         self.process.send_signal(signal.SIGINT)
 
 
@@ -113,7 +113,7 @@ def test_help_lists_every_option_with_its_variable_and_its_true_default() -> Non
 
 
 def test_client_commands_import_no_server() -> None:
-    """`worker-orcd cancel` does not pay for the import of what only `serve` needs."""
+    """`worker-orcd cancel` does not import what only `serve` needs."""
     script = (
         "import sys; from worker_orcd.cli.main import main\n"
         "try: main()\n"
@@ -134,13 +134,13 @@ def test_client_commands_import_no_server() -> None:
 
 
 def test_execute_streams_the_text_and_exits_0(worker: RunningWorker) -> None:
-    """The text of the job is the output, and nothing else is."""
+    """The output is the text of the job, and nothing else."""
     result = run("execute", '{"text": "Grüße 👋"}', worker=worker)
     assert (result.stdout, result.stderr, result.returncode) == ("Grüße 👋\n", "", 0)
 
 
 def test_execute_hands_its_options_on(worker: RunningWorker) -> None:
-    """What is given on the command line reaches the worker, and the job is known by its id."""
+    """Options of the command line reach the worker, and the job has the given id."""
     options = ("--job-id", "cli-options", "--max-tokens", "3", "--seed", "7", "--temperature", "0.5")
     more = ("--top-p", "0.9", "--top-k", "5", "--template", "none", "--ignore-eos", "--timeout-ms", "9000")
     others = ("--group", "cli-g", "--repetition-penalty", "1.5")
@@ -174,7 +174,7 @@ def test_execute_shows_events_as_json_lines(worker: RunningWorker) -> None:
 
 
 def test_execute_that_is_refused_is_one_line_with_the_correlation_id(worker: RunningWorker) -> None:
-    """A refusal shows its code, its message and the id under which the worker has narrated it."""
+    """The line has the code, the message, and the correlation id of the worker's log event."""
     result = run("execute", "hello", "--temperature", "3", worker=worker)
     assert_one_line(result, "INVALID_REQUEST", "temperature", "correlation id")
     found = re.search(r"correlation id ([0-9a-f]{32})", result.stderr)
@@ -183,7 +183,7 @@ def test_execute_that_is_refused_is_one_line_with_the_correlation_id(worker: Run
 
 
 def test_execute_that_fails_is_one_line(worker: RunningWorker) -> None:
-    """A job that fails on the way ends the command with its code and exit code 1."""
+    """The line has the job's error code; the exit code is 1."""
     result = run("execute", '{"fail_at": 1}', worker=worker)
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
@@ -217,7 +217,7 @@ def test_ctrl_c_shows_the_cancelled_event_as_json(worker: RunningWorker) -> None
 
 
 def test_ctrl_c_cancels_a_job_that_waits_in_the_queue(worker: RunningWorker) -> None:
-    """Ctrl-C does the same for a job that has not begun."""
+    """Ctrl-C works the same for a job that has not started."""
     running = worker.execute("cli-in-front", ENDLESS).started()
     executing = Executing(worker, "cli-queued", "hello")
     executing.state("queued")
@@ -230,7 +230,7 @@ def test_ctrl_c_cancels_a_job_that_waits_in_the_queue(worker: RunningWorker) -> 
 
 
 def test_ctrl_c_is_a_key_of_the_terminal(worker: RunningWorker) -> None:
-    """Pressed in a real one: the receipt is shown there, and the terminal is as it was."""
+    """In a real terminal: the receipt is shown there, and the terminal is restored."""
     with Terminal(worker, "execute", "--job-id", "cli-key", "--temperature", "0", ENDLESS) as terminal:
         terminal.shows("job cli-key; Ctrl-C cancels it")
         terminal.shows("w3 ")
@@ -243,7 +243,7 @@ def test_ctrl_c_is_a_key_of_the_terminal(worker: RunningWorker) -> None:
 
 
 def test_a_terminal_does_not_obey_what_a_model_says(worker: RunningWorker) -> None:
-    """Escape sequences are shown as what cannot be shown; piped, the text is as it is."""
+    """Escape sequences are shown in printable form; piped, the text is unchanged."""
     evil = json.dumps({"text": "a\x1b]0;title\x07b\nc"})
     assert run("execute", evil, worker=worker).stdout == "a\x1b]0;title\x07b\nc\n"
     with Terminal(worker, "execute", "--max-tokens", "40", evil) as terminal:
@@ -253,7 +253,7 @@ def test_a_terminal_does_not_obey_what_a_model_says(worker: RunningWorker) -> No
 
 
 def test_second_ctrl_c_leaves_at_once() -> None:
-    """Whoever presses Ctrl-C twice does not wait for a stuck engine."""
+    """The second Ctrl-C does not wait for a stuck engine."""
     with running_worker(cancel_deadline_sec=30, drain_sec=0) as stuck:
         executing = Executing(stuck, "cli-stuck", '{"hang_at": 3}')
         wait_until(lambda: stuck.record("cli-stuck").get("tokens_out") == 3, within_sec=PATIENCE_SEC)
@@ -275,7 +275,7 @@ def test_execute_cancelled_from_elsewhere_says_so(worker: RunningWorker) -> None
 
 
 def test_execute_into_a_closed_pipe_stops_the_job(worker: RunningWorker) -> None:
-    """When nobody reads the text any more (`| head`), the job is stopped, and a line says why."""
+    """When the pipe's reader has left (`| head`), the job is stopped, and a line says why."""
     executing = Executing(worker, "cli-pipe", ENDLESS)
     executing.first_output()
     assert executing.process.stdout is not None
@@ -291,7 +291,7 @@ def test_execute_into_a_closed_pipe_stops_the_job(worker: RunningWorker) -> None
 
 
 def test_execute_says_when_the_worker_dies() -> None:
-    """A stream that breaks off is one clear line."""
+    """A stream that breaks off is reported in one line."""
     with running_worker() as doomed:
         executing = Executing(doomed, "cli-doomed", ENDLESS)
         executing.first_output()
@@ -306,7 +306,7 @@ def test_execute_says_when_the_worker_dies() -> None:
 
 
 def test_cancel_shows_the_answer_and_the_receipt(worker: RunningWorker) -> None:
-    """How long it took until nothing was left of the job."""
+    """The receipt says how long it took until the job was stopped and freed."""
     stream = worker.execute("cli-cancel", ENDLESS).tokens_seen(3)
     result = run("cancel", "cli-cancel", worker=worker)
     stream.finished()
@@ -340,7 +340,7 @@ def test_cancel_twice_is_as_good_as_once(worker: RunningWorker) -> None:
 
 
 def test_cancel_of_a_job_that_ended_or_never_was(worker: RunningWorker) -> None:
-    """Both are exit 0, and one line says what was found."""
+    """Both exit with 0 and one line that says which it was."""
     worker.execute("cli-ended", '{"text": "a"}').finished()
     ended = run("cancel", "cli-ended", worker=worker)
     assert (ended.returncode, ended.stdout) == (0, "job cli-ended had already ended: completed\n")
@@ -350,7 +350,7 @@ def test_cancel_of_a_job_that_ended_or_never_was(worker: RunningWorker) -> None:
 
 
 def test_cancel_of_an_id_that_looks_like_a_path(worker: RunningWorker) -> None:
-    """`..` is a job id like any other."""
+    """`..` is a valid job id."""
     worker.execute("..", '{"text": "a"}').finished()
     assert "job .. had already ended: completed" in run("cancel", "..", worker=worker).stdout
 
@@ -365,7 +365,7 @@ def test_cancel_as_json(worker: RunningWorker) -> None:
 
 
 def test_cancel_of_a_group(worker: RunningWorker) -> None:
-    """Each of its live jobs has its line; a group that has none is said to have none."""
+    """Each live job of the group has a line; a group without live jobs is reported as such."""
     worker.execute("cli-group-1", ENDLESS, group="cli-group").tokens_seen(1)
     queued(worker, worker.execute("cli-group-2", ENDLESS, group="cli-group"))
     shown = run("cancel", "--group", "cli-group", worker=worker)
@@ -382,7 +382,7 @@ def test_cancel_of_a_group(worker: RunningWorker) -> None:
 
 @pytest.mark.parametrize("words", [(), ("job-1", "--group", "g")], ids=["nothing", "both"])
 def test_cancel_wants_one_thing_to_cancel(words: tuple[str, ...]) -> None:
-    """A job or a group; anything else is wrong usage, exit code 2."""
+    """A job or a group; anything else is a usage error, exit code 2."""
     result = run("cancel", *words)
     assert result.returncode == 2
     assert "either JOB_ID or --group" in result.stderr
@@ -397,7 +397,7 @@ def test_cancel_of_a_malformed_id_is_one_line(worker: RunningWorker) -> None:
 
 
 def test_a_check_of_the_demo_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    """One line for each, kept or not, and nothing else; a broken one is remembered."""
+    """Each check is one line, and nothing else is written; a broken promise makes the demo fail."""
     checks = demo.Checks(Console(quiet=True), as_json=True)
     checks.check(True, "it stops")
     checks.cells_are_free(10, 3)
@@ -426,19 +426,19 @@ def test_a_check_of_the_demo_as_json(capsys: pytest.CaptureFixture[str]) -> None
     ids=" ".join,
 )
 def test_a_worker_that_cannot_be_reached_is_one_clear_line(words: tuple[str, ...]) -> None:
-    """Every client command says where it looked, and what to do."""
+    """Every client command says which address it tried, and what to do."""
     url = f"http://127.0.0.1:{free_port()}"
     assert_one_line(run(*words, "--url", url), "UNREACHABLE", url, "worker-orcd serve")
 
 
 @pytest.mark.parametrize("url", ["localhost:8080", "http://[::1", "ftp://127.0.0.1"])
 def test_an_address_that_is_none_is_one_clear_line(url: str) -> None:
-    """A wrong `--url` is shown as it was given."""
+    """An invalid `--url` is shown as it was given."""
     assert_one_line(run("ps", "--url", url), "UNREACHABLE", url)
 
 
 def test_a_key_is_read_from_its_variable(tmp_path: Path) -> None:
-    """Without it, it is said where it is read from."""
+    """Without a key the message names the variable."""
     keys = tmp_path / "keys.txt"
     keys.write_text("anna-0123456789abcdef\n")
     with running_worker(api_key_file=str(keys)) as guarded:
@@ -457,7 +457,7 @@ def test_help_says_what_exit_codes_mean(command: str) -> None:
 
 
 def test_the_url_flag_beats_its_variable(worker: RunningWorker) -> None:
-    """`--url` is stronger than WORKER_ORCD_URL."""
+    """`--url` takes precedence over WORKER_ORCD_URL."""
     result = run("ps", "--json", "--url", worker.url, WORKER_ORCD_URL="http://127.0.0.1:1")
     assert json.loads(result.stdout)["health"]["status"] == "healthy"
 
@@ -479,7 +479,7 @@ def test_the_url_flag_beats_its_variable(worker: RunningWorker) -> None:
     ids=lambda value: value[0] if value[0].startswith("--") and len(value) <= 3 else None,
 )
 def test_serve_refuses_a_bad_option(words: tuple[str, ...], parts: tuple[str, ...]) -> None:
-    """An option that cannot be is one line with what was given and what was required."""
+    """The line has what was given and what is required."""
     if words[0] == "--exact":
         words, parts = (*words, "--context-length", "8192"), ("--exact", "= 128 cells", "256 or more")
     assert_one_line(run(*words), "INVALID_REQUEST", *parts)
@@ -491,12 +491,12 @@ def test_serve_is_the_default_command() -> None:
 
 
 def test_serve_takes_options_from_the_environment() -> None:
-    """A variable that is wrong is refused like a flag."""
+    """An invalid variable is refused like a flag."""
     assert_one_line(run("serve", WORKER_ORCD_PORT="80"), "INVALID_REQUEST", "WORKER_ORCD_PORT", "'80'")
 
 
 def test_a_flag_beats_its_variable(tmp_path: Path) -> None:
-    """With the flag given, its variable is not even looked at; other variables still count."""
+    """With the flag given, its variable is not read; other variables still count."""
     missing = tmp_path / "missing.gguf"
     result = run("--port", str(free_port()), WORKER_ORCD_PORT="80", WORKER_ORCD_MODEL=str(missing))
     assert_one_line(result, "MODEL_LOAD_FAILED", str(missing))
@@ -505,12 +505,12 @@ def test_a_flag_beats_its_variable(tmp_path: Path) -> None:
 
 
 def test_serve_refuses_a_model_that_is_not_there(tmp_path: Path) -> None:
-    """A missing file is named."""
+    """The line names the missing file."""
     assert_one_line(run("--model", str(tmp_path / "test.gguf")), "MODEL_LOAD_FAILED", "test.gguf")
 
 
 def test_serve_refuses_a_file_that_is_not_gguf(tmp_path: Path) -> None:
-    """What was required and what was found instead is said."""
+    """The line says what was required and what was found."""
     model = tmp_path / "story.gguf"
     model.write_text("Once upon a time there was a file that was no model at all.")
     assert_one_line(run("--model", str(model)), "MODEL_LOAD_FAILED", str(model), "GGUF")
@@ -518,7 +518,7 @@ def test_serve_refuses_a_file_that_is_not_gguf(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kept", [20, 100_000, 50_000_000])
 def test_serve_refuses_a_truncated_model(tmp_path: Path, kept: int) -> None:
-    """A download that broke off is refused, wherever it broke off."""
+    """Wherever the download broke off."""
     model = tmp_path / "half.gguf"
     with bundled_model().open("rb") as whole:
         model.write_bytes(whole.read(kept))
@@ -526,7 +526,7 @@ def test_serve_refuses_a_truncated_model(tmp_path: Path, kept: int) -> None:
 
 
 def test_serve_refuses_a_port_in_use() -> None:
-    """A port in use is named, before anything is loaded."""
+    """The port is named before anything is loaded."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -536,7 +536,7 @@ def test_serve_refuses_a_port_in_use() -> None:
 
 @pytest.mark.real
 def test_serve_refuses_a_gpu_that_the_build_cannot_use() -> None:
-    """The engine finds it out; the worker cleans up, and its last word is the one clear line."""
+    """The engine detects it; the worker cleans up, and ends with one line."""
     result = run("--port", str(free_port()), "--gpu-device", "0", "--log-format", "json")
     *narrated, last = result.stderr.splitlines()
     assert last.startswith("worker-orcd: MODEL_LOAD_FAILED: --gpu-device 0: required ")

@@ -15,22 +15,22 @@ ENDLESS = '{"token_ms": 5}'
 
 
 def says(text: str) -> str:
-    """A message that is answered with this."""
+    """A prompt that the scripted engine answers with this text."""
     return json.dumps({"text": text})
 
 
 def tokens_of(*messages: str) -> int:
-    """How long a conversation is to the scripted engine: a token for each byte, and one between messages."""
+    """Tokens of a conversation for the scripted engine: one for each byte, and one between messages."""
     return len("\n".join(messages).encode())
 
 
 def answers(stdout: str) -> list[dict[str, Any]]:
-    """What `--json` has shown."""
+    """The objects that `--json` has written."""
     return [json.loads(line) for line in stdout.splitlines()]
 
 
 def latest(worker: RunningWorker) -> dict[str, Any]:
-    """The record of the only live job, or else of the one that ended last, or else nothing."""
+    """The record of the only live job, or else of the job that ended last, or else an empty one."""
     records = worker.client.get("/jobs?limit=1").json()["jobs"]
     return dict(records[0]) if records else {}
 
@@ -39,13 +39,13 @@ def latest(worker: RunningWorker) -> dict[str, Any]:
 
 
 def test_one_line_in_one_answer_out(worker: RunningWorker) -> None:
-    """Nothing else is shown; empty lines are nothing."""
+    """Nothing else is written; empty lines are ignored."""
     result = run("chat", worker=worker, stdin=f"{says('Hello')}\n\n{says('Grüße 👋')}\n")
     assert (result.stdout, result.stderr, result.returncode) == ("Hello\nGrüße 👋\n", "", 0)
 
 
 def test_each_line_is_answered_before_the_next_is_there(worker: RunningWorker) -> None:
-    """So that a program can hold the conversation."""
+    """So a program can hold the conversation."""
     chat = Piped(worker, "chat")
     for word in ("one", "two"):
         chat.say(says(word))
@@ -54,7 +54,7 @@ def test_each_line_is_answered_before_the_next_is_there(worker: RunningWorker) -
 
 
 def test_the_conversation_is_sent_along(worker: RunningWorker) -> None:
-    """System message, questions and answers; and the options of every answer."""
+    """Each request has the system message, earlier questions and answers, and the options."""
     lines = [says("A"), says("B"), "/reset", says("C")]
     options = ("--system", "Be brief.", "--max-tokens", "9", "--seed", "7", "--temperature", "0.5")
     result = run("chat", "--json", *options, worker=worker, stdin="\n".join(lines))
@@ -70,7 +70,7 @@ def test_the_conversation_is_sent_along(worker: RunningWorker) -> None:
 
 
 def test_an_answer_as_json(worker: RunningWorker) -> None:
-    """What it says and how it ended, on one line, also of several lines."""
+    """Text and outcome of an answer are on one line, even if the text has several lines."""
     result = run("chat", "--json", worker=worker, stdin=says("a\nb"))
     (reported,) = answers(result.stdout)
     assert reported.pop("job_id").startswith("cli-")
@@ -84,12 +84,12 @@ def test_an_answer_as_json(worker: RunningWorker) -> None:
 
 
 def test_exit_is_the_end_of_the_conversation(worker: RunningWorker) -> None:
-    """What follows is not read."""
+    """Later lines are not read."""
     assert run("chat", worker=worker, stdin=f"{says('A')}\n/exit\n{says('B')}\n").stdout == "A\n"
 
 
 def test_an_answer_that_fails_ends_a_piped_conversation(worker: RunningWorker) -> None:
-    """With its code on one line and exit code 1; as JSON, the answer says so as well."""
+    """One line has the error code, and the exit code is 1; with `--json` the answer has the error as well."""
     lines = f'{says("A")}\n{{"fail_at": 1}}\n{says("B")}\n'
     failed = run("chat", worker=worker, stdin=lines)
     assert (failed.returncode, failed.stdout.split("\n")[0]) == (1, "A")
@@ -139,7 +139,7 @@ def test_an_interrupted_pipe_stops_the_answer_and_leaves(worker: RunningWorker, 
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(worker: RunningWorker) -> None:
-    """With what was said so far. At the prompt it leaves, and the terminal is as it was."""
+    """The partial answer stays part of it. At the prompt Ctrl-C leaves, and the terminal is restored."""
     with Terminal(worker, "chat", "--temperature", "0") as chat:
         chat.shows("scripted at http.*Ctrl-C stops an answer")
         chat.shows("> ")
@@ -162,7 +162,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(worker: RunningWorke
 
 
 def test_a_line_that_is_typed_while_an_answer_streams_supersedes_it(worker: RunningWorker) -> None:
-    """What was said until then is sent along; the receipt is shown; commands wait for the end of an answer."""
+    """The partial answer is sent along; the receipt is shown; commands wait for the end of an answer."""
     with Terminal(worker, "chat", "--max-tokens", "1000", "--temperature", "0") as chat:
         chat.shows("> ")
         chat.type(f"{ENDLESS}\n")
@@ -185,7 +185,7 @@ def test_a_line_that_is_typed_while_an_answer_streams_supersedes_it(worker: Runn
 
 @pytest.mark.parametrize("leaving", [CTRL_D, "/exit\n"], ids=["Ctrl-D", "exit"])
 def test_leaving_a_conversation(worker: RunningWorker, leaving: str) -> None:
-    """By the end of the input or in a word; exit code 0."""
+    """The end of the input or an exit word ends it with exit code 0."""
     with Terminal(worker, "chat") as chat:
         chat.shows("> ")
         chat.type("/help\n")
@@ -197,7 +197,7 @@ def test_leaving_a_conversation(worker: RunningWorker, leaving: str) -> None:
 
 
 def test_second_ctrl_c_leaves_at_once() -> None:
-    """Also while the first one cannot be answered."""
+    """Also while the worker does not answer the first one's cancel."""
     with running_worker(cancel_deadline_sec=30, drain_sec=0) as stuck, Terminal(stuck, "chat") as chat:
         chat.shows("> ")
         chat.type('{"hang_at": 3}\n')
@@ -210,7 +210,7 @@ def test_second_ctrl_c_leaves_at_once() -> None:
 
 
 def test_what_goes_wrong_does_not_end_a_conversation_at_a_terminal(worker: RunningWorker) -> None:
-    """A failure, a refusal, a cancel from elsewhere: each is a line, and one goes on."""
+    """A failure, a refusal or a cancel by another client is one line, and the conversation continues."""
     with Terminal(worker, "chat", "--max-tokens", "1000") as chat:
         chat.shows("> ")
         chat.type('{"fail_at": 1}\n')
@@ -232,7 +232,7 @@ def test_what_goes_wrong_does_not_end_a_conversation_at_a_terminal(worker: Runni
 
 
 def test_a_worker_that_comes_back_continues_with_the_conversation() -> None:
-    """What was said is with the client; only the answer that was being written is lost."""
+    """The client holds the conversation; only the answer that was being generated is lost."""
     with running_worker() as first, Terminal(first, "chat") as chat:
         chat.shows("> ")
         chat.type(f"{says('one')}\n")

@@ -1,4 +1,4 @@
-"""Shell completion: what shells ask us, and the shells themselves."""
+"""Shell completion: what shells request, and the shells themselves."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ COMMANDS = ["serve", "execute", "chat", "cancel", "ps", "logs", "demo", "complet
 
 
 def completed(*words: str, worker: RunningWorker | None = None, **env: str) -> list[str]:
-    """What may stand in place of the last word, as bash asks for it."""
+    """Completions of the last word, as bash requests them."""
     asked = {
         "COMP_WORDS": "\n".join(["worker-orcd", *words]),
         "COMP_CWORD": str(len(words)),
@@ -31,7 +31,7 @@ def completed(*words: str, worker: RunningWorker | None = None, **env: str) -> l
 
 
 def with_our_program() -> dict[str, str]:
-    """A PATH on which `worker-orcd` is ours."""
+    """A PATH on which `worker-orcd` is this checkout's."""
     folder = Path(sys.executable).parent
     assert (folder / "worker-orcd").exists()
     return {"PATH": f"{folder}:{os.environ['PATH']}"}
@@ -41,14 +41,14 @@ def with_our_program() -> dict[str, str]:
 
 
 def test_commands_are_completed() -> None:
-    """All of them, or those that begin so."""
+    """All commands, or those with the typed prefix."""
     assert completed("") == COMMANDS
     assert completed("c") == ["chat", "cancel", "completion"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_options_of_every_command_are_completed(command: str) -> None:
-    """Though their modules are only loaded when they are used."""
+    """Though a command's module is loaded only when it is used."""
     offered = set(completed(command, "--"))
     shown = run(command, "--help").stdout
     assert "--help" in offered
@@ -58,14 +58,14 @@ def test_options_of_every_command_are_completed(command: str) -> None:
 
 
 def test_without_a_command_options_are_those_of_serve() -> None:
-    """As when it is run, also after one of them."""
+    """As when the program is run, also after a first option."""
     assert completed("--po") == ["--port"]
     assert completed("--port", "9000", "--mo") == ["--model", "--model-alias"]
     assert {"--version", "--model"} <= set(completed("--"))
 
 
 def test_values_are_completed() -> None:
-    """Where there are only so many."""
+    """For options with a fixed set of values."""
     assert completed("execute", "--template", "") == ["auto", "none"]
     assert completed("logs", "--level", "w") == ["WARN"]
     assert completed("completion", "") == ["bash", "zsh", "fish"]
@@ -85,7 +85,7 @@ def test_live_jobs_are_completed_from_the_worker(worker: RunningWorker) -> None:
 
 
 def test_a_worker_that_is_not_there_or_does_not_answer_completes_nothing() -> None:
-    """Without a word, and soon."""
+    """Silently, and soon."""
     assert completed("cancel", "", WORKER_ORCD_URL="http://127.0.0.1:1") == []
     assert completed("cancel", "", WORKER_ORCD_URL="nonsense") == []
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -96,7 +96,7 @@ def test_a_worker_that_is_not_there_or_does_not_answer_completes_nothing() -> No
 
 
 def test_completion_of_another_shell_is_wrong_usage() -> None:
-    """Exit code 2, and which there are."""
+    """Exit code 2, and a list of the shells that there are."""
     result = run("completion", "tcsh")
     assert (result.returncode, result.stdout) == (2, "")
     assert "'bash', 'zsh', 'fish'" in result.stderr
@@ -106,7 +106,7 @@ def test_completion_of_another_shell_is_wrong_usage() -> None:
 
 
 def cancels_by_tabs(terminal: Terminal, begun: str, job_id: str) -> None:
-    """Cancel a job with a command, a job id and an option that are only begun, and leave the shell."""
+    """Complete a command, a job id and an option with Tab, run the cancel, and leave the shell."""
     terminal.type("worker-orcd canc\t")
     terminal.shows("cancel ")
     terminal.type(f"{begun}\t")
@@ -120,7 +120,7 @@ def cancels_by_tabs(terminal: Terminal, begun: str, job_id: str) -> None:
 
 
 def test_bash_completes_once_it_has_our_script(worker: RunningWorker) -> None:
-    """As its documentation says: eval "$(worker-orcd completion bash)"."""
+    """Installed as documented: eval "$(worker-orcd completion bash)"."""
     stream = worker.execute("tab-bash", SLOW).started()
     shell = [shutil.which("bash") or "bash", "--norc", "--noprofile", "-i"]
     with Terminal(worker, program=shell, env={**with_our_program(), "PS1": "$ "}) as terminal:
@@ -133,7 +133,7 @@ def test_bash_completes_once_it_has_our_script(worker: RunningWorker) -> None:
 
 @pytest.mark.needs("zsh")
 def test_zsh_completes_once_it_has_our_script(worker: RunningWorker) -> None:
-    """The same there, with its own completion system loaded."""
+    """Installed in the same way, with zsh's own completion system loaded."""
     stream = worker.execute("tab-zsh", SLOW).started()
     with Terminal(worker, "-f", "-i", program=[find("zsh") or ""], env=with_our_program()) as terminal:
         terminal.type("autoload -U compinit; compinit -u -D; PS1='> '\n")
@@ -145,7 +145,7 @@ def test_zsh_completes_once_it_has_our_script(worker: RunningWorker) -> None:
 
 @pytest.mark.needs("fish")
 def test_fish_completes_once_it_has_our_script(worker: RunningWorker, tmp_path: Path) -> None:
-    """Asked by its own words, with descriptions."""
+    """Completions have descriptions."""
     stream = worker.execute("tab-fish", SLOW).started()
 
     def offered(line: str) -> list[str]:

@@ -13,7 +13,7 @@ from worker_orcd.testing.harness import RunningWorker
 def test_a_files_schema_or_grammar_constrains_the_output(
     worker: RunningWorker, tmp_path: Path, command: list[str]
 ) -> None:
-    """The scripted engine would say something else."""
+    """The scripted engine's own text would be another one."""
     schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.gbnf"
     schema.write_text(json.dumps({"const": "größe"}), encoding="utf-8")
     grammar.write_text('root ::= "a"{5}', encoding="utf-8")
@@ -35,7 +35,7 @@ def test_a_files_schema_or_grammar_constrains_the_output(
 def test_a_file_that_cannot_be_used_is_one_line(
     worker: RunningWorker, tmp_path: Path, option: str, content: bytes | None, reason: str
 ) -> None:
-    """And exit code 1."""
+    """The exit code is 1."""
     file = tmp_path / "schema"
     if content is not None:
         file.write_bytes(content)

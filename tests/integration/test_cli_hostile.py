@@ -1,4 +1,4 @@
-"""Every command against a worker that answers with escape sequences in each text: no terminal obeys any of them."""
+"""Every command against a worker that answers with escape sequences in each text: terminals only display them."""
 
 import re
 import signal
@@ -30,13 +30,13 @@ ALONE = {"serve", "demo", "completion"}
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """Where the hostile worker listens."""
+    """The hostile worker's address."""
     with hostile_worker() as address:
         yield address
 
 
 def assert_harmless(shown: str, *, lines: bool = False) -> None:
-    """Nothing in it acts on a terminal but what the CLI writes of its own; with `lines`, also ends of lines."""
+    """Nothing in it controls a terminal but what the CLI itself writes; with `lines`, line ends are allowed too."""
     shown = shown.replace("\r\n", "\n") if lines else shown
     assert "evil" in shown or "unknown" in shown
     assert [act for act in ACTS if act in shown] == []
@@ -45,13 +45,14 @@ def assert_harmless(shown: str, *, lines: bool = False) -> None:
 
 
 def test_each_command_is_tried() -> None:
-    """A new one has to be added here."""
+    """A new command has to be added here."""
     assert set(WORDS) | ALONE == set(_COMMANDS)
 
 
 @pytest.mark.parametrize("words", ONCE, ids=" ".join)
 def test_no_terminal_obeys_a_worker(url: str, words: tuple[str, ...]) -> None:
-    """Names, states, messages, receipts and a model's output are shown, and none of them acts."""
+    """Names, states, messages, receipts and a model's output are displayed, and none of them controls the
+    terminal."""
     with Terminal(None, *words, env={"WORKER_ORCD_URL": url}) as terminal:
         if words[0] == "chat":
             terminal.shows("> ")
@@ -68,7 +69,8 @@ def test_no_terminal_obeys_a_worker(url: str, words: tuple[str, ...]) -> None:
     "words", [("execute", "failed"), ("chat", "--system", "ok"), ("cancel", "known"), ("ps",)], ids=" ".join
 )
 def test_piped_only_the_output_of_the_model_is_as_it_is(url: str, words: tuple[str, ...]) -> None:
-    """Programs get its bytes. Everything else may be shown on a terminal later: it is printable. No tracebacks."""
+    """Programs get its bytes. All other text is printable, since it may be shown on a terminal later. No
+    tracebacks."""
     result = subprocess.run(
         [*CLI, *words],
         input=b"hello\n",
@@ -86,7 +88,7 @@ def test_piped_only_the_output_of_the_model_is_as_it_is(url: str, words: tuple[s
 
 
 def test_no_terminal_obeys_a_worker_that_is_watched(url: str) -> None:
-    """The table, the receipts of what was cancelled, and what is listed when the watch is left."""
+    """The table, the receipts of cancelled jobs, and what is listed when the watch ends."""
     with Terminal(None, "ps", "--watch", env={"WORKER_ORCD_URL": url}) as terminal:
         terminal.shows("q leave")
         for key in "cg":
@@ -99,7 +101,7 @@ def test_no_terminal_obeys_a_worker_that_is_watched(url: str) -> None:
 
 @pytest.mark.parametrize("words", WORDS["logs"], ids=" ".join)
 def test_no_terminal_obeys_what_a_worker_narrates(url: str, words: tuple[str, ...]) -> None:
-    """Neither names of fields nor their values, a traceback's lines included."""
+    """Neither field names nor values, lines of tracebacks included."""
     with Terminal(None, "logs", *words, env={"WORKER_ORCD_URL": url}) as terminal:
         terminal.shows("evil")
         terminal.shows("waiting for the worker")

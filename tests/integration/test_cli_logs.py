@@ -1,4 +1,4 @@
-"""`worker-orcd logs`: what the worker narrates, readable or as JSON."""
+"""`worker-orcd logs`: the worker's log events, readable or as JSON."""
 
 import json
 import re
@@ -19,7 +19,7 @@ class Following:
         self._logs = Piped(worker, "logs", "--json", *words)
 
     def until(self, **fields: object) -> list[dict[str, Any]]:
-        """Wait for an event with these fields. Returns all that was shown since the last time."""
+        """Wait for an event with these fields. Returns the events since the last call."""
         assert self._logs.process.stdout is not None
         shown = []
         while line := self._logs.process.stdout.readline():
@@ -29,7 +29,7 @@ class Following:
         raise EOFError(shown[-3:])
 
     def interrupted(self) -> tuple[int, str]:
-        """Ctrl-C. Returns the exit code and what was said on stderr."""
+        """Press Ctrl-C. Returns the exit code and stderr."""
         self._logs.process.send_signal(signal.SIGINT)
         code, _, said = self._logs.end()
         return code, said
@@ -41,7 +41,7 @@ def finished(worker: RunningWorker) -> str:
 
 
 def test_what_was_logged_and_what_is_logged_is_shown_as_the_worker_logs_it(worker: RunningWorker) -> None:
-    """Until Ctrl-C, which is a clean end: exit code 0, and not a word."""
+    """Until Ctrl-C, which is a clean end: exit code 0, and no message."""
     before = finished(worker)
     logs = Following(worker)
     shown = logs.until(action="execute_end", job_id=before)
@@ -53,7 +53,7 @@ def test_what_was_logged_and_what_is_logged_is_shown_as_the_worker_logs_it(worke
 
 
 def test_only_what_belongs_to_a_job_or_matters(worker: RunningWorker) -> None:
-    """`--job` and `--level`, also together."""
+    """`--job` and `--level`, alone and together."""
     mine, other = finished(worker), finished(worker)
     worker.cancel(mine)
     shown = Following(worker, "--job", mine)
@@ -71,7 +71,7 @@ def test_only_what_belongs_to_a_job_or_matters(worker: RunningWorker) -> None:
 
 
 def test_piped_it_reads_as_the_workers_own_pretty_narration(worker: RunningWorker) -> None:
-    """The same columns, without colours."""
+    """It has the same columns, without colours."""
     job_id = finished(worker)
     event = worker.narrated("execute_end", job_id=job_id)
     logs = Piped(worker, "logs", "--job", job_id)
@@ -86,7 +86,7 @@ def test_piped_it_reads_as_the_workers_own_pretty_narration(worker: RunningWorke
 
 
 def test_on_a_terminal_it_is_coloured_and_ctrl_c_ends_it(worker: RunningWorker) -> None:
-    """And the terminal is as it was."""
+    """The terminal is restored."""
     job_id = finished(worker)
     with Terminal(worker, "logs", "--job", job_id) as terminal:
         terminal.shows(r"INFO .*execute_end +Job .* ends after 2 tokens")
@@ -97,7 +97,8 @@ def test_on_a_terminal_it_is_coloured_and_ctrl_c_ends_it(worker: RunningWorker) 
 
 
 def test_a_worker_that_restarts_is_waited_for_and_followed() -> None:
-    """Both is said. Its successor's story is shown from its beginning, and nothing of the first one's again."""
+    """Both are reported. The new worker's events are shown from the first one on, and none of the old worker's
+    twice."""
     with running_worker() as first:
         logs = Following(first)
         shown = logs.until(action="ready")

@@ -1,5 +1,5 @@
-"""Commands whose output cannot be written: on a full disk, closed, or without a reader. One line, an exit code, and the
-job is cancelled."""
+"""Commands whose output cannot be written: on a full disk, closed, or without a reader. They end with one line and
+an exit code, and the job is cancelled."""
 
 import json
 import os
@@ -43,7 +43,7 @@ CLOSED = [("--help",), ("chat",), ("cancel", "nobody"), ("ps",)]
 def shell(
     worker: RunningWorker, words: Sequence[str], redirection: str, **env: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a command with a redirection of the shell's. Standard output on a full disk needs no shell."""
+    """Run a command with a shell redirection. Standard output on a full disk needs no shell."""
     stdin = '{"text": "a"}\n'
     if redirection == ">/dev/full":
         return Command(words, environment(worker, **env), full_disk=True).completed(stdin)
@@ -66,8 +66,8 @@ def shell(
 def test_output_that_cannot_be_written_is_one_line(
     worker: RunningWorker, words: tuple[str, ...], where: str
 ) -> None:
-    """Whatever writes it: the command, its framework's help, or the watch, which a variable makes take any output for a
-    terminal."""
+    """Whether the command writes it, its framework's help, or the watch, which a variable makes treat any output as
+    a terminal."""
     result = shell(worker, words, where, FORCE_COLOR="1" if "--watch" in words else "")
     assert LOST.fullmatch(result.stderr), result.stderr
     assert result.returncode == 1
@@ -97,7 +97,8 @@ def test_without_standard_error_the_exit_code_says_it(
 
 
 def test_nothing_at_all_is_open(worker: RunningWorker) -> None:
-    """Input, output and errors closed: still an exit code. No connection takes the place of a standard descriptor."""
+    """With input, output and errors closed there is still an exit code, and no connection gets a standard
+    descriptor."""
     for words in (("execute", "-"), ("chat",), ("ps",), ("cancel", "nobody")):
         result = shell(worker, words, "<&- >&- 2>&-")
         assert (result.stdout, result.stderr) == ("", "")
@@ -109,7 +110,7 @@ def test_nothing_at_all_is_open(worker: RunningWorker) -> None:
 def test_the_job_of_an_output_that_is_lost_is_cancelled(
     worker: RunningWorker, where: str, more: tuple[str, ...]
 ) -> None:
-    """Nobody would read it."""
+    """Nobody could read its output."""
     job_id = fresh_id("lost")
     result = shell(worker, ("execute", "--job-id", job_id, LINES, *more), where)
     record = ended_state(worker, job_id)
@@ -118,7 +119,7 @@ def test_the_job_of_an_output_that_is_lost_is_cancelled(
 
 
 def test_a_cancel_is_done_before_its_answer_is_lost(worker: RunningWorker) -> None:
-    """A full disk is no reason to let a job go on."""
+    """A full disk does not prevent the cancel."""
     stream = worker.execute(fresh_id("lost"), SLOW).tokens_seen(1)
     assert shell(worker, ("cancel", stream.job_id), ">/dev/full").returncode == 1
     assert ended_state(worker, stream.job_id)["state"] == "cancelled"
@@ -127,7 +128,7 @@ def test_a_cancel_is_done_before_its_answer_is_lost(worker: RunningWorker) -> No
 
 @pytest.mark.parametrize("key", ["", "j"], ids=["by itself", "at a key"])
 def test_a_watch_whose_output_is_lost_ends_and_restores_its_terminal(worker: RunningWorker, key: str) -> None:
-    """Whether it is the next picture that cannot be shown or what a key changes."""
+    """Whether the write of a refresh fails or that of a key's effect."""
     ours, its = pty.openpty()
     before = termios.tcgetattr(its)
     watch = subprocess.Popen(

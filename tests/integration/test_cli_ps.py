@@ -1,4 +1,4 @@
-"""`worker-orcd ps`: a look at the jobs, and the watch with its keys."""
+"""`worker-orcd ps`: a list of the jobs, and the watch with its keys."""
 
 import asyncio
 import contextlib
@@ -46,7 +46,7 @@ def selected(terminal: Terminal, job_id: str) -> None:
 
 
 def assert_restored(terminal: Terminal) -> None:
-    """The terminal is what it was: its settings, its own screen, its cursor."""
+    """The terminal has its settings, its own screen and its cursor again."""
     assert terminal.attributes() == terminal.before
     # A process may have stopped or ended before all that it wrote has been read here.
     with contextlib.suppress(TimeoutError):
@@ -66,7 +66,7 @@ def assert_restored(terminal: Terminal) -> None:
 
 
 def test_ps_shows_the_worker_and_its_jobs(narrow: RunningWorker) -> None:
-    """Piped, it is printed once: a line on the worker, then live jobs before ended ones."""
+    """Piped, the list is printed once: a line about the worker, then live jobs before ended ones."""
     narrow.execute("cli-ps-old", ENDLESS).tokens_seen(1)
     narrow.cancel("cli-ps-old")
     stream = narrow.execute("cli-ps-live", ENDLESS).tokens_seen(1)
@@ -92,7 +92,7 @@ def test_ps_as_json(narrow: RunningWorker) -> None:
 
 
 def test_ps_on_a_terminal_is_a_look(worker: RunningWorker) -> None:
-    """Printed once, as when piped; the screen stays as it is."""
+    """The list is printed once, as when piped; the screen is not switched."""
     worker.execute("ps-look", '{"text": "a"}').finished()
     with Terminal(worker, "ps") as terminal:
         terminal.shows("healthy  scripted on cpu")
@@ -102,7 +102,7 @@ def test_ps_on_a_terminal_is_a_look(worker: RunningWorker) -> None:
 
 
 def test_jobs_of_groups_are_shown_with_them(worker: RunningWorker) -> None:
-    """In a column that is there when it is needed."""
+    """The column is there only if a job has a group."""
     worker.execute("ps-group", '{"text": "a"}', group="ps-g").finished()
     rows = run("ps", worker=worker).stdout.splitlines()[1:]
     assert rows[0].split()[-1] == "GROUP"
@@ -129,7 +129,7 @@ def test_ids_are_shown_as_they_are() -> None:
 
 @pytest.mark.parametrize("words", [("--watch",), ("--watch", "--json")], ids=" ".join)
 def test_only_a_terminal_can_watch(worker: RunningWorker, words: tuple[str, ...]) -> None:
-    """Elsewhere it is wrong usage, exit code 2."""
+    """Without a terminal it is a usage error, exit code 2."""
     result = run("ps", *words, worker=worker)
     assert (result.returncode, result.stdout) == (2, "")
     assert "--watch is for a terminal" in result.stderr
@@ -139,7 +139,7 @@ def test_only_a_terminal_can_watch(worker: RunningWorker, words: tuple[str, ...]
 
 
 def test_the_watch_continues_until_q(worker: RunningWorker) -> None:
-    """It shows what changes, and leaves the terminal as it was."""
+    """It shows changes, and restores the terminal."""
     with Terminal(worker, "ps", "--watch") as terminal:
         terminal.shows("running 0")
         (stream,) = several(worker, "ps-watched")
@@ -215,7 +215,7 @@ def test_the_selection_stays_where_it_was_and_never_on_an_ended_job(worker: Runn
 def test_no_key_stops_the_job_that_takes_the_place_of_one_that_ended(
     worker: RunningWorker, key: str, fields: dict[str, str], stopped: str
 ) -> None:
-    """The key may have been meant for the one that ended. Pressed again, or after a move, it is meant for this one."""
+    """The key may have been meant for the ended job. Pressed again, or after a move, it is for this one."""
     meant, beside = several(worker, "ps-meant"), several(worker, "ps-beside", **fields)
     with Terminal(worker, "ps", "--watch") as terminal:
         terminal.shows("ps-beside +running")
@@ -234,7 +234,7 @@ def test_no_key_stops_the_job_that_takes_the_place_of_one_that_ended(
 
 
 def test_a_key_stops_no_later_job_of_the_same_id(worker: RunningWorker) -> None:
-    """The selected use of the id has ended since the worker was last looked at."""
+    """The selected use of the id has ended since the watch last asked the worker."""
 
     async def press_c() -> str:
         async with Client(worker.url) as client:
@@ -256,7 +256,7 @@ def test_a_key_stops_no_later_job_of_the_same_id(worker: RunningWorker) -> None:
 
 
 def test_g_cancels_the_group_of_the_selected_job(worker: RunningWorker) -> None:
-    """And nobody else; a job without a group is left alone."""
+    """No other job is cancelled; for a job without a group the key does nothing."""
     alone = several(worker, "ps-alone")
     together = several(worker, "ps-g1", "ps-g2", group="ps-together")
     with Terminal(worker, "ps", "--watch") as terminal:
@@ -304,7 +304,7 @@ def asked_and_unanswered(worker: RunningWorker) -> bool:
 
 @pytest.fixture(scope="module")
 def hanging() -> Iterator[RunningWorker]:
-    """One that tests stop for a while."""
+    """A worker that tests stop for a while."""
     with running_worker() as worker:
         yield worker
 
@@ -313,7 +313,7 @@ def hanging() -> Iterator[RunningWorker]:
 def test_the_watch_of_a_worker_that_hangs_can_be_left(
     hanging: RunningWorker, how: str | signal.Signals
 ) -> None:
-    """In the middle of a look at it."""
+    """While it waits for the worker's answer."""
     with Terminal(hanging, "ps", "--watch") as terminal:
         terminal.shows("q leave")
         hanging.process.send_signal(signal.SIGSTOP)
@@ -330,7 +330,7 @@ def test_the_watch_of_a_worker_that_hangs_can_be_left(
 
 
 def test_ctrl_z_gives_the_terminal_back_until_it_continues(worker: RunningWorker) -> None:
-    """A shell finds it as it was; afterwards keys work again."""
+    """The shell finds its terminal restored; afterwards keys work again."""
     with Terminal(worker, "ps", "--watch") as terminal:
         terminal.shows("q leave")
         terminal.type(CTRL_Z)
@@ -345,7 +345,7 @@ def test_ctrl_z_gives_the_terminal_back_until_it_continues(worker: RunningWorker
 
 
 def test_the_watch_outlives_its_worker() -> None:
-    """It says that the worker is lost, and goes on when there is one again."""
+    """It says that the worker is unreachable, and continues when there is one again."""
     with running_worker() as first, Terminal(first, "ps", "--watch") as terminal:
         terminal.shows("healthy")
         first.process.kill()
@@ -359,7 +359,7 @@ def test_the_watch_outlives_its_worker() -> None:
 
 
 def test_there_is_no_watch_of_no_worker(worker: RunningWorker) -> None:
-    """It is one line, on the ordinary screen: nobody reads a line on one that is gone."""
+    """The failure is one line on the ordinary screen, where it stays readable."""
     with Terminal(worker, "ps", "--watch", "--url", "http://127.0.0.1:1") as terminal:
         terminal.shows("worker-orcd: UNREACHABLE: ")
         assert terminal.ended() == 1
@@ -384,6 +384,6 @@ def test_the_selected_job_is_on_the_screen_however_many_there_are(worker: Runnin
 
 
 def test_what_a_terminal_sends_is_read_as_keys() -> None:
-    """Both kinds of arrows; what nobody has a use for is nothing."""
+    """Both kinds of arrow keys; unknown input is ignored."""
     assert named(b"jk\x1b[A\x1bOBq") == ["j", "k", "up", "down", "q"]
     assert named(b"\x1b[1;5C\x1b[3~\x1b\x01\xff\n") == []

@@ -1,4 +1,4 @@
-"""How `execute` and `chat` sample: as the model's makers recommend, unless a flag says otherwise."""
+"""How `execute` and `chat` sample: as the model's file recommends, unless a flag says otherwise."""
 
 import json
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ SAMPLING = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
 
 
 class Asked(HostileWorker):
-    """A worker whose model recommends something, and what jobs it was asked for."""
+    """A worker whose model recommends sampling values, and the jobs that were sent to it."""
 
     models: ClassVar[Any] = None
     bodies: ClassVar[list[dict[str, Any]]] = []
@@ -32,7 +32,7 @@ class Asked(HostileWorker):
             self._json({"data": self.models})
 
     def remember(self, body: dict[str, Any]) -> None:
-        """Keep what was asked for."""
+        """Keep the request."""
         self.bodies.append(body)
 
 
@@ -46,7 +46,7 @@ def recommending(models: Any) -> Iterator[str]:
 
 
 def asked_for(models: Any, *words: str) -> dict[str, Any]:
-    """The sampling that a command asked for."""
+    """The sampling fields of the request that a command sent."""
     with recommending(models) as url:
         run(*words, stdin="hello\n", worker=None, WORKER_ORCD_URL=url)
     (body,) = Asked.bodies
@@ -55,7 +55,7 @@ def asked_for(models: Any, *words: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("command", [("execute", "hello"), ("chat",)], ids=["execute", "chat"])
 def test_a_job_is_sampled_as_the_model_recommends_and_flags_win(command: tuple[str, ...]) -> None:
-    """Each flag for itself: what is not given stays as it is recommended."""
+    """Each flag by itself; fields without a flag stay as recommended."""
     recommended = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "repetition_penalty": 1.05}
     models = [{"id": "m", "recommended_sampling": recommended}]
     assert asked_for(models, *command) == recommended
@@ -66,13 +66,13 @@ def test_a_job_is_sampled_as_the_model_recommends_and_flags_win(command: tuple[s
     "models", [None, [], [{"id": "m"}], [{"id": "m", "recommended_sampling": {}}]], ids=str
 )
 def test_without_a_recommendation_a_small_model_still_makes_sense(models: Any) -> None:
-    """Also with a worker that does not say."""
+    """Also with a worker that reports no recommendations."""
     assert asked_for(models, "execute", "hello") == FALLBACK
 
 
 @pytest.mark.real
 def test_the_models_file_is_where_it_comes_from(tiny_models: TinyModels) -> None:
-    """What no job may ask for is left out. The defaults of `POST /execute` stay what they are."""
+    """Values that no job may ask for are left out. The defaults of `POST /execute` do not change."""
     keys = {"temp": 0.65, "top_k": 40, "top_p": 7.5, "penalty_repeat": 1.1, "mirostat_tau": 5.0}
     metadata: dict[str, Any] = {f"general.sampling.{name}": value for name, value in keys.items()}
     path = tiny_models.path("llama", **metadata)

@@ -39,7 +39,7 @@ VALUES = st.recursive(
 
 @dataclass
 class Lie:
-    """Which value of which answer is another one."""
+    """Which value of which answer is replaced, and by what."""
 
     path: str
     """Of the request, as far as it distinguishes answers."""
@@ -122,8 +122,8 @@ def url() -> Iterator[str]:
 
 
 def run(url: str, lie: Lie, *words: str) -> str:
-    """A command to its end, in this process, on streams that are guarded as always: what it wrote. What it raises fails
-    the test."""
+    """Run a command to its end in this process, on guarded streams. Returns its output; an exception fails the
+    test."""
     LyingWorker.lie = lie
     command = get_command(app)
     exit_code: int | str | None = 0
@@ -151,7 +151,7 @@ def test_half_a_character_is_shown_as_a_question_mark(url: str) -> None:
 @tried
 @given(lie=lies("/health", "/jobs"))
 def test_ps(url: str, more: tuple[str, ...], lie: Lie) -> None:
-    """Health and records."""
+    """Wrong values in health and records."""
     run(url, lie, "ps", *more)
 
 
@@ -159,7 +159,7 @@ def test_ps(url: str, more: tuple[str, ...], lie: Lie) -> None:
 @tried
 @given(lie=lies("/cancel", "/jobs"))
 def test_cancel(url: str, words: tuple[str, ...], lie: Lie) -> None:
-    """Answers, records, receipts and refusals."""
+    """Wrong values in answers, records, receipts and refusals."""
     run(url, lie, "cancel", *words)
 
 
@@ -167,7 +167,7 @@ def test_cancel(url: str, words: tuple[str, ...], lie: Lie) -> None:
 @tried
 @given(lie=lies("/execute", "/v1/models", "/jobs", "/cancel"))
 def test_execute(url: str, word: str, lie: Lie) -> None:
-    """Events, the models' sampling, and the record of a job that was stopped."""
+    """Wrong values in events, the model's sampling, and the record of a stopped job."""
     run(url, lie, "execute", word)
 
 
@@ -175,14 +175,14 @@ def test_execute(url: str, word: str, lie: Lie) -> None:
 @tried
 @given(lie=lies("/v1/chat", "/v1/models", "/health"))
 def test_chat(url: str, word: str, lie: Lie) -> None:
-    """OpenAI's chunks."""
+    """Wrong values in OpenAI's chunks."""
     run(url, lie, "chat", "--system", word)
 
 
 @tried
 @given(lie=lies("/narration"))
 def test_logs(url: str, lie: Lie) -> None:
-    """Log events."""
+    """Wrong values in log events."""
     LyingWorker.lie = lie
 
     async def follow() -> None:
