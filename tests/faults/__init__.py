@@ -1,1 +1,1 @@
-"""What goes wrong on real processes, again and again."""
+"""Faults on real processes, again and again."""

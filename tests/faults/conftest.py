@@ -15,18 +15,18 @@ FAULT_TRIALS = int(os.environ.get("FAULT_TRIALS", "1"))
 
 @pytest.fixture
 def trials() -> int:
-    """How many times over the sample is to be tried."""
+    """How many times the sample is run."""
     return FAULT_TRIALS
 
 
 @pytest.fixture
 def ledger() -> Ledger:
-    """Where faults and what was checked are written down."""
+    """Where faults and checks are counted."""
     return LEDGER
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what it amounts to."""
+    """Print the counts."""
     if LEDGER.streams:
         terminalreporter.section("faults")
         for line in LEDGER.report():

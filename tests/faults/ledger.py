@@ -1,4 +1,4 @@
-"""What a run of the faults amounts to: how many there were, what was checked beside them, and the slowest cancels."""
+"""Counts of a run of fault tests: the faults, the checks, and the slowest cancels."""
 
 import signal
 import statistics
@@ -21,14 +21,14 @@ class Ledger:
     terminal_ms: dict[str, list[float]] = field(default_factory=dict)
 
     def harm(self, worker: RunningWorker, sig: signal.Signals) -> None:
-        """Send the engine a signal, if there is an engine just now."""
+        """Send the engine a signal, if there is an engine at that moment."""
         pid = worker.health()["engine_pid"]
         if pid is not None:
             worker.signal_engine(sig)
             self.faults[f"{sig.name} of the engine"] += 1
 
     def went_on(self, worker: RunningWorker, streams: Sequence[Stream]) -> int:
-        """How many of these jobs were requeued: which ones a fault has really hit."""
+        """How many of these jobs were requeued, that is, were hit by a fault."""
         hit = sum(bool(worker.record(stream.job_id)["requeues"]) for stream in streams)
         self.requeues += hit
         return hit
@@ -49,13 +49,13 @@ class Ledger:
             assert stream.events[-1].event == "end"
 
     def reported(self, what: str, receipt: dict[str, Any] | None) -> None:
-        """A cancel's receipt, if the job did not end by itself before."""
+        """A cancel's receipt, unless the job ended naturally before it."""
         if receipt is not None:
             assert receipt["kv_cells_after"] == 0
             self.terminal_ms.setdefault(what, []).append(receipt["terminal_ms"])
 
     def report(self) -> list[str]:
-        """Lines for people."""
+        """The counts, as lines of text."""
         lines = [f"{count} x {what}" for what, count in sorted(self.faults.items())]
         lines += [f"{count} streams {what}" for what, count in sorted(self.streams.items())]
         lines.append(f"{self.tokens} tokens in them; {self.requeues} jobs requeued")

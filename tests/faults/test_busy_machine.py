@@ -46,7 +46,7 @@ BUSY_LOOP = "print('computing', flush=True)\nwhile True: pass"
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[RunningWorker]:
-    """Started on the machine as it is."""
+    """A worker that is started before the neighbours."""
     with running_worker("llama", inference_timeout_sec=3600) as worker:
         yield worker
 
@@ -126,7 +126,7 @@ def test_a_worker_on_a_busy_machine_keeps_its_engine_for_long(
 def test_an_engine_that_is_stopped_is_found_on_a_busy_machine(
     worker: RunningWorker, neighbours: list[psutil.Process], sig: signal.Signals
 ) -> None:
-    """What is no starvation is still found. Its stream goes on with the next engine."""
+    """Patience with starvation does not hide it. Its stream continues with the next engine."""
     assert all(process.is_running() for process in neighbours)
     before = worker.health()["engine_restarts"]
     stream = worker.execute(fresh_id("stopped"), PROMPTS[0], ignore_eos=True, max_tokens=TOKENS)
@@ -146,7 +146,7 @@ def test_an_engine_that_is_stopped_is_found_on_a_busy_machine(
 def test_an_engine_that_computes_without_end_is_found_on_a_busy_machine(
     neighbours: list[psutil.Process],
 ) -> None:
-    """By the CPU time that it gets. The neighbour's job goes on once the one that loops is cancelled."""
+    """By the CPU time that it gets. The neighbour's job continues once the looping one is cancelled."""
     assert all(process.is_running() for process in neighbours)
     with running_worker(wait=False) as worker:
         worker.ready(within_sec=300)

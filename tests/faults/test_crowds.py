@@ -1,4 +1,4 @@
-"""Many at once: clients that vanish, and storms of cancels (G3, G4, G10)."""
+"""Many clients at once: some vanish, some cancel in storms (G3, G4, G10)."""
 
 import concurrent.futures
 import time
@@ -16,14 +16,14 @@ CONNECTIONS = 20
 
 
 def descriptors(worker: RunningWorker) -> int:
-    """Of the front and its engine together."""
+    """File descriptors of the front and its engine together."""
     return sum(psutil.Process(pid).num_fds() for pid in (worker.process.pid, worker.engine_pid))
 
 
 def test_two_hundred_clients_that_vanish_mid_stream_leave_nothing(
     victim: RunningWorker, ledger: Ledger
 ) -> None:
-    """All stopped, every cell and descriptor given back, and the next job runs at once."""
+    """All jobs are stopped, all cells and descriptors are free, and the next job runs at once."""
     victim.execute(fresh_id("first"), max_tokens=1).finished()
     at_rest(victim)
     before = descriptors(victim)
@@ -67,11 +67,11 @@ def test_five_hundred_jobs_are_cancelled_at_once_from_twenty_connections(ledger:
 
 
 def shares(streams: list[Stream]) -> list[list[Stream]]:
-    """One part for each connection, every stream twice."""
+    """Streams for each connection; every stream is cancelled twice."""
     return [(streams + streams)[n::CONNECTIONS] for n in range(CONNECTIONS)]
 
 
 def cancel_all(worker: RunningWorker, streams: list[Stream]) -> list[int]:
-    """Over one connection, one after the other. Returns the answers' statuses."""
+    """Cancel these jobs over one connection, one after the other. Returns the statuses."""
     with httpx2.Client(base_url=worker.url, timeout=30.0, trust_env=False) as client:
         return [client.post("/cancel", json={"job_id": stream.job_id}).status_code for stream in streams]

@@ -69,7 +69,7 @@ def test_streams_continue_after_kills_at_random_moments(
 
 
 def test_streams_continue_after_engines_that_hang(victim: RunningWorker, ledger: Ledger, trials: int) -> None:
-    """Nobody cancels; it is found out, and meanwhile health is not 200."""
+    """Without any cancel the hang is detected; until then health is not 200."""
     undisturbed = data_of(scripted_jobs(victim, 4, "calm"))
     hit = 0
     for trial in range(trials):
@@ -119,7 +119,7 @@ def test_a_cancel_is_finished_in_time_whatever_happens_to_the_engine(
 
 
 def test_an_engine_killed_while_it_loads_is_started_again(ledger: Ledger, trials: int) -> None:
-    """At random moments of its start, with a job that waits; a cancel meanwhile ends it at once."""
+    """At random moments of its start, with a job that waits; a cancel in between ends the job at once."""
     with running_worker(env={"WORKER_ORCD_SCRIPTED_LOAD_SEC": "0.4"}) as victim:
         for trial in range(trials):
             dead = victim.engine_pid
@@ -146,8 +146,8 @@ def successor_of(worker: RunningWorker, dead: int) -> int | None:
     return None if pid == dead else pid
 
 
-def test_an_idle_engine_that_is_killed_costs_nobody_anything(victim: RunningWorker, ledger: Ledger) -> None:
-    """The next job just runs."""
+def test_the_death_of_an_idle_engine_costs_no_job_anything(victim: RunningWorker, ledger: Ledger) -> None:
+    """The next job runs as usual."""
     ledger.harm(victim, KILL)
     stream = victim.execute(fresh_id(), max_tokens=3).finished(within_sec=20.0)
     assert stream.events[-1].event == "end"
@@ -207,7 +207,7 @@ def test_exact_streams_harmed_at_random_moments_are_those_of_undisturbed_runs(
 def test_streams_of_the_real_model_lose_double_and_reorder_nothing(
     real_worker: RunningWorker, ledger: Ledger, jobs: int, sig: signal.Signals, trials: int
 ) -> None:
-    """Numbers go on without a gap over the engine's death, and each ends once with all its tokens."""
+    """Numbers continue without a gap over the engine's death, and each stream ends once with all its tokens."""
     hit = 0
     for trial in range(trials):
         streams = real_jobs(real_worker, jobs)

@@ -11,8 +11,8 @@ from worker_orcd.testing.trials import STORY
 
 
 def test_a_worker_whose_engine_cannot_be_brought_back_says_so_and_ends_its_jobs(tmp_path: Path) -> None:
-    """On the real model, whose file is lost: a few starts, not a loop; then `ENGINE_LOST` for who ran and who comes,
-    and neither health nor liveness is 200, for a clear reason."""
+    """On the real model, whose file is deleted: a few starts, not a loop; then running and new jobs get
+    `ENGINE_LOST`, and health and liveness are 503 with a clear reason."""
     model = tmp_path / "model.gguf"
     shutil.copy(bundled_model(), model)
     with running_worker("llama", model=model) as worker:

@@ -1,4 +1,4 @@
-"""A starved engine is not a stuck one (G16): on real processes, beside neighbours that take every CPU it may use."""
+"""A starved engine is not stuck (G16): on real processes, beside neighbours that use every CPU that it may use."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ def process(code: str) -> Iterator["subprocess.Popen[bytes]"]:
 
 @contextmanager
 def starved(pid: int, neighbours: int = 4) -> Iterator[None]:
-    """A process whose threads only get what is left over on a CPU that has nothing left over."""
+    """A process whose threads only get CPU time that others leave over, which is none."""
     cpu = min(os.sched_getaffinity(0))
     threads = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
     with ExitStack() as stack:
@@ -48,7 +48,7 @@ def starved(pid: int, neighbours: int = 4) -> Iterator[None]:
 
 
 def looks(activity: ProcessActivity, sec: float) -> Iterator[Activity]:
-    """What is seen for so long, ten times a second."""
+    """The process's activity over this time, ten times a second."""
     until = time.monotonic() + sec
     while time.monotonic() < until:
         threading.Event().wait(0.1)
@@ -73,7 +73,7 @@ def test_computing_is_seen_as_computing() -> None:
 
 @pytest.mark.parametrize("sig", [None, signal.SIGSTOP])
 def test_a_process_that_sleeps_or_is_stopped_waits_for_nothing(sig: signal.Signals | None) -> None:
-    """A deadlock looks like the one, a debugger's or an operator's stop like the other."""
+    """A deadlocked process looks like a sleeping one; a debugger's stop looks like SIGSTOP."""
     with process(SLEEP if sig is None else SPIN) as child:
         activity, ps = ProcessActivity(child.pid), psutil.Process(child.pid)
         asleep = psutil.STATUS_SLEEPING if sig is None else psutil.STATUS_STOPPED
@@ -94,7 +94,7 @@ def test_a_starved_process_waits_for_a_cpu() -> None:
 
 
 def test_nothing_is_seen_of_a_dead_process() -> None:
-    """None, which is wall time."""
+    """Its activity is None, which counts as wall time."""
     with process(SPIN) as child:
         activity = ProcessActivity(child.pid)
     assert activity.look() is None
@@ -102,13 +102,13 @@ def test_nothing_is_seen_of_a_dead_process() -> None:
 
 @pytest.fixture
 def worker() -> Iterator[RunningWorker]:
-    """One of its own: its engine is harmed."""
+    """A worker of its own, since its engine is harmed."""
     with running_worker() as worker:
         yield worker
 
 
 def test_a_starved_engine_is_not_killed(worker: RunningWorker) -> None:
-    """Silent for longer than a sleeping one may be, five times over; then it does what it was asked to."""
+    """It is silent for five times as long as a sleeping one may be; then it does its work."""
     stream = worker.execute(fresh_id("patient"), script(token_ms=1), max_tokens=2000).tokens_seen(5)
     pid = worker.engine_pid
     gaps = []
@@ -146,7 +146,7 @@ def test_an_engine_that_computes_without_end_is_found(worker: RunningWorker) -> 
 
 
 def test_a_stopped_engine_is_found_while_others_starve_the_machine(worker: RunningWorker) -> None:
-    """SIGSTOP is no starvation, also where everything else is."""
+    """SIGSTOP is not starvation, even where all other processes starve."""
     cpus = os.sched_getaffinity(0)
     with ExitStack() as stack:
         for cpu in cpus:

@@ -27,7 +27,7 @@ SLACK_SEC = 1.0
 
 @contextmanager
 def keeping_its_death_to_itself(pid: int) -> Iterator[None]:
-    """From now on no one learns that this process is dead, until this ends. It has to die in between."""
+    """Until this block ends no process learns of this one's death, which has to happen within the block."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.ptrace(PTRACE_SEIZE, pid, None, None) != 0:
         pytest.skip(f"no process may be traced here: {os.strerror(ctypes.get_errno())}")

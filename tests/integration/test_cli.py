@@ -397,7 +397,7 @@ def test_cancel_of_a_malformed_id_is_one_line(worker: RunningWorker) -> None:
 
 
 def test_a_check_of_the_demo_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each check is one line, and nothing else is written; a broken promise makes the demo fail."""
+    """Each check is one line, kept or not, and nothing else is written; broken promises are listed in `failed`."""
     checks = demo.Checks(Console(quiet=True), as_json=True)
     checks.check(True, "it stops")
     checks.cells_are_free(10, 3)

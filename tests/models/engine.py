@@ -74,13 +74,13 @@ class RecordedModel(LlamaModel):
         return int(lib.llama_memory_seq_pos_min(self._memory, sequence))
 
     def free(self) -> None:
-        """Give back its memory."""
+        """Free the model's memory."""
         lib.llama_free(self._context)
         lib.llama_model_free(self._model)
 
 
 class TinyEngine(LoopReports):
-    """The loop around a recorded model, turned by hand, and all that it sent."""
+    """The loop around a recorded model, turned by hand, with all messages that it sent."""
 
     def __init__(  # all that an engine is made of
         self,

@@ -22,7 +22,7 @@ _MAX_TURNS = 20
 
 @dataclass(slots=True)
 class History:
-    """What was asked of an engine, and how often a step was aborted."""
+    """Messages that an engine got, and how often a step was aborted."""
 
     runs: dict[int, Run] = field(default_factory=dict)
     stopped: set[int] = field(default_factory=set)
@@ -30,10 +30,10 @@ class History:
 
 
 def play(engine: TinyEngine, aborts: int, seed: int) -> History:
-    """Let runs come and be stopped, and interrupt steps at random moments, until so many steps were aborted.
+    """Start and stop runs, and interrupt steps at random moments, until this many steps were aborted.
 
     Raises:
-        AssertionError: the steps are not aborted.
+        AssertionError: steps are not aborted.
     """
     chance = random.Random(seed)
     history = History()

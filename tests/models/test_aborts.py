@@ -48,11 +48,9 @@ def test_logits_beside_aborted_steps_are_those_of_the_run_alone(
 def test_a_run_that_comes_after_an_abort_begins_with_an_empty_state(
     case: Case, tiny_models: TinyModels, stack: ExitStack
 ) -> None:
-    """Not with that of a run whose slot the aborted step had passed over.
-
-    One of three has left a free slot in the middle; the next step moves the last one there, and is aborted before it
-    has zeroed the slot that is free now.
-    """
+    """Not with the state of a run whose slot the aborted step passed over. One of three runs has left a free slot
+    in the middle; the next step moves the last run there, and is aborted before it has zeroed the slot that is free
+    now."""
     path = tiny_models.path(case.name, "F32", **case.metadata)
     engine = stack.enter_context(closing(TinyEngine(path, parallel=4, cells=CELLS)))
     alone = stack.enter_context(closing(TinyEngine(path, parallel=1, cells=CELLS)))

@@ -20,7 +20,7 @@ from worker_orcd.testing.harness import free_port
 
 
 def refusal(path: Path, parallel: int = 4) -> str | None:
-    """What loading with `--exact` and the self-check say; None: streams are exact."""
+    """Why loading with `--exact` and the self-check refuse the model; None: streams are exact."""
     try:
         engine = TinyEngine(path, exact=True, parallel=parallel, cells=parallel * 256)
     except ModelLoadError as error:
@@ -98,7 +98,7 @@ def test_weights_are_refused_if_and_only_if_their_type_is_not_exact(
 
 @pytest.mark.parametrize("parallel", [1, 2])
 def test_few_sequences_are_enough_to_find_it(tiny_models: TinyModels, parallel: int) -> None:
-    """A single one is requeued after a death, and computes its rows beside each other then."""
+    """Even with a single sequence: after a death its run is requeued and computes its rows beside each other."""
     path = tiny_models.path("llama-moe")
     check_refusal(refusal(path, parallel), path, "a mixture of experts whose router has F32 weights")
 

@@ -1,4 +1,5 @@
-"""What the loop does to each kind of memory beside aborts: preemption, stops, moves, and cells given to neighbours."""
+"""What the loop does with each kind of memory beside aborts: preemption, stops, moves, and cells that neighbours
+reuse."""
 
 import random
 from collections.abc import Iterator
@@ -34,7 +35,8 @@ def check_logits(case: Case, engine: TinyEngine, alone: TinyEngine, history: His
 def test_runs_that_are_preempted_and_stopped_leave_the_others_as_they_are(
     case: Case, tiny_models: TinyModels, stack: ExitStack
 ) -> None:
-    """Cells do not last for all; the youngest is requeued with its tokens so far, and one is stopped in its prefill."""
+    """Cells do not suffice for all runs: the youngest is requeued with its tokens so far, and one is stopped in its
+    prefill."""
     path = tiny_models.path(case.name, "F32", **case.metadata)
     engine = stack.enter_context(closing(TinyEngine(path, parallel=4, cells=256)))
     alone = stack.enter_context(closing(TinyEngine(path, parallel=1, cells=256)))

@@ -79,7 +79,7 @@ def test_the_next_engine_takes_up_what_another_one_computed(
 def test_with_exact_what_is_taken_up_is_the_same_in_every_bit(
     case: Case, tiny_models: TinyModels, stack: ExitStack
 ) -> None:
-    """Every model that `--exact` takes."""
+    """For every model that `--exact` accepts."""
     path = tiny_models.path(case.name, **case.metadata)
     store = prefix_memory(32)
     stack.callback(os.close, store)

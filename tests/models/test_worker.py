@@ -46,8 +46,8 @@ def worker(request: pytest.FixtureRequest, tiny_models: TinyModels) -> Iterator[
 
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind(worker: RunningWorker) -> Iterator[None]:
-    """After each test nothing is held, no audit has found a fault, and the engine has not been restarted more often
-    than the test killed it."""
+    """After each test nothing is held, no audit has found a fault, and the engine was restarted only as often as
+    the test killed it."""
     restarts = worker.health()["engine_restarts"]
     yield
     at_rest(worker)
@@ -76,14 +76,14 @@ def long_prompt(worker: RunningWorker, number: int, words: int = 1200) -> Stream
 
 
 def assert_all_there(stream: Stream) -> None:
-    """The stream ended by itself with all its tokens."""
+    """The stream ended naturally with all its tokens."""
     stream.finished().assert_whole()
     assert stream.events[-1].data.get("stop_reason") == "length", stream.events[-1]
     assert stream.events[-1].data["tokens_out"] == NEIGHBOUR_TOKENS
 
 
 def test_a_job_stops_in_its_decode_and_in_its_prefill(worker: RunningWorker) -> None:
-    """It ends there, what it held is free, and the neighbour loses nothing."""
+    """Computing ends, what the job held is free, and the neighbour loses nothing."""
     beside = neighbour(worker, 1).tokens_seen(2)
     decoding = neighbour(worker, 2).tokens_seen(3)
     worker.cancel(decoding.job_id)

@@ -1,1 +1,1 @@
-"""Tests on the real model: slow, and the only ones that prove what users get."""
+"""Tests on the real model: slow, and the only proof of what users get."""

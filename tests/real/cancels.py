@@ -79,7 +79,7 @@ def assert_steps_are_done_beside_steady_cancels(worker: RunningWorker, neighbour
 
 
 def steps(worker: RunningWorker) -> tuple[int, int]:
-    """The engine's steps so far that were done, and that were aborted."""
+    """Steps of the engine so far: done and aborted."""
     done, aborted = (
         metric(worker, f'worker_engine_steps_total{{outcome="{outcome}"}}') for outcome in ("done", "aborted")
     )

@@ -53,7 +53,7 @@ def test_a_grammar_is_kept(real_worker: RunningWorker) -> None:
 
 
 def _outcome(worker: RunningWorker, seed: int) -> str:
-    """What came of a random schema."""
+    """The outcome of a random schema."""
     schema = random_schema(random.Random(seed))
     fields = {"json_schema": schema, "temperature": 1.0, "seed": seed, "max_tokens": 200, "template": "none"}
     answer = worker.client.post(
@@ -78,14 +78,14 @@ def _try_schemas(worker: RunningWorker, seeds: range) -> None:
 
 
 def test_random_schemas_are_kept_or_refused(real_worker: RunningWorker) -> None:
-    """A few dozen; see the nightly test for more."""
+    """A few dozen; the nightly test has more."""
     _try_schemas(real_worker, range(30))
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(7200)
 def test_a_thousand_random_schemas_are_kept_or_refused(real_worker: RunningWorker) -> None:
-    """Those of other numbers than above."""
+    """Their numbers follow those of the shorter test."""
     _try_schemas(real_worker, range(1000, 2000))
 
 
@@ -93,7 +93,7 @@ def test_a_thousand_random_schemas_are_kept_or_refused(real_worker: RunningWorke
 def test_a_constrained_job_is_the_same_after_its_engine_was_killed(
     real_worker: RunningWorker, temperature: float
 ) -> None:
-    """Its grammar is followed again through the tokens so far."""
+    """Its grammar is advanced through the tokens so far."""
 
     def start(name: str) -> Stream:
         return real_worker.execute(

@@ -22,7 +22,7 @@ JOBS: list[dict[str, object]] = [
 
 
 def run(worker: RunningWorker, name: str, number: int) -> Stream:
-    """One of the jobs."""
+    """Execute one of the jobs."""
     return worker.execute(f"{name}-{number}", ignore_eos=True, max_tokens=32, **JOBS[number])  # type: ignore[arg-type]
 
 

@@ -101,7 +101,7 @@ class Storm:
 
 
 def digest(engine: TinyEngine, run: int) -> bytes:
-    """Of all rows that a run's tokens were drawn from, which are as many as it has tokens."""
+    """A digest of all rows that a run's tokens were drawn from, one for each token."""
     rows = engine.model.drawn.pop(run)
     assert len(rows) == TOKENS
     return blake2b(np.stack(rows).tobytes()).digest()

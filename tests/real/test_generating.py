@@ -20,7 +20,7 @@ def whole(stream: Stream) -> Stream:
 
 
 def test_haiku_streams_and_ends(real_worker: RunningWorker) -> None:
-    """The first thing anybody tries: text comes in tokens and ends by itself."""
+    """Text arrives in tokens and ends naturally."""
     stream = whole(real_worker.execute("haiku", HAIKU, temperature=0.0, max_tokens=200))
     assert stream.terminal is not None
     assert stream.terminal.event == "end"
@@ -50,7 +50,7 @@ def test_same_seed_gives_same_tokens(real_worker: RunningWorker, temperature: fl
 
 
 def test_another_seed_gives_other_tokens(real_worker: RunningWorker) -> None:
-    """The seed is used at all."""
+    """Otherwise the seed would not be used at all."""
     texts = {
         whole(real_worker.execute(f"other-seed-{n}", STORY, temperature=1.0, seed=n, max_tokens=24)).text
         for n in range(3)

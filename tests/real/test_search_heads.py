@@ -1,4 +1,4 @@
-"""A fault of llama.cpp that `--exact` has to avoid, in its smallest form (`engine/parts.py`)."""
+"""The smallest example of a fault of llama.cpp that `--exact` has to avoid (`engine/parts.py`)."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Jobs that wait in front of the real model."""
+"""Jobs that wait for a place in the real engine."""
 
 import contextlib
 import json

@@ -1,7 +1,5 @@
-"""One engine kept alive: restarts, pauses, giving up, and the kill of one that does not stop.
-
-Real asyncio on a loop whose clock jumps to the next timer, so seconds of patience take no time here.
-"""
+"""One engine is kept running: restarts, pauses, giving up, and the kill of an engine that does not stop. Real
+asyncio on a loop whose clock jumps to the next timer, so seconds of patience take no time here."""
 
 import asyncio
 import selectors
@@ -45,18 +43,18 @@ RUN = Run(1, "job-1", "cor", (1,), (), 1, (), SamplingParams(temperature=0, seed
 
 
 def stopped(run: int) -> Stopped:
-    """A confirmation."""
+    """The confirmation of a stop."""
     return Stopped(run, 0.0, 0.0, 1, 0, 1, 0, 0)
 
 
 def step(next_ms: float = 10.0, *ended: int) -> Step:
-    """A step that ended these runs."""
+    """A step in which these runs ended."""
     ends = tuple(EndOfRun(run, "stop", 1, 0) for run in ended)
     return Step(10.0, (), (), ends, 0, 0, next_ms)
 
 
 class JumpingSelector(selectors.SelectSelector):
-    """Does not wait: when nothing is there to be read, the loop's clock goes on by the time it would have waited."""
+    """Does not wait: if nothing can be read, the loop's clock advances by the time that it would have waited."""
 
     now = 1000.0
 
@@ -70,7 +68,7 @@ class JumpingSelector(selectors.SelectSelector):
 
 
 class JumpingLoop(asyncio.SelectorEventLoop):
-    """A loop whose time passes only by waiting for it."""
+    """A loop whose clock advances only by waiting."""
 
     def __init__(self) -> None:
         self.selector = JumpingSelector()
@@ -82,7 +80,7 @@ class JumpingLoop(asyncio.SelectorEventLoop):
 
 
 class FakeEngine:
-    """An engine that does nothing but note its messages, and dies when the test (or a kill) says so."""
+    """An engine that only notes its messages, and dies when the test or a kill says so."""
 
     def __init__(self, listener: EngineListener, pid: int) -> None:
         self.pid: int | None = pid
@@ -112,29 +110,29 @@ class FakeEngine:
         self.reported.append(run)
 
     def ping(self, runs: tuple[int, ...]) -> None:
-        """Say that it is there, unless it is one of those that don't."""
+        """Answer, unless this engine is one that does not."""
         self.pings += 1
         if self.answers_pings:
             asyncio.get_running_loop().call_soon(self.says, Pong())
 
     def activity(self) -> Activity | None:
-        """What the test says."""
+        """The activity that the test has set."""
         return self.activity_is()
 
     def kill(self, why: str) -> None:
-        """Die soon, unless it is one of those that can't."""
+        """Die soon, unless this engine is one that cannot."""
         loop = asyncio.get_running_loop()
         self.killed_at.append(loop.time())
         if self.dies_when_killed:
             loop.call_soon(self.die, f"it was killed because {why}")
 
     async def close(self) -> None:
-        """Die gently."""
+        """Die as asked."""
         self.closed = True
         self.die("it was closed")
 
     def die(self, why: str = "it died of SIGSEGV") -> None:
-        """Be dead."""
+        """Report the death."""
         signal = why.removeprefix("it died of ")
         self.listener.lost(Death(why, self.pid, signal=signal if signal != why else None))
 
@@ -144,7 +142,7 @@ class FakeEngine:
 
 
 class Bench:
-    """A supervisor on fakes: it listens to it and launches for it."""
+    """A supervisor on fakes, with its listener and its launcher."""
 
     def __init__(self, loop: JumpingLoop, deadline_sec: float) -> None:
         self._loop = loop
@@ -156,7 +154,7 @@ class Bench:
         """For the next launches in turn: a failed load, no process at all, or (None) a death without a word."""
 
     async def launch(self, listener: EngineListener) -> Engine:
-        """Start a fake one."""
+        """Launch a fake engine."""
         self.launched_at.append(self.now)
         failure = self.dies_at_once.pop(0) if self.dies_at_once else False
         if isinstance(failure, Exception):
@@ -185,14 +183,14 @@ class Bench:
         return [round(later - earlier, 3) for earlier, later in pairwise(self.launched_at)]
 
     async def until(self, true: Callable[[], bool]) -> None:
-        """Let things happen until it is so; time passes when nothing else does."""
+        """Let the loop run until a condition holds; the clock advances when nothing else happens."""
         deadline = self.now + 100.0
         while not true():
             assert self.now < deadline, "it does not happen"
             await asyncio.sleep(0.0625)
 
     async def ready(self) -> FakeEngine:
-        """Have an engine that is launched and ready."""
+        """Launch an engine and make it ready."""
         launched = len(self.engines)
         if not launched:
             self.supervisor.start()
@@ -228,7 +226,7 @@ Scenario = Callable[[Bench], Awaitable[None]]
 
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
-    """Play a scenario on a jumping loop; gives back the bench."""
+    """Run a scenario on a jumping loop; returns the bench."""
 
     def played(scenario: Scenario, deadline_sec: float = 5.0) -> Bench:
         benches: list[Bench] = []
@@ -251,7 +249,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
 
 
 def test_a_supervisor_is_ready_when_its_engine_says_so(play: Callable[..., Bench]) -> None:
-    """Loading until then; what the engine says is passed on."""
+    """Until then it is loading; the engine's messages are passed on."""
 
     seen: list[tuple[EngineState, bool, int | None]] = []
 
@@ -280,7 +278,7 @@ def test_what_is_sent_reaches_the_engine_in_order(play: Callable[..., Bench]) ->
 
 
 def test_what_is_sent_while_there_is_no_engine_is_dropped(play: Callable[..., Bench]) -> None:
-    """Whoever holds the jobs sends it again once the next one is ready."""
+    """The worker sends it again once the next engine is ready."""
 
     async def scenario(bench: Bench) -> None:
         bench.supervisor.prepare(PREPARE)
@@ -298,7 +296,8 @@ def has_started(bench: Bench, number: int) -> bool:
 def test_engines_that_die_as_soon_as_they_are_ready_are_replaced_with_growing_pauses(
     play: Callable[..., Bench],
 ) -> None:
-    """Never given up for it, never in a tight loop; one that lived for a while is replaced at once again."""
+    """The supervisor neither gives up nor restarts in a tight loop; an engine that lived for a while is replaced at
+    once again."""
 
     async def scenario(bench: Bench) -> None:
         engine = await bench.ready()
@@ -318,10 +317,11 @@ def test_engines_that_die_as_soon_as_they_are_ready_are_replaced_with_growing_pa
     assert bench.pauses[7] == pytest.approx(5.0, abs=0.1)
 
 
-def test_an_engine_that_does_not_answer_is_killed_without_anybody_asking_for_a_stop(
+def test_a_silent_engine_is_killed_without_any_stop_request(
     play: Callable[..., Bench],
 ) -> None:
-    """Three seconds of silence; until its death is confirmed it is stuck, so health tells the truth (G11)."""
+    """After three seconds of silence; until its death is confirmed its state is stuck, so health is honest
+    (G11)."""
     seen: list[EngineState] = []
 
     async def scenario(bench: Bench) -> None:
@@ -357,7 +357,7 @@ def test_an_engine_whose_steps_are_long_is_given_the_time_of_ten(play: Callable[
 
 
 def test_an_engine_that_loads_is_given_a_minute(play: Callable[..., Bench]) -> None:
-    """Disks are slow; a stopped process is noticed all the same."""
+    """Disks are slow; a stopped process is detected all the same."""
 
     async def scenario(bench: Bench) -> None:
         bench.supervisor.start()
@@ -371,7 +371,7 @@ def test_an_engine_that_loads_is_given_a_minute(play: Callable[..., Bench]) -> N
 
 
 def computing(bench: Bench, share: float) -> Callable[[], Activity]:
-    """An engine whose busiest thread gets this share of a CPU."""
+    """The activity of an engine whose busiest thread gets this share of a CPU."""
     return lambda: Activity(share * bench.now, 0, Waiting.CPU)
 
 
@@ -429,7 +429,7 @@ def test_what_side_threads_say_does_not_hide_a_stuck_loop(
 
 
 def test_a_prompt_whose_job_has_ended_is_dropped(play: Callable[..., Bench]) -> None:
-    """So that no more is computed for it."""
+    """So that the engine does not compute for it."""
 
     async def scenario(bench: Bench) -> None:
         engine = await bench.ready()
@@ -440,7 +440,7 @@ def test_a_prompt_whose_job_has_ended_is_dropped(play: Callable[..., Bench]) -> 
 
 
 def test_a_stop_ends_in_time_though_the_engine_is_only_starved(play: Callable[..., Bench]) -> None:
-    """The client's five seconds come first: two of them are left for the engine's death (G5)."""
+    """The client's five seconds take precedence: two of them are left for the engine's death (G5)."""
 
     async def scenario(bench: Bench) -> None:
         engine = await bench.ready()
@@ -455,7 +455,8 @@ def test_a_stop_ends_in_time_though_the_engine_is_only_starved(play: Callable[..
 
 
 def test_a_model_whose_first_step_is_long_is_not_killed_for_it(play: Callable[..., Bench]) -> None:
-    """Nothing is known of its steps yet: it may compute for a minute. One that sleeps is stuck."""
+    """Before the first step nothing is known of step times, so the engine may compute for a minute. If it sleeps,
+    it is stuck."""
 
     async def scenario(bench: Bench) -> None:
         engine = await bench.ready()
@@ -490,7 +491,7 @@ def test_a_model_that_computes_without_end_while_it_loads_is_found_and_not_tried
 
 
 def test_an_engine_that_is_at_one_prompt_for_ever_is_killed(play: Callable[..., Bench]) -> None:
-    """Its loop answers, but nobody behind that prompt would ever run."""
+    """Its loop answers, but no job behind that prompt would ever run."""
 
     async def scenario(bench: Bench) -> None:
         engine = await bench.ready()
@@ -526,7 +527,7 @@ def test_a_dead_engine_that_was_ready_is_replaced_at_once(play: Callable[..., Be
 def test_an_engine_that_keeps_dying_after_it_was_ready_is_restarted_again_and_again(
     play: Callable[..., Bench],
 ) -> None:
-    """Each ready start counts: only starts in a row that never got there lead to giving up."""
+    """Each ready start resets the count: only failed starts in a row lead to giving up."""
 
     async def scenario(bench: Bench) -> None:
         await bench.ready()
@@ -544,7 +545,7 @@ def test_an_engine_that_keeps_dying_after_it_was_ready_is_restarted_again_and_ag
 
 
 def test_starts_that_fail_are_tried_five_times_with_growing_pauses(play: Callable[..., Bench]) -> None:
-    """Then there will be no engine any more; the death is reported before that."""
+    """Then no engine is started any more; the last death is reported before that."""
 
     async def scenario(bench: Bench) -> None:
         bench.dies_at_once = [None] * 9
@@ -567,7 +568,7 @@ def test_starts_that_fail_are_tried_five_times_with_growing_pauses(play: Callabl
 
 
 def test_an_engine_that_worked_once_and_cannot_be_brought_back_is_lost(play: Callable[..., Bench]) -> None:
-    """Not a model that cannot be loaded: another code, after as many tries."""
+    """After as many tries, with another code than a model that cannot be loaded."""
 
     async def scenario(bench: Bench) -> None:
         await bench.ready()
@@ -599,7 +600,7 @@ def test_a_process_that_cannot_even_be_started_counts_as_a_failed_start(
 
 
 def test_a_start_that_succeeds_after_failures_sets_the_count_back(play: Callable[..., Bench]) -> None:
-    """Four failures, ready, then four more: still not given up."""
+    """After four failures, a ready engine and four more failures the supervisor has not given up."""
 
     async def scenario(bench: Bench) -> None:
         bench.dies_at_once = [None] * 4
@@ -639,7 +640,7 @@ def test_a_model_that_cannot_be_loaded_at_first_is_not_tried_again(play: Callabl
 def test_a_model_that_crashes_the_engine_while_it_loads_is_not_tried_again(
     play: Callable[..., Bench], crash: str
 ) -> None:
-    """The file would crash the next engine as well; the line says how it died."""
+    """The file would crash the next engine as well; the message says how the engine died."""
 
     async def scenario(bench: Bench) -> None:
         bench.supervisor.start()
@@ -656,7 +657,7 @@ def test_a_model_that_crashes_the_engine_while_it_loads_is_not_tried_again(
 
 
 def test_an_engine_that_is_killed_while_it_loads_is_tried_again(play: Callable[..., Bench]) -> None:
-    """By the kernel, say, when memory was short: that says nothing of the file."""
+    """A kill, for example by the kernel when memory is short, says nothing about the file."""
 
     async def scenario(bench: Bench) -> None:
         bench.supervisor.start()
@@ -671,7 +672,7 @@ def test_an_engine_that_is_killed_while_it_loads_is_tried_again(play: Callable[.
 def test_an_engine_that_crashes_while_it_loads_a_known_model_is_tried_again(
     play: Callable[..., Bench],
 ) -> None:
-    """The file was loaded once, so it is not the file."""
+    """The file was loaded once, so it is not the cause."""
 
     async def scenario(bench: Bench) -> None:
         await bench.ready()
@@ -685,7 +686,7 @@ def test_an_engine_that_crashes_while_it_loads_a_known_model_is_tried_again(
 
 
 def test_a_model_that_was_loaded_once_is_tried_again_when_a_load_fails(play: Callable[..., Bench]) -> None:
-    """It may be memory that the dead engine still held."""
+    """The dead engine may still have held the memory."""
     failure = LoadFailed("INSUFFICIENT_VRAM", "not yet free")
 
     async def scenario(bench: Bench) -> None:
@@ -701,8 +702,8 @@ def test_a_model_that_was_loaded_once_is_tried_again_when_a_load_fails(play: Cal
 # Stops that are not confirmed.
 
 
-def test_a_stop_that_is_confirmed_in_time_kills_nobody(play: Callable[..., Bench]) -> None:
-    """Whatever time passes afterwards."""
+def test_a_stop_that_is_confirmed_in_time_kills_no_engine(play: Callable[..., Bench]) -> None:
+    """However much time passes afterwards."""
 
     async def scenario(bench: Bench) -> None:
         engine = await bench.ready()
@@ -716,7 +717,7 @@ def test_a_stop_that_is_confirmed_in_time_kills_nobody(play: Callable[..., Bench
 
 
 def test_a_natural_end_confirms_a_stop_too(play: Callable[..., Bench]) -> None:
-    """The run holds nothing any more, whoever ended it."""
+    """The run holds nothing any more, whatever ended it."""
 
     async def scenario(bench: Bench) -> None:
         engine = await bench.ready()
@@ -729,7 +730,7 @@ def test_a_natural_end_confirms_a_stop_too(play: Callable[..., Bench]) -> None:
 
 
 def test_an_engine_that_does_not_confirm_is_killed_and_replaced(play: Callable[..., Bench]) -> None:
-    """After a second, once; until its death is confirmed it is stuck."""
+    """Once, after a second; until its death is confirmed its state is stuck."""
 
     async def scenario(bench: Bench) -> None:
         engine = await bench.ready()
@@ -746,7 +747,7 @@ def test_an_engine_that_does_not_confirm_is_killed_and_replaced(play: Callable[.
 
 
 def test_an_engine_with_long_steps_is_given_ten_of_them(play: Callable[..., Bench]) -> None:
-    """As it last predicted."""
+    """Of the length that it last predicted."""
 
     async def scenario(bench: Bench) -> None:
         engine = await bench.ready()
@@ -762,7 +763,7 @@ def test_an_engine_with_long_steps_is_given_ten_of_them(play: Callable[..., Benc
 def test_an_engine_that_still_talks_but_does_not_confirm_is_killed_all_the_same(
     play: Callable[..., Bench],
 ) -> None:
-    """Steps are no confirmation."""
+    """Steps do not confirm a stop."""
 
     async def scenario(bench: Bench) -> None:
         engine = await bench.ready()
@@ -776,7 +777,7 @@ def test_an_engine_that_still_talks_but_does_not_confirm_is_killed_all_the_same(
 
 
 def test_a_stuck_engine_shows_as_stuck_until_it_is_dead(play: Callable[..., Bench]) -> None:
-    """Health is not to say otherwise (G11), and it is killed once only, however many stops are outstanding."""
+    """So health is honest (G11); and it is killed only once, however many stops are outstanding."""
 
     async def scenario(bench: Bench) -> None:
         engine = await bench.ready()
@@ -814,7 +815,7 @@ def test_a_run_that_was_preempted_while_it_is_being_stopped_stays_in_the_escalat
 def test_when_not_even_the_death_is_confirmed_the_stop_is_given_up_at_its_deadline(
     play: Callable[..., Bench],
 ) -> None:
-    """Five seconds after it was asked for, each in its own time (G5)."""
+    """Five seconds after its request, for each stop separately (G5)."""
     asked: dict[int, float] = {}
 
     async def scenario(bench: Bench) -> None:
@@ -850,7 +851,7 @@ def test_the_kill_leaves_two_seconds_of_a_shorter_deadline(play: Callable[..., B
 
 
 def test_the_death_confirms_every_stop_and_the_next_engine_is_not_blamed(play: Callable[..., Bench]) -> None:
-    """Nothing of the old one's is outstanding."""
+    """No stop of the dead engine is outstanding."""
 
     async def scenario(bench: Bench) -> None:
         engine = await bench.ready()
@@ -869,7 +870,7 @@ def test_the_death_confirms_every_stop_and_the_next_engine_is_not_blamed(play: C
 
 
 def test_closing_ends_the_engine_and_starts_no_other(play: Callable[..., Bench]) -> None:
-    """Its death is reported; that is all."""
+    """Its death is reported, and nothing else happens."""
 
     async def scenario(bench: Bench) -> None:
         engine = await bench.ready()
@@ -886,7 +887,7 @@ def test_closing_ends_the_engine_and_starts_no_other(play: Callable[..., Bench])
 def test_closing_during_a_pause_between_starts_starts_no_other(
     play: Callable[..., Bench], launches: int
 ) -> None:
-    """Whether the pause is shorter or longer than anybody waits at shutdown."""
+    """Whether the pause is shorter or longer than a shutdown waits."""
 
     async def scenario(bench: Bench) -> None:
         bench.dies_at_once = [None] * 9
@@ -901,7 +902,7 @@ def test_closing_during_a_pause_between_starts_starts_no_other(
 
 
 def test_killing_for_good_starts_no_other(play: Callable[..., Bench]) -> None:
-    """A shutdown that has no more time."""
+    """As in a shutdown that has no time left."""
 
     async def scenario(bench: Bench) -> None:
         engine = await bench.ready()

@@ -1,4 +1,4 @@
-"""Jobs as spans: what is in them, when it happened, and what never is. The whole worker in virtual time."""
+"""Jobs as spans: what a span has, its times, and what is never in it. The whole worker in virtual time."""
 
 import asyncio
 import io
@@ -64,7 +64,7 @@ class Stage:
         return self.engines[-1]
 
     async def until(self, look: Callable[[], object], within_sec: float = 30.0) -> None:
-        """Let time pass until something is so."""
+        """Let time pass until a condition holds."""
         deadline = self.loop.time() + within_sec
         while not look():
             assert self.loop.time() < deadline, "it never came"
@@ -76,12 +76,12 @@ class Stage:
         await self.until(self.worker.ready.is_set)
 
     def job(self, job_id: str = "job-1", headers: Mapping[str, str] | None = None, **given: Any) -> Job:
-        """Take a job in."""
+        """Execute a job."""
         asked = execute(job_id, **{"prompt": QUICK + SECRET, "max_tokens": 20, **given})
         return self.worker.execute([asked], f"cor-{job_id}", headers=headers or {})[0].job
 
     async def ended(self, *jobs: Job) -> None:
-        """Wait for their ends."""
+        """Wait until these jobs have ended."""
         await self.until(lambda: not any(job.live for job in jobs))
 
     def span(self, job: Job) -> ReadableSpan:
@@ -94,29 +94,29 @@ _ID = "gen_ai.response.id"
 
 
 def attributes(span: ReadableSpan) -> dict[str, Any]:
-    """What is said of it."""
+    """The span's attributes."""
     return dict(span.attributes or {})
 
 
 def names(span: ReadableSpan) -> list[str]:
-    """Its events, in order."""
+    """The names of the span's events, in order."""
     return [event.name for event in span.events]
 
 
 def seconds(span: ReadableSpan, name: str) -> float:
-    """From its start to its first event of this name."""
+    """Seconds from the span's start to its first event of this name."""
     at_ns = next(event.timestamp for event in span.events if event.name == name)
     return (at_ns - (span.start_time or 0)) / 1e9
 
 
 def length(span: ReadableSpan) -> float:
-    """In seconds."""
+    """Seconds from the span's start to its end."""
     return ((span.end_time or 0) - (span.start_time or 0)) / 1e9
 
 
 @pytest.fixture
 def stage() -> Iterator[Stage]:
-    """A stage; what happens on it is played by `stage.loop.run_until_complete`."""
+    """A stage; scenarios are run by `stage.loop.run_until_complete`."""
     with virtual_time() as loop:
         asyncio.set_event_loop(loop)
         try:
@@ -128,7 +128,7 @@ def stage() -> Iterator[Stage]:
 
 
 def play(stage: Stage, story: Coroutine[Any, Any, Job]) -> tuple[Job, ReadableSpan]:
-    """Let a story happen. Returns the job that it is about, and its span."""
+    """Run a scenario. Returns its job and the job's span."""
     job = stage.loop.run_until_complete(story)
     return job, stage.span(job)
 
@@ -179,7 +179,7 @@ def test_a_completed_job_is_one_span_with_what_was_asked_and_what_came(stage: St
 
 
 async def _in_queue(stage: Stage) -> Job:
-    """Four run, and it waits."""
+    """Four jobs run, so this one waits."""
     for number in range(4):
         stage.job(f"other-{number}", max_tokens=100)
     job = stage.job()
@@ -188,14 +188,14 @@ async def _in_queue(stage: Stage) -> Job:
 
 
 async def _in_prefill(stage: Stage) -> Job:
-    """Its prompt is being read."""
+    """The engine computes its prompt."""
     job = stage.job(prompt=QUICK + "x" * 500)
     await stage.until(lambda: job.prompt_processed > 0)
     return job
 
 
 async def _in_decode(stage: Stage) -> Job:
-    """It has said something."""
+    """It has generated text."""
     job = stage.job(max_tokens=200)
     await stage.until(lambda: len(job.tokens) > 3)
     return job
@@ -204,10 +204,11 @@ async def _in_decode(stage: Stage) -> Job:
 @pytest.mark.parametrize(
     ("phase", "brought_to"), [("queued", _in_queue), ("prefill", _in_prefill), ("decode", _in_decode)]
 )
-def test_a_cancelled_job_tells_its_four_moments_and_is_no_error(
+def test_a_cancelled_jobs_span_has_the_stages_of_its_stop_and_is_no_error(
     stage: Stage, phase: str, brought_to: Callable[[Stage], Coroutine[Any, Any, Job]]
 ) -> None:
-    """Accepted, stopped, freed, terminal: the receipt's own times; who asked, when it was met, what it held."""
+    """The span has the receipt's times (accepted, stopped, freed, terminal), the reason, the phase, and what was
+    held."""
 
     async def story() -> Job:
         await stage.ready()
@@ -251,7 +252,7 @@ def test_a_cancelled_job_tells_its_four_moments_and_is_no_error(
 
 @pytest.mark.parametrize(("reason", "is_error"), [("disconnect", False), ("shutdown", True)])
 def test_a_stop_that_its_client_did_not_want_is_an_error(stage: Stage, reason: str, is_error: bool) -> None:
-    """Who leaves wanted the end; a shutdown takes the job from its client."""
+    """A client that disconnects wants the end; a shutdown takes the job from its client."""
 
     async def story() -> Job:
         await stage.ready()
@@ -266,7 +267,7 @@ def test_a_stop_that_its_client_did_not_want_is_an_error(stage: Stage, reason: s
     assert (span.status.status_code is StatusCode.ERROR) == is_error
 
 
-def test_a_job_that_took_too_long_is_an_error_and_tells_its_stop(stage: Stage) -> None:
+def test_a_timed_out_jobs_span_is_an_error_and_has_its_stop(stage: Stage) -> None:
     """`error.type` is the code that the client gets."""
 
     async def story() -> Job:
@@ -284,7 +285,7 @@ def test_a_job_that_took_too_long_is_an_error_and_tells_its_stop(stage: Stage) -
 
 
 def test_a_failed_job_is_an_error(stage: Stage) -> None:
-    """The device failed under it. The span has its code, no message."""
+    """The device failed. The span has the code and no message."""
 
     async def story() -> Job:
         await stage.ready()
@@ -300,8 +301,8 @@ def test_a_failed_job_is_an_error(stage: Stage) -> None:
     assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, None)
 
 
-def test_a_job_requeued_after_an_engines_death_tells_the_death_and_completes(stage: Stage) -> None:
-    """One span over both engines' lives; a job that only waited has nothing to tell."""
+def test_a_job_requeued_after_an_engines_death_has_the_death_in_its_span_and_completes(stage: Stage) -> None:
+    """One span covers both engines; the span of a job that only waited has no event for the death."""
 
     async def story() -> Job:
         await stage.ready()
@@ -328,7 +329,7 @@ def test_a_job_requeued_after_an_engines_death_tells_the_death_and_completes(sta
 
 
 def test_a_job_that_was_preempted_for_lack_of_cells_shows_it(stage: Stage) -> None:
-    """Four that grow do not fit to their ends: one waits, and starts again."""
+    """Four growing jobs do not fit to their ends: one is preempted and starts again."""
 
     async def story() -> Job:
         await stage.ready()
@@ -347,7 +348,7 @@ def test_a_job_that_was_preempted_for_lack_of_cells_shows_it(stage: Stage) -> No
 
 
 def test_a_job_that_waits_for_the_model_is_named_by_it_in_the_end(stage: Stage) -> None:
-    """Its name is not known when the job is taken in."""
+    """The model's name is not known when the job is accepted."""
 
     async def story() -> Job:
         stage.worker.start()
@@ -361,7 +362,7 @@ def test_a_job_that_waits_for_the_model_is_named_by_it_in_the_end(stage: Stage) 
 
 
 def test_a_cancel_that_was_here_first_is_a_span_too(stage: Stage) -> None:
-    """Of a job that never waited."""
+    """The span of a job whose cancel overtook it."""
 
     async def story() -> Job:
         stage.worker.cancel("job-1", "cor-early")
@@ -386,7 +387,7 @@ def _started_with(stage: Stage, headers: Mapping[str, str]) -> list[ReadableSpan
 
 
 def test_a_span_is_part_of_its_requests_trace(stage: Stage) -> None:
-    """`traceparent` says which, and `tracestate` goes on."""
+    """`traceparent` names the trace, and `tracestate` is continued."""
     headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=value"}
     (span,) = _started_with(stage, headers)
     assert span.parent is not None
@@ -397,7 +398,7 @@ def test_a_span_is_part_of_its_requests_trace(stage: Stage) -> None:
 
 
 def test_what_its_request_did_not_sample_is_not_sampled(stage: Stage) -> None:
-    """And nothing is kept of it meanwhile."""
+    """Nothing of the job is kept for its span."""
 
     async def story() -> None:
         await stage.ready()
@@ -460,7 +461,7 @@ def test_neither_prompt_nor_output_is_ever_in_a_span(stage: Stage) -> None:
 
 
 def test_names_are_those_of_the_conventions(stage: Stage) -> None:
-    """Every `gen_ai.` name is in the published conventions, and none was given up or replaced there."""
+    """Every `gen_ai.` name is in the published conventions, and none is deprecated there."""
 
     async def story() -> Job:
         await stage.ready()
@@ -479,7 +480,7 @@ def test_names_are_those_of_the_conventions(stage: Stage) -> None:
 
 
 def test_every_name_in_a_span_is_explained_on_the_page(stage: Stage) -> None:
-    """Of a job that was requeued and stopped by a shutdown, and of one that came to its end."""
+    """For a job that was requeued and stopped by a shutdown, and for one that completed."""
 
     async def story() -> None:
         await stage.ready()
@@ -501,7 +502,7 @@ def test_every_name_in_a_span_is_explained_on_the_page(stage: Stage) -> None:
 
 
 def test_a_seed_that_is_no_signed_number_is_left_out() -> None:
-    """A span's numbers have 63 bits; an exporter would lose the whole batch of such a span."""
+    """A span's numbers are signed 64-bit; an exporter would lose the whole batch of such a span."""
     exporter, tracing = _kept()
     for run, seed in enumerate((2**63 - 1, 2**63)):
         _end(tracing, queued_job(run=run, seed=seed))
@@ -509,8 +510,8 @@ def test_a_seed_that_is_no_signed_number_is_left_out() -> None:
     assert seeds == [2**63 - 1, None]
 
 
-def test_a_stop_that_nobody_could_confirm_has_no_moment_of_being_freed() -> None:
-    """As its receipt has none."""
+def test_an_unconfirmed_stop_has_no_freed_event() -> None:
+    """Its receipt has none either."""
     exporter, tracing = _kept()
     job = queued_job()
     tracing.accepted(job, {})
@@ -541,7 +542,7 @@ def _end(tracing: Tracing, job: Job) -> None:
 
 
 class Hanging(SpanExporter):
-    """Takes the first batch and never comes back, until it is let go."""
+    """An exporter that hangs with its first batch until it is released."""
 
     def __init__(self) -> None:
         self.taken = threading.Event()
@@ -555,7 +556,7 @@ class Hanging(SpanExporter):
 
 
 def test_a_collector_that_hangs_holds_up_neither_jobs_nor_the_end() -> None:
-    """Spans are dropped beyond the bound, and the worker goes after a moment."""
+    """Spans beyond the bound are dropped, and the worker exits after a moment."""
     exporter = Hanging()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(
@@ -576,7 +577,7 @@ def test_a_collector_that_hangs_holds_up_neither_jobs_nor_the_end() -> None:
 
 
 def test_the_last_spans_are_exported_at_the_end() -> None:
-    """Though their time has not come."""
+    """Though the batch's interval has not passed."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=60_000))
@@ -587,7 +588,7 @@ def test_the_last_spans_are_exported_at_the_end() -> None:
 
 
 def test_troubles_with_exporting_are_reported_once_in_a_while_and_nowhere_else() -> None:
-    """A collector that is away for a night fills no log."""
+    """A collector that is down for a night does not fill the log."""
     log = logging.getLogger("opentelemetry")
     before = (log.handlers, log.propagate)
     reported: list[str] = []
@@ -602,7 +603,7 @@ def test_troubles_with_exporting_are_reported_once_in_a_while_and_nowhere_else()
 
 
 def test_only_otlp_over_http_is_spoken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment made for another protocol is refused, not misunderstood."""
+    """Variables for another protocol are refused, not ignored."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     with pytest.raises(ValueError, match="grpc"):
         Tracing.exporting("w")
