@@ -11,7 +11,7 @@ from worker_orcd.narration import narrator
 def capture() -> Iterator[list[dict[str, Any]]]:
     """Give the list of events emitted while the block runs, by any narrator in any thread of this process.
 
-    Nothing is written meanwhile. Values are as they were emitted: neither rounded nor shortened.
+    Nothing is written or broadcast meanwhile. Values are as they were emitted: neither rounded nor shortened.
     """
     events: list[dict[str, Any]] = []
     narrator.captures.append(events)

@@ -1,4 +1,7 @@
-"""Run a real worker process, follow its streams, and wait for things instead of sleeping."""
+"""Run a real worker process, follow its streams, and wait for things instead of sleeping.
+
+Streams are read with httpx2, not with the client library: a fault of the library must not hide a fault of the worker.
+"""
 
 import contextlib
 import json
