@@ -58,6 +58,7 @@ LIBRARIES = (
     Library("python-agents", "OpenAI Agents SDK", "BadRequestError", "ModelBehaviorError"),
     Library("python-langchain", "LangChain, Python", "OpenAIInvalidRequestError", "APIError"),
     Library("python-pydantic-ai", "Pydantic AI", "ModelRequestRejectedError", "ModelAPIError"),
+    Library("python-anthropic", "Anthropic, Python", "BadRequestError", "APIStatusError"),
     Library("python-litellm", "LiteLLM, library", "BadRequestError", "MidStreamFallbackError"),
     Library("node-openai", "OpenAI, Node", "BadRequestError", "APIError"),
     Library("node-langchain", "LangChain.js", "BadRequestError", "APIError"),

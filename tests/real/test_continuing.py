@@ -28,3 +28,16 @@ def test_a_message_is_continued_where_it_ends(real_worker: RunningWorker) -> Non
     assert chat["choices"][0]["message"]["content"] == choice["text"]
     assert chat["usage"]["prompt_tokens"] == len(tokens)
     assert choice["text"].startswith(" 5,")
+
+
+def test_an_assistants_last_message_is_continued_as_anthropics_api_does_it(
+    real_worker: RunningWorker,
+) -> None:
+    """Without any field that asks for it; it is counted as it is continued."""
+    asked = {"messages": TALK, "max_tokens": 8, "temperature": 0}
+    body = real_worker.client.post("/v1/messages", json=asked).json()
+    assert body["content"][0]["text"].startswith(" 5,")
+    counted = real_worker.client.post("/v1/messages/count_tokens", json={"messages": TALK}).json()
+    usage = body["usage"]
+    assert usage["input_tokens"] + usage["cache_read_input_tokens"] == counted["input_tokens"]
+    assert counted["input_tokens"] == len(real_worker.client.post("/tokenize", json=OPEN).json()["tokens"])

@@ -18,6 +18,7 @@ from worker_orcd.api import (
     tokenize,
 )
 from worker_orcd.api.access import Access, AccessMiddleware
+from worker_orcd.api.anthropic import messages
 from worker_orcd.api.cors import CorsMiddleware
 from worker_orcd.api.middleware import (
     BodyLimitMiddleware,
@@ -73,6 +74,7 @@ def create_app(
         completions.router(worker),
         responses.router(worker),
         stored_responses.router(worker),
+        messages.router(worker),
         tokenize.router(worker),
         health.router(worker, private_load=private_load),
         log_stream.router(narrator.broadcast),

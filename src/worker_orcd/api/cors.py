@@ -10,6 +10,7 @@ from worker_orcd.jobs.errors import invalid
 EXPOSED_HEADERS = (
     "X-Correlation-Id",
     "X-Request-Id",
+    "Request-Id",
     "X-Job-Id",
     "Retry-After",
     "X-Should-Retry",

@@ -15,14 +15,40 @@ from worker_orcd.worker.worker import Worker
 
 OPENAI_PATHS = "/v1/"
 """Below these, errors are in the shape that OpenAI's clients know: ours and what they expect beside it."""
+ANTHROPIC_PATHS = "/v1/messages"
+"""Below these, in the shape that Anthropic's clients know: ours and what they expect beside it."""
 SAFE_HEADERS = {"X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin"}
 """On every answer: no other site's page may load it as a script, a style or an image."""
 _TYPES = {ErrorCode.QUEUE_FULL: "rate_limit_error", ErrorCode.CANCELLED: "cancelled_error"}
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 
 def error_content(error: JobError, path: str) -> dict[str, object]:
     """The JSON object of an error answer to a request for `path`."""
+    if path.startswith(ANTHROPIC_PATHS):
+        return anthropic_error(error)
     return openai_error(error) if path.startswith(OPENAI_PATHS) else {"error": error.body()}
+
+
+def anthropic_error(error: JobError) -> dict[str, object]:
+    """An error as Anthropic's clients know it."""
+    whose = "invalid_request_error" if error.http_status < HTTPStatus.INTERNAL_SERVER_ERROR else "api_error"
+    kind = "cancelled_error" if error.code is ErrorCode.CANCELLED else _ANTHROPIC_TYPES.get(error.http_status)
+    # By these words coding agents know that the conversation has to be shortened.
+    too_long = "prompt is too long: " if error.openai_code == "context_length_exceeded" else ""
+    return {
+        "type": "error",
+        "error": {"type": kind or whose, **error.body(), "message": too_long + error.message},
+        "request_id": correlation_id.get(),
+    }
 
 
 def openai_error(error: JobError) -> dict[str, object]:

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from worker_orcd import narration
 from worker_orcd.api.access import OPEN_PATHS
 from worker_orcd.api.connection import RESERVED, too_many_connections
-from worker_orcd.api.error_responses import SAFE_HEADERS, Refuse, error_content, internal
+from worker_orcd.api.error_responses import ANTHROPIC_PATHS, SAFE_HEADERS, Refuse, error_content, internal
 from worker_orcd.jobs.errors import JobError, invalid
 from worker_orcd.narration import context
 
@@ -47,6 +47,8 @@ class CorrelationMiddleware:
                 answered.update(SAFE_HEADERS)
                 if scope["path"].startswith("/v1/"):
                     answered["X-Request-Id"] = chosen  # Where OpenAI's packages look for it.
+                if scope["path"].startswith(ANTHROPIC_PATHS):
+                    answered["Request-Id"] = chosen  # And where Anthropic's do.
             await send(message)
 
         try:

@@ -126,6 +126,26 @@ class Agents:
                     result.cancel()
 
 
+class Anthropic:
+    """Anthropic's package."""
+
+    def __init__(self, url: str) -> None:
+        from anthropic import AsyncAnthropic
+
+        self._client = AsyncAnthropic(base_url=url, api_key="none")
+
+    async def whole(self, prompt: str, headers: dict[str, str], **options: Any) -> str:
+        answer = await self._client.messages.create(**asked(prompt), max_tokens=1000, extra_headers=headers)
+        return answer.content[0].text
+
+    async def stream(self, prompt: str, headers: dict[str, str], read: Reader, **options: Any) -> None:
+        asking = self._client.messages.stream(**asked(prompt), max_tokens=1000, extra_headers=headers)
+        async with asking as stream:
+            async for text in stream.text_stream:
+                if read.enough(text):
+                    break
+
+
 class LiteLLM:
     """LiteLLM's library."""
 
@@ -165,13 +185,14 @@ CLIENTS: dict[str, Callable[[str], Client]] = {
     "langchain": LangChain,
     "pydantic-ai": PydanticAI,
     "agents": Agents,
+    "anthropic": Anthropic,
     "litellm": LiteLLM,
     "litellm-router": LiteLLMRouter,
 }
 
 
 def asked(prompt: str) -> dict[str, Any]:
-    """What OpenAI's API calls a question."""
+    """What OpenAI's and Anthropic's APIs call a question."""
     return {"model": MODEL, "messages": [{"role": "user", "content": prompt}]}
 
 

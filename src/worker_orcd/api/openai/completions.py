@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from worker_orcd.api import schema
-from worker_orcd.api.error_responses import error_headers, openai_error
+from worker_orcd.api.error_responses import error_content, error_headers
 from worker_orcd.api.openai.completion_request import CompletionRequest
 from worker_orcd.api.openai.names import error_style, fresh_name
 from worker_orcd.api.openai.requests import ChatRequest
@@ -104,7 +104,8 @@ async def _answer(
 def failed(failure: JobError, streams: Sequence[JobStream], request: Request) -> Response:
     """The answer to a request one of whose jobs did not come to its natural end."""
     headers = {**named(streams), **error_headers(failure, request.url.path)}
-    return JSONResponse(openai_error(failure), status_code=failure.http_status, headers=headers)
+    content = error_content(failure, request.url.path)
+    return JSONResponse(content, status_code=failure.http_status, headers=headers)
 
 
 async def ended(streams: Sequence[JobStream]) -> None:
