@@ -10,6 +10,7 @@ from tests.loop_reports import LoopReports, run_of_tokens
 from worker_orcd.engine.loop import EngineLoop
 from worker_orcd.engine.model import AbortMode, Batch, Memory, Outcome, Sampler
 from worker_orcd.engine.prefix_store import PrefixStore
+from worker_orcd.engine.run import Run
 from worker_orcd.jobs.clock import Timestamp
 from worker_orcd.jobs.dispatcher import Dispatcher
 from worker_orcd.jobs.effects import Effect
@@ -20,13 +21,7 @@ from worker_orcd.jobs.request import ExecuteRequest, JobRequest
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.narration import Narrator
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import (
-    FromEngine,
-    Load,
-    Ping,
-    Run,
-    Stop as StopRun,
-)
+from worker_orcd.protocol.messages import FromEngine, Load, Ping, Stop as StopRun
 from worker_orcd.sampling import SamplingParams
 from worker_orcd.testing.scripted import FIRST_WORD, ScriptedModel, constrained
 
@@ -58,10 +53,11 @@ def queued_job(job_id: str = "job-1", *, run: int = 1, timeout_sec: float = 300.
 
 
 def running_job(job_id: str = "job-1", *, run: int = 1, **given: Any) -> Job:
-    """A job of three prompt tokens, sent to the engine at second 1."""
+    """A job of three prompt tokens, that has a slot since second 1."""
     job = queued_job(job_id, run=run, **given)
     job.measured((1, 2, 3), max_tokens=8)
-    job.start(at(1), "a-model")
+    job.handed_over()
+    job.started(at(1), "a-model")
     return job
 
 

@@ -4,7 +4,8 @@ from typing import Any
 
 from worker_orcd.engine.loop import EngineLoop
 from worker_orcd.engine.model import Model
-from worker_orcd.protocol.messages import AuditFault, FromEngine, Ping, Run, Step, Stop, Stopped
+from worker_orcd.engine.run import Run
+from worker_orcd.protocol.messages import AuditFault, FromEngine, Ping, Step, Stop, Stopped
 from worker_orcd.sampling import SamplingParams
 
 

@@ -1,6 +1,6 @@
 """How a job's tokens are drawn: one type from the request to the sampler.
 
-`JobRequest` and the requests of OpenAI's API inherit the fields, `Prepare` and `Run` carry them to the engine, and
+`JobRequest` and the requests of OpenAI's API inherit the fields, `Submit` carries them to the engine, and
 `engine/sampler.py` obeys them. A new field has no other place in between.
 """
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import at_rest, ended_state, fresh_id, in_prefill, queued, script, undisturbed
+from worker_orcd.jobs.queue import AHEAD
 from worker_orcd.testing.harness import RunningWorker, Stream, running_worker, wait_until
 from worker_orcd.testing.trials import stopped_in_time
 
@@ -300,6 +301,8 @@ def test_an_id_that_is_used_again_takes_nothing_from_an_answer_that_waits() -> N
     """One member of the group ends at once and its id is taken again while the other's stop is waited for."""
     with running_worker(parallel=1) as worker:
         runs = worker.execute("runs", ENDLESS, group="g").tokens_seen(1)
+        for n in range(AHEAD):
+            queued(worker, worker.execute(f"in-the-engine-{n}", max_tokens=1))
         queued(worker, worker.execute("waits", ENDLESS, group="g"))
         answers: list[Any] = []
         body, wait = {"group": "g"}, {"Prefer": "wait=5"}

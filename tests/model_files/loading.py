@@ -20,15 +20,15 @@ from worker_orcd.engine.llama import LlamaModel
 from worker_orcd.protocol.framing import encode, front_side
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import (
+    Accepted,
+    Begin,
     Load,
     LoadFailed,
     Message,
-    Prepare,
-    Prepared,
     Ready,
-    Refused,
-    Run,
+    Rejected,
     Step,
+    Submit,
     Template,
 )
 from worker_orcd.sampling import SamplingParams
@@ -101,10 +101,10 @@ def _converse(ours: socket.socket) -> dict[str, Any]:
                     return {"end": "refused", "message": text}
                 case Ready():
                     ready = True
-                case Prepared(run=run, prompt=prompt) if prompt:
-                    _send(ours, _run(run, prompt))
+                case Accepted(run=run):
+                    _send(ours, Begin(run, 8))
                     continue
-                case Refused() | Prepared():
+                case Rejected():
                     pass
                 case Step(ended=ended) if ended:
                     pass
@@ -114,12 +114,8 @@ def _converse(ours: socket.socket) -> dict[str, Any]:
             if not to_ask:
                 return {"end": "ready"}
             number, (template, text) = to_ask.pop(0)
-            _send(ours, Prepare(number, f"j{number}", "c", text, template, (), 32, SamplingParams()))
-
-
-def _run(run: int, prompt: tuple[int, ...]) -> Run:
-    sampling = SamplingParams(repetition_penalty=1.1, seed=run, ignore_eos=True)
-    return Run(run, f"j{run}", "c", prompt, (), 8, (), sampling, 1, "0")
+            sampling = SamplingParams(repetition_penalty=1.1, seed=number, ignore_eos=True)
+            _send(ours, Submit(number, f"j{number}", "c", text, template, (), 32, sampling, 1, "0"))
 
 
 def _send(ours: socket.socket, message: Message) -> None:

@@ -17,15 +17,10 @@ from worker_orcd.engine.llama import LlamaModel
 from worker_orcd.engine.loop import EngineLoop
 from worker_orcd.engine.model import AbortMode, Batch, Outcome, Sampler
 from worker_orcd.engine.prefix_store import PrefixStore
+from worker_orcd.engine.run import Run
 from worker_orcd.narration import Narrator
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import (
-    Load,
-    Ping,
-    Run,
-    Step,
-    Stop,
-)
+from worker_orcd.protocol.messages import Load, Ping, Step, Stop
 from worker_orcd.sampling import SamplingParams
 
 Logits = npt.NDArray[np.float32]

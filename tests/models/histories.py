@@ -7,7 +7,8 @@ import numpy as np
 
 from tests.models.engine import Logits, TinyEngine, run_of, some_prompt
 from worker_orcd.engine.model import AbortMode, Batch, Outcome
-from worker_orcd.protocol.messages import FromEngine, Run, Step, Stop, Stopped
+from worker_orcd.engine.run import Run
+from worker_orcd.protocol.messages import FromEngine, Step, Stop, Stopped
 
 PROMPTS = (1, 3, 17, 40, 90)
 LENGTHS = (1, 4, 12, 25)

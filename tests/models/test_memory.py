@@ -5,7 +5,6 @@ import random
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 
-import msgspec
 import pytest
 
 from tests.models.engine import TinyEngine, run_of, some_prompt
@@ -42,25 +41,14 @@ def test_runs_that_are_preempted_and_stopped_leave_the_others_as_they_are(
     alone = stack.enter_context(closing(TinyEngine(path, parallel=1, cells=256)))
     chance = random.Random(len(case.name))
     vocabulary = engine.model.facts.vocab_size
-    history = History({n: run_of(n, some_prompt(chance, 40, vocabulary), max_tokens=60) for n in (1, 2, 3)})
+    history = History({n: run_of(n, some_prompt(chance, 20, vocabulary), max_tokens=110) for n in (1, 2, 3)})
     history.runs[4] = run_of(4, some_prompt(chance, 120, vocabulary), max_tokens=2)
     history.stopped = {4}
     engine.post(history.runs[4], *(history.runs[n] for n in (1, 2, 3)))
     engine.loop.turn()
     engine.post(Stop(4))
-    waiting: list[int] = []
-    preempted = 0
-    for _ in range(2000):
-        if not engine.loop.turn():
-            if not waiting:
-                break
-            number = waiting.pop(0)
-            generated = tuple(engine.tokens(number))
-            engine.post(msgspec.structs.replace(history.runs[number], generated=generated))
-            continue
-        waiting += engine.steps[-1].preempted
-        preempted += len(engine.steps[-1].preempted)
-    assert preempted > 0
+    engine.finish()
+    assert any(step.preempted for step in engine.steps)
     check_whole(engine, history)
     check_logits(case, engine, alone, history)
 

@@ -15,7 +15,7 @@ from tests.models.engine import TinyEngine, run_of, some_prompt
 from tests.models.histories import History, check_whole, compare, compare_exactly
 from tests.models.matrix import CASES, Case
 from tests.tiny import TinyModels
-from worker_orcd.protocol.messages import Run
+from worker_orcd.engine.run import Run
 from worker_orcd.supervisor.prefix_memory import prefix_memory
 
 PROMPT = 90

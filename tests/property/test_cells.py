@@ -81,6 +81,10 @@ class CellsBesideAPlainModel(RuleBasedStateMachine):
         warm = {number for holder, numbers in self.plain if not holder.live for number in numbers} - held
         assert (self.cells.held, self.cells.warm) == (len(held), len(warm))
         assert self.cells.free == TOTAL - len(held | warm)
+        some = self.plain[::2]
+        assert self.cells.held_by(holder for holder, _ in some) == len(
+            {n for _, numbers in some for n in numbers}
+        )
         assert [holder.length for holder, _ in self.plain] == [len(numbers) for _, numbers in self.plain]
 
 

@@ -1,6 +1,6 @@
 """Any sequence of events against the pure core, with a model of an engine beside it (G2, G3, G4, G8).
 
-The model engine knows only the effects. It answers each `Prepare` and each `SendStop` some time later, and
+The model engine knows only the effects. It answers each `Submit` and each `SendStop` some time later, and
 continues generating until it has answered: so every crossing of a cancel with an end, a failure, a death or another
 cancel is tried.
 """
@@ -17,13 +17,13 @@ from tests.fakes import at, execute, snapshot_of, submit
 from tests.lanes import examples
 from worker_orcd.jobs.clock import Timestamp
 from worker_orcd.jobs.dispatcher import Dispatcher, ReadyEngine
-from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Prepare, Run, SendStop
+from worker_orcd.jobs.effects import Begin, Drop, Effect, Ended, SendStop, Submit
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import End, Error, Event, Started, Token
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.position import Position
-from worker_orcd.jobs.queue import Capacity
+from worker_orcd.jobs.queue import AHEAD, Capacity
 from worker_orcd.jobs.receipt import Release
 from worker_orcd.jobs.refused_requests import REFUSED_KEPT_SEC
 from worker_orcd.jobs.request import Ceilings
@@ -60,8 +60,14 @@ class ModelEngine:
     """What the engine holds, according to the effects."""
 
     to_prepare: list[int] = field(default_factory=list)
+    dropped: set[int] = field(default_factory=set)
+    """Those of them that are not wanted any more."""
+    kept: set[int] = field(default_factory=set)
+    """Accepted runs that are to begin later."""
+    waits: set[int] = field(default_factory=set)
+    """Runs that are to begin, or were preempted, and have no slot."""
     holds: set[int] = field(default_factory=set)
-    """Runs that it was given and has not released."""
+    """Runs that have a slot, and that it has not released."""
     to_confirm: list[int] = field(default_factory=list)
 
 
@@ -82,8 +88,6 @@ class Core(RuleBasedStateMachine):
         """Ids of jobs that a client's cancel has reached, and when."""
         self.refused: dict[str, float] = {}
         """Ids whose latest request was refused, and when: a cancel that follows is for that one."""
-        self.preempted_stopping: set[int] = set()
-        """Runs that the engine preempted while their stop was on its way."""
         self.written_off = False
         """Whether a stop was given up on: such an engine gets nothing new, and its death is only a matter of time."""
 
@@ -109,25 +113,29 @@ class Core(RuleBasedStateMachine):
             if isinstance(effect, Ended):
                 assert run not in self.ended, "ended twice"
                 assert effect.job.terminal is not None
-                holds = self.engine is not None and run in self.engine.holds
+                holds = self.engine is not None and run in self.engine.holds | self.engine.waits
                 assert not holds or run in self.given_up, "ended before the engine's confirmation (G4)"
                 self.ended.append(run)
                 continue
             assert self.engine is not None, "an order without an engine"
-            if isinstance(effect, DropPrompt):
-                assert run in self.engine.to_prepare, "what is dropped is not being prepared"
+            if isinstance(effect, Drop):
+                assert (run in self.engine.to_prepare) != (run in self.engine.kept), "it has nothing to drop"
+                assert run not in self.engine.dropped, "dropped twice"
+                if run in self.engine.to_prepare:
+                    self.engine.dropped.add(run)
+                self.engine.kept.discard(run)
                 continue
             assert effect.job.live
             match effect:
-                case Prepare():
+                case Submit():
                     self.engine.to_prepare.append(run)
-                case Run():
-                    assert run not in self.engine.holds, "run twice"
+                case Begin():
                     assert not effect.job.stop, "handed over despite a stop request"
-                    self.engine.holds.add(run)
+                    self.engine.kept.remove(run)
+                    self.engine.waits.add(run)
                     assert effect.job.prompt_tokens is not None
                 case SendStop():
-                    assert run in self.engine.holds, "stopped what does not run"
+                    assert run in self.engine.holds | self.engine.waits, "stopped what it does not have"
                     assert run not in self.engine.to_confirm, "asked twice"
                     self.engine.to_confirm.append(run)
 
@@ -184,7 +192,7 @@ class Core(RuleBasedStateMachine):
         older = [job for job in self.live_jobs() if job.request.supersedes == supersedes and not job.stop]
         older = older if supersedes else []
         stops = {run: seen.job.stop for run, seen in self.seen.items() if seen.job not in older}
-        queued = sum(job.state is State.QUEUED for job in older)
+        queued = sum(job.state in (State.QUEUED, State.WAITING) for job in older)
         full = len(self.core.queue) - queued >= MAX_QUEUE
         before = self.kv_usage()
         request = execute(
@@ -380,8 +388,8 @@ class Core(RuleBasedStateMachine):
     def engine_becomes_ready(self) -> None:
         """Whoever waits is prepared, in order."""
         self.engine, self.written_off = ModelEngine(), False
-        effects = self.core.engine_ready(ReadyEngine(CAPACITY, "a-model"), self.now())
-        assert all(isinstance(effect, Prepare | Run) for effect in effects)
+        effects = self.core.engine_ready(ReadyEngine(CAPACITY, "a-model"))
+        assert all(isinstance(effect, Submit | Begin) for effect in effects)
         self.carry_out(effects)
 
     @precondition(lambda self: self.engine is not None)
@@ -391,7 +399,6 @@ class Core(RuleBasedStateMachine):
         cancelled = {job.run for job in self.live_jobs() if job.stop}
         waiting = [job for job in self.live_jobs() if not job.stop]
         self.engine, self.written_off = None, False
-        self.preempted_stopping.clear()
         effects = self.core.engine_lost("it is dead", self.now())
         self.carry_out(effects)
         assert all(isinstance(effect, Ended) for effect in effects)
@@ -409,7 +416,24 @@ class Core(RuleBasedStateMachine):
         """In any order; some never fit."""
         assert self.engine is not None
         run = self.engine.to_prepare.pop(which % len(self.engine.to_prepare))
-        self.carry_out(self.core.prepared(run, (1,) * tokens, self.now()))
+        counted = self.seen[run].job.prompt_tokens
+        if run not in self.engine.dropped:
+            self.engine.kept.add(run)
+        self.engine.dropped.discard(run)
+        self.carry_out(self.core.accepted(run, counted or (1,) * tokens, self.now()))
+
+    @precondition(lambda self: self.engine is not None and self.engine.waits)
+    @rule(which=ANY)
+    def a_run_gets_a_slot(self, which: int) -> None:
+        """If one is free; whose turn it is the engine knows. A stop may be on its way."""
+        assert self.engine is not None
+        run = self.pick(self.engine.waits, which)
+        if run is None or len(self.engine.holds) >= CAPACITY.sequences:
+            return
+        self.engine.waits.remove(run)
+        self.engine.holds.add(run)
+        job = self.seen[run].job
+        assert (self.core.started(run, self.now()) is job) == (not job.stop)
 
     @precondition(lambda self: self.engine is not None and self.engine.to_prepare)
     @rule(which=ANY)
@@ -417,6 +441,7 @@ class Core(RuleBasedStateMachine):
         """A stop string may be too long, or the template may fail."""
         assert self.engine is not None
         run = self.engine.to_prepare.pop(which % len(self.engine.to_prepare))
+        self.engine.dropped.discard(run)
         error = JobError(ErrorCode.INVALID_REQUEST, "a stop string is too long", param="stop")
         self.carry_out(self.core.failed(run, error, self.freed(), self.now()))
 
@@ -435,7 +460,7 @@ class Core(RuleBasedStateMachine):
             if reported:
                 self.seen[run].reported += text
                 self.seen[run].held = held
-        self.carry_out(self.core.start_next(self.now()))
+        self.carry_out(self.core.start_next())
 
     @precondition(lambda self: self.engine is not None and self.engine.holds)
     @rule(which=ANY, processed=st.integers(0, 35), cached=st.integers(0, 35))
@@ -458,11 +483,9 @@ class Core(RuleBasedStateMachine):
         assert self.engine is not None
         run = max(self.engine.holds, key=lambda run: self.seen[run].job.order)
         self.engine.holds.remove(run)
-        job = self.seen[run].job
-        if job.state is State.STOPPING:
-            self.preempted_stopping.add(run)
+        self.engine.waits.add(run)
         self.core.preempted(run)
-        self.carry_out(self.core.start_next(self.now()))
+        self.carry_out(self.core.start_next())
 
     @precondition(lambda self: self.engine is not None and self.engine.holds)
     @rule(which=ANY, held=st.booleans())
@@ -496,9 +519,9 @@ class Core(RuleBasedStateMachine):
         """Always answered; for a run that ended meanwhile it is no news."""
         assert self.engine is not None
         run = self.engine.to_confirm.pop(which % len(self.engine.to_confirm))
-        waits = run in self.engine.holds or run in self.preempted_stopping
+        waits = run in self.engine.holds | self.engine.waits
         self.engine.holds.discard(run)
-        self.preempted_stopping.discard(run)
+        self.engine.waits.discard(run)
         effects = self.core.stopped(run, self.freed(), self.now())
         self.carry_out(effects)
         assert bool(effects) == (waits and run not in self.given_up)
@@ -515,10 +538,11 @@ class Core(RuleBasedStateMachine):
         run = runs[which % len(runs)]
         before = self.kv_usage()
         now = self.now()
+        assert self.core.started(run, now) is None
         assert self.core.token(run, 5, "late", now) is None
         self.core.progress(run, 99)
         assert self.core.report_progress(run, now) is None
-        assert self.core.prepared(run, (1, 2), now) == []
+        assert self.core.accepted(run, (1, 2), now) == []
         assert self.core.finished(run, "stop", self.freed(), now) == []
         assert self.core.failed(run, JobError(ErrorCode.INTERNAL, "late"), self.freed(), now) == []
         assert self.core.stopped(run, self.freed(), now) == []
@@ -537,7 +561,7 @@ class Core(RuleBasedStateMachine):
     def everybody_is_stopped(self) -> None:
         """The drain time is over: those that wait end, those that run are asked, and nobody is started."""
         effects = self.core.stop_all(StopRequest(StopReason.SHUTDOWN, self.now().mono), self.now())
-        assert not any(isinstance(effect, Run | Prepare) for effect in effects)
+        assert not any(isinstance(effect, Begin | Submit) for effect in effects)
         self.carry_out(effects)
         assert all(job.state is State.STOPPING for job in self.live_jobs())
 
@@ -603,7 +627,7 @@ class Core(RuleBasedStateMachine):
 
     @invariant()
     def the_counts_agree(self) -> None:
-        """Tracker, queue and engine know the same jobs; what is held fits."""
+        """Tracker, queue and engine know the same jobs, and the engine has few more than it has slots for."""
         live = self.live_jobs()
         queued = [job.run for job in live if job.state is State.QUEUED]
         started = {job.run for job in live if job.state is not State.QUEUED}
@@ -615,11 +639,14 @@ class Core(RuleBasedStateMachine):
         assert set(self.core.queue._in_engine) == started
         inside = self.core.queue.in_engine
         give_way = sum(any(other.may_preempt(job) for other in inside) for job in inside)
-        assert len(started) - give_way <= CAPACITY.sequences
+        assert len(started) - give_way <= CAPACITY.sequences + AHEAD
         if self.engine is None:
             assert not started
         else:
-            assert (self.engine.holds | self.preempted_stopping) - self.given_up == started
+            assert (self.engine.holds | self.engine.waits) - self.given_up == started
+            wanted = self.engine.kept | (set(self.engine.to_prepare) - self.engine.dropped)
+            if not self.written_off:
+                assert wanted <= set(queued), "the engine keeps a prompt that nobody wants"
         suspects = {job.run for job in live if job.deaths >= SUSPECT_DEATHS}
         assert len(suspects & started) <= 1, "no two who are suspected of killing engines run side by side"
         assert sorted(self.ended) == sorted(run for run, seen in self.seen.items() if not seen.job.live)
@@ -633,16 +660,14 @@ class Core(RuleBasedStateMachine):
 
     @invariant()
     def nobody_waits_who_could_run(self) -> None:
-        """With an engine that answers, the head of the line runs as soon as it is counted and fits."""
+        """With an engine that answers, the head of the line is handed over once it is counted and few wait there."""
         if self.engine is None or self.written_off:
             return
         head = next(iter(self.core.queue._waiting.values()), None)
         suspected = any(job.deaths >= SUSPECT_DEATHS for job in self.live_jobs())
-        if head is not None and head.prompt_tokens is not None and not suspected:
+        if head is not None and head.run in self.engine.kept and not suspected:
             inside = [job for job in self.core.queue.in_engine if not head.may_preempt(job)]
-            fits = sum(job.cells_expected for job in inside) + head.cells_expected <= CAPACITY.cells
-            assert not (fits and len(inside) < CAPACITY.sequences)
-            assert inside
+            assert len(inside) >= CAPACITY.sequences + AHEAD
 
     def teardown(self) -> None:
         """Let the engine finish what it has: nothing is left, and every job has its terminal event."""
@@ -656,6 +681,8 @@ class Core(RuleBasedStateMachine):
                 self.a_prompt_is_counted(0, 5)
             elif self.engine.to_confirm:
                 self.a_stop_is_confirmed(0)
+            elif self.engine.waits and len(self.engine.holds) < CAPACITY.sequences:
+                self.a_run_gets_a_slot(0)
             elif self.engine.holds:
                 self.a_run_ends_by_itself(0, held=False)
             else:

@@ -11,7 +11,8 @@ from hypothesis import given, settings, strategies as st
 from tests.fakes import HandLoop, run_message
 from tests.lanes import examples
 from worker_orcd.engine.model import Outcome
-from worker_orcd.protocol.messages import FromEngine, Run, Step, Stop, Stopped, Stored
+from worker_orcd.engine.run import Run
+from worker_orcd.protocol.messages import FromEngine, Step, Stop, Stopped, Stored
 from worker_orcd.supervisor.prefix_memory import prefix_memory
 
 SEQUENCES = 4

@@ -18,7 +18,8 @@ import pytest
 
 from tests.models.engine import TinyEngine, run_of, some_prompt
 from tests.tiny import TinyModels
-from worker_orcd.protocol.messages import Run, Stop
+from worker_orcd.engine.run import Run
+from worker_orcd.protocol.messages import Stop
 from worker_orcd.sampling import SamplingParams
 from worker_orcd.settings import bundled_model
 

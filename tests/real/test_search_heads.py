@@ -8,10 +8,11 @@ from worker_orcd.engine.llama import LlamaModel
 from worker_orcd.engine.model import AbortMode, Batch, Outcome
 from worker_orcd.engine.parts import parts_of
 from worker_orcd.engine.planner import Plan, Share
+from worker_orcd.engine.run import Run
 from worker_orcd.engine.sequence import Sequence
 from worker_orcd.engine.slot import Slot
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import Load, Run
+from worker_orcd.protocol.messages import Load
 from worker_orcd.sampling import SamplingParams
 from worker_orcd.settings import bundled_model
 

@@ -9,18 +9,21 @@ import random
 from dataclasses import dataclass
 
 from tests.fakes import HandLoop
+from worker_orcd.engine.run import Run
 from worker_orcd.protocol.messages import (
+    Accepted,
     AuditFault,
+    Begin,
     FromEngine,
     Ping,
     Pong,
-    Prepare,
-    Prepared,
     Ready,
-    Run,
+    Started,
     Step,
     Stop,
     Stopped,
+    Submit,
+    Tokenize,
 )
 from worker_orcd.supervisor.engine import Death, EngineListener
 from worker_orcd.supervisor.liveness import Activity
@@ -63,7 +66,9 @@ class VirtualEngine:
         self._hand.model.decode_ms = chance.choice([2.0, 8.0, 30.0])
         self._hand.model.prefill_row_ms = chance.choice([0.2, 2.0, 6.0])
         self._busy = False
-        self._preparing: list[Prepare] = []
+        self._preparing: list[Submit] = []
+        self._accepted: dict[int, tuple[Submit, tuple[int, ...]]] = {}
+        self._dropped: set[int] = set()
         self._later(chance.uniform(0.05, 1.5), self._loaded)
 
     def _loaded(self) -> None:
@@ -76,18 +81,22 @@ class VirtualEngine:
 
     # Engine
 
-    def prepare(self, message: Prepare) -> None:
+    def prepare(self, message: Submit | Tokenize) -> None:
         """One after the other, in a moment each."""
+        assert isinstance(message, Submit), "no client of this world only tokenizes"
         self._preparing.append(message)
         if len(self._preparing) == 1:
             self._later(self._chance.uniform(0.0005, 0.02), self._prepared)
 
-    def drop_prompt(self, run: int) -> None:
-        """Answered all the same."""
+    def drop(self, run: int) -> None:
+        """A prompt that is being prepared is answered all the same, but not kept."""
+        self._accepted.pop(run, None)
+        self._dropped.add(run)
 
-    def run(self, message: Run) -> None:
+    def begin(self, message: Begin) -> None:
         """Take it into the next turn."""
-        self._hand.post(message)
+        submitted, prompt = self._accepted.pop(message.run)
+        self._hand.post(Run.of(submitted, prompt, message))
         self._kick()
 
     def stop(self, run: int) -> None:
@@ -140,7 +149,10 @@ class VirtualEngine:
 
     def _prepared(self) -> None:
         message = self._preparing.pop(0)
-        self._says(Prepared(message.run, tuple(message.prompt.encode())))
+        prompt = tuple(message.prompt.encode()) if message.tokens is None else message.tokens
+        if message.run not in self._dropped:
+            self._accepted[message.run] = (message, prompt)
+        self._says(Accepted(message.run, prompt))
         if self._preparing:
             self._later(self._chance.uniform(0.0005, 0.02), self._prepared)
 
@@ -157,7 +169,7 @@ class VirtualEngine:
         self._hand.model.during_step = lambda: None
         took = self._hand.clock.now - began
         for message in self._hand.sent[said:]:
-            if isinstance(message, Stopped | Pong | AuditFault):
+            if isinstance(message, Stopped | Pong | AuditFault | Started):
                 self._says(message)
         step = next((m for m in self._hand.sent[said:] if isinstance(m, Step)), None)
         if self.dead:

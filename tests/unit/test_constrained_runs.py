@@ -5,7 +5,8 @@ import pytest
 from tests.fakes import HandLoop, MakeLoop, run_message
 from worker_orcd.engine.grammars.masks import ConstraintRefused, Grammars, GrammarsLost
 from worker_orcd.engine.grammars.messages import Mask
-from worker_orcd.protocol.messages import Constraint, Run, Step, Stop
+from worker_orcd.engine.run import Run
+from worker_orcd.protocol.messages import Constraint, Step, Stop
 from worker_orcd.testing.scripted import END, VOCABULARY
 
 ANY = Constraint("gbnf", "root ::= [a]*")

@@ -5,8 +5,9 @@ import re
 import pytest
 
 from tests.fakes import at, execute, freed_at, snapshot_of, stop_request, submit
+from worker_orcd.jobs import queue
 from worker_orcd.jobs.dispatcher import Dispatcher, ReadyEngine
-from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Prepare, Run, SendStop
+from worker_orcd.jobs.effects import Begin, Drop, Effect, Ended, SendStop, Submit
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import Error
 from worker_orcd.jobs.job import Job, Phase
@@ -15,6 +16,7 @@ from worker_orcd.jobs.pending_cancels import PendingCancels
 from worker_orcd.jobs.preparing import MAX_PREPARING
 from worker_orcd.jobs.queue import Capacity
 from worker_orcd.jobs.receipt import Release
+from worker_orcd.jobs.record import record_of
 from worker_orcd.jobs.request import Ceilings
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.jobs.stop_target import Target, TargetState
@@ -23,11 +25,17 @@ ENGINE = ReadyEngine(Capacity(cells=100, cells_per_job=60, sequences=2), "a-mode
 PROMPT = (1,) * 10
 
 
+@pytest.fixture(autouse=True)
+def no_job_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is handed only jobs that it has slots for: so the others show what the queue does."""
+    monkeypatch.setattr(queue, "AHEAD", 0)
+
+
 def dispatcher(*, ready: bool = True, max_queue: int = 10) -> Dispatcher:
     """A dispatcher, with an engine or still without."""
     it = Dispatcher(Ceilings(max_tokens_out=40, inference_timeout_sec=300.0), max_queue)
     if ready:
-        it.engine_ready(ENGINE, at(0))
+        it.engine_ready(ENGINE)
     return it
 
 
@@ -37,9 +45,10 @@ def submitted(it: Dispatcher, job_id: str = "job-1", **given: object) -> Job:
 
 
 def running(it: Dispatcher, job_id: str = "job-1", **given: object) -> Job:
-    """A job that was handed to the engine at second 1."""
+    """A job that has a slot since second 1."""
     job = submitted(it, job_id, **given)
-    assert Run(job) in it.prepared(job.run, PROMPT, at(1))
+    assert Begin(job) in it.accepted(job.run, PROMPT, at(1))
+    assert it.started(job.run, at(1)) is job
     return job
 
 
@@ -56,7 +65,7 @@ def test_a_job_is_prepared_when_it_is_accepted() -> None:
     """Its prompt is counted while it waits."""
     it = dispatcher()
     job, effects = submit(it, execute(), "cor-1", at(0))
-    assert effects == [Prepare(job)]
+    assert effects == [Submit(job)]
     assert (job.state, job.phase, job.correlation_id, job.seed) == (State.QUEUED, Phase.QUEUED, "cor-1", 7)
     assert it.tracker.live("job-1") is job
     assert len(it.queue) == 1
@@ -122,10 +131,10 @@ def test_a_draining_worker_takes_nothing_but_finishes_what_it_has() -> None:
         submitted(it, "job-3")
     assert (refused.value.code, refused.value.http_status) == (ErrorCode.DRAINING, 503)
     assert refused.value.retry_after_sec is not None
-    assert it.prepared(waiting.run, PROMPT, at(1)) == [Run(waiting)]
+    assert it.accepted(waiting.run, PROMPT, at(1)) == [Begin(waiting)]
     assert it.cancel("job-2", stop_request(), at(2)) == (
         Target(TargetState.LIVE, other),
-        [Ended(other), DropPrompt(other)],
+        [Ended(other), Drop(other)],
     )
 
 
@@ -142,22 +151,39 @@ def test_a_refused_submit_leaves_a_live_job_of_that_id_alone() -> None:
 # Starting them.
 
 
-def test_a_counted_prompt_that_fits_runs_at_once() -> None:
-    """The job gets the tokens that it asked for, and `started` is its first event."""
+def test_a_counted_prompt_that_fits_is_handed_over_and_runs_once_the_engine_says_so() -> None:
+    """It gets what it asked for, and `started` is its first event; in between it counts as queued."""
     it = dispatcher()
     job = submitted(it, max_tokens=20)
-    assert it.prepared(job.run, PROMPT, at(1)) == [Run(job)]
-    assert (job.state, job.phase, job.max_tokens) == (State.RUNNING, Phase.PREFILL, 20)
+    assert it.accepted(job.run, PROMPT, at(1)) == [Begin(job)]
+    assert (job.state, job.phase, job.max_tokens) == (State.WAITING, Phase.QUEUED, 20)
+    assert it.tracker.records()[0]["state"] == "queued"
+    assert (len(it.queue), it.queue.running, job.events) == (1, 0, [])
+    assert it.started(job.run, at(2)) is job
+    assert (job.state, job.phase, job.started_at) == (State.RUNNING, Phase.PREFILL, 2)
     assert [event.name for event in job.events] == ["started"]
     assert (len(it.queue), it.queue.running) == (0, 1)
+
+
+def test_a_job_that_waits_in_the_engine_is_stopped_by_the_engines_word() -> None:
+    """It may have got a slot in the meantime, so only the engine knows; it never started for its client."""
+    it = dispatcher()
+    job = submitted(it)
+    it.accepted(job.run, PROMPT, at(1))
+    assert it.cancel("job-1", stop_request(), at(2)) == (Target(TargetState.LIVE, job), [SendStop(job)])
+    assert it.started(job.run, at(2)) is None
+    assert it.stopped(job.run, freed_at(3), at(3)) == [Ended(job)]
+    assert [event.name for event in job.events] == ["error"]
+    assert job.receipt is not None
+    assert job.receipt.phase is Phase.QUEUED
 
 
 def test_without_max_tokens_a_job_gets_what_fits_up_to_the_ceiling() -> None:
     """50 cells are left beside 10 prompt tokens, the ceiling is 40; beside 30 prompt tokens only 30 are left."""
     it = dispatcher()
     small, large = submitted(it, "job-1"), submitted(it, "job-2")
-    it.prepared(small.run, PROMPT, at(1))
-    it.prepared(large.run, (1,) * 30, at(1))
+    it.accepted(small.run, PROMPT, at(1))
+    it.accepted(large.run, (1,) * 30, at(1))
     assert (small.max_tokens, large.max_tokens) == (40, 30)
 
 
@@ -165,16 +191,16 @@ def test_a_job_that_is_not_counted_yet_holds_up_no_other() -> None:
     """Its chat template may take seconds. Prompts are otherwise counted in order of arrival."""
     it = dispatcher()
     first, second = submitted(it, "job-1"), submitted(it, "job-2")
-    assert it.prepared(second.run, PROMPT, at(1)) == [Run(second)]
-    assert it.prepared(first.run, PROMPT, at(2)) == [Run(first)]
+    assert it.accepted(second.run, PROMPT, at(1)) == [Begin(second)]
+    assert it.accepted(first.run, PROMPT, at(2)) == [Begin(first)]
 
 
 def test_a_prompt_that_never_fits_is_refused_and_makes_room_for_the_next() -> None:
     """The job ends with an error that names the field, without `started`; the next job runs."""
     it = dispatcher()
     too_long, next_one = submitted(it, "job-1"), submitted(it, "job-2")
-    assert it.prepared(too_long.run, (1,) * 60, at(2)) == [Ended(too_long)]
-    assert it.prepared(next_one.run, PROMPT, at(1)) == [Run(next_one)]
+    assert it.accepted(too_long.run, (1,) * 60, at(2)) == [Ended(too_long), Drop(too_long)]
+    assert it.accepted(next_one.run, PROMPT, at(1)) == [Begin(next_one)]
     assert [event.name for event in too_long.events] == ["error"]
     assert too_long.terminal is not None
     data = too_long.terminal.data()
@@ -185,7 +211,7 @@ def test_output_that_never_fits_names_max_tokens() -> None:
     """The prompt alone would fit."""
     it = dispatcher()
     job = submitted(it, max_tokens=40)
-    assert it.prepared(job.run, (1,) * 30, at(1)) == [Ended(job)]
+    assert it.accepted(job.run, (1,) * 30, at(1)) == [Ended(job), Drop(job)]
     assert job.terminal is not None
     assert job.terminal.data()["param"] == "max_tokens"
 
@@ -206,7 +232,7 @@ def test_a_prompt_counted_after_its_job_was_cancelled_has_no_effect() -> None:
     job = submitted(it)
     it.cancel("job-1", stop_request(), at(2))
     before = snapshot_of(job)
-    assert it.prepared(job.run, PROMPT, at(3)) == []
+    assert it.accepted(job.run, PROMPT, at(3)) == []
     assert snapshot_of(job) == before
 
 
@@ -239,10 +265,10 @@ def test_a_natural_end_frees_its_place_for_the_next() -> None:
     first = running(it, "job-1")
     running(it, "job-2")
     waiting = submitted(it, "job-3")
-    assert it.prepared(waiting.run, PROMPT, at(2)) == []
-    assert it.finished(first.run, "stop", freed_at(3), at(3)) == [Ended(first), Run(waiting)]
+    assert it.accepted(waiting.run, PROMPT, at(2)) == []
+    assert it.finished(first.run, "stop", freed_at(3), at(3)) == [Ended(first), Begin(waiting)]
     assert it.tracker.live("job-1") is None
-    assert it.queue.running == 2
+    assert (it.queue.running, len(it.queue)) == (1, 1)
 
 
 def test_a_failure_of_the_device_ends_the_job_and_frees_its_place() -> None:
@@ -267,7 +293,7 @@ def test_late_messages_for_ended_runs_have_no_effect() -> None:
     assert it.token(run, 5, "late", at(3)) is None
     it.progress(run, 99)
     assert it.report_progress(run, at(3)) is None
-    assert it.prepared(run, PROMPT, at(3)) == []
+    assert it.accepted(run, PROMPT, at(3)) == []
     assert it.finished(run, "stop", freed_at(3), at(3)) == []
     assert it.failed(run, JobError(ErrorCode.INTERNAL, "late"), freed_at(3), at(3)) == []
     assert it.stopped(run, freed_at(3), at(3)) == []
@@ -292,10 +318,10 @@ def test_a_running_job_ends_with_the_engines_confirmation_of_its_stop() -> None:
     job = running(it, "job-1")
     running(it, "job-2")
     waiting = submitted(it, "job-3")
-    it.prepared(waiting.run, PROMPT, at(2))
+    it.accepted(waiting.run, PROMPT, at(2))
     assert it.cancel("job-1", stop_request(), at(2)) == (Target(TargetState.LIVE, job), [SendStop(job)])
     assert it.queue.running == 2
-    assert it.stopped(job.run, Release(2.1, 2.2, 5, 0, 10), at(2.3)) == [Ended(job), Run(waiting)]
+    assert it.stopped(job.run, Release(2.1, 2.2, 5, 0, 10), at(2.3)) == [Ended(job), Begin(waiting)]
     assert error_code(job) == "CANCELLED"
     assert job.receipt is not None
     assert job.receipt.prompt_tokens == 10
@@ -307,23 +333,22 @@ def test_a_waiting_job_ends_at_once_without_the_engine() -> None:
     job = submitted(it)
     assert it.cancel("job-1", stop_request(), at(2)) == (
         Target(TargetState.LIVE, job),
-        [Ended(job), DropPrompt(job)],
+        [Ended(job), Drop(job)],
     )
     assert error_code(job) == "CANCELLED"
     assert len(it.queue) == 0
     assert [event.name for event in job.events] == ["error"]
 
 
-def test_a_waiting_head_that_is_cancelled_lets_the_next_one_run() -> None:
-    """The next job may have waited for the head alone."""
+def test_a_counted_job_that_is_cancelled_is_forgotten_by_the_engine() -> None:
+    """It ends here, without asking; the engine keeps its prompt no longer."""
     it = dispatcher()
-    running(it, "job-0")
-    head, next_one = submitted(it, "job-1"), submitted(it, "job-2")
-    assert it.prepared(head.run, PROMPT * 2, at(1)) == [], "too large beside the first"
-    assert it.prepared(next_one.run, PROMPT, at(1)) == []
-    assert it.cancel("job-1", stop_request(), at(2)) == (
-        Target(TargetState.LIVE, head),
-        [Ended(head), Run(next_one)],
+    running(it, "job-0"), running(it, "job-1")
+    waiting = submitted(it, "job-2")
+    assert it.accepted(waiting.run, PROMPT, at(1)) == []
+    assert it.cancel("job-2", stop_request(), at(2)) == (
+        Target(TargetState.LIVE, waiting),
+        [Ended(waiting), Drop(waiting)],
     )
 
 
@@ -375,10 +400,10 @@ def test_stopping_all_jobs_ends_waiting_ones_and_stops_running_ones() -> None:
     it = dispatcher()
     first, second = running(it, "job-1", max_tokens=40), running(it, "job-2", max_tokens=10)
     large, small = submitted(it, "job-3", max_tokens=40), submitted(it, "job-4", max_tokens=10)
-    it.prepared(large.run, PROMPT, at(1))
-    it.prepared(small.run, PROMPT, at(1))
+    it.accepted(large.run, PROMPT, at(1))
+    it.accepted(small.run, PROMPT, at(1))
     it.finished(second.run, "stop", freed_at(2), at(2))
-    assert it.queue.running == 2, "the large one took the free place"
+    assert it.queue.in_engine == (first, large), "it took the free place"
     late = submitted(it, "job-5")
     effects = it.stop_all(stop_request(StopReason.SHUTDOWN), at(3))
     assert sorted(effect.job.job_id for effect in effects if isinstance(effect, SendStop)) == [
@@ -386,7 +411,7 @@ def test_stopping_all_jobs_ends_waiting_ones_and_stops_running_ones() -> None:
         "job-3",
     ]
     assert sorted(effect.job.job_id for effect in effects if isinstance(effect, Ended)) == ["job-4", "job-5"]
-    assert not any(isinstance(effect, Run) for effect in effects)
+    assert not any(isinstance(effect, Begin) for effect in effects)
     assert [event.name for event in late.events] == ["error"]
     assert first.stop == stop_request(StopReason.SHUTDOWN)
 
@@ -396,11 +421,11 @@ def test_a_head_that_held_up_a_smaller_one_does_not_start_it_while_all_are_stopp
     it = dispatcher()
     running(it, "job-1", max_tokens=40)
     large, small = submitted(it, "job-2", prompt="large"), submitted(it, "job-3", max_tokens=5)
-    it.prepared(large.run, (1,) * 20, at(1))
-    it.prepared(small.run, PROMPT, at(1))
+    it.accepted(large.run, (1,) * 20, at(1))
+    it.accepted(small.run, PROMPT, at(1))
     assert it.queue.running == 1, "60 cells do not fit beside 50"
     effects = it.stop_all(stop_request(StopReason.SHUTDOWN), at(3))
-    assert not any(isinstance(effect, Run) for effect in effects)
+    assert not any(isinstance(effect, Begin) for effect in effects)
     assert [event.name for event in small.events] == ["error"]
 
 
@@ -417,7 +442,7 @@ def test_jobs_whose_deadline_has_passed_are_stopped_whatever_they_do() -> None:
     assert it.expire(at(1.9)) == ([], [])
     late, effects = it.expire(at(3.0))
     assert late == [runs, waits]
-    assert sorted(effects, key=repr) == sorted([SendStop(runs), Ended(waits), DropPrompt(waits)], key=repr)
+    assert sorted(effects, key=repr) == sorted([SendStop(runs), Ended(waits), Drop(waits)], key=repr)
     assert error_code(waits) == "INFERENCE_TIMEOUT"
     assert runs.state is State.STOPPING
     assert patient.live
@@ -444,16 +469,17 @@ def test_a_deadline_that_passes_during_a_cancel_changes_nothing() -> None:
     assert error_code(job) == "CANCELLED"
 
 
-def test_two_that_wait_and_are_late_end_without_starting_each_other() -> None:
-    """The second job is not handed to the engine just before it is stopped."""
+def test_a_job_that_waits_and_is_late_is_not_handed_over_in_the_place_of_another_late_one() -> None:
+    """Whatever ends in the same moment."""
     it = dispatcher()
     running(it, "job-0")
-    head, second = submitted(it, "job-1", timeout_ms=2000), submitted(it, "job-2", timeout_ms=2000)
-    it.prepared(head.run, PROMPT * 2, at(1))
-    it.prepared(second.run, PROMPT, at(1))
+    asked, second = submitted(it, "job-1", timeout_ms=2000), submitted(it, "job-2", timeout_ms=2000)
+    it.accepted(asked.run, PROMPT, at(1))
+    it.accepted(second.run, PROMPT, at(1))
+    it.engine_lost("it is dead", at(1.5))
     late, effects = it.expire(at(2))
-    assert late == [head, second]
-    assert effects == [Ended(head), Ended(second)]
+    assert late == [asked, second]
+    assert effects == [Ended(asked), Ended(second)]
     assert [event.name for event in second.events] == ["error"]
 
 
@@ -475,24 +501,25 @@ def test_an_engine_that_is_ready_gets_everything_that_waited_for_it() -> None:
     """In order of arrival; the jobs' phase is now `queued`, not `loading`."""
     it = dispatcher(ready=False)
     jobs = [submitted(it, f"job-{n}") for n in range(3)]
-    assert it.engine_ready(ENGINE, at(0)) == [Prepare(job) for job in jobs]
+    assert it.engine_ready(ENGINE) == [Submit(job) for job in jobs]
     assert {job.phase for job in jobs} == {Phase.QUEUED}
 
 
 def test_when_the_engine_dies_what_it_ran_continues_with_the_next() -> None:
-    """Jobs that were being stopped are CANCELLED; the others wait in order of arrival, and their prompts are not
-    counted again (G7)."""
+    """Cancelled ones are CANCELLED; the rest waits in the order it came (G7)."""
     it = dispatcher()
     cancelled, ran = running(it, "job-1"), running(it, "job-2")
     waiting = submitted(it, "job-3")
-    it.prepared(waiting.run, PROMPT, at(1))
+    it.accepted(waiting.run, PROMPT, at(1))
     it.token(ran.run, 5, "Hi", at(2))
     it.cancel("job-1", stop_request(), at(2))
     assert it.engine_lost("it is dead", at(3)) == [Ended(cancelled)]
     assert error_code(cancelled) == "CANCELLED"
     assert [(job.state, job.phase) for job in (ran, waiting)] == [(State.QUEUED, Phase.LOADING)] * 2
     assert (it.queue.running, list(it.queue)) == (0, [ran, waiting])
-    assert it.engine_ready(ENGINE, at(4)) == [Run(ran), Run(waiting)]
+    assert it.engine_ready(ENGINE) == [Submit(ran), Submit(waiting)]
+    assert it.accepted(ran.run, PROMPT, at(4)) == [Begin(ran)]
+    it.started(ran.run, at(4))
     assert [event.name for event in ran.events] == ["started", "token"]
     assert (ran.tokens, ran.requeues, waiting.requeues) == ([5], 1, 0)
     it.token(ran.run, 6, " you", at(5))
@@ -504,13 +531,26 @@ def test_a_prompt_that_was_not_counted_yet_is_counted_by_the_next_engine() -> No
     it = dispatcher()
     waiting = submitted(it)
     it.engine_lost("it is dead", at(3))
-    assert it.engine_ready(ENGINE, at(4)) == [Prepare(waiting)]
-    assert it.prepared(waiting.run, PROMPT, at(5)) == [Run(waiting)]
+    assert it.engine_ready(ENGINE) == [Submit(waiting)]
+    assert it.accepted(waiting.run, PROMPT, at(5)) == [Begin(waiting)]
 
 
 def dies(it: Dispatcher) -> list[Effect]:
     """An engine dies and the next is ready."""
-    return it.engine_lost("it is dead", at(3)) + it.engine_ready(ENGINE, at(4))
+    return it.engine_lost("it is dead", at(3)) + it.engine_ready(ENGINE)
+
+
+def handed_over(it: Dispatcher, effects: list[Effect]) -> list[Job]:
+    """The engine accepts all that is submitted and gives all that begins a slot: whom it has then."""
+    begun: list[Job] = []
+    while effects:
+        effect = effects.pop(0)
+        if isinstance(effect, Submit):
+            effects += it.accepted(effect.job.run, PROMPT, at(4))
+        elif isinstance(effect, Begin):
+            it.started(effect.job.run, at(4))
+            begun.append(effect.job)
+    return begun
 
 
 def test_a_job_that_engines_die_with_is_tried_alone_and_fails_with_the_third() -> None:
@@ -518,15 +558,16 @@ def test_a_job_that_engines_die_with_is_tried_alone_and_fails_with_the_third() -
     it = dispatcher()
     poison, innocent = running(it, "job-1"), running(it, "job-2")
     late = submitted(it, "job-3")
-    it.prepared(late.run, PROMPT, at(1))
-    assert dies(it) == [Run(poison), Run(innocent)]
-    assert dies(it) == [Run(poison)], "both are suspected now, so one is tried alone"
+    it.accepted(late.run, PROMPT, at(1))
+    assert handed_over(it, dies(it)) == [poison, innocent]
+    assert handed_over(it, dies(it)) == [poison], "both are suspected now, so one is tried alone"
     effects = dies(it)
-    assert effects == [Ended(poison), Run(innocent)]
+    assert effects[0] == Ended(poison)
+    assert handed_over(it, effects) == [innocent]
     assert error_code(poison) == "ENGINE_LOST"
     it.token(innocent.run, 5, "Hi", at(5))
-    assert it.start_next(at(5)) == [Run(late)], "cleared by its token, it is not alone any more"
-    assert dies(it) == [Run(innocent), Run(late)]
+    assert handed_over(it, it.start_next()) == [late], "cleared by its token, it is not alone any more"
+    assert handed_over(it, dies(it)) == [innocent, late]
 
 
 def test_suspects_that_a_token_cleared_delay_no_other_job() -> None:
@@ -534,14 +575,16 @@ def test_suspects_that_a_token_cleared_delay_no_other_job() -> None:
     it = dispatcher()
     first, second = running(it, "job-1"), running(it, "job-2")
     late = submitted(it, "job-3")
-    it.prepared(late.run, PROMPT, at(1))
-    dies(it)
-    assert dies(it) == [Run(first)]
+    it.accepted(late.run, PROMPT, at(1))
+    handed_over(it, dies(it))
+    assert handed_over(it, dies(it)) == [first]
     it.token(first.run, 5, "Hi", at(5))
-    assert it.start_next(at(5)) == [Run(second)], "the first is cleared: the second need not wait for its end"
-    assert it.start_next(at(6)) == [], "the second is not cleared yet, so no other job is admitted"
+    assert handed_over(it, it.start_next()) == [second], (
+        "the first is cleared: the second need not wait for its end"
+    )
+    assert it.start_next() == [], "the second is not cleared yet, so no other job is handed over"
     it.token(second.run, 5, "Hi", at(7))
-    assert it.finished(first.run, "stop", freed_at(8), at(8)) == [Ended(first), Run(late)]
+    assert handed_over(it, it.finished(first.run, "stop", freed_at(8), at(8)) + it.start_next()) == [late]
 
 
 def test_prompts_that_the_engine_has_to_count_at_a_time_are_bounded() -> None:
@@ -551,10 +594,10 @@ def test_prompts_that_the_engine_has_to_count_at_a_time_are_bounded() -> None:
     for number in range(500):
         job, effects = submit(it, execute(f"job-{number}"), "cor", at(0))
         effects += it.stop(job, stop_request(), at(0))[1]
-        handed += [effect.job for effect in effects if isinstance(effect, Prepare)]
+        handed += [effect.job for effect in effects if isinstance(effect, Submit)]
     assert len(handed) == MAX_PREPARING // 2, "the other half is for other owners"
     waiting, _ = submit(it, execute("waiting"), "cor", at(0))
-    assert it.prepared(handed[0].run, PROMPT, at(1)) == [Prepare(waiting)]
+    assert it.accepted(handed[0].run, PROMPT, at(1)) == [Submit(waiting)]
 
 
 def test_an_owners_slow_prompts_hold_up_no_other_owners() -> None:
@@ -563,18 +606,18 @@ def test_an_owners_slow_prompts_hold_up_no_other_owners() -> None:
     it = dispatcher(max_queue=200)
     slow = [submit(it, execute(f"slow-{number}"), "cor", at(0), "anna")[0] for number in range(100)]
     job, effects = submit(it, execute("quick"), "cor", at(0), "berta")
-    assert effects == [Prepare(job)]
-    assert it.prepared(job.run, PROMPT, at(1)) == [Run(job)]
-    assert it.prepared(slow[0].run, PROMPT, at(2)) == [Prepare(slow[MAX_PREPARING // 2]), Run(slow[0])]
+    assert effects == [Submit(job)]
+    assert it.accepted(job.run, PROMPT, at(1)) == [Begin(job)]
+    assert it.accepted(slow[0].run, PROMPT, at(2)) == [Submit(slow[MAX_PREPARING // 2]), Begin(slow[0])]
 
 
 def test_a_prompt_that_engines_die_of_fails_with_the_third() -> None:
     """Only the first prompt in line is suspected: the one that the engine was preparing."""
     it = dispatcher()
     poison, behind = submitted(it, "job-1"), submitted(it, "job-2")
-    assert dies(it) == [Prepare(poison), Prepare(behind)]
-    assert dies(it) == [Prepare(poison)]
-    assert dies(it) == [Ended(poison), Prepare(behind)]
+    assert dies(it) == [Submit(poison), Submit(behind)]
+    assert dies(it) == [Submit(poison)]
+    assert dies(it) == [Ended(poison), Submit(behind)]
     assert (poison.deaths, behind.deaths) == (3, 0)
 
 
@@ -592,27 +635,30 @@ def test_a_suspect_that_is_cancelled_lets_the_others_continue() -> None:
     it = dispatcher()
     running(it, "job-1")
     other = running(it, "job-2")
-    dies(it)
-    dies(it)
+    handed_over(it, dies(it))
+    (suspect,) = handed_over(it, dies(it))
     other.deaths = 0
     effects = it.cancel("job-1", stop_request(), at(5))[1]
-    assert [type(effect) for effect in effects] == [SendStop]
-    suspect = it.tracker.live("job-1")
-    assert suspect is not None
-    assert it.stopped(suspect.run, freed_at(6), at(6)) == [Ended(suspect), Run(other)]
+    assert effects == [SendStop(suspect)]
+    effects = it.stopped(suspect.run, freed_at(6), at(6))
+    assert effects[0] == Ended(suspect)
+    assert handed_over(it, effects) == [other]
 
 
-def test_a_job_that_is_preempted_waits_in_front_and_continues_where_it_was() -> None:
-    """Its readers notice only a pause (preemption)."""
+def test_a_job_that_is_preempted_waits_in_the_engine_and_continues_where_it_was() -> None:
+    """Its readers notice nothing but the pause, and its record says that it is queued."""
     it = dispatcher()
     older, younger = running(it, "job-1"), running(it, "job-2")
     behind = submitted(it, "job-3")
-    it.prepared(behind.run, PROMPT, at(1))
+    it.accepted(behind.run, PROMPT, at(1))
     it.token(younger.run, 5, "Hi", at(2))
     it.preempted(younger.run)
-    assert (younger.state, younger.phase, list(it.queue)) == (State.QUEUED, Phase.QUEUED, [younger, behind])
-    assert it.finished(older.run, "stop", freed_at(3), at(3)) == [Ended(older), Run(younger), Run(behind)]
-    assert (younger.tokens, younger.requeues) == ([5], 1)
+    assert (younger.state, younger.phase, list(it.queue)) == (State.WAITING, Phase.QUEUED, [behind])
+    assert record_of(younger)["state"] == "queued"
+    assert (it.queue.running, len(it.queue)) == (1, 2)
+    assert it.finished(older.run, "stop", freed_at(3), at(3)) == [Ended(older), Begin(behind)]
+    assert it.started(younger.run, at(4)) is younger
+    assert (younger.tokens, younger.requeues, younger.state) == ([5], 1, State.RUNNING)
     assert [event.name for event in younger.events] == ["started", "token"]
 
 
@@ -622,7 +668,7 @@ def test_a_job_that_is_preempted_while_it_is_being_stopped_still_waits_for_its_c
     job = running(it)
     it.cancel("job-1", stop_request(), at(2))
     it.preempted(job.run)
-    assert (job.state, it.start_next(at(2))) == (State.STOPPING, [])
+    assert (job.state, it.start_next()) == (State.STOPPING, [])
     assert it.stopped(job.run, freed_at(3), at(3)) == [Ended(job)]
 
 
@@ -719,7 +765,7 @@ def test_a_group_is_stopped_as_a_whole_and_by_its_exact_name() -> None:
     others = [submitted(it, "job-3", group="g1"), submitted(it, "job-4"), submitted(it, "g")]
     targets, effects = it.stop_group("g", stop_request(), at(2))
     assert targets == [Target(TargetState.LIVE, job) for job in members]
-    assert effects == [effect for job in members for effect in (Ended(job), DropPrompt(job))]
+    assert effects == [effect for job in members for effect in (Ended(job), Drop(job))]
     assert all(job.live for job in others)
     assert it.stop_group("g", stop_request(), at(2)) == ([], [])
 
@@ -733,7 +779,7 @@ def test_owners_never_meet() -> None:
     assert it.cancel("job-1", stop_request(), at(1), "carl") == (Target(TargetState.UNKNOWN), [])
     assert it.cancel("job-1", stop_request(), at(1), "anna") == (
         Target(TargetState.LIVE, mine),
-        [Ended(mine), DropPrompt(mine)],
+        [Ended(mine), Drop(mine)],
     )
     assert theirs.live
     assert it.tracker.record("job-1", "carl") is None
@@ -747,10 +793,10 @@ def test_nothing_is_started_while_there_is_no_engine() -> None:
     running(it, "job-1")
     running(it, "job-2")
     waiting = submitted(it, "job-3")
-    it.prepared(waiting.run, PROMPT, at(1))
+    it.accepted(waiting.run, PROMPT, at(1))
     effects = it.engine_lost("it is dead", at(3))
-    assert not any(isinstance(effect, Run) for effect in effects)
-    assert it.prepared(waiting.run, PROMPT, at(4)) == []
+    assert not any(isinstance(effect, Begin) for effect in effects)
+    assert it.accepted(waiting.run, PROMPT, at(4)) == []
     assert waiting.state is State.QUEUED
 
 
@@ -760,7 +806,7 @@ def test_a_stop_without_confirmation_is_given_up_and_reported() -> None:
     it = dispatcher()
     job, beside = running(it, "job-1"), running(it, "job-2")
     waiting = submitted(it, "job-3")
-    it.prepared(waiting.run, PROMPT, at(1))
+    it.accepted(waiting.run, PROMPT, at(1))
     it.cancel("job-1", stop_request(), at(2))
     assert it.give_up(job, at(7)) == [Ended(job)]
     assert job.receipt is not None
@@ -769,8 +815,8 @@ def test_a_stop_without_confirmation_is_given_up_and_reported() -> None:
     assert submit(it, execute("job-4"), "cor-4", at(8))[1] == []
     assert it.engine_lost("killed at last", at(9)) == []
     assert beside.live
-    effects = it.engine_ready(ENGINE, at(10))
-    assert [effect.job.job_id for effect in effects] == ["job-4", "job-2", "job-3"]
+    effects = it.engine_ready(ENGINE)
+    assert [effect.job.job_id for effect in effects] == ["job-2", "job-3", "job-4"]
 
 
 def test_only_a_stopping_job_is_given_up() -> None:

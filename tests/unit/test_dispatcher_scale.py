@@ -49,21 +49,21 @@ def instructions(act: Callable[[], object]) -> int:
 def a_step(it: Dispatcher) -> None:
     """Tokens arrive, a job ends, and the next one starts."""
     it.token(1, 5, "a", at(3))
-    it.start_next(at(3))
+    it.start_next()
     it.finished(1, "stop", freed_at(3), at(3))
 
 
 def a_preemption(it: Dispatcher) -> None:
     """The younger job is requeued in front of all others."""
     it.preempted(2)
-    it.start_next(at(3))
+    it.start_next()
 
 
 ACTS: dict[str, Callable[[Dispatcher], object]] = {
     "a step": a_step,
     "a preemption": a_preemption,
     "a request": lambda it: submitted(it, "new"),
-    "a prompt is counted": lambda it: it.prepared(3, PROMPT, at(3)),
+    "a prompt is counted": lambda it: it.accepted(3, PROMPT, at(3)),
     "a cancel of one that waits": lambda it: it.cancel("waiting-9", stop_request(seconds=3), at(3)),
     "a cancel of a group": lambda it: it.stop_group("g-7", stop_request(seconds=3), at(3)),
     "the next deadline": lambda it: it.next_deadline(),

@@ -11,7 +11,8 @@ from tests.fakes import QUICK, HandLoop, MakeLoop, run_message
 from worker_orcd.engine.ledger import NoUsableSequence
 from worker_orcd.engine.model import AbortMode, Batch, Outcome
 from worker_orcd.engine.planner import SHORT_MS
-from worker_orcd.protocol.messages import AuditFault, FromEngine, Ping, Pong, Step, Stop, Stopped
+from worker_orcd.engine.scheduler import GROWTH_CELLS
+from worker_orcd.protocol.messages import AuditFault, FromEngine, Ping, Pong, Started, Step, Stop, Stopped
 from worker_orcd.sampling import SamplingParams
 from worker_orcd.testing.scripted import END, FIRST_WORD
 
@@ -620,39 +621,44 @@ def test_warming_up_leaves_nothing_behind_and_teaches_what_steps_cost(loop: Hand
     assert loop.model.steps[-1].rows_of(0) == pytest.approx(250, rel=0.1)
 
 
-def resume(it: HandLoop, run: int, **given: Any) -> None:
-    """Run it again from where it was, as a front does."""
-    it.post(run_message(run, generated=tuple(it.tokens(run)), **given))
-
-
 def test_when_cells_run_out_the_youngest_is_preempted_and_continues_later(make_loop: MakeLoop) -> None:
     """Nobody fails, the oldest is never preempted, and reported tokens stand."""
-    room = 3 * len(run_message(1).prompt) + 40
+    room = 3 * (len(run_message(1).prompt) + GROWTH_CELLS)
     cramped = make_loop(cells=room)
-    cramped.post(*(run_message(run, max_tokens=30) for run in (3, 1, 2)))
-    preempted: list[int] = []
-    for _ in range(400):
-        if cramped.turn_idle():
-            if not preempted:
-                break
-            resume(cramped, preempted.pop(0), max_tokens=30)
-            continue
-        preempted += cramped.steps[-1].preempted
+    cramped.post(*(run_message(run, max_tokens=100) for run in (3, 1, 2)))
+    while not cramped.turn_idle():
         assert sum(cramped.cells_held()) <= room
     assert next(step.preempted for step in cramped.steps if step.preempted) == (3,)
     assert 1 not in {run for step in cramped.steps for run in step.preempted}
     for run in (1, 2, 3):
-        assert cramped.tokens(run) == alone(make_loop, run, max_tokens=30)
+        assert cramped.tokens(run) == alone(make_loop, run, max_tokens=100)
+        preempted = [step.preempted for step in cramped.steps].count((run,))
+        assert [said.run for said in cramped.sent if isinstance(said, Started)].count(run) == 1 + preempted
     assert cramped.cells_held() == [0, 0, 0, 0]
 
 
 def test_when_cells_run_out_the_least_urgent_is_preempted(make_loop: MakeLoop) -> None:
     """Not the youngest."""
-    cramped = make_loop(cells=3 * len(run_message(1).prompt) + 40)
-    cramped.post(*(run_message(run, max_tokens=30, order=-float(run)) for run in (1, 2, 3)))
+    cramped = make_loop(cells=3 * (len(run_message(1).prompt) + GROWTH_CELLS))
+    cramped.post(*(run_message(run, max_tokens=100, order=-float(run)) for run in (1, 2, 3)))
     while not (preempted := cramped.steps[-1].preempted if cramped.steps else ()):
         cramped.turn()
     assert preempted == (1,)
+
+
+def test_a_run_that_was_preempted_can_be_stopped_while_it_waits(make_loop: MakeLoop) -> None:
+    """At once; it holds nothing, and does not come back."""
+    single = make_loop(parallel=1)
+    single.post(run_message(1, max_tokens=50, priority=1))
+    in_decode(single, 1)
+    single.post(run_message(2, max_tokens=50, order=-1.0))
+    single.turn()
+    single.post(Stop(1))
+    single.turn()
+    assert [(said.run, said.cells_before, said.cells_after) for said in single.stopped] == [(1, 0, 0)]
+    said = len(single.tokens(1))
+    single.finish()
+    assert (len(single.tokens(1)), single.ends(1), single.ends(2)) == (said, [], ["length"])
 
 
 @pytest.mark.parametrize("generated", [0, 3], ids=["prefill", "decode"])
@@ -671,9 +677,6 @@ def test_a_run_without_a_place_takes_that_of_a_less_urgent_one(make_loop: MakeLo
     assert single.model.cells_in_use() > before, "what it computed stays warm"
     single.finish()
     assert single.ends(2) == ["length"]
-    continued = run_message(1, prompt, generated=tuple(single.tokens(1)), max_tokens=9, cache="")
-    single.post(continued)
-    single.finish()
     assert single.tokens(1) == alone(make_loop, 1, prompt, max_tokens=9)
     computed = sum(step.prompt_computed for step in single.steps)
     assert computed <= len(prompt) + 1 + len(run_message(2, "urgent").prompt)

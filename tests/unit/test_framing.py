@@ -24,10 +24,12 @@ SAMPLING = SamplingParams(temperature=0.7, top_k=40, top_p=0.9, repetition_penal
 TO_ENGINE: list[messages.ToEngine] = [
     messages.Load("m.gguf", "worker", 0, 16, 16384, True, 2, "json"),
     messages.Load("m.gguf", "worker", None, 1, 1, False, 1, "pretty"),
-    messages.Prepare(1, "job-1", "cor", "漢👋\x00", "auto", ("a", "\n\n"), 32, SAMPLING),
-    messages.Run(1, "job-1", "cor", (1, 2), (3,), 8, ("x",), SAMPLING, 5, "0" * 64),
-    messages.Run(2**40, "j", "c", (), (), 1, (), SAMPLING, 0, ""),
-    messages.DropPrompt(2**40),
+    messages.Submit(1, "job-1", "cor", "漢👋\x00", "auto", ("a", "\n\n"), 32, SAMPLING, 3, "0"),
+    messages.Submit(2**40, "j", "c", "", "none", ("x",), 32, SAMPLING, 5, "0" * 64, tokens=(1, 2)),
+    messages.Tokenize(-1, "c", "é", "plain"),
+    messages.Begin(1, 8, (3,)),
+    messages.Begin(2**40, 1),
+    messages.Drop(2**40),
     messages.Stop(7),
     messages.Ping(runs=(1, 2)),
 ]
@@ -38,9 +40,11 @@ FROM_ENGINE: list[messages.FromEngine] = [
     ),
     messages.Ready("m", "cpu", True, 0, "Q8_0", "gpt2", 49152, 16384, 2048, 16, True, 812.5),
     messages.LoadFailed("INSUFFICIENT_VRAM", "8 GB required, 4 available"),
-    messages.Prepared(1, tuple(range(500))),
-    messages.Refused(1, "too long", "prompt"),
-    messages.Refused(1, "our fault", None),
+    messages.Accepted(1, tuple(range(500))),
+    messages.Rejected(1, "too long", "prompt"),
+    messages.Rejected(1, "our fault", None),
+    messages.Tokenized(-1, (5,), (b"\xc3",)),
+    messages.Started(2**40),
     messages.Step(
         12.5,
         (messages.TokenOut(1, 300, "é"), messages.TokenOut(2, None, "")),
@@ -144,7 +148,7 @@ def test_the_longest_frame_allowed_is_waited_for() -> None:
 
 def test_the_largest_prompt_there_can_be_fits_into_a_frame() -> None:
     """A body of 1 MiB, a token for each byte."""
-    prepared = messages.Prepared(1, (50_000,) * 2**20)
+    prepared = messages.Accepted(1, (50_000,) * 2**20)
     data = encode(prepared)
     assert len(data) < MAX_FRAME_BYTES
     assert front_side().feed(data) == [prepared]
@@ -163,13 +167,13 @@ def framed(body: bytes) -> bytes:
         b"garbage",
         msgspec.msgpack.encode(["Unheard", 1]),
         msgspec.msgpack.encode(["Stopped", 1]),
-        msgspec.msgpack.encode(["Prepared", 1, ["x"]]),
+        msgspec.msgpack.encode(["Accepted", 1, ["x"]]),
         msgspec.msgpack.encode(["Loading", 33]),
         msgspec.msgpack.encode({"run": 1}),
         msgspec.msgpack.encode(["LoadFailed", b"\xff", "m"]),
         b"\x91\xa6\x00\x00\x00\x00\x00\x80",
         b"\x93\xa7Loading\x19" + b"\x91" * 100_000 + b"\x00",
-        encode(messages.Prepared(1, (2,)))[4:] + b"\x00",
+        encode(messages.Accepted(1, (2,)))[4:] + b"\x00",
     ],
     ids=lambda body: repr(body[:20]),
 )

@@ -102,7 +102,8 @@ def test_phases_follow_what_the_job_does() -> None:
     job.phase = Phase.QUEUED
     job.measured((1, 2, 3), 8)
     phases = [job.phase]
-    job.start(at(1), "a-model")
+    job.handed_over()
+    job.started(at(1), "a-model")
     phases.append(job.phase)
     job.token(at(2), 5, "")
     phases.append(job.phase)
@@ -332,7 +333,8 @@ def test_a_running_job_whose_engine_dies_waits_for_the_next() -> None:
     events = list(job.events)
     job.engine_lost(at(4))
     assert (job.state, job.events, job.tokens, job.requeues) == (State.QUEUED, events, [11, 12], 1)
-    job.start(at(5), "a-model")
+    job.handed_over()
+    job.started(at(5), "a-model")
     job.token(at(6), 13, "c")
     assert job.events[:-1] == events, "it is not started twice for its readers"
     assert job.events[-1].data() == {"t": "c", "i": 2}
@@ -376,7 +378,6 @@ def test_what_is_needed_to_requeue_a_job_is_in_its_record() -> None:
     """Prompt tokens, tokens so far, limits and seed (design.md)."""
     job = decoding_job()
     assert (job.prompt_tokens, job.tokens, job.max_tokens, job.seed) == ((1, 2, 3), [11, 12], 8, 7)
-    assert job.cells_expected == 11
     assert isinstance(job.events[0], Started)
     assert job.events[0].seed == job.seed
 
@@ -403,7 +404,8 @@ def test_the_deadline_counts_from_acceptance() -> None:
     """Queue time included."""
     job = queued_job(timeout_sec=12.0)
     job.measured((1,), 1)
-    job.start(at(9), "a-model")
+    job.handed_over()
+    job.started(at(9), "a-model")
     assert job.deadline == 12.0
 
 

@@ -7,6 +7,7 @@ import pytest
 from tests.fakes import HandClock, HandModel
 from worker_orcd.engine.ledger import MIN_SHARED, Ledger
 from worker_orcd.engine.model import AbortMode, Batch, Memory, Outcome
+from worker_orcd.engine.prefixes import as_tokens
 from worker_orcd.engine.slot import Slot
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import Load
@@ -189,6 +190,24 @@ def test_a_live_run_shares_what_it_has_computed(pool: Pool) -> None:
     assert pool.model._cells[second.id] == second.tokens
     assert pool.ledger.held == 60
     assert pool.ledger.warm == 50
+
+
+def test_what_a_run_shares_with_a_live_one_is_counted_once(pool: Pool) -> None:
+    """To the cell; what it would take from a warm one is not there yet, and no other namespace's is."""
+    warm, common = list(range(1000, 1200)), list(range(300))
+    pool.run(warm)
+    first = pool.open([*common, 7, 7, 7])
+    pool.compute(first, 250)
+    room = CELLS - len(first.tokens)
+
+    def fits(tokens: list[int], growth: int, namespace: str | None = "a") -> bool:
+        return pool.ledger.fits(as_tokens(tokens), namespace, [first], growth)
+
+    assert fits([*common, 8], room - 301 + 250)
+    assert not fits([*common, 8], room - 301 + 250 + 1)
+    for tokens, namespace in ((warm, "a"), ([*common, 8], "b"), ([*common, 8], None)):
+        assert fits(tokens, room - len(tokens), namespace)
+        assert not fits(tokens, room - len(tokens) + 1, namespace)
 
 
 def test_a_run_waits_for_one_that_is_computing_their_common_prefix(pool: Pool) -> None:

@@ -12,16 +12,21 @@ from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.lifecycle import IllegalTransition, State, Trigger, following, mermaid
 
 EXPECTED = {
-    ("queued", "start"): "running",
+    ("queued", "hand_over"): "waiting",
     ("queued", "stop"): "ended",
     ("queued", "fail"): "ended",
     ("queued", "engine_lost"): "queued",
+    ("waiting", "start"): "running",
+    ("waiting", "stop"): "stopping",
+    ("waiting", "fail"): "ended",
+    ("waiting", "engine_lost"): "queued",
     ("running", "token"): "running",
     ("running", "stop"): "stopping",
     ("running", "finish"): "ended",
     ("running", "fail"): "ended",
     ("running", "engine_lost"): "queued",
-    ("running", "preempt"): "queued",
+    ("running", "preempt"): "waiting",
+    ("stopping", "start"): "stopping",
     ("stopping", "token"): "stopping",
     ("stopping", "stop"): "stopping",
     ("stopping", "stopped"): "ended",
@@ -32,12 +37,24 @@ EXPECTED = {
     ("stopping", "give_up"): "ended",
     ("ended", "stop"): "ended",
 }
-STATES = ["queued", "running", "stopping", "ended"]
-TRIGGERS = ["start", "token", "stop", "stopped", "finish", "fail", "engine_lost", "preempt", "give_up"]
+STATES = ["queued", "waiting", "running", "stopping", "ended"]
+TRIGGERS = [
+    "hand_over",
+    "start",
+    "token",
+    "stop",
+    "stopped",
+    "finish",
+    "fail",
+    "engine_lost",
+    "preempt",
+    "give_up",
+]
 ILLEGAL = [pair for pair in itertools.product(STATES, TRIGGERS) if pair not in EXPECTED]
 
 ACTS: dict[str, Callable[[Job], object]] = {
-    "start": lambda job: job.start(at(9), "a-model"),
+    "hand_over": lambda job: job.handed_over(),
+    "start": lambda job: job.started(at(9), "a-model"),
     "token": lambda job: job.token(at(9), 5, "x"),
     "stop": lambda job: job.request_stop(stop_request(seconds=9)),
     "stopped": lambda job: job.stopped(at(9), freed_at(9)),
@@ -53,6 +70,11 @@ def job_in(state: str) -> Job:
     """A job that reached this state by ordinary triggers."""
     if state == "queued":
         return queued_job()
+    if state == "waiting":
+        job = queued_job()
+        job.measured((1, 2, 3), max_tokens=8)
+        job.handed_over()
+        return job
     job = running_job()
     job.token(at(2), 4, "a")
     if state == "stopping":
@@ -124,13 +146,13 @@ def test_no_way_leads_out_of_ended() -> None:
 
 def drawn() -> list[tuple[str, str, str]]:
     """What the diagram says: states, triggers and where they lead."""
-    box = re.compile(r' *state "(\w+)<br/>stays on: ([\w, ]+)" as (\w+)')
+    box = re.compile(r' *state "(\w+)(?:<br/>stays on: ([\w, ]+))?" as (\w+)')
     arrow = re.compile(r" *(\w+) --> (\w+): ([\w, ]+)")
     rows = []
     for line in mermaid().splitlines():
         if found := box.fullmatch(line):
             assert found[1] == found[3]
-            rows += [(found[1], trigger, found[1]) for trigger in found[2].split(", ")]
+            rows += [(found[1], trigger, found[1]) for trigger in (found[2] or "").split(", ") if trigger]
         elif found := arrow.fullmatch(line):
             rows += [(found[1], trigger, found[2]) for trigger in found[3].split(", ")]
     return rows
@@ -147,4 +169,4 @@ def test_the_diagram_begins_where_jobs_begin_and_ends_where_they_end() -> None:
     assert lines[0] == "stateDiagram-v2"
     assert [line for line in lines if "[*]" in line] == ["[*] --> queued", "ended --> [*]"]
     between = {(state, target) for (state, _), target in EXPECTED.items()}
-    assert len(lines) == 3 + len(between)
+    assert len(lines) == 3 + len(between | {(state, state) for state in STATES})

@@ -14,7 +14,7 @@ from worker_orcd.engine.tokenizer_threads import prepare
 from worker_orcd.jobs.constraint import Constraint
 from worker_orcd.jobs.errors import JobError
 from worker_orcd.jobs.request import Ceilings
-from worker_orcd.protocol.messages import Prepare, Prepared, Refused
+from worker_orcd.protocol.messages import Accepted, Rejected, Submit
 from worker_orcd.sampling import SamplingParams
 from worker_orcd.testing.scripted import VOCABULARY
 
@@ -99,10 +99,10 @@ def test_a_prompt_that_is_neither_texts_nor_token_ids_is_refused(prompt: list[An
 def test_a_token_id_beyond_the_vocabulary_is_refused() -> None:
     """The engine knows how many there are."""
     loop = HandLoop()
-    asked = Prepare(1, "job-1", "cor", "[104, 105]", "tokens", (), 32, SamplingParams())
-    assert prepare(asked, loop.model) == Prepared(1, (104, 105))
+    asked = Submit(1, "job-1", "cor", "[104, 105]", "tokens", (), 32, SamplingParams(), 10, "0")
+    assert prepare(asked, loop.model) == Accepted(1, (104, 105))
     beyond = prepare(msgspec.structs.replace(asked, prompt=f"[1, {VOCABULARY}]"), loop.model)
-    assert isinstance(beyond, Refused)
+    assert isinstance(beyond, Rejected)
     assert (beyond.param, beyond.message) == (
         "prompt",
         f"prompt has token {VOCABULARY}, the vocabulary has {VOCABULARY} tokens",

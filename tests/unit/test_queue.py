@@ -1,12 +1,12 @@
-"""The queue: order, expected cells, and what fits (contract, 2)."""
+"""The waiting line: order, and whom the engine is handed (contract, 2)."""
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from tests.fakes import queued_job
+from tests.fakes import at, queued_job
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job
-from worker_orcd.jobs.queue import Capacity, JobQueue
+from worker_orcd.jobs.queue import AHEAD, Capacity, JobQueue
 
 ROOMY = Capacity(cells=1000, cells_per_job=500, sequences=4)
 
@@ -23,132 +23,123 @@ def line(*jobs: Job) -> JobQueue:
     queue = JobQueue()
     for job in jobs:
         queue.append(job)
+        if job.prompt_tokens is not None:
+            queue.prompt_counted(job)
     return queue
 
 
-def test_an_empty_queue_has_no_job_to_run() -> None:
-    """Nothing is returned and nothing is held."""
+def handed_over(queue: JobQueue, capacity: Capacity = ROOMY) -> list[Job]:
+    """The jobs that the engine is handed now, which all get a slot."""
+    jobs = []
+    while (job := queue.next_to_hand_over(capacity)) is not None:
+        job.handed_over()
+        job.started(at(1), "a-model")
+        jobs.append(job)
+    return jobs
+
+
+def test_an_empty_line_has_nobody_to_run() -> None:
+    """None, and nothing is held."""
     queue = JobQueue()
-    assert queue.next_to_run(ROOMY) is None
+    assert queue.next_to_hand_over(ROOMY) is None
     assert (len(queue), queue.running) == (0, 0)
 
 
-def test_jobs_run_in_the_order_they_came() -> None:
+def test_the_engine_is_handed_jobs_in_the_order_they_came() -> None:
     """First come, first served."""
     jobs = [measured(run, 10, 10) for run in (1, 2, 3)]
     queue = line(*jobs)
-    assert [queue.next_to_run(ROOMY) for _ in range(4)] == [*jobs, None]
+    assert handed_over(queue) == jobs
     assert (len(queue), queue.running) == (0, 3)
+
+
+def test_the_engine_gets_a_few_more_than_it_has_slots_for() -> None:
+    """It always has the next one; those that wait there count as waiting."""
+    jobs = [measured(run, 1, 1) for run in range(10)]
+    queue = line(*jobs)
+    for job in jobs[: ROOMY.sequences + AHEAD]:
+        assert queue.next_to_hand_over(ROOMY) is job
+        job.handed_over()
+    assert queue.next_to_hand_over(ROOMY) is None
+    assert (len(queue), queue.running) == (10, 0)
+    for job in jobs[: ROOMY.sequences]:
+        job.started(at(1), "a-model")
+    assert (len(queue), queue.running, list(queue)) == (6, 4, jobs[6:])
+    queue.remove(jobs[0])
+    assert queue.next_to_hand_over(ROOMY) is jobs[6]
+
+
+def test_an_urgent_job_is_handed_over_beyond_that() -> None:
+    """The engine decides which one gives way."""
+    jobs = [measured(run, 1, 1) for run in range(1, 10)]
+    queue = line(*jobs)
+    handed_over(queue)
+    urgent = queued_job("urgent", run=20, priority=-1)
+    urgent.measured((1,), 1)
+    queue.append(urgent)
+    queue.prompt_counted(urgent)
+    assert handed_over(queue) == [urgent]
+
+
+def test_jobs_that_left_do_not_pile_up_behind_a_full_engine() -> None:
+    """Thousands are counted and cancelled meanwhile."""
+    jobs = [measured(run, 1, 1) for run in range(1, 8)]
+    queue = line(*jobs)
+    assert handed_over(queue) == jobs[:-1]
+    for run in range(8, 5000):
+        late = measured(run, 1, 1)
+        queue.append(late)
+        queue.prompt_counted(late)
+        assert queue.next_to_hand_over(ROOMY) is None
+        queue.remove(late)
+    assert len(queue._counted) < 200
+    queue.remove(jobs[0])
+    assert queue.next_to_hand_over(ROOMY) is jobs[-1]
+
+
+def test_jobs_of_a_dead_engine_are_queued_in_front_of_those_who_came_later() -> None:
+    """Each is counted again by the next engine; those that have ended are gone."""
+    jobs = [measured(run, 10, 10) for run in range(1, 10)]
+    queue = line(*jobs)
+    in_engine = handed_over(queue)
+    for job in in_engine[1:]:
+        job.engine_lost(at(2))
+    queue.engine_lost()
+    assert (list(queue), queue.running) == (jobs[1:], 0)
+    assert queue.next_to_hand_over(ROOMY) is None
+    queue.prompt_counted(jobs[3])
+    assert queue.next_to_hand_over(ROOMY) is jobs[3]
+
+
+def test_leaving_gives_back_a_place_in_the_line_or_in_the_engine() -> None:
+    """Whichever it has; without one, or twice, it is harmless."""
+    runs, waits, stranger = measured(1, 1, 1), queued_job("job-2", run=2), measured(3, 1, 1)
+    queue = line(runs, waits)
+    handed_over(queue)
+    queue.remove(waits)
+    queue.remove(stranger)
+    assert (len(queue), queue.running) == (0, 1)
+    queue.remove(runs)
+    queue.remove(runs)
+    assert (len(queue), queue.running) == (0, 0)
 
 
 def test_a_job_whose_prompt_is_not_counted_yet_holds_up_no_other() -> None:
     """Its chat template may take seconds. Counted, it is the head again, and no later job overtakes it."""
     slow, second, third = queued_job("job-1", run=1), measured(2, 1, 1), measured(3, 1, 1)
     queue = line(slow, second, third)
-    assert queue.next_to_run(ROOMY) is second
+    assert queue.next_to_hand_over(ROOMY) is second
     slow.measured((1,), 1)
     queue.prompt_counted(slow)
-    assert queue.next_to_run(ROOMY) is slow
-    assert queue.next_to_run(ROOMY) is third
+    assert queue.next_to_hand_over(ROOMY) is slow
+    assert queue.next_to_hand_over(ROOMY) is third
 
 
 def test_a_counted_job_runs_however_many_before_it_are_not_counted() -> None:
     """Prompts are not counted in the order of the queue, since each owner gets its turn."""
     queue = line(*(queued_job(f"job-{run}", run=run) for run in range(1, 500)), last := measured(500, 1, 1))
-    assert queue.next_to_run(ROOMY) is last
-    assert queue.next_to_run(ROOMY) is None
-
-
-def test_jobs_that_left_do_not_pile_up_behind_a_head_that_waits() -> None:
-    """Thousands are counted and cancelled while a large one waits for room."""
-    first, large = measured(1, 500, 300), measured(2, 400, 200)
-    queue = line(first, large)
-    assert queue.next_to_run(ROOMY) is first
-    for run in range(3, 5000):
-        small = measured(run, 1, 1)
-        queue.append(small)
-        assert queue.next_to_run(ROOMY) is None
-        queue.remove(small)
-    assert len(queue._counted) < 200
-    queue.remove(first)
-    assert queue.next_to_run(ROOMY) is large
-
-
-def test_a_job_runs_when_what_it_is_about_to_hold_fits_beside_the_running_ones() -> None:
-    """Its prompt and 64 cells of growth have to fit, not all that it may generate."""
-    first, exact, one_more = measured(1, 400, 500), measured(2, 472, 500), measured(3, 1, 1)
-    queue = line(first, exact, one_more)
-    assert queue.next_to_run(ROOMY) is first
-    assert queue.next_to_run(ROOMY) is exact
-    assert queue.next_to_run(ROOMY) is None
-    queue.remove(first)
-    assert queue.next_to_run(ROOMY) is one_more
-
-
-def test_a_job_that_grew_leaves_less_room() -> None:
-    """Cells of generated tokens count, too."""
-    first, second = measured(1, 400, 500), measured(2, 472, 500)
-    queue = line(first, second)
-    assert queue.next_to_run(ROOMY) is first
-    first.tokens_out += 1
-    assert queue.next_to_run(ROOMY) is None
-
-
-def test_a_job_alone_always_runs() -> None:
-    """A job that fits its context fits an empty engine."""
-    queue = line(measured(1, 480, 500))
-    assert queue.next_to_run(Capacity(cells=500, cells_per_job=500, sequences=4)) is not None
-
-
-def test_a_requeued_job_waits_in_front_of_later_ones() -> None:
-    """In order of arrival, in whatever order jobs are requeued."""
-    jobs = [measured(run, 10, 10) for run in range(1, 6)]
-    queue = line(*jobs)
-    in_engine = [queue.next_to_run(ROOMY) for _ in range(3)]
-    assert in_engine == jobs[:3]
-    for job in (jobs[1], jobs[0], jobs[2]):
-        queue.requeue(job)
-    assert (list(queue), queue.running) == (jobs, 0)
-
-
-def test_no_job_overtakes_a_head_that_does_not_fit() -> None:
-    """A small job behind a large one waits too, so the large one does not starve."""
-    first, large, small = measured(1, 500, 300), measured(2, 400, 200), measured(3, 1, 1)
-    queue = line(first, large, small)
-    assert queue.next_to_run(ROOMY) is first
-    assert queue.next_to_run(ROOMY) is None
-    queue.remove(large)
-    assert queue.next_to_run(ROOMY) is small
-
-
-def test_no_more_jobs_run_than_there_are_sequences() -> None:
-    """However few cells they need."""
-    queue = line(*(measured(run, 1, 1) for run in range(6)))
-    assert [queue.next_to_run(ROOMY) is not None for _ in range(5)] == [True] * 4 + [False]
-    assert queue.running == 4
-
-
-def test_leaving_gives_back_a_place_in_the_line_or_in_the_engine() -> None:
-    """A job is removed from the queue or from the engine."""
-    runs, waits = measured(1, 1, 1), measured(2, 1, 1)
-    queue = line(runs, waits)
-    queue.next_to_run(ROOMY)
-    queue.remove(waits)
-    assert (len(queue), queue.running) == (0, 1)
-    queue.remove(runs)
-    assert (len(queue), queue.running) == (0, 0)
-
-
-def test_leaving_without_a_place_or_twice_is_harmless() -> None:
-    """No other job loses its place."""
-    runs, stranger = measured(1, 600, 1), measured(2, 600, 1)
-    queue = line(runs)
-    queue.next_to_run(ROOMY)
-    queue.remove(stranger)
-    assert queue.running == 1
-    queue.remove(runs)
-    queue.remove(runs)
-    assert queue.running == 0
+    assert queue.next_to_hand_over(ROOMY) is last
+    assert queue.next_to_hand_over(ROOMY) is None
 
 
 def test_what_a_job_is_given_at_most_is_what_it_asked_for() -> None:
@@ -207,26 +198,26 @@ def test_without_max_tokens_a_job_gets_no_more_than_the_ceiling() -> None:
 
 
 @given(
-    sizes=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=30),
+    count=st.integers(1, 30),
     leaving=st.lists(st.integers(0, 29), max_size=60),
     sequences=st.integers(1, 5),
 )
 @settings(deadline=None)
-def test_what_is_expected_never_exceeds_the_engine_and_order_is_never_broken(
-    sizes: list[tuple[int, int]], leaving: list[int], sequences: int
+def test_the_engine_never_has_too_many_and_order_is_never_broken(
+    count: int, leaving: list[int], sequences: int
 ) -> None:
-    """For any sequence of jobs: cells and sequences suffice, and jobs start in order of arrival."""
+    """Whatever comes and goes: few more than it has slots for, in the order they came, and as many as there may be."""
     capacity = Capacity(cells=150, cells_per_job=120, sequences=sequences)
-    jobs = [measured(run, prompt, out) for run, (prompt, out) in enumerate(sizes)]
+    jobs = [measured(run, 1, 1) for run in range(count)]
     queue = line(*jobs)
-    started: list[int] = []
+    order: list[int] = []
     in_engine: dict[int, Job] = {}
     for place in [*leaving, *range(len(jobs))]:
-        while (job := queue.next_to_run(capacity)) is not None:
-            started.append(job.run)
+        for job in handed_over(queue, capacity):
+            order.append(job.run)
             in_engine[job.run] = job
-        assert sum(job.cells_expected for job in in_engine.values()) <= capacity.cells
-        assert queue.running == len(in_engine) <= sequences
+        left = len(jobs) - len(order) + len(in_engine)
+        assert queue.running == len(in_engine) == min(sequences + AHEAD, left)
         if in_engine:
             queue.remove(in_engine.pop(sorted(in_engine)[place % len(in_engine)]))
-    assert started == sorted(started)
+    assert order == list(range(count))

@@ -13,7 +13,7 @@ from worker_orcd.jobs.errors import JobError
 from worker_orcd.jobs.request import Ceilings, ExecuteRequest
 from worker_orcd.protocol.messages import ToEngine
 from worker_orcd.sampling import MAX_LOGIT_BIASES, MAX_STOP_TOKEN_IDS, SAMPLING_FIELDS, SamplingParams
-from worker_orcd.worker.wire import to_prepare, to_run
+from worker_orcd.worker.wire import to_submit
 
 GIVEN: dict[str, Any] = {
     "temperature": 0.25,
@@ -61,7 +61,7 @@ def test_execute_hands_each_option_to_the_engine(name: str) -> None:
     job = running_job(**{name: GIVEN[name]})
     job.seed = 7 if job.request.seed is None else job.request.seed
     expected = SamplingParams(**{"seed": 7, name: GIVEN[name]})
-    assert to_prepare(job).sampling == to_run(job).sampling == expected
+    assert to_submit(job).sampling == expected
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLING_FIELDS if name != "logprobs"])
@@ -190,6 +190,6 @@ def test_what_llama_server_calls_otherwise_means_the_same(theirs: str, ours: str
 
 def test_all_options_survive_the_wire() -> None:
     """The engine gets what was sent."""
-    run = to_run(running_job(**{**GIVEN, "seed": 7}))
+    run = to_submit(running_job(**{**GIVEN, "seed": 7}))
     assert run.sampling == SamplingParams(**{**GIVEN, "seed": 7})
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(run), type=ToEngine) == run

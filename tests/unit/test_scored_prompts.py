@@ -7,10 +7,10 @@ from worker_orcd.api.openai.completion_request import CompletionRequest
 from worker_orcd.api.openai.response_bodies import Completion
 from worker_orcd.engine.logprobs import logprobs_of
 from worker_orcd.engine.model import AbortMode, Batch
+from worker_orcd.engine.run import Run
 from worker_orcd.jobs.events import Event, Token
-from worker_orcd.protocol.messages import Run
 from worker_orcd.sampling import Logprobs, SamplingParams, TokenLogprob
-from worker_orcd.worker.wire import to_run
+from worker_orcd.worker.wire import to_submit
 
 WORDS = "one prompt that is scored, " * 3
 
@@ -72,6 +72,27 @@ def test_aborted_steps_neither_lose_nor_shift_a_score() -> None:
     loop.close()
 
 
+@pytest.mark.parametrize("scored_whole", [False, True])
+def test_a_run_that_is_preempted_is_scored_anew_unless_it_is_scored_as_a_whole(scored_whole: bool) -> None:
+    """What was reported stands, and nothing is missing in the end."""
+    loop = HandLoop(parallel=1)
+    scored = run_message(1, WORDS, prompt_logprobs=1, max_tokens=9, priority=1)
+    loop.post(scored)
+    loop.turn()
+    while scored_whole and not loop.tokens(1):
+        loop.turn()
+    loop.post(run_message(2, order=-1.0, max_tokens=2))
+    loop.turn()
+    assert loop.steps[-1].preempted == (1,)
+    before = len(loop.steps)
+    loop.finish()
+    again = [said.run for step in loop.steps[before:] for said in step.prompt_logprobs]
+    assert (again == []) == scored_whole
+    assert reported(loop, 1) == by_definition(scored)
+    assert len(loop.tokens(1)) == 9
+    loop.close()
+
+
 def test_a_run_without_tokens_ends_behind_its_prompt() -> None:
     """Its scores are all that is wanted."""
     loop = HandLoop()
@@ -88,12 +109,12 @@ def test_a_scored_job_uses_no_prefix_and_is_not_scored_twice() -> None:
     job = queued_job()
     job.request = asked.wanted("job-1")[0]
     job.measured((1, 2, 3), max_tokens=8)
-    assert (to_run(job).prompt_logprobs, to_run(job).cache) == (1, None)
+    assert (to_submit(job).prompt_logprobs, to_submit(job).cache) == (1, None)
     job.prompt_logprobs = [(TokenLogprob(1, b"a", None),)] * 2
-    assert (to_run(job).prompt_logprobs, to_run(job).cache) == (1, None)
+    assert (to_submit(job).prompt_logprobs, to_submit(job).cache) == (1, None)
     job.prompt_logprobs *= 2
-    assert to_run(job).prompt_logprobs is None
-    assert to_run(job).cache is not None
+    assert to_submit(job).prompt_logprobs is None
+    assert to_submit(job).cache is not None
 
 
 EVENTS: list[Event] = [

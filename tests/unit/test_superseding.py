@@ -6,8 +6,9 @@ import pytest
 
 from tests.fakes import at, execute, freed_at, snapshot_of, stop_request, submit
 from tests.unit.test_dispatcher import ENGINE, PROMPT, dispatcher, running
+from worker_orcd.jobs import queue
 from worker_orcd.jobs.dispatcher import Dispatcher
-from worker_orcd.jobs.effects import Ended, Prepare, Run, SendStop
+from worker_orcd.jobs.effects import Begin, Ended, SendStop, Submit
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import End, Error
 from worker_orcd.jobs.job import Job
@@ -15,6 +16,12 @@ from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.record import record_of
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.jobs.stop_target import TargetState
+
+
+@pytest.fixture(autouse=True)
+def no_job_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is handed only jobs that it has slots for: so the others show what the queue does."""
+    monkeypatch.setattr(queue, "AHEAD", 0)
 
 
 def newer(it: Dispatcher, job_id: str = "new", seconds: float = 2, **given: object) -> Job:
@@ -29,7 +36,7 @@ def test_the_old_job_is_stopped_in_the_step_that_accepts_the_new_one() -> None:
     submitted = it.submit([execute("new", supersedes="k")], "cor-new", at(2))
     (new,) = submitted.jobs
     assert submitted.superseded == [old]
-    assert submitted.effects == [SendStop(old), Prepare(new)]
+    assert submitted.effects == [SendStop(old), Submit(new)]
     assert old.stop == StopRequest(StopReason.SUPERSEDED, 2, "cor-new", "new")
     assert it.stopped(old.run, freed_at(2.01), at(2.01)) == [Ended(old)]
     assert isinstance(old.terminal, Error)
@@ -40,7 +47,7 @@ def test_the_old_job_is_stopped_in_the_step_that_accepts_the_new_one() -> None:
     assert record is not None
     assert (record["supersedes"], record["superseded_by"]) == ("k", "new")
     assert record_of(new)["superseded_by"] is None
-    assert Run(new) in it.prepared(new.run, PROMPT, at(3))
+    assert Begin(new) in it.accepted(new.run, PROMPT, at(3))
 
 
 @pytest.mark.parametrize("other", [{"supersedes": "k2"}, {"supersedes": "K"}, {"group": "k"}, {}])
@@ -123,15 +130,12 @@ def test_the_new_job_takes_the_place_of_the_old_one_in_the_queue() -> None:
     new = newer(it, "new", 2)
     assert not old.live
     assert list(it.queue) == [new, between]
-    it.engine_ready(ENGINE, at(3))
-    large = running(it, "large", max_tokens=40)
-    for job in (
-        between,
-        new,
-    ):  # Their prompts are counted in the other order; neither fits beside the large one.
-        assert it.prepared(job.run, (1,) * 50, at(4)) == []
-    effects = it.finished(large.run, "stop", freed_at(5), at(5))
-    assert [effect.job for effect in effects if isinstance(effect, Run)] == [new]
+    it.engine_ready(ENGINE)
+    first, _ = running(it, "first"), running(it, "second")
+    for job in (between, new):  # Their prompts are counted in the other order, and the engine is full.
+        assert it.accepted(job.run, PROMPT, at(4)) == []
+    effects = it.finished(first.run, "stop", freed_at(5), at(5))
+    assert [effect.job for effect in effects if isinstance(effect, Begin)] == [new]
 
 
 def test_a_place_is_handed_on_no_longer_than_one_job_may_have_it() -> None:

@@ -11,19 +11,20 @@ from types import SimpleNamespace
 import pytest
 
 from worker_orcd.protocol.messages import (
+    Accepted,
+    Begin,
     EndOfRun,
     FromEngine,
     LoadFailed,
     NarrationEvent,
     Pong,
-    Prepare,
-    Prepared,
     Ready,
-    Refused,
+    Rejected,
     Rendering,
-    Run,
     Step,
     Stopped,
+    Submit,
+    Tokenize,
 )
 from worker_orcd.sampling import SamplingParams
 from worker_orcd.supervisor import supervisor as supervisor_module
@@ -38,8 +39,8 @@ from worker_orcd.supervisor.liveness import (
 from worker_orcd.supervisor.supervisor import EngineState, Supervisor
 
 READY = Ready("m", "cpu", True, 0, "F16", "bpe", 1000, 100, 100, 4, False, 1.0)
-PREPARE = Prepare(1, "job-1", "cor", "x", "none", (), 32, SamplingParams())
-RUN = Run(1, "job-1", "cor", (1,), (), 1, (), SamplingParams(temperature=0, seed=1), 1, "0")
+SUBMIT = Submit(1, "job-1", "cor", "x", "none", (), 32, SamplingParams(), 1, "0")
+BEGIN = Begin(1, 1)
 
 
 def stopped(run: int) -> Stopped:
@@ -93,15 +94,15 @@ class FakeEngine:
         self.killed_at: list[float] = []
         self.closed = False
 
-    def prepare(self, message: Prepare) -> None:
+    def prepare(self, message: Submit | Tokenize) -> None:
         """Note it."""
         self.reported.append(message)
 
-    def drop_prompt(self, run: int) -> None:
+    def drop(self, run: int) -> None:
         """Note it."""
         self.reported.append(f"drop {run}")
 
-    def run(self, message: Run) -> None:
+    def begin(self, message: Begin) -> None:
         """Note it."""
         self.reported.append(message)
 
@@ -264,15 +265,15 @@ def test_a_supervisor_is_ready_when_its_engine_says_so(play: Callable[..., Bench
 
 
 def test_what_is_sent_reaches_the_engine_in_order(play: Callable[..., Bench]) -> None:
-    """Prepare, run, stop."""
+    """Submit, begin, stop."""
 
     async def scenario(bench: Bench) -> None:
         engine = await bench.ready()
-        bench.supervisor.prepare(PREPARE)
-        bench.supervisor.run(RUN)
+        bench.supervisor.prepare(SUBMIT)
+        bench.supervisor.begin(BEGIN)
         bench.supervisor.stop(1)
         engine.says(stopped(1))
-        assert engine.reported == [PREPARE, RUN, 1]
+        assert engine.reported == [SUBMIT, BEGIN, 1]
 
     play(scenario)
 
@@ -281,8 +282,8 @@ def test_what_is_sent_while_there_is_no_engine_is_dropped(play: Callable[..., Be
     """The worker sends it again once the next engine is ready."""
 
     async def scenario(bench: Bench) -> None:
-        bench.supervisor.prepare(PREPARE)
-        bench.supervisor.run(RUN)
+        bench.supervisor.prepare(SUBMIT)
+        bench.supervisor.begin(BEGIN)
         assert (await bench.ready()).reported == []
 
     play(scenario)
@@ -395,7 +396,7 @@ def test_an_engine_that_waits_for_a_prompt_to_be_rendered_is_not_killed(play: Ca
 
     async def scenario(bench: Bench) -> None:
         engine = await bench.ready()
-        bench.supervisor.prepare(PREPARE)
+        bench.supervisor.prepare(SUBMIT)
         engine.says(Rendering(1, slow=True))
         await asyncio.sleep(60)
         assert not engine.killed_at
@@ -409,7 +410,7 @@ def test_an_engine_that_waits_for_a_prompt_to_be_rendered_is_not_killed(play: Ca
 
 @pytest.mark.parametrize(
     "message",
-    [Prepared(1, (5,)), Refused(1, "no", "prompt"), Rendering(1, slow=True), NarrationEvent({}, "owner")],
+    [Accepted(1, (5,)), Rejected(1, "no", "prompt"), Rendering(1, slow=True), NarrationEvent({}, "owner")],
 )
 def test_what_side_threads_say_does_not_hide_a_stuck_loop(
     play: Callable[..., Bench], message: FromEngine
@@ -433,7 +434,7 @@ def test_a_prompt_whose_job_has_ended_is_dropped(play: Callable[..., Bench]) -> 
 
     async def scenario(bench: Bench) -> None:
         engine = await bench.ready()
-        bench.supervisor.drop_prompt(1)
+        bench.supervisor.drop(1)
         assert engine.reported == ["drop 1"]
 
     play(scenario)
@@ -495,7 +496,7 @@ def test_an_engine_that_is_at_one_prompt_for_ever_is_killed(play: Callable[..., 
 
     async def scenario(bench: Bench) -> None:
         engine = await bench.ready()
-        bench.supervisor.prepare(PREPARE)
+        bench.supervisor.prepare(SUBMIT)
         asked_at = bench.now
         await bench.until(lambda: bool(engine.killed_at))
         assert 9.5 < engine.killed_at[0] - asked_at < 12

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from worker_orcd.jobs.errors import ErrorCode, JobError
-from worker_orcd.protocol.messages import Prepare, Prepared, Refused
+from worker_orcd.protocol.messages import Rejected, Tokenize, Tokenized
 from worker_orcd.supervisor.supervisor import EngineState, Supervisor
 from worker_orcd.worker.tokenizing import MAX_TOKENIZING, Tokenizing
 
@@ -17,20 +17,20 @@ class Desk:
 
     def __init__(self) -> None:
         self.state = EngineState.READY
-        self.handed: list[Prepare] = []
+        self.handed: list[Tokenize] = []
         self.dropped: list[int] = []
         self.tokenizing = Tokenizing(cast("Supervisor", self))
 
-    def prepare(self, message: Prepare) -> None:
-        """Keep the prompt."""
+    def prepare(self, message: Tokenize) -> None:
+        """For the engine."""
         self.handed.append(message)
 
-    def drop_prompt(self, run: int) -> None:
-        """Note that the prompt is no longer wanted."""
+    def drop(self, run: int) -> None:
+        """Of a prompt that is not wanted any more."""
         self.dropped.append(run)
 
-    def asked(self, number: int = 1) -> list["asyncio.Task[Prepared]"]:
-        """This many requests, as tasks."""
+    def asked(self, number: int = 1) -> list["asyncio.Task[Tokenized]"]:
+        """So many requests, as tasks."""
         return [
             asyncio.ensure_future(self.tokenizing.prepare("a", "none", "cor", "owner")) for _ in range(number)
         ]
@@ -49,9 +49,9 @@ def test_each_request_gets_its_own_answer() -> None:
         await asyncio.sleep(0)
         numbers = [message.run for message in desk.handed]
         assert all(number < 0 for number in numbers)
-        assert not desk.tokenizing.answered(Prepared(7, (1,)))
-        assert desk.tokenizing.answered(Prepared(numbers[1], (2,)))
-        assert desk.tokenizing.answered(Refused(numbers[0], "no", "prompt"))
+        assert not desk.tokenizing.answered(Tokenized(7, (1,), (b"x",)))
+        assert desk.tokenizing.answered(Tokenized(numbers[1], (2,), (b"x",)))
+        assert desk.tokenizing.answered(Rejected(numbers[0], "no", "prompt"))
         assert (await second).prompt == (2,)
         with pytest.raises(JobError) as caught:
             await first
@@ -70,12 +70,12 @@ def test_few_wait_at_a_time() -> None:
         with pytest.raises(JobError) as caught:
             await desk.asked()[0]
         assert (caught.value.code, caught.value.retry_after_sec) == (ErrorCode.QUEUE_FULL, 1)
-        desk.tokenizing.answered(Prepared(desk.handed[0].run, (1,)))
+        desk.tokenizing.answered(Tokenized(desk.handed[0].run, (1,), (b"x",)))
         await waiting[0]
         (one_more,) = desk.asked()
         await asyncio.sleep(0)
         for message in desk.handed:
-            desk.tokenizing.answered(Prepared(message.run, (1,)))
+            desk.tokenizing.answered(Tokenized(message.run, (1,), (b"x",)))
         await asyncio.gather(one_more, *waiting)
 
     run(scene)
@@ -109,6 +109,6 @@ def test_a_client_that_leaves_ends_the_preparing() -> None:
             await waiting
         number = desk.handed[0].run
         assert desk.dropped == [number]
-        assert desk.tokenizing.answered(Prepared(number, (1,)))
+        assert desk.tokenizing.answered(Tokenized(number, (1,), (b"x",)))
 
     run(scene)

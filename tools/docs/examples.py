@@ -38,11 +38,10 @@ def finished_job() -> Job:
 
 def _running_job() -> tuple[Dispatcher, Job]:
     dispatcher = Dispatcher(Ceilings(), max_queue=512, epoch="5f3a9c21d4")
-    dispatcher.engine_ready(
-        ReadyEngine(Capacity(16384, 8192, 16), "Smollm2 135M 8k Lc100K Mix1 Ep2"), _at(0.0)
-    )
+    dispatcher.engine_ready(ReadyEngine(Capacity(16384, 8192, 16), "Smollm2 135M 8k Lc100K Mix1 Ep2"))
     (job,) = dispatcher.submit([_REQUEST], "execute-51c9", _at(0.0)).jobs
-    dispatcher.prepared(job.run, tuple(range(36)), _at(0.001))
+    dispatcher.accepted(job.run, tuple(range(36)), _at(0.001))
+    dispatcher.started(job.run, _at(0.001))
     dispatcher.progress(job.run, 36)
     dispatcher.token(job.run, 1000, "Once", _at(0.15))
     dispatcher.token(job.run, 1001, " upon", _at(0.16))

@@ -17,7 +17,7 @@ from worker_orcd.api.submit import unless_disconnected
 from worker_orcd.jobs.errors import invalid
 from worker_orcd.jobs.request import Body
 from worker_orcd.narration.context import correlation_id
-from worker_orcd.protocol.messages import Prepared, Template
+from worker_orcd.protocol.messages import Template, Tokenized
 from worker_orcd.sampling import shown
 from worker_orcd.worker.worker import Worker
 
@@ -86,7 +86,7 @@ def router(worker: Worker) -> APIRouter:
     """The routes of these resources."""
     routes = APIRouter(tags=["tokens"])
 
-    async def prepare(request: Request, prompt: str, template: Template, param: str) -> Prepared:
+    async def prepare(request: Request, prompt: str, template: Template, param: str) -> Tokenized:
         with error_style({"prompt": param}):
             return await unless_disconnected(
                 request,
@@ -148,7 +148,7 @@ def _piece(piece: bytes) -> str | list[int]:
         return list(piece)
 
 
-def _text(prepared: Prepared) -> str:
+def _text(prepared: Tokenized) -> str:
     return b"".join(prepared.pieces).decode("utf-8", "replace")
 
 

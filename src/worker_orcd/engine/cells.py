@@ -5,6 +5,7 @@ cells are a forest: a *stretch* is a number of consecutive cells behind its pare
 from a root to its stretch. Copying a prefix makes a second holder of a part of that path.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 
@@ -49,6 +50,18 @@ class Cells:
     def free(self) -> int:
         """Cells of no holder."""
         return self.total - self.held - self.warm
+
+    def held_by(self, holders: Iterable[Holder]) -> int:
+        """Cells of these holders, those that they share counted once."""
+        counted: set[int] = set()
+        cells = 0
+        for holder in holders:
+            stretch = holder.end
+            while stretch is not None and id(stretch) not in counted:
+                counted.add(id(stretch))
+                cells += stretch.length
+                stretch = stretch.parent
+        return cells
 
     def grow(self, holder: Holder, cells: int) -> None:
         """Append cells that only this holder holds.

@@ -11,15 +11,14 @@ they come back when they are warm no more.
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 from worker_orcd.engine.audit import Difference, differences
 from worker_orcd.engine.cells import Cells
 from worker_orcd.engine.model import Model
 from worker_orcd.engine.prefixes import PrefixIndex, TokenArray, Tokens, as_tokens
 from worker_orcd.engine.saving import Saving
-from worker_orcd.engine.slot import Slot
+from worker_orcd.engine.slot import Closed, Slot
 from worker_orcd.protocol.messages import AuditFault
 
 WARM_SHARE = 0.25
@@ -33,16 +32,6 @@ class NoUsableSequence(Exception):
     """The model's memory does not do what the ledger asks; only a new process helps."""
 
 
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """What became of a slot's cells: how many its run held, still holds against the ledger's will, and left for later
-    runs, warm or in the store."""
-
-    before: int
-    after: int
-    warm: int
-
-
 class Ledger:
     """Sequence ids and cells of one model."""
 
@@ -50,7 +39,6 @@ class Ledger:
         self._model = model
         self._saving = saving
         self._cells = Cells(model.facts.cells)
-        # Memory that cannot be cut back has no part to hand over.
         self._keeps_warm = model.memory.trims and model.sequence_ids > model.facts.sequences
         self._max_warm = int(model.facts.cells * WARM_SHARE) if self._keeps_warm else 0
         self._free_ids = list(range(model.sequence_ids))
@@ -110,6 +98,16 @@ class Ledger:
                 if common - have >= MIN_SHARED:
                     return slot.run
         return None
+
+    def fits(self, tokens: TokenArray, namespace: str | None, beside: Sequence[Slot], growth: int) -> bool:
+        """Whether there are cells for a run of these tokens, those of the live slots `beside`, and `growth` more. What
+        the run would share with a live slot counts once."""
+        wanted = self._cells.held_by(slot.holder for slot in beside) + sum(self._dirty.values()) + growth
+        wanted += sum(len(slot.tokens) - slot.computed for slot in beside) + len(tokens)
+        if namespace is not None and self._keeps_warm:
+            shared = self._prefixes.longest(namespace, tokens[:-1], self._usable_live)
+            wanted -= shared.length if shared else 0
+        return wanted <= self._cells.total
 
     def open(self, run: int, tokens: list[int], namespace: str | None) -> Slot:
         """A live slot for a run's tokens, with the longest prefix in it that the namespace has warm, live or saved.
@@ -278,6 +276,10 @@ class Ledger:
         """How many of the first `length` tokens, which a new run shares with the slot, the slot can hand over."""
         length = min(length, slot.computed)
         return length if self._model.memory.hands_over(slot.computed, length) else 0
+
+    def _usable_live(self, slot: Slot, length: int) -> int:
+        """The same of a live slot; nothing of a warm one."""
+        return 0 if slot in self._warm else self._usable(slot, length)
 
     def _available(self, namespace: str, wanted: Tokens) -> int:
         """How many of these tokens need not be computed."""

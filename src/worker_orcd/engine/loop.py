@@ -6,22 +6,24 @@ seen in this turn, or it aborts this turn's step.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import msgspec
 
 from worker_orcd import narration
-from worker_orcd.engine.ledger import Closed, Ledger
+from worker_orcd.engine.ledger import Ledger
 from worker_orcd.engine.model import REPORTED, AbortMode, Model, Outcome
 from worker_orcd.engine.parts import Part, StepResult, parts_of, runs_of
 from worker_orcd.engine.planner import MAX_ROWS, CostEstimate, Pending, Plan, plan_step
 from worker_orcd.engine.prefix_store import PrefixStore
-from worker_orcd.engine.prefixes import as_tokens
 from worker_orcd.engine.recovery import Recovery
 from worker_orcd.engine.rollback import Rollback
+from worker_orcd.engine.run import Run
 from worker_orcd.engine.saving import Saving
+from worker_orcd.engine.scheduler import Live, Scheduler, least_urgent
 from worker_orcd.engine.sequence import Sequence
-from worker_orcd.engine.urgency import may_preempt, order, urgent_prompts_first
+from worker_orcd.engine.slot import Closed
+from worker_orcd.engine.urgency import urgent_prompts_first
 from worker_orcd.engine.warm_up import warm_up
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import (
@@ -32,7 +34,7 @@ from worker_orcd.protocol.messages import (
     Pong,
     Progress,
     PromptLogprobs,
-    Run,
+    Started,
     Step,
     Stop,
     Stopped,
@@ -41,14 +43,6 @@ from worker_orcd.protocol.messages import (
 
 _GRAMMAR_WAIT_SEC = 0.005
 """While no run can be computed, messages are read this often."""
-
-
-class _Waiting:
-    """A run without a slot, and its tokens as the index of prefixes looks them up: before every step."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.tokens = as_tokens([*run.prompt, *run.generated])
 
 
 class EngineLoop:
@@ -70,8 +64,7 @@ class EngineLoop:
         self._send = send
         self._narrator = narrator
         self._clock = clock
-        self._waiting: dict[int, _Waiting] = {}
-        """Runs without a slot: each waits for a live run that is computing what its prompt begins with."""
+        self._scheduler = Scheduler(model.facts.sequences)
         self._sequences: dict[int, Sequence] = {}
         self._ledger = Ledger(model, Saving(model, store, clock) if store is not None else None)
         self._store = store
@@ -102,7 +95,7 @@ class EngineLoop:
             self._planned = None
             match message:
                 case Run():
-                    self._waiting[message.run] = _Waiting(message)
+                    self._scheduler.add(message)
                 case Stop():
                     self._stop(message.run)
                 case Ping():
@@ -119,20 +112,16 @@ class EngineLoop:
     # Runs.
 
     def _open_slots(self) -> None:
-        """Give waiting runs slots in order, also those of less urgent runs, unless they save more by waiting longer."""
-        for waiting in sorted(self._waiting.values(), key=lambda waiting: order(waiting.run)):
-            if self._ledger.leader(waiting.tokens, waiting.run.cache) is not None:
-                continue
-            if len(self._sequences) >= self._model.facts.sequences:
-                victims = [s for s in self._sequences.values() if may_preempt(waiting.run, s.run)]
-                if not victims:
-                    continue
-                self._preempt(victims)
-            del self._waiting[waiting.run.run]
-            self._begin(waiting.run)
+        """Give runs that wait slots, as many as it is the turn of, also those of less urgent runs."""
+        while (opening := self._scheduler.next(self._sequences.values(), self._ledger)) is not None:
+            run, giving_way = opening
+            if giving_way:
+                self._preempt(giving_way)
+            self._begin(run)
             self._planned = None
 
     def _begin(self, run: Run) -> None:
+        self._send(Started(run.run))
         slot = self._ledger.open(run.run, [*run.prompt, *run.generated], run.cache)
         sequence = self._sequences[run.run] = Sequence(run, slot, self._model)
         if slot.reused:
@@ -153,7 +142,7 @@ class EngineLoop:
     def _stop(self, run: int) -> None:
         """Free a run and confirm it. An unknown run is confirmed, too: it holds no cells."""
         stopped_at = self._clock()
-        self._waiting.pop(run, None)
+        self._scheduler.remove(run)
         sequence = self._sequences.get(run)
         processed, cached = (sequence.prompt_processed, sequence.prompt_cached) if sequence else (0, 0)
         closed = self._free(sequence) if sequence else Closed(0, 0, 0)
@@ -187,8 +176,8 @@ class EngineLoop:
 
     def _free_unknown_runs(self, runs: tuple[int, ...]) -> None:
         """Free runs that the front does not know. The front forgets a run only after the engine reported its end."""
-        for run in (self._sequences.keys() | self._waiting.keys()) - set(runs):
-            self._waiting.pop(run, None)
+        for run in (self._sequences.keys() | self._scheduler.waiting) - set(runs):
+            self._scheduler.remove(run)
             if run in self._sequences:
                 self._free(self._sequences[run])
             self._send(AuditFault(run, f"run {run} is unknown to the front", repaired=True))
@@ -266,7 +255,7 @@ class EngineLoop:
             self._recovery.aborted(undone, computed)
 
     def _plan_within_cells(self) -> Plan:
-        """Plan a step and make room for it. When the cells do not last, the least urgent runs are requeued until they
+        """Plan a step and make room for it. When the cells do not last, the least urgent runs are preempted until they
         do, but not the most urgent one."""
         plan = self._planned or self._plan()
         while not self._ledger.can_grow(plan.decode_rows + plan.prefill_rows) and len(self._sequences) > 1:
@@ -297,11 +286,13 @@ class EngineLoop:
         for sequence in self._sequences.values():
             sequence.wait(_GRAMMAR_WAIT_SEC / len(self._sequences))
 
-    def _preempt(self, candidates: Iterable[Sequence]) -> None:
-        """Preempt the least urgent of these runs, which the front sends again when it fits."""
-        victim = max(candidates, key=lambda sequence: order(sequence.run))
+    def _preempt(self, candidates: Collection[Live]) -> None:
+        """Preempt the least urgent of these runs: it waits again, until it fits."""
+        victim = self._sequences[least_urgent(candidates).run.run]
+        rest = victim.rest
         self._free(victim)
-        self._preempted.append(victim.run.run)
+        self._scheduler.add(rest)
+        self._preempted.append(rest.run)
 
     def _compute(self, plan: Plan, *, abort_mode: AbortMode) -> StepResult:
         """Compute a step part by part. Each part is sampled before the next one overwrites its logits.

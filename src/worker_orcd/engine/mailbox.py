@@ -8,17 +8,19 @@ from collections import deque
 from queue import SimpleQueue
 
 from worker_orcd.engine.prompts import Prompts
+from worker_orcd.engine.run import Run
 from worker_orcd.protocol.framing import BrokenFrame, encode, engine_side
 from worker_orcd.protocol.messages import (
-    DropPrompt,
+    Begin,
+    Drop,
     FromEngine,
     Load,
     Message,
     Ping,
     Pong,
-    Prepare,
-    Run,
     Stop,
+    Submit,
+    Tokenize,
 )
 
 _CHUNK = 1 << 18
@@ -114,13 +116,18 @@ class Mailbox:
                 if self._progressed:
                     self._progressed = False
                     self.send(Pong())
-            case Run() | Stop() | Ping():
-                with self._arrived:
-                    self._for_loop.append(message)
-                    self._arrived.notify()
-            case Prepare():
+            case Begin():
+                self._to_loop(self.prompts.begin(message))
+            case Stop() | Ping():
+                self._to_loop(message)
+            case Submit() | Tokenize():
                 self.prompts.put(message)
-            case DropPrompt():
+            case Drop():
                 self.prompts.drop(message.run)
             case Load():
                 self._loads.put(message)
+
+    def _to_loop(self, message: Run | Stop | Ping) -> None:
+        with self._arrived:
+            self._for_loop.append(message)
+            self._arrived.notify()

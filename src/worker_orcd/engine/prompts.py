@@ -1,4 +1,5 @@
-"""Prompts that the front has given the engine: those that wait for a preparer thread, and those that have one."""
+"""Prompts that the front has given the engine: those that wait for a preparer thread, those that have one, and accepted
+runs that are yet to begin."""
 
 import threading
 from collections import deque
@@ -6,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from worker_orcd.engine.current_prompt import CurrentPrompt
-from worker_orcd.protocol.messages import Prepare
+from worker_orcd.engine.run import Run
+from worker_orcd.protocol.messages import Accepted, Begin, Submit, Tokenize
 
 
 class Prompts:
@@ -14,11 +16,13 @@ class Prompts:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._waiting: deque[Prepare] = deque()
+        self._waiting: deque[Submit | Tokenize] = deque()
         self._known: dict[int, CurrentPrompt] = {}
-        """All prompts that wait or are being prepared, by run."""
+        """By run: all that wait or are being prepared."""
+        self._accepted: dict[int, tuple[Submit, tuple[int, ...]]] = {}
+        """By run: with the prompt's token ids."""
 
-    def put(self, request: Prepare) -> None:
+    def put(self, request: Submit | Tokenize) -> None:
         """A prompt arrives."""
         with self._changed:
             self._known[request.run] = CurrentPrompt()
@@ -26,13 +30,14 @@ class Prompts:
             self._changed.notify()
 
     def drop(self, run: int) -> None:
-        """The job of this prompt has ended. Harmless if it is prepared, or was never here."""
+        """Nobody wants this prompt any more. Harmless if it was never here."""
         with self._changed:
+            self._accepted.pop(run, None)
             if run in self._known:
                 self._known[run].drop()
 
     @contextmanager
-    def next(self) -> Iterator[tuple[Prepare, CurrentPrompt]]:
+    def next(self) -> Iterator[tuple[Submit | Tokenize, CurrentPrompt]]:
         """Wait for the next prompt; the calling thread prepares it in this block."""
         with self._changed:
             self._changed.wait_for(lambda: bool(self._waiting))
@@ -43,3 +48,19 @@ class Prompts:
         finally:
             with self._changed:
                 del self._known[request.run]
+
+    def accept(self, submitted: Submit, accepted: Accepted) -> None:
+        """Keep a run, within the block of `next` that has prepared it, unless it was dropped meanwhile."""
+        with self._changed:
+            if not self._known[submitted.run].dropped:
+                self._accepted[submitted.run] = (submitted, accepted.prompt)
+
+    def begin(self, begin: Begin) -> Run:
+        """Hand over an accepted run.
+
+        Raises:
+            KeyError: it is not kept here.
+        """
+        with self._changed:
+            submitted, prompt = self._accepted.pop(begin.run)
+        return Run.of(submitted, prompt, begin)

@@ -2,13 +2,16 @@
 
 from typing import Literal
 
+import msgspec
+
 from worker_orcd.engine.grammars.masks import ConstraintRefused, GrammarsLost, Matcher
 from worker_orcd.engine.logprobs import logprobs_of
 from worker_orcd.engine.model import Model
 from worker_orcd.engine.planner import MIN_PREFILL_ROWS, Pending
+from worker_orcd.engine.run import Run
 from worker_orcd.engine.slot import Slot
 from worker_orcd.engine.text import TextAssembler
-from worker_orcd.protocol.messages import EndOfRun, Run, TokenOut
+from worker_orcd.protocol.messages import EndOfRun, TokenOut
 from worker_orcd.sampling import Logprobs, TokenLogprob
 
 SCORED_LOGITS = 2_000_000
@@ -73,6 +76,16 @@ class Sequence:
         if rows == left and self._matcher is not None and not self._matcher.ready:
             rows -= 1
         return Pending(self.run.run, rows, self.computed, decoding=left == 1 and self.generated > 0)
+
+    @property
+    def rest(self) -> Run:
+        """What is left of its run, for another slot. A prompt that is scored as a whole is not scored again."""
+        prompt, scored = self.run.prompt, self.run.prompt_logprobs
+        return msgspec.structs.replace(
+            self.run,
+            generated=tuple(self.tokens[len(prompt) :]),
+            prompt_logprobs=scored if self.wants_logits(self.computed) else None,
+        )
 
     def wants_logits(self, position: int) -> bool:
         """Whether the logits of a prompt token's row are wanted, because the prompt's next token is scored by them."""

@@ -40,3 +40,13 @@ class Slot:
         """Tokens to compute before the next checkpoint, or before the next token can be drawn."""
         end = self.checkpoint if self.computed < self.checkpoint else len(self.tokens)
         return end - self.computed
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """What became of a slot's cells: how many its run held, still holds against the ledger's will, and left for later
+    runs, warm or in the store."""
+
+    before: int
+    after: int
+    warm: int

@@ -9,44 +9,72 @@ from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.engine.grammars.masks import ConstraintRefused
 from worker_orcd.engine.model import Model, PromptRefused
 from worker_orcd.engine.prompts import Prompts
-from worker_orcd.protocol.messages import FromEngine, Prepare, Prepared, Refused, Rendering
+from worker_orcd.protocol.messages import (
+    Accepted,
+    FromEngine,
+    Rejected,
+    Rendering,
+    Submit,
+    Tokenize,
+    Tokenized,
+)
 
 THREADS = 16
 """As many as the prompts that the front gives an engine at a time (`jobs/preparing.py`): none waits for another one's
 rendering."""
 
 
-def prepare(request: Prepare, model: Model, in_hand: CurrentPrompt | None = None) -> Prepared | Refused:
+Answer = Accepted | Tokenized | Rejected
+
+
+def prepare(request: Submit | Tokenize, model: Model, in_hand: CurrentPrompt | None = None) -> Answer:
     """Render and tokenize one prompt, and check what only the model can check. `in_hand`: as in `Model.encode`."""
     try:
-        for stop in request.stop:
-            count = model.count_tokens(stop)
-            if count > request.max_stop_tokens:
-                most = request.max_stop_tokens
-                return Refused(
-                    request.run, f"a stop string has {count} tokens, at most {most} are allowed", "stop"
-                )
-        for param, fault in request.sampling.beyond(model.facts.vocab_size):
-            return Refused(request.run, fault, param)
-        if request.constraint is not None:
-            model.grammars.check(request.constraint, in_hand)
-        if request.template == "tokens":
-            tokens = tuple(json.loads(request.prompt))
-            if max(tokens, default=0) >= model.facts.vocab_size:
-                fault = f"prompt has token {max(tokens)}, the vocabulary has {model.facts.vocab_size} tokens"
-                return Refused(request.run, fault, "prompt")
-        else:
-            tokens = tuple(model.encode(request.prompt, request.template, in_hand))
+        if isinstance(request, Tokenize):
+            tokens = _tokens(request, model, in_hand)
+            return Tokenized(request.run, tokens, tuple(map(model.name, tokens)))
+        _check(request, model, in_hand)
+        tokens = _tokens(request, model, in_hand) if request.tokens is None else request.tokens
     except PromptRefused as error:
-        return Refused(request.run, str(error), error.param)
-    except ConstraintRefused as error:
-        is_schema = request.constraint is not None and request.constraint.kind == "json_schema"
-        return Refused(request.run, str(error), "json_schema" if is_schema else "grammar")
-    if request.pieces:
-        return Prepared(request.run, tokens, tuple(map(model.name, tokens)))
+        return Rejected(request.run, str(error), error.param)
     if not tokens:
-        return Refused(request.run, "the prompt has no tokens", "prompt")
-    return Prepared(request.run, tokens)
+        return Rejected(request.run, "the prompt has no tokens", "prompt")
+    return Accepted(request.run, tokens)
+
+
+def _check(request: Submit, model: Model, in_hand: CurrentPrompt | None) -> None:
+    """Count the stop strings' tokens, hold sampling against the vocabulary, and try the constraint.
+
+    Raises:
+        PromptRefused: something of it cannot be had.
+    """
+    for stop in request.stop:
+        count, most = model.count_tokens(stop), request.max_stop_tokens
+        if count > most:
+            raise PromptRefused(f"a stop string has {count} tokens, at most {most} are allowed", "stop")
+    for param, fault in request.sampling.beyond(model.facts.vocab_size):
+        raise PromptRefused(fault, param)
+    if request.constraint is not None:
+        try:
+            model.grammars.check(request.constraint, in_hand)
+        except ConstraintRefused as error:
+            is_schema = request.constraint.kind == "json_schema"
+            raise PromptRefused(str(error), "json_schema" if is_schema else "grammar") from error
+
+
+def _tokens(request: Submit | Tokenize, model: Model, in_hand: CurrentPrompt | None) -> tuple[int, ...]:
+    """The prompt's token ids.
+
+    Raises:
+        PromptRefused: it has none.
+    """
+    if request.template != "tokens":
+        return tuple(model.encode(request.prompt, request.template, in_hand))
+    tokens = tuple(json.loads(request.prompt))
+    if max(tokens, default=0) >= model.facts.vocab_size:
+        fault = f"prompt has token {max(tokens)}, the vocabulary has {model.facts.vocab_size} tokens"
+        raise PromptRefused(fault, "prompt")
+    return tokens
 
 
 def prepare_all(
@@ -99,23 +127,28 @@ def _prepare_in_turn(
 
             in_hand.slow = slow
             answer = _answer(request, model, narrator, in_hand)
+            if isinstance(request, Submit) and isinstance(answer, Accepted):
+                prompts.accept(request, answer)
         send(answer)
         turn.pass_on()
 
 
 def _answer(
-    request: Prepare, model: Model, narrator: narration.Narrator, in_hand: CurrentPrompt
-) -> Prepared | Refused:
+    request: Submit | Tokenize, model: Model, narrator: narration.Narrator, in_hand: CurrentPrompt
+) -> Answer:
     if in_hand.dropped:
-        return Refused(request.run, "the job has ended", None)
+        return Rejected(request.run, "the job has ended", None)
     try:
         return prepare(request, model, in_hand)
     except Exception as error:  # noqa: BLE001  # Reported as INTERNAL; the thread must live on for the next prompt.
         narrator.emit(
             narration.Error.from_exception(
-                error, code="INTERNAL", message="preparing a prompt failed", job_id=request.job_id
+                error,
+                code="INTERNAL",
+                message="preparing a prompt failed",
+                job_id=request.job_id if isinstance(request, Submit) else "",
             ),
             correlation_id=request.correlation_id,
             owner=request.owner,
         )
-        return Refused(request.run, "the prompt could not be prepared", None)
+        return Rejected(request.run, "the prompt could not be prepared", None)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from worker_orcd.engine.planner import Pending
-from worker_orcd.protocol.messages import Run
+from worker_orcd.engine.run import Run
 
 
 def order(run: Run) -> tuple[float, int]:

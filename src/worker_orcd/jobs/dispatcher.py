@@ -10,7 +10,7 @@ from itertools import count
 
 from worker_orcd.jobs.clock import Timestamp
 from worker_orcd.jobs.deadlines import Deadlines
-from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Prepare, Run, SendStop
+from worker_orcd.jobs.effects import Begin, Drop, Effect, Ended, SendStop, Submit
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import StopReason as EndReason
 from worker_orcd.jobs.job import Job, Phase
@@ -68,6 +68,8 @@ class Dispatcher:
         self._runs = count(1)
         self._deadlines = Deadlines()
         self._preparing = Preparing()
+        self._kept: set[int] = set()
+        """Runs that the engine has accepted, and keeps until they begin."""
         self._suspects = Suspects()
 
     # Clients.
@@ -98,7 +100,7 @@ class Dispatcher:
         """
         cancels = [retry_of or self.remembered.of((owner, request.job_id), now) for request in requests]
         superseded = [] if cancels[0] else self.tracker.superseded_by(requests[0], owner)
-        waiting = len(self.queue) - sum(job.state is State.QUEUED for job in superseded)
+        waiting = len(self.queue) - sum(job.state in (State.QUEUED, State.WAITING) for job in superseded)
         if self.draining:
             self.refused(requests[0].job_id, now, owner)
             raise JobError(ErrorCode.DRAINING, "the worker is shutting down", retry_after_sec=5)
@@ -140,7 +142,7 @@ class Dispatcher:
         if not retry:
             self._cancelled.use(job.key)
         if cancel is None:
-            return self.start_next(now)
+            return self.start_next()
         if not retry:
             self.remembered.use(job.key)
             self._cancelled.add(job.key, cancel)
@@ -216,7 +218,7 @@ class Dispatcher:
             targets.append(target)
             effects += stopped
         self._stopping_together = False
-        return targets, effects + self.start_next(now)
+        return targets, effects + self.start_next()
 
     def next_deadline(self) -> float | None:
         """Time of the next deadline, when `expire` has to be called."""
@@ -233,13 +235,13 @@ class Dispatcher:
 
     # The engine.
 
-    def engine_ready(self, engine: ReadyEngine, now: Timestamp) -> list[Effect]:
+    def engine_ready(self, engine: ReadyEngine) -> list[Effect]:
         """An engine is ready: start the jobs that wait."""
         self._engine = engine
         for job in self.queue:
             job.phase = self._waiting_phase()
-        self._preparing = Preparing(job for job in self.queue if job.prompt_tokens is None)
-        return self.start_next(now)
+        self._preparing = Preparing(self.queue)
+        return self.start_next()
 
     def engine_lost(self, why: str, now: Timestamp) -> list[Effect]:
         """The engine is dead: jobs that were being stopped have stopped, all others wait for the next engine.
@@ -248,8 +250,9 @@ class Dispatcher:
         """
         was_ready, self._engine = self._engine is not None, None
         reading = self.tracker.by_run(self._preparing.oldest or 0) if was_ready else None
-        # What the engine has not prepared waits for the next one (`engine_ready`).
+        # All prompts wait for the next one (`engine_ready`).
         self._preparing = Preparing()
+        self._kept.clear()
         effects: list[Effect] = []
         for job in self.tracker:
             was_running = job.state is State.RUNNING
@@ -258,8 +261,6 @@ class Dispatcher:
                 effects += self._ended(job, now)
                 continue
             job.phase = self._waiting_phase()
-            if was_running:
-                self.queue.requeue(job)
             job.deaths += was_running or job is reading
             self._suspects.add_if_suspect(job)
             if job.deaths >= MAX_DEATHS:
@@ -267,24 +268,25 @@ class Dispatcher:
                 effects += self._failed(
                     job, JobError(ErrorCode.ENGINE_LOST, message), Release(now.mono, now.mono), now
                 )
+        self.queue.engine_lost()
         return effects
 
     def preempted(self, run: int) -> None:
-        """The engine has preempted a job, because others need its cells."""
+        """The engine has preempted a job, because others need its cells or its slot: it waits there for its turn."""
         job = self.tracker.by_run(run)
         if job is None:
             return
         job.preempted()
-        if job.state is State.QUEUED:
+        if job.state is State.WAITING:
             job.phase = self._waiting_phase()
-            self.queue.requeue(job)
 
-    def prepared(self, run: int, prompt_tokens: tuple[int, ...], now: Timestamp) -> list[Effect]:
-        """The engine has counted a prompt: does the job fit at all, and does it fit now?"""
+    def accepted(self, run: int, prompt_tokens: tuple[int, ...], now: Timestamp) -> list[Effect]:
+        """The engine has counted a prompt and keeps it: does the job fit at all, and is it its turn?"""
         self._preparing.prepared(run)
         job = self.tracker.by_run(run)
         if job is None or job.state is not State.QUEUED or self._engine is None:
-            return self.start_next(now)
+            return self.start_next()
+        self._kept.add(run)
         try:
             max_tokens = self._engine.capacity.max_tokens_for(
                 len(prompt_tokens),
@@ -296,12 +298,12 @@ class Dispatcher:
             return self._failed(job, error, Release(now.mono, now.mono), now)
         job.measured(prompt_tokens, max_tokens)
         self.queue.prompt_counted(job)
-        return self.start_next(now)
+        return self.start_next()
 
-    def start_next(self, now: Timestamp) -> list[Effect]:
-        """Prepare prompts and start jobs, as many as fit now. May be called at any time.
+    def start_next(self) -> list[Effect]:
+        """Have prompts prepared and hand jobs over, as many as the engine is to have. May be called at any time.
 
-        While a job is suspected of killing engines, no other job is admitted: until its first token it may kill
+        While a job is suspected of killing engines, no other job is handed over: until its first token it may kill
         the engine, and no other job should die with it.
         """
         engine = self._engine
@@ -310,21 +312,27 @@ class Dispatcher:
         suspect = self._suspects.oldest()
         effects: list[Effect] = []
         while job := self._preparing.next(only=suspect):
-            effects.append(Prepare(job))
+            effects.append(Submit(job))
         if suspect is None:
-            while head := self.queue.next_to_run(engine.capacity):
-                effects.append(self._started(head, engine, now))
+            while head := self.queue.next_to_hand_over(engine.capacity):
+                effects.append(self._handed_over(head))
         elif (
-            suspect.state is State.QUEUED
+            suspect.run in self._kept
             and not any(map(is_suspect, self.queue.in_engine))
-            and self.queue.admit(suspect, engine.capacity)
+            and self.queue.hand_over(suspect, engine.capacity)
         ):
-            effects.append(self._started(suspect, engine, now))
+            effects.append(self._handed_over(suspect))
         return effects
 
-    def _started(self, job: Job, engine: ReadyEngine, now: Timestamp) -> Run:
-        job.start(now, engine.model)
-        return Run(job)
+    def _handed_over(self, job: Job) -> Begin:
+        self._kept.discard(job.run)
+        job.handed_over()
+        return Begin(job)
+
+    def started(self, run: int, now: Timestamp) -> Job | None:
+        """The engine gives a job a slot. Returns the job, if it runs now."""
+        job, engine = self.tracker.by_run(run), self._engine
+        return job if job is not None and engine is not None and job.started(now, engine.model) else None
 
     def token(  # as `TokenOut` has them
         self,
@@ -362,7 +370,7 @@ class Dispatcher:
         """The engine failed to continue or to prepare a job; its cells are free."""
         self._preparing.prepared(run)
         job = self.tracker.by_run(run)
-        return self.start_next(now) if job is None else self._failed(job, error, freed, now)
+        return self.start_next() if job is None else self._failed(job, error, freed, now)
 
     def stopped(self, run: int, freed: Release, now: Timestamp) -> list[Effect]:
         """The engine confirms a stop. A confirmation for a job that has ended meanwhile is ignored."""
@@ -380,8 +388,9 @@ class Dispatcher:
         self.queue.remove(job)
         self._preparing.remove(job)
         self.tracker.unregister(job, now)
-        dropped = [DropPrompt(job)] if job.run in self._preparing else []
-        return [Ended(job), *dropped, *self.start_next(now)]
+        dropped = [Drop(job)] if job.run in self._preparing or job.run in self._kept else []
+        self._kept.discard(job.run)
+        return [Ended(job), *dropped, *self.start_next()]
 
     def _waiting_phase(self) -> Phase:
         return Phase.QUEUED if self._engine else Phase.LOADING

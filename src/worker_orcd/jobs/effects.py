@@ -6,22 +6,22 @@ from worker_orcd.jobs.job import Job
 
 
 @dataclass(frozen=True, slots=True)
-class Prepare:
-    """Have the engine render and tokenize this job's prompt."""
+class Submit:
+    """Have the engine render and tokenize this job's prompt, and keep it."""
 
     job: Job
 
 
 @dataclass(frozen=True, slots=True)
-class DropPrompt:
-    """Have the engine abandon this job's prompt: the job has ended."""
+class Drop:
+    """Have the engine forget this job's prompt: the job has ended before it was to begin."""
 
     job: Job
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """Hand this job to the engine, which continues after the tokens generated so far."""
+class Begin:
+    """Hand this job to the engine, which continues after the tokens generated so far as soon as it is its turn."""
 
     job: Job
 
@@ -40,4 +40,4 @@ class Ended:
     job: Job
 
 
-Effect = Prepare | DropPrompt | Run | SendStop | Ended
+Effect = Submit | Drop | Begin | SendStop | Ended

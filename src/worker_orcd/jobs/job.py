@@ -39,9 +39,6 @@ class Phase(StrEnum):
 JobKey = tuple[str, str]
 """Owner and job id. Equal ids of two owners are different jobs."""
 
-GROWTH_CELLS = 64
-"""Cells that a running job is expected to grow by before another job ends and makes room."""
-
 PROGRESS_EVERY_SEC = 0.25
 """Least time between two `progress` events of a job."""
 
@@ -161,12 +158,6 @@ class Job:
         return self.request.priority < other.request.priority and self.order < other.order
 
     @property
-    def cells_expected(self) -> int:
-        """KV cells that the job holds or will hold soon: prompt, tokens so far, and some growth."""
-        growth = min(self.max_tokens - self.tokens_out, GROWTH_CELLS)
-        return (self.prompt_length or 0) + self.tokens_out + growth
-
-    @property
     def cells_held(self) -> int:
         """KV cells that the job holds, as the engine reported; its newest token has no cell yet."""
         return self.prompt_processed + max(0, self.tokens_out - 1)
@@ -189,18 +180,30 @@ class Job:
 
     def measured(self, prompt_tokens: tuple[int, ...], max_tokens: int) -> None:
         """The engine has counted the prompt's tokens, and they fit."""
+        if self.prompt_tokens is None:
+            self.deaths = 0
         self.prompt_tokens = prompt_tokens
         self.prompt_length = len(prompt_tokens)
         self.max_tokens = max_tokens
-        self.deaths = 0
 
-    def start(self, now: Timestamp, model: str) -> None:
-        """The job is handed to the engine; the first time, `started` is added to its events."""
+    def handed_over(self) -> None:
+        """The job is handed to the engine."""
+        self.state = following(self.state, Trigger.HAND_OVER)
+
+    def started(self, now: Timestamp, model: str) -> bool:
+        """The engine gives the job a slot; the first time, `started` is added to its events.
+
+        Returns:
+            Whether it runs now; one that is being stopped does not.
+        """
         self.state = following(self.state, Trigger.START)
+        if self.state is State.STOPPING:
+            return False
         self.phase = Phase.PREFILL
         if self.started_at is None:
             self.started_at = now.mono
             self._events.append(Started(self.job_id, model, rfc3339(now.unix), self.seed))
+        return True
 
     def token(
         self, now: Timestamp, token: int | None, text: str, held: str = "", logprobs: Logprobs = ()
@@ -226,7 +229,7 @@ class Job:
         return True
 
     def request_stop(self, stop: StopRequest) -> bool:
-        """Request a stop. A queued job ends at once; a running one waits for the engine's confirmation.
+        """Request a stop. A queued job ends at once; one that the engine has waits for its confirmation.
 
         Returns:
             Whether this stop request is the first, and so the one that counts.
@@ -283,7 +286,7 @@ class Job:
         self._end(Trigger.FAIL, now.mono, freed, replace(failed, openai_code=error.openai_code))
 
     def engine_lost(self, now: Timestamp) -> None:
-        """The engine is dead: a job that was being stopped has stopped, any other waits for the next engine."""
+        """The engine is dead: a job that was being stopped has stopped, any other is queued for the next engine."""
         state = following(self.state, Trigger.ENGINE_LOST)
         if state is State.ENDED:
             freed = Release(now.mono, now.mono, self.cells_held, prompt_processed=self.prompt_processed)

@@ -5,8 +5,8 @@ it raises and leaves the job as it was.
 
 Two facts are kept apart. *Asked to stop* (`STOP`) moves a running job to `STOPPING`. *Has stopped*
 (`STOPPED`, `ENGINE_LOST`) is stated by the engine or by its death alone, and only that ends the job:
-whatever a job held is free before it is `ENDED` (guarantee G4). A running job that loses its engine, or its cells,
-is requeued and continues after its last token (G7). `GIVE_UP` is the one exception, for an engine
+whatever a job held is free before it is `ENDED` (guarantee G4). A job that loses its engine is queued again, one that
+loses its cells waits again; both continue after their last token (G7). `GIVE_UP` is the one exception, for an engine
 whose death could not be confirmed in time (contract, section 3).
 """
 
@@ -17,9 +17,11 @@ class State(StrEnum):
     """The state of a job."""
 
     QUEUED = "queued"
-    """Accepted but not in the engine (waiting or requeued); can be ended locally."""
+    """Accepted but not handed to the engine, or requeued; can be ended locally."""
+    WAITING = "waiting"
+    """Handed to the engine, where it waits for its turn and holds no cells. Clients see it as queued."""
     RUNNING = "running"
-    """Handed to the engine, which holds a sequence and KV cells for it."""
+    """The engine holds a sequence and KV cells for it."""
     STOPPING = "stopping"
     """Asked to stop; the engine has not yet confirmed."""
     ENDED = "ended"
@@ -29,8 +31,10 @@ class State(StrEnum):
 class Trigger(StrEnum):
     """What can happen to a job."""
 
+    HAND_OVER = "hand_over"
+    """The job is handed to the engine, which continues after the tokens generated so far when it is its turn."""
     START = "start"
-    """The job is handed to the engine, which continues after the tokens generated so far."""
+    """The engine has given it a slot."""
     TOKEN = "token"
     """The engine reports a token."""
     STOP = "stop"
@@ -51,8 +55,14 @@ class Trigger(StrEnum):
 
 TRANSITIONS: dict[State, dict[Trigger, State]] = {
     State.QUEUED: {
-        Trigger.START: State.RUNNING,
+        Trigger.HAND_OVER: State.WAITING,
         Trigger.STOP: State.ENDED,
+        Trigger.FAIL: State.ENDED,
+        Trigger.ENGINE_LOST: State.QUEUED,
+    },
+    State.WAITING: {
+        Trigger.START: State.RUNNING,
+        Trigger.STOP: State.STOPPING,
         Trigger.FAIL: State.ENDED,
         Trigger.ENGINE_LOST: State.QUEUED,
     },
@@ -62,9 +72,10 @@ TRANSITIONS: dict[State, dict[Trigger, State]] = {
         Trigger.FINISH: State.ENDED,
         Trigger.FAIL: State.ENDED,
         Trigger.ENGINE_LOST: State.QUEUED,
-        Trigger.PREEMPT: State.QUEUED,
+        Trigger.PREEMPT: State.WAITING,
     },
     State.STOPPING: {
+        Trigger.START: State.STOPPING,
         Trigger.TOKEN: State.STOPPING,
         Trigger.STOP: State.STOPPING,
         Trigger.STOPPED: State.ENDED,
@@ -78,6 +89,11 @@ TRANSITIONS: dict[State, dict[Trigger, State]] = {
         Trigger.STOP: State.ENDED,
     },
 }
+
+
+def shown_as(state: State) -> State:
+    """The state of a live job as clients see it: whether it waits here or in the engine does not matter to them."""
+    return State.QUEUED if state is State.WAITING else state
 
 
 class IllegalTransition(Exception):
@@ -106,6 +122,7 @@ def mermaid() -> str:
         targets: dict[State, list[str]] = {}
         for trigger, target in row.items():
             targets.setdefault(target, []).append(trigger.value)
-        boxes.append(f'    state "{state}<br/>stays on: {", ".join(targets.pop(state, []))}" as {state}')
+        staying = f"<br/>stays on: {', '.join(targets.pop(state))}" if state in targets else ""
+        boxes.append(f'    state "{state}{staying}" as {state}')
         arrows += [f"    {state} --> {target}: {', '.join(names)}" for target, names in targets.items()]
     return "\n".join(["stateDiagram-v2", *boxes, "    [*] --> queued", *arrows, "    ended --> [*]"]) + "\n"

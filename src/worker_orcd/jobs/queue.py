@@ -1,4 +1,4 @@
-"""The queue in front of the engine, and which of its jobs fit beside the running ones."""
+"""The queue in front of the engine, and which of its jobs the engine is handed."""
 
 import heapq
 from collections import OrderedDict
@@ -8,7 +8,10 @@ from itertools import takewhile
 
 from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
 from worker_orcd.jobs.job import Job
+from worker_orcd.jobs.lifecycle import State
 
+AHEAD = 2
+"""Jobs that the engine is handed beyond those that it has slots for."""
 _SPARE = 64
 """Entries of jobs that no longer wait are dropped when there are more of them than of waiting jobs, and more than
 this."""
@@ -68,10 +71,9 @@ class Capacity:
 class JobQueue:
     """Waiting jobs by urgency and arrival, and the jobs in the engine.
 
-    Jobs are admitted by the cells they hold and will hold soon, not by all that they may come to hold: the engine
-    preempts the least urgent when its cells do not last (`requeue`). The head waits until it fits, and no job overtakes
-    it. The head is the first job in order whose prompt is counted: a prompt that takes long to render holds up no other
-    job.
+    The engine decides which job gets a slot. It is handed the first jobs in order, a few more than it has slots: so it
+    always has the next one, and all others can be ended here, without asking it. The head is the first job in order
+    whose prompt is counted: a prompt that takes long to render holds up no other job.
     """
 
     def __init__(self) -> None:
@@ -82,43 +84,30 @@ class JobQueue:
         entries."""
 
     def __len__(self) -> int:
-        """Jobs that wait."""
-        return len(self._waiting)
+        """Jobs that wait, here or in the engine."""
+        return len(self._waiting) + len(self._in_engine) - self.running
 
     def __iter__(self) -> Iterator[Job]:
-        """Jobs that wait, in order."""
+        """Jobs that wait here, in order."""
         return iter(tuple(self._waiting.values()))
 
     @property
     def in_engine(self) -> tuple[Job, ...]:
-        """Jobs in the engine."""
+        """Jobs that the engine was handed."""
         return tuple(self._in_engine.values())
 
     @property
+    def in_slots(self) -> tuple[Job, ...]:
+        """Those of them that have a slot, or may have one: a stop is on its way."""
+        return tuple(job for job in self._in_engine.values() if job.state is not State.WAITING)
+
+    @property
     def running(self) -> int:
-        """Number of jobs in the engine."""
-        return len(self._in_engine)
+        """Number of jobs that have a slot."""
+        return len(self.in_slots)
 
     def append(self, job: Job) -> None:
         """Queue a job, in front of all jobs that come later in order."""
-        self._insert(job)
-        if job.prompt_tokens is not None:
-            self.prompt_counted(job)
-
-    def prompt_counted(self, job: Job) -> None:
-        """Note that the prompt of a waiting job is counted."""
-        if len(self._counted) > 2 * len(self._waiting) + _SPARE:
-            self._counted = [entry for entry in self._counted if entry[1] in self._waiting]
-            heapq.heapify(self._counted)
-        heapq.heappush(self._counted, (job.order, job.run))
-
-    def requeue(self, job: Job) -> None:
-        """Queue a job again, in front of all jobs that come later in order."""
-        self._in_engine.pop(job.run, None)
-        self._insert(job)
-        self.prompt_counted(job)
-
-    def _insert(self, job: Job) -> None:
         last = next(reversed(self._waiting.values()), None)
         if last is None or last.order < job.order:
             self._waiting[job.run] = job
@@ -129,30 +118,40 @@ class JobQueue:
         for run in (job.run, *reversed(earlier)):
             self._waiting.move_to_end(run, last=False)
 
+    def prompt_counted(self, job: Job) -> None:
+        """Note that the prompt of a waiting job is counted."""
+        if len(self._counted) > 2 * len(self._waiting) + _SPARE:
+            self._counted = [entry for entry in self._counted if entry[1] in self._waiting]
+            heapq.heapify(self._counted)
+        heapq.heappush(self._counted, (job.order, job.run))
+
+    def engine_lost(self) -> None:
+        """The engine is dead: jobs in it are queued again, and no prompt is counted."""
+        lost, self._in_engine = self._in_engine, {}
+        self._counted.clear()
+        for job in lost.values():
+            if job.state is State.QUEUED:
+                self.append(job)
+
     def remove(self, job: Job) -> None:
         """Remove a job from the queue or the engine. Harmless if it is in neither."""
         self._waiting.pop(job.run, None)
         self._in_engine.pop(job.run, None)
 
-    def next_to_run(self, capacity: Capacity) -> Job | None:
-        """Admit the head of the queue, if it fits now; it stays in the engine until it is removed."""
+    def next_to_hand_over(self, capacity: Capacity) -> Job | None:
+        """Take the head of the queue, if the engine is to have it; it stays in the engine until it is removed."""
         while self._counted and self._counted[0][1] not in self._waiting:
             heapq.heappop(self._counted)
         if not self._counted:
             return None
         head = self._waiting[self._counted[0][1]]
-        return head if self.admit(head, capacity) else None
+        return head if self.hand_over(head, capacity) else None
 
-    def admit(self, job: Job, capacity: Capacity) -> bool:
-        """Admit this job if it fits now, even if others are ahead of it.
-
-        It fits if it fits beside those that it may not preempt; the engine preempts as many of the others as it has to.
-        """
-        staying = [other for other in self._in_engine.values() if not job.may_preempt(other)]
-        if job.prompt_tokens is None or len(staying) >= capacity.sequences:
-            return False
-        expected = sum(other.cells_expected for other in staying) + job.cells_expected
-        if staying and expected > capacity.cells:
+    def hand_over(self, job: Job, capacity: Capacity) -> bool:
+        """Count a job as in the engine, even if others are ahead of it, unless the engine has enough jobs that do not
+        give way to it."""
+        staying = sum(not job.may_preempt(other) for other in self._in_engine.values())
+        if staying >= capacity.sequences + AHEAD:
             return False
         del self._waiting[job.run]
         self._in_engine[job.run] = job

@@ -3,6 +3,7 @@
 from worker_orcd.jobs.clock import millis, rfc3339
 from worker_orcd.jobs.events import End, Error, outcome_of
 from worker_orcd.jobs.job import Job
+from worker_orcd.jobs.lifecycle import shown_as
 
 
 def record_of(job: Job) -> dict[str, object]:
@@ -15,7 +16,7 @@ def record_of(job: Job) -> dict[str, object]:
     return {
         "job_id": job.job_id,
         "incarnation": job.incarnation,
-        "state": job.state.value if terminal is None else outcome_of(terminal),
+        "state": shown_as(job.state).value if terminal is None else outcome_of(terminal),
         "phase": job.phase.value,
         "correlation_id": job.correlation_id,
         "accepted_at": rfc3339(job.accepted.unix),

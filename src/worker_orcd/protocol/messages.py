@@ -16,7 +16,7 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 Template = Literal["auto", "none", "plain", "messages", "tokens"]
-"""What a prompt is: one user message for the model's chat template, raw text, raw text without the tokens that the
+"""What a prompt is: one user message for the model's chat template, raw text, the same without the tokens that the
 model adds, a conversation for that template (a JSON list of objects with `role` and `content`; the last one may have an
 `end`, `open` or `closed`), or token ids (a JSON list)."""
 
@@ -69,11 +69,22 @@ class Load(Message, frozen=True):
     model_bytes: int = 0
 
 
-class Prepare(Message, frozen=True):
-    """Render and tokenize a prompt, count the stop strings' tokens, hold `sampling` against the vocabulary, and try the
-    constraint.
+class Submit(Message, frozen=True):
+    """Prepare a run: render and tokenize its prompt, and check what only the model can check.
 
-    Answered by `Prepared` or `Refused`. `pieces`: a client wants the tokens, and how each is shown; there may be none.
+    Answered by `Accepted` or `Rejected`. The engine keeps an accepted run until `Begin`, `Drop` or its own end.
+
+    Attributes:
+        prompt, template: its text; not used if there are `tokens`.
+        tokens: the prompt's token ids, if an engine before this one has counted them.
+        max_stop_tokens: the most tokens that a stop string may have.
+        prompt_chars, prompt_sha256: what narration says of the prompt instead of the prompt.
+        cache: the namespace whose computed prefixes it uses and adds to; None: it uses none and leaves none.
+        prompt_logprobs: report the log probabilities of the prompt's tokens, each with those of so many likeliest
+            tokens. All of the prompt is computed then, so `cache` must be None.
+        priority: it may take the slot of a run with a higher priority, if `order` allows.
+        order: the run with the lowest order gets a slot first and is preempted last; of equal ones the one with the
+            lowest `run`.
     """
 
     run: int
@@ -84,37 +95,10 @@ class Prepare(Message, frozen=True):
     stop: tuple[str, ...]
     max_stop_tokens: int
     sampling: SamplingParams
-    owner: str = ""
-    constraint: Constraint | None = None
-    pieces: bool = False
-
-
-class Run(Message, frozen=True):
-    """Generate, from where `generated` ends. Reported in `Step`, ended there or by `Stopped`.
-
-    Attributes:
-        prompt: token ids.
-        generated: ids of the tokens generated before; numbering and randomness continue from there.
-        max_tokens: tokens in all, `generated` included.
-        prompt_chars, prompt_sha256: what narration says of the prompt instead of the prompt.
-        cache: the namespace whose computed prefixes it uses and adds to; None: it uses none and leaves none.
-        prompt_logprobs: report the log probabilities of the prompt's tokens, each with those of so many likeliest
-            tokens. All of the prompt is computed then, so `cache` must be None.
-        priority: a run may take the slot of one with a higher priority, if `order` allows.
-        order: the run with the highest order is preempted first; of equal ones the one with the highest `run`.
-    """
-
-    run: int
-    job_id: str
-    correlation_id: str
-    prompt: tuple[int, ...]
-    generated: tuple[int, ...]
-    max_tokens: int
-    stop: tuple[str, ...]
-    sampling: SamplingParams
     prompt_chars: int
     prompt_sha256: str
     owner: str = ""
+    tokens: tuple[int, ...] | None = None
     cache: str | None = None
     prompt_logprobs: int | None = None
     constraint: Constraint | None = None
@@ -122,10 +106,35 @@ class Run(Message, frozen=True):
     order: float = 0.0
 
 
-class DropPrompt(Message, frozen=True):
-    """The job of a `Prepare` has ended: end the rendering of its prompt. The `Prepare` is answered all the same."""
+class Tokenize(Message, frozen=True):
+    """Render and tokenize a prompt that belongs to no run. Answered by `Tokenized` or `Rejected`."""
 
     run: int
+    correlation_id: str
+    prompt: str
+    template: Template
+    owner: str = ""
+
+
+class Drop(Message, frozen=True):
+    """Forget a `Submit` without `Begin`, or a `Tokenize`. If it is not answered yet, it is answered all the same."""
+
+    run: int
+
+
+class Begin(Message, frozen=True):
+    """Generate an accepted run, from where `generated` ends, as soon as it is its turn.
+
+    `Started` says that it has a slot, `Step` reports it, and it ends there or by `Stopped`.
+
+    Attributes:
+        max_tokens: tokens in all, `generated` included.
+        generated: ids of the tokens generated before; numbering and randomness continue from there.
+    """
+
+    run: int
+    max_tokens: int
+    generated: tuple[int, ...] = ()
 
 
 class Stop(Message, frozen=True):
@@ -136,18 +145,14 @@ class Stop(Message, frozen=True):
 
 class Ping(Message, frozen=True):
     """A sign of life is requested. Answered by `Pong` between two steps; while the model is loading only if loading has
-    made progress since the last `Pong`.
-
-    `runs` are all that were given to the engine and have not come back.
-    """
+    made progress since the last `Pong`. `runs` are those that the engine was handed and that have not come back."""
 
     runs: tuple[int, ...] = ()
 
 
-ToEngine = Load | Prepare | DropPrompt | Run | Stop | Ping
+ToEngine = Load | Submit | Tokenize | Drop | Begin | Stop | Ping
 
 # Engine to front.
-
 
 Percent = Literal[0, 25, 50, 75, 100]
 
@@ -159,7 +164,7 @@ class Loading(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """The engine is ready. Its properties:
+    """The engine is ready.
 
     Attributes:
         device: `cpu`, or the GPU's name.
@@ -193,15 +198,22 @@ class LoadFailed(Message, frozen=True):
     message: str
 
 
-class Prepared(Message, frozen=True):
-    """The prompt's token ids, and how each is shown, if that is wanted."""
+class Accepted(Message, frozen=True):
+    """The run can begin; its prompt's token ids."""
 
     run: int
     prompt: tuple[int, ...]
-    pieces: tuple[bytes, ...] = ()
 
 
-class Refused(Message, frozen=True):
+class Tokenized(Message, frozen=True):
+    """A prompt's token ids, and how each is shown."""
+
+    run: int
+    prompt: tuple[int, ...]
+    pieces: tuple[bytes, ...]
+
+
+class Rejected(Message, frozen=True):
     """The prompt cannot be prepared: a client's fault when `param` names a field, otherwise ours."""
 
     run: int
@@ -223,9 +235,7 @@ class TokenOut(msgspec.Struct, frozen=True, array_like=True):
     """One token of a run and the text that became certain with it.
 
     `token` is None when only text comes out that was held back until the end. `held` is all text that is held back
-    after this token: it goes out if the run does not go on. `logprobs`: if the run wants them, the token's and those of
-    the likeliest tokens.
-    """
+    after this token: it goes out if the run does not go on. `logprobs`: if wanted, its own and the likeliest ones'."""
 
     run: int
     token: int | None
@@ -234,8 +244,15 @@ class TokenOut(msgspec.Struct, frozen=True, array_like=True):
     logprobs: Logprobs = ()
 
 
+class Started(Message, frozen=True):
+    """The run gets a slot, for which it waited since `Begin` or since it was preempted. Sent before anything is done
+    for it: so the front knows which runs an engine may have died of."""
+
+    run: int
+
+
 class Progress(msgspec.Struct, frozen=True, array_like=True):
-    """So many prompt tokens of a run are in KV cells. `cached`: only when the run begins, how many of them were there
+    """So many prompt tokens of a run are in KV cells. `cached`: only when it got a slot, how many of them were there
     already."""
 
     run: int
@@ -281,7 +298,8 @@ class Step(Message, frozen=True):
             long prompt.
         outcome: how it ended. After any but `done` the runs that the step brings nothing of are computed again, or are
             in `ended` or `preempted`; with `exact` a step may have brought others something before.
-        preempted: runs that were preempted because others need their cells. They hold no cells any more.
+        preempted: runs that were preempted because others need their cells. They hold no cells any more and wait for
+            a slot.
         cells_cached: KV cells that are kept for later runs and held by none.
         prompt_computed: prompt tokens that it computed.
         prompt_logprobs: of the prompts of runs that want them.
@@ -368,9 +386,11 @@ FromEngine = (
     Loading
     | Ready
     | LoadFailed
-    | Prepared
-    | Refused
+    | Accepted
+    | Tokenized
+    | Rejected
     | Rendering
+    | Started
     | Step
     | Stopped
     | Stored

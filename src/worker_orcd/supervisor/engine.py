@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from worker_orcd.protocol.messages import FromEngine, Prepare, Run
+from worker_orcd.protocol.messages import Begin, FromEngine, Submit, Tokenize
 from worker_orcd.supervisor.liveness import Activity
 
 
@@ -25,13 +25,13 @@ class Engine(Protocol):
     def pid(self) -> int | None:
         """Process id, if the engine is a local process."""
 
-    def prepare(self, message: Prepare) -> None:
-        """Have a prompt tokenized."""
+    def prepare(self, message: Submit | Tokenize) -> None:
+        """Have a prompt rendered and tokenized."""
 
-    def drop_prompt(self, run: int) -> None:
-        """Abandon the preparation of a prompt. The engine still answers it."""
+    def drop(self, run: int) -> None:
+        """Forget a prompt that has not begun. If the engine prepares it now, it still answers."""
 
-    def run(self, message: Run) -> None:
+    def begin(self, message: Begin) -> None:
         """Generate, starting after the tokens generated so far."""
 
     def stop(self, run: int) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol, cast
 
 from worker_orcd.protocol.framing import BrokenFrame, encode, front_side
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import DropPrompt, Load, Message, Ping, Prepare, Run, Stop, Stopped
+from worker_orcd.protocol.messages import Begin, Drop, Load, Message, Ping, Stop, Stopped, Submit, Tokenize
 from worker_orcd.supervisor.engine import Death, EngineListener
 from worker_orcd.supervisor.interrupter import Interrupter
 from worker_orcd.supervisor.liveness import Activity
@@ -137,15 +137,15 @@ class LocalEngine(asyncio.Protocol):
         """Its process id."""
         return self._process.pid
 
-    def prepare(self, message: Prepare) -> None:
-        """Have a prompt tokenized."""
+    def prepare(self, message: Submit | Tokenize) -> None:
+        """Have a prompt rendered and tokenized."""
         self._send(message)
 
-    def drop_prompt(self, run: int) -> None:
-        """Have the engine abandon a prompt."""
-        self._send(DropPrompt(run))
+    def drop(self, run: int) -> None:
+        """Have a prompt forgotten."""
+        self._send(Drop(run))
 
-    def run(self, message: Run) -> None:
+    def begin(self, message: Begin) -> None:
         """Have a job generated."""
         self._send(message)
 

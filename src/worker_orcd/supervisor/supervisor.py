@@ -6,18 +6,20 @@ from enum import StrEnum
 from typing import Protocol
 
 from worker_orcd.protocol.messages import (
+    Accepted,
+    Begin,
     FromEngine,
     LoadFailed,
     NarrationEvent,
     Pong,
-    Prepare,
-    Prepared,
     Ready,
-    Refused,
+    Rejected,
     Rendering,
-    Run,
     Step,
     Stopped,
+    Submit,
+    Tokenize,
+    Tokenized,
 )
 from worker_orcd.supervisor.engine import Death, Engine, EngineListener, Launch
 from worker_orcd.supervisor.escalation import StopEscalation
@@ -40,7 +42,7 @@ AWAY_SEC = 0.5
 """Timers that fire this late show that the front was suspended or stopped."""
 HEARING_SEC = 0.1
 """For this long it then reads the engine's messages before it judges the engine."""
-_FROM_SIDE_THREADS = (NarrationEvent, Prepared, Refused, Rendering)
+_FROM_SIDE_THREADS = (NarrationEvent, Accepted, Tokenized, Rejected, Rendering)
 """Messages of side threads: they may come from an engine whose loop is stuck."""
 CRASHES = frozenset({"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV"})
 """Signals of crashes. An engine that crashed while loading a model would crash again."""
@@ -118,21 +120,21 @@ class Supervisor:
         """Launch an engine in the background."""
         self._starting = asyncio.create_task(self._start(pause=0.0), name="engine-start")
 
-    def prepare(self, message: Prepare) -> None:
-        """Have a prompt tokenized."""
+    def prepare(self, message: Submit | Tokenize) -> None:
+        """Have a prompt rendered and tokenized."""
         if self._engine is not None:
             self._liveness.prepare(message.run, time.monotonic())
             self._engine.prepare(message)
 
-    def drop_prompt(self, run: int) -> None:
-        """Have the engine abandon the prompt of a job that has ended."""
+    def drop(self, run: int) -> None:
+        """Have a prompt forgotten that is not wanted any more."""
         if self._engine is not None:
-            self._engine.drop_prompt(run)
+            self._engine.drop(run)
 
-    def run(self, message: Run) -> None:
+    def begin(self, message: Begin) -> None:
         """Have a job generated."""
         if self._engine is not None:
-            self._engine.run(message)
+            self._engine.begin(message)
 
     def stop(self, run: int) -> None:
         """Stop a run, and escalate if the stop is not confirmed in time."""
@@ -182,7 +184,7 @@ class Supervisor:
                 self._stops.predict(next_ms)
                 for end in ended:
                     self._stops.confirmed(end.run)
-            case Prepared(run=run) | Refused(run=run):
+            case Accepted(run=run) | Tokenized(run=run) | Rejected(run=run):
                 self._liveness.prepared(run, now)
             case Rendering(run=run, slow=slow):
                 self._liveness.rendering(run, now, slow=slow)

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from worker_orcd.jobs.effects import DropPrompt, Effect, Ended, Prepare, Run, SendStop
+from worker_orcd.jobs.effects import Begin, Drop, Effect, Ended, SendStop, Submit
 from worker_orcd.supervisor.supervisor import Supervisor
 from worker_orcd.worker.observer import Observer, Observers, StopRequested
-from worker_orcd.worker.wire import to_prepare, to_run
+from worker_orcd.worker.wire import to_begin, to_submit
 
 
 class EffectHandler:
@@ -19,13 +19,12 @@ class EffectHandler:
         """Carry out effects in their order."""
         for effect in effects:
             match effect:
-                case Prepare(job):
-                    self._supervisor.prepare(to_prepare(job))
-                case DropPrompt(job):
-                    self._supervisor.drop_prompt(job.run)
-                case Run(job):
-                    self._supervisor.run(to_run(job))
-                    self._notify(Observer.started, job)
+                case Submit(job):
+                    self._supervisor.prepare(to_submit(job))
+                case Drop(job):
+                    self._supervisor.drop(job.run)
+                case Begin(job):
+                    self._supervisor.begin(to_begin(job))
                 case SendStop(job):
                     self._supervisor.stop(job.run)
                 case Ended(job):

@@ -4,8 +4,7 @@ import asyncio
 from itertools import count
 
 from worker_orcd.jobs.errors import ErrorCode, JobError
-from worker_orcd.protocol.messages import Prepare, Prepared, Refused, Template
-from worker_orcd.sampling import SamplingParams
+from worker_orcd.protocol.messages import Rejected, Template, Tokenize, Tokenized
 from worker_orcd.supervisor.supervisor import EngineState, Supervisor
 from worker_orcd.worker.wire import refusal
 
@@ -20,9 +19,9 @@ class Tokenizing:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self._numbers = count(-1, -1)
-        self._waiting: dict[int, asyncio.Future[Prepared | Refused]] = {}
+        self._waiting: dict[int, asyncio.Future[Tokenized | Rejected]] = {}
 
-    async def prepare(self, prompt: str, template: Template, correlation_id: str, owner: str) -> Prepared:
+    async def prepare(self, prompt: str, template: Template, correlation_id: str, owner: str) -> Tokenized:
         """The tokens of a prompt, and how each is shown.
 
         Raises:
@@ -35,33 +34,20 @@ class Tokenizing:
         number = next(self._numbers)
         answer = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
-            self._supervisor.prepare(
-                Prepare(
-                    run=number,
-                    job_id="",
-                    correlation_id=correlation_id,
-                    prompt=prompt,
-                    template=template,
-                    stop=(),
-                    max_stop_tokens=0,
-                    sampling=SamplingParams(),
-                    owner=owner,
-                    pieces=True,
-                )
-            )
-            prepared: Prepared | Refused = await asyncio.wait_for(answer, PATIENCE_SEC)
+            self._supervisor.prepare(Tokenize(number, correlation_id, prompt, template, owner))
+            prepared: Tokenized | Rejected = await asyncio.wait_for(answer, PATIENCE_SEC)
         except TimeoutError:
             raise _no_engine() from None
         finally:
             del self._waiting[number]
             if not answer.done() or answer.cancelled():
-                self._supervisor.drop_prompt(number)
-        if isinstance(prepared, Refused):
+                self._supervisor.drop(number)
+        if isinstance(prepared, Rejected):
             raise refusal(prepared)
         return prepared
 
-    def answered(self, message: Prepared | Refused) -> bool:
-        """Whether this message answers one of these requests, and not a job's prompt."""
+    def answered(self, message: Tokenized | Rejected) -> bool:
+        """Whether this answers such a request, and not a job's."""
         waiting = self._waiting.get(message.run)
         if waiting is not None and not waiting.done():
             waiting.set_result(message)

@@ -12,37 +12,21 @@ from worker_orcd.jobs.request import MAX_STOP_TOKENS
 from worker_orcd.protocol import messages
 
 
-def to_prepare(job: Job) -> messages.Prepare:
-    """The message that has a job's prompt rendered and tokenized."""
-    request = job.request
-    return messages.Prepare(
-        run=job.run,
-        job_id=job.job_id,
-        correlation_id=job.correlation_id,
-        prompt=request.prompt,
-        template=request.template,
-        stop=request.stop,
-        max_stop_tokens=MAX_STOP_TOKENS,
-        sampling=request.sampling(job.seed),
-        owner=job.owner,
-        constraint=_constraint(job),
-    )
-
-
-def to_run(job: Job) -> messages.Run:
-    """The message that has a job generated, after its tokens so far."""
+def to_submit(job: Job) -> messages.Submit:
+    """The message that has a job's prompt rendered and tokenized, and kept until it begins."""
     request = job.request
     # A prompt is scored as a whole; in a run that is requeued behind it, not again.
-    scored = request.scored_prompt if len(job.prompt_logprobs) < (job.prompt_length or 0) else None
+    scored = request.scored_prompt if len(job.prompt_logprobs) < (job.prompt_length or 1) else None
     chars, sha256 = narration.prompt_digest(request.text)
-    return messages.Run(
+    return messages.Submit(
         run=job.run,
         job_id=job.job_id,
         correlation_id=job.correlation_id,
-        prompt=job.prompt_tokens or (),
-        generated=tuple(job.tokens),
-        max_tokens=job.max_tokens,
+        prompt=request.prompt if job.prompt_tokens is None else "",
+        template=request.template,
+        tokens=job.prompt_tokens,
         stop=request.stop,
+        max_stop_tokens=MAX_STOP_TOKENS,
         sampling=request.sampling(job.seed),
         prompt_chars=chars,
         prompt_sha256=sha256,
@@ -53,6 +37,11 @@ def to_run(job: Job) -> messages.Run:
         priority=request.priority,
         order=job.order[0],
     )
+
+
+def to_begin(job: Job) -> messages.Begin:
+    """Have it generated, from its tokens so far on."""
+    return messages.Begin(job.run, job.max_tokens, tuple(job.tokens))
 
 
 def _constraint(job: Job) -> messages.Constraint | None:
@@ -80,7 +69,7 @@ def released(stopped: messages.Stopped, now: Timestamp) -> Release:
     )
 
 
-def refusal(refused: messages.Refused) -> JobError:
+def refusal(refused: messages.Rejected) -> JobError:
     """Why the engine did not prepare a prompt: the client's fault, if it names a field."""
     code = ErrorCode.INVALID_REQUEST if refused.param else ErrorCode.INTERNAL
     return JobError(code, refused.message, param=refused.param)

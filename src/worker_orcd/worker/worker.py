@@ -243,8 +243,10 @@ class Worker:
                 self._carry_out(self.dispatcher.stopped(message.run, released(message, now), now))
             case messages.Stored():
                 self.prefix_store_bytes = message.bytes
-            case messages.Prepared() | messages.Refused():
+            case messages.Accepted() | messages.Tokenized() | messages.Rejected():
                 self._prepared(message, now)
+            case messages.Started():
+                self._started(message, now)
             case messages.AuditFault():
                 self._notify(Observer.audit_fault, message, self.dispatcher.tracker.by_run(message.run or 0))
             case messages.NarrationEvent():
@@ -255,17 +257,23 @@ class Worker:
             case messages.Ready():
                 self._ready(message)
 
-    def _prepared(self, message: messages.Prepared | messages.Refused, now: Timestamp) -> None:
-        """The engine has prepared a prompt, or refuses it: a job's, or one that is only tokenized."""
-        if self.tokenizing.answered(message):
+    def _prepared(
+        self, message: messages.Accepted | messages.Tokenized | messages.Rejected, now: Timestamp
+    ) -> None:
+        """The engine has prepared a prompt, or rejects it: a job's, or one that is only tokenized."""
+        if not isinstance(message, messages.Accepted) and self.tokenizing.answered(message):
             return
-        if isinstance(message, messages.Refused):
+        if isinstance(message, messages.Rejected):
             freed = Release(now.mono, now.mono)
             self._carry_out(self.dispatcher.failed(message.run, refusal(message), freed, now))
             return
-        self._carry_out(self.dispatcher.prepared(message.run, message.prompt, now))
+        self._carry_out(self.dispatcher.accepted(message.run, message.prompt, now))
         if (job := self.dispatcher.tracker.by_run(message.run)) is not None:
             self._notify(Observer.measured, job)
+
+    def _started(self, message: messages.Started, now: Timestamp) -> None:
+        if (job := self.dispatcher.started(message.run, now)) is not None:
+            self._notify(Observer.started, job)
 
     def lost(self, death: Death) -> None:
         """The engine is dead."""
@@ -279,7 +287,7 @@ class Worker:
         never_loaded = failed and not self.supervisor.ever_ready
         if ended_as_asked or never_loaded:
             return  # No loss: it was closed, or `on_permanent_failure` says why it could not start.
-        self._notify(Observer.lost, death, self.dispatcher.queue.in_engine)
+        self._notify(Observer.lost, death, self.dispatcher.queue.in_slots)
         self._carry_out(self.dispatcher.engine_lost(death.why, now))
 
     def on_permanent_failure(self, reason: str, code: str) -> None:
@@ -313,7 +321,7 @@ class Worker:
         else:
             self._notify(Observer.restarted, self.supervisor.pid, self.supervisor.restarts, self._lost_at)
         capacity = Capacity(ready.cells, ready.cells_per_job, ready.sequences)
-        self._carry_out(self.dispatcher.engine_ready(ReadyEngine(capacity, ready.model), self._now()))
+        self._carry_out(self.dispatcher.engine_ready(ReadyEngine(capacity, ready.model)))
 
     def _step(self, step: messages.Step, now: Timestamp) -> None:
         """Handle the results of a step: the front's only work per token."""
@@ -342,7 +350,7 @@ class Worker:
             if job is not None:
                 self._notify(Observer.preempted, job)
         if len(self.dispatcher.queue):
-            effects += self.dispatcher.start_next(now)
+            effects += self.dispatcher.start_next()
         self._carry_out(effects)
 
     def _token(self, out: messages.TokenOut, now: Timestamp) -> None:
