@@ -69,6 +69,7 @@ DEEP = (
     "real/test_stopping.py::test_computing_stops_in_time[ending-20-decode]",
     "real/test_stopping.py::test_steps_are_done_beside_steady_cancels",
     "real/test_waiting.py",
+    "unit/test_conversations.py",
 )
 """Folders, files and tests (with or without parameters): programs of others, many faults, many jobs, many models, the
 documentation's examples, and repeated proofs."""
