@@ -26,6 +26,6 @@ echo "install: llama.cpp is built now, unless uv's cache has it: about 5 to 10 m
 "$python" -m venv --without-pip "$to"
 # As constraints, the lock's versions and hashes are kept, and what nothing of the worker needs is left out.
 "$tools/bin/uv" pip install --quiet --python "$to/bin/python" --constraint requirements.lock \
-    --link-mode copy --compile-bytecode "${llama_settings[@]}" '.[worker,model,otel]'
+    --link-mode copy --compile-bytecode "${llama_settings[@]}" '.[worker,model,otel,mcp]'
 trap 'rm -rf "$tools"' EXIT
 echo "install: $("$to/bin/worker-orcd" --version) is in $to"

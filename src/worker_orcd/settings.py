@@ -175,6 +175,10 @@ class Settings(BaseSettings):
     vllm_metrics: bool = Field(
         default=False, description="show load in `/metrics` also under the names that vLLM has for it"
     )
+    mcp: bool = Field(
+        default=False,
+        description="serve `/mcp`: tools by which agents list and cancel jobs and read receipts; needs the extra `mcp`",
+    )
     api_key_file: Path | None = Field(
         default=None, description="file with one tenant's API key on each line; SIGHUP reads it again"
     )

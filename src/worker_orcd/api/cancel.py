@@ -36,29 +36,43 @@ def router(worker: Worker) -> APIRouter:
         | schema.errors(400, 413),
         openapi_extra=schema.body(CancelRequest, _EXAMPLE),
     )
-    async def cancel(request: Request) -> JSONResponse:
+    async def post(request: Request) -> JSONResponse:
         asked = CancelRequest.parse(await request.body())
         wait_sec = wait_of(",".join(request.headers.getlist("prefer")))
-        requester, owner = correlation_id.get() or "", owner_of(request)
-        if asked.job_id is not None:
-            stopped = [asked.job_id]
-            worker.cancel(asked.job_id, requester, owner)
-        else:
-            group = asked.group or ""
-            stopped = [job.job_id for job in worker.dispatcher.tracker.in_group(group, owner)]
-            worker.cancel_group(group, requester, owner)
-        if wait_sec and (receipts := await worker.receipts(stopped, owner, wait_sec)):
-            return _with_receipts(asked, receipts, wait_sec)
-        return JSONResponse(asked.answer(), status_code=202)
+        body, waited = await cancel(worker, asked, owner_of(request), wait_sec)
+        if not waited:
+            return JSONResponse(body, status_code=202)
+        return JSONResponse(body, headers={"Preference-Applied": f"wait={wait_sec}"})
 
     return routes
 
 
-def _with_receipts(asked: CancelRequest, records: list[dict[str, object]], wait_sec: int) -> JSONResponse:
+async def cancel(
+    worker: Worker, asked: CancelRequest, owner: str, wait_sec: float
+) -> tuple[dict[str, object], bool]:
+    """Carry out a cancel, and wait for the end of what it stops.
+
+    Returns:
+        The answer, and whether it has the receipts.
+    """
+    requester = correlation_id.get() or ""
+    if asked.job_id is not None:
+        stopped = [asked.job_id]
+        worker.cancel(asked.job_id, requester, owner)
+    else:
+        group = asked.group or ""
+        stopped = [job.job_id for job in worker.dispatcher.tracker.in_group(group, owner)]
+        worker.cancel_group(group, requester, owner)
+    if wait_sec and (receipts := await worker.receipts(stopped, owner, wait_sec)):
+        return _with_receipts(asked, receipts), True
+    return {**asked.answer()}, False
+
+
+def _with_receipts(asked: CancelRequest, records: list[dict[str, object]]) -> dict[str, object]:
     """What the stops did, for a client that waited for it."""
     body: dict[str, object] = {**asked.answer(), "status": "cancelled"}
     if asked.job_id is not None:
         body["receipt"] = records[0]["receipt"]
     else:
         body["jobs"] = [{"job_id": record["job_id"], "receipt": record["receipt"]} for record in records]
-    return JSONResponse(body, headers={"Preference-Applied": f"wait={wait_sec}"})
+    return body

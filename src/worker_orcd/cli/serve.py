@@ -83,6 +83,8 @@ def open_up(settings: Settings, *, check_model: bool = True) -> Opening:
         keys = ApiKeys(*files) if settings.has_keys else None
     except KeyFileError as error:
         raise StartupFailed("INVALID_REQUEST", str(error)) from error
+    if settings.mcp:
+        _check_mcp()
     tracing = _tracing(settings)
     try:
         listener = bind(settings.host, settings.port)
@@ -91,6 +93,19 @@ def open_up(settings: Settings, *, check_model: bool = True) -> Opening:
         why = os.strerror(error.errno or 0)
         raise StartupFailed("INVALID_REQUEST", f"{wanted}, but {why}") from error
     return Opening(settings, str(path), name, sampling, size, listener, keys, tracing)
+
+
+def _check_mcp() -> None:
+    """Import what `--mcp` needs.
+
+    Raises:
+        StartupFailed: with one clear line.
+    """
+    try:
+        import worker_orcd.api.mcp_server  # noqa: F401, PLC0415  # It needs an extra.
+    except ImportError as error:
+        wanted = "--mcp requires the extra `mcp` (pip install 'worker-orcd[mcp]')"
+        raise StartupFailed("INVALID_REQUEST", f"{wanted}, but there is {error}") from error
 
 
 def _tracing(settings: Settings) -> "Tracing | None":
@@ -183,17 +198,19 @@ class _Serving:
             self._worker.subscribe(opening.tracing)
         self._worker.recommended_sampling = opening.sampling
         publish(self._worker, vllm_names=settings.vllm_metrics)
-        self._server = make_server(
-            create_app(
-                self._worker,
-                self._narrator,
-                self._shut_down,
-                access=Access(opening.keys, settings.host, settings.insecure, settings.cors_origin),
-                console=settings.console,
-                private_load=settings.private_load,
-            ),
-            settings.keep_alive_sec,
+        app = create_app(
+            self._worker,
+            self._narrator,
+            self._shut_down,
+            access=Access(opening.keys, settings.host, settings.insecure, settings.cors_origin),
+            console=settings.console,
+            private_load=settings.private_load,
         )
+        if settings.mcp:
+            from worker_orcd.api import mcp_server  # noqa: PLC0415  # It needs an extra.
+
+            mcp_server.install(app, self._worker)
+        self._server = make_server(app, settings.keep_alive_sec)
 
     async def run(self) -> int:
         """Serve. Returns the exit code.
