@@ -12,13 +12,15 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 from uuid import UUID, uuid4
 
 from annotated_types import Ge, Gt, Le
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from worker_orcd.tool_calls.formats import ToolFormat
 
 VARIABLE_PREFIX = "WORKER_ORCD_"
 
@@ -115,6 +117,10 @@ class Settings(BaseSettings):
         ge=0,
         le=1_048_576,
         description="host memory for computed prefixes, in MiB, taken as it is filled; 0: only KV cells are kept",
+    )
+    tool_format: Literal["auto", ToolFormat] = Field(
+        default="auto",
+        description="how the model writes calls of tools; auto: as its chat template says, or any way if it says none",
     )
     max_queue: int = Field(
         default=512, ge=1, le=100_000, description="jobs that may wait before new ones are refused"
@@ -297,10 +303,11 @@ def requirement(name: str) -> str:
         return "true or false"
     if annotation is UUID:
         return "a UUID"
-    if annotation is LogFormat:
-        return "auto, json or pretty"
     if name == "cors_origin":
         return "SCHEME://HOST[:PORT], null or *"
+    if get_origin(annotation) is Literal:
+        *others, last = get_args(annotation)
+        return f"{', '.join(others)} or {last}"
     if text.startswith("tuple"):
         return "a name"
     if "Path" in text:

@@ -31,8 +31,17 @@ def described() -> Iterator[RunningWorker]:
         assert all("traceback" not in reported for reported in worker.narration())
 
 
+def _same_names(tools: object) -> bool:
+    """Whether two of these tools have one name."""
+    functions = (
+        [tool.get("function") for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+    )
+    names = [str(function.get("name")) for function in functions if isinstance(function, dict)]
+    return len(set(names)) < len(names)
+
+
 def beyond_the_model(body: object) -> bool:
-    """Whether it asks for what no description can say: more than the model has, a constraint that cannot be enforced,
+    """Whether it asks for what no description can say: more than the model has, tools and constraints that do not fit,
     or a whole number written as 1.0; or for so little time that a whole answer is a 504.
 
     All have tests of their own.
@@ -48,7 +57,9 @@ def beyond_the_model(body: object) -> bool:
         *(stop_tokens if isinstance(stop_tokens, list) else ()),
     ]
     return (
-        body.get("grammar") is not None
+        body.get("tool_choice") not in (None, "none", "auto")
+        or _same_names(body.get("tools"))
+        or body.get("grammar") is not None
         or body.get("json_schema") not in (None, True, {})
         or (isinstance(timeout_ms, int) and 1 <= timeout_ms < 1000)
         or any(isinstance(n, float) and n.is_integer() for n in (*body.values(), *named))

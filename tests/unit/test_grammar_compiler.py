@@ -77,6 +77,11 @@ def test_whatever_is_drawn_from_the_masks_is_valid(what: dict[str, object]) -> N
         validator.validate(value)
 
 
+def test_a_schema_that_allows_all_is_taken() -> None:
+    """Written as `true`, too."""
+    assert not after(schema(True), '{"a": ').mask().complete
+
+
 def test_tokens_so_far_lead_to_the_same_mask_as_one_by_one() -> None:
     """So a requeued run continues as if it had not been interrupted."""
     text = '{"name": "ab", "age": 1'

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, strategies as st
 
 from tests.fakes import HandLoop, run_message
-from worker_orcd.api.openai.response_bodies import ChatCompletion, Completion
+from worker_orcd.api.openai.chat_bodies import ChatCompletion
+from worker_orcd.api.openai.response_bodies import Completion
 from worker_orcd.engine.logprobs import logprobs_of
 from worker_orcd.jobs.events import Event, Token
 from worker_orcd.sampling import Logprobs, SamplingParams, TokenLogprob, logprobs_data
+from worker_orcd.tool_calls.parser import OutputParser
 
 
 def name(token: int) -> bytes:
@@ -120,7 +122,7 @@ def test_completions_have_four_lists_whole_and_streamed() -> None:
 
 def test_chat_completions_have_a_list_of_tokens() -> None:
     """In each chunk its own."""
-    body = ChatCompletion("c", "m", 0, 1, include_usage=False)
+    body = ChatCompletion("c", "m", 0, 1, include_usage=False, parser=OutputParser)
     expected = [logprobs_data(logprobs) for logprobs in LOGPROBS]
     assert body._logprobs(0, EVENTS) == {"content": expected, "refusal": None}
     chunks = [chunk["choices"][0] for event in EVENTS for chunk in body.chunks(0, event)]

@@ -8,12 +8,13 @@ import msgspec
 import pytest
 
 from tests.fakes import HandLoop, execute
+from worker_orcd.api.openai.chat_request import ChatRequest
 from worker_orcd.api.openai.completion_request import CompletionRequest
-from worker_orcd.api.openai.requests import ChatRequest, Generation, ResponseRequest
+from worker_orcd.api.openai.requests import Generation, ResponseRequest
 from worker_orcd.engine.tokenizer_threads import prepare
 from worker_orcd.jobs.constraint import Constraint
 from worker_orcd.jobs.errors import JobError
-from worker_orcd.jobs.request import Ceilings
+from worker_orcd.jobs.request import Ceilings, JobRequest
 from worker_orcd.protocol.messages import Accepted, Rejected, Submit
 from worker_orcd.sampling import SamplingParams
 from worker_orcd.testing.scripted import VOCABULARY
@@ -34,14 +35,9 @@ def refusal(kind: type[Generation], **fields: Any) -> JobError:
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ([USER, {"role": "assistant", "tool_calls": [CALL]}], "messages[1]: tool_calls is not supported"),
         (
             [{"role": "assistant", "content": "x", "function_call": {"name": "f"}}],
             "messages[0]: function_call is not supported",
-        ),
-        (
-            [USER, {"role": "tool", "content": "1", "tool_call_id": "a"}],
-            "messages[1]: role 'tool' is not supported",
         ),
         ([{"role": "user", "content": [IMAGE]}], "messages[0]: a part of type 'image_url' is not supported"),
     ],
@@ -52,6 +48,105 @@ def test_a_message_that_holds_more_than_text_is_refused_by_what_it_holds(
     """A conversation without its calls of tools would be another one."""
     error = refusal(ChatRequest, messages=messages)
     assert (error.message, error.param) == (message, "messages")
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+OTHER = {"type": "function", "function": {"name": "g"}}
+
+
+def chat(**fields: Any) -> JobRequest:
+    """The job of a chat completion."""
+    asked = ChatRequest.parse(json.dumps({"messages": [USER], **fields}).encode())
+    return asked.wanted("job-1")[0]
+
+
+def test_calls_and_their_results_are_given_to_the_template_with_the_tools() -> None:
+    """Arguments as objects, since that is what chat templates expect."""
+    messages = [
+        USER,
+        {"role": "assistant", "tool_calls": [CALL]},
+        {"role": "tool", "content": "1", "tool_call_id": "a"},
+    ]
+    job = chat(messages=messages, tools=[TOOL])
+    called = {"id": "a", "type": "function", "function": {"name": "f", "arguments": {}}}
+    assert json.loads(job.prompt) == {
+        "messages": [
+            USER,
+            {"role": "assistant", "content": "", "tool_calls": [called]},
+            {"role": "tool", "content": "1", "tool_call_id": "a"},
+        ],
+        "tools": [TOOL],
+    }
+    assert job.text == "x1" + json.dumps([TOOL])
+    assert job.shown_marks == "calls"
+    assert job.constraint is None
+
+
+def test_with_tool_choice_none_the_model_sees_no_tools() -> None:
+    """The prompt is that of a request without tools."""
+    job = chat(tools=[TOOL], tool_choice="none")
+    assert job.prompt == chat().prompt
+    assert job.shown_marks == "reasoning"
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}])
+def test_a_forced_call_is_constrained_by_the_schema_of_its_arguments(choice: object) -> None:
+    """Of the only tool, or the named one."""
+    tools = [TOOL] if choice == "required" else [TOOL, OTHER]
+    constraint = chat(tools=tools, tool_choice=choice).constraint
+    assert constraint is not None
+    assert json.loads(constraint.text)["type"] == "object"
+    assert (constraint.kind, constraint.lenient) == ("json_schema", True)
+
+
+def test_with_several_tools_a_forced_call_says_which() -> None:
+    """References within a schema are kept."""
+    schema = {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/n"}},
+        "$defs": {"n": {"type": "integer"}},
+    }
+    tool = {"type": "function", "function": {"name": "h", "parameters": schema, "strict": True}}
+    constraint = chat(tools=[TOOL, tool], tool_choice="required").constraint
+    assert constraint is not None
+    one = json.loads(constraint.text)["anyOf"][1]["properties"]
+    assert one["name"] == {"const": "h"}
+    assert one["arguments"]["properties"]["a"] == {"$ref": "#/anyOf/1/properties/arguments/$defs/n"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
+        ({"tools": [TOOL, TOOL]}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools"),
+        (
+            {"tools": [TOOL], "tool_choice": "required", "response_format": {"type": "json_object"}},
+            "response_format",
+        ),
+    ],
+)
+def test_tools_that_cannot_be_called_are_refused(fields: dict[str, Any], param: str) -> None:
+    """By the field at fault."""
+    with pytest.raises(JobError) as caught:
+        chat(**fields)
+    assert (caught.value.http_status, (caught.value.param or "").split(".")[0]) == (400, param)
+
+
+@pytest.mark.parametrize("field", ["tools", "messages"])
+def test_tools_and_arguments_that_are_nested_too_deeply_are_refused(field: str) -> None:
+    """Before a chat template sees them."""
+    deep: dict[str, Any] = {}
+    for _ in range(80):
+        deep = {"a": deep}
+    call = {"id": "a", "function": {"name": "f", "arguments": json.dumps(deep)}}
+    tools = {"tools": [{"type": "function", "function": {"name": "f", "parameters": deep}}]}
+    past = {"messages": [{"role": "assistant", "tool_calls": [call]}]}
+    with pytest.raises(JobError) as caught:
+        chat(**(tools if field == "tools" else past))
+    assert caught.value.param == field
 
 
 @pytest.mark.parametrize(

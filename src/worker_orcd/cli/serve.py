@@ -360,6 +360,7 @@ def policy_of(settings: Settings) -> Policy:
         cancel_deadline_sec=settings.cancel_deadline_sec,
         cancel_memory_sec=settings.cancel_memory_sec,
         drain_sec=settings.drain_sec,
+        tool_format=settings.tool_format,
     )
 
 

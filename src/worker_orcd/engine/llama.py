@@ -37,6 +37,8 @@ from worker_orcd.engine.tokenizer import Tokenizer
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import Load, Ready, Template
 from worker_orcd.sampling import SamplingParams
+from worker_orcd.tool_calls.formats import ToolFormat, recognized
+from worker_orcd.tool_calls.generic_prompt import PROBE, shows_tools, with_tools
 
 WARM_IDS = 16
 """Sequence ids beyond those of the runs: so many prefixes can stay warm while all runs compute."""
@@ -97,6 +99,8 @@ class LlamaModel:
         self._ends = frozenset(token for token in vocabulary if lib.llama_vocab_is_eog(self._vocab, token))
         self.grammars = Grammars(self._tokenizer.vocabulary)
         self._renderer: Renderer | None = None
+        self._template_takes_tools = False
+        self._tool_formats: tuple[ToolFormat, ...] = ()
         self._template_fault: str | None = None
         self._compile_chat_template()
         self.facts = Ready(
@@ -112,6 +116,7 @@ class LlamaModel:
             sequences=load.parallel,
             exact=False,
             load_ms=(time.monotonic() - started) * 1000,
+            tool_formats=self._tool_formats,
         )
         self.memory = self._read_memory_kind(load.model_path)
         progress(100)
@@ -148,13 +153,18 @@ class LlamaModel:
             raise PromptRefused("the model has no chat template")
         if template == "none" or self._renderer is None:
             return self._tokenizer.encode(prompt, parse_special=True, add_special=True)
-        alone = [{"role": "user", "content": prompt}]
-        conversation = json.loads(prompt) if template == "messages" else alone
+        variables = self._variables(prompt, template) | {"add_generation_prompt": True}
         try:
-            pieces = self._renderer.render({"messages": conversation, "add_generation_prompt": True}, in_hand)
+            pieces = self._renderer.render(variables, in_hand)
         except TemplateFault as fault:
             raise PromptRefused(str(fault)) from fault
         return self._tokenizer.encode_pieces(pieces)
+
+    def _variables(self, prompt: str, template: Template) -> dict[str, Any]:
+        """A conversation as its chat template takes it."""
+        if template != "messages":
+            return {"messages": [{"role": "user", "content": prompt}]}
+        return with_tools(json.loads(prompt), takes_tools=self._template_takes_tools)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a plain text."""
@@ -177,11 +187,13 @@ class LlamaModel:
         source = lib.llama_model_chat_template(self._model, None)
         if not source:
             return
+        written = source.decode("utf-8", "replace")
+        self._tool_formats = recognized(written)
         tokenizer = self._tokenizer
         try:
             self._renderer = Renderer(
                 Source(
-                    source.decode("utf-8", "replace"),
+                    written,
                     bos=tokenizer.bos,
                     eos=tokenizer.eos,
                     adds_bos=tokenizer.adds_bos,
@@ -191,6 +203,9 @@ class LlamaModel:
             )
         except (TemplateFault, RendererLost) as fault:
             self._template_fault = f"{fault}; send the prompt with template 'none'"
+            return
+        with contextlib.suppress(TemplateFault, RendererLost):
+            self._template_takes_tools = shows_tools(self._renderer.render(PROBE))
 
     # Computing.
 

@@ -6,6 +6,7 @@ import msgspec
 
 from worker_orcd.protocol.messages import Begin, Constraint, Submit
 from worker_orcd.sampling import SamplingParams
+from worker_orcd.tool_calls.formats import Marks
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -27,6 +28,7 @@ class Run(msgspec.Struct, frozen=True):
     constraint: Constraint | None = None
     priority: int = 0
     order: float = 0.0
+    marks: Marks = "none"
 
     @classmethod
     def of(cls, submitted: Submit, prompt: tuple[int, ...], begin: Begin) -> Self:
@@ -48,4 +50,5 @@ class Run(msgspec.Struct, frozen=True):
             constraint=submitted.constraint,
             priority=submitted.priority,
             order=submitted.order,
+            marks=submitted.marks,
         )

@@ -13,7 +13,10 @@ from worker_orcd.engine.slot import Slot
 from worker_orcd.engine.text import TextAssembler
 from worker_orcd.protocol.messages import EndOfRun, TokenOut
 from worker_orcd.sampling import Logprobs, TokenLogprob
+from worker_orcd.tool_calls.formats import REASONING, SHOWN_MARKS
 
+_MARK_TOKENS = 16
+"""At most so many tokens, white space included, is a mark at the end of a prompt."""
 SCORED_LOGITS = 2_000_000
 """Logits of a prompt that is scored, in one step: its end waits for their log probabilities."""
 
@@ -38,8 +41,10 @@ class Sequence:
                 run.constraint, run.generated, ignore_eos=run.sampling.ignore_eos
             )
         self._text = TextAssembler(run.stop)
+        self._marks = SHOWN_MARKS[run.marks]
+        self._opened = "" if run.generated else self._opened_reasoning(model)
         for token in run.generated:
-            self._text.feed(model.piece(token))
+            self._text.feed(self._piece(token, model))
 
     @property
     def id(self) -> int:
@@ -140,7 +145,7 @@ class Sequence:
         self.tokens.append(token)
         if constraint is not None:
             constraint.accept(token)
-        text = self._text.feed(model.piece(token))
+        text, self._opened = self._opened + self._text.feed(self._piece(token, model)), ""
         if self._text.stopped:
             return [TokenOut(run, token, text, logprobs=logprobs)], EndOfRun(run, "stop_sequence", 0, 0)
         if self.generated >= self.run.max_tokens:
@@ -160,6 +165,21 @@ class Sequence:
         """Held-back text, which goes out at the end."""
         held = self._text.finish()
         return [TokenOut(self.run.run, None, held)] if held else []
+
+    def _piece(self, token: int, model: Model) -> bytes:
+        """What a token adds to the text."""
+        piece = model.piece(token)
+        if piece or not self._marks:
+            return piece
+        name = model.name(token)
+        return name if name in self._marks else b""
+
+    def _opened_reasoning(self, model: Model) -> str:
+        """The mark of reasoning with which the prompt ends: the output is shown as if it began with it."""
+        if not self._marks or self.run.constraint is not None:
+            return ""
+        end = b"".join(map(model.name, self.run.prompt[-_MARK_TOKENS:])).rstrip()
+        return next((begins for begins, _ in REASONING if end.endswith(begins.encode())), "")
 
     def _ends(self, token: int, model: Model) -> bool:
         """Whether the output ends before this token. A grammar allows an end token only where it ends the output."""

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from worker_orcd.jobs.constraint import MAX_CHARS, Constraint
 from worker_orcd.jobs.errors import JobError, invalid
 from worker_orcd.sampling import SamplingParams, sampling_of
+from worker_orcd.tool_calls.formats import Marks
 
 JobId = Annotated[
     str,
@@ -148,7 +149,15 @@ class JobRequest(Body, SamplingParams):
         not text before the engine has seen them; they count as they were sent, as JSON."""
         if self.template != "messages":
             return self.prompt
-        return "".join(message["content"] for message in json.loads(self.prompt))
+        given = json.loads(self.prompt)
+        if isinstance(given, list):
+            return "".join(message["content"] for message in given)
+        return "".join(message["content"] for message in given["messages"]) + json.dumps(given["tools"])
+
+    @property
+    def shown_marks(self) -> Marks:
+        """Which control tokens are part of the text."""
+        return "none"
 
     @property
     def constraint(self) -> Constraint | None:

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from worker_orcd.sampling import Logprobs, SamplingParams
+from worker_orcd.tool_calls.formats import Marks, ToolFormat
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -17,8 +18,8 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 Template = Literal["auto", "none", "plain", "messages", "tokens"]
 """What a prompt is: one user message for the model's chat template, raw text, the same without the tokens that the
-model adds, a conversation for that template (a JSON list of objects with `role` and `content`; the last one may have an
-`end`, `open` or `closed`), or token ids (a JSON list)."""
+model adds, a conversation for that template (a JSON list of objects with `role` and `content`, or an object with such
+`messages` and `tools`; the last message may have an `end`, `open` or `closed`), or token ids (a JSON list)."""
 
 
 class Constraint(msgspec.Struct, frozen=True, array_like=True):
@@ -48,8 +49,6 @@ class Load(Message, frozen=True):
         parallel: sequences decoded together.
         context_length: KV cells for all sequences.
         exact: byte-identical streams whatever runs beside them.
-        threads: compute threads.
-        log_format: how the engine narrates, `json` or `pretty`.
         prefix_cache: whether computed prefixes are kept for later runs.
         self_check: whether to prove exactness before it is ready; one proof holds for the successors on the same
             machine, too.
@@ -84,7 +83,7 @@ class Submit(Message, frozen=True):
             tokens. All of the prompt is computed then, so `cache` must be None.
         priority: it may take the slot of a run with a higher priority, if `order` allows.
         order: the run with the lowest order gets a slot first and is preempted last; of equal ones the one with the
-            lowest `run`.
+            lowest `run`. marks: the control tokens that are part of the text.
     """
 
     run: int
@@ -104,6 +103,7 @@ class Submit(Message, frozen=True):
     constraint: Constraint | None = None
     priority: int = 0
     order: float = 0.0
+    marks: Marks = "none"
 
 
 class Tokenize(Message, frozen=True):
@@ -172,8 +172,8 @@ class Ready(Message, frozen=True):
         vram_bytes: bytes of device memory in use, 0 on CPU.
         cells: KV cells in all; cells_per_job: the most one job may use.
         exact: whether streams are byte-identical whatever runs beside them, as the self-check found.
-        load_ms: time from `Load` to here.
-        next_ms: how long the first step of a long prompt is predicted to take.
+        load_ms: time from `Load` to here; next_ms: how long the first step of a long prompt is predicted to take.
+        tool_formats: the formats of tools' calls that the model's chat template names.
     """
 
     model: str
@@ -189,6 +189,7 @@ class Ready(Message, frozen=True):
     exact: bool
     load_ms: float
     next_ms: float = 0.0
+    tool_formats: tuple[ToolFormat, ...] = ()
 
 
 class LoadFailed(Message, frozen=True):
@@ -291,7 +292,6 @@ class Step(Message, frozen=True):
     """The results of one step, in order: tokens, then progress, then ends.
 
     Attributes:
-        duration_ms: how long the step took.
         cells_used: KV cells that runs hold after it, shared ones counted once, by the audited ledger.
         sequences_used: sequences that hold them.
         next_ms: how long the next step is predicted to take, as the runs are now; with none left, the first step of a

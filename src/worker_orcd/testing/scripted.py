@@ -156,7 +156,9 @@ class ScriptedModel:
     ) -> list[int]:
         """A token for each byte; of a conversation, the latest message first."""
         if template == "messages":
-            prompt = "\n".join(message["content"] for message in reversed(json.loads(prompt)))
+            given = json.loads(prompt)
+            messages = given if isinstance(given, list) else given["messages"]
+            prompt = "\n".join(message["content"] for message in reversed(messages))
         return list(prompt.encode("utf-8"))
 
     def count_tokens(self, text: str) -> int:

@@ -1,8 +1,10 @@
 """An operator's limits for jobs."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from worker_orcd.jobs.request import Ceilings
+from worker_orcd.tool_calls.formats import ToolFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,3 +16,4 @@ class Policy:
     cancel_deadline_sec: float = 5.0
     cancel_memory_sec: float = 5.0
     drain_sec: float = 4.0
+    tool_format: Literal["auto", ToolFormat] = "auto"

@@ -36,6 +36,7 @@ def to_submit(job: Job) -> messages.Submit:
         constraint=_constraint(job),
         priority=request.priority,
         order=job.order[0],
+        marks=request.shown_marks,
     )
 
 

@@ -26,6 +26,7 @@ from worker_orcd.jobs.stop_target import Target, TargetState
 from worker_orcd.protocol import messages
 from worker_orcd.supervisor.engine import Death, Launch
 from worker_orcd.supervisor.supervisor import EngineState, Supervisor
+from worker_orcd.tool_calls.formats import ToolFormat
 from worker_orcd.worker.alarm import Alarm
 from worker_orcd.worker.effect_handler import EffectHandler
 from worker_orcd.worker.job_log import JobLog
@@ -89,6 +90,13 @@ class Worker:
         self._carry_out_stop = handler.carry_out_stop
         self._alarm = Alarm(self._on_deadline)
         self._lost_at: float | None = None
+
+    @property
+    def tool_formats(self) -> tuple[ToolFormat, ...]:
+        """How the model writes calls of tools: as the operator says, or as its chat template does; empty: unknown."""
+        if self.policy.tool_format != "auto":
+            return (self.policy.tool_format,)
+        return () if self.engine is None else self.engine.tool_formats
 
     def subscribe(self, observer: Observer) -> None:
         """Pass what happens from now on to one more observer."""

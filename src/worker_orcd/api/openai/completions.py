@@ -1,6 +1,6 @@
 """`GET /v1/models`, `POST /v1/completions` and `POST /v1/chat/completions`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
@@ -8,14 +8,16 @@ from fastapi.responses import JSONResponse
 
 from worker_orcd.api import schema
 from worker_orcd.api.error_responses import error_content, error_headers
+from worker_orcd.api.openai.chat_bodies import ChatCompletion
+from worker_orcd.api.openai.chat_request import ChatRequest
 from worker_orcd.api.openai.completion_request import CompletionRequest
 from worker_orcd.api.openai.names import error_style, fresh_name
-from worker_orcd.api.openai.requests import ChatRequest
-from worker_orcd.api.openai.response_bodies import ChatCompletion, Completion, stream
+from worker_orcd.api.openai.response_bodies import Completion, stream
 from worker_orcd.api.sse import KEEP_ALIVE_SEC, ReaderResponse, Readers, named
 from worker_orcd.api.submit import submit, unless_disconnected
 from worker_orcd.jobs.errors import JobError, invalid
 from worker_orcd.jobs.events import Error
+from worker_orcd.tool_calls.parser import Parser
 from worker_orcd.worker.streams import JobStream, any_changed
 from worker_orcd.worker.worker import Worker
 
@@ -59,7 +61,11 @@ def router(worker: Worker) -> APIRouter:
     )
     async def chat_completions(request: Request) -> Response:
         asked = ChatRequest.parse(await request.body())
-        return await _answer(worker, request, asked, ChatCompletion, "chatcmpl-")
+
+        def parser(*, streams: bool) -> Parser:
+            return asked.offer.parser(worker.tool_formats, streams=streams)
+
+        return await _answer(worker, request, asked, partial(ChatCompletion, parser=parser), "chatcmpl-")
 
     return routes
 
@@ -79,7 +85,7 @@ async def _answer(
     worker: Worker,
     request: Request,
     asked: CompletionRequest | ChatRequest,
-    words: type[Completion],
+    words: Callable[..., Completion],
     prefix: str,
 ) -> Response:
     model = model_of(worker, asked.model)

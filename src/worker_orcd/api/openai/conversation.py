@@ -1,12 +1,17 @@
 """Messages of a conversation, and the prompt that is made of them."""
 
+import contextlib
 import json
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from worker_orcd.jobs.errors import invalid
 from worker_orcd.jobs.request import Body
+
+MAX_NESTED = 64
+"""Objects and arrays within each other, in tools and in the arguments of calls."""
 
 
 class ContentPart(Body):
@@ -18,17 +23,40 @@ class ContentPart(Body):
     text: str | None = None
 
 
+class PastFunction(Body):
+    """What was called. `arguments` is the text of a JSON object."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    arguments: str | dict[str, Any] = "{}"
+
+
+class PastCall(Body):
+    """A call of a tool in an earlier answer."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: PastFunction
+
+
 class ChatMessage(Body):
     """One message of a conversation."""
 
     model_config = ConfigDict(extra="ignore")
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
+    reasoning_content: str | None = Field(default=None, description="of an earlier answer")
+    tool_calls: list[PastCall] | None = Field(default=None, description="of an earlier answer")
+    tool_call_id: str | None = None
+    name: str | None = None
 
 
-def conversation(messages: list[ChatMessage], param: str) -> str:
-    """Messages as a prompt that is a conversation.
+def conversation(messages: list[ChatMessage], param: str, tools: Sequence[dict[str, Any]] = ()) -> str:
+    """Messages as a prompt that is a conversation, with the tools that may be called in it.
 
     Raises:
         JobError: `INVALID_REQUEST`, a part of one is no text.
@@ -40,5 +68,53 @@ def conversation(messages: list[ChatMessage], param: str) -> str:
             if any(part.text is None for part in content):
                 raise invalid("only text is understood", param)
             content = "\n".join(part.text or "" for part in content)
-        said.append({"role": "system" if message.role == "developer" else message.role, "content": content})
+        role = "system" if message.role == "developer" else message.role
+        said.append({"role": role, "content": content, **_of_tools(message, param)})
+    if tools or any(message.tool_calls or message.role == "tool" for message in messages):
+        bounded(tools, "tools")
+        return json.dumps({"messages": said, "tools": list(tools)}, ensure_ascii=False)
     return json.dumps(said, ensure_ascii=False)
+
+
+def bounded(value: object, param: str) -> None:
+    """Refuse JSON that is nested too deeply for a chat template.
+
+    Raises:
+        JobError: `INVALID_REQUEST` naming the field.
+    """
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > MAX_NESTED:
+            raise invalid(f"{param} is nested deeper than {MAX_NESTED} levels", param)
+        level = [inner for one in level for inner in _within(one)]
+
+
+def _within(value: object) -> list[object]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def _of_tools(message: ChatMessage, param: str) -> dict[str, Any]:
+    """What chat templates read beside role and content. They expect the arguments of calls as objects."""
+    more: dict[str, Any] = {}
+    if message.role == "assistant" and message.reasoning_content:
+        more["reasoning_content"] = message.reasoning_content
+    if message.role == "assistant" and message.tool_calls:
+        more["tool_calls"] = [_past_call(call, param) for call in message.tool_calls]
+    if message.role == "tool":
+        given = {"tool_call_id": message.tool_call_id, "name": message.name}
+        more |= {name: value for name, value in given.items() if value is not None}
+    return more
+
+
+def _past_call(call: PastCall, param: str) -> dict[str, Any]:
+    arguments: object = call.function.arguments
+    if isinstance(arguments, str):
+        # What is no JSON stays the text that it is.
+        with contextlib.suppress(ValueError, RecursionError):
+            arguments = json.loads(arguments or "{}")
+    bounded(arguments, param)
+    named = {} if call.id is None else {"id": call.id}
+    return {**named, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}

@@ -14,7 +14,6 @@ from pydantic import ConfigDict, Field
 
 from worker_orcd.api.openai import unsupported
 from worker_orcd.api.openai.conversation import ChatMessage, ContentPart, conversation
-from worker_orcd.api.openai.conversation_end import ConversationEnd
 from worker_orcd.api.openai.input_items import Item, kept_bytes, message_item
 from worker_orcd.api.openai.names import error_style, id_in_header
 from worker_orcd.api.openai.output_format import OutputFormat, TextOptions
@@ -22,6 +21,7 @@ from worker_orcd.jobs.constraint import Constraint
 from worker_orcd.jobs.errors import invalid
 from worker_orcd.jobs.request import MAX_STOP_CHARS, MAX_STOP_STRINGS, Body, CacheSalt, JobId, JobRequest
 from worker_orcd.sampling import MAX_LOGPROBS, SAMPLING_FIELDS, SamplingParams, sampling_of
+from worker_orcd.tool_calls.formats import Marks
 
 MAX_CHOICES = 16
 """`n`, and prompts of one request times `n`."""
@@ -223,60 +223,6 @@ class Completions(Generation, OutputFormat):
         ]
 
 
-class ChatRequest(Completions, ConversationEnd):
-    """The body of `POST /v1/chat/completions`."""
-
-    refused: ClassVar = unsupported.CHAT
-
-    messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    logprobs: bool | None = Field(
-        default=None, description="log probabilities of the tokens, by the raw logits"
-    )
-    top_logprobs: int | None = Field(
-        default=None, ge=0, le=MAX_LOGPROBS, description="with each token, so many of the likeliest"
-    )
-
-    @classmethod
-    def parse(cls, raw: bytes) -> Self:
-        """Read a body.
-
-        Raises:
-            JobError: `INVALID_REQUEST` naming the field at fault.
-        """
-        wanted = super().parse(raw)
-        if wanted.top_logprobs and not wanted.logprobs:
-            raise invalid("top_logprobs can only be given with logprobs", "top_logprobs")
-        return wanted
-
-    @property
-    def wanted_logprobs(self) -> int | None:
-        """As `logprobs` and `top_logprobs` say."""
-        return (self.top_logprobs or 0) if self.logprobs else None
-
-    @classmethod
-    def refuse(cls, given: dict[str, Any]) -> None:
-        """Refuse also messages with what is no text.
-
-        Raises:
-            JobError: `INVALID_REQUEST` naming the field at fault.
-        """
-        super().refuse(given)
-        unsupported.refuse_unsupported_items(given.get("messages"), "messages")
-
-    @property
-    def names(self) -> dict[str, str]:
-        """What this request calls a job's fields, where the names differ."""
-        most = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
-        return {"prompt": "messages", "max_tokens": most, **self.constraint_names}
-
-    def wanted(self, name: str) -> list[JobRequest]:
-        """Its jobs."""
-        most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        prompt = self.ended(conversation(self.messages, "messages"))
-        return self.jobs(name, [prompt], template="messages", max_tokens=most)
-
-
 class InputItem(Body):
     """One item of a response's input: a message."""
 
@@ -368,8 +314,13 @@ class OpenAIJob(JobRequest):
 
     max_tokens: int | None = Field(default=None, ge=0)
     prompt_logprobs: int | None = None
-
     constrained: Constraint | None = None
+    marks: Marks = "none"
+
+    @property
+    def shown_marks(self) -> Marks:
+        """As its output is parsed."""
+        return self.marks
 
     @property
     def scored_prompt(self) -> int | None:

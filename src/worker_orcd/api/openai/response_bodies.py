@@ -15,7 +15,7 @@ from worker_orcd.sampling import Logprobs, logprobs_data
 from worker_orcd.worker.streams import JobStream, KeepAlive, read_together
 
 DONE = b"data: [DONE]\n\n"
-_FINISH = {"stop": "stop", "stop_sequence": "stop", "length": "length"}
+FINISH_REASONS = {"stop": "stop", "stop_sequence": "stop", "length": "length"}
 _encoder = msgspec.json.Encoder()
 
 
@@ -106,11 +106,15 @@ class Completion:
             case Started():
                 yield from self._opening(place)
             case Progress():
-                yield {**self._chunk(place, self._delta(""), None), "prompt_progress": _progress(event)}
+                yield {**self._chunk(place, self._delta(""), None), "prompt_progress": progress_data(event)}
             case Token(t=text, logprobs=logprobs) if text or logprobs:
                 yield self._chunk(place, self._delta(text), None, [event])
             case End(stop_reason=reason):
-                yield self._chunk(place, self._delta(""), _FINISH[reason])
+                yield self._chunk(place, self._delta(""), FINISH_REASONS[reason])
+
+    def held(self) -> Iterator[dict[str, Any]]:
+        """What the words held back, of a stream that is broken off."""
+        return iter(())
 
     def failure(self, terminal: Error, jobs: Sequence[Job]) -> JobError:
         """Why one of a request's jobs did not come to its natural end; what all used until then goes with it."""
@@ -130,7 +134,7 @@ class Completion:
         prompt, scored = self._echoed(place, job)
         logprobs = self._logprobs(place, [*scored, *job.events])
         text = prompt + text_of(job)
-        return {"index": place, "text": text, "logprobs": logprobs, "finish_reason": _finish(job)}
+        return {"index": place, "text": text, "logprobs": logprobs, "finish_reason": finish_reason(job)}
 
     def echo_chunk(self, place: int, job: Job) -> dict[str, Any]:
         """The prompt, once it is computed."""
@@ -182,29 +186,6 @@ class Completion:
         return {**self._head(".chunk"), "choices": [choice], **more}
 
 
-@dataclass(frozen=True, slots=True)
-class ChatCompletion(Completion):
-    """The words of `POST /v1/chat/completions`."""
-
-    def _object(self, chunk: str) -> str:
-        return f"chat.completion{chunk}"
-
-    def _whole(self, place: int, job: Job) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text_of(job), "refusal": None}
-        logprobs = self._logprobs(place, job.events)
-        return {"index": place, "message": message, "logprobs": logprobs, "finish_reason": _finish(job)}
-
-    def _logprobs(self, place: int, events: Sequence[Event]) -> dict[str, Any] | None:  # noqa: ARG002
-        content = logprobs_content(events)
-        return {"content": content, "refusal": None} if content else None
-
-    def _opening(self, place: int) -> Iterator[dict[str, Any]]:
-        yield self._chunk(place, {"delta": {"role": "assistant", "content": ""}}, None)
-
-    def _delta(self, text: str) -> dict[str, Any]:
-        return {"delta": {"content": text} if text else {}}
-
-
 async def stream(
     body: Completion, streams: Sequence[JobStream], keep_alive: KeepAlive
 ) -> AsyncIterator[bytes]:
@@ -215,6 +196,8 @@ async def stream(
     async for place, events in read_together(streams, keep_alive):
         for _, event in events:
             if isinstance(event, Error):
+                for chunk in body.held():
+                    yield frame(chunk)
                 if body.include_usage:
                     yield frame(body.usage(jobs))
                 yield frame(openai_error(body.failure(event, jobs)))
@@ -230,7 +213,7 @@ async def stream(
     yield DONE
 
 
-def _progress(event: Progress) -> dict[str, Any]:
+def progress_data(event: Progress) -> dict[str, Any]:
     """In the words of llama-server: `processed` includes what came from the cache."""
     return {
         "total": event.prompt_tokens,
@@ -240,5 +223,6 @@ def _progress(event: Progress) -> dict[str, Any]:
     }
 
 
-def _finish(job: Job) -> str | None:
-    return _FINISH[job.terminal.stop_reason] if isinstance(job.terminal, End) else None
+def finish_reason(job: Job) -> str | None:
+    """Why a job came to its natural end, in OpenAI's words; None: it did not."""
+    return FINISH_REASONS[job.terminal.stop_reason] if isinstance(job.terminal, End) else None

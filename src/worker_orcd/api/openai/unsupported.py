@@ -48,9 +48,7 @@ LLAMA_SERVER: Fields = {
 ANY: Fields = OPENAI | VLLM | LLAMA_SERVER
 COMPLETION: Fields = ANY | {"suffix": ("",), "best_of": (1,)}
 CHAT: Fields = ANY | {
-    "tools": ([],),
     "functions": ([],),
-    "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
     "audio": (),
     "modalities": (["text"],),
@@ -74,8 +72,8 @@ RESPONSE: Fields = ANY | {
 }
 
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
-_IN_MESSAGES: Fields = {"tool_calls": ([],), "function_call": (), "audio": (), "prefix": (False,)}
-_ROLES = frozenset({"system", "developer", "user", "assistant"})
+_IN_MESSAGES: Fields = {"function_call": (), "audio": (), "prefix": (False,)}
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 
 def refuse_unsupported(given: dict[str, Any], unsupported: Fields) -> None:

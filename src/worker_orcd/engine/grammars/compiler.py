@@ -164,7 +164,7 @@ def _grammar(constraint: Constraint) -> str:
         case "json_schema":
             lenient = constraint.lenient
             return LLMatcher.grammar_from_json_schema(
-                constraint.text,
+                "{}" if constraint.text == "true" else constraint.text,  # It takes options only with objects.
                 overrides={
                     "whitespace_pattern": _WHITESPACE,
                     "lenient": lenient,

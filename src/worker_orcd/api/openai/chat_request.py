@@ -1,0 +1,100 @@
+"""Requests of chat completions."""
+
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+from pydantic import Field
+
+from worker_orcd.api.openai import unsupported
+from worker_orcd.api.openai.conversation import ChatMessage, conversation
+from worker_orcd.api.openai.conversation_end import ConversationEnd
+from worker_orcd.api.openai.requests import Completions
+from worker_orcd.api.openai.tools import MAX_TOOLS, Offer, Tool, ToolChoice
+from worker_orcd.jobs.constraint import Constraint
+from worker_orcd.jobs.errors import invalid
+from worker_orcd.jobs.request import JobRequest
+from worker_orcd.sampling import MAX_LOGPROBS
+
+
+class ChatRequest(Completions, ConversationEnd):
+    """The body of `POST /v1/chat/completions`."""
+
+    refused: ClassVar = unsupported.CHAT
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = Field(
+        default=None, description="`false`: at most one call in an answer"
+    )
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool | None = Field(
+        default=None, description="log probabilities of the tokens, by the raw logits"
+    )
+    top_logprobs: int | None = Field(
+        default=None, ge=0, le=MAX_LOGPROBS, description="with each token, so many of the likeliest"
+    )
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Self:
+        """Read a body.
+
+        Raises:
+            JobError: `INVALID_REQUEST` naming the field at fault.
+        """
+        wanted = super().parse(raw)
+        if wanted.top_logprobs and not wanted.logprobs:
+            raise invalid("top_logprobs can only be given with logprobs", "top_logprobs")
+        _ = wanted.offer  # Refused here, if at all.
+        return wanted
+
+    @cached_property
+    def offer(self) -> Offer:
+        """The tools that may be called, and whether one must be.
+
+        Raises:
+            JobError: `INVALID_REQUEST`, the choice names none of them, or a schema is out of bounds.
+        """
+        return Offer.of(self.tools or [], self.tool_choice, parallel=self.parallel_tool_calls is not False)
+
+    @property
+    def constraint(self) -> tuple[str, Constraint] | None:
+        """The field that constrains the output, and how: a forced call, or as without tools.
+
+        Raises:
+            JobError: `INVALID_REQUEST`, there are two.
+        """
+        given, forced = super().constraint, self.offer.constraint
+        if forced is None:
+            return given
+        if given is not None:
+            raise invalid(f"{given[0]} cannot be given with a forced call of a tool", given[0])
+        return "tools", forced
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """As `logprobs` and `top_logprobs` say."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @classmethod
+    def refuse(cls, given: dict[str, Any]) -> None:
+        """Refuse also messages with what is no text.
+
+        Raises:
+            JobError: `INVALID_REQUEST` naming the field at fault.
+        """
+        super().refuse(given)
+        unsupported.refuse_unsupported_items(given.get("messages"), "messages")
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What this request calls a job's fields, where the names differ."""
+        most = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+        return {"prompt": "messages", "max_tokens": most, **self.constraint_names}
+
+    def wanted(self, name: str) -> list[JobRequest]:
+        """Its jobs."""
+        most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        prompt = self.ended(conversation(self.messages, "messages", self.offer.shown))
+        more = {"max_tokens": most, "marks": self.offer.marks}
+        return self.jobs(name, [prompt], template="messages", **more)

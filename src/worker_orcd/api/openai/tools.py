@@ -1,0 +1,172 @@
+"""Tools that a request offers to the model, and what its choice of them means for the output."""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from worker_orcd.jobs.constraint import MAX_DEPTH, Constraint
+from worker_orcd.jobs.errors import invalid
+from worker_orcd.jobs.request import Body
+from worker_orcd.tool_calls.formats import Marks, ToolFormat, formats_of
+from worker_orcd.tool_calls.harmony import HarmonyParser
+from worker_orcd.tool_calls.parser import OutputParser, Parser
+
+MAX_TOOLS = 128
+_NAME = r"^[A-Za-z0-9_.\-]{1,64}$"
+_ANY_ARGUMENTS: dict[str, Any] = {"type": "object"}
+
+
+class Function(Body):
+    """A function that the model may call."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str = Field(pattern=_NAME)
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(default=None, description="a JSON Schema of an object")
+    strict: bool | None = None
+
+
+class Tool(Body):
+    """One tool: a function."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class NamedFunction(Body):
+    """The name of a function."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+
+
+class NamedTool(Body):
+    """The tool that must be called."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal["function"] = "function"
+    function: NamedFunction
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedTool
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The tools of a request.
+
+    Attributes:
+        functions: those that the model may call.
+        forced: those of which one must be called; empty: the model decides.
+        parallel: whether one answer may have several calls.
+    """
+
+    functions: tuple[Function, ...] = ()
+    forced: tuple[Function, ...] = ()
+    parallel: bool = True
+
+    @classmethod
+    def of(cls, tools: list[Tool], choice: ToolChoice | None, *, parallel: bool) -> "Offer":
+        """The offer of a request.
+
+        Raises:
+            JobError: `INVALID_REQUEST`, two tools have one name, or none has the one that the choice says.
+        """
+        functions = tuple(tool.function for tool in tools)
+        names = [function.name for function in functions]
+        if len(set(names)) < len(names):
+            raise invalid("tools: two functions have the same name", "tools")
+        if choice == "none":
+            return cls()
+        if choice is None or choice == "auto":
+            return cls(functions, (), parallel)
+        if isinstance(choice, NamedTool):
+            forced = tuple(one for one in functions if one.name == choice.function.name)
+        else:
+            forced = functions
+        if not forced:
+            raise invalid("tool_choice asks for a tool that is not in tools", "tool_choice")
+        return cls(functions, forced, parallel)
+
+    @property
+    def marks(self) -> Marks:
+        """What the output is searched for."""
+        return "calls" if self.functions else "reasoning"
+
+    @property
+    def shown(self) -> list[dict[str, Any]]:
+        """The tools as chat templates take them."""
+        return [
+            {"type": "function", "function": function.model_dump(include=_SHOWN, exclude_none=True)}
+            for function in self.functions
+        ]
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What the output must be for a forced call: its arguments, or its name and arguments where several may be
+        called.
+
+        Raises:
+            JobError: `INVALID_REQUEST`, the schemas are out of bounds.
+        """
+        if not self.forced:
+            return None
+        lenient = not all(function.strict for function in self.forced)
+        schemas = [function.parameters or _ANY_ARGUMENTS for function in self.forced]
+        if len(schemas) == 1:
+            return Constraint.json_schema(schemas[0], "tools", lenient=lenient)
+        one_of = [
+            {
+                "type": "object",
+                "properties": {
+                    "name": {"const": function.name},
+                    "arguments": _moved(schema, f"#/anyOf/{place}/properties/arguments"),
+                },
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+            for place, (function, schema) in enumerate(zip(self.forced, schemas, strict=True))
+        ]
+        return Constraint.json_schema({"anyOf": one_of}, "tools", lenient=lenient)
+
+    def parser(self, formats: Collection[ToolFormat], *, streams: bool) -> Parser:
+        """A parser of one output.
+
+        Args:
+            formats: the model's; empty: not known.
+            streams: calls are given out while they are written.
+        """
+        names = frozenset(function.name for function in self.functions)
+        if "harmony" in formats and not self.forced:
+            return HarmonyParser(names, parallel=self.parallel, streams=streams)
+        only = self.forced[0].name if len(self.forced) == 1 else None
+        return OutputParser(
+            names, parallel=self.parallel, only=only, formats=formats_of(formats), streams=streams
+        )
+
+
+_SHOWN = {"name", "description", "parameters"}
+
+
+def _moved(schema: Any, place: str, depth: int = 0) -> Any:
+    """A JSON Schema with its references to itself as they must be where it stands inside another one."""
+    if depth > MAX_DEPTH:
+        return schema  # Refused for its depth.
+    if isinstance(schema, list):
+        return [_moved(one, place, depth + 1) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        name: re.sub("^#", lambda _: place, value)
+        if name == "$ref" and isinstance(value, str)
+        else _moved(value, place, depth + 1)
+        for name, value in schema.items()
+    }

@@ -1,0 +1,132 @@
+"""Finds text, reasoning and calls in the output of gpt-oss, whose messages have channels (OpenAI's harmony format)."""
+
+import re
+
+from worker_orcd.tool_calls.call import (
+    Arguments,
+    CallBegun,
+    CallEnded,
+    JsonScanner,
+    Part,
+    Reasoning,
+    Text,
+    call_of,
+    json_values,
+)
+
+_MESSAGE = "<|message|>"
+_ENDS = re.compile(r"<\|(?:end|start|call|return|channel)\|>")
+_MARK = re.compile(r"<\|?[a-z]{0,8}\|?$")
+"""What may become a mark with more text."""
+_HEADER = re.compile(r"\s*(?:<\||to=|(?:<|to?)?$)")
+"""What a header may begin with."""
+_RECIPIENT = re.compile(r"to=([^\s<]+)")
+
+
+class HarmonyParser:
+    """The parser of one output, which begins behind `<|start|>assistant`.
+
+    The channel `analysis` is reasoning, a message to `functions.NAME` is a call, all else is text. Calls are given out
+    as `OutputParser` does.
+    """
+
+    def __init__(
+        self, tools: frozenset[str] = frozenset(), *, parallel: bool = True, streams: bool = False
+    ) -> None:
+        """Begin. The arguments are those of `OutputParser`."""
+        self._tools = tools
+        self._parallel = parallel
+        self._streams = streams
+        self._held = ""
+        self._kind: type[Text] | type[Reasoning] | None = None
+        """Of the message's content; None: it is a header or a call."""
+        self._name: str | None = None
+        """Of the function that is called."""
+        self._arguments: JsonScanner | None = None
+        self._calls = 0
+
+    @property
+    def calls(self) -> int:
+        """Complete calls found so far."""
+        return self._calls
+
+    def feed(self, text: str) -> list[Part]:
+        """What becomes certain with this text."""
+        self._held += text
+        return self._parts(final=False)
+
+    def finish(self) -> list[Part]:
+        """What is left at the output's natural end."""
+        return self._parts(final=True)
+
+    def abandon(self) -> list[Part]:
+        """What is left of an output that was broken off: nothing of an unfinished call."""
+        if self._name is not None:
+            self._held, self._name = "", None
+        return self._parts(final=True)
+
+    def _parts(self, *, final: bool) -> list[Part]:
+        parts: list[Part] = []
+        while self._step(parts, final=final):
+            pass
+        return parts
+
+    def _step(self, parts: list[Part], *, final: bool) -> bool:
+        if self._kind is None and self._name is None:
+            return self._header(final=final)
+        found = _ENDS.search(self._held)
+        if self._name is not None:
+            self._call(self._name, parts, found.start() if found else None, final=final)
+        elif self._kind is not None:
+            begun = None if found or final else _MARK.search(self._held)
+            end = found.start() if found else begun.start() if begun else len(self._held)
+            if end:
+                parts.append(self._kind(self._held[:end]))
+            self._held = self._held[end:]
+        if found:
+            self._kind = None
+        return found is not None
+
+    def _header(self, *, final: bool) -> bool:
+        """Read what stands before a message's content."""
+        place = self._held.find(_MESSAGE)
+        if place < 0:
+            if _HEADER.match(self._held) and not final:
+                return False
+            if "<|" in self._held or not self._held:
+                self._held = ""
+                return False
+            self._kind = Text  # A constrained output has no header.
+            return True
+        header, self._held = self._held[:place], self._held[place + len(_MESSAGE) :]
+        recipient = _RECIPIENT.search(header)
+        name = recipient[1].removeprefix("functions.") if recipient else ""
+        if name in self._tools:
+            self._name = name
+            self._arguments = None
+        else:
+            self._kind = Reasoning if recipient or "analysis" in header else Text
+        return True
+
+    def _call(self, name: str, parts: list[Part], end: int | None, *, final: bool) -> None:
+        """Give out what is there of a call."""
+        wanted = self._parallel or not self._calls
+        if self._streams and wanted:
+            if self._arguments is None:
+                self._arguments = JsonScanner(0)
+                parts.append(CallBegun(name))
+            if text := self._arguments.scan(self._held if end is None else self._held[:end]):
+                parts.append(Arguments(text))
+        if end is None and not final:
+            return
+        body = self._held[:end]
+        self._held = "" if end is None else self._held[end:]
+        self._name = None
+        values = json_values(body)
+        one = values[0] if values is not None and len(values) == 1 else None
+        call = call_of({"name": name, "arguments": one})
+        if call is None:
+            parts += [] if self._streams else [Text(body)]
+        elif wanted:
+            self._calls += 1
+            parts += [Arguments("}"), CallEnded()] if self._streams else [call]

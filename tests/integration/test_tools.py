@@ -1,0 +1,175 @@
+"""Tools on /v1/chat/completions, with a scripted engine that says what models say."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.helpers import ended_state, fresh_id, script
+from worker_orcd.testing.harness import RunningWorker, wait_until
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Bern", "Oslo"]}, "days": {"enum": [1, 2]}},
+            "required": ["city", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
+ARGUMENTS = {"city": "Bern", "days": 2}
+CALL = f'<tool_call>\n{{"name": "weather", "arguments": {json.dumps(ARGUMENTS)}}}\n</tool_call>'
+
+
+def asked(text: str, **fields: Any) -> dict[str, Any]:
+    """A request whose answer is this text."""
+    messages = [{"role": "user", "content": script(text=text, token_ms=0)}]
+    return {"messages": messages, "tools": [TOOL], **fields}
+
+
+def whole(worker: RunningWorker, body: dict[str, Any]) -> dict[str, Any]:
+    """The choice of a complete answer."""
+    answer = worker.client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    choice: dict[str, Any] = answer.json()["choices"][0]
+    return choice
+
+
+def streamed(worker: RunningWorker, body: dict[str, Any]) -> tuple[list[dict[str, Any]], str | None]:
+    """The deltas of a stream, and why it finished."""
+    answer = worker.client.post("/v1/chat/completions", json={**body, "stream": True})
+    lines = [line[6:] for line in answer.text.splitlines() if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]"
+    choices = [json.loads(line)["choices"][0] for line in lines[:-1]]
+    return [choice["delta"] for choice in choices], choices[-1]["finish_reason"]
+
+
+def test_a_call_is_answered_whole_and_streamed(worker: RunningWorker) -> None:
+    """With the text and the reasoning before it."""
+    body = asked("<think>Hm.</think>\n\nLet me see. " + CALL)
+    choice = whole(worker, body)
+    message = choice["message"]
+    (call,) = message["tool_calls"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert (message["reasoning_content"], message["content"]) == ("Hm.", "Let me see. ")
+    assert (call["type"], call["function"]["name"]) == ("function", "weather")
+    assert json.loads(call["function"]["arguments"]) == ARGUMENTS
+
+    deltas, finish = streamed(worker, body)
+    assert finish == "tool_calls"
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "Hm."
+    assert "".join(delta.get("content", "") for delta in deltas) == "Let me see. "
+    first, *more = (delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta)
+    assert (first["index"], first["type"], first["function"]) == (
+        0,
+        "function",
+        {"name": "weather", "arguments": ""},
+    )
+    assert len(first["id"]) == 9
+    assert all(set(delta) == {"index", "function"} and delta["index"] == 0 for delta in more)
+    assert len(more) > 10
+    assert json.loads("".join(delta["function"]["arguments"] for delta in more)) == ARGUMENTS
+
+
+def test_an_answer_whose_prompt_opens_the_reasoning_begins_with_it(worker: RunningWorker) -> None:
+    """Some chat templates end with the opening mark, which the model then does not write."""
+    body = asked("Hm.</think>Yes.")
+    body["messages"].insert(0, {"role": "user", "content": "Think.<think>\n"})
+    message = whole(worker, body)["message"]
+    assert (message["reasoning_content"], message["content"]) == ("Hm.", "Yes.")
+    deltas, _ = streamed(worker, body)
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "Hm."
+    plain = {"job_id": fresh_id(), "prompt": body["messages"][1]["content"] + "<think>", "template": "none"}
+    stream = worker.execute(**plain)
+    stream.wait(lambda s: s.terminal is not None, what="its end")
+    assert stream.text == "Hm.</think>Yes."
+
+
+def test_what_only_looks_like_a_call_is_text(worker: RunningWorker) -> None:
+    """Also a call that max_tokens cut off, which no client may take for one."""
+    for text, fields, finish in (
+        ("<tool_call>no</tool_call>", {}, "stop"),
+        (CALL, {"max_tokens": 20}, "length"),
+        (CALL, {"tool_choice": "none"}, "stop"),
+    ):
+        choice = whole(worker, asked(text, **fields))
+        assert choice["finish_reason"] == finish
+        assert choice["message"]["content"] == text[: 20 if finish == "length" else None]
+        assert "tool_calls" not in choice["message"]
+        deltas, finish_streamed = streamed(worker, asked(text, **fields))
+        assert finish_streamed == finish
+        shown = "".join(delta.get("content", "") for delta in deltas)
+        assert shown == choice["message"]["content"]
+        assert not any("tool_calls" in delta for delta in deltas)
+
+
+def test_a_call_that_max_tokens_cuts_off_is_no_call(worker: RunningWorker) -> None:
+    """A stream has the part of the arguments that was there; they are no JSON object."""
+    body = asked(CALL, max_tokens=len(CALL) - len("\n</tool_call>") - 1)
+    choice = whole(worker, body)
+    assert (choice["finish_reason"], "tool_calls" in choice["message"]) == ("length", False)
+    assert choice["message"]["content"].startswith("<tool_call>")
+    deltas, finish = streamed(worker, body)
+    assert finish == "length"
+    calls = [delta["tool_calls"][0]["function"] for delta in deltas if "tool_calls" in delta]
+    assert calls[0]["name"] == "weather"
+    assert "".join(call["arguments"] for call in calls) == json.dumps(ARGUMENTS)[:-1]
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_forced_call_has_arguments_that_its_schema_allows(
+    worker: RunningWorker, choice: Any, number: int
+) -> None:
+    """Whatever the model would say."""
+    other = {
+        "type": "function",
+        "function": {"name": "zero", "parameters": {"type": "object", "maxProperties": 0}},
+    }
+    body = asked("Nothing.", tool_choice=choice, temperature=0, max_tokens=1500)
+    body["tools"] = [TOOL, other][:number]
+    called = whole(worker, body)
+    assert called["finish_reason"] == "tool_calls", called
+    (call,) = called["message"]["tool_calls"]
+    arguments = json.loads(call["function"]["arguments"])
+    if call["function"]["name"] == "weather":
+        assert arguments["city"] in ("Bern", "Oslo")
+        assert isinstance(arguments["days"], int)
+    else:
+        assert arguments == {}
+    deltas, finish = streamed(worker, body)
+    assert finish == "tool_calls"
+    assert not any(delta.get("content") for delta in deltas)
+
+
+def test_a_cancel_in_the_middle_of_a_call_leaves_no_call(worker: RunningWorker) -> None:
+    """The stream has no finish reason and no [DONE], and of the arguments no JSON object."""
+    name = fresh_id()
+    body = asked("x", stream=True, ignore_eos=True)
+    call = CALL.removesuffix("\n</tool_call>")
+    body["messages"][0]["content"] = script(text=f"Wait {call}", token_ms=2)
+    lines: list[str] = []
+    with worker.client.stream(
+        "POST", "/v1/chat/completions", json=body, headers={"X-Job-Id": name}
+    ) as answer:
+        for line in answer.iter_lines():
+            lines.append(line)
+            if '"content":" "' in line:
+                wait_until(
+                    lambda: worker.record(name)["tokens_out"] > len(call) + 9,
+                    what="all of the call but its mark",
+                )
+                worker.client.post("/cancel", json={"job_id": name})
+    datas = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+    assert datas[-1]["error"]["code"] == "CANCELLED"
+    choices = [data["choices"][0] for data in datas[:-1]]
+    assert all(choice["finish_reason"] is None for choice in choices)
+    assert "".join(choice["delta"].get("content", "") for choice in choices) == "Wait "
+    calls = [
+        choice["delta"]["tool_calls"][0]["function"] for choice in choices if "tool_calls" in choice["delta"]
+    ]
+    assert "".join(one["arguments"] for one in calls) == json.dumps(ARGUMENTS)[:-1]
+    assert ended_state(worker, name)["state"] == "cancelled"

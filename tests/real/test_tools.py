@@ -1,0 +1,44 @@
+"""Tools with the bundled model, whose chat template knows none."""
+
+import json
+
+import pytest
+
+from worker_orcd.testing.harness import RunningWorker
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 20},
+        "days": {"type": "integer", "maximum": 9, "minimum": 1},
+    },
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "description": "Forecast", "parameters": SCHEMA}},
+    {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "maxProperties": 0}}},
+]
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+def test_a_forced_call_of_the_bundled_model_is_valid(real_worker: RunningWorker, choice: object) -> None:
+    """It is too small to call tools by itself; its answer to the result is one, too."""
+    messages: list[object] = [{"role": "user", "content": "How is the weather in Bern?"}]
+    body = {"messages": messages, "tools": TOOLS, "temperature": 0, "max_tokens": 150}
+    answer = real_worker.client.post(
+        "/v1/chat/completions", json={**body, "tool_choice": choice}, timeout=120
+    ).json()
+    message = answer["choices"][0]["message"]
+    assert answer["choices"][0]["finish_reason"] == "tool_calls"
+    (call,) = message["tool_calls"]
+    arguments = json.loads(call["function"]["arguments"])
+    if call["function"]["name"] == "weather":
+        assert 1 <= arguments["days"] <= 9
+        assert isinstance(arguments["city"], str)
+    else:
+        assert (call["function"]["name"], arguments) == ("clock", {})
+    messages += [message, {"role": "tool", "tool_call_id": call["id"], "content": "sunny"}]
+    done = real_worker.client.post("/v1/chat/completions", json={**body, "max_tokens": 8}, timeout=120)
+    assert done.status_code == 200, done.text
+    assert done.json()["usage"]["prompt_tokens"] > answer["usage"]["prompt_tokens"]
