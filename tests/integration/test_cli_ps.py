@@ -31,6 +31,19 @@ ESTABLISHED = "01"
 NO_CURSOR, CURSOR = "\x1b[?25l", "\x1b[?25h"
 
 
+@pytest.fixture(scope="module")
+def _watched() -> Iterator[RunningWorker]:
+    with running_worker() as watched:
+        yield watched
+
+
+@pytest.fixture
+def worker(_watched: RunningWorker) -> Iterator[RunningWorker]:
+    """A worker of this file: what is shown depends on the ids of all its jobs, also ended ones."""
+    yield _watched
+    at_rest(_watched)
+
+
 def several(worker: RunningWorker, *names: str, **fields: str | None) -> list[Stream]:
     """Jobs that run, in this order."""
     return [worker.execute(name, ENDLESS, **fields).tokens_seen(1) for name in names]
