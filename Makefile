@@ -44,7 +44,7 @@ test-all: ## All that CI runs: `test`, then `deep`, then `without`
 without: setup ## The tests that need optional programs, without these programs (EACH=1: each missing alone)
 	@tools/without.sh chromium curl fish gemma3 nginx node node-clients npm promtool python-clients systemd-analyze zsh
 
-faults: setup ## Kill, stop and storm, ten times the sample that is in `make test` (FAULT_TRIALS=10; half an hour)
+faults: setup ## Kill, stop and storm, ten times the sample that is in `make deep` (FAULT_TRIALS=10; half an hour)
 	FAULT_TRIALS=$${FAULT_TRIALS:-10} $(PY) -m pytest tests/faults -s --timeout 1800 </dev/null
 
 exact: setup ## Streams of `--exact` in a storm of aborts, compared bit by bit (EXACT_STREAMS=3000; half an hour)

@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx2
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from tests import lanes, programs
 from tests.helpers import stop_everything
@@ -127,6 +129,18 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return lanes.ignored(collection_path) or None
 
 
+class Scopes(LoadFileScheduling):  # type: ignore[misc]  # It has no types.
+    """Gives each process the tests of one scope after the other (`lanes.scope`)."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return lanes.scope(nodeid.removeprefix("tests/"))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    """`--dist loadfile`, but files that share a real worker run in one process."""
+    return Scopes(config, log) if config.option.dist == "loadfile" else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark each test with its lane and its needs, and keep only the files that `--needing` asks for."""
     wanted = set(config.getoption("--needing").split())
@@ -134,6 +148,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         files = {item.path for item in items if wanted & set(programs.needed(item))}
         config.hook.pytest_deselected(items=[item for item in items if item.path not in files])
         items[:] = [item for item in items if item.path in files]
+    if lanes.GROUP == "parallel":
+        items.sort(key=lambda item: lanes.turn(item.nodeid.removeprefix("tests/")))
     for item in items:
         lanes.assign(item)
         if {"real_worker", "exact_worker"} & set(getattr(item, "fixturenames", ())):

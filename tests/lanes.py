@@ -63,7 +63,6 @@ DEEP = (
     "real/test_exact.py",
     "real/test_exact_storm.py::test_streams_in_a_storm_are_bitwise_those_of_the_same_jobs_alone[bundled]",
     "real/test_generating.py::test_every_way_of_sampling_works",
-    "real/test_generating.py::test_hundred_jobs_every_third_cancelled_leave_nothing",
     "real/test_generating.py::test_no_broken_characters",
     "real/test_second_model.py",
     "real/test_stopping.py::test_a_cancel_delays_a_neighbour_by_a_step_at_most[prefilling]",
@@ -89,17 +88,16 @@ steps of all models."""
 SERIAL = (
     "faults/test_busy_machine.py",
     "faults/test_crowds.py",
-    "faults/test_engine.py",
-    "faults/test_starvation.py",
+    "faults/test_starvation.py::test_a_starved_engine_is_not_killed",
+    "faults/test_starvation.py::test_a_starved_process_waits_for_a_cpu",
+    "faults/test_starvation.py::test_a_stopped_engine_is_found_while_others_starve_the_machine",
     "features",
-    "real/test_constrained.py",
-    "soak/test_soak.py::test_nothing_grows_over_many_jobs[llama]",
     "real/test_demo.py",
-    "real/test_exact.py",
-    "real/test_generating.py",
-    "real/test_second_model.py",
-    "real/test_stopping.py",
-    "real/test_tools.py",
+    "real/test_second_model.py::test_computing_stops_in_time",
+    "real/test_stopping.py::test_a_cancel_delays_a_neighbour_by_a_step_at_most",
+    "real/test_stopping.py::test_computing_stops_in_time",
+    "real/test_stopping.py::test_job_after_a_cancelled_long_prefill_starts_as_on_an_idle_worker",
+    "real/test_stopping.py::test_long_prompt_does_not_stall_streams_that_decode",
     "real/test_waiting.py",
     "integration/test_cancel.py::test_cancels_delay_a_neighbour_by_a_step_at_most",
     "integration/test_cancel.py::test_computing_stops_within_100_ms_also_in_the_middle_of_a_long_step",
@@ -118,13 +116,30 @@ SERIAL = (
     "integration/test_shutdown.py::test_it_is_gone_in_time_also_beside_a_reader_that_takes_nothing",
     "integration/test_streams.py::test_a_reader_that_takes_nothing_slows_nobody",
 )
-"""Folders and files whose tests measure time, or start so much that another test beside them would be disturbed.
+"""Folders, files and tests that measure time, or start so much that another test beside them would be disturbed."""
 
-A real model's threads spin where they wait for each other: two models on two cores take five times as long as one after
-the other. So what computes for long on one is here as well.
-"""
+TOGETHER = (
+    "faults/test_engine.py",
+    "real/test_constrained.py",
+    "real/test_exact.py",
+    "real/test_generating.py",
+    "real/test_stopping.py",
+    "real/test_tools.py",
+)
+"""Files whose parallel tests run in one process, one after the other, and share its real workers."""
+
+FIRST = (
+    *TOGETHER,
+    "docs/test_examples.py",
+    "integration/test_hostile_template.py",
+    "real",
+    "clients/test_litellm.py",
+    "models/test_exactness.py",
+)
+"""Files and folders that take longest: begun last, they would run alone in the end."""
 
 SAMPLED = (
+    "integration/test_schema.py",
     "property",
     "simulation/test_histories.py::test_a_hostile_key_breaks_no_promise_to_the_others",
     "simulation/test_histories.py::test_histories_keep_every_guarantee",
@@ -175,6 +190,17 @@ def may_run(name: str, lane: str = LANE, group: str = GROUP) -> bool:
     if lane == "deep" and not _meets(name, (*DEEP, *SAMPLED, _MODELS.rstrip("/"))):
         return False
     return _meets(name, SERIAL) if group == "serial" else not _listed(name, SERIAL)
+
+
+def scope(name: str) -> str:
+    """What one process runs without a break: a file, or several that share what they start."""
+    file = name.partition("::")[0]
+    return TOGETHER[0] if _listed(file, TOGETHER) else file
+
+
+def turn(name: str) -> int:
+    """When a test's scope begins, beside others; those of equal turn in the order of their names."""
+    return next((n for n, place in enumerate(FIRST) if _listed(name, (place,))), len(FIRST))
 
 
 def _meets(name: str, places: tuple[str, ...]) -> bool:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs one lane (the quick one with lint, types and arrows) and says how long that took. Called by `make test`, `make deep` and `make nightly`.
 # Tests that measure no time run in three processes, as they wait more than they compute; beside them run the checks of
-# types and arrows. `serial` tests run alone, after all that.
+# types and arrows. Real models have one thread each there: threads of several models would wait for each other most of
+# the time. `serial` tests run alone, after all that, with all threads.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -22,7 +23,7 @@ if [ "$lane" = quick ]; then
     checking=$!
 fi
 failed=0
-GROUP=parallel .venv/bin/python -m pytest -n 3 --dist loadfile -m "not serial and $chosen" --durations=10 --maxfail=25 "$@" </dev/null || failed=$?
+GROUP=parallel WORKER_ORCD_THREADS=1 .venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not serial and $chosen" --durations=10 --maxfail=25 "$@" </dev/null || failed=$?
 if [ "$lane" = quick ]; then
     wait "$checking" || failed=$?
     cat "$said"

@@ -19,7 +19,8 @@ from worker_orcd.testing.harness import wait_until
 ENDLESS = Constraint("json_schema", json.dumps({"properties": {f"p{n}": {} for n in range(20_000)}}))
 """Takes a minute to compile."""
 WORDS = Constraint("regex", "[ab]+ [0-9]+")
-AMBIGUOUS = Constraint("gbnf", 'root ::= s\ns ::= s s s | s s | "a" | "b"')
+AMBIGUOUS = Constraint("gbnf", f'root ::= s\ns ::= {" | ".join("s " * n for n in range(2, 17))} | "a"')
+"""Each further `a` can be read in many more ways."""
 
 
 class Followed:

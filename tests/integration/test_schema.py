@@ -11,11 +11,13 @@ from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from tests.helpers import at_rest
+from tests.lanes import examples
 from worker_orcd.testing.harness import RunningWorker, running_worker
 from worker_orcd.testing.scripted import VOCABULARY
 
-EXAMPLES = 40
-"""Requests for each operation and kind."""
+EXAMPLES = examples(12)
+"""Requests for each operation and kind: a fault that one request of five shows is found by 93 of 100 runs (1 - 0.8¹²),
+each of which makes others."""
 
 
 LENIENT: list[Any] = [positive_data_acceptance, negative_data_rejection]

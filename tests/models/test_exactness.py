@@ -43,7 +43,14 @@ def check_refusal(said: str | None, path: Path, kind: str) -> None:
     assert "\n" not in said
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+IN_THE_NIGHT = ("qwen3moe", "qwen3next", "jamba", "lfm2")
+"""The deep lane tries others that are refused, or taken, for the same reason."""
+KINDS = [
+    pytest.param(case, marks=[pytest.mark.nightly] if case.name in IN_THE_NIGHT else []) for case in CASES
+]
+
+
+@pytest.mark.parametrize("case", KINDS, ids=str)
 def test_a_model_is_refused_if_and_only_if_its_streams_are_not_exact(
     case: Case, tiny_models: TinyModels
 ) -> None:
@@ -56,7 +63,10 @@ def test_a_model_is_refused_if_and_only_if_its_streams_are_not_exact(
         assert said is None
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize(
+    "kind",
+    ["F32", pytest.param("F16", marks=pytest.mark.nightly), pytest.param("BF16", marks=pytest.mark.nightly)],
+)
 def test_weights_that_are_not_quantized_are_refused_by_their_type(tiny_models: TinyModels, kind: str) -> None:
     """Their products take one path for a single row and another for several."""
     path = tiny_models.path("llama", kind)
@@ -103,7 +113,7 @@ def test_few_sequences_are_enough_to_find_it(tiny_models: TinyModels, parallel: 
     check_refusal(refusal(path, parallel), path, "a mixture of experts whose router has F32 weights")
 
 
-@pytest.mark.parametrize("name", ["llama-moe", "deepseek2"])
+@pytest.mark.parametrize("name", ["llama-moe", pytest.param("deepseek2", marks=pytest.mark.nightly)])
 def test_the_worker_ends_with_one_line(tiny_models: TinyModels, name: str) -> None:
     """Before it serves any job; never because of cells."""
     (case,) = (case for case in CASES if case.name == name)

@@ -78,8 +78,9 @@ def _try_schemas(worker: RunningWorker, seeds: range) -> None:
 
 
 def test_random_schemas_are_kept_or_refused(real_worker: RunningWorker) -> None:
-    """A few dozen; the nightly test has more."""
-    _try_schemas(real_worker, range(30))
+    """A fault that one schema of five shows is found by 89 of 100 samples (1 - 0.8¹⁰), the nightly test's thousand
+    find nearly any."""
+    _try_schemas(real_worker, range(10))
 
 
 @pytest.mark.nightly

@@ -236,8 +236,12 @@ def test_prompt_beyond_the_context_is_refused_and_the_next_job_works(real_worker
     assert whole(real_worker.execute("next", HAIKU, max_tokens=5)).text
 
 
+@pytest.mark.nightly
 def test_hundred_jobs_every_third_cancelled_leave_nothing(real_worker: RunningWorker) -> None:
-    """With the terminal event of each in hand, one look finds no cell in use; the engine's memory stays flat."""
+    """With the terminal event of each in hand, one look finds no cell in use; the engine's memory stays flat.
+
+    `test_stopping.py` looks after each stop in the quick lane, and the soak weighs the engine's memory in the deep one.
+    """
     moments = random.Random(3)
     engine = psutil.Process(real_worker.engine_pid)
     settled = 0

@@ -30,7 +30,7 @@ def test_the_page_lists_what_is_deep() -> None:
     assert re.findall(r"^- `tests/([^`]+)`$", section, re.MULTILINE) == list(lanes.DEEP)
 
 
-@pytest.mark.parametrize("name", [*lanes.DEEP, *lanes.SERIAL, *lanes.SAMPLED])
+@pytest.mark.parametrize("name", [*lanes.DEEP, *lanes.SERIAL, *lanes.SAMPLED, *lanes.FIRST])
 def test_what_is_listed_exists(name: str) -> None:
     """A test that is renamed would otherwise change its lane without a word."""
     place, _, test = name.partition("::")
@@ -84,6 +84,15 @@ def test_files_without_a_test_of_the_lane_and_group_are_not_imported(
 ) -> None:
     """A file that is left out though it holds a test of the lane would be a test that never runs."""
     assert lanes.may_run(name, lane, group) is imported
+
+
+def test_files_that_share_a_real_worker_run_in_one_process_and_begin_first() -> None:
+    """All others are scopes of their own."""
+    shared = {lanes.scope(f"{file}::test_it[1]") for file in lanes.TOGETHER}
+    assert len(shared) == 1
+    assert lanes.scope("real/test_demo.py::test_it") == "real/test_demo.py"
+    names = ["unit/test_lanes.py::test_it", "real/test_demo.py::test_it", "real/test_exact.py::test_it[1]"]
+    assert sorted(names, key=lanes.turn) == names[::-1]
 
 
 def test_only_the_list_makes_a_test_deep_or_serial() -> None:
