@@ -37,6 +37,7 @@ LLAMA_SERVER: Fields = {
     "min_keep": _NOTHING,
     "samplers": (),
     "typical_p": _ONE,
+    "tfs_z": _ONE,
     "top_n_sigma": (-1, -1.0),
     "mirostat": _NOTHING,
     "dynatemp_range": _NOTHING,
