@@ -89,6 +89,15 @@ def test_a_malformed_request_is_refused_by_its_field(
     assert answer.json()["error"]["param"] == param
 
 
+def test_the_tokenizer_is_described(scripted_worker: RunningWorker) -> None:
+    """As lm-eval asks for it before it counts tokens by `/tokenize`; a tokenizer may have no such tokens."""
+    answer = scripted_worker.client.get("/tokenizer_info")
+    assert (answer.status_code, answer.json()) == (
+        200,
+        {"tokenizer_class": "bytes", "bos_token": None, "eos_token": None, "model_max_length": 8192},
+    )
+
+
 def test_many_at_once_are_answered_or_refused(scripted_worker: RunningWorker) -> None:
     """Each with its own tokens; a few wait at a time, the others are to come again."""
 

@@ -1,4 +1,4 @@
-"""A message that the real model continues."""
+"""A message that the real model continues, and what the real tokenizer says of itself."""
 
 from typing import Any
 
@@ -41,3 +41,10 @@ def test_an_assistants_last_message_is_continued_as_anthropics_api_does_it(
     usage = body["usage"]
     assert usage["input_tokens"] + usage["cache_read_input_tokens"] == counted["input_tokens"]
     assert counted["input_tokens"] == len(real_worker.client.post("/tokenize", json=OPEN).json()["tokens"])
+
+
+def test_the_real_tokenizers_end_is_one_token(real_worker: RunningWorker) -> None:
+    """lm-eval takes it for the context of an empty prompt."""
+    end = real_worker.client.get("/tokenizer_info").json()["eos_token"]
+    body = {"prompt": end, "add_special_tokens": False}
+    assert len(real_worker.client.post("/tokenize", json=body).json()["tokens"]) == 1

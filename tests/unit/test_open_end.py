@@ -11,6 +11,7 @@ from worker_orcd.api.openai.chat_request import ChatRequest
 from worker_orcd.engine.templates.special_tokens import SpecialToken
 from worker_orcd.engine.templates.template import ChatTemplate, Source, TemplateFault
 from worker_orcd.jobs.errors import JobError
+from worker_orcd.tool_calls.generic_prompt import without_tools
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content TRIM }}<|im_end|>\n{% endfor %}"
@@ -94,6 +95,14 @@ def test_a_chat_says_how_its_prompt_ends(fields: dict[str, bool], end: str | Non
     asked = ChatRequest.parse(json.dumps({"messages": messages, **fields}).encode())
     (job,) = asked.wanted("chat-1")
     assert json.loads(job.prompt)[-1].get("end") == end
+
+
+def test_the_end_is_kept_where_the_chat_template_knows_no_tools() -> None:
+    """Also where results of tools are joined with the message behind them."""
+    messages = [{"role": "tool", "content": "4"}, {**said("user", "So it"), "end": "open"}]
+    plain = without_tools(messages, [{"type": "function", "function": {"name": "add"}}])
+    assert plain[-1]["end"] == "open"
+    assert plain[-1]["content"].endswith("So it")
 
 
 def test_both_at_once_are_refused() -> None:

@@ -19,6 +19,7 @@ from worker_orcd.jobs.request import Body
 from worker_orcd.narration.context import correlation_id
 from worker_orcd.protocol.messages import Template, Tokenized
 from worker_orcd.sampling import shown
+from worker_orcd.worker.tokenizing import no_engine
 from worker_orcd.worker.worker import Worker
 
 
@@ -125,6 +126,30 @@ def router(worker: Worker) -> APIRouter:
         asked = DetokenizeRequest.parse(await request.body())
         text = _text(await prepare(request, json.dumps(asked.tokens), "tokens", "tokens"))
         return JSONResponse({"content": text, "prompt": text})
+
+    @routes.get(
+        "/tokenizer_info",
+        summary="The tokens that begin and end a sequence, as vLLM has it",
+        responses=schema.answer(
+            200,
+            "`bos_token`, `eos_token` and `model_max_length`",
+            "application/json",
+            schema={"type": "object"},
+        )
+        | schema.errors(401, 503),
+    )
+    async def tokenizer_info() -> JSONResponse:
+        engine = worker.engine
+        if engine is None:
+            raise no_engine()
+        return JSONResponse(
+            {
+                "tokenizer_class": engine.tokenizer_kind,
+                "bos_token": engine.bos or None,
+                "eos_token": engine.eos or None,
+                "model_max_length": engine.cells_per_job,
+            }
+        )
 
     @routes.post(
         "/apply-template",

@@ -117,6 +117,8 @@ class LlamaModel:
             exact=False,
             load_ms=(time.monotonic() - started) * 1000,
             tool_formats=self._tool_formats,
+            bos=self._tokenizer.bos,
+            eos=self._tokenizer.eos,
         )
         self.memory = self._read_memory_kind(load.model_path)
         progress(100)

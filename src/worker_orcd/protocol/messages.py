@@ -174,6 +174,7 @@ class Ready(Message, frozen=True):
         exact: whether streams are byte-identical whatever runs beside them, as the self-check found.
         load_ms: time from `Load` to here; next_ms: how long the first step of a long prompt is predicted to take.
         tool_formats: the formats of tools' calls that the model's chat template names.
+        bos, eos: the texts of the tokens that begin and end a sequence, "" where there is none.
     """
 
     model: str
@@ -190,6 +191,8 @@ class Ready(Message, frozen=True):
     load_ms: float
     next_ms: float = 0.0
     tool_formats: tuple[ToolFormat, ...] = ()
+    bos: str = ""
+    eos: str = ""
 
 
 class LoadFailed(Message, frozen=True):

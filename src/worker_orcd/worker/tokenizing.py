@@ -28,7 +28,7 @@ class Tokenizing:
             JobError: `INVALID_REQUEST`, `QUEUE_FULL`, or `ENGINE_LOST` (503) while there is no engine that answers.
         """
         if self._supervisor.state is not EngineState.READY:
-            raise _no_engine()
+            raise no_engine()
         if len(self._waiting) >= MAX_TOKENIZING:
             raise JobError(ErrorCode.QUEUE_FULL, "too many prompts are being tokenized", retry_after_sec=1)
         number = next(self._numbers)
@@ -37,7 +37,7 @@ class Tokenizing:
             self._supervisor.prepare(Tokenize(number, correlation_id, prompt, template, owner))
             prepared: Tokenized | Rejected = await asyncio.wait_for(answer, PATIENCE_SEC)
         except TimeoutError:
-            raise _no_engine() from None
+            raise no_engine() from None
         finally:
             del self._waiting[number]
             if not answer.done() or answer.cancelled():
@@ -57,8 +57,9 @@ class Tokenizing:
         """The engine is dead: fail all requests."""
         for waiting in self._waiting.values():
             if not waiting.done():
-                waiting.set_exception(_no_engine())
+                waiting.set_exception(no_engine())
 
 
-def _no_engine() -> JobError:
+def no_engine() -> JobError:
+    """The refusal of what only an engine can answer, while there is none."""
     return JobError(ErrorCode.ENGINE_LOST, "no engine answers", http_status=503, retry_after_sec=1)
