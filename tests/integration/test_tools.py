@@ -119,6 +119,15 @@ def test_a_call_that_max_tokens_cuts_off_is_no_call(worker: RunningWorker) -> No
     assert "".join(call["arguments"] for call in calls) == json.dumps(ARGUMENTS)[:-1]
 
 
+def test_after_a_complete_call_max_tokens_is_still_the_reason_of_the_end(worker: RunningWorker) -> None:
+    """Clients then know that more was to come."""
+    body = asked(f"{CALL} and more", max_tokens=len(CALL) + 3)
+    choice = whole(worker, body)
+    assert (choice["finish_reason"], len(choice["message"]["tool_calls"])) == ("length", 1)
+    _, finish = streamed(worker, body)
+    assert finish == "length"
+
+
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_forced_call_has_arguments_that_its_schema_allows(

@@ -1,15 +1,20 @@
 """Calls of tools in each format, and what only looks like one."""
 
 import json
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from worker_orcd.engine.model import Model
+from worker_orcd.engine.sequence import Sequence
 from worker_orcd.tool_calls.call import Arguments, Call, CallBegun, CallEnded, Part, Reasoning, Text
-from worker_orcd.tool_calls.formats import formats_of, recognized
+from worker_orcd.tool_calls.formats import SHOWN_MARKS, Marks, formats_of, recognized
 from worker_orcd.tool_calls.generic_prompt import without_tools
 from worker_orcd.tool_calls.harmony import HarmonyParser
 from worker_orcd.tool_calls.parser import OutputParser
+from worker_orcd.worker.policy import Policy
+from worker_orcd.worker.worker import Worker
 
 ARGUMENTS = {"city": "Bern", "days": 2}
 JSON = json.dumps(ARGUMENTS)
@@ -142,16 +147,56 @@ def test_a_stream_has_the_arguments_while_they_are_written(before: str, after: s
     assert parser.calls == 1
 
 
-@pytest.mark.parametrize("end", ["", "}", '}}</tool_call>, {"a"', '}, "name": "other"}</tool_call>'])
-def test_a_call_that_is_malformed_or_broken_off_never_ends_in_a_stream(end: str) -> None:
+@pytest.mark.parametrize("breaks_off", [True, False])
+@pytest.mark.parametrize("end", ["", "}", "}</tool_call>", '}, "name": "other"}</tool_call>'])
+def test_a_call_that_is_malformed_or_broken_off_never_ends_in_a_stream(end: str, breaks_off: bool) -> None:
     """What was given out of it is no JSON object."""
-    for breaks_off in (True, False):
-        parser = OutputParser(frozenset({"weather"}), streams=True)
-        parts = parser.feed('<tool_call>{"name": "weather", "arguments": ' + JSON[:-1] + end[:-1])
-        parts += parser.abandon() if breaks_off else parser.finish()
-        if not end.endswith('{"a"'):
-            assert CallEnded() not in parts
-            assert "".join(part.text for part in parts if isinstance(part, Arguments)) == JSON[:-1]
+    parser = OutputParser(frozenset({"weather"}), streams=True)
+    parts = parser.feed('<tool_call>{"name": "weather", "arguments": ' + JSON[:-1] + end)
+    parts += parser.abandon() if breaks_off else parser.finish()
+    assert CallEnded() not in parts
+    assert "".join(part.text for part in parts if isinstance(part, Arguments)) == JSON[:-1]
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_an_output_that_is_broken_off_before_the_closing_mark_has_no_call(streams: bool) -> None:
+    """At the output's natural end the mark may be missing."""
+    parser = OutputParser(frozenset({"weather"}), streams=streams)
+    parts = parser.feed(HERMES.removesuffix("</tool_call>")) + parser.abandon()
+    assert not [part for part in parts if isinstance(part, Call | CallEnded)]
+
+
+def test_a_closing_mark_in_a_string_of_the_arguments_closes_nothing() -> None:
+    """It is an argument."""
+    output = '<tool_call>{"name": "weather", "arguments": {"city": "</tool_call>"}}</tool_call>'
+    assert parsed(output) == [Call("weather", '{"city": "</tool_call>"}')]
+
+
+@pytest.mark.parametrize(
+    ("marks", "shown"),
+    [("none", (b"", b"")), ("reasoning", (b"", b"<think>")), ("calls", (b"[ARGS]", b"<think>"))],
+)
+def test_control_tokens_are_text_only_where_they_are_looked_for(
+    marks: Marks, shown: tuple[bytes, bytes]
+) -> None:
+    """Those of calls with tools, those of reasoning in each conversation."""
+    names = [b"[ARGS]", b"<think>", b"<unused>"]
+    model = cast("Model", SimpleNamespace(piece=lambda _: b"", name=names.__getitem__))
+    sequence = Sequence.__new__(Sequence)
+    sequence._marks = SHOWN_MARKS[marks]
+    assert [sequence._piece(token, model) for token in range(3)] == [*shown, b""]
+
+
+def test_the_operator_may_say_how_the_model_writes_calls() -> None:
+    """Otherwise the model's chat template does."""
+    worker = SimpleNamespace(
+        policy=Policy(tool_format="lfm2"), engine=SimpleNamespace(tool_formats=("gemma",))
+    )
+    assert Worker.tool_formats.__get__(worker) == ("lfm2",)
+    worker.policy = Policy()
+    assert Worker.tool_formats.__get__(worker) == ("gemma",)
+    worker.engine = None
+    assert Worker.tool_formats.__get__(worker) == ()
 
 
 def test_line_breaks_in_arguments_are_escaped() -> None:
@@ -184,6 +229,7 @@ def test_formats_are_recognized_by_the_template() -> None:
     """Those that it does not name are text; Hermes' is always looked for."""
     assert recognized("… <|python_tag|> …") == ("llama3",)
     assert recognized("… no tools …") == ()
+    assert recognized("<|start|>assistant<|channel|>final<|message|>") == ("harmony",)
     mistral = f"[TOOL_CALLS]weather[ARGS]{JSON}"
     parser = OutputParser(frozenset({"weather"}), formats=formats_of(["llama3"]))
     assert [*parser.feed(mistral), *parser.finish()] == [Text(mistral)]
