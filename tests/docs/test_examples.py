@@ -23,6 +23,8 @@ NOT_RUN = {
     ("docs/architecture.md", "clients ── HTTP/SSE"): "a drawing",
     ("docs/architecture.md", "testing → cli → api"): "a drawing of what import-linter checks",
     ("docs/clients.md", "import "): "tests/clients/test_libraries.py and test_event_source.py run it",
+    ("docs/clients.md", "lm_eval "): "needs lm-eval and a task",
+    ("docs/mcp.md", "async with Client"): "tests/integration/test_mcp.py asks so",
     ("docs/clients.md", "model_list:"): "tests/clients/test_litellm.py starts the proxy with it",
     ("docs/gpu.md", "CMAKE_ARGS="): "compiles llama.cpp for a GPU",
     (
