@@ -8,10 +8,10 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup install outside demo run test deep nightly test-all without faults exact models simulate soak lint types arrows format bench lock docs pictures clean
+.PHONY: help setup install outside demo run test deep nightly test-all without faults exact models simulate soak lint types arrows format bench bench-beside lock docs pictures clean
 
 help: ## List what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 setup: ## Make .venv from requirements.lock (builds llama.cpp the first time: 5-10 minutes on 2 cores)
 	@tools/setup.sh $(UV_VERSION)
@@ -76,6 +76,9 @@ format: setup ## Format, and fix what ruff can fix
 
 bench: setup ## Measure how fast a cancel is (bench/cancel.py)
 	$(PY) bench/cancel.py $(ARGS)
+
+bench-beside: setup ## The same requests to llama-server (built once) and to the worker, as ratios
+	$(PY) -m bench.beside $(ARGS)
 
 lock: setup ## Regenerate requirements.lock (ARGS=--upgrade for newer versions)
 	.venv/bin/uv pip compile pyproject.toml --group dev --all-extras --universal --python-version 3.11 --generate-hashes \
