@@ -127,6 +127,11 @@ class Core(RuleBasedStateMachine):
                 continue
             assert effect.job.live
             match effect:
+                case Submit() if effect.job.prompt_tokens is not None:
+                    assert run not in self.engine.kept | self.engine.waits | self.engine.holds, (
+                        "submitted twice"
+                    )
+                    self.engine.kept.add(run)
                 case Submit():
                     self.engine.to_prepare.append(run)
                 case Begin():
@@ -416,11 +421,10 @@ class Core(RuleBasedStateMachine):
         """In any order; some never fit."""
         assert self.engine is not None
         run = self.engine.to_prepare.pop(which % len(self.engine.to_prepare))
-        counted = self.seen[run].job.prompt_tokens
         if run not in self.engine.dropped:
             self.engine.kept.add(run)
         self.engine.dropped.discard(run)
-        self.carry_out(self.core.accepted(run, counted or (1,) * tokens, self.now()))
+        self.carry_out(self.core.accepted(run, (1,) * tokens, self.now()))
 
     @precondition(lambda self: self.engine is not None and self.engine.waits)
     @rule(which=ANY)
@@ -647,6 +651,7 @@ class Core(RuleBasedStateMachine):
             wanted = self.engine.kept | (set(self.engine.to_prepare) - self.engine.dropped)
             if not self.written_off:
                 assert wanted <= set(queued), "the engine keeps a prompt that nobody wants"
+                assert not self.engine.kept & self.engine.waits
         suspects = {job.run for job in live if job.deaths >= SUSPECT_DEATHS}
         assert len(suspects & started) <= 1, "no two who are suspected of killing engines run side by side"
         assert sorted(self.ended) == sorted(run for run, seen in self.seen.items() if not seen.job.live)
@@ -665,7 +670,7 @@ class Core(RuleBasedStateMachine):
             return
         head = next(iter(self.core.queue._waiting.values()), None)
         suspected = any(job.deaths >= SUSPECT_DEATHS for job in self.live_jobs())
-        if head is not None and head.run in self.engine.kept and not suspected:
+        if head is not None and head.prompt_tokens is not None and not suspected:
             inside = [job for job in self.core.queue.in_engine if not head.may_preempt(job)]
             assert len(inside) >= CAPACITY.sequences + AHEAD
 

@@ -84,6 +84,9 @@ class VirtualEngine:
     def prepare(self, message: Submit | Tokenize) -> None:
         """One after the other, in a moment each."""
         assert isinstance(message, Submit), "no client of this world only tokenizes"
+        if message.tokens is not None:
+            self._accepted[message.run] = (message, message.tokens)
+            return
         self._preparing.append(message)
         if len(self._preparing) == 1:
             self._later(self._chance.uniform(0.0005, 0.02), self._prepared)
@@ -149,7 +152,7 @@ class VirtualEngine:
 
     def _prepared(self) -> None:
         message = self._preparing.pop(0)
-        prompt = tuple(message.prompt.encode()) if message.tokens is None else message.tokens
+        prompt = tuple(message.prompt.encode())
         if message.run not in self._dropped:
             self._accepted[message.run] = (message, prompt)
         self._says(Accepted(message.run, prompt))

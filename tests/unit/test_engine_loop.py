@@ -729,6 +729,21 @@ def test_a_model_that_finds_no_room_has_the_youngest_preempted(loop: HandLoop) -
     assert loop.ends(1) == ["length"]
 
 
+def test_a_model_that_has_less_room_than_it_says_serves_one_run_after_the_other(loop: HandLoop) -> None:
+    """The run that was preempted waits until another one is over, and does not take the room again in the next turn."""
+    room_for_one = loop.model.decode
+
+    def decode(batch: Batch, *, abort_mode: AbortMode) -> Outcome:
+        loop.model.next_outcome = Outcome.NO_ROOM if len(set(batch.sequences)) > 1 else None
+        return room_for_one(batch, abort_mode=abort_mode)
+
+    loop.model.decode = decode  # type: ignore[method-assign]
+    loop.post(run_message(1, max_tokens=9), run_message(2, max_tokens=9))
+    loop.finish(most=100)
+    assert (loop.ends(1), loop.ends(2)) == (["length"], ["length"])
+    assert sum(isinstance(said, Started) for said in loop.sent) == 3
+
+
 def test_a_run_alone_that_finds_no_room_fails(loop: HandLoop) -> None:
     """There is no run to preempt; the engine continues."""
     loop.post(run_message(1, max_tokens=9))

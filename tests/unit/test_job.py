@@ -371,6 +371,19 @@ def test_an_unconfirmed_stop_says_so_in_its_receipt() -> None:
     assert receipt_of(job)["terminal_ms"] == 5000.0
 
 
+def test_a_job_that_was_preempted_holds_no_cells() -> None:
+    """Also by the receipt, if the engine dies with its stop on the way."""
+    job = decoding_job()
+    job.in_cells(3, 0)
+    assert job.cells_held == 4
+    job.preempted()
+    job.phase = Phase.QUEUED
+    job.request_stop(stop_request())
+    job.engine_lost(at(9))
+    assert job.receipt is not None
+    assert (job.receipt.kv_cells_before, job.receipt.prompt_tokens) == (0, 3)
+
+
 # What can be looked up.
 
 

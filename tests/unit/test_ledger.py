@@ -210,6 +210,18 @@ def test_what_a_run_shares_with_a_live_one_is_counted_once(pool: Pool) -> None:
         assert not fits(tokens, room - len(tokens) + 1, namespace)
 
 
+def test_what_a_run_shares_with_one_that_gives_way_is_not_counted(pool: Pool) -> None:
+    """Its cells are needed whole beside those that stay."""
+    common = list(range(300))
+    first, other = pool.open([*common, 7]), pool.open(list(range(1000, 1100)))
+    pool.compute(first)
+    pool.compute(other)
+    tokens, room = as_tokens([*common, 8]), CELLS - 100 - 301
+    assert pool.ledger.fits(tokens, "a", [other], room)
+    assert not pool.ledger.fits(tokens, "a", [other], room + 1)
+    assert pool.ledger.fits(tokens, "a", [other, first], CELLS - 100 - 301 - 1)
+
+
 def test_a_run_waits_for_one_that_is_computing_their_common_prefix(pool: Pool) -> None:
     """Until the other run has computed it or has ended; but not for a few tokens."""
     first = pool.open(numbers(0, 200))

@@ -3,7 +3,7 @@
 import pytest
 
 from worker_orcd.engine.prompts import Prompts
-from worker_orcd.protocol.messages import Accepted, Begin, Submit
+from worker_orcd.protocol.messages import Begin, Submit
 from worker_orcd.sampling import SamplingParams
 
 SUBMIT = Submit(
@@ -17,7 +17,7 @@ def test_an_accepted_run_begins_with_its_tokens_and_only_once() -> None:
     prompts.put(SUBMIT)
     with prompts.next() as (request, _):
         assert request is SUBMIT
-        prompts.accept(SUBMIT, Accepted(1, (5, 6)))
+        prompts.accept(SUBMIT, (5, 6))
     run = prompts.begin(Begin(1, 9, (7,)))
     assert (run.prompt, run.generated, run.max_tokens) == ((5, 6), (7,), 9)
     assert (run.stop, run.sampling, run.cache, run.order) == (("stop",), SamplingParams(seed=3), "a", 2.0)
@@ -33,7 +33,7 @@ def test_a_run_that_is_dropped_is_not_kept(when: str) -> None:
     with prompts.next():
         if when == "while it is prepared":
             prompts.drop(1)
-        prompts.accept(SUBMIT, Accepted(1, (5, 6)))
+        prompts.accept(SUBMIT, (5, 6))
     if when == "once it is accepted":
         prompts.drop(1)
     with pytest.raises(KeyError):

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from tests.fakes import at, queued_job
+from tests.fakes import at, queued_job, stop_request
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.queue import AHEAD, Capacity, JobQueue
@@ -98,7 +98,7 @@ def test_jobs_that_left_do_not_pile_up_behind_a_full_engine() -> None:
 
 
 def test_jobs_of_a_dead_engine_are_queued_in_front_of_those_who_came_later() -> None:
-    """Each is counted again by the next engine; those that have ended are gone."""
+    """They are counted already; those that have ended are gone."""
     jobs = [measured(run, 10, 10) for run in range(1, 10)]
     queue = line(*jobs)
     in_engine = handed_over(queue)
@@ -106,9 +106,22 @@ def test_jobs_of_a_dead_engine_are_queued_in_front_of_those_who_came_later() -> 
         job.engine_lost(at(2))
     queue.engine_lost()
     assert (list(queue), queue.running) == (jobs[1:], 0)
-    assert queue.next_to_hand_over(ROOMY) is None
-    queue.prompt_counted(jobs[3])
-    assert queue.next_to_hand_over(ROOMY) is jobs[3]
+    assert handed_over(queue) == jobs[1:7]
+
+
+def test_a_job_that_is_stopped_while_it_waits_in_the_engine_neither_runs_nor_waits() -> None:
+    """Nobody sees more jobs running than there are slots, and its place in the queue is free at once."""
+    jobs = [measured(run, 1, 1) for run in range(1, 4)]
+    queue = line(*jobs)
+    for job in jobs:
+        assert queue.next_to_hand_over(ROOMY) is job
+        job.handed_over()
+    jobs[0].started(at(1), "a-model")
+    assert (queue.running, len(queue)) == (1, 2)
+    jobs[1].request_stop(stop_request())
+    assert (queue.running, len(queue)) == (1, 1)
+    jobs[0].request_stop(stop_request())
+    assert (queue.running, len(queue)) == (1, 1)
 
 
 def test_leaving_gives_back_a_place_in_the_line_or_in_the_engine() -> None:

@@ -105,8 +105,10 @@ class Ledger:
         wanted = self._cells.held_by(slot.holder for slot in beside) + sum(self._dirty.values()) + growth
         wanted += sum(len(slot.tokens) - slot.computed for slot in beside) + len(tokens)
         if namespace is not None and self._keeps_warm:
-            shared = self._prefixes.longest(namespace, tokens[:-1], self._usable_live)
-            wanted -= shared.length if shared else 0
+            shared = self._prefixes.longest(namespace, tokens[:-1], self._usable)
+            saved = self._saved_length(namespace, tokens[:-1])
+            if shared and shared.key in beside and saved < shared.length + MIN_SHARED:
+                wanted -= shared.length
         return wanted <= self._cells.total
 
     def open(self, run: int, tokens: list[int], namespace: str | None) -> Slot:
@@ -276,10 +278,6 @@ class Ledger:
         """How many of the first `length` tokens, which a new run shares with the slot, the slot can hand over."""
         length = min(length, slot.computed)
         return length if self._model.memory.hands_over(slot.computed, length) else 0
-
-    def _usable_live(self, slot: Slot, length: int) -> int:
-        """The same of a live slot; nothing of a warm one."""
-        return 0 if slot in self._warm else self._usable(slot, length)
 
     def _available(self, namespace: str, wanted: Tokens) -> int:
         """How many of these tokens need not be computed."""

@@ -74,6 +74,8 @@ class EngineLoop:
         """Runs that were preempted since the last report."""
         self._reused: list[Progress] = []
         """Runs that got a slot since the last report, and the cells that each reused."""
+        self._crowded = False
+        """Whether the model has found less room than the ledger since a run was over."""
         self._rollback = Rollback(model)
         self._cost = CostEstimate()
         self._recovery = Recovery()
@@ -112,8 +114,14 @@ class EngineLoop:
     # Runs.
 
     def _open_slots(self) -> None:
-        """Give runs that wait slots, as many as it is the turn of, also those of less urgent runs."""
-        while (opening := self._scheduler.next(self._sequences.values(), self._ledger)) is not None:
+        """Give runs that wait slots, as many as it is the turn of, also those of less urgent runs.
+
+        After the model found less room than the ledger, none gets one until a live run is over.
+        """
+        while (
+            not (self._crowded and self._sequences)
+            and (opening := self._scheduler.next(self._sequences.values(), self._ledger)) is not None
+        ):
             run, giving_way = opening
             if giving_way:
                 self._preempt(giving_way)
@@ -171,6 +179,7 @@ class EngineLoop:
     def _free(self, sequence: Sequence) -> Closed:
         """End a run. Its cells belong to no run afterwards."""
         del self._sequences[sequence.run.run]
+        self._crowded = False
         sequence.close()
         return self._ledger.close(sequence.slot)
 
@@ -364,6 +373,7 @@ class EngineLoop:
             return []
         if result.outcome is Outcome.NO_ROOM and len(self._sequences) > 1 and not separate:
             self._preempt(self._sequences.values())
+            self._crowded = True
             return []
         if result.outcome is Outcome.NO_ROOM:
             # With separate streams another run's cells are of no use to this one.

@@ -120,6 +120,8 @@ class Mailbox:
                 self._to_loop(self.prompts.begin(message))
             case Stop() | Ping():
                 self._to_loop(message)
+            case Submit(tokens=tuple(tokens)):
+                self.prompts.accept(message, tokens)
             case Submit() | Tokenize():
                 self.prompts.put(message)
             case Drop():

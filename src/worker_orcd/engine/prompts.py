@@ -2,13 +2,16 @@
 runs that are yet to begin."""
 
 import threading
+from array import array
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import msgspec
+
 from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.engine.run import Run
-from worker_orcd.protocol.messages import Accepted, Begin, Submit, Tokenize
+from worker_orcd.protocol.messages import Begin, Submit, Tokenize
 
 
 class Prompts:
@@ -19,8 +22,8 @@ class Prompts:
         self._waiting: deque[Submit | Tokenize] = deque()
         self._known: dict[int, CurrentPrompt] = {}
         """By run: all that wait or are being prepared."""
-        self._accepted: dict[int, tuple[Submit, tuple[int, ...]]] = {}
-        """By run: with the prompt's token ids."""
+        self._accepted: dict[int, tuple[Submit, array[int]]] = {}
+        """By run: without the prompt's text, with its token ids."""
 
     def put(self, request: Submit | Tokenize) -> None:
         """A prompt arrives."""
@@ -49,11 +52,14 @@ class Prompts:
             with self._changed:
                 del self._known[request.run]
 
-    def accept(self, submitted: Submit, accepted: Accepted) -> None:
-        """Keep a run, within the block of `next` that has prepared it, unless it was dropped meanwhile."""
+    def accept(self, submitted: Submit, tokens: tuple[int, ...]) -> None:
+        """Keep a run: within the block of `next` that has prepared it, unless it was dropped meanwhile; or one whose
+        tokens an earlier engine has counted."""
         with self._changed:
-            if not self._known[submitted.run].dropped:
-                self._accepted[submitted.run] = (submitted, accepted.prompt)
+            in_hand = self._known.get(submitted.run)
+            if in_hand is None or not in_hand.dropped:
+                kept = msgspec.structs.replace(submitted, prompt="", tokens=None)
+                self._accepted[submitted.run] = (kept, array("i", tokens))
 
     def begin(self, begin: Begin) -> Run:
         """Hand over an accepted run.
@@ -63,4 +69,4 @@ class Prompts:
         """
         with self._changed:
             submitted, prompt = self._accepted.pop(begin.run)
-        return Run.of(submitted, prompt, begin)
+        return Run.of(submitted, tuple(prompt), begin)

@@ -77,8 +77,8 @@ class Scheduler:
     def next(self, live: Collection[Live], room: Room) -> tuple[Run, list[Live]] | None:
         """Take the run that gets a slot now, and the live ones of which one gives way to it first, if no slot is free.
 
-        None: no run waits, or the first one does not fit yet. It fits if it fits beside those that it may not preempt:
-        as many of the others give way as it takes, now for the slot, later for cells.
+        None: no run waits, or the first one does not fit yet. It fits if it fits beside those that it may not preempt.
+        When cells run out later, the least urgent of all live runs gives way.
         """
         for waiting in sorted(self._waiting.values(), key=lambda waiting: order(waiting.run)):
             run = waiting.run

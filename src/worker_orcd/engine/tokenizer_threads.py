@@ -34,7 +34,7 @@ def prepare(request: Submit | Tokenize, model: Model, in_hand: CurrentPrompt | N
             tokens = _tokens(request, model, in_hand)
             return Tokenized(request.run, tokens, tuple(map(model.name, tokens)))
         _check(request, model, in_hand)
-        tokens = _tokens(request, model, in_hand) if request.tokens is None else request.tokens
+        tokens = _tokens(request, model, in_hand)
     except PromptRefused as error:
         return Rejected(request.run, str(error), error.param)
     if not tokens:
@@ -128,7 +128,7 @@ def _prepare_in_turn(
             in_hand.slow = slow
             answer = _answer(request, model, narrator, in_hand)
             if isinstance(request, Submit) and isinstance(answer, Accepted):
-                prompts.accept(request, answer)
+                prompts.accept(request, answer.prompt)
         send(answer)
         turn.pass_on()
 

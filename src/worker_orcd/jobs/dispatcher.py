@@ -240,7 +240,7 @@ class Dispatcher:
         self._engine = engine
         for job in self.queue:
             job.phase = self._waiting_phase()
-        self._preparing = Preparing(self.queue)
+        self._preparing = Preparing(job for job in self.queue if job.prompt_tokens is None)
         return self.start_next()
 
     def engine_lost(self, why: str, now: Timestamp) -> list[Effect]:
@@ -250,7 +250,7 @@ class Dispatcher:
         """
         was_ready, self._engine = self._engine is not None, None
         reading = self.tracker.by_run(self._preparing.oldest or 0) if was_ready else None
-        # All prompts wait for the next one (`engine_ready`).
+        # What the engine has not prepared waits for the next one (`engine_ready`).
         self._preparing = Preparing()
         self._kept.clear()
         effects: list[Effect] = []
@@ -315,19 +315,22 @@ class Dispatcher:
             effects.append(Submit(job))
         if suspect is None:
             while head := self.queue.next_to_hand_over(engine.capacity):
-                effects.append(self._handed_over(head))
+                effects += self._handed_over(head)
         elif (
-            suspect.run in self._kept
+            suspect.state is State.QUEUED
+            and suspect.prompt_tokens is not None
             and not any(map(is_suspect, self.queue.in_engine))
             and self.queue.hand_over(suspect, engine.capacity)
         ):
-            effects.append(self._handed_over(suspect))
+            effects += self._handed_over(suspect)
         return effects
 
-    def _handed_over(self, job: Job) -> Begin:
+    def _handed_over(self, job: Job) -> list[Effect]:
+        """Hand a job over. If an earlier engine has counted its prompt, this one gets the tokens and checks nothing."""
+        submits: list[Effect] = [] if job.run in self._kept else [Submit(job)]
         self._kept.discard(job.run)
         job.handed_over()
-        return Begin(job)
+        return [*submits, Begin(job)]
 
     def started(self, run: int, now: Timestamp) -> Job | None:
         """The engine gives a job a slot. Returns the job, if it runs now."""

@@ -158,9 +158,14 @@ class Job:
         return self.request.priority < other.request.priority and self.order < other.order
 
     @property
+    def in_slot(self) -> bool:
+        """Whether the engine has given it a slot; of a job that is being stopped, whether it had one then."""
+        return self.live and self.phase in (Phase.PREFILL, Phase.DECODE)
+
+    @property
     def cells_held(self) -> int:
         """KV cells that the job holds, as the engine reported; its newest token has no cell yet."""
-        return self.prompt_processed + max(0, self.tokens_out - 1)
+        return self.prompt_processed + max(0, self.tokens_out - 1) if self.in_slot else 0
 
     @property
     def decode_time_ms(self) -> float:
@@ -180,8 +185,7 @@ class Job:
 
     def measured(self, prompt_tokens: tuple[int, ...], max_tokens: int) -> None:
         """The engine has counted the prompt's tokens, and they fit."""
-        if self.prompt_tokens is None:
-            self.deaths = 0
+        self.deaths = 0
         self.prompt_tokens = prompt_tokens
         self.prompt_length = len(prompt_tokens)
         self.max_tokens = max_tokens

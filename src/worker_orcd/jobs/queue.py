@@ -85,7 +85,7 @@ class JobQueue:
 
     def __len__(self) -> int:
         """Jobs that wait, here or in the engine."""
-        return len(self._waiting) + len(self._in_engine) - self.running
+        return len(self._waiting) + sum(job.state is State.WAITING for job in self._in_engine.values())
 
     def __iter__(self) -> Iterator[Job]:
         """Jobs that wait here, in order."""
@@ -98,8 +98,8 @@ class JobQueue:
 
     @property
     def in_slots(self) -> tuple[Job, ...]:
-        """Those of them that have a slot, or may have one: a stop is on its way."""
-        return tuple(job for job in self._in_engine.values() if job.state is not State.WAITING)
+        """Those of them that have a slot, as far as is known here."""
+        return tuple(job for job in self._in_engine.values() if job.in_slot)
 
     @property
     def running(self) -> int:
@@ -126,12 +126,12 @@ class JobQueue:
         heapq.heappush(self._counted, (job.order, job.run))
 
     def engine_lost(self) -> None:
-        """The engine is dead: jobs in it are queued again, and no prompt is counted."""
+        """The engine is dead: jobs in it are queued again, each in front of all jobs that come later in order."""
         lost, self._in_engine = self._in_engine, {}
-        self._counted.clear()
         for job in lost.values():
             if job.state is State.QUEUED:
                 self.append(job)
+                self.prompt_counted(job)
 
     def remove(self, job: Job) -> None:
         """Remove a job from the queue or the engine. Harmless if it is in neither."""

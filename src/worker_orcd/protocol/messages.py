@@ -75,7 +75,7 @@ class Submit(Message, frozen=True):
 
     Attributes:
         prompt, template: its text; not used if there are `tokens`.
-        tokens: the prompt's token ids, if an engine before this one has counted them.
+        tokens: the prompt's token ids, if an earlier engine has accepted it: it is kept without an answer.
         max_stop_tokens: the most tokens that a stop string may have.
         prompt_chars, prompt_sha256: what narration says of the prompt instead of the prompt.
         cache: the namespace whose computed prefixes it uses and adds to; None: it uses none and leaves none.
@@ -226,10 +226,8 @@ class Rejected(Message, frozen=True):
 
 
 class Rendering(Message, frozen=True):
-    """The prompt takes long to render (`slow`), or its rendering is over.
-
-    In between, the engine waits for a process that has limits of its own, so it is not stuck.
-    """
+    """The prompt takes long to render (`slow`), or its rendering is over. In between, the engine waits for a process
+    that has limits of its own, so it is not stuck."""
 
     run: int
     slow: bool
@@ -265,10 +263,8 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
 
 
 class EndOfRun(msgspec.Struct, frozen=True, array_like=True):
-    """A run that ended without a stop. Its sequence and cells were freed before this was sent.
-
-    `error_code` is None for a natural end; then `reason` says which.
-    """
+    """A run that ended without a stop. Its sequence and cells were freed before this was sent. `error_code` is None for
+    a natural end; then `reason` says which."""
 
     run: int
     reason: Literal["stop", "length", "stop_sequence"] | None
