@@ -189,7 +189,6 @@ def test_parsed_helpers_of_the_package_work(client: openai.OpenAI) -> None:
             400,
             "messages",
         ),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools"),
         ({"top_logprobs": 2}, 400, "top_logprobs"),
         ({"extra_body": {"logprobs": 0}}, 400, "logprobs"),
         ({"extra_body": {"stop_token_ids": [10**6]}}, 400, "stop_token_ids"),

@@ -10,10 +10,12 @@ from worker_orcd.testing.harness import RunningWorker
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.needs("python-clients")]
 LIBRARIES = {"pydantic-ai": "ModelAPIError", "agents": "APIError", "langchain": "APIError"}
-"""What each raises for a stream that was cancelled from elsewhere."""
+"""What each raises for a stream that was cancelled from elsewhere. LangChain's has taken 8 s, and once did not end."""
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize(
+    "library", ["pydantic-ai", "agents", pytest.param("langchain", marks=pytest.mark.nightly)]
+)
 def test_tools_are_called_but_not_with_a_call_that_was_cancelled(served: RunningWorker, library: str) -> None:
     """Two requests, whole and streamed; and a cancel when all of the call was there but its end."""
     command = [python()[0], str(HERE / "python/tools.py"), library, served.url]

@@ -91,7 +91,7 @@ def test_files_that_share_a_real_worker_run_in_one_process_and_begin_first() -> 
     shared = {lanes.scope(f"{file}::test_it[1]") for file in lanes.TOGETHER}
     assert len(shared) == 1
     assert lanes.scope("real/test_demo.py::test_it") == "real/test_demo.py"
-    names = ["unit/test_lanes.py::test_it", "real/test_demo.py::test_it", "real/test_exact.py::test_it[1]"]
+    names = ["unit/test_lanes.py::test_it", "real/test_demo.py::test_it", "real/test_stopping.py::test_it[1]"]
     assert sorted(names, key=lanes.turn) == names[::-1]
 
 
