@@ -106,9 +106,9 @@ class Ledger:
         wanted += sum(len(slot.tokens) - slot.computed for slot in beside) + len(tokens)
         if namespace is not None and self._keeps_warm:
             shared = self._prefixes.longest(namespace, tokens[:-1], self._usable)
-            saved = self._saved_length(namespace, tokens[:-1])
-            if shared and shared.key in beside and saved < shared.length + MIN_SHARED:
-                wanted -= shared.length
+            if shared and shared.key in beside:
+                saved = self._saved_length(namespace, tokens[:-1])
+                wanted -= shared.length if saved < shared.length + MIN_SHARED else 0
         return wanted <= self._cells.total
 
     def open(self, run: int, tokens: list[int], namespace: str | None) -> Slot:

@@ -93,8 +93,9 @@ class Scheduler:
             if staying and not room.fits(waiting.tokens, run.cache, [other.slot for other in staying], grown):
                 return None
             del self._waiting[run.run]
-            giving_way = [other for other in live if may_preempt(run, other.run)]
-            return run, giving_way if len(live) >= self._sequences else []
+            if len(live) < self._sequences:
+                return run, []
+            return run, [other for other in live if may_preempt(run, other.run)]
         return None
 
 

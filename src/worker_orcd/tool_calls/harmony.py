@@ -13,6 +13,7 @@ from worker_orcd.tool_calls.call import (
     call_of,
     json_values,
 )
+from worker_orcd.tool_calls.parser import Parser
 
 _MESSAGE = "<|message|>"
 _ENDS = re.compile(r"<\|(?:end|start|call|return|channel)\|>")
@@ -23,7 +24,7 @@ _HEADER = re.compile(r"\s*(?:<\||to=|(?:<|to?)?$)")
 _RECIPIENT = re.compile(r"to=([^\s<]+)")
 
 
-class HarmonyParser:
+class HarmonyParser(Parser):
     """The parser of one output, which begins behind `<|start|>assistant`.
 
     The channel `analysis` is reasoning, a message to `functions.NAME` is a call, all else is text. Calls are given out
@@ -34,42 +35,21 @@ class HarmonyParser:
         self, tools: frozenset[str] = frozenset(), *, parallel: bool = True, streams: bool = False
     ) -> None:
         """Begin. The arguments are those of `OutputParser`."""
+        super().__init__()
         self._tools = tools
         self._parallel = parallel
         self._streams = streams
-        self._held = ""
         self._kind: type[Text] | type[Reasoning] | None = None
         """Of the message's content; None: it is a header or a call."""
         self._name: str | None = None
         """Of the function that is called."""
         self._arguments: JsonScanner | None = None
-        self._calls = 0
-
-    @property
-    def calls(self) -> int:
-        """Complete calls found so far."""
-        return self._calls
-
-    def feed(self, text: str) -> list[Part]:
-        """What becomes certain with this text."""
-        self._held += text
-        return self._parts(final=False)
-
-    def finish(self) -> list[Part]:
-        """What is left at the output's natural end."""
-        return self._parts(final=True)
 
     def abandon(self) -> list[Part]:
         """What is left of an output that was broken off: nothing of an unfinished call."""
         if self._name is not None:
             self._held, self._name = "", None
         return self._parts(final=True)
-
-    def _parts(self, *, final: bool) -> list[Part]:
-        parts: list[Part] = []
-        while self._step(parts, final=final):
-            pass
-        return parts
 
     def _step(self, parts: list[Part], *, final: bool) -> bool:
         if self._kind is None and self._name is None:

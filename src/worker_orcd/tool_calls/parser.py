@@ -1,6 +1,6 @@
 """Finds calls of tools and reasoning in a model's output while it is written."""
 
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 from worker_orcd.tool_calls.call import (
     Arguments,
@@ -25,24 +25,44 @@ from worker_orcd.tool_calls.formats import (
 )
 
 
-class Parser(Protocol):
+class Parser(ABC):
     """Turns one job's text into parts. However the text is cut into pieces, the joined parts are the same."""
+
+    def __init__(self) -> None:
+        """Begin with nothing held."""
+        self._held = ""
+        self._calls = 0
 
     @property
     def calls(self) -> int:
         """Complete calls found so far."""
+        return self._calls
 
     def feed(self, text: str) -> list[Part]:
         """What becomes certain with this text."""
+        self._held += text
+        return self._parts(final=False)
 
     def finish(self) -> list[Part]:
         """What is left at the output's natural end."""
+        return self._parts(final=True)
 
+    @abstractmethod
     def abandon(self) -> list[Part]:
         """What is left of an output that was broken off: nothing of an unfinished call."""
 
+    def _parts(self, *, final: bool) -> list[Part]:
+        parts: list[Part] = []
+        while self._step(parts, final=final):
+            pass
+        return parts
 
-class OutputParser:
+    @abstractmethod
+    def _step(self, parts: list[Part], *, final: bool) -> bool:
+        """Decide on the beginning of the held text. Returns whether there may be more to decide."""
+
+
+class OutputParser(Parser):
     """The parser of all formats that mark calls within the text.
 
     A stream gets a call's arguments while they are written, except for their last brace, which follows when the call is
@@ -68,13 +88,13 @@ class OutputParser:
             formats: those that are looked for, beside bare JSON.
             streams: give out calls as `CallBegun`, `Arguments` and `CallEnded`, instead of as `Call`.
         """
+        super().__init__()
         self._bare = BARE if only is None else arguments_of(only)
         self._only = only
         self._tools = tools
         self._parallel = parallel
         self._formats = formats if tools else ()
         self._streams = streams
-        self._held = ""
         self._thought: str | None = None
         """The mark that ends the reasoning, while the model reasons."""
         self._at_start = True
@@ -83,7 +103,6 @@ class OutputParser:
         """White space that comes next is left out if nothing but a call or the end follows it."""
         self._after_bare = False
         """A call without a closing mark came before: another may follow without an opening one."""
-        self._calls = 0
         self._format: Format | None = None
         self._looked_at = 0
         self._value: JsonScanner | None = None
@@ -93,32 +112,12 @@ class OutputParser:
         if only is not None:
             self._open(self._bare)
 
-    @property
-    def calls(self) -> int:
-        """Complete calls found so far."""
-        return self._calls
-
-    def feed(self, text: str) -> list[Part]:
-        """What becomes certain with this text."""
-        self._held += text
-        return self._parts(final=False)
-
-    def finish(self) -> list[Part]:
-        """What is left at the output's natural end."""
-        return self._parts(final=True)
-
     def abandon(self) -> list[Part]:
         """What is left of an output that was broken off: nothing of an unfinished call."""
         if self._format is not None:
             self._held, self._format = "", None
         self._tools, self._formats = frozenset(), ()
         return self._parts(final=True)
-
-    def _parts(self, *, final: bool) -> list[Part]:
-        parts: list[Part] = []
-        while self._step(parts, final=final):
-            pass
-        return parts
 
     def _step(self, parts: list[Part], *, final: bool) -> bool:
         """Decide on the beginning of the held text. Returns whether there may be more to decide."""
