@@ -34,8 +34,9 @@ def process(code: str) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 @contextmanager
-def starved(pid: int, neighbours: int = 4) -> Iterator[None]:
-    """A process whose threads only get CPU time that others leave over, which is none."""
+def starved(pid: int, neighbours: int = 16) -> Iterator[None]:
+    """A process whose threads only get CPU time that others leave over, which is a turn of some ms every ten seconds.
+    They are of its session: Linux shares CPU time out between sessions first."""
     cpu = min(os.sched_getaffinity(0))
     threads = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
     with ExitStack() as stack:

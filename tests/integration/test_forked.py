@@ -70,11 +70,11 @@ def test_waiting_for_it_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_killed_worker_takes_its_forked_engine_with_it() -> None:
-    """The engine is a child of the worker, in a session of its own, and cannot outlive it."""
+    """The engine is a child of the worker, in a process group of its own, and cannot outlive it."""
     with running_worker() as worker:
         assert isinstance(worker.process, forked.ForkedProcess)
         engine = worker.engine_pid
-        assert os.getsid(engine) == engine != os.getsid(worker.process.pid)
+        assert os.getpgid(engine) == engine != os.getpgid(worker.process.pid)
         worker.process.kill()
         assert worker.process.wait(30) == -signal.SIGKILL
         wait_until(lambda: is_gone(engine), what="an engine that is gone")
