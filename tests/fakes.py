@@ -205,6 +205,7 @@ class HandModel(ScriptedModel):
         self.saves: list[int] = []
         """Sequence ids that were saved, in order."""
         self.restores_fail = False
+        self.moves_fail = False
         self._stale: set[int] = set()
         """Sequence ids without cells whose state an aborted step should have zeroed, and has not."""
 
@@ -216,10 +217,12 @@ class HandModel(ScriptedModel):
         self.samplers_open += 1
         return CellSampler(self, sampling.seed or 0)
 
-    def move(self, source: int, target: int) -> None:
-        """Give a sequence another id, also before its first cell is written."""
+    def move(self, source: int, target: int) -> bool:
+        """Give a sequence another id, also before its first cell is written, unless the test makes that fail."""
+        if self.moves_fail:
+            return False
         self._cells.setdefault(source, [])
-        super().move(source, target)
+        return super().move(source, target)
 
     def trim(self, sequence: int, length: int) -> bool:
         """Cut a sequence back; a recurrent state can only be dropped."""

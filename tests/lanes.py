@@ -121,6 +121,7 @@ SERIAL = (
 TOGETHER = (
     "faults/test_engine.py",
     "real/test_constrained.py",
+    "real/test_exact.py",
     "real/test_generating.py",
     "real/test_stopping.py",
     "real/test_tools.py",

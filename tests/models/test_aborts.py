@@ -15,6 +15,7 @@ from tests.models.histories import History, check_whole, compare, compare_exactl
 from tests.models.matrix import CASES, Case
 from tests.tiny import TinyModels
 from worker_orcd.protocol.messages import Stop
+from worker_orcd.supervisor.prefix_memory import prefix_memory
 
 ABORTS = int(os.environ.get("MODEL_ABORTS", "12"))
 SEQUENCES = 6
@@ -76,11 +77,13 @@ def test_a_run_that_comes_after_an_abort_begins_with_an_empty_state(
 def test_exact_logits_beside_aborted_steps_are_identical_to_the_run_alone(
     case: Case, tiny_models: TinyModels, stack: ExitStack
 ) -> None:
-    """With `--exact` not one bit differs."""
+    """With `--exact` not one bit differs, whatever is copied to host memory and back."""
     path = tiny_models.path(case.name, **case.metadata)
+    store = prefix_memory(64)
+    stack.callback(os.close, store)
     each = CELLS // 4
     engine = stack.enter_context(
-        closing(TinyEngine(path, exact=True, parallel=SEQUENCES, cells=SEQUENCES * each))
+        closing(TinyEngine(path, exact=True, parallel=SEQUENCES, cells=SEQUENCES * each, store=store))
     )
     alone = stack.enter_context(closing(TinyEngine(path, exact=True, parallel=1, cells=each)))
     history = play(engine, ABORTS, seed=len(case.name) + 100)

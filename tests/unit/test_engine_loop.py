@@ -915,6 +915,22 @@ def test_dense_ids_close_several_holes_of_one_step(make_loop: MakeLoop) -> None:
     assert loop.tokens(4) == alone(make_loop, 4, "q", max_tokens=30)
 
 
+def test_where_a_move_fails_the_hole_stays_and_no_token_changes(make_loop: MakeLoop) -> None:
+    """Steps are slower then, and still right."""
+    loop = make_loop(exact=True)
+    loop.model.moves_fail = True
+    loop.post(*(run_message(n, "q" * n, max_tokens=10) for n in (1, 2, 3, 4)))
+    in_decode(loop, 1, 2, 3, 4)
+    loop.post(Stop(2))
+    loop.turn()
+    assert [cells > 0 for cells in loop.cells_held()] == [True, False, True, True]
+    loop.post(run_message(5, "q" * 5, max_tokens=10))
+    loop.finish()
+    for n in (1, 3, 4, 5):
+        assert loop.tokens(n) == alone(make_loop, n, "q" * n, max_tokens=10)
+    assert loop.cells_held() == [0, 0, 0, 0]
+
+
 def test_without_need_for_dense_ids_nothing_is_moved(loop: HandLoop) -> None:
     """A move costs time where it brings nothing."""
     loop.post(*(run_message(n, max_tokens=30) for n in (1, 2, 3)))

@@ -186,7 +186,7 @@ class Ledger:
         return Closed(before, 0, slot.computed if slot in self._warm else 0)
 
     def save_next(self) -> bool:
-        """Copy to the store what is due. Whether anything was: then there may be more."""
+        """Copy to the store what is due. Whether anything was: there may be more."""
         if self._saving is None:
             return False
         self._saving.settle()
@@ -203,6 +203,19 @@ class Ledger:
             self._bound_warm()
             return True
         return False
+
+    def close_holes(self) -> None:
+        """Where gaps between ids cost time, the live slots with the highest ids take free lower ones.
+
+        Called just before a step: by then new runs have taken free ids, and no stop waits for the copying.
+        """
+        while self._model.dense_ids and self._free_ids and self._live:
+            last = max(self._live.values(), key=lambda slot: slot.id)
+            hole = self._free_ids[0]
+            if hole > last.id or not self._model.move(last.id, hole):
+                return
+            heapq.heapreplace(self._free_ids, last.id)
+            last.id = hole
 
     # Room.
 
@@ -378,21 +391,11 @@ class Ledger:
         self._free(slot)
 
     def _free(self, slot: Slot) -> int:
-        """Free a slot's cells and id. Where ids are to be without holes, the last live slot takes the id.
-
-        Returns:
-            Cells that the model does not free.
-        """
+        """Free a slot's cells and id. Returns the cells that the model does not free."""
         if slot.namespace is not None:
             self._prefixes.remove(slot.namespace, slot)
         self._model.trim(slot.id, 0)
         self._cells.trim(slot.holder, 0)
         self._last_run[slot.id] = slot.run
-        hole, after = slot.id, self._model.cells(slot.id)
-        if self._model.dense_ids and self._live and after == 0:
-            last = max(self._live.values(), key=lambda other: other.id)
-            if last.id > hole:
-                self._model.move(last.id, hole)
-                last.id, hole = hole, last.id
-        heapq.heappush(self._free_ids, hole)
-        return after
+        heapq.heappush(self._free_ids, slot.id)
+        return self._model.cells(slot.id)

@@ -254,10 +254,17 @@ class LlamaModel:
         """Reset the cells, and the search heads that a decode which found no room may have left wrong."""
         lib.llama_memory_clear(self._memory, False)
 
-    def move(self, source: int, target: int) -> None:
-        """Copy a sequence's cells to a free id and free the old one."""
-        lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-        lib.llama_memory_seq_rm(self._memory, source, -1, -1)
+    def move(self, source: int, target: int) -> bool:
+        """Between separate streams by way of a buffer: there `llama_memory_seq_cp` only notes a copy, which the next
+        decode carries out. Until then the target has another sequence's memory."""
+        moved = True
+        if not self.separate_streams:
+            lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        elif self.cells(source) > 0:
+            state = memoryview(bytearray(self.state_bytes(source)))
+            moved = self.write_state(source, state) == len(state) and self.read_state(target, state)
+        self.trim(source if moved else target, 0)
+        return moved
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Only llama.cpp's list of cell owners changes."""
@@ -273,32 +280,30 @@ class LlamaModel:
 
     def save(self, sequence: int, into: bytearray | None = None) -> bytearray:
         """Copy its recurrent states, and the cells of its sliding windows."""
-        size = lib.llama_state_seq_get_size_ext(self._context, sequence, _PARTIAL)
+        size = self.state_bytes(sequence, _PARTIAL)
         buffer = into if into is not None and len(into) == size else bytearray(size)
-        native = (ctypes.c_uint8 * size).from_buffer(buffer)
-        lib.llama_state_seq_get_data_ext(self._context, native, size, sequence, _PARTIAL)
+        self.write_state(sequence, memoryview(buffer), _PARTIAL)
         return buffer
 
     def restore(self, sequence: int, saved: bytearray) -> bool:
-        """Write them into the sequence. llama.cpp returns the bytes it took, 0 for a failure."""
-        native = (ctypes.c_uint8 * len(saved)).from_buffer(saved)
-        taken = lib.llama_state_seq_set_data_ext(self._context, native, len(saved), sequence, _PARTIAL)
-        return bool(taken == len(saved))
+        """Write them into the sequence."""
+        return self.read_state(sequence, memoryview(saved), _PARTIAL)
 
-    def state_bytes(self, sequence: int) -> int:
+    def state_bytes(self, sequence: int, flags: int = _WHOLE) -> int:
         """As llama.cpp reports it."""
-        return int(lib.llama_state_seq_get_size_ext(self._context, sequence, _WHOLE))
+        return int(lib.llama_state_seq_get_size_ext(self._context, sequence, flags))
 
-    def write_state(self, sequence: int, into: memoryview) -> int:
+    def write_state(self, sequence: int, into: memoryview, flags: int = _WHOLE) -> int:
         """Copy its cells and states."""
         native = (ctypes.c_uint8 * len(into)).from_buffer(into)
-        return int(lib.llama_state_seq_get_data_ext(self._context, native, len(into), sequence, _WHOLE))
+        return int(lib.llama_state_seq_get_data_ext(self._context, native, len(into), sequence, flags))
 
-    def read_state(self, sequence: int, state: memoryview) -> bool:
-        """Put them into free cells."""
+    def read_state(self, sequence: int, state: memoryview, flags: int = _WHOLE) -> bool:
+        """Put them into free cells. llama.cpp returns the bytes it took, 0 for a failure."""
         native = (ctypes.c_uint8 * len(state)).from_buffer(state)
-        taken = lib.llama_state_seq_set_data_ext(self._context, native, len(state), sequence, _WHOLE)
-        return bool(taken == len(state))
+        return bool(
+            lib.llama_state_seq_set_data_ext(self._context, native, len(state), sequence, flags) == len(state)
+        )
 
     def _read_memory_kind(self, path: str) -> Memory:
         """Its kind as llama.cpp reports it; whether it trims by trying, since some caches refuse to without saying

@@ -304,11 +304,11 @@ class EngineLoop:
         self._preempted.append(rest.run)
 
     def _compute(self, plan: Plan, *, abort_mode: AbortMode) -> StepResult:
-        """Compute a step part by part. Each part is sampled before the next one overwrites its logits.
-
-        The first part that is not done is undone, and those behind it are skipped; results of earlier parts stay.
+        """Compute a step part by part. Each part is sampled before the next one overwrites its logits. The first
+        part that is not done is undone, and those behind it are skipped; results of earlier parts stay.
         """
         result = StepResult()
+        self._ledger.close_holes()
         parts = parts_of(plan, self._sequences, separate_streams=self._model.separate_streams)
         for number, part in enumerate(parts):
             if abort_mode and self._model.abortable:

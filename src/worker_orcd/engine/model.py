@@ -226,8 +226,9 @@ class Model(Computes, Protocol):
     def clear(self) -> None:
         """Reset the cells of a model in which no sequence holds any, and where the search for free ones begins."""
 
-    def move(self, source: int, target: int) -> None:
-        """Give sequence `source` the free id `target`."""
+    def move(self, source: int, target: int) -> bool:
+        """Give sequence `source` the free id `target`, at once: its memory can be copied, and `source` be used again.
+        False: it did not work, and `source` is as it was."""
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Make the first `length` cells of `source` cells of the free id `target`, too. Not with separate streams."""

@@ -285,10 +285,11 @@ class ScriptedModel:
         self._cells.clear()
         self._places.clear()
 
-    def move(self, source: int, target: int) -> None:
+    def move(self, source: int, target: int) -> bool:
         """Take another id."""
         self._cells[target] = self._cells.pop(source, [])
         self._places[target] = self._places.pop(source, [])
+        return True
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Share cells."""
