@@ -37,6 +37,7 @@ DEEP = (
     "integration/test_forked.py::test_with_options_for_python_a_worker_gets_an_interpreter_of_its_own",
     "integration/test_grammars.py",
     "integration/test_hostile_template.py",
+    "integration/test_infill.py::test_a_real_engine_computes_the_documented_prompt",
     "integration/test_mcp.py",
     "integration/test_model_file_fuzz.py",
     "integration/test_not_generative.py",

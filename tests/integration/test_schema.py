@@ -93,7 +93,9 @@ def test_every_answer_is_one_that_is_described(
         @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
         def check(case: "schemathesis.Case[Any]") -> None:
             assume(not beyond_the_model(case.body))
-            leniently = case.path.startswith(("/v1/", "/tokenize", "/detokenize", "/apply-template"))
+            leniently = case.path.startswith(
+                ("/v1/", "/infill", "/tokenize", "/detokenize", "/apply-template")
+            )
             case.call_and_validate(timeout=20, excluded_checks=LENIENT if leniently else None)
 
         try:

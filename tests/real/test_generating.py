@@ -227,6 +227,23 @@ def test_special_tokens_in_a_prompt_are_only_text(real_worker: RunningWorker) ->
     assert measured >= real_worker.record(harmless.job_id)["prompt_tokens"] + 8
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {"prompt": "a", "suffix": "b"}, "suffix"),
+        ("/infill", {"input_prefix": "a", "input_suffix": "b"}, "input_suffix"),
+    ],
+)
+def test_a_model_without_the_tokens_fills_no_gap(
+    real_worker: RunningWorker, path: str, body: dict[str, str], param: str
+) -> None:
+    """It says which ones are missing."""
+    answer = real_worker.client.post(path, json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "INVALID_REQUEST", param)
+    assert "its vocabulary has no prefix and suffix and middle token" in error["message"]
+
+
 def test_prompt_beyond_the_context_is_refused_and_the_next_job_works(real_worker: RunningWorker) -> None:
     """A prompt that can never fit is a 400 that names the field, and hurts nobody."""
     refused = real_worker.execute("too-long", "🦑" * 8000).finished()

@@ -98,7 +98,7 @@ async def _ids_of(scope: Scope, body: _Body) -> list[str]:
 
 
 def _makes_jobs(path: str) -> bool:
-    return path == "/execute" or (path.startswith("/v1/") and not path.endswith("/cancel"))
+    return path in ("/execute", "/infill") or (path.startswith("/v1/") and not path.endswith("/cancel"))
 
 
 def _is_refusal(status: int) -> bool:

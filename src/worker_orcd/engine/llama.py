@@ -149,6 +149,8 @@ class LlamaModel:
         """Token ids of a prompt: raw text, or a conversation in the model's chat template."""
         if template == "plain":
             return self._tokenizer.encode(prompt, parse_special=True, add_special=False)
+        if template == "infill":
+            return self._tokenizer.encode_infill(prompt, self.facts.cells_per_job)
         if template != "none" and self._template_fault is not None:
             raise PromptRefused(self._template_fault, "template")
         if template == "messages" and self._renderer is None:

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from worker_orcd.engine.grammars.messages import Vocabulary
+from worker_orcd.engine.infill import InfillTokens, infill
 from worker_orcd.engine.model import PromptRefused
 from worker_orcd.engine.templates.special_tokens import Piece, SpecialToken
 
@@ -60,6 +61,15 @@ class Tokenizer:
             else:
                 tokens += self._encode_plain(piece.text)
         return tokens + end
+
+    def encode_infill(self, request: str, most: int) -> list[int]:
+        """Token ids of a prompt with a gap to fill, of at most `most` tokens if only its extra files are too long.
+
+        Raises:
+            PromptRefused: the vocabulary has no tokens for that.
+        """
+        tokens = InfillTokens.of(self._lib, self._vocabulary)
+        return infill(request, tokens, self._frame[0], self._encode_plain, most)
 
     def _encode_plain(self, text: str) -> list[int]:
         """Token ids of a text without control tokens.

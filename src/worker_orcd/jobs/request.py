@@ -83,7 +83,7 @@ class JobRequest(Body, SamplingParams):
         min_length=1,
         description="the text to continue; at most what fits the context, and `--max-prompt-chars` characters",
     )
-    template: Literal["auto", "none", "messages", "tokens"] = Field(
+    template: Literal["auto", "none", "messages", "tokens", "infill"] = Field(
         default="auto",
         description="as `Template` in the protocol",
     )
@@ -145,11 +145,16 @@ class JobRequest(Body, SamplingParams):
 
     @property
     def text(self) -> str:
-        """The text that the client sent: the prompt, or the contents of all messages one after the other. Token ids are
-        not text before the engine has seen them; they count as they were sent, as JSON."""
-        if self.template != "messages":
+        """The text that the client sent: the prompt, or the contents of all messages or files one after the other.
+
+        Token ids are not text before the engine has seen them; they count as they were sent, as JSON.
+        """
+        if self.template not in ("messages", "infill"):
             return self.prompt
         given = json.loads(self.prompt)
+        if self.template == "infill":
+            files = [chunk["filename"] + chunk["text"] for chunk in given["extra"] or ()]
+            return "".join((*files, given["prefix"], given["suffix"], given["prompt"]))
         if isinstance(given, list):
             return "".join(message["content"] for message in given)
         return "".join(message["content"] for message in given["messages"]) + json.dumps(given["tools"])

@@ -16,10 +16,11 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Base of all messages: immutable, tagged by class name, encoded as arrays."""
 
 
-Template = Literal["auto", "none", "plain", "messages", "tokens"]
+Template = Literal["auto", "none", "plain", "messages", "tokens", "infill"]
 """What a prompt is: one user message for the model's chat template, raw text, the same without the tokens that the
 model adds, a conversation for that template (a JSON list of objects with `role` and `content`, or an object with such
-`messages` and `tools`; the last message may have an `end`, `open` or `closed`), or token ids (a JSON list)."""
+`messages` and `tools`; the last message may have an `end`, `open` or `closed`), token ids (a JSON list), or two texts
+with a gap between them (a JSON object, see `engine/infill.py`)."""
 
 
 class Constraint(msgspec.Struct, frozen=True, array_like=True):

@@ -154,7 +154,12 @@ class ScriptedModel:
         template: Template,
         in_hand: CurrentPrompt | None = None,  # Nothing is rendered here.
     ) -> list[int]:
-        """A token for each byte; of a conversation, the latest message first."""
+        """A token for each byte; of a conversation, the latest message first, and of a text with a gap, its extra files
+        last."""
+        if template == "infill":
+            given = json.loads(prompt)
+            files = [f"\x1c{chunk['filename']}\n{chunk['text']}" for chunk in given["extra"] or ()]
+            prompt = f"{given['prefix']}\x02{given['suffix']}\x03{given['prompt']}" + "".join(files)
         if template == "messages":
             given = json.loads(prompt)
             messages = given if isinstance(given, list) else given["messages"]

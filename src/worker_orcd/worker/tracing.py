@@ -187,7 +187,7 @@ def _name(job: Job, model: str | None) -> str:
 
 def _operation(job: Job) -> str:
     """`auto` is a conversation of one message."""
-    return "text_completion" if job.request.template in ("none", "tokens") else "chat"
+    return "text_completion" if job.request.template in ("none", "tokens", "infill") else "chat"
 
 
 def _model(model: str | None, of: str) -> dict[str, AttributeValue]:

@@ -15,6 +15,20 @@ DEFAULT_COMPLETION_TOKENS = 16
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
+def infill_prompt(
+    prefix: str,
+    suffix: str,
+    *,
+    prompt: str = "",
+    extra: list[dict[str, str]] | None = None,
+    reserve: int | None = None,
+) -> str:
+    """A prompt of the template `infill`, as the engine reads it (`engine/infill.py`)."""
+    return json.dumps(
+        {"prefix": prefix, "suffix": suffix, "prompt": prompt, "extra": extra, "reserve": reserve}
+    )
+
+
 class CompletionRequest(Completions):
     """The body of `POST /v1/completions`."""
 
@@ -27,6 +41,10 @@ class CompletionRequest(Completions):
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]] = Field(
         description="one text or several, or the token ids of one or several"
     )
+    suffix: str | None = Field(
+        default=None,
+        description="the text behind the gap that is to be filled, where the model has tokens for that",
+    )
 
     @classmethod
     def parse(cls, raw: bytes) -> Self:
@@ -38,6 +56,10 @@ class CompletionRequest(Completions):
         wanted = super().parse(raw)
         if wanted.max_tokens == 0 and not wanted.echo:
             raise invalid("max_tokens is 0, which goes with echo only", "max_tokens")
+        if wanted.suffix and not all(isinstance(prompt, str) for prompt in wanted.prompts):
+            raise invalid("suffix goes with prompts of text, not of token ids", "suffix")
+        if wanted.suffix and wanted.echo and wanted.logprobs is not None:
+            raise invalid("suffix does not go with both echo and logprobs", "suffix")
         return wanted
 
     @property
@@ -54,11 +76,14 @@ class CompletionRequest(Completions):
     def wanted(self, name: str) -> list[JobRequest]:
         """Its jobs."""
         prompts = self.prompts
-        if not prompts or not all(prompts):
+        if not prompts or not (all(prompts) or self.suffix):
             raise invalid("prompt must not be empty", "prompt")
+        most = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+        if self.suffix:
+            gaps = [infill_prompt(prompt, self.suffix) for prompt in prompts]
+            return self.jobs(name, gaps, template="infill", max_tokens=most)
         texts = [prompt if isinstance(prompt, str) else json.dumps(prompt) for prompt in prompts]
         template = "none" if isinstance(prompts[0], str) else "tokens"
-        most = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
         # Of token ids, the engine knows the text.
         shows_tokens = self.echo and (self.logprobs is not None or template == "tokens")
         scored = (self.logprobs or 0) if shows_tokens else None

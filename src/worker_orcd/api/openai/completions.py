@@ -11,6 +11,7 @@ from worker_orcd.api.error_responses import error_content, error_headers
 from worker_orcd.api.openai.chat_bodies import ChatCompletion
 from worker_orcd.api.openai.chat_request import ChatRequest
 from worker_orcd.api.openai.completion_request import CompletionRequest
+from worker_orcd.api.openai.infill_request import InfillRequest
 from worker_orcd.api.openai.names import error_style, fresh_name
 from worker_orcd.api.openai.response_bodies import Completion, stream
 from worker_orcd.api.sse import KEEP_ALIVE_SEC, ReaderResponse, Readers, named
@@ -50,7 +51,7 @@ def router(worker: Worker) -> APIRouter:
     )
     async def completions(request: Request) -> Response:
         asked = CompletionRequest.parse(await request.body())
-        return await _answer(worker, request, asked, Completion, "cmpl-")
+        return await answer(worker, request, asked, Completion, "cmpl-")
 
     @routes.post(
         "/chat/completions",
@@ -65,7 +66,7 @@ def router(worker: Worker) -> APIRouter:
         def parser(*, streams: bool) -> Parser:
             return asked.offer.parser(worker.tool_formats, streams=streams)
 
-        return await _answer(worker, request, asked, partial(ChatCompletion, parser=parser), "chatcmpl-")
+        return await answer(worker, request, asked, partial(ChatCompletion, parser=parser), "chatcmpl-")
 
     return routes
 
@@ -81,13 +82,14 @@ def model_of(worker: Worker, model: str | None) -> str:
     return model or worker.model_names.preferred
 
 
-async def _answer(
+async def answer(
     worker: Worker,
     request: Request,
-    asked: CompletionRequest | ChatRequest,
+    asked: CompletionRequest | ChatRequest | InfillRequest,
     words: Callable[..., Completion],
     prefix: str,
 ) -> Response:
+    """Submit a request's jobs and answer it, whole or as a stream, in the words of its API."""
     model = model_of(worker, asked.model)
     asked = asked.superseding(request.headers.get("x-supersedes"))
     name = fresh_name(prefix, request.headers.get("x-job-id"))

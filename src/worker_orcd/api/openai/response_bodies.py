@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -94,6 +94,8 @@ class Completion:
     """By choice, the prompt that it begins with; None: as its tokens are shown."""
     offsets: dict[int, int] = field(default_factory=dict)
     """By choice, the characters of the tokens whose log probabilities were given."""
+    last: ClassVar[bytes] = DONE
+    """What ends a stream that came to its natural end."""
 
     def whole(self, jobs: Sequence[Job]) -> dict[str, Any]:
         """The answer to a request that is not streamed, once all have ended."""
@@ -119,6 +121,11 @@ class Completion:
     def failure(self, terminal: Error, jobs: Sequence[Job]) -> JobError:
         """Why one of a request's jobs did not come to its natural end; what all used until then goes with it."""
         return failure_of(terminal, self.names, usage_of(jobs, self.choices))
+
+    def closing(self, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
+        """What a stream ends with when every choice came to its natural end."""
+        if self.include_usage:
+            yield self.usage(jobs)
 
     def usage(self, jobs: Sequence[Job]) -> dict[str, Any]:
         """The chunk that says what was used."""
@@ -189,8 +196,8 @@ class Completion:
 async def stream(
     body: Completion, streams: Sequence[JobStream], keep_alive: KeepAlive
 ) -> AsyncIterator[bytes]:
-    """A request's stream. It ends with `[DONE]` only if every choice came to its natural end: the first that did not
-    ends it with one error chunk."""
+    """A request's stream. It ends with its `last` words (`[DONE]`) only if every choice came to its natural end: the
+    first that did not ends it with one error chunk."""
     jobs = [one.job for one in streams]
     to_echo = set(range(len(body.echo)))
     async for place, events in read_together(streams, keep_alive):
@@ -208,9 +215,9 @@ async def stream(
             for chunk in body.chunks(place, event):
                 yield frame(chunk)
         yield b""
-    if body.include_usage:
-        yield frame(body.usage(jobs))
-    yield DONE
+    for chunk in body.closing(jobs):
+        yield frame(chunk)
+    yield body.last
 
 
 def progress_data(event: Progress) -> dict[str, Any]:

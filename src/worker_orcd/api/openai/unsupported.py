@@ -47,7 +47,8 @@ LLAMA_SERVER: Fields = {
     "t_max_predict_ms": _NOTHING,
 }
 ANY: Fields = OPENAI | VLLM | LLAMA_SERVER
-COMPLETION: Fields = ANY | {"suffix": ("",), "best_of": (1,)}
+COMPLETION: Fields = ANY | {"best_of": (1,)}
+INFILL: Fields = COMPLETION | {"n": _ONE, "n_indent": _NOTHING, "spm_infill": _NOTHING}
 CHAT: Fields = ANY | {
     "functions": ([],),
     "function_call": ("none", "auto"),
