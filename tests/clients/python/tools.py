@@ -7,6 +7,7 @@ of the call) the answer's text, or what was raised, and what the tool was called
 import asyncio
 import json
 import sys
+import time
 import urllib.request
 from contextlib import suppress
 from typing import Any
@@ -83,10 +84,13 @@ async def langchain(url: str, how: str, prompt: str, more: dict[str, Any]) -> st
 
 def cancel(url: str) -> None:
     """Cancel the job once all of the call is there but its end."""
-    tokens = 0
-    while tokens <= len(CALL):
+    until, job = time.monotonic() + 60, {"tokens_out": 0}
+    while (job["tokens_out"] or 0) <= len(CALL):
+        if time.monotonic() > until:
+            raise TimeoutError(f"the call is not whole after 60 s: {job}")
+        time.sleep(0.01)
         with suppress(OSError), urllib.request.urlopen(f"{url}/jobs/{JOB}") as answer:  # noqa: S310
-            tokens = json.load(answer)["tokens_out"] or 0
+            job = json.load(answer)
     urllib.request.urlopen(f"{url}/cancel", json.dumps({"job_id": JOB}).encode()).close()  # noqa: S310
 
 
