@@ -1,4 +1,4 @@
-"""What front and engine say to each other: closed, tagged messages in length-prefixed frames.
+"""The protocol between front and engine: closed unions of tagged messages in length-prefixed frames.
 
-Any engine that speaks this is an engine. Nothing of ours is imported here.
+Any process that speaks it is an engine.
 """
