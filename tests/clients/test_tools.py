@@ -9,12 +9,21 @@ from tests.clients.puppet import HERE, environment, python
 from worker_orcd.testing.harness import RunningWorker
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.needs("python-clients")]
-LIBRARIES = {"pydantic-ai": "ModelAPIError", "agents": "APIError", "langchain": "APIError"}
+LIBRARIES = {
+    "pydantic-ai": "ModelAPIError",
+    "agents": "APIError",
+    "agents-responses": "ModelBehaviorError",
+    "langchain": "APIError",
+}
 """What each raises for a stream that was cancelled from elsewhere. LangChain's has taken 8 s, and once did not end."""
 
 
 @pytest.mark.parametrize(
-    "library", ["pydantic-ai", "agents", pytest.param("langchain", marks=pytest.mark.nightly)]
+    "library",
+    [
+        *("pydantic-ai", "agents", "agents-responses"),
+        pytest.param("langchain", marks=pytest.mark.nightly),
+    ],
 )
 def test_tools_are_called_but_not_with_a_call_that_was_cancelled(served: RunningWorker, library: str) -> None:
     """Two requests, whole and streamed; and a cancel when all of the call was there but its end."""

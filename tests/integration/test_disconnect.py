@@ -30,8 +30,10 @@ from worker_orcd.api import sse
 from worker_orcd.api.connection import BoundedProtocol
 from worker_orcd.api.connections import Connections
 from worker_orcd.api.openai import responses
-from worker_orcd.api.openai.requests import ResponseJob, ResponseRequest
 from worker_orcd.api.openai.response_bodies import Completion, stream as reported_stream
+from worker_orcd.api.openai.response_events import ResponseEvents
+from worker_orcd.api.openai.response_object import ResponseObject
+from worker_orcd.api.openai.response_request import ResponseJob, ResponseRequest
 from worker_orcd.api.server import Server, bind
 from worker_orcd.jobs.job import Job
 from worker_orcd.testing.harness import RunningWorker, wait_until
@@ -188,8 +190,8 @@ def response_of(stream: JobStream) -> sse.ReaderResponse:
     """A job as a stream of `/v1/responses`."""
     asked = ResponseRequest(input="Say something.")
     stream.job.request = ResponseJob(**stream.job.request.model_dump(), asked=asked, named_by_client=False)
-    teller = responses.ResponseEvents(stream.job, "a-model")
-    return sse.ReaderResponse(cast(Worker, None), [stream], partial(responses._frames, stream, teller))
+    events = ResponseEvents(ResponseObject(stream.job, "a-model", tuple))
+    return sse.ReaderResponse(cast(Worker, None), [stream], partial(responses._frames, stream, events))
 
 
 def own_of(stream: JobStream) -> sse.ReaderResponse:

@@ -10,7 +10,8 @@ import pytest
 from tests.fakes import HandLoop, execute
 from worker_orcd.api.openai.chat_request import ChatRequest
 from worker_orcd.api.openai.completion_request import CompletionRequest
-from worker_orcd.api.openai.requests import Generation, ResponseRequest
+from worker_orcd.api.openai.requests import Generation
+from worker_orcd.api.openai.response_request import ResponseRequest
 from worker_orcd.engine.tokenizer_threads import prepare
 from worker_orcd.jobs.constraint import Constraint
 from worker_orcd.jobs.errors import JobError
@@ -152,14 +153,17 @@ def test_tools_and_arguments_that_are_nested_too_deeply_are_refused(field: str) 
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        ([USER, {"type": "function_call_output", "call_id": "a", "output": "1"}], "function_call_output"),
+        ([USER, {"type": "web_search_call", "id": "a", "status": "completed"}], "web_search_call"),
+        (
+            [{"type": "function_call_output", "call_id": "a", "output": [{"type": "input_image"}]}],
+            "input_image",
+        ),
         ([{"type": "item_reference", "id": "a"}], "item_reference"),
-        ([{"type": "reasoning", "summary": []}], "reasoning"),
         ([{"role": "user", "content": [{"type": "input_image", "image_url": "data:"}]}], "input_image"),
         ([{"role": "user", "content": [{"type": "input_file", "file_id": "a"}]}], "input_file"),
     ],
 )
-def test_an_item_that_is_no_message_is_refused_by_its_kind(items: list[Any], message: str) -> None:
+def test_an_item_that_is_not_understood_is_refused_by_its_kind(items: list[Any], message: str) -> None:
     """It was "not a valid string", because input may be one."""
     error = refusal(ResponseRequest, input=items)
     assert message in error.message

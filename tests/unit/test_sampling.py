@@ -9,7 +9,8 @@ import pytest
 from tests.fakes import execute, running_job
 from worker_orcd.api.openai.chat_request import ChatRequest
 from worker_orcd.api.openai.completion_request import CompletionRequest
-from worker_orcd.api.openai.requests import Generation, ResponseRequest
+from worker_orcd.api.openai.requests import Generation
+from worker_orcd.api.openai.response_request import ResponseRequest
 from worker_orcd.jobs.errors import JobError
 from worker_orcd.jobs.request import Ceilings, ExecuteRequest
 from worker_orcd.protocol.messages import ToEngine

@@ -69,6 +69,8 @@ class Worker:
         self.recommended_sampling: dict[str, float] = {}
         """Fields of a job as the model's makers recommend them, as far as its file says."""
         self.engine: messages.Ready | None = None
+        self._tool_formats: tuple[ToolFormat, ...] = ()
+        """Those of the latest engine. Kept when it dies, because outputs of ended jobs are parsed again."""
         self.tokenizing = Tokenizing(self.supervisor)
         self.model: str | None = None
         """The model's name, once an engine has reported it."""
@@ -96,7 +98,7 @@ class Worker:
         """How the model writes calls of tools: as the operator says, or as its chat template does; empty: unknown."""
         if self.policy.tool_format != "auto":
             return (self.policy.tool_format,)
-        return () if self.engine is None else self.engine.tool_formats
+        return self._tool_formats
 
     def subscribe(self, observer: Observer) -> None:
         """Pass what happens from now on to one more observer."""
@@ -320,6 +322,7 @@ class Worker:
 
     def _ready(self, ready: messages.Ready) -> None:
         self.engine = ready
+        self._tool_formats = ready.tool_formats
         self.model = ready.model
         self.model_names = self.model_names.with_name(ready.model)
         first = not self.ready.is_set()

@@ -38,8 +38,8 @@ async def pydantic_ai(url: str, how: str, prompt: str, more: dict[str, Any]) -> 
         return "".join([text async for text in result.stream_text(delta=True)])
 
 
-async def agents(url: str, how: str, prompt: str, more: dict[str, Any]) -> str:
-    """An agent of OpenAI's Agents SDK, over chat completions."""
+async def agents(url: str, how: str, prompt: str, more: dict[str, Any], api: str = "chat_completions") -> str:
+    """An agent of OpenAI's Agents SDK, over chat completions or responses."""
     from agents import (
         Agent,
         ModelSettings,
@@ -52,7 +52,7 @@ async def agents(url: str, how: str, prompt: str, more: dict[str, Any]) -> str:
     from openai import AsyncOpenAI
 
     set_default_openai_client(AsyncOpenAI(base_url=f"{url}/v1", api_key="none"))
-    set_default_openai_api("chat_completions")
+    set_default_openai_api(api)
     set_tracing_disabled(True)
     tools = [function_tool(weather)]
     agent = Agent(name="agent", model="scripted", tools=tools, model_settings=ModelSettings(**more))
@@ -62,6 +62,11 @@ async def agents(url: str, how: str, prompt: str, more: dict[str, Any]) -> str:
     async for _ in result.stream_events():
         pass
     return result.final_output
+
+
+async def agents_responses(url: str, how: str, prompt: str, more: dict[str, Any]) -> str:
+    """The same over responses, which is what the SDK does by itself."""
+    return await agents(url, how, prompt, more, "responses")
 
 
 async def langchain(url: str, how: str, prompt: str, more: dict[str, Any]) -> str:
@@ -80,6 +85,14 @@ async def langchain(url: str, how: str, prompt: str, more: dict[str, Any]) -> st
         for call in answer.tool_calls
     ]
     return (await model.ainvoke([{"role": "user", "content": prompt}, answer, *results])).content
+
+
+LIBRARIES = {
+    "pydantic-ai": pydantic_ai,
+    "agents": agents,
+    "agents-responses": agents_responses,
+    "langchain": langchain,
+}
 
 
 def cancel(url: str) -> None:
@@ -105,9 +118,7 @@ async def ask(name: str, how: str, url: str) -> dict[str, Any]:
     cancelling = asyncio.create_task(asyncio.to_thread(cancel, url)) if more else None
     try:
         prompt = json.dumps({"text": text, "token_ms": 5 if more else 0})
-        said["text"] = await {"pydantic-ai": pydantic_ai, "agents": agents, "langchain": langchain}[name](
-            url, how, prompt, more
-        )
+        said["text"] = await LIBRARIES[name](url, how, prompt, more)
     except Exception as error:  # noqa: BLE001  # Whatever it is, it is the outcome.
         said["raised"] = type(error).__name__
     if cancelling:

@@ -9,7 +9,7 @@ from worker_orcd.api.openai import unsupported
 from worker_orcd.api.openai.conversation import ChatMessage, conversation
 from worker_orcd.api.openai.conversation_end import ConversationEnd
 from worker_orcd.api.openai.requests import Completions
-from worker_orcd.api.openai.tools import MAX_TOOLS, Offer, Tool, ToolChoice
+from worker_orcd.api.openai.tools import MAX_TOOLS, NamedTool, Offer, Tool, ToolChoice
 from worker_orcd.jobs.constraint import Constraint
 from worker_orcd.jobs.errors import invalid
 from worker_orcd.jobs.request import JobRequest
@@ -55,7 +55,9 @@ class ChatRequest(Completions, ConversationEnd):
         Raises:
             JobError: `INVALID_REQUEST`, the choice names none of them, or a schema is out of bounds.
         """
-        return Offer.of(self.tools or [], self.tool_choice, parallel=self.parallel_tool_calls is not False)
+        functions = [tool.function for tool in self.tools or ()]
+        choice = self.tool_choice.function if isinstance(self.tool_choice, NamedTool) else self.tool_choice
+        return Offer.of(functions, choice, parallel=self.parallel_tool_calls is not False)
 
     @property
     def constraint(self) -> tuple[str, Constraint] | None:

@@ -1,14 +1,12 @@
 """What a response was made of: the items of its input, and of the responses that it continues."""
 
 import json
-import secrets
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from fastapi import Request
 
-from worker_orcd.api.openai.conversation import ContentPart
 from worker_orcd.jobs.errors import invalid
 
 Item = dict[str, Any]
@@ -40,27 +38,6 @@ PARAMETERS: dict[str, Any] = {
 """Of the query, as `page_of` reads them."""
 _ITEM_BYTES = 2048
 """Of an item in memory, beyond its text."""
-
-
-def message_item(role: str, content: str | Sequence[ContentPart]) -> Item:
-    """A message of the input, as an item with a new id.
-
-    Raises:
-        JobError: `INVALID_REQUEST`, a part of it is no text.
-    """
-    if not isinstance(content, str) and any(part.text is None for part in content):
-        raise invalid("only text is understood", "input")
-    texts = [content] if isinstance(content, str) else [part.text or "" for part in content]
-    output = role == "assistant"
-    more: Item = {"annotations": [], "logprobs": []} if output else {}
-    parts = [{"type": "output_text" if output else "input_text", "text": text, **more} for text in texts]
-    return {
-        "id": f"msg_{secrets.token_hex(12)}",
-        "type": "message",
-        "role": role,
-        "status": "completed",
-        "content": parts,
-    }
 
 
 def without_logprobs(item: Item) -> Item:

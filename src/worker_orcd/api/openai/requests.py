@@ -6,27 +6,21 @@ Fields that change what is generated and cannot be kept are refused by name; tho
 
 import dataclasses
 import json
-import sys
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field
 
 from worker_orcd.api.openai import unsupported
-from worker_orcd.api.openai.conversation import ChatMessage, ContentPart, conversation
-from worker_orcd.api.openai.input_items import Item, kept_bytes, message_item
 from worker_orcd.api.openai.names import error_style, id_in_header
-from worker_orcd.api.openai.output_format import OutputFormat, TextOptions
+from worker_orcd.api.openai.output_format import OutputFormat
 from worker_orcd.jobs.constraint import Constraint
 from worker_orcd.jobs.errors import invalid
 from worker_orcd.jobs.request import MAX_STOP_CHARS, MAX_STOP_STRINGS, Body, CacheSalt, JobId, JobRequest
-from worker_orcd.sampling import MAX_LOGPROBS, SAMPLING_FIELDS, SamplingParams, sampling_of
+from worker_orcd.sampling import SAMPLING_FIELDS, SamplingParams, sampling_of
 from worker_orcd.tool_calls.formats import Marks
 
 MAX_CHOICES = 16
 """`n`, and prompts of one request times `n`."""
-INCLUDE_LOGPROBS = "message.output_text.logprobs"
-"""What `include` of a response says to get log probabilities."""
 
 StopRequest = str | list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]]
 
@@ -223,90 +217,6 @@ class Completions(Generation, OutputFormat):
         ]
 
 
-class InputItem(Body):
-    """One item of a response's input: a message."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    type: Literal["message"] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart]
-
-
-class ResponseRequest(Generation):
-    """The body of `POST /v1/responses`."""
-
-    refused: ClassVar = unsupported.RESPONSE
-
-    input: str | list[InputItem]
-    instructions: str | None = None
-    previous_response_id: str | None = Field(
-        default=None, description="the response to continue, which has ended and is still kept"
-    )
-    max_output_tokens: int | None = Field(default=None, ge=1)
-    background: bool | None = None
-    store: bool | None = Field(default=None, description="false: it cannot be had again once it has ended")
-    metadata: dict[str, str] | None = None
-    text: TextOptions | None = Field(default=None, description="`format`: the form of the output")
-    include: list[str] | None = Field(
-        default=None, description=f"`{INCLUDE_LOGPROBS}`: log probabilities of the tokens, by the raw logits"
-    )
-    top_logprobs: int | None = Field(
-        default=None, ge=0, le=MAX_LOGPROBS, description="with each token, so many of the likeliest"
-    )
-
-    @property
-    def wanted_logprobs(self) -> int | None:
-        """As `include` and `top_logprobs` say."""
-        return (self.top_logprobs or 0) if INCLUDE_LOGPROBS in (self.include or ()) else None
-
-    @classmethod
-    def parse(cls, raw: bytes) -> Self:
-        """Read a body.
-
-        Raises:
-            JobError: `INVALID_REQUEST` naming the field at fault.
-        """
-        wanted = super().parse(raw)
-        if wanted.background and not wanted.stored:
-            raise invalid("a response in the background has to be stored", "store")
-        return wanted
-
-    @classmethod
-    def refuse(cls, given: dict[str, Any]) -> None:
-        """Refuse also input that is no text.
-
-        Raises:
-            JobError: `INVALID_REQUEST` naming the field at fault.
-        """
-        super().refuse(given)
-        unsupported.refuse_unsupported_items(given.get("input"), "input")
-
-    @property
-    def stored(self) -> bool:
-        """Whether it can be had again once it has ended."""
-        return self.store is not False
-
-    def wanted(self, name: str, earlier: Sequence[Item] = (), *, named_by_client: bool) -> "ResponseJob":
-        """Its job. `earlier`: the items of the response that it continues."""
-        given = [InputItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
-        if not given and not self.instructions:
-            raise invalid("input must not be empty", "input")
-        items = (*earlier, *(message_item(item.role, item.content) for item in given))
-        said = [ChatMessage(role="system", content=self.instructions)] if self.instructions else []
-        said += [ChatMessage.model_validate(item) for item in items]
-        job = self.job(
-            name,
-            None,
-            prompt=conversation(said, "input"),
-            template="messages",
-            max_tokens=self.max_output_tokens,
-            constrained=self.text and self.text.constraint(),
-            on_disconnect="continue" if self.background else "cancel",
-        )
-        return ResponseJob(**dict(job), asked=self, items=items, named_by_client=named_by_client)
-
-
 class OpenAIJob(JobRequest):
     """A job that was asked for in OpenAI's words."""
 
@@ -335,40 +245,3 @@ class OpenAIJob(JobRequest):
     def without_prompt(self) -> Self:
         """This request, as far as it is kept when its job has ended."""
         return super().without_prompt().model_copy(update={"constrained": None})
-
-
-class ResponseJob(OpenAIJob):
-    """A job behind a response; what was asked is shown with it as long as the job is remembered."""
-
-    asked: ResponseRequest
-    items: tuple[Item, ...] = ()
-    """What it was made of: the items of all responses that it continues, and of its own input. Kept with its text."""
-    named_by_client: bool
-    """Whether the client chose its id, which then may be used more than once."""
-
-    def without_prompt(self) -> Self:
-        """Its items and instructions are shown again, its input as it came is not."""
-        kept = {
-            "asked": self.asked.model_copy(update={"input": ""}),
-            "items": self.items if self.stored else (),
-        }
-        return super().without_prompt().model_copy(update=kept)
-
-    @property
-    def stored(self) -> bool:
-        """As `store` says."""
-        return self.asked.stored
-
-    @property
-    def kept_bytes(self) -> int:
-        """Of its items, instructions, metadata and text options; strings of wide characters have four for each.
-
-        Items that several responses share count for each of them.
-        """
-        metadata = self.asked.metadata or {}
-        form = 0 if self.asked.text is None else self.asked.text.kept_bytes
-        return (
-            kept_bytes(self.items)
-            + form
-            + sum(map(sys.getsizeof, (self.asked.instructions, *metadata, *metadata.values())))
-        )

@@ -10,8 +10,8 @@ from worker_orcd.api import schema
 from worker_orcd.api.access import owner_of
 from worker_orcd.api.openai import input_items
 from worker_orcd.api.openai.completions import model_of
-from worker_orcd.api.openai.requests import ResponseJob
-from worker_orcd.api.openai.response_object import asked_of, message_of, output_of, response_of, status_of
+from worker_orcd.api.openai.response_object import ResponseObject, asked_of
+from worker_orcd.api.openai.response_request import ResponseJob
 from worker_orcd.api.sse import named
 from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
 from worker_orcd.jobs.events import Error
@@ -49,11 +49,20 @@ def shown_stream_of(worker: Worker, request: Request, response_id: str) -> JobSt
     return stream
 
 
+def shown_of(worker: Worker, job: Job) -> ResponseObject:
+    """What clients see of a response.
+
+    Raises:
+        JobError: `INVALID_REQUEST` with 404, its model has another name by now.
+    """
+    return ResponseObject(job, model_of(worker, asked_of(job).model), lambda: worker.tool_formats)
+
+
 def continued(worker: Worker, request: Request, previous_id: str | None) -> Sequence[input_items.Item]:
     """The items of the response that a request continues: what it was made of, and what it said until its end.
 
-    Whatever its end was: what its reader saw is what the model sees. One that said nothing counts as an empty message,
-    since many templates want the roles to alternate.
+    Whatever its end was: what its reader saw is what the model sees. One without text and complete calls has an empty
+    message, too, since many templates want the roles to alternate.
 
     Raises:
         JobError: `INVALID_REQUEST`, it has not ended, or it is not kept, not this owner's, or not to be stored.
@@ -74,7 +83,11 @@ def continued(worker: Worker, request: Request, previous_id: str | None) -> Sequ
         raise invalid(
             "the previous response has not ended: wait for its end, or cancel it", "previous_response_id"
         )
-    said = output_of(job) or [message_of(job, "", status_of(job))]
+    shown = shown_of(worker, job)
+    said = shown.output()
+    calls = any(item["type"] == "function_call" and item["status"] == "completed" for item in said)
+    if not calls and not any(item["type"] == "message" for item in said):
+        said.append(shown.empty_message())
     return (*job.request.items, *map(input_items.without_logprobs, said))
 
 
@@ -100,8 +113,7 @@ def router(worker: Worker) -> APIRouter:
     async def cancel(request: Request, response_id: str) -> Response:
         stream = stream_of(worker, request, response_id)
         await stop(request, stream.job)
-        asked = asked_of(stream.job)
-        answer = response_of(stream.job, model_of(worker, asked.model), with_output=asked.stored)
+        answer = shown_of(worker, stream.job).whole(with_output=asked_of(stream.job).stored)
         return JSONResponse(answer, headers=named([stream]))
 
     @routes.delete(

@@ -1,7 +1,7 @@
 """Tools that a request offers to the model, and what its choice of them means for the output."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from worker_orcd.tool_calls.harmony import HarmonyParser
 from worker_orcd.tool_calls.parser import OutputParser, Parser
 
 MAX_TOOLS = 128
-_NAME = r"^[A-Za-z0-9_.\-]{1,64}$"
+_NAME = r"^[A-Za-z0-9_.\-]{1,128}$"
 _ANY_ARGUMENTS: dict[str, Any] = {"type": "object"}
 
 
@@ -74,13 +74,19 @@ class Offer:
     parallel: bool = True
 
     @classmethod
-    def of(cls, tools: list[Tool], choice: ToolChoice | None, *, parallel: bool) -> "Offer":
+    def of(
+        cls,
+        functions: Sequence[Function],
+        choice: Literal["none", "auto", "required"] | NamedFunction | None,
+        *,
+        parallel: bool,
+    ) -> "Offer":
         """The offer of a request.
 
         Raises:
             JobError: `INVALID_REQUEST`, two tools have one name, or none has the one that the choice says.
         """
-        functions = tuple(tool.function for tool in tools)
+        functions = tuple(functions)
         names = [function.name for function in functions]
         if len(set(names)) < len(names):
             raise invalid("tools: two functions have the same name", "tools")
@@ -88,8 +94,8 @@ class Offer:
             return cls()
         if choice is None or choice == "auto":
             return cls(functions, (), parallel)
-        if isinstance(choice, NamedTool):
-            forced = tuple(one for one in functions if one.name == choice.function.name)
+        if isinstance(choice, NamedFunction):
+            forced = tuple(one for one in functions if one.name == choice.name)
         else:
             forced = functions
         if not forced:

@@ -3,7 +3,7 @@
 Each field is listed with the values that ask for nothing, beside null.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from worker_orcd.jobs.errors import invalid
@@ -67,13 +67,14 @@ RESPONSE: Fields = ANY | {
     "structured_outputs": _NOTHING,
     "conversation": (),
     "prompt": (),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "logprobs": (False,),
     "truncation": ("disabled",),
 }
 
-_TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
+_TEXT_PARTS = frozenset({"text", "input_text", "output_text", "reasoning_text", "summary_text"})
+_MESSAGES = frozenset({"message"})
+RESPONSE_ITEMS = _MESSAGES | {"function_call", "function_call_output", "reasoning"}
+"""The items that a response's input may have."""
 _IN_MESSAGES: Fields = {"function_call": (), "audio": (), "prefix": (False,)}
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
@@ -92,20 +93,21 @@ def refuse_unsupported(given: dict[str, Any], unsupported: Fields) -> None:
         raise invalid(f"{name} is not supported", name)
 
 
-def refuse_unsupported_items(given: object, param: str) -> None:
-    """Refuse what a conversation may not hold: other items than messages, other parts than text, calls of tools.
+def refuse_unsupported_items(given: object, param: str, kinds: Collection[str] = _MESSAGES) -> None:
+    """Refuse what a conversation may not hold: items of other kinds, other parts than text.
 
     What is malformed passes; it is refused for that afterwards.
 
     Args:
         given: messages, or a response's input, as they came.
         param: the field that they came in.
+        kinds: the items that it may hold.
 
     Raises:
         JobError: `INVALID_REQUEST` saying which item, and what of it.
     """
     for place, item in enumerate(given if isinstance(given, list) else ()):
-        if isinstance(item, dict) and (what := _unsupported_of(item)) is not None:
+        if isinstance(item, dict) and (what := _unsupported_of(item, kinds)) is not None:
             raise invalid(f"{param}[{place}]: {what} is not supported", param)
 
 
@@ -117,15 +119,15 @@ def _asked(given: dict[str, Any], unsupported: Fields) -> Iterator[str]:
             yield name
 
 
-def _unsupported_of(item: dict[str, Any]) -> str | None:
+def _unsupported_of(item: dict[str, Any], kinds: Collection[str]) -> str | None:
     kind, role, content = item.get("type", "message"), item.get("role"), item.get("content")
-    if kind != "message":
+    if not isinstance(kind, str) or kind not in kinds:
         return f"an item of type {_shown(kind)}"
     if isinstance(role, str) and role not in _ROLES:
         return f"role {_shown(role)}"
     for name in _asked(item, _IN_MESSAGES):
         return name
-    parts: Iterable[object] = content if isinstance(content, list) else ()
+    parts = [part for field in (content, item.get("output")) if isinstance(field, list) for part in field]
     for part in parts:
         of = part.get("type") if isinstance(part, dict) else None
         if isinstance(of, str) and of not in _TEXT_PARTS:
