@@ -18,6 +18,9 @@ from worker_orcd.jobs.errors import JobError, invalid
 from worker_orcd.narration import context
 
 MAX_BODY_BYTES = 1 << 20
+SEND_BODY = "send_body"
+"""In a request's state: the server's own `send`. Middleware looks at the start of an answer only, so the pieces of a
+stream go past it."""
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 
 
@@ -39,6 +42,7 @@ class CorrelationMiddleware:
             _trace_id(headers.get("traceparent")),
         )
         token = context.correlation_id.set(chosen)
+        scope.setdefault("state", {})[SEND_BODY] = send
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

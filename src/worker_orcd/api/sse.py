@@ -5,10 +5,11 @@ from typing import Self
 
 import msgspec
 from fastapi import Request
-from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from worker_orcd.api.half_close import takes_comments
+from worker_orcd.api.middleware import SEND_BODY
 from worker_orcd.jobs.errors import JobError, invalid
 from worker_orcd.jobs.position import Position
 from worker_orcd.worker.streams import JobStream, KeepAlive, Numbered
@@ -21,13 +22,13 @@ _encoder = msgspec.json.Encoder()
 
 def encode(events: Sequence[Numbered], incarnation: str) -> bytes:
     """Events in SSE framing, each with its position as `id:`. Control characters in text are escaped by JSON."""
+    ids = str(Position(incarnation, 0)).removesuffix("0").encode()
     return b"".join(
-        format_sse_event(
-            data_str=_encoder.encode(event.data()).decode(),
-            event=event.name,
-            id=str(Position(incarnation, number)),
-        )
-        for number, event in events
+        [
+            b"event: %b\ndata: %b\nid: %b%d\n\n"
+            % (event.name.encode(), _encoder.encode(event.data()), ids, number)
+            for number, event in events
+        ]
     )
 
 
@@ -73,14 +74,6 @@ class Readers:
 Chunks = Callable[[KeepAlive], AsyncIterator[bytes]]
 
 
-async def _kept_alive(chunks: Chunks) -> AsyncIterator[bytes]:
-    keep_alive = KeepAlive(KEEP_ALIVE_SEC)
-    async for chunk in chunks(keep_alive):
-        if chunk or keep_alive.left_sec <= 0:
-            yield chunk or KEEPALIVE_COMMENT
-            keep_alive.sent()
-
-
 class ReaderResponse(EventSourceResponse):
     """One reader's answer. However it ends, also before its first byte, the reader is counted out: that is how a job
     whose client went away is stopped. A follower's going stops nothing.
@@ -100,18 +93,32 @@ class ReaderResponse(EventSourceResponse):
             follows: whether the jobs are those of other requests.
         """
         self._readers = Readers(worker, streams, follows=follows).__enter__()
+        self._keep_alive = KeepAlive(KEEP_ALIVE_SEC)
+        self._send_body: Send | None = None
         super().__init__(
-            _kept_alive(chunks),
+            chunks(self._keep_alive),
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **named(streams)},
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream until the last terminal event is sent or the reader is gone."""
         takes_comments(scope)
+        self._send_body = scope["state"].get(SEND_BODY)
         try:
             await super().__call__(scope, receive, send)
         finally:
             self._readers.close()
+
+    async def stream_response(self, send: Send) -> None:
+        """Send the head, each chunk, or a comment where one is due, and the end."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        send = self._send_body or send
+        async for chunk in self.body_iterator:
+            if chunk or self._keep_alive.left_sec <= 0:
+                body = chunk or KEEPALIVE_COMMENT
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+                self._keep_alive.sent()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class JobStreamResponse(ReaderResponse):

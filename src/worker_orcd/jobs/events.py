@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import ClassVar, Literal, overload
 
+import msgspec
+
 from worker_orcd.jobs.errors import KINDS, ErrorCode
 from worker_orcd.sampling import Logprobs, logprobs_data
 
@@ -49,8 +51,7 @@ class Progress:
         return {"prompt_tokens": self.prompt_tokens, "processed": self.processed, "cached": self.cached}
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(msgspec.Struct, frozen=True, gc=False):
     """Token number `i` of the job (0, 1, 2 …) and the text that became certain with it, possibly none."""
 
     name: ClassVar[str] = "token"
@@ -62,8 +63,10 @@ class Token:
 
     def data(self) -> dict[str, object]:
         """The event's JSON object."""
-        more = {"logprobs": logprobs_data(self.logprobs)} if self.logprobs else {}
-        return {"t": self.t, "i": self.i, **more}
+        data: dict[str, object] = {"t": self.t, "i": self.i}
+        if self.logprobs:
+            data["logprobs"] = logprobs_data(self.logprobs)
+        return data
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,14 +109,24 @@ class Observers:
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = list(observers)
+        self._concerned: dict[Callable[..., None], list[Callable[..., None]]] = {}
+        """The observers' own methods, by the method of `Observer` that they override."""
 
     def add(self, observer: Observer) -> None:
         """Add an observer of what happens from now on."""
         self._observers.append(observer)
+        self._concerned.clear()
 
     def notify(
         self, what: Callable[Concatenate[Observer, P], None], *args: P.args, **kwargs: P.kwargs
     ) -> None:
         """Call one method of each, for example `notify(Observer.ended, job)`."""
-        for observer in self._observers:
-            getattr(observer, what.__name__)(*args, **kwargs)
+        concerned = self._concerned.get(what)
+        if concerned is None:
+            concerned = self._concerned[what] = self._overriding(what)
+        for method in concerned:
+            method(*args, **kwargs)
+
+    def _overriding(self, what: Callable[..., None]) -> list[Callable[..., None]]:
+        methods = [getattr(observer, what.__name__) for observer in self._observers]
+        return [method for method in methods if getattr(method, "__func__", method) is not what]

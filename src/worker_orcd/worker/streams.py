@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Self
 from weakref import WeakValueDictionary
 
 from worker_orcd.jobs.errors import ErrorCode, JobError
@@ -41,8 +42,8 @@ class JobStream:
         self.job = job
         self.readers = 0
         """Number of readers that follow the job now."""
-        self.waiting: set[asyncio.Future[None]] = set()
-        """Futures of readers that wait for the next event."""
+        self.waiting: set[Changes] = set()
+        """The waits of its readers."""
 
     def join(self) -> None:
         """Add a reader.
@@ -62,10 +63,8 @@ class JobStream:
 
     def wake(self) -> None:
         """Wake all waiting readers."""
-        waiting, self.waiting = self.waiting, set()
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
+        for reader in self.waiting:
+            reader.wake()
 
     async def changed(self, timeout_sec: float) -> bool:
         """Wait for a change of the job. False after `timeout_sec` without one."""
@@ -92,8 +91,19 @@ class JobStream:
     async def _read(
         self, keep_alive: KeepAlive, start: int, *, waits: bool
     ) -> AsyncIterator[Sequence[Numbered]]:
-        async for _, batch in read_together([self], keep_alive, start):
-            yield batch
+        place = start
+        with Changes([self]) as changes:
+            while True:
+                events = self.job.events
+                if place < len(events):
+                    first, place = place, len(events)
+                    yield list(enumerate(events[first:], first))
+                elif not self.job.live:
+                    break
+                elif await changes.next(keep_alive.left_sec):
+                    continue
+                if keep_alive.left_sec <= 0:
+                    yield []
         last = len(self.job.events) - 1
         if waits and start > last:
             yield [(last, self.job.events[last])]
@@ -158,43 +168,98 @@ class JobStreams(Observer):
             self._idle.set()
 
 
+class Changes:
+    """One reader's waits for changes of some jobs, from its first to its last.
+
+    All of them share one timer: to start and stop one for each wait would cost as much as all else that the front does
+    for a token.
+    """
+
+    def __init__(self, streams: Sequence[JobStream]) -> None:
+        self._streams = streams
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[bool] | None = None
+        self._due_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+
+    def __enter__(self) -> Self:
+        for stream in self._streams:
+            stream.waiting.add(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in self._streams:
+            stream.waiting.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def next(self, timeout_sec: float) -> bool:
+        """Wait for a change that comes from now on. False after the timeout without one."""
+        self._due_at = self._loop.time() + timeout_sec
+        if self._timer is None or self._timer_at > self._due_at:
+            self._set_timer()
+        self._future = self._loop.create_future()
+        try:
+            return await self._future
+        finally:
+            self._future = None
+
+    def wake(self) -> None:
+        """One of the jobs has changed. Nothing happens if the reader does not wait now."""
+        self._finish(changed=True)
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = self._due_at
+        self._timer = self._loop.call_at(self._due_at, self._timer_due)
+
+    def _timer_due(self) -> None:
+        """The timer was set for an earlier wait, perhaps: then the present one has more time."""
+        self._timer = None
+        if self._future is None:
+            return
+        if self._due_at > self._timer_at:
+            self._set_timer()
+        else:
+            self._finish(changed=False)
+
+    def _finish(self, *, changed: bool) -> None:
+        if self._future is not None and not self._future.done():
+            self._future.set_result(changed)
+
+
 async def any_changed(streams: Sequence[JobStream], timeout_sec: float) -> bool:
     """Wait for a change of one of these jobs. False after the timeout without one."""
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    for stream in streams:
-        stream.waiting.add(future)
-    try:
-        async with asyncio.timeout(timeout_sec):
-            await future
-    except TimeoutError:
-        return False
-    finally:
-        for stream in streams:
-            stream.waiting.discard(future)
-    return True
+    with Changes(streams) as changes:
+        return await changes.next(timeout_sec)
 
 
 async def read_together(
-    streams: Sequence[JobStream], keep_alive: KeepAlive, start: int = 0
-) -> AsyncIterator[tuple[int, Sequence[Numbered]]]:
-    """Several jobs' events, each batch with the place of its job; an empty batch when the reader must send something.
+    streams: Sequence[JobStream], keep_alive: KeepAlive
+) -> AsyncIterator[Sequence[tuple[int, Event]]]:
+    """Several jobs' events, as many at a time as there are, each with the place of its job; none when the reader must
+    send something.
 
     What a batch amounts to may be no bytes at all, so the reader says when it has sent some (`KeepAlive.sent`).
     Ends after the last terminal event.
     """
-    places = [start] * len(streams)
-    while True:
-        live = any(stream.job.live for stream in streams)
-        moved = False
-        for number, stream in enumerate(streams):
-            events, place = stream.job.events, places[number]
-            if place < len(events):
-                places[number] = len(events)
-                moved = True
-                yield number, list(enumerate(events[place:], place))
-        if keep_alive.left_sec <= 0:
-            yield 0, []
-        elif not moved:
-            if not live:
+    read = [0] * len(streams)
+    with Changes(streams) as changes:
+        while True:
+            live = any(stream.job.live for stream in streams)
+            batch = [
+                (place, event)
+                for place, stream in enumerate(streams)
+                for event in stream.job.events[read[place] :]
+            ]
+            if batch:
+                read = [len(stream.job.events) for stream in streams]
+                yield batch
+            elif not live:
                 return
-            await any_changed(streams, keep_alive.left_sec)
+            elif await changes.next(keep_alive.left_sec):
+                continue
+            if keep_alive.left_sec <= 0:
+                yield []

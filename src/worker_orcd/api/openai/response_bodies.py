@@ -200,21 +200,21 @@ async def stream(
     first that did not ends it with one error chunk."""
     jobs = [one.job for one in streams]
     to_echo = set(range(len(body.echo)))
-    async for place, events in read_together(streams, keep_alive):
-        for _, event in events:
+    async for batch in read_together(streams, keep_alive):
+        frames: list[bytes] = []
+        for place, event in batch:
             if isinstance(event, Error):
-                for chunk in body.held():
-                    yield frame(chunk)
+                frames += [frame(chunk) for chunk in body.held()]
                 if body.include_usage:
-                    yield frame(body.usage(jobs))
-                yield frame(openai_error(body.failure(event, jobs)))
+                    frames.append(frame(body.usage(jobs)))
+                frames.append(frame(openai_error(body.failure(event, jobs))))
+                yield b"".join(frames)
                 return
             if place in to_echo and isinstance(event, Token | End):
                 to_echo.remove(place)
-                yield frame(body.echo_chunk(place, jobs[place]))
-            for chunk in body.chunks(place, event):
-                yield frame(chunk)
-        yield b""
+                frames.append(frame(body.echo_chunk(place, jobs[place])))
+            frames += [frame(chunk) for chunk in body.chunks(place, event)]
+        yield b"".join(frames)
     for chunk in body.closing(jobs):
         yield frame(chunk)
     yield body.last
