@@ -1,6 +1,7 @@
 """docs/reference.md."""
 
 import dataclasses
+import inspect
 import json
 
 from tools.docs.examples import cancelled_job, finished_job, idle_worker, silent_narrator
@@ -108,7 +109,7 @@ def _endpoints(worker: Worker) -> str:
 def _events() -> str:
     rows = []
     for kind in (events.Started, events.Progress, events.Token, events.End, events.Error):
-        fields = [f.name for f in dataclasses.fields(kind)]
+        fields = list(inspect.signature(kind).parameters)
         if kind is events.Progress:
             fields.remove("time_ms")
         if kind is events.Error:
