@@ -13,6 +13,7 @@ LIBRARIES = {
     "pydantic-ai": "ModelAPIError",
     "agents": "APIError",
     "agents-responses": "ModelBehaviorError",
+    "anthropic": "APIStatusError",
     "langchain": "APIError",
 }
 """What each raises for a stream that was cancelled from elsewhere. LangChain's has taken 8 s, and once did not end."""
@@ -21,7 +22,7 @@ LIBRARIES = {
 @pytest.mark.parametrize(
     "library",
     [
-        *("pydantic-ai", "agents", "agents-responses"),
+        *("pydantic-ai", "agents", "agents-responses", "anthropic"),
         pytest.param("langchain", marks=pytest.mark.nightly),
     ],
 )

@@ -185,7 +185,17 @@ def test_a_retry_of_a_cancelled_request_is_answered_as_cancelled(worker: Running
             "messages",
         ),
         ({"system": [{"type": "image"}]}, 400, "invalid_request_error", "system"),
-        ({"tools": [{"name": "x", "input_schema": {}}]}, 400, "invalid_request_error", "tools"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "tool_result", "content": [{"type": "image"}]}]}
+                ]
+            },
+            400,
+            "invalid_request_error",
+            "messages",
+        ),
+        ({"tools": [{"type": "web_search", "name": "x"}]}, 400, "invalid_request_error", "tools"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, 400, "invalid_request_error", "thinking"),
         ({"stop_sequences": ["x" * 40]}, 400, "invalid_request_error", "stop_sequences"),
         ({"stop_sequences": ["x" * 5000]}, 400, "invalid_request_error", "stop_sequences"),

@@ -69,6 +69,23 @@ async def agents_responses(url: str, how: str, prompt: str, more: dict[str, Any]
     return await agents(url, how, prompt, more, "responses")
 
 
+async def anthropic(url: str, how: str, prompt: str, more: dict[str, Any]) -> str:
+    """Anthropic's package, whose tool runner asks until no tool is called."""
+    from anthropic import AsyncAnthropic, beta_async_tool
+
+    @beta_async_tool(name="weather")
+    async def tool(city: str) -> str:
+        """Forecast."""
+        return weather(city)
+
+    client = AsyncAnthropic(base_url=url, api_key="none")
+    said = {"model": "scripted", "max_tokens": 1000, "messages": [{"role": "user", "content": prompt}]}
+    runner = client.beta.messages.tool_runner(**said, tools=[tool], stream=how != "whole", **more)
+    async for answer in runner:
+        last = answer if how == "whole" else await answer.get_final_message()
+    return last.content[0].text
+
+
 async def langchain(url: str, how: str, prompt: str, more: dict[str, Any]) -> str:
     """LangChain's chat model, whose users run the tool."""
     from langchain_openai import ChatOpenAI
@@ -91,6 +108,7 @@ LIBRARIES = {
     "pydantic-ai": pydantic_ai,
     "agents": agents,
     "agents-responses": agents_responses,
+    "anthropic": anthropic,
     "langchain": langchain,
 }
 

@@ -1,18 +1,36 @@
 """Jobs as Anthropic's clients expect them: whole messages, and the events of a stream."""
 
-from collections.abc import AsyncIterator, Iterator
+import json
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from worker_orcd.api.anthropic.requests import NAMES
+from worker_orcd.api.anthropic.requests import NAMES, MessagesRequest
 from worker_orcd.api.error_responses import anthropic_error
-from worker_orcd.api.openai.response_bodies import failure_of, frame, text_of
+from worker_orcd.api.openai.output_items import (
+    Added,
+    Change,
+    Done,
+    Grown,
+    ItemKind,
+    Output,
+    OutputItem,
+    call_id,
+)
+from worker_orcd.api.openai.response_bodies import failure_of, frame
 from worker_orcd.jobs.errors import JobError
-from worker_orcd.jobs.events import End, Error, Event, Started, Token
+from worker_orcd.jobs.events import End, Error, Event, Started
 from worker_orcd.jobs.job import Job
+from worker_orcd.tool_calls.formats import ToolFormat
 from worker_orcd.worker.streams import JobStream, KeepAlive
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "stop_sequence": "stop_sequence"}
+_DELTAS: dict[ItemKind, tuple[str, str]] = {
+    "message": ("text_delta", "text"),
+    "reasoning": ("thinking_delta", "thinking"),
+    "function_call": ("input_json_delta", "partial_json"),
+}
+"""Of each kind of item the type of its deltas, and the field with their text."""
 
 
 def usage_of(job: Job) -> dict[str, int]:
@@ -33,43 +51,76 @@ def failure(job: Job, terminal: Error) -> JobError:
 
 @dataclass(slots=True)
 class MessageEvents:
-    """The events of one message's stream."""
+    """A message and the events of its stream.
+
+    Attributes:
+        job: the job behind it.
+        model: what the request calls the model.
+        asked: the request.
+        formats: returns how the model writes calls of tools, once it is loaded.
+    """
 
     job: Job
     model: str
-    stop_sequences: tuple[str, ...]
-    _begun: bool = field(default=False, init=False)
+    asked: MessagesRequest
+    formats: Callable[[], Collection[ToolFormat]]
+    _output: Output = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin with no output."""
+        self._output = self._new_output(streams=self.asked.streams_calls)
 
     def message(self) -> dict[str, Any]:
-        """The message, as the job is now."""
-        text = text_of(self.job)
-        end = (
-            self._end()
-            if isinstance(self.job.terminal, End)
-            else {"stop_reason": None, "stop_sequence": None}
-        )
-        return self._head([{"type": "text", "text": text}] if text else []) | end
+        """The message, once the job has come to its natural end."""
+        output = self._new_output(streams=False)
+        output.take_all(self.job)
+        return self._head([self._block(item) for item in output.items]) | self._end(output.calls)
 
     def emit(self, event: Event) -> Iterator[bytes]:
         """What one event of the job's amounts to. The message ends with `message_stop` only at its natural end."""
+        for change in self._output.take(event):
+            yield self._change(change)
         match event:
             case Started():
                 message = self._head([]) | {"stop_reason": None, "stop_sequence": None}
                 yield _event("message_start", message=message)
-            case Token(t=text) if text:
-                if not self._begun:
-                    self._begun = True
-                    yield _event("content_block_start", index=0, content_block={"type": "text", "text": ""})
-                yield _event("content_block_delta", index=0, delta={"type": "text_delta", "text": text})
             case End():
-                if self._begun:
-                    yield _event("content_block_stop", index=0)
-                yield _event("message_delta", delta=self._end(), usage=usage_of(self.job))
+                yield _event("message_delta", delta=self._end(self._output.calls), usage=usage_of(self.job))
                 yield _event("message_stop")
             case Error():
                 yield frame(anthropic_error(failure(self.job, event)), "error")
 
-    def _head(self, content: list[dict[str, str]]) -> dict[str, Any]:
+    def _change(self, change: Change) -> bytes:
+        item = change.item
+        match change:
+            case Added():
+                return _event("content_block_start", index=item.place, content_block=self._block(item))
+            case Grown(text=text):
+                kind, name = _DELTAS[item.kind]
+                return _event("content_block_delta", index=item.place, delta={"type": kind, name: text})
+            case Done():
+                return _event("content_block_stop", index=item.place)
+
+    def _block(self, item: OutputItem) -> dict[str, Any]:
+        """An item as a content block. The input of a call that is not complete is empty."""
+        match item.kind:
+            case "message":
+                return {"type": "text", "text": item.text}
+            case "reasoning":
+                return {"type": "thinking", "thinking": item.text, "signature": ""}
+            case "function_call":
+                given = json.loads(item.text) if item.status == "completed" else {}
+                return {
+                    "type": "tool_use",
+                    "id": call_id(self.job, item),
+                    "name": item.name,
+                    "input": given,
+                }
+
+    def _new_output(self, *, streams: bool) -> Output:
+        return Output(lambda: self.asked.offer.parser(self.formats(), streams=streams))
+
+    def _head(self, content: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             "id": self.job.job_id,
             "type": "message",
@@ -79,13 +130,14 @@ class MessageEvents:
             "usage": usage_of(self.job),
         }
 
-    def _end(self) -> dict[str, str | None]:
+    def _end(self, calls: int) -> dict[str, str | None]:
         """Why the message ended. Which of several stop sequences it was is not known."""
         terminal = self.job.terminal
         reason = terminal.stop_reason if isinstance(terminal, End) else "stop"
-        one = self.stop_sequences[0] if len(self.stop_sequences) == 1 else None
+        sequences = [text for text in self.asked.stop_sequences or () if text]
+        one = sequences[0] if len(sequences) == 1 else None
         return {
-            "stop_reason": _STOP_REASONS[reason],
+            "stop_reason": "tool_use" if calls and reason != "length" else _STOP_REASONS[reason],
             "stop_sequence": one if reason == "stop_sequence" else None,
         }
 

@@ -40,7 +40,7 @@ def router(worker: Worker) -> APIRouter:
         with error_style(NAMES):
             wanted = asked.wanted(name)
             (stream,) = await submit(worker, request, [wanted.within(worker.policy.ceilings)], may_retry=True)
-        events = MessageEvents(stream.job, model, wanted.stop)
+        events = MessageEvents(stream.job, model, asked, lambda: worker.tool_formats)
         if asked.stream:
             return ReaderResponse(worker, [stream], partial(frames, stream, events))
         with Readers(worker, [stream]):

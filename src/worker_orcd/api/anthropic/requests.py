@@ -5,21 +5,23 @@ nothing here (`metadata`, `service_tier`, `cache_control` …) are taken and ign
 """
 
 import json
-from typing import Any, ClassVar, Literal
+from functools import cached_property
+from typing import Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field
 
+from worker_orcd.api.anthropic.content_blocks import BLOCKS, InputMessage, ToolUse, messages_of
+from worker_orcd.api.anthropic.tools import Tool, ToolChoice, offer_of
 from worker_orcd.api.openai import unsupported
 from worker_orcd.api.openai.conversation import ChatMessage, ContentPart, conversation
 from worker_orcd.api.openai.conversation_end import with_end
 from worker_orcd.api.openai.requests import Generation, OpenAIJob
-from worker_orcd.jobs.errors import invalid
+from worker_orcd.api.openai.tools import MAX_TOOLS, Offer
+from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
 from worker_orcd.jobs.request import MAX_STOP_CHARS, MAX_STOP_STRINGS, Body
 
 _REFUSED: unsupported.Fields = unsupported.ANY | {
-    "tools": ([],),
-    "tool_choice": ({"type": "auto"}, {"type": "none"}),
-    "thinking": ({"type": "disabled"},),
+    "thinking": ({"type": "disabled"}, {"type": "adaptive"}),
     "mcp_servers": ([],),
     "container": (),
     "output_config": ({},),
@@ -27,17 +29,8 @@ _REFUSED: unsupported.Fields = unsupported.ANY | {
     "context_management": ({},),
     "logprobs": (False,),
 }
-NAMES = {"prompt": "messages", "stop": "stop_sequences"}
+NAMES = {"prompt": "messages", "stop": "stop_sequences", "json_schema": "tools"}
 """What a request calls a job's fields, where the names differ."""
-
-
-class InputMessage(Body):
-    """One message of a conversation."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    role: Literal["user", "assistant"]
-    content: str | list[ContentPart]
 
 
 class Conversation(Body):
@@ -50,18 +43,34 @@ class Conversation(Body):
         min_length=1, description="a last one of the assistant's is continued, as Anthropic's API has it"
     )
     system: str | list[ContentPart] | None = None
+    tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
+    tool_choice: ToolChoice | None = None
+
+    @cached_property
+    def offer(self) -> Offer:
+        """The tools that may be called, and whether one must be.
+
+        Raises:
+            JobError: `INVALID_REQUEST`, the choice names none of them.
+        """
+        return offer_of(self.tools or (), self.tool_choice)
 
     @property
     def prompt(self) -> str:
         """The conversation as a prompt. An assistant's last message is left open.
 
         Raises:
-            JobError: `INVALID_REQUEST`, a part of it is no text.
+            JobError: `INVALID_REQUEST`, a part of it is no text, or the results of its last calls are missing.
         """
         said = [ChatMessage(role="system", content=self.system)] if self.system else []
-        said += [ChatMessage(role=message.role, content=message.content) for message in self.messages]
-        prompt = conversation(said, "messages")
-        return with_end(prompt, "open") if self.messages[-1].role == "assistant" else prompt
+        said += messages_of(self.messages)
+        prompt = conversation(said, "messages", self.offer.shown)
+        last = self.messages[-1]
+        if last.role != "assistant":
+            return prompt
+        if any(isinstance(block, ToolUse) for block in last.content):
+            raise invalid("the last tool_use blocks have no tool_result blocks after them", "messages")
+        return with_end(prompt, "open")
 
     @classmethod
     def refuse_unsupported(cls, given: dict[str, Any]) -> None:
@@ -70,8 +79,10 @@ class Conversation(Body):
         Raises:
             JobError: `INVALID_REQUEST` naming the field at fault.
         """
+        if given.get("thread") is not None:
+            raise _no_threads()
         unsupported.refuse_unsupported(given, _REFUSED)
-        unsupported.refuse_unsupported_items(given.get("messages"), "messages")
+        unsupported.refuse_unsupported_items(given.get("messages"), "messages", parts=BLOCKS)
         unsupported.refuse_unsupported_items([{"content": given.get("system")}], "system")
 
 
@@ -79,7 +90,7 @@ class CountRequest(Conversation):
     """The body of `POST /v1/messages/count_tokens`."""
 
     @classmethod
-    def parse(cls, raw: bytes) -> "CountRequest":
+    def parse(cls, raw: bytes) -> Self:
         """Read a body.
 
         Raises:
@@ -111,11 +122,32 @@ class MessagesRequest(Generation, Conversation):
         """
         cls.refuse_unsupported(given)
 
+    @property
+    def streams_calls(self) -> bool:
+        """Whether a stream has the input of calls while it is written. Anthropic's packages take any part of it for a
+        whole input."""
+        return any(tool.eager_input_streaming for tool in self.tools or ())
+
     def wanted(self, name: str) -> OpenAIJob:
         """Its job."""
         stop = tuple(text for text in self.stop_sequences or () if text)
         if any(len(text) > MAX_STOP_CHARS for text in stop):
             raise invalid(f"a stop sequence may have at most {MAX_STOP_CHARS} characters", "stop_sequences")
         return self.job(
-            name, None, prompt=self.prompt, template="messages", max_tokens=self.max_tokens, stop=stop
+            name,
+            None,
+            prompt=self.prompt,
+            template="messages",
+            max_tokens=self.max_tokens,
+            stop=stop,
+            constrained=self.offer.constraint,
+            marks=self.offer.marks,
         )
+
+
+def _no_threads() -> JobError:
+    """The refusal by which Anthropic's packages know that they have to send the whole conversation each time."""
+    reason = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    return JobError(
+        ErrorCode.INVALID_REQUEST, "thread is not supported", param="thread", details={"details": reason}
+    )

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -15,7 +15,7 @@ from worker_orcd.tool_calls.harmony import HarmonyParser
 from worker_orcd.tool_calls.parser import OutputParser, Parser
 
 MAX_TOOLS = 128
-_NAME = r"^[A-Za-z0-9_.\-]{1,128}$"
+FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,128}$")]
 _ANY_ARGUMENTS: dict[str, Any] = {"type": "object"}
 
 
@@ -24,7 +24,7 @@ class Function(Body):
 
     model_config = ConfigDict(extra="ignore")
 
-    name: str = Field(pattern=_NAME)
+    name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = Field(default=None, description="a JSON Schema of an object")
     strict: bool | None = None

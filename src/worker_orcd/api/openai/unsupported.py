@@ -93,7 +93,9 @@ def refuse_unsupported(given: dict[str, Any], unsupported: Fields) -> None:
         raise invalid(f"{name} is not supported", name)
 
 
-def refuse_unsupported_items(given: object, param: str, kinds: Collection[str] = _MESSAGES) -> None:
+def refuse_unsupported_items(
+    given: object, param: str, kinds: Collection[str] = _MESSAGES, parts: Collection[str] = _TEXT_PARTS
+) -> None:
     """Refuse what a conversation may not hold: items of other kinds, other parts than text.
 
     What is malformed passes; it is refused for that afterwards.
@@ -102,12 +104,13 @@ def refuse_unsupported_items(given: object, param: str, kinds: Collection[str] =
         given: messages, or a response's input, as they came.
         param: the field that they came in.
         kinds: the items that it may hold.
+        parts: the parts that an item's content may have.
 
     Raises:
         JobError: `INVALID_REQUEST` saying which item, and what of it.
     """
     for place, item in enumerate(given if isinstance(given, list) else ()):
-        if isinstance(item, dict) and (what := _unsupported_of(item, kinds)) is not None:
+        if isinstance(item, dict) and (what := _unsupported_of(item, kinds, parts)) is not None:
             raise invalid(f"{param}[{place}]: {what} is not supported", param)
 
 
@@ -119,7 +122,7 @@ def _asked(given: dict[str, Any], unsupported: Fields) -> Iterator[str]:
             yield name
 
 
-def _unsupported_of(item: dict[str, Any], kinds: Collection[str]) -> str | None:
+def _unsupported_of(item: dict[str, Any], kinds: Collection[str], parts: Collection[str]) -> str | None:
     kind, role, content = item.get("type", "message"), item.get("role"), item.get("content")
     if not isinstance(kind, str) or kind not in kinds:
         return f"an item of type {_shown(kind)}"
@@ -127,12 +130,20 @@ def _unsupported_of(item: dict[str, Any], kinds: Collection[str]) -> str | None:
         return f"role {_shown(role)}"
     for name in _asked(item, _IN_MESSAGES):
         return name
-    parts = [part for field in (content, item.get("output")) if isinstance(field, list) for part in field]
-    for part in parts:
-        of = part.get("type") if isinstance(part, dict) else None
-        if isinstance(of, str) and of not in _TEXT_PARTS:
-            return f"a part of type {_shown(of)}"
+    for part in (*_listed(content), *_listed(item.get("output"))):
+        inner = [one for one in _listed(part.get("content")) if _is_other(one, _TEXT_PARTS)]
+        if _is_other(part, parts) or inner:
+            return f"a part of type {_shown((inner or [part])[0]['type'])}"
     return None
+
+
+def _listed(given: object) -> list[dict[str, Any]]:
+    return [one for one in given if isinstance(one, dict)] if isinstance(given, list) else []
+
+
+def _is_other(part: dict[str, Any], kinds: Collection[str]) -> bool:
+    kind = part.get("type")
+    return isinstance(kind, str) and kind not in kinds
 
 
 def _shown(value: object) -> str:
