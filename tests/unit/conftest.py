@@ -20,3 +20,9 @@ def make_loop() -> Iterator[MakeLoop]:
     yield make
     for loop in made:
         loop.close()
+
+
+@pytest.fixture
+def loop(make_loop: MakeLoop) -> HandLoop:
+    """A loop with four sequences."""
+    return make_loop()

@@ -3,12 +3,12 @@
 import pytest
 
 from tests.fakes import HandLoop, MakeLoop, run_message
-from tests.unit.test_engine_loop import LONG, alone, in_decode
+from tests.loop_runs import LONG, alone, in_decode
 from worker_orcd.engine.model import Outcome
 
 
 def with_a_gap(it: HandLoop) -> None:
-    """Runs 1 and 4 decode with ids 0 and 3; run 2 is reading a long prompt, so that run 3, which has id 2, waits."""
+    """Runs 1 and 4 decode with ids 0 and 3; run 2 prefills a long prompt, so run 3, which has id 2, waits."""
     it.post(run_message(1, max_tokens=40))
     in_decode(it, 1)
     it.post(run_message(2, LONG * 3, max_tokens=2), run_message(3, LONG * 5, max_tokens=2))
@@ -26,8 +26,8 @@ def interrupted_at_decode(it: HandLoop, number: int) -> None:
     it.model.during_step = lambda: None
 
 
-def test_with_separate_streams_each_stretch_of_ids_is_a_decode_of_its_own(make_loop: MakeLoop) -> None:
-    """One report for both; without separate streams it is one decode."""
+def test_with_separate_streams_each_stretch_of_ids_is_decoded_separately(make_loop: MakeLoop) -> None:
+    """One report covers both; without separate streams there is one decode."""
     for exact, stretches in ((True, [{0, 1}, {3}]), (False, [{0, 1, 3}])):
         it = make_loop(exact=exact)
         with_a_gap(it)
@@ -38,7 +38,7 @@ def test_with_separate_streams_each_stretch_of_ids_is_a_decode_of_its_own(make_l
         assert [out.run for out in it.steps[-1].tokens] == [1, 4]
 
 
-def test_of_an_interrupted_step_the_parts_before_it_stay(make_loop: MakeLoop) -> None:
+def test_the_parts_before_an_interrupted_one_keep_their_results(make_loop: MakeLoop) -> None:
     """The first part's token is reported and not computed again; the other run is protected in the next step."""
     it = make_loop(exact=True)
     with_a_gap(it)
@@ -58,7 +58,7 @@ def test_of_an_interrupted_step_the_parts_before_it_stay(make_loop: MakeLoop) ->
     assert len(it.tokens(4)) == reported + 1
 
 
-def test_behind_an_interrupted_part_nothing_is_computed(make_loop: MakeLoop) -> None:
+def test_after_an_interrupted_part_nothing_is_computed(make_loop: MakeLoop) -> None:
     """The rest of the step is skipped: a stop is waiting."""
     it = make_loop(exact=True)
     with_a_gap(it)
@@ -70,13 +70,17 @@ def test_behind_an_interrupted_part_nothing_is_computed(make_loop: MakeLoop) -> 
     assert (it.steps[-1].aborted, it.steps[-1].tokens) == (True, ())
 
 
-def test_a_run_that_ends_in_an_early_part_leaves_its_id_behind_the_last_part(make_loop: MakeLoop) -> None:
-    """Otherwise the last run would take the id while its rows are still planned with its old one."""
+def test_the_id_of_a_run_that_ends_in_an_early_part_is_reused_before_the_next_step(
+    make_loop: MakeLoop,
+) -> None:
+    """Not within the step: the rows of the last run are still planned with its old id."""
     it = make_loop(exact=True)
     with_a_gap(it)
     while not it.ends(1):
         it.turn()
-    assert it.model.cells(3) == 0, "run 4 has taken run 1's id"
+    assert it.model.cells(0) == 0 < it.model.cells(3)
+    it.turn()
+    assert it.model.cells(3) == 0 < it.model.cells(0), "run 4 has taken run 1's id"
     it.finish()
     for run in (1, 4):
         assert it.tokens(run) == alone(make_loop, run, max_tokens=40)
@@ -85,10 +89,10 @@ def test_a_run_that_ends_in_an_early_part_leaves_its_id_behind_the_last_part(mak
 
 
 @pytest.mark.parametrize("outcome", [Outcome.NO_ROOM, Outcome.NO_MEMORY, Outcome.FAILED])
-def test_a_part_that_fails_ends_its_own_runs_and_has_the_others_begin_in_a_clean_cache(
+def test_a_part_that_fails_ends_its_own_runs_and_the_others_restart_in_a_clean_cache(
     make_loop: MakeLoop, outcome: Outcome
 ) -> None:
-    """llama.cpp's search heads may be wrong then, so the others are requeued, with nothing lost."""
+    """llama.cpp's search heads may be wrong then, so the others are computed again, without losing a token."""
     it = make_loop(exact=True)
     with_a_gap(it)
     cleared: list[list[int]] = []

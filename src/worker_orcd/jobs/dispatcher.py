@@ -197,7 +197,7 @@ class Dispatcher:
     # Time.
 
     def expire(self, now: Timestamp) -> tuple[list[Job], list[Effect]]:
-        """Stop the jobs whose deadline has passed. Returns the jobs too, for log events."""
+        """Stop the jobs whose time limit has passed. Returns the jobs too, for log events."""
         late = list(self._deadlines.passed(now.mono))
         reason = StopReason.TIMEOUT
         _, effects = self._stop_together(

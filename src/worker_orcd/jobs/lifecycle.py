@@ -38,7 +38,7 @@ class Trigger(StrEnum):
     TOKEN = "token"
     """The engine reports a token."""
     STOP = "stop"
-    """A stop request: from a client, a lost reader, a deadline or a shutdown. The first one counts."""
+    """A stop request, for any of the reasons of `StopReason`. The first one counts."""
     STOPPED = "stopped"
     """The engine confirms that it computes nothing and holds no cells for the job."""
     FINISH = "finish"

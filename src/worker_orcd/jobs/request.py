@@ -115,7 +115,7 @@ class JobRequest(Body, SamplingParams):
     timeout_ms: int | None = Field(
         default=None,
         ge=1,
-        description="this job's own deadline in ms, queueing counted; at most the worker's",
+        description="this job's own time limit in ms, queueing included; at most the worker's",
     )
     on_disconnect: Literal["cancel", "continue"] = Field(
         default="cancel",
@@ -204,7 +204,7 @@ class JobRequest(Body, SamplingParams):
         return self
 
     def timeout_within(self, ceilings: Ceilings) -> float:
-        """Seconds this job may take from acceptance on: its own deadline, cut to the worker's."""
+        """Seconds this job may take from its acceptance on: its own time limit, or the worker's if that is shorter."""
         if self.timeout_ms is None:
             return ceilings.inference_timeout_sec
         # Compared before it is divided: a whole number may be too large for a float.
