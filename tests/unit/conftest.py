@@ -1,11 +1,15 @@
 """Fixtures that several unit tests share."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.fakes import HandLoop, MakeLoop
+from tests.supervisor_bench import Bench, JumpingLoop, Scenario
+from worker_orcd.supervisor import supervisor as supervisor_module
 
 
 @pytest.fixture
@@ -26,3 +30,24 @@ def make_loop() -> Iterator[MakeLoop]:
 def loop(make_loop: MakeLoop) -> HandLoop:
     """A loop with four sequences."""
     return make_loop()
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
+    """Run a scenario on a jumping loop; returns the bench."""
+
+    def played(scenario: Scenario, deadline_sec: float = 5.0) -> Bench:
+        benches: list[Bench] = []
+
+        async def scene() -> None:
+            loop = asyncio.get_running_loop()
+            assert isinstance(loop, JumpingLoop)
+            monkeypatch.setattr(supervisor_module, "time", SimpleNamespace(monotonic=loop.time))
+            benches.append(Bench(loop, deadline_sec))
+            await scenario(benches[0])
+
+        with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+            runner.run(scene())
+        return benches[0]
+
+    return played
