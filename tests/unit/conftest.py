@@ -9,6 +9,7 @@ import pytest
 
 from tests.fakes import HandLoop, MakeLoop
 from tests.supervisor_bench import Bench, JumpingLoop, Scenario
+from worker_orcd.jobs import queue
 from worker_orcd.supervisor import supervisor as supervisor_module
 
 
@@ -51,3 +52,9 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
         return benches[0]
 
     return played
+
+
+@pytest.fixture
+def no_job_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hand the engine only as many jobs as it has slots, so that the others stay in the queue."""
+    monkeypatch.setattr(queue, "AHEAD", 0)

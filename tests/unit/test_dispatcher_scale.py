@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.dispatching import PROMPT, dispatcher, running, submitted
 from tests.fakes import at, freed_at, queued_job, stop_request
-from tests.unit.test_dispatcher import PROMPT, dispatcher, running, submitted
 from worker_orcd.jobs.deadlines import Deadlines
 from worker_orcd.jobs.dispatcher import Dispatcher
 from worker_orcd.jobs.queue import JobQueue

@@ -2,8 +2,8 @@
 
 import pytest
 
+from tests.dispatching import PROMPT
 from tests.fakes import at, execute, freed_at, submit
-from tests.unit.test_dispatcher import PROMPT
 from worker_orcd.jobs import queue
 from worker_orcd.jobs.dispatcher import Dispatcher, ReadyEngine
 from worker_orcd.jobs.effects import Begin, Effect

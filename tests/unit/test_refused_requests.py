@@ -2,8 +2,8 @@
 
 import pytest
 
+from tests.dispatching import dispatcher, submitted
 from tests.fakes import at, execute, stop_request, submit
-from tests.unit.test_dispatcher import dispatcher, submitted
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.refused_requests import RefusedRequests
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.dispatching import ENGINE, PROMPT, dispatcher, running
 from tests.fakes import at, execute, freed_at, snapshot_of, stop_request, submit
-from tests.unit.test_dispatcher import ENGINE, PROMPT, dispatcher, running
 from worker_orcd.jobs import queue
 from worker_orcd.jobs.dispatcher import Dispatcher
 from worker_orcd.jobs.effects import Begin, Ended, SendStop, Submit
