@@ -6,9 +6,11 @@ import subprocess
 import pytest
 
 from tests.clients.puppet import HERE, environment, python
+from tests.clients.test_openai_python import cancelled
+from tests.programs import find
 from worker_orcd.testing.harness import RunningWorker
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.needs("python-clients")]
+pytestmark = pytest.mark.timeout(600)
 LIBRARIES = {
     "pydantic-ai": "ModelAPIError",
     "agents": "APIError",
@@ -19,6 +21,7 @@ LIBRARIES = {
 """What each raises for a stream that was cancelled from elsewhere. LangChain's has taken 8 s, and once did not end."""
 
 
+@pytest.mark.needs("python-clients")
 @pytest.mark.parametrize(
     "library",
     [
@@ -37,3 +40,32 @@ def test_tools_are_called_but_not_with_a_call_that_was_cancelled(served: Running
         "stream": answered,
         "cancelled": {"raised": LIBRARIES[library], "called_with": []},
     }
+
+
+@pytest.mark.needs("node", "node-clients")
+def test_the_ai_sdk_calls_tools_and_makes_objects_but_runs_no_half_call(served: RunningWorker) -> None:
+    """Whole, streamed, forced; half a call that is cancelled from elsewhere, or aborted.
+
+    After the cancel the SDK sends the malformed call back to the model, under the same `X-Job-Id`. That request is
+    answered as cancelled and computes nothing.
+    """
+    command = [find("node") or "", str(HERE / "node/tools.mjs"), served.url]
+    ran = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stderr
+    seen = json.loads(ran.stdout.splitlines()[-1])
+    receipt = seen["cancelled"]["outcome"].pop("receipt")["receipt"]
+    failed = ["Job cancelled by client request"] * 2
+    (city,) = seen["forced"].pop("calledWith")
+    assert city in ("Bern", "Oslo")
+    assert seen["object"].pop("outcome")["city"] in ("Bern", "Oslo")
+    assert seen == {
+        "whole": {"outcome": {"text": "Sunny."}, "calledWith": ["Bern"]},
+        "stream": {"outcome": {"text": "Sunny."}, "calledWith": ["Bern"]},
+        "object": {"calledWith": []},
+        "forced": {"outcome": ["weather"]},
+        "cancelled": {"outcome": {"calls": 0, "aborted": False, "failed": failed}, "calledWith": []},
+        "aborted": {"outcome": {"calls": 0, "aborted": True, "failed": []}, "calledWith": []},
+    }
+    assert (receipt["reason"], receipt["phase"], receipt["kv_cells_after"]) == ("client", "decode", 0)
+    assert cancelled(served, "aborted-1", "disconnect")["phase"] == "decode"
+    assert served.record("cancelled-1")["tokens_out"] == 0, "of the request that came after it"
