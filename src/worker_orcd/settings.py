@@ -120,7 +120,7 @@ class Settings(BaseSettings):
     )
     tool_format: Literal["auto", ToolFormat] = Field(
         default="auto",
-        description="how the model writes calls of tools; auto: as its chat template says, or any way if it says none",
+        description="format of tool calls in the output; auto: the chat template's, or all but harmony",
     )
     max_queue: int = Field(
         default=512, ge=1, le=100_000, description="jobs that may wait before new ones are refused"
@@ -178,12 +178,10 @@ class Settings(BaseSettings):
         default=False,
         description="an OpenTelemetry span for each job, sent as the `OTEL_` variables say; needs the extra `otel`",
     )
-    vllm_metrics: bool = Field(
-        default=False, description="show load in `/metrics` also under the names that vLLM has for it"
-    )
+    vllm_metrics: bool = Field(default=False, description="also show load in `/metrics` under vLLM's names")
     mcp: bool = Field(
         default=False,
-        description="serve `/mcp`: tools by which agents list and cancel jobs and read receipts; needs the extra `mcp`",
+        description="serve `/mcp`: tools for agents to list and cancel jobs and read receipts; needs the extra `mcp`",
     )
     api_key_file: Path | None = Field(
         default=None, description="file with one tenant's API key on each line; SIGHUP reads it again"
@@ -197,7 +195,7 @@ class Settings(BaseSettings):
         default=False,
         description="with keys, `/health` shows load figures to operators only; to all others they are null",
     )
-    console: bool = Field(default=True, description="serve a page for people at /")
+    console: bool = Field(default=True, description="serve the web console at /")
     cors_origin: Annotated[tuple[CorsOrigin, ...], NoDecode] = Field(
         default=(),
         max_length=64,

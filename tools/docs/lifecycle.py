@@ -15,31 +15,34 @@ def lifecycle_page() -> str:
         [
             "# The life of a job",
             MADE,
-            "Everything that may happen to a job's state is one table, `TRANSITIONS` in "
-            "`src/worker_orcd/jobs/lifecycle.py`. "
-            "A trigger that a state does not list is illegal: it raises, and the job stays as it was.",
+            "All transitions of a job's state are in one table, `TRANSITIONS` in `src/worker_orcd/jobs/lifecycle.py`. "
+            "A trigger that a state does not list is illegal: it raises an exception, and the job is unchanged.",
             fenced("mermaid", lifecycle.mermaid()),
-            "*Asked to stop* and *has stopped* are different facts. `stop` may come from anybody, any number of "
-            "times, and the first one counts. `stopped` is stated by the engine alone, `engine_lost` by its death. "
-            "Only they, or an end that the engine reported before it saw the stop, end a job that was running: "
-            "what it held is free before its terminal event is written. `give_up` is the one exception.",
+            "*Asked to stop* and *has stopped* are different facts. `stop` may arrive any number of times, for any of "
+            "the reasons; the first one counts. Only the engine can report `stopped`, and only its death is "
+            "`engine_lost`. A job that was running ends only with one of these, or with an end that the engine "
+            "reported before it read the stop: what the job held is free before its terminal event is written. "
+            "`give_up` is the only exception.",
             "## States",
             table(("state", "meaning"), [(code(s), t) for s, t in described(lifecycle.State).items()]),
             "## Triggers",
             table(("trigger", "meaning"), [(code(s), t) for s, t in described(lifecycle.Trigger).items()]),
             "## The table",
             table(("state", "trigger", "next state"), rows),
-            "## What ends a job, and what its reader gets",
+            "## How a job can end, and the last event of its stream",
             table(
                 ("how it ends", "last event"),
                 [
-                    ("its natural end, and nobody had asked to stop it", "`end`"),
-                    ("anything, after a client, a lost reader or a shutdown asked", "`error` `CANCELLED`"),
-                    ("anything, after its deadline asked", "`error` `INFERENCE_TIMEOUT`"),
-                    ("it failed, and nobody had asked", "`error` with the failure's code"),
-                    ("three engines died with it, and nobody had asked", "`error` `ENGINE_LOST`"),
+                    ("naturally, without a stop request", "`end`"),
+                    (
+                        "in any way, after a stop request with the reason `timeout`",
+                        "`error` `INFERENCE_TIMEOUT`",
+                    ),
+                    ("in any way, after a stop request with another reason", "`error` `CANCELLED`"),
+                    ("by a failure, without a stop request", "`error` with the failure's code"),
+                    ("because three engines died with it, without a stop request", "`error` `ENGINE_LOST`"),
                 ],
             ),
-            "For people, a record shows ended jobs as `completed`, `cancelled`, `timed_out` or `failed`.",
+            "Records show ended jobs as `completed`, `cancelled`, `timed_out` or `failed`.",
         ]
     )

@@ -22,15 +22,14 @@ def log_events_section() -> str:
     ]
     parts = [
         "## Narration",
-        "One structured event for each thing that happens, on standard error: JSON lines when piped, coloured and "
-        "readable on a terminal (`--log-format`). Never the prompt or the output, only their length and the "
-        "prompt's SHA-256.",
+        "Structured log events on standard error: JSON lines when piped, coloured and readable on a terminal "
+        "(`--log-format`). They never contain the prompt or the output, only their length and the prompt's "
+        "SHA-256.",
         table(("action", "level", "when", "sentence"), actions),
         "Every event carries:",
         table(("field", "meaning"), [(code(name), meaning) for name, meaning in ENVELOPE.items()]),
-        "With keys, a tenant sees its own events and those of the worker as a whole. Of the latter it does not see "
-        'the fields marked "operators", and where an action has a sentence for tenants, it reads that one. Operators '
-        "hear everything.",
+        "With keys, a tenant sees its own events and those of the worker as a whole. The latter lack the fields "
+        'marked "operators", and have the sentence for tenants if the action has one. Operators see everything.',
     ]
     for action in ACTIONS:
         meaning = (action.__doc__ or "").strip().split("\n")[0]

@@ -23,22 +23,22 @@ from worker_orcd.worker.worker import Worker
 MEANINGS: dict[ErrorCode, str] = {
     ErrorCode.INVALID_REQUEST: "the request is malformed or can never be met; `param` names the field. "
     "Also 404 for a wrong path, 405 for a wrong method, 413 for a body over 1 MiB",
-    ErrorCode.UNAUTHORIZED: "keys are configured (`--api-key-file`, `--operator-key-file`), and the request has none "
-    "that fits. As a 403: it has a tenant's, and `/shutdown` and `/metrics` are for operators",
-    ErrorCode.JOB_NOT_FOUND: "only `GET /jobs/{job_id}`: no such job is live or remembered",
+    ErrorCode.UNAUTHORIZED: "keys are configured (`--api-key-file`, `--operator-key-file`), and the request has no "
+    "valid one. As a 403: it has a tenant's key, and `/shutdown` and `/metrics` are for operators",
+    ErrorCode.JOB_NOT_FOUND: "only `GET /jobs/{job_id}`: no such job is live or has a record",
     ErrorCode.JOB_ID_IN_USE: "a live job has this id; an id is free again once its job has ended",
     ErrorCode.QUEUE_FULL: "`--max-queue` jobs are waiting, or there are too many readers or connections; "
     "comes with `Retry-After`",
     ErrorCode.DRAINING: "the worker is shutting down; comes with `Retry-After`",
-    ErrorCode.CANCELLED: "in a stream: the job was stopped; `reason` says by whom",
+    ErrorCode.CANCELLED: "in a stream: the job was stopped; `reason` says why",
     ErrorCode.INFERENCE_TIMEOUT: "in a stream: the job's deadline passed, waiting included",
     ErrorCode.MODEL_LOAD_FAILED: "at startup: one line on standard error, exit code 1",
     ErrorCode.INSUFFICIENT_VRAM: "at startup with `--gpu-device`: one line on standard error, exit code 1",
     ErrorCode.VRAM_OOM: "in a stream: the GPU ran out of memory during the job",
     ErrorCode.CUDA_ERROR: "in a stream: the GPU failed during the job",
     ErrorCode.ENGINE_LOST: "in a stream: three engines in a row died with the job, without a token in between. "
-    "As a 503: it cannot be started any more",
-    ErrorCode.INTERNAL: "our fault; the correlation id is how it is found in the narration",
+    "As a 503: no engine can be started any more",
+    ErrorCode.INTERNAL: "a fault of the worker; find its log events by the correlation id",
 }
 
 
@@ -68,11 +68,11 @@ def reference_page() -> str:
 
 _HEADERS = """## Headers
 
-`X-Correlation-Id` (or `X-Request-Id`) is taken over when it is 1 to 128 visible ASCII characters; otherwise a new one
-is made. It comes back on every answer, and stands in every narration event of that request, in the engine process too.
-The answer to `POST /execute` also carries `X-Job-Id`.
+`X-Correlation-Id` (or `X-Request-Id`) is used if it is 1 to 128 visible ASCII characters; otherwise a new one is
+generated. Every response returns it, and every log event of the request has it, in both processes. The response of
+`POST /execute` also has `X-Job-Id`.
 
-A `traceparent` is continued: its trace id is the correlation id of a request that brings none, and the job's span, if
+A `traceparent` is continued: its trace id becomes the correlation id of a request that has none, and the job's span, if
 [traces](observability.md#traces) are on, is part of that trace."""
 
 
@@ -83,8 +83,8 @@ def _options() -> str:
     return "\n\n".join(
         [
             "## Options",
-            "Of `worker-orcd` and `worker-orcd serve`, which are the same. "
-            "A flag beats its variable, a variable beats the default.",
+            "These are the options of `worker-orcd` and `worker-orcd serve`, which are the same command. "
+            "A flag overrides its environment variable, a variable overrides the default.",
             table(("flag", "variable", "type and bounds", "default", "meaning"), rows),
         ]
     )
@@ -100,8 +100,8 @@ def _endpoints(worker: Worker) -> str:
     return "\n\n".join(
         [
             "## Endpoints",
-            table(("request", "what it does", "answers"), rows),
-            "`GET /openapi.json` describes them for programs, `GET /docs` for people; both work offline.",
+            table(("request", "what it does", "status codes"), rows),
+            "`GET /openapi.json` is the machine-readable description, `GET /docs` the readable one; both work offline.",
         ]
     )
 
@@ -122,24 +122,24 @@ def _events() -> str:
             "`started`, `progress`\\*, `token`\\*, then exactly one of `end` or `error`; or just `error`, for a job "
             "that is stopped or fails before it starts. `id:` is `<incarnation>.<number>`: the numbers count "
             "0, 1, 2 … within the job, and the incarnation is unique to this use of the job id, also across restarts "
-            "of the worker. With one of another use as `Last-Event-ID` the answer is 404; a reader that has seen the "
-            "terminal event gets 204, which ends an `EventSource`. A comment keeps an idle stream alive every "
+            "of the worker. A `Last-Event-ID` of another use is a 404; a reader that has seen the terminal event gets "
+            "204, which ends an `EventSource`. A comment keeps an idle stream alive every "
             f"{sse.KEEP_ALIVE_SEC:.0f} s.",
             table(("event", "data", "meaning"), rows),
-            "`stop_reason` is `stop` (the model ended it), `length` (`max_tokens` are out) or `stop_sequence`. "
-            "`tokens_out` counts generated tokens; text that was held back until the end goes out in one more `token` "
-            "event. Every `error` of a job also tells `phase` (`queued`, `loading`, `prefill`, `decode`), "
+            "`stop_reason` is `stop` (the model ended it), `length` (`max_tokens` reached) or `stop_sequence`. "
+            "`tokens_out` counts generated tokens; text that was held back until the end is sent in one more `token` "
+            "event. Every `error` of a job also has `phase` (`queued`, `loading`, `prefill`, `decode`), "
             "`prompt_tokens` (how many were processed) and `tokens_out`.",
             "With `logprobs` in the request, the `token` event of each token has `logprobs`: an object with `id`, "
-            "`token`, `bytes` and `logprob`, and the likeliest tokens in `top_logprobs`.",
-            "A cancelled job's stream:",
+            "`token`, `bytes` and `logprob`, and the most likely tokens in `top_logprobs`.",
+            "The stream of a cancelled job:",
             fenced("text", _stream(cancelled_job())),
-            "One that came to its natural end:",
+            "The stream of a job that came to its natural end:",
             fenced("text", _stream(finished_job())),
-            "The `reason` of a `CANCELLED` is one of:",
+            "The `reason` of `CANCELLED` is one of:",
             table(("reason", "message"), reasons),
             "A `superseded` job was [replaced by a newer one](prefixes.md#the-newest-job-wins) with the same "
-            "`supersedes`; its record names that one in `superseded_by`.",
+            "`supersedes`; its record names the newer one in `superseded_by`.",
         ]
     )
 
@@ -152,9 +152,9 @@ def _records() -> str:
     return "\n\n".join(
         [
             "## Records and receipts",
-            '`GET /jobs/{job_id}` shows a job\'s record; `GET /jobs` shows all of them as `{"jobs": [...]}`. '
+            '`GET /jobs/{job_id}` returns a job\'s record; `GET /jobs` returns all of them as `{"jobs": [...]}`. '
             "Ended jobs are kept for 5 minutes, at most 10,000 of them.",
-            "The `receipt` of a job that was stopped says what the stop did and when, in milliseconds from the moment "
+            "The `receipt` of a job that was stopped says when the stop took effect, in milliseconds from the moment "
             "it was accepted: computing stopped, memory freed, terminal event written. `freed_ms` and "
             "`kv_cells_after` are null if not even the engine's death could be confirmed in time.",
             fenced("json", json.dumps(record_of(cancelled_job()), indent=2)),
@@ -176,8 +176,8 @@ def _errors() -> str:
     return "\n\n".join(
         [
             "## Errors",
-            'One shape everywhere: `{"error": {"code", "message", "retriable", "param"?}}`; in a stream it is the '
-            "`error` event's data.",
+            'All errors have one shape: `{"error": {"code", "message", "retriable", "param"?}}`; in a stream, the '
+            "inner object is the data of the `error` event.",
             table(("code", "HTTP", "retriable", "at fault", "when"), rows),
         ]
     )
@@ -187,10 +187,10 @@ def _health() -> str:
     names = ", ".join(code(field.name) for field in dataclasses.fields(Health))
     return (
         "## Health\n\n"
-        f"`GET /health` answers 200 when `status` is `healthy`, 503 when it is `loading`, `draining` or `unhealthy`. "
-        f"Fields: {names}. What only a loaded engine can tell is null without one. `kv_cells_used` counts live jobs; "
-        "`kv_cells_cached` those kept for later jobs, and `prefix_store_bytes` is the host memory that holds more of "
-        "them ([prefixes](prefixes.md)). With keys, only an operator's key sees "
+        f"`GET /health` is 200 when `status` is `healthy`, 503 when it is `loading`, `draining` or `unhealthy`. "
+        f"Fields: {names}. Fields that need a loaded engine are null without one. `kv_cells_used` counts the cells "
+        "of live jobs, `kv_cells_cached` those kept for later jobs, and `prefix_store_bytes` is the host memory of "
+        "stored [prefixes](prefixes.md). With keys, only an operator's key sees "
         "the reason in full, and with `--private-load` only an operator's key sees load figures: the cells used and "
         "cached, the bytes stored, and the jobs running and queued are null for all others."
     )
@@ -216,7 +216,7 @@ def _metrics(worker: Worker) -> str:
     return "\n\n".join(
         [
             "## Metrics",
-            "`GET /metrics`, for Prometheus; with keys, it needs an operator's. "
+            "`GET /metrics` is for Prometheus; with keys, it needs an operator's key. "
             "[How to use them](observability.md#metrics).",
             table(("name", "type", "labels", "meaning"), rows),
         ]

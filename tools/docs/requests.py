@@ -11,8 +11,8 @@ def requests_section() -> str:
     """Fields of `/execute` and `/cancel`."""
     parts = [
         "## Requests",
-        "Bodies are read as JSON whatever `Content-Type` says. Types are not coerced, and unknown fields are refused "
-        "by name.",
+        "Bodies are parsed as JSON, whatever `Content-Type` says. Types are not coerced, and unknown fields are "
+        "refused by name.",
     ]
     for path, model in (("/execute", ExecuteRequest), ("/cancel", CancelRequest)):
         parts += [
@@ -20,12 +20,12 @@ def requests_section() -> str:
             table(("field", "type and bounds", "default", "meaning"), _fields(model)),
         ]
     parts.append(
-        "Prompt and output together fit the context of one job, `context_length` in `GET /health`; `--max-tokens-out` "
-        "and `--max-prompt-chars` may bound them further. On `/v1`, where clients send defaults, a `max_tokens` that "
-        "does not fit is cut to what does."
+        "Prompt and output together must fit the context of one job, `context_length` in `GET /health`; "
+        "`--max-tokens-out` and `--max-prompt-chars` may limit them further. On `/v1`, where clients often send large "
+        "defaults, a `max_tokens` that does not fit is reduced to what does."
     )
     parts.append(
-        "The answer of `POST /cancel` is always `202` with " + code(json.dumps(_cancel_answer())) + "."
+        "The response of `POST /cancel` is always `202` with " + code(json.dumps(_cancel_answer())) + "."
     )
     return "\n\n".join(parts)
 
