@@ -1,4 +1,4 @@
-"""The errors that llama.cpp logs. `llama_cpp` comes in as `lib`: only `llama.py` imports it."""
+"""The errors that llama.cpp logs. `llama_cpp` comes in as `lib`: only `llama.py` gets it."""
 
 import ctypes
 from typing import Any

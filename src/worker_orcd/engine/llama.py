@@ -1,4 +1,4 @@
-"""llama.cpp behind the `Model` interface. The only file that touches `llama_cpp`."""
+"""llama.cpp behind the `Model` interface. The only file that uses its bindings."""
 
 import contextlib
 import ctypes
@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import llama_cpp.llama_cpp as lib
-
 from worker_orcd.engine import devices
 from worker_orcd.engine.backend_log import BackendLog
+from worker_orcd.engine.bindings import bindings
 from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.engine.generative import require_decoder, require_memory
 from worker_orcd.engine.grammars.masks import Grammars
@@ -40,6 +39,7 @@ from worker_orcd.sampling import SamplingParams
 from worker_orcd.tool_calls.formats import ToolFormat, recognized
 from worker_orcd.tool_calls.generic_prompt import PROBE, shows_tools, with_tools
 
+lib = bindings()
 WARM_IDS = 16
 """Sequence ids beyond those of the runs: so many prefixes can stay warm while all runs compute."""
 _BF16, _F16 = 30, 1

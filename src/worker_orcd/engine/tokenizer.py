@@ -1,4 +1,4 @@
-"""llama.cpp's tokenizer for one vocabulary. `llama_cpp` comes in as `lib`: only `llama.py` imports it."""
+"""llama.cpp's tokenizer for one vocabulary. `llama_cpp` comes in as `lib`: only `llama.py` gets it."""
 
 import ctypes
 from collections.abc import Iterable

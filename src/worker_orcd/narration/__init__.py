@@ -8,7 +8,7 @@ For example:
     narrator.emit(narration.Ready(host="127.0.0.1", port=8080, startup_ms=812.4))
 """
 
-from worker_orcd.narration import context
+from worker_orcd.narration import context, library  # noqa: F401  # Before all that imports structlog.
 from worker_orcd.narration.action import EventFields
 from worker_orcd.narration.broadcast import Broadcast, Listener, MarkedEvent
 from worker_orcd.narration.catalogue import (

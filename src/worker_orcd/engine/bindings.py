@@ -1,0 +1,23 @@
+"""llama-cpp-python's bindings, without the rest of its package.
+
+The package's own `__init__` imports a whole library on top of the bindings, with templates and a chat format for each
+model family: a quarter of a second of each engine's start.
+"""
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec
+from typing import Any
+
+_PACKAGE = "llama_cpp"
+
+
+def bindings() -> Any:
+    """The module with llama.cpp's C functions.
+
+    Raises:
+        ModuleNotFoundError: the extra `worker` is not installed.
+    """
+    if _PACKAGE not in sys.modules and (spec := find_spec(_PACKAGE)) is not None:
+        sys.modules[_PACKAGE] = module_from_spec(spec)  # Its `__init__` is not run.
+    return import_module(f"{_PACKAGE}.llama_cpp")
