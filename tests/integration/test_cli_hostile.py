@@ -10,7 +10,7 @@ import pytest
 
 from tests.integration.hostile_worker import ACTS, EVIL, hostile_worker
 from tests.terminal import CLI, CTRL_C, CTRL_D, PATIENCE_SEC, Piped, Terminal, environment, run
-from worker_orcd.cli.main import _COMMANDS
+from worker_orcd.cli.main import COMMANDS
 from worker_orcd.testing.harness import wait_until
 
 OF_THE_CLI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -46,7 +46,7 @@ def assert_harmless(shown: str, *, lines: bool = False) -> None:
 
 def test_each_command_is_tried() -> None:
     """A new command has to be added here."""
-    assert set(WORDS) | ALONE == set(_COMMANDS)
+    assert set(WORDS) | ALONE == set(COMMANDS)
 
 
 @pytest.mark.parametrize("words", ONCE, ids=" ".join)

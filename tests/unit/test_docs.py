@@ -15,7 +15,7 @@ from tools.docs import __main__ as docs
 from tools.docs.examples import idle_worker, silent_narrator
 from worker_orcd import narration, settings
 from worker_orcd.api.app import create_app
-from worker_orcd.cli.main import app
+from worker_orcd.cli.main import COMMANDS, app
 from worker_orcd.jobs.errors import ErrorCode
 from worker_orcd.sampling import SAMPLING_FIELDS
 
@@ -147,6 +147,25 @@ def test_every_client_command_is_on_the_terminals_page() -> None:
     for command in CLIENT_COMMANDS:
         assert f"| `worker-orcd {command}" in page
         assert ("--json" in help_of(command)) == (f"| `{command}` |" in as_json)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_list_of_commands_says_what_their_own_help_says(command: str) -> None:
+    """The list is shown without importing any of them."""
+    assert COMMANDS[command] in " ".join(help_of(command).split())
+    assert f"  {command} " in CliRunner().invoke(app, ["--help"]).output
+
+
+def test_the_list_of_commands_imports_none_of_them() -> None:
+    """Nor what they need: a client, a server, log events."""
+    program = (
+        "import sys; sys.argv = ['worker-orcd', '--help']\n"
+        "from worker_orcd.cli.main import main\n"
+        "try:\n    main()\nfinally:\n"
+        "    heavy = {'fastapi', 'httpx2', 'rich', 'structlog', 'uvloop', 'numpy'} & sys.modules.keys()\n"
+        "    assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("option", SAMPLING_FIELDS)

@@ -20,7 +20,17 @@ from worker_orcd.cli.failure import fail
 from worker_orcd.cli.output import line
 from worker_orcd.cli.streams import guarded
 
-_COMMANDS = ("serve", "execute", "chat", "cancel", "ps", "logs", "demo", "completion")
+COMMANDS = {
+    "serve": "Load a model and serve it over HTTP.",
+    "execute": "Run a job and show its text as it comes.",
+    "chat": "Talk with the model.",
+    "cancel": "Cancel a job and show its receipt.",
+    "ps": "Show the worker and its jobs.",
+    "logs": "Follow the worker's narration.",
+    "demo": "Cancel three jobs on the bundled model and check each promise.",
+    "completion": "Print a script that makes a shell complete commands, options and ids of live jobs.",
+}
+"""Each command, and the first sentence of its help: the list of commands is shown without importing them."""
 _OF_THE_GROUP = ("--help", "--version")
 
 
@@ -28,10 +38,10 @@ class _Commands(TyperGroup):
     """The group of commands. Each is imported when it is first used."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002  # typer's signature
-        return list(_COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in COMMANDS:
             return None
         app = _typer()
         app.command(cmd_name)(_serve() if cmd_name == "serve" else _function(cmd_name))
@@ -51,6 +61,10 @@ class _Commands(TyperGroup):
             serve = self.get_command(ctx, "serve")
             found += [item for item in serve.shell_complete(ctx, incomplete) if item.value != "--help"]
         return found
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the commands, followed by the options of serve, the default command."""
@@ -163,10 +177,13 @@ def _run(given: dict[str, Any]) -> None:
     except ValidationError as error:
         fail("INVALID_REQUEST", settings.explain(error))
 
+    from worker_orcd.cli.load_order import early_engine  # noqa: PLC0415
+
+    early = early_engine(options)  # It loads the model while the server is imported.
     from worker_orcd.cli.serve import StartupFailed, serve  # noqa: PLC0415
 
     try:
-        code = serve(options)
+        code = serve(options, early=early)
     except StartupFailed as error:
         fail(error.code, str(error))
     # Everything is closed; taking the interpreter apart would cost a part of the five seconds that an exit may take.

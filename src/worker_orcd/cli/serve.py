@@ -6,11 +6,10 @@ import contextvars
 import os
 import signal
 import socket
-import sys
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 import uvloop
@@ -20,13 +19,13 @@ from worker_orcd.api.access import Access
 from worker_orcd.api.app import create_app
 from worker_orcd.api.keys import ApiKeys, KeyFileError
 from worker_orcd.api.server import bind, make_server
+from worker_orcd.cli.load_order import load_order, log_format, prefix_store
 from worker_orcd.jobs.request import Ceilings
-from worker_orcd.protocol.messages import Load
 from worker_orcd.settings import Settings
 from worker_orcd.supervisor import model_file
+from worker_orcd.supervisor.early import LLAMA_ENGINE, EarlyEngine
 from worker_orcd.supervisor.engine import Engine, EngineListener
-from worker_orcd.supervisor.local import LLAMA_ENGINE, LocalEngine, StartModule, start_module
-from worker_orcd.supervisor.prefix_memory import prefix_memory
+from worker_orcd.supervisor.local import LocalEngine, StartModule, start_module
 from worker_orcd.worker.model_names import ModelNames
 from worker_orcd.worker.policy import Policy
 from worker_orcd.worker.recommended import recommended_sampling
@@ -129,7 +128,11 @@ def _tracing(settings: Settings) -> "Tracing | None":
 
 
 def serve(
-    settings: Settings, *, engine_module: str = LLAMA_ENGINE, start_engine: StartModule = start_module
+    settings: Settings,
+    *,
+    engine_module: str = LLAMA_ENGINE,
+    start_engine: StartModule = start_module,
+    early: EarlyEngine | None = None,
 ) -> int:
     """Run a worker in this process until a signal or `POST /shutdown` ends it.
 
@@ -137,6 +140,7 @@ def serve(
         settings: validated options.
         engine_module: the engine to run; the scripted one for tests.
         start_engine: runs that module as a process.
+        early: the first engine, if it is started already.
 
     Returns:
         The process's exit code.
@@ -144,31 +148,22 @@ def serve(
     Raises:
         StartupFailed: with one clear line; nothing was left behind.
     """
-    opening = open_up(settings, check_model=engine_module == LLAMA_ENGINE)
+    try:
+        opening = open_up(settings, check_model=engine_module == LLAMA_ENGINE)
+    except StartupFailed:
+        if early is not None:
+            early.end()
+        raise
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_Serving(opening, engine_module, start_engine).run())
-
-
-def load_order(settings: Settings, model_path: str, model_bytes: int = 0) -> Load:
-    """The engine's first message."""
-    return Load(
-        model_path=model_path,
-        worker_id=str(settings.worker_id),
-        gpu_device=settings.gpu_device,
-        parallel=settings.parallel,
-        context_length=settings.context_length,
-        exact=settings.exact,
-        threads=settings.threads,
-        log_format=_log_format(settings),
-        prefix_cache=settings.prefix_cache == "on",
-        model_bytes=model_bytes,
-    )
+        return runner.run(_Serving(opening, engine_module, start_engine, early).run())
 
 
 class _Serving:
     """One run of the server, from the first line narrated to the last."""
 
-    def __init__(self, opening: Opening, engine_module: str, start_engine: StartModule) -> None:
+    def __init__(
+        self, opening: Opening, engine_module: str, start_engine: StartModule, early: EarlyEngine | None
+    ) -> None:
         settings = self._settings = opening.settings
         self._opening = opening
         self._started_at = time.monotonic()
@@ -176,13 +171,16 @@ class _Serving:
         self._signals = 0
         self._draining: asyncio.Task[None] | None = None
         self._narrator = narration.Narrator.configure(
-            str(settings.worker_id), log_format=_log_format(settings)
+            str(settings.worker_id), log_format=log_format(settings)
         )
         load = load_order(settings, opening.model_path, opening.model_bytes)
-        stores = load.prefix_cache and settings.prefix_cache_mib > 0
-        store = prefix_memory(settings.prefix_cache_mib) if stores else None
+        store = prefix_store(settings) if early is None else early.store
 
         async def launch(listener: EngineListener) -> Engine:
+            nonlocal early
+            if early is not None:
+                first, early = early, None
+                return await LocalEngine.adopt(first, listener)
             again = msgspec.structs.replace(load, self_check=not self._worker.supervisor.ever_ready)
             return await LocalEngine.launch(again, listener, engine_module, start_engine, store)
 
@@ -362,10 +360,3 @@ def policy_of(settings: Settings) -> Policy:
         drain_sec=settings.drain_sec,
         tool_format=settings.tool_format,
     )
-
-
-def _log_format(settings: Settings) -> Literal["json", "pretty"]:
-    """The log format of both processes: the option's, otherwise `pretty` on a terminal and JSON elsewhere."""
-    if settings.log_format != "auto":
-        return settings.log_format
-    return "pretty" if sys.stderr.isatty() else "json"

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import sys
@@ -12,16 +11,14 @@ from typing import Protocol, cast
 from worker_orcd.protocol.framing import BrokenFrame, encode, front_side
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import Begin, Drop, Load, Message, Ping, Stop, Stopped, Submit, Tokenize
+from worker_orcd.supervisor.early import LLAMA_ENGINE, STDERR, EarlyEngine, arguments
 from worker_orcd.supervisor.engine import Death, EngineListener
 from worker_orcd.supervisor.interrupter import Interrupter
 from worker_orcd.supervisor.liveness import Activity
 from worker_orcd.supervisor.proc import ProcessActivity
 
-LLAMA_ENGINE = "worker_orcd.engine"
-"""The module that is run as the engine process."""
 _CLOSING_SEC = 0.5
 _DYING_SEC = 0.1
-_STDERR = 2
 
 
 class EngineProcess(Protocol):
@@ -52,7 +49,7 @@ async def start_module(module: str, arguments: Sequence[str], descriptors: Seque
         *(sys.executable, "-m", module, *arguments),
         pass_fds=descriptors,
         stdin=asyncio.subprocess.DEVNULL,
-        stdout=_STDERR,
+        stdout=STDERR,
         start_new_session=True,
     )
 
@@ -97,26 +94,31 @@ class LocalEngine(asyncio.Protocol):
         greeting = encode(load)  # It may not be encodable, which must be known before a process is there.
         ours, theirs = socket.socketpair()
         interrupt = InterruptByte.create()
-        own: tuple[str, ...] = (
-            "--socket",
-            str(theirs.fileno()),
-            "--interrupt",
-            str(interrupt.fd),
-            "--front",
-            str(os.getpid()),
-        )
         try:
-            files = [theirs.fileno(), interrupt.fd]
-            if store is not None:
-                own += ("--store", str(store))
-                files.append(store)
-            process = await start(module, own, files)
+            files = [theirs.fileno(), interrupt.fd, *([] if store is None else [store])]
+            process = await start(module, arguments(*files), files)
         except BaseException:
             ours.close()
             interrupt.close()
             raise
         finally:
             theirs.close()
+        return await cls._connected(process, ours, interrupt, listener, greeting)
+
+    @classmethod
+    async def adopt(cls, early: EarlyEngine, listener: EngineListener) -> "LocalEngine":
+        """Connect with a process that was started before."""
+        return await cls._connected(early.process, early.connection, early.interrupt, listener)
+
+    @classmethod
+    async def _connected(
+        cls,
+        process: EngineProcess,
+        ours: socket.socket,
+        interrupt: InterruptByte,
+        listener: EngineListener,
+        greeting: bytes = b"",
+    ) -> "LocalEngine":
         ours.setblocking(False)
         engine = cls(process, interrupt, listener)
         try:
