@@ -189,14 +189,10 @@ def test_control_tokens_are_text_only_where_they_are_looked_for(
 
 def test_the_operator_may_say_how_the_model_writes_calls() -> None:
     """Otherwise the model's chat template does."""
-    worker = SimpleNamespace(
-        policy=Policy(tool_format="lfm2"), engine=SimpleNamespace(tool_formats=("gemma",))
-    )
+    worker = SimpleNamespace(policy=Policy(tool_format="lfm2"), _tool_formats=("gemma",))
     assert Worker.tool_formats.__get__(worker) == ("lfm2",)
     worker.policy = Policy()
     assert Worker.tool_formats.__get__(worker) == ("gemma",)
-    worker.engine = None
-    assert Worker.tool_formats.__get__(worker) == ()
 
 
 def test_line_breaks_in_arguments_are_escaped() -> None:

@@ -69,9 +69,12 @@ class HarmonyParser(Parser):
 
     def _header(self, *, final: bool) -> bool:
         """Read what stands before a message's content."""
+        if not _HEADER.match(self._held):
+            self._kind = Text
+            return True
         place = self._held.find(_MESSAGE)
         if place < 0:
-            if _HEADER.match(self._held) and not final:
+            if not final:
                 return False
             if "<|" in self._held or not self._held:
                 self._held = ""
@@ -95,7 +98,8 @@ class HarmonyParser(Parser):
             if self._arguments is None:
                 self._arguments = JsonScanner(0)
                 parts.append(CallBegun(name))
-            if text := self._arguments.scan(self._held if end is None else self._held[:end]):
+            begun = None if end is not None or final else _MARK.search(self._held)
+            if text := self._arguments.scan(self._held[: begun.start() if begun else end]):
                 parts.append(Arguments(text))
         if end is None and not final:
             return
