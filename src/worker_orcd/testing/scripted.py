@@ -22,8 +22,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
-from itertools import count
+from itertools import count, takewhile
 
 import numpy as np
 
@@ -68,6 +69,7 @@ class Script:
     leak: int = 0
 
     @classmethod
+    @lru_cache(maxsize=256)
     def of(cls, prompt: str) -> "Script":
         """The script that a prompt begins with, or the plain one."""
         if not prompt.startswith("{"):
@@ -77,6 +79,11 @@ class Script:
             return cls(**given)
         except (json.JSONDecodeError, TypeError):
             return cls()
+
+    @property
+    def fails(self) -> bool:
+        """Whether something is to go wrong at some token."""
+        return (self.fail_at, self.die_at, self.hang_at, self.spin_at) != (None, None, None, None)
 
     def token(self, index: int, seed: int) -> int:
         """Token number `index` of a job with this seed."""
@@ -203,13 +210,15 @@ class ScriptedModel:
                 raise AssertionError(f"sequence {sequence}: position {position} after {len(cells)} cells")
             cells.append(token)
             self._places.setdefault(sequence, []).append(next(self._place_numbers))
-        if self.cells_in_use() > self.facts.cells:
+        if sum(map(len, self._places.values())) > self.facts.cells < self.cells_in_use():
             raise AssertionError("more cells in use than there are")
         for sequence, length in before.items():
             script = _script(self._cells[sequence])
             rows = batch.sequences.count(sequence)
             decoding = rows == 1 and length > 0
             duration_ms += script.token_ms if decoding else script.row_ms * rows
+            if not script.fails:
+                continue
             place = self._place(sequence)
             if script.die_at == place:
                 os._exit(9)
@@ -314,5 +323,5 @@ class ScriptedModel:
 
 def _script(tokens: list[int]) -> Script:
     """The script at the head of a prompt, out of its byte tokens."""
-    head = bytes(token for token in tokens[:400] if token < END)
-    return Script.of(head.decode("utf-8", "replace"))
+    head = list(takewhile(END.__gt__, tokens[:400]))
+    return Script.of(bytes(head).decode("utf-8", "replace"))
