@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from bench.beside import prefixes, speed
+from bench.beside import crowds, prefixes, speed
 from bench.beside.report import Row
 from bench.beside.servers import Bench
 
@@ -137,6 +137,17 @@ WORKLOADS = {
             Row("the same: engine's Python, µs", "engine", None, 30),
         ),
     ),
+    **{
+        f"open-{streams}": Workload(
+            partial(crowds.crowd, streams=streams),
+            (
+                Row(f"{streams:,} open streams: a cancel, 99 of 100, ms", beside=None, target=100),
+                Row("the same: its median, ms", "median", None),
+                Row("the same: memory of the front for each, KiB", "memory", None),
+            ),
+        )
+        for streams in (1000, 10_000)
+    },
     "start": Workload(speed.start, (Row("process start to ready, s", beside=None, target=1.0),)),
     "help": Workload(speed.help_text, (Row("worker-orcd --help, s", beside=None, target=0.25),)),
 }
