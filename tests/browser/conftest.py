@@ -1,4 +1,4 @@
-"""Chromium, and pages that must not ask anybody but their worker."""
+"""Chromium, and pages that must send requests to their worker only."""
 
 import os
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ def shown(_shown: RunningWorker) -> Iterator[RunningWorker]:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Open]:
-    """Open a worker's page. It must ask nobody else, and nothing may go wrong on it that it does not handle."""
+    """Open a worker's page. It must send requests to no other host, and must handle all errors."""
     browsers: list[BrowserContext] = []
     outside: list[str] = []
     errors: list[str] = []

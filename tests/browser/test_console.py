@@ -1,4 +1,4 @@
-"""What a person does on the page."""
+"""The console, used as a person uses it."""
 
 import re
 import signal
@@ -16,7 +16,7 @@ from worker_orcd.testing.harness import RunningWorker, running_worker, wait_unti
 SLOW = script(token_ms=20)
 ENDLESS = script(token_ms=100)
 STREAMS = 6
-"""So many a browser opens to one host over HTTP/1.1, for all its tabs together."""
+"""The connections that a browser opens to one host over HTTP/1.1, for all its tabs together."""
 KEY = "anna-0123456789abcdef"
 
 
@@ -26,7 +26,7 @@ def pane(page: Page, number: int = 0) -> Locator:
 
 
 def run(where: Locator, prompt: str) -> None:
-    """Write it and run it."""
+    """Write a prompt and run it."""
     where.get_by_role("textbox", name="Prompt", exact=True).fill(prompt)
     where.get_by_role("button", name="Run").click()
 
@@ -42,7 +42,7 @@ def row(page: Page, job_id: str) -> Locator:
 
 
 def test_a_prompt_streams(visit: Open, shown: RunningWorker) -> None:
-    """Its text as it is, and what became of it."""
+    """The page shows its text unchanged, and how it ended."""
     page = visit(shown)
     run(pane(page), script(text="<b>Hi</b> 👋", token_ms=5))
     expect(pane(page).get_by_role("log")).to_have_text("<b>Hi</b> 👋")
@@ -52,7 +52,7 @@ def test_a_prompt_streams(visit: Open, shown: RunningWorker) -> None:
 
 
 def test_stop_in_decode_shows_the_receipt(visit: Open, shown: RunningWorker) -> None:
-    """Drawn, with its four stages."""
+    """As a drawing with four stages."""
     page = visit(shown)
     run(pane(page), SLOW)
     expect(pane(page).get_by_role("log")).to_contain_text("w")
@@ -69,7 +69,7 @@ def test_stop_in_decode_shows_the_receipt(visit: Open, shown: RunningWorker) -> 
 
 
 def test_escape_stops_in_prefill(visit: Open, shown: RunningWorker) -> None:
-    """From the keyboard alone: Ctrl+Enter runs, Escape stops."""
+    """With the keyboard only: Ctrl+Enter runs, Escape stops."""
     page = visit(shown)
     field = pane(page).get_by_role("textbox", name="Prompt", exact=True)
     field.fill(script(4000, row_ms=3))
@@ -98,7 +98,7 @@ def test_text_is_completed_as_it_is_typed(visit: Open, shown: RunningWorker) -> 
 
 
 def test_emptying_the_box_or_escape_stops_its_job(visit: Open, shown: RunningWorker) -> None:
-    """Nothing is left to be completed."""
+    """No completion is left."""
     page = visit(shown)
     text = page.get_by_role("textbox", name="Text", exact=True)
     for emptying in (True, False):
@@ -128,7 +128,7 @@ def test_prompts_run_side_by_side(visit: Open, shown: RunningWorker) -> None:
 
 
 def test_a_job_of_one_tab_is_stopped_in_another(visit: Open, shown: RunningWorker) -> None:
-    """Both show what became of it."""
+    """Both show how it ended."""
     one, other = visit(shown), visit(shown)
     run(pane(one), SLOW)
     expect(pane(one).get_by_role("status")).to_contain_text("job console-")
@@ -164,7 +164,7 @@ def test_stop_works_however_many_streams_the_browser_has_open(visit: Open, tabs:
         def running() -> list[str]:
             return [job["job_id"] for job in wide.client.get("/jobs?limit=0").json()["jobs"]]
 
-        # Each tab listens to the narration besides.
+        # Each tab also follows the narration.
         wait_until(lambda: len(running()) == STREAMS - tabs, what="as many as there can be")
         waiting = pane(pages[-1], prompts - 1)
         expect(waiting.get_by_role("status")).to_contain_text("waiting for a connection")
@@ -201,7 +201,7 @@ def test_a_job_that_is_stopped_while_it_waits_in_the_browser_never_runs(visit: O
 
 
 def test_a_page_that_nobody_sees_keeps_no_stream(visit: Open, shown: RunningWorker) -> None:
-    """Its narration goes on where it was when it is seen again."""
+    """When the page is visible again, its narration continues where it was."""
     page = visit(shown)
     lines = page.locator("#narration li")
 
@@ -225,7 +225,7 @@ def test_a_page_that_nobody_sees_keeps_no_stream(visit: Open, shown: RunningWork
 
 
 def test_streams_come_through_a_login_in_front_of_the_worker(visit: Open, shown: RunningWorker) -> None:
-    """It wants the browser's credentials, with which a stream is asked for then."""
+    """The login needs the browser's credentials, so the page repeats the request with them."""
     page = visit(shown)
     asked: list[str] = []
 
@@ -254,7 +254,7 @@ REFUSALS: dict[str, dict[str, Any]] = {
 def test_a_stop_that_fails_is_reported_and_can_be_tried_again(
     visit: Open, shown: RunningWorker, reported: str
 ) -> None:
-    """In the prompt, and at the table."""
+    """In the prompt and in the table."""
     page = visit(shown)
 
     def fail(route: Route) -> None:
@@ -286,7 +286,7 @@ def test_a_stop_that_fails_is_reported_and_can_be_tried_again(
 
 
 def test_a_worker_that_hangs_is_away(visit: Open) -> None:
-    """The page and Stop say so within seconds; when it goes on, all is as before."""
+    """The page and Stop report it within seconds; when the worker continues, so does the page."""
     with running_worker(drain_sec=0) as hanging:
         page = visit(hanging)
         run(pane(page), ENDLESS)
@@ -303,7 +303,7 @@ def test_a_worker_that_hangs_is_away(visit: Open) -> None:
 
 
 def test_a_group_is_stopped(visit: Open, shown: RunningWorker) -> None:
-    """Also jobs that came from elsewhere."""
+    """Also jobs of other clients."""
     page = visit(shown)
     streams = [shown.execute(fresh_id("grouped"), SLOW, group="page-1") for _ in range(2)]
     page.get_by_role("button", name="Stop all of group page-1").first.click()
@@ -345,7 +345,7 @@ def test_the_state_is_whole_on_a_phone(visit: Open, shown: RunningWorker) -> Non
 
 
 def test_the_timeline_of_a_receipt_is_to_scale(visit: Open, shown: RunningWorker) -> None:
-    """Each mark lies where its time says, from the cancel to the terminal event."""
+    """Each mark is at the place of its time, from the cancel to the terminal event."""
     page = visit(shown)
     run(pane(page), SLOW)
     expect(pane(page).get_by_role("log")).to_contain_text("w")
@@ -361,7 +361,7 @@ def test_the_timeline_of_a_receipt_is_to_scale(visit: Open, shown: RunningWorker
 
 
 def test_a_refusal_is_shown(visit: Open, shown: RunningWorker) -> None:
-    """In the worker's words."""
+    """With the worker's message."""
     page = visit(shown)
     pane(page).get_by_text("Options").click()
     pane(page).get_by_label("max tokens").fill("999999")
@@ -373,7 +373,7 @@ def test_a_refusal_is_shown(visit: Open, shown: RunningWorker) -> None:
 
 
 def test_a_seed_of_64_bits_arrives_whole(visit: Open, shown: RunningWorker) -> None:
-    """More than a number of JavaScript's holds."""
+    """It is larger than a JavaScript number can hold."""
     page = visit(shown)
     pane(page).get_by_text("Options").click()
     pane(page).get_by_label("seed").fill("18446744073709551615")
@@ -384,7 +384,7 @@ def test_a_seed_of_64_bits_arrives_whole(visit: Open, shown: RunningWorker) -> N
 
 
 def test_a_seed_that_is_not_in_digits_is_reported(visit: Open, shown: RunningWorker) -> None:
-    """A field for numbers takes it."""
+    """A field for numbers would accept it."""
     page = visit(shown)
     pane(page).get_by_text("Options").click()
     pane(page).get_by_label("seed").fill("1e3")
@@ -396,7 +396,7 @@ def test_a_seed_that_is_not_in_digits_is_reported(visit: Open, shown: RunningWor
 
 
 def test_an_engine_that_is_killed_costs_nothing_but_a_moment(visit: Open, shown: RunningWorker) -> None:
-    """The text goes on, and the narration says what happened."""
+    """The text continues, and the narration shows what happened."""
     page = visit(shown)
     pane(page).get_by_text("Options").click()
     pane(page).get_by_label("max tokens").fill("60")
@@ -410,7 +410,7 @@ def test_an_engine_that_is_killed_costs_nothing_but_a_moment(visit: Open, shown:
 
 
 def test_a_worker_that_goes_away_and_comes_back(visit: Open) -> None:
-    """The page says so, and finds it again by itself."""
+    """The page reports it, and reconnects by itself."""
     with running_worker() as first:
         page = visit(first)
         expect(page.locator("#status")).to_have_text("healthy")
@@ -423,7 +423,7 @@ def test_a_worker_that_goes_away_and_comes_back(visit: Open) -> None:
 
 
 def test_the_rows_of_a_worker_are_not_those_of_its_successor(visit: Open) -> None:
-    """Stop is for the job that its row shows."""
+    """Stop only aims at the job that its row shows."""
     with running_worker() as first:
         page = visit(first)
         first.execute("before", script(text="a")).finished()
@@ -442,7 +442,7 @@ def test_the_rows_of_a_worker_are_not_those_of_its_successor(visit: Open) -> Non
 
 
 def test_it_asks_for_a_key(visit: Open, tmp_path: Path) -> None:
-    """A wrong one is said to be; the right one is kept in the tab."""
+    """A wrong key is reported; the right one is kept in the tab."""
     keys = tmp_path / "keys.txt"
     keys.write_text(f"{KEY}\nberta-0123456789abcdef\n")
     with running_worker(api_key_file=str(keys)) as guarded:
@@ -484,7 +484,7 @@ def test_it_shows_a_tenant_what_a_tenant_may_see(visit: Open, tmp_path: Path) ->
 
 
 def test_every_control_has_a_name_and_a_place_in_the_order(visit: Open, shown: RunningWorker) -> None:
-    """For those who do not see the page."""
+    """For users of screen readers."""
     page = visit(shown)
     nameless = page.evaluate(
         """() => [...document.querySelectorAll("button, input, select, textarea, meter")].filter((one) =>

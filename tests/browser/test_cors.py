@@ -49,7 +49,7 @@ def page(browser: Browser) -> Iterator[Page]:
 
 
 def ask(page: Page, worker: RunningWorker, key: str, job_id: str) -> dict[str, Any]:
-    """What the page's script gets: an answer, or a network error."""
+    """What the page's script gets: a response, or a network error."""
     body = {"job_id": job_id, "prompt": script(token_ms=5)}
     answer: dict[str, Any] = page.evaluate(STREAM, [f"{worker.url}/execute", key, body])
     return answer

@@ -14,7 +14,7 @@ from tests.docs.blocks import PAGES, blocks, on_site
 
 @pytest.fixture
 def reading(browser: Browser, site: Path) -> Iterator[Page]:
-    """A page that may ask for nothing beyond the site's folder, and on which nothing may go wrong."""
+    """A page that may request nothing outside the site's folder, and must have no errors."""
     outside: list[str] = []
     errors: list[str] = []
     context = browser.new_context(viewport={"width": 1300, "height": 950}, color_scheme="light")
@@ -32,7 +32,7 @@ def reading(browser: Browser, site: Path) -> Iterator[Page]:
 
 
 def test_every_page_is_shown_and_its_diagrams_are_drawn(reading: Page, site: Path) -> None:
-    """As many as the page has, and none left as text."""
+    """All diagrams of the page, and none is left as text."""
     for name in PAGES:
         reading.goto((site / on_site(name)).as_uri())
         expect(reading.locator("h1").first).to_be_visible()
@@ -46,7 +46,7 @@ def test_every_page_is_shown_and_its_diagrams_are_drawn(reading: Page, site: Pat
 
 
 def test_it_can_be_searched(reading: Page, site: Path) -> None:
-    """From the disk, and what is found can be opened."""
+    """From the disk; the results can be opened."""
     reading.goto((site / "index.html").as_uri())
     reading.keyboard.press("/")
     expect(reading.locator(".md-search__input")).to_be_focused()

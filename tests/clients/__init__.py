@@ -1,1 +1,1 @@
-"""Clients that nobody here wrote, against a worker: they must get what they know, and their ways to stop must stop."""
+"""Third-party clients against a worker: their requests work, and their ways to stop stop the job."""

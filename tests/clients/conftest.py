@@ -33,7 +33,7 @@ def client(served: RunningWorker) -> Iterator[openai.OpenAI]:
 
 
 def accepted(worker: RunningWorker) -> int:
-    """Jobs that this worker has ever taken in and that have ended."""
+    """The number of jobs that this worker accepted and that have ended."""
     total = 0.0
     for line in worker.client.get("/metrics").text.splitlines():
         if line.startswith("worker_requests_total"):
@@ -42,7 +42,7 @@ def accepted(worker: RunningWorker) -> int:
 
 
 def as_here(example: str, worker: RunningWorker) -> str:
-    """An example of `PAGE`, for a worker that is not where the page says, and has its own name for its model."""
+    """An example of `PAGE`, changed to the address and the model's name of the test's worker."""
     there = {
         "http://127.0.0.1:8080": worker.url,
         "my-model": "scripted",
@@ -54,7 +54,7 @@ def as_here(example: str, worker: RunningWorker) -> str:
 
 
 def prompt_for(phase: str) -> str:
-    """A prompt whose job takes its time in a phase, `prefill` or `decode`."""
+    """A prompt whose job is slow in one phase, `prefill` or `decode`."""
     return script(8000, row_ms=5) if phase == "prefill" else SLOW
 
 

@@ -1,4 +1,4 @@
-"""Client libraries in processes of their own: a test has them ask, leave and stop.
+"""Client libraries in processes of their own: a test makes them send requests, disconnect and stop.
 
 A process reads a line of JSON for each call, `{"id", "call": "whole" | "stream", "prompt", "headers", "leave_after",
 "options"}`, and `{"stop": id}` to stop that call as the library's users stop one (a cancelled task, an AbortSignal).
@@ -27,7 +27,7 @@ OFFLINE = {
     "LANGSMITH_TRACING": "false",
     "AI_SDK_LOG_WARNINGS": "false",
 }
-"""These libraries would like to ask and tell others."""
+"""These libraries would send telemetry and fetch data."""
 
 
 def environment() -> dict[str, str]:
@@ -36,7 +36,7 @@ def environment() -> dict[str, str]:
 
 
 class Puppet:
-    """A library, and the calls that it has made."""
+    """A library process, and the calls that it has made."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
@@ -96,7 +96,7 @@ class Puppet:
         )
 
     def run(self, program: str, folder: Path) -> None:
-        """Have it run a program to its end, from a file in a folder of its own."""
+        """Make it run a program to its end, from a file in a folder of its own."""
         (folder / "node_modules").symlink_to(programs.PLACES["node-clients"])
         file = folder / "example.mjs"  # Python takes any name.
         file.write_text(program, encoding="utf-8")
@@ -104,7 +104,7 @@ class Puppet:
         assert self.outcome(str(file)) == {"text": ""}
 
     def stop(self, name: str) -> None:
-        """Have it stop a call."""
+        """Make it stop a call."""
         self._tell(stop=name)
 
     def outcome(self, name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`EventSource` as Node's package has it (docs/clients.md); tests/browser/test_event_source.py has a browser's."""
+"""The `EventSource` of a Node package (docs/clients.md); tests/browser/test_event_source.py tests a browser's."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ NODE = Path(__file__).parent / "node"
 
 
 def run(file: Path, *arguments: str) -> str:
-    """What a program prints."""
+    """The output of a program."""
     command = [programs.find("node") or "", str(file), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
@@ -27,13 +27,13 @@ def run(file: Path, *arguments: str) -> str:
 
 
 def follow(worker: RunningWorker, job_id: str, *, close_after: int = 0) -> dict[str, Any]:
-    """What an `EventSource` saw of a job until it was closed."""
+    """The events that an `EventSource` got until it was closed."""
     seen = run(NODE / "event_source.mjs", f"{worker.url}/jobs/{job_id}/events", str(close_after))
     return dict(json.loads(seen))
 
 
 def test_it_comes_back_once_after_the_end_and_closes(served: RunningWorker) -> None:
-    """Each event is seen once."""
+    """It gets each event once."""
     stream = served.execute(fresh_id("followed"), says("abc"))
     seen = follow(served, stream.job_id)
     assert seen["statuses"] == [200, 204]
@@ -41,7 +41,7 @@ def test_it_comes_back_once_after_the_end_and_closes(served: RunningWorker) -> N
 
 
 def test_closing_it_stops_nothing(served: RunningWorker) -> None:
-    """Its job goes on, until it is cancelled."""
+    """Its job continues until it is cancelled."""
     stream = served.execute(fresh_id("closed"), SLOW)
     seen = follow(served, stream.job_id, close_after=3)
     assert (seen["statuses"], len(seen["events"])) == ([200], 3)
@@ -51,7 +51,7 @@ def test_closing_it_stops_nothing(served: RunningWorker) -> None:
 
 
 def test_the_example_on_the_page_cancels_its_job(served: RunningWorker, tmp_path: Path) -> None:
-    """The job's last event says so, and the program ends."""
+    """The program prints the job's last event, and ends."""
     (text,) = (block.text for block in blocks(PAGE) if "new EventSource" in block.text)
     (tmp_path / "node_modules").symlink_to(programs.PLACES["node-clients"])
     (tmp_path / "example.mjs").write_text(as_here(text, served), encoding="utf-8")

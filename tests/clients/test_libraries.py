@@ -1,4 +1,4 @@
-"""Client libraries that nobody here wrote, in processes of their own (docs/clients.md)."""
+"""Third-party client libraries, in processes of their own (docs/clients.md)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Library:
 
     @property
     def example(self) -> str:
-        """The job of its example on the page."""
+        """The job id of its example on the page."""
         return f"{self.name.removeprefix('python-')}-1"
 
     def __str__(self) -> str:
@@ -44,12 +44,12 @@ class Library:
 
     @property
     def in_python(self) -> bool:
-        """Otherwise it is for Node."""
+        """Whether it is a library for Python; otherwise it is for Node."""
         return self.name.startswith("python-")
 
     @property
     def needs(self) -> pytest.MarkDecorator:
-        """The programs without which it is not tried."""
+        """The programs that its tests need."""
         return pytest.mark.needs(*(["python-clients"] if self.in_python else ["node", "node-clients"]))
 
 
@@ -82,20 +82,20 @@ def library(_running: tuple[Library, Puppet]) -> Library:
 
 @pytest.fixture
 def puppet(_running: tuple[Library, Puppet], served: RunningWorker) -> Puppet:
-    """The library, asking `served`."""
+    """The library, connected to `served`."""
     return _running[1]
 
 
 @pytest.mark.parametrize("call", ["whole", "stream"])
 def test_it_is_answered(puppet: Puppet, call: str) -> None:
-    """With the text that the model says."""
+    """With the text that the model generates."""
     name = fresh_id("answered")
     puppet.ask(call, name, says("Hello 👋"))
     assert puppet.outcome(name)["text"] == "Hello 👋"
 
 
 def test_leaving_a_stream(library: Library, puppet: Puppet, served: RunningWorker) -> None:
-    """Stops its job, or the library has to stop the request as well."""
+    """This stops its job, or the library has to stop the request as well."""
     name = fresh_id("left")
     puppet.ask("stream", name, SLOW, leave_after=3)
     assert puppet.outcome(name)["text"]
@@ -108,7 +108,7 @@ def test_leaving_a_stream(library: Library, puppet: Puppet, served: RunningWorke
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 @pytest.mark.parametrize("call", ["whole", "stream"])
 def test_stopping_a_call_stops_its_job(puppet: Puppet, served: RunningWorker, call: str, phase: str) -> None:
-    """By cancelling the task, or with an AbortSignal, whatever the job does at that moment."""
+    """By cancelling the task or with an AbortSignal, in each phase."""
     name = fresh_id("stopped")
     puppet.ask(call, name, prompt_for(phase))
     in_phase(served, name, phase)
@@ -122,7 +122,7 @@ def test_stopping_a_call_stops_its_job(puppet: Puppet, served: RunningWorker, ca
 def test_a_call_that_is_cancelled_from_elsewhere_raises_and_is_not_sent_again(
     library: Library, puppet: Puppet, served: RunningWorker, call: str, phase: str
 ) -> None:
-    """Also where the worker could not tell that it is the same request."""
+    """Also if the worker could not recognize the same request."""
     before = accepted(served)
     name = fresh_id("elsewhere")
     puppet.ask(call, name, prompt_for(phase), job_id=False)
@@ -147,7 +147,7 @@ def test_its_example_on_the_page_stops_its_job(
 
 
 def test_the_page_says_what_each_library_raises() -> None:
-    """In a table with a row for each."""
+    """The table has a row for each."""
     lines = (ROOT / PAGE).read_text(encoding="utf-8").splitlines()
     rows = [line.strip("| ").replace("`", "").split(" | ") for line in lines if line.startswith("| ")]
     raised = {row[0]: (row[2], row[3]) for row in rows[2:]}

@@ -33,7 +33,7 @@ def _router(_served: RunningWorker) -> Iterator[Puppet]:
 
 @pytest.fixture
 def router(_router: Puppet, served: RunningWorker) -> Puppet:
-    """A router with a fallback and retries, asking `served`."""
+    """A router with a fallback and retries, connected to `served`."""
     return _router
 
 
@@ -60,7 +60,7 @@ def test_stopping_a_call_of_the_router_stops_its_job(
 def test_the_router_sends_a_cancelled_request_to_its_fallback(
     router: Puppet, served: RunningWorker, call: str, phase: str, jobs: int
 ) -> None:
-    """Unless there was a token already; so each job has to be cancelled."""
+    """If there was no token yet. So each of its jobs has to be cancelled."""
     before = accepted(served)
     name = fresh_id("again")
     router.ask(call, name, prompt_for(phase), job_id=False)
@@ -78,7 +78,7 @@ def test_the_router_sends_a_cancelled_request_to_its_fallback(
 def test_without_fallbacks_the_router_sends_nothing_again(
     router: Puppet, served: RunningWorker, call: str, phase: str
 ) -> None:
-    """They are off for this call."""
+    """This call turns them off."""
     before = accepted(served)
     name = fresh_id("once")
     router.ask(call, name, prompt_for(phase), job_id=False, disable_fallbacks=True)
@@ -159,7 +159,7 @@ async def ask(client: openai.AsyncOpenAI, call: str, prompt: str, **more: str) -
 def test_a_client_of_the_proxy_that_leaves_stops_its_job(
     proxy: str, served: RunningWorker, call: str, phase: str
 ) -> None:
-    """The worker knows it by the name that the client has given."""
+    """The job has the id that the client chose."""
     name = fresh_id("proxied")
 
     async def leave() -> None:

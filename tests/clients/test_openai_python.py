@@ -1,4 +1,4 @@
-"""The official Python package: everything it can ask of a model, and every way in which its users stop."""
+"""The official Python package: everything that it can request, and every way to stop."""
 
 import asyncio
 import signal
@@ -19,11 +19,11 @@ from worker_orcd.testing.harness import RunningWorker, running_worker, wait_unti
 
 MODEL = "scripted"
 SLOW = script(token_ms=20)
-"""A prompt whose tokens take their time."""
+"""A prompt whose tokens are slow."""
 
 
 def says(text: str) -> str:
-    """A prompt that has the model say this."""
+    """A prompt that makes the model generate this text."""
     return script(text=text, token_ms=1)
 
 
@@ -60,11 +60,11 @@ def read(stream: Iterable[Any], chunks: list[Any], *, at: int, do: Callable[[], 
             do()
 
 
-# Getting answers.
+# Answers.
 
 
 def test_the_model_is_listed(client: openai.OpenAI) -> None:
-    """And found by its name, and no other is."""
+    """It is found by its name; another name is not found."""
     (model,) = client.models.list().data
     assert (model.id, model.object, model.owned_by) == (MODEL, "model", "worker-orcd")
     assert client.models.retrieve(MODEL).id == MODEL
@@ -74,7 +74,7 @@ def test_the_model_is_listed(client: openai.OpenAI) -> None:
 
 
 def test_a_chat_is_answered(client: openai.OpenAI) -> None:
-    """With its text, why it ended, and what it used."""
+    """With its text, its finish reason and its usage."""
     prompt = says("Hello 👋")
     answer = client.chat.completions.create(model=MODEL, messages=user(prompt))
     (choice,) = answer.choices
@@ -88,7 +88,7 @@ def test_a_chat_is_answered(client: openai.OpenAI) -> None:
 
 
 def test_a_chat_streams(client: openai.OpenAI) -> None:
-    """Role first, then text as it comes, then why it ended, then the usage that was asked for."""
+    """First the role, then text as it is generated, then the finish reason, then the requested usage."""
     stream = client.chat.completions.create(
         model=MODEL, messages=user(says("abc")), stream=True, stream_options={"include_usage": True}
     )
@@ -104,7 +104,7 @@ def test_a_chat_streams(client: openai.OpenAI) -> None:
 
 
 def test_a_text_is_continued(client: openai.OpenAI) -> None:
-    """Sixteen tokens if nothing else is said, as OpenAI does."""
+    """The default is sixteen tokens, as in OpenAI's API."""
     answer = client.completions.create(model=MODEL, prompt="go")
     assert (answer.choices[0].text.count(" "), answer.choices[0].finish_reason) == (16, "length")
     stream = client.completions.create(model=MODEL, prompt=says("abc"), stream=True, max_tokens=9)
@@ -144,7 +144,7 @@ def test_choices_stream_side_by_side(client: openai.OpenAI) -> None:
 
 
 def test_stop_and_seed_are_kept(client: openai.OpenAI) -> None:
-    """As in the other API."""
+    """As on `/execute`."""
     first = client.chat.completions.create(model=MODEL, messages=user(says("one two three")), stop=" thr")
     assert first.choices[0].message.content == "one two"
     texts = {
@@ -155,7 +155,7 @@ def test_stop_and_seed_are_kept(client: openai.OpenAI) -> None:
 
 
 def test_a_conversation_is_all_read(client: openai.OpenAI) -> None:
-    """Every role that says text, in parts or in one piece."""
+    """Every role with text, in parts or as one string."""
     messages: Any = [
         {"role": "developer", "content": "dev"},
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
@@ -169,13 +169,13 @@ def test_a_conversation_is_all_read(client: openai.OpenAI) -> None:
 
 
 def test_parsed_helpers_of_the_package_work(client: openai.OpenAI) -> None:
-    """Its own streaming helper accumulates what it knows."""
+    """Its streaming helper accumulates the chunks."""
     with client.chat.completions.stream(model=MODEL, messages=user(says("abc"))) as stream:
         final = stream.get_final_completion()
     assert final.choices[0].message.content == "abc"
 
 
-# Being refused.
+# Refusals.
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_parsed_helpers_of_the_package_work(client: openai.OpenAI) -> None:
 def test_what_cannot_be_kept_is_refused_by_its_name(
     client: openai.OpenAI, fields: dict[str, Any], status: int, param: str
 ) -> None:
-    """In the shape that the package knows, and without being tried again."""
+    """In the shape that the package parses, and without a retry."""
     with pytest.raises(openai.APIStatusError) as caught:
         client.chat.completions.create(**{"model": MODEL, "messages": user("x"), **fields})
     assert caught.value.status_code == status
@@ -224,7 +224,7 @@ def test_what_cannot_be_kept_is_refused_by_its_name(
 
 
 def test_logprobs_of_chat_completions_whole_and_streamed(client: openai.OpenAI) -> None:
-    """Read by the package's own types; the stream has the same ones."""
+    """The package's own types parse them; the stream has the same ones."""
     asked: dict[str, Any] = {
         "model": MODEL,
         "messages": user(says("héllo")),
@@ -250,7 +250,7 @@ def test_logprobs_of_chat_completions_whole_and_streamed(client: openai.OpenAI) 
 
 
 def test_logprobs_of_completions_and_responses(client: openai.OpenAI) -> None:
-    """In the words of each API; there are none where none were asked for."""
+    """In each API's fields; there are none without a request for them."""
     completion = client.completions.create(model=MODEL, prompt=says("hello"), logprobs=2, max_tokens=9)
     logprobs = completion.choices[0].logprobs
     assert logprobs is not None
@@ -332,7 +332,7 @@ def test_what_changes_nothing_is_taken(client: openai.OpenAI) -> None:
 def test_a_full_queue_is_tried_again_by_the_package_itself(
     client: openai.OpenAI, served: RunningWorker
 ) -> None:
-    """429 with Retry-After; when there is room the answer comes."""
+    """After a 429 with Retry-After the package retries, and gets the answer when there is room."""
     others = [served.execute(fresh_id("full"), SLOW, max_tokens=50).started() for _ in range(4)]
     others += [served.execute(fresh_id("full"), SLOW, max_tokens=50) for _ in range(4)]
     for other in others:
@@ -355,7 +355,7 @@ def test_a_full_queue_is_tried_again_by_the_package_itself(
 def test_breaking_out_of_the_loop_and_closing_stops_the_job(
     client: openai.OpenAI, served: RunningWorker
 ) -> None:
-    """As everybody does it."""
+    """The usual way."""
     with client.chat.completions.create(model=MODEL, messages=user(SLOW), stream=True) as stream:
         job_id = stream.response.headers["x-job-id"]
         for place, _ in enumerate(stream):
@@ -365,7 +365,7 @@ def test_breaking_out_of_the_loop_and_closing_stops_the_job(
 
 
 def test_a_cancelled_task_stops_the_job(served: RunningWorker) -> None:
-    """The asynchronous client, cancelled while it waits for a whole answer."""
+    """The asynchronous client, cancelled while it waits for a complete answer."""
 
     async def ask() -> None:
         async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none") as client:
@@ -386,7 +386,7 @@ def test_a_cancelled_task_stops_the_job(served: RunningWorker) -> None:
 def test_a_timeout_of_the_client_stops_the_job_and_its_retries(
     client: openai.OpenAI, served: RunningWorker
 ) -> None:
-    """The package asks again after a timeout; each of its tries is stopped when it gives up."""
+    """The package retries after a timeout; each attempt is stopped when the package gives up."""
     before = accepted(served)
     with pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=openai.Timeout(20, read=1.5), max_retries=1).chat.completions.create(
@@ -398,7 +398,7 @@ def test_a_timeout_of_the_client_stops_the_job_and_its_retries(
 def test_a_stream_that_is_cancelled_from_elsewhere_ends_with_one_error(
     client: openai.OpenAI, served: RunningWorker
 ) -> None:
-    """Never with a `[DONE]` that looks like success; the usage until then is reported."""
+    """Never with `[DONE]`, which would look like success; it has the usage so far."""
     stream = client.chat.completions.create(
         model=MODEL, messages=user(SLOW), stream=True, stream_options={"include_usage": True}
     )
@@ -454,7 +454,7 @@ def test_choices_are_stopped_together(client: openai.OpenAI, served: RunningWork
 def test_a_whole_answer_that_was_stopped_says_what_all_its_choices_used(
     client: openai.OpenAI, served: RunningWorker
 ) -> None:
-    """Not only the one that was stopped first."""
+    """Not only of the choice that was stopped first."""
 
     def stop() -> None:
         wait_until(lambda: served.record("both.1").get("tokens_out", 0) > 3, what="both choices")
@@ -474,7 +474,7 @@ def test_a_whole_answer_that_was_stopped_says_what_all_its_choices_used(
 
 
 def test_choices_are_stopped_before_they_are_asked_for(client: openai.OpenAI, served: RunningWorker) -> None:
-    """A cancel of the request's name that overtakes it."""
+    """A cancel with the request's id arrives before the request."""
     served.cancel("early-1")
     with pytest.raises(openai.APIStatusError) as caught:
         client.with_options(max_retries=0).chat.completions.create(
@@ -485,7 +485,7 @@ def test_choices_are_stopped_before_they_are_asked_for(client: openai.OpenAI, se
 
 
 def test_a_killed_engine_is_not_noticed(client: openai.OpenAI, served: RunningWorker) -> None:
-    """The stream goes on where it was: nothing lost, nothing twice."""
+    """The stream continues where it was, without a lost or repeated token."""
     words: list[str] = []
     for chunk in client.completions.create(
         model=MODEL, prompt=SLOW, max_tokens=30, stream=True, temperature=0
@@ -516,7 +516,7 @@ def test_a_response_is_answered_and_remembered(client: openai.OpenAI) -> None:
 
 
 def test_a_response_that_runs_out_of_tokens_is_incomplete(client: openai.OpenAI) -> None:
-    """And says why."""
+    """With the reason."""
     answer = client.responses.create(model=MODEL, input="go", max_output_tokens=4)
     assert answer.status == "incomplete"
     assert answer.incomplete_details is not None
@@ -529,7 +529,7 @@ def test_a_response_that_runs_out_of_tokens_is_incomplete(client: openai.OpenAI)
 
 
 def test_a_response_that_is_not_to_be_stored_cannot_be_had_again(client: openai.OpenAI) -> None:
-    """And says so itself; one in the background has to be stored."""
+    """The response object shows it; a response in the background has to be stored."""
     answer = client.responses.create(model=MODEL, input=says("ok"), store=False)
     assert (answer.output_text, answer.to_dict()["store"]) == ("ok", False)
     with pytest.raises(openai.NotFoundError):
@@ -565,7 +565,7 @@ def test_the_text_of_a_response_that_is_not_stored_is_handed_out_to_nobody(
 
 
 def test_a_response_streams_and_is_picked_up_after_any_event(client: openai.OpenAI) -> None:
-    """The same events with the same numbers, from wherever."""
+    """The same events with the same numbers, from any position."""
     events = list(client.responses.create(model=MODEL, input=says("abcd"), stream=True))
     assert [event.sequence_number for event in events] == list(range(len(events)))
     assert events[0].type == "response.created"
@@ -708,7 +708,7 @@ def test_who_waits_for_a_response_gets_its_end_from_any_position(
 def test_leaving_a_response_that_is_not_in_the_background_stops_it(
     client: openai.OpenAI, served: RunningWorker
 ) -> None:
-    """Like every other stream."""
+    """Like for every other stream."""
     with client.responses.create(model=MODEL, input=SLOW, stream=True) as stream:
         next(iter(stream))
         job_id = only_job(served)
@@ -722,7 +722,7 @@ def test_a_finished_response_stays_finished(client: openai.OpenAI) -> None:
 
 
 def test_unknown_responses_are_not_found(client: openai.OpenAI, served: RunningWorker) -> None:
-    """Nor is a job that is none."""
+    """Nor is a job that is not a response."""
     plain = served.execute(fresh_id("plain"), max_tokens=1).finished()
     for name in ("resp_nobody", plain.job_id):
         for ask in (client.responses.retrieve, client.responses.cancel):

@@ -17,7 +17,7 @@ NODE = Path(__file__).parent / "node"
 
 
 def run(*command: str, **more: Any) -> "subprocess.CompletedProcess[str]":
-    """A program to its end."""
+    """Run a program to its end."""
     return subprocess.run(command, text=True, capture_output=True, timeout=120, check=False, **more)
 
 
@@ -34,14 +34,14 @@ def llm(served: RunningWorker, tmp_path: Path) -> dict[str, str]:
 
 
 def test_the_llm_command_is_answered(llm: dict[str, str]) -> None:
-    """Streaming, as it does by default, and not."""
+    """With a stream, which is the default, and without."""
     for more in ([], ["--no-stream"]):
         done = run(sys.executable, "-m", "llm", "-m", "mine", *more, says("Hello 👋"), env=llm)
         assert done.stdout.strip() == "Hello 👋", done.stderr
 
 
 def test_an_llm_command_that_is_killed_is_stopped(llm: dict[str, str], served: RunningWorker) -> None:
-    """By Ctrl-C or worse."""
+    """By Ctrl-C or SIGKILL."""
     command = [sys.executable, "-m", "llm", "-m", "mine", SLOW]
     with subprocess.Popen(command, env=llm, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         job_id = only_job(served)
@@ -54,7 +54,7 @@ def test_an_llm_command_that_is_killed_is_stopped(llm: dict[str, str], served: R
 
 @pytest.mark.needs("node", "node-clients")
 def test_openais_package_for_node(served: RunningWorker) -> None:
-    """Streaming, background and cancel, streamed responses; test_libraries.py has its ways to stop."""
+    """Streams, background and cancel, streamed responses; test_libraries.py tests its ways to stop."""
     done = run("node", "check.mjs", served.url, cwd=NODE)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)

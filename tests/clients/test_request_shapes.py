@@ -1,4 +1,4 @@
-"""Requests in the shape of programs that cannot be installed here, with all that their users can set."""
+"""Requests as sent by programs that the tests do not install, with all settings of their users."""
 
 import json
 from typing import Any
@@ -31,7 +31,7 @@ OPEN_WEBUI: dict[str, Any] = {
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_open_webui_is_answered_whatever_its_users_set(served: RunningWorker, stream: bool) -> None:
-    """Chats stream with their usage; titles and tags are asked for whole."""
+    """Chats are streamed with their usage; titles and tags are complete answers."""
     body = {**OPEN_WEBUI, "stream": stream, "messages": [{"role": "user", "content": says("Hello")}]}
     if stream:
         body["stream_options"] = {"include_usage": True}

@@ -1,1 +1,1 @@
-"""The documentation: its examples work, and its site is whole."""
+"""The documentation: its examples work, and its site is complete."""

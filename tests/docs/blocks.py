@@ -1,4 +1,4 @@
-"""The pages of the repository, and what they show as code, in order."""
+"""The pages of the repository, and their blocks of code, in order."""
 
 import json
 import re
@@ -28,7 +28,7 @@ class Block:
 
     @property
     def first_line(self) -> str:
-        """By which it is known."""
+        """The line that identifies it."""
         return self.text.strip().split("\n", 1)[0]
 
     def __str__(self) -> str:
@@ -36,7 +36,7 @@ class Block:
 
 
 def on_site(page: str) -> str:
-    """What a page of the repository is called on the site."""
+    """The name of a repository page on the site."""
     name = "index.md" if page == "README.md" else page.removeprefix("docs/")
     return name.removesuffix(".md") + ".html"
 

@@ -1,4 +1,4 @@
-"""A user who has worker-orcd and types what a page says, from top to bottom."""
+"""A user who types the examples of a page, from top to bottom."""
 
 import os
 import re
@@ -21,16 +21,16 @@ _USUAL_PORT = "8080"
 _MAY_BE_TYPED = re.compile(
     r"(?:\w+=\S+ )*(?:curl|make run|printf|(?:\S*/)?(?:worker-orcd|python3?)) *(?:\s.*)?", re.DOTALL
 )
-"""All else may change the machine: it is for NOT_RUN, not for a test."""
+"""All other programs may change the machine: they belong into NOT_RUN."""
 _SERVES = re.compile(
     r"(?:\w+=\S+ )*(?:make run|\S*worker-orcd|\S*python -m worker_orcd\.testing\.serve)(?: serve)?(?: -.*)?"
 )
 _GOES_ON = re.compile(r"(?:\w+=\S+ )*(?:curl (?:.* )?-N |\S*worker-orcd (?:execute|chat|logs)\b)")
 _PATIENCE_SEC = 0.5
-"""So long a program of ours is watched."""
+"""How long a program of ours is watched."""
 _LISTENS = re.compile(r"\S*worker-orcd logs\b")
 _SILENCE_SEC = 3.0
-"""It may have nothing to say."""
+"""A program that may print nothing."""
 _INTERRUPTED = (0, -signal.SIGINT, 128 + signal.SIGINT)
 _PORT = re.compile(r"(?<=--port[ =])\d+")
 _SURROUNDINGS = {
@@ -43,7 +43,7 @@ _CURL_SETTINGS = "silent\nshow-error\nfail-with-body\nmax-time = 120\nnoproxy = 
 
 @dataclass(frozen=True, slots=True)
 class Typed:
-    """A command that runs, or has run, and what it says."""
+    """A command that runs, or has run, and its output."""
 
     command: str
     process: "subprocess.Popen[bytes]"
@@ -51,19 +51,19 @@ class Typed:
 
     @property
     def said(self) -> str:
-        """So far."""
+        """Its output so far."""
         return self.output.read_text(encoding="utf-8", errors="replace")
 
     @property
     def has_begun(self) -> bool:
-        """Whether it has said something; of a job's events, some tokens."""
+        """Whether it has printed something; for a job's events, some tokens."""
         said = self.said
         if self.process.poll() is not None:
             return True
         return said.count("event: token") >= 3 if said.startswith("event: started") else said != ""
 
     def leave(self, patience_sec: float = 0.0) -> bool:
-        """Ctrl-C, if it does not end by itself before. Returns whether its end is a good one."""
+        """Wait for its end, or press Ctrl-C. Returns whether it ended well."""
         try:
             return self.process.wait(patience_sec) == 0
         except subprocess.TimeoutExpired:
@@ -83,11 +83,11 @@ class Reader:
         self._folder = folder
         self._usual = usual
         self._workers: dict[str, RunningWorker] = {}
-        """By the port that the page says."""
+        """By the port on the page."""
         self._own: list[RunningWorker] = []
         self._typed: list[Typed] = []
         self._streams: list[Typed] = []
-        """Of these, those that go on in another window."""
+        """Those that continue in another window."""
         (folder / ".venv").symlink_to(sys.prefix)
         (folder / "test.gguf").symlink_to(bundled_model())
         (folder / ".curlrc").write_text(_CURL_SETTINGS)
@@ -188,13 +188,13 @@ class Reader:
         assert code == 0, f"exit code {code}\n{self.screen}"
 
     def _here(self, text: str) -> str:
-        """With the ports that are used here."""
+        """Replace the page's ports by those of the test."""
         for port in sorted(set(re.findall(r"127\.0\.0\.1:(\d+)", text))):
             text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{self._worker(port).port}")
         return text
 
     def _url(self, command: str) -> dict[str, str]:
-        """Where the worker is, for commands that do not say so."""
+        """The worker's address, for commands that do not name it."""
         if _SERVES.fullmatch(command) or "worker-orcd" not in command:
             return {}
         return {"WORKER_ORCD_URL": self._worker(_USUAL_PORT).url}

@@ -1,4 +1,4 @@
-"""Whether a program said what a page shows: the same words and keys; numbers, times and texts may differ."""
+"""Compares a program's output with a page: the same words and keys; numbers, times and texts may differ."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 _NUMBER = re.compile(r"\b[0-9a-f]{8,}\b|\d+(?:\.\d+)?")
-"""Also a number that was drawn for an id."""
+"""Also a random number within an id."""
 _WORDS = frozenset({"code", "message", "object", "phase", "reason", "state", "status"})
 """Fields whose values are words of the interface."""
 
@@ -27,7 +27,7 @@ def shape(value: Any, name: str = "") -> Any:
 
 
 def is_shown(said: str, shown: str) -> bool:
-    """Whether what a page shows is in what a program said: as JSON, or line by line, `…` for what is left out."""
+    """Whether a program's output contains what a page shows: as JSON, or line by line; `…` stands for omitted text."""
     wanted = _parsed(shown)
     if wanted is not None:
         return any(shape(wanted) == shape(found) for found in _json_in(said))
@@ -40,7 +40,7 @@ def is_shown(said: str, shown: str) -> bool:
 
 
 def _json_in(said: str) -> Iterator[Any]:
-    """All of it, or each line that is JSON, also behind a status or a name."""
+    """The whole text, or each line that is JSON, also after a status or a name."""
     for text in (said, *(line[line.find("{") :] for line in said.splitlines() if "{" in line)):
         found = _parsed(text)
         if found is not None:

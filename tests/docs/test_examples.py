@@ -1,4 +1,4 @@
-"""Every example on every page is executed, or its excuse stands here."""
+"""Every example on every page is executed, or listed here with the reason why not."""
 
 import json
 from pathlib import Path
@@ -84,7 +84,7 @@ def _as_a_test(page: str) -> Any:
 
 
 def excuse(page: str, text: str) -> tuple[str, str] | None:
-    """The row for a block or a command, if it has one."""
+    """The row of NOT_RUN for a block or a command, if there is one."""
     begins = text.lstrip()
     return next((row for row in NOT_RUN if row[0] == page and begins.startswith(row[1])), None)
 
@@ -95,7 +95,7 @@ def parts(block: Block) -> list[str]:
 
 
 def follow(reader: Reader, block: Block, part: str) -> None:
-    """Do what a part of a block says, or look whether it has been said."""
+    """Run a part of a block, or check that the output has it."""
     match block.language:
         case "mermaid":
             pass  # tests/browser/test_site.py looks at what is drawn.
@@ -127,7 +127,7 @@ def test_the_examples_of_a_page_work(page: str, tmp_path: Path, request: pytest.
 
 
 def test_no_excuse_is_for_what_is_not_there() -> None:
-    """A row of the table whose example has gone is gone too."""
+    """Each row of the table has an example."""
     used = {excuse(page, part) for page in PAGES for block in blocks(page) for part in parts(block)}
     assert set(NOT_RUN) - used == set()
 
@@ -136,7 +136,7 @@ def test_no_excuse_is_for_what_is_not_there() -> None:
     "command", ["systemctl reload nginx", "make install TO=/opt/x", "sudo curl x", "rm x"]
 )
 def test_what_may_change_the_machine_is_not_typed(command: str, tmp_path: Path) -> None:
-    """A table says why each one is not run."""
+    """The table has the reason for each."""
     reader = Reader(tmp_path, lambda: pytest.fail("it asks nobody"))
     with pytest.raises(AssertionError, match="say why in NOT_RUN"):
         reader.types(command)
@@ -173,7 +173,7 @@ def test_each_script_does_what_its_row_says(row: str, scripted: RunningWorker) -
 
 
 def _hangs_until_killed(worker: RunningWorker, row: str) -> bool:
-    """Whether a cancel cost the engine its life. One that arrives just before it hangs does not."""
+    """Whether a cancel got the engine killed. A cancel that arrives just before the hang does not."""
     pid = worker.ready().engine_pid
     stream = worker.execute(fresh_id("script"), row).tokens_seen(*json.loads(row).values())
     worker.cancel(stream.job_id)

@@ -1,4 +1,4 @@
-"""The site that `make docs` builds is whole, and asks nobody outside for anything."""
+"""The site that `make docs` builds is complete, and requests nothing from other hosts."""
 
 import re
 import shutil
@@ -26,7 +26,7 @@ class Document(HTMLParser):
         self.feed(file.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Look at one."""
+        """Parse a page."""
         given = {name: value or "" for name, value in attrs}
         self.anchors |= {given[name] for name in ("id", "name") if name in given}
         if tag == "a" and "href" in given:
@@ -45,7 +45,7 @@ def documents(site: Path) -> Iterator[tuple[Path, Document]]:
 
 
 def test_every_page_is_in_the_menu_and_the_readme_comes_first(site: Path) -> None:
-    """Also those that were added last."""
+    """Also new pages."""
     menu = Document(site / "quickstart.html").menu
     reached = {"quickstart.html" if link.startswith("#") or not link else link.split("#")[0] for link in menu}
     assert {on_site(page) for page in PAGES} == reached
@@ -53,7 +53,7 @@ def test_every_page_is_in_the_menu_and_the_readme_comes_first(site: Path) -> Non
 
 
 def test_links_and_anchors_lead_somewhere(site: Path) -> None:
-    """In what is built: the menus' too, and those to files beside the pages."""
+    """In the built site, also those of menus and those to other files."""
     pages = dict(documents(site))
     dead = []
     for file, document in pages.items():
@@ -74,14 +74,14 @@ def test_nothing_comes_from_elsewhere(site: Path) -> None:
 
 
 def test_a_table_s_code_shows_no_escapes(site: Path) -> None:
-    """GitHub wants a bar within a table's code to be escaped, and does not show that."""
+    """GitHub requires an escape before a bar in a table's code, and does not show it."""
     assert "<code>started progress* token* (end|error)</code>" in (site / "index.html").read_text(
         encoding="utf-8"
     )
 
 
 def test_a_page_that_is_left_out_and_a_dead_link_end_the_build(tmp_path: Path) -> None:
-    """That is what `--strict` is for, and the test that the site builds is worth as much."""
+    """`--strict` detects them, so a successful build proves that there are none."""
     for name in SOURCES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)

@@ -11,14 +11,14 @@ from worker_orcd.testing.harness import RunningWorker, running_worker
 
 @pytest.fixture
 def worker(scripted_worker: RunningWorker) -> Iterator[RunningWorker]:
-    """A worker that is shared with other tests and not to be harmed."""
+    """A worker that other tests share; a test must not damage it."""
     yield scripted_worker
     at_rest(scripted_worker)
 
 
 @pytest.fixture(scope="session")
 def narrow_session() -> Iterator[RunningWorker]:
-    """One job at a time, two may wait."""
+    """A worker for one job at a time; two may wait."""
     with running_worker(parallel=1, max_queue=2) as narrow:
         yield narrow
 
@@ -32,14 +32,14 @@ def narrow(narrow_session: RunningWorker) -> Iterator[RunningWorker]:
 
 @pytest.fixture(scope="session")
 def battered_session() -> Iterator[RunningWorker]:
-    """One whose engine dies again and again."""
+    """A worker whose engine dies repeatedly."""
     with running_worker(parallel=2) as battered:
         yield battered
 
 
 @pytest.fixture
 def battered(battered_session: RunningWorker) -> Iterator[RunningWorker]:
-    """A worker whose engine may be harmed: two jobs at a time. It must come back by itself."""
+    """A worker whose engine a test may kill or stop: two jobs at a time. It must recover by itself."""
     yield battered_session.ready()
     at_rest(battered_session)
 
@@ -54,7 +54,7 @@ def relay(worker: RunningWorker) -> Iterator[Relay]:
 
 @pytest.fixture
 def blind(worker: RunningWorker) -> Iterator[Relay]:
-    """One that hides from the worker that a client has left."""
+    """A proxy that hides disconnects from the worker."""
     made = Relay(worker.port, hides_leaving=True)
     yield made
     made.close()

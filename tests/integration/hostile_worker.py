@@ -1,4 +1,4 @@
-"""A worker that attacks the terminal of its clients: each text in its answers holds what terminals obey."""
+"""A worker that attacks its clients' terminals: each text in its answers contains escape sequences."""
 
 import json
 import threading
@@ -99,7 +99,7 @@ class HostileWorker(BaseHTTPRequestHandler):
             self._stream([("", {"model": EVIL, "choices": [choice]}), ("", ending), ("", "[DONE]")])
 
     def remember(self, body: Json) -> None:
-        """What was asked for."""
+        """The request's path."""
 
     def _refuse(self) -> None:
         self._json({"error": {"code": EVIL, "message": EVIL, "retriable": False}}, 400)
@@ -121,7 +121,7 @@ class HostileWorker(BaseHTTPRequestHandler):
             self.wfile.write(f"id: evil\x1b[31;5m.{number}\nevent: {name}\ndata: {text}\n\n".encode())
 
     def log_message(self, *_: object) -> None:
-        """Nothing is logged."""
+        """Log nothing."""
 
 
 def hostile_worker() -> AbstractContextManager[str]:

@@ -1,4 +1,4 @@
-"""Who may ask (G9), and clients that want to be a burden (G10)."""
+"""Who may use the worker (G9), and clients that waste its resources (G10)."""
 
 import contextlib
 import json
@@ -106,7 +106,7 @@ def code(answer: Any) -> tuple[int, str]:
 def test_nothing_is_answered_without_a_key(
     guarded: RunningWorker, method: str, path: str, headers: dict[str, str]
 ) -> None:
-    """401 in the one shape, whatever is behind the path, with a correlation id; and nothing happened."""
+    """401 in the usual shape, whatever the path, with a correlation id; the request has no effect."""
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     answer = guarded.client.request(method, path, json={"job_id": "x", "prompt": "x"}, headers=raw)
     assert code(answer) == (401, "UNAUTHORIZED")
@@ -115,7 +115,7 @@ def test_nothing_is_answered_without_a_key(
 
 
 def test_orchestrators_need_no_key(guarded: RunningWorker) -> None:
-    """They ask whether it lives; jobs are not shown there."""
+    """They check whether the worker is alive; jobs are not shown there."""
     for path in ("/health", "/livez", "/readyz"):
         assert guarded.client.get(path).status_code == 200
 
@@ -127,7 +127,7 @@ def test_both_ways_of_showing_a_key_are_good(guarded: RunningWorker) -> None:
 
 
 def test_a_foreign_job_looks_exactly_like_an_unknown_one(guarded: RunningWorker) -> None:
-    """For cancel, records, lists, streams and groups; even its id is free for another owner (G9)."""
+    """In cancels, records, lists, streams and groups; another owner can use the same id (G9)."""
     job_id, unknown, group = fresh_id("secret"), fresh_id("unknown"), fresh_id("group")
     client = guarded.client
     body = {"job_id": job_id, "prompt": script(token_ms=5), "group": group}
@@ -157,7 +157,7 @@ def test_a_foreign_job_looks_exactly_like_an_unknown_one(guarded: RunningWorker)
 def test_keys_are_read_again_on_a_hangup_and_bad_ones_change_nothing(
     guarded: RunningWorker, key_file: Path
 ) -> None:
-    """A file with no key is reported and the old keys stay; then a new key is good."""
+    """A file without keys is reported and the old keys stay; then a new key is accepted."""
     before = key_file.read_text()
     fresh = "carla-0123456789abcdef"
     key_file.write_text("short\n")
@@ -180,7 +180,7 @@ def test_keys_are_read_again_on_a_hangup_and_bad_ones_change_nothing(
     "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "[::2]", "10.0.0.1"]
 )
 def test_a_name_that_is_not_this_machines_is_refused(worker: RunningWorker, host: str) -> None:
-    """DNS rebinding: a page's own name that was pointed at this machine."""
+    """DNS rebinding: a page's own name resolves to this machine."""
     answer = worker.client.get("/jobs", headers={"Host": host})
     assert code(answer) == (400, "INVALID_REQUEST")
     assert answer.json()["error"]["param"] == "Host"
@@ -197,7 +197,7 @@ def test_this_machines_names_are_good(worker: RunningWorker, host: str) -> None:
     ["https://evil.example", "null", "http://127.0.0.1:1", "http://[", "http://[::1", "http://[x]", ""],
 )
 def test_another_sites_page_cannot_ask(worker: RunningWorker, origin: str) -> None:
-    """A form or a simple `fetch` needs no permission of ours; so it is refused, and no CORS header is ever sent."""
+    """Browsers send forms and simple `fetch`es without a preflight; the worker refuses them, without CORS headers."""
     answer = worker.client.post("/cancel", json={"job_id": "x"}, headers={"Origin": origin})
     assert code(answer) == (400, "INVALID_REQUEST")
     assert not any(name.startswith("access-control") for name in answer.headers)
@@ -209,7 +209,7 @@ def test_another_sites_page_cannot_ask(worker: RunningWorker, origin: str) -> No
 
 
 def test_a_head_that_is_too_large_is_refused(worker: RunningWorker) -> None:
-    """In the one shape, and the worker's memory does not grow with it."""
+    """In the usual shape, and the worker's memory does not grow."""
     status, body = raw_body(
         raw_exchange(worker, b"GET /jobs HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 70_000)
     )
@@ -219,7 +219,7 @@ def test_a_head_that_is_too_large_is_refused(worker: RunningWorker) -> None:
 
 @pytest.fixture(scope="module")
 def impatient() -> Iterator[RunningWorker]:
-    """One that waits half a second for the rest of a request."""
+    """A worker that waits half a second for the rest of a request."""
     with running_worker(env={"WORKER_ORCD_TEST_REQUEST_SEC": "0.5"}) as worker:
         yield worker
 
@@ -236,7 +236,7 @@ def impatient() -> Iterator[RunningWorker]:
     ],
 )
 def test_a_client_that_does_not_finish_its_request_is_dropped(impatient: RunningWorker, part: bytes) -> None:
-    """Slow loris, in the head and in the body, of its first request and of a later one; others are served meanwhile."""
+    """Slow loris: in head or body, of the first request or of a later one. Others are served meanwhile."""
     with socket.create_connection(("127.0.0.1", impatient.port), timeout=10) as slow:
         answered = part.startswith(b"GET")
         head, rest = part[: part.find(b"\r\n\r\n") + 4], part[part.find(b"\r\n\r\n") + 4 :]
@@ -253,7 +253,7 @@ def test_a_client_that_does_not_finish_its_request_is_dropped(impatient: Running
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_body_is_nobodys_fault(worker: RunningWorker) -> None:
-    """No error is narrated for it."""
+    """It causes no error event."""
     before = len([event for event in worker.narration() if event["action"] == "error"])
     for _ in range(5):
         with socket.create_connection(("127.0.0.1", worker.port)) as hasty:
@@ -332,7 +332,7 @@ def test_silent_strangers_shut_out_nobody_at_a_low_descriptor_limit(key_file: Pa
 
 
 def test_another_address_without_keys_is_reported_at_the_start() -> None:
-    """`--insecure` is a decision, and the first line says so."""
+    """`--insecure` is a decision of the operator, and the first line reports it."""
     with running_worker(host="0.0.0.0", insecure=True) as worker:  # noqa: S104
         startup = worker.narrated("startup")
         assert (startup["level"], startup["insecure"]) == ("WARN", True)
@@ -340,7 +340,7 @@ def test_another_address_without_keys_is_reported_at_the_start() -> None:
 
 
 def test_an_idle_connection_is_kept_as_long_as_is_asked_for() -> None:
-    """Pools of proxies keep idle connections, and lose the request that they send into a closing one."""
+    """Proxies keep idle connections in pools, and lose a request that they send while the worker closes one."""
 
     def ask(connection: socket.socket) -> None:
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -371,7 +371,7 @@ def test_an_idle_connection_is_kept_as_long_as_is_asked_for() -> None:
 def test_an_answer_to_http_1_0_has_no_chunks_and_ends_with_the_connection(
     worker: RunningWorker, path: str
 ) -> None:
-    """HTTP/1.0 knows no chunks (RFC 9112, 7.1): such a client would take their lengths for a part of the text."""
+    """HTTP/1.0 has no chunks (RFC 9112, 7.1): such a client would read their lengths as text."""
     asked: dict[str, dict[str, object]] = {
         "/execute": {"job_id": fresh_id(), "prompt": "a", "max_tokens": 5},
         "/v1/completions": {"prompt": "a", "max_tokens": 5, "stream": True},

@@ -1,4 +1,4 @@
-"""The engine's ledger beside its memory, over real processes: audit → narration → counter → repair (G4).
+"""The audit of the engine's ledger in real processes: fault → log event → counter → repair (G4).
 
 The scripted engine's `leak` makes the cells of a job outlast so many attempts to free them; the first is that of its
 end, the second the audit's repair.
@@ -22,21 +22,21 @@ def leaky() -> Iterator[RunningWorker]:
 
 
 def faults(worker: RunningWorker) -> int:
-    """How many there were, by the counter."""
+    """The number of audit faults, by the counter."""
     lines = worker.client.get("/metrics").text.splitlines()
     (value,) = [line.split()[1] for line in lines if line.startswith("worker_audit_faults_total")]
     return int(float(value))
 
 
 def reported(worker: RunningWorker) -> list[str]:
-    """What was narrated of them: errors, of the worker's own."""
+    """The error events about them."""
     errors = [event for event in worker.narration() if event["action"] == "error"]
     assert {(event["level"], event["code"]) for event in errors} <= {("ERROR", "INTERNAL")}
     return [event["message"] for event in errors]
 
 
 def runs_well(worker: RunningWorker, at_once: int = 1) -> list[Stream]:
-    """The next jobs have the very tokens that they have on a clean engine."""
+    """The next jobs get the same tokens as on a clean engine."""
     prompt = script(token_ms=5)
     streams = [worker.execute(fresh_id("next"), prompt, max_tokens=30, seed=0) for _ in range(at_once)]
     for stream in streams:
@@ -50,7 +50,7 @@ def runs_well(worker: RunningWorker, at_once: int = 1) -> list[Stream]:
 def test_cells_that_outlast_their_job_are_reported_counted_and_freed_before_its_terminal_event(
     leaky: RunningWorker, how: str
 ) -> None:
-    """One fault, one error event; once the terminal event is there, no cells are held."""
+    """One fault, one error event; when the terminal event arrives, no cells are held."""
     stream = leaky.execute(fresh_id(), script(leak=1, token_ms=3), max_tokens=20 if how == "ends" else 2000)
     if how != "ends":
         stream.tokens_seen(3)
@@ -72,7 +72,7 @@ def test_cells_that_outlast_their_job_are_reported_counted_and_freed_before_its_
 def test_a_sequence_that_stays_dirty_for_a_while_is_not_used_and_comes_back_when_it_is_clean(
     leaky: RunningWorker,
 ) -> None:
-    """Logged once, not with every audit; the count of cells stays honest meanwhile."""
+    """It is logged once, not with every audit; the reported number of cells stays correct meanwhile."""
     leaky.execute(fresh_id(), script(leak=5), max_tokens=3).finished().assert_whole()
     leaky.narrated("error")
     (message,) = reported(leaky)
@@ -95,7 +95,7 @@ def test_a_sequence_that_cannot_be_freed_is_not_used_any_more_and_without_a_clea
     runs_well(leaky)
     health = leaky.health()
     assert (health["status"], health["engine_restarts"], faults(leaky)) == ("healthy", 0, 1)
-    assert health["kv_cells_used"] > 0, "it is held, and nobody says otherwise"
+    assert health["kv_cells_used"] > 0, "the cells are still held, and health reports them"
     first = leaky.execute(fresh_id("first"), script(token_ms=5), max_tokens=2000, seed=0)
     first.tokens_seen(1)
     runs_well(leaky)  # Beside it, and so not without another sequence.

@@ -89,7 +89,7 @@ def test_the_cancel_is_narrated_by_what_is_known_of_the_job(narrow: RunningWorke
 
 
 def test_the_stream_gets_one_cancelled_event_with_all_fields_and_closes(worker: RunningWorker) -> None:
-    """`error` CANCELLED with all fields is the last event; then the connection is closed."""
+    """The last event is `error` CANCELLED with all fields; then the connection is closed."""
     prompt = script(200, token_ms=5)
     stream = worker.execute(fresh_id(), prompt).tokens_seen(3)
     worker.cancel(stream.job_id)
@@ -106,7 +106,7 @@ def test_the_stream_gets_one_cancelled_event_with_all_fields_and_closes(worker: 
 
 
 def test_a_cancel_during_a_long_prefill_stops_in_the_middle_of_it(worker: RunningWorker) -> None:
-    """The phase is `prefill`, some of the prompt was read, nothing was generated."""
+    """The phase is `prefill`, part of the prompt was computed, nothing was generated."""
     stream = worker.execute(fresh_id(), script(3000, row_ms=1)).started()
     in_prefill(worker, stream)
     worker.cancel(stream.job_id)
@@ -233,7 +233,7 @@ def test_a_bad_correlation_id_is_replaced(worker: RunningWorker, bad: str) -> No
 def test_only_a_malformed_cancel_is_refused(
     worker: RunningWorker, body: bytes, param: str | None, message: str
 ) -> None:
-    """400 INVALID_REQUEST in the one shape, naming the field."""
+    """400 INVALID_REQUEST in the usual shape, naming the field."""
     answer = worker.client.post("/cancel", content=body)
     assert answer.status_code == 400
     error = answer.json()["error"]
@@ -280,7 +280,7 @@ def test_a_group_is_cancelled_together_and_by_its_exact_name(worker: RunningWork
 
 
 def test_an_answer_that_waits_carries_the_receipt(worker: RunningWorker) -> None:
-    """200 when the job has ended; a second one is as good as the first."""
+    """200 when the job has ended; a second cancel gets the same answer."""
     stream = worker.execute(fresh_id(), ENDLESS).tokens_seen(1)
     for _ in range(2):
         answer = worker.cancel(stream.job_id, Prefer="respond-async, wait=5")
@@ -397,7 +397,7 @@ def test_a_cancel_touches_no_job_whose_id_only_resembles(worker: RunningWorker) 
 
 
 def test_neighbours_of_cancelled_jobs_get_the_same_stream_as_undisturbed(worker: RunningWorker) -> None:
-    """Nothing lost, doubled or reordered beside a storm of cancels, aborted steps included (G6)."""
+    """In a storm of cancels with aborted steps no token is lost, repeated or reordered (G6)."""
 
     def neighbours() -> list[Stream]:
         return [
@@ -513,7 +513,7 @@ def test_a_cancel_of_a_hung_engine_completes_within_its_deadline(battered: Runni
 def _assert_rescued(
     worker: RunningWorker, victim: Stream, neighbour: Stream, asked_at: float, restarts: int
 ) -> None:
-    """CANCELLED in time, health honest meanwhile, and the neighbour goes on as if nothing had been (G5, G7, G11)."""
+    """CANCELLED in time, 503 from health meanwhile, and the neighbour continues undisturbed (G5, G7, G11)."""
 
     def sick() -> dict[str, Any] | None:
         answer = worker.client.get("/health")

@@ -1,4 +1,4 @@
-"""The console's files, and the narration that it shows."""
+"""The console's files, and the log events that it shows."""
 
 import json
 import re
@@ -18,7 +18,7 @@ ANNA, BERTA = "anna-0123456789abcdef", "berta-0123456789abcdef"
 
 
 def test_the_page_and_all_its_files_are_there(worker: RunningWorker) -> None:
-    """With headers that let it talk to its worker only."""
+    """Their headers allow the page to connect to its worker only."""
     page = worker.client.get("/")
     assert page.status_code == 200
     assert page.headers["content-type"] == "text/html; charset=utf-8"
@@ -41,7 +41,7 @@ def test_nothing_else_is_served(worker: RunningWorker, name: str) -> None:
 
 
 def test_no_console() -> None:
-    """If it is not wanted."""
+    """`--no-console` turns the page off."""
     with running_worker(no_console=True) as plain:
         assert plain.client.get("/").status_code == 404
         assert plain.client.get("/console/app.js").status_code == 404
@@ -49,7 +49,7 @@ def test_no_console() -> None:
 
 @pytest.mark.needs("node")
 def test_the_consoles_own_tests() -> None:
-    """Those of its modules, in their own language."""
+    """The JavaScript tests of its modules."""
     tests = Path(__file__).parents[1] / "console"
     done = subprocess.run(
         ["node", "--test", str(tests)], capture_output=True, text=True, timeout=60, check=False
@@ -61,7 +61,7 @@ def test_the_consoles_own_tests() -> None:
 
 
 class Listening:
-    """A listener, from the moment it is made."""
+    """A listener, from its creation on."""
 
     def __init__(self, worker: RunningWorker, **headers: str) -> None:
         self.received: list[dict[str, object]] = []
@@ -87,7 +87,7 @@ class Listening:
         self.ended.set()
 
     def leave(self) -> None:
-        """After the next line."""
+        """Wait for the next line."""
         self._leave.set()
 
     def actions_of(self, job_id: str) -> list[object]:
@@ -97,7 +97,7 @@ class Listening:
 
 @pytest.fixture
 def listening(worker: RunningWorker) -> Iterator[Listening]:
-    """One who listens."""
+    """A listener of the narration."""
     made = Listening(worker)
     yield made
     made.leave()
@@ -105,7 +105,7 @@ def listening(worker: RunningWorker) -> Iterator[Listening]:
 
 
 def test_what_is_narrated_is_received(worker: RunningWorker, listening: Listening) -> None:
-    """The same objects as in the log: what was before, and what happens now."""
+    """The same objects as in the log: earlier events, and new ones."""
     stream = worker.execute(fresh_id("logged"), max_tokens=2).finished()
     wait_until(lambda: "execute_end" in listening.actions_of(stream.job_id), what="its end to be logged")
     wait_until(
@@ -117,7 +117,7 @@ def test_what_is_narrated_is_received(worker: RunningWorker, listening: Listenin
 
 
 def test_a_listener_that_leaves_leaves_nothing(worker: RunningWorker) -> None:
-    """And thirty-two are enough."""
+    """A thirty-third listener is refused."""
     before = psutil.Process(worker.process.pid).num_fds()
     listeners = [Listening(worker) for _ in range(32)]
     assert {one.status for one in listeners} == {200}
@@ -134,7 +134,7 @@ def test_a_listener_that_leaves_leaves_nothing(worker: RunningWorker) -> None:
 
 
 def test_a_shutdown_does_not_wait_for_listeners() -> None:
-    """They hear it and are let go."""
+    """They receive the event, and their streams end."""
     with running_worker() as going:
         listener = Listening(going)
         assert going.stop() == 0
@@ -143,7 +143,7 @@ def test_a_shutdown_does_not_wait_for_listeners() -> None:
 
 
 def test_nobody_sees_events_of_others_with_keys(tmp_path: Path) -> None:
-    """Neither their jobs, nor their cancels, nor what they were refused."""
+    """Neither their jobs, nor their cancels, nor their refused requests."""
     keys = tmp_path / "keys.txt"
     keys.write_text(f"{ANNA}\n{BERTA}\n")
     operators = tmp_path / "operators.txt"

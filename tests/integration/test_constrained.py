@@ -1,4 +1,4 @@
-"""Constrained output over HTTP, with the scripted engine: what it would say is not what the constraint allows."""
+"""Constrained output over HTTP, with the scripted engine: its script violates the constraint."""
 
 import json
 import signal
@@ -16,7 +16,7 @@ PROPERTIES: dict[str, Any] = {"properties": {f"p{number}": {} for number in rang
 
 
 def test_a_job_says_what_its_constraint_allows_and_ends(worker: RunningWorker) -> None:
-    """The scripted engine would say something else, and go on."""
+    """Without the constraint, the scripted engine would generate something else, and continue."""
     schema = worker.execute(fresh_id(), json_schema=NUMBER, max_tokens=400).finished()
     assert json.loads(schema.text) == [7, 7, 7]
     grammar = worker.execute(fresh_id(), script(text="nobody"), grammar='root ::= "yes" | "no"').finished()
@@ -27,7 +27,7 @@ def test_a_job_says_what_its_constraint_allows_and_ends(worker: RunningWorker) -
 
 
 def test_a_cancel_in_the_middle_is_a_cancel(worker: RunningWorker) -> None:
-    """Whatever the output is by then."""
+    """Whether the output is complete or not."""
     stream = worker.execute(fresh_id(), script(token_ms=20), grammar='root ::= "a"{1000}')
     stream.tokens_seen(3)
     worker.client.post("/cancel", json={"job_id": stream.job_id})
@@ -62,7 +62,7 @@ def test_a_cancel_in_the_middle_is_a_cancel(worker: RunningWorker) -> None:
 def test_a_bad_constraint_is_400_by_its_field(
     worker: RunningWorker, path: str, body: dict[str, Any], param: str
 ) -> None:
-    """In the words of each API."""
+    """In each API's fields."""
     answer = worker.client.post(path, json=body, timeout=60)
     if path == "/execute" and answer.status_code == 200:
         # The answer had begun, because the refusal took longer than a second.
@@ -86,7 +86,7 @@ def test_a_chat_is_constrained_too(worker: RunningWorker) -> None:
 
 
 def test_a_constrained_job_goes_on_after_its_engine_was_killed(battered: RunningWorker) -> None:
-    """No token is lost or doubled: the grammar is followed again from the beginning."""
+    """No token is lost or repeated: the grammar is replayed from the beginning."""
     restarts = battered.health()["engine_restarts"]
     stream = battered.execute(
         fresh_id(), script(token_ms=20), grammar='root ::= [ab]{60} "."', max_tokens=200
@@ -99,7 +99,7 @@ def test_a_constrained_job_goes_on_after_its_engine_was_killed(battered: Running
 
 
 def test_hostile_grammars_hold_up_no_neighbour(worker: RunningWorker) -> None:
-    """Beside some that cannot be compiled and some whose masks get slower and slower, a stream gets its tokens."""
+    """A stream gets its tokens beside constraints that cannot be compiled or whose masks get slower and slower."""
     neighbour = worker.execute(fresh_id(), script(token_ms=5), max_tokens=2000)
     neighbour.tokens_seen(5)
     hostile: list[Stream] = [

@@ -1,4 +1,4 @@
-"""Streams of a worker that lets another site's pages in (`--cors-origin`)."""
+"""Streams of a worker that allows another site's pages (`--cors-origin`)."""
 
 from collections.abc import Iterator
 
@@ -24,7 +24,7 @@ def asked_by(worker: RunningWorker, origin: str, name: str) -> Stream:
 
 
 def test_a_pages_stream_comes_token_by_token_and_leaving_stops_its_job(shared: RunningWorker) -> None:
-    """Its answer names the job, in a header that the page may read. A full queue can be read, too."""
+    """A header that the page may read names the job. The page can also read the refusal of a full queue."""
     running = asked_by(shared, APP, "running").tokens_seen(2)
     assert running.closed_at is None, "the stream is not held back until its end"
     assert running.headers["access-control-allow-origin"] == APP

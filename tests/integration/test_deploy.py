@@ -1,4 +1,4 @@
-"""What is in `deploy/` fits the worker: its options, paths and ports exist, and its sums come out.
+"""The files in `deploy/` fit the worker: their options, paths and ports exist, and their times add up.
 
 Whether nginx passes everything through is `test_proxy.py`'s to show.
 """
@@ -34,7 +34,7 @@ DEPLOY = ROOT / "deploy"
 FILES = sorted(path for path in DEPLOY.rglob("*") if path.is_file())
 
 AFTER_THE_DRAIN_SEC = 2 * SHUTDOWN_STOP_SEC + FLUSH_SEC + 2
-"""To stop what still runs, and the engine with it; to let streams send what they have; and for a busy machine."""
+"""Time to stop the remaining jobs and the engine, to flush the streams, and for a busy machine."""
 
 
 def text_of(name: str) -> str:
@@ -60,7 +60,7 @@ def test_every_option_that_is_named_exists(path: Path) -> None:
 
 
 def unit() -> RawConfigParser:
-    """The unit; of settings that stand there more than once, the last."""
+    """The unit; if a setting occurs more than once, the last one counts."""
     parser = RawConfigParser(strict=False, interpolation=None)
     parser.optionxform = str  # type: ignore[assignment, method-assign]
     parser.read_string(text_of("worker-orcd.service"))
@@ -68,13 +68,13 @@ def unit() -> RawConfigParser:
 
 
 def variables(name: str) -> dict[str, str]:
-    """Those of an environment file, also of the lines that are commented out."""
+    """The variables of an environment file, also those in comments."""
     return dict(re.findall(r"^#?([A-Z_]+)=(.*)$", text_of(name), re.MULTILINE))
 
 
 @pytest.fixture
 def installed_unit(tmp_path: Path) -> Path:
-    """The unit, with a worker that is there."""
+    """The unit, with the path of an existing worker."""
     path = tmp_path / "worker-orcd.service"
     program = str(Path(sys.executable).parent / "worker-orcd")
     path.write_text(text_of("worker-orcd.service").replace("/opt/worker-orcd/bin/worker-orcd", program))
@@ -83,7 +83,7 @@ def installed_unit(tmp_path: Path) -> Path:
 
 @pytest.mark.needs("systemd-analyze")
 def test_systemd_has_nothing_to_say_against_the_unit(installed_unit: Path) -> None:
-    """No setting is unknown to it or misspelt."""
+    """No setting is unknown or misspelt."""
     command = ["systemd-analyze", "verify", "--man=no", str(installed_unit)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
@@ -91,7 +91,7 @@ def test_systemd_has_nothing_to_say_against_the_unit(installed_unit: Path) -> No
 
 @pytest.mark.needs("systemd-analyze")
 def test_systemd_finds_little_that_the_unit_leaves_open(installed_unit: Path) -> None:
-    """Exposure of at most 2.0 of 10; what is left is the network, and threads that may be moved between cores."""
+    """An exposure of at most 2.0 of 10, from the network and from setting the CPU affinity of threads."""
     command = [
         "systemd-analyze",
         "security",
@@ -105,7 +105,7 @@ def test_systemd_finds_little_that_the_unit_leaves_open(installed_unit: Path) ->
 
 
 def test_systemd_waits_for_the_drain_and_leaves_the_engine_to_the_front() -> None:
-    """The flag beats the environment file, so the sum holds whatever that says."""
+    """The flag overrides the environment file, so the sum holds whatever the file sets."""
     service = unit()["Service"]
     settings = Settings(**given(service["ExecStart"].split()[1:]))  # type: ignore[arg-type]
     assert float(service["TimeoutStopSec"]) >= settings.drain_sec + AFTER_THE_DRAIN_SEC
@@ -117,7 +117,7 @@ def test_systemd_waits_for_the_drain_and_leaves_the_engine_to_the_front() -> Non
 
 
 def test_the_unit_suggests_keys_for_operators_beside_those_of_tenants() -> None:
-    """Without them nobody may read /metrics, since the unit has keys."""
+    """Without operators' keys nobody may read /metrics, because the unit uses keys."""
     tenants = unit()["Service"]["Environment"].removeprefix("WORKER_ORCD_API_KEY_FILE=")
     operators = variables("worker-orcd.env")["WORKER_ORCD_OPERATOR_KEY_FILE"]
     assert Path(operators).parent == Path(tenants).parent
@@ -125,7 +125,7 @@ def test_the_unit_suggests_keys_for_operators_beside_those_of_tenants() -> None:
 
 
 def test_the_environment_file_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it sets, and what it only suggests."""
+    """The values that it sets, and those that it suggests in comments."""
     suggested = variables("worker-orcd.env")
     for name, value in suggested.items():
         monkeypatch.setenv(name, value)
@@ -158,7 +158,7 @@ def test_a_reload_hangs_up_on_a_worker_with_keys_only(keys: str, hung_up: bool) 
 
 
 def instructions(name: str) -> list[str]:
-    """What stands behind each instruction of this name in the Containerfile."""
+    """The arguments of each such instruction in the Containerfile."""
     joined = text_of("Containerfile").replace("\\\n", " ")
     return [" ".join(rest.split()) for rest in re.findall(rf"^\s*{name}\s+(.*)$", joined, re.MULTILINE)]
 
@@ -169,14 +169,14 @@ def image_environment() -> dict[str, str]:
 
 
 def copied() -> list[str]:
-    """What is taken from the repository."""
+    """The paths that are copied from the repository."""
     return [
         name for line in instructions("COPY") if not line.startswith("--from") for name in line.split()[:-1]
     ]
 
 
 def test_the_image_builds_from_what_it_copies(tmp_path: Path) -> None:
-    """Every file is there, and with these alone the very package is made that the repository makes."""
+    """Every copied file exists, and they alone build the same package as the whole repository."""
     for name in copied():
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, tmp_path / name)
@@ -199,7 +199,7 @@ def test_the_image_builds_from_what_it_copies(tmp_path: Path) -> None:
 
 
 def test_the_image_is_made_as_a_server_is() -> None:
-    """By `make install`, from the lock; into the folder that the second stage takes, on the same Python."""
+    """By `make install`, from the lock, into the folder that the second stage copies, with the same Python."""
     (made,) = [line for line in instructions("RUN") if line.startswith("make ")]
     folder = made.removeprefix("make install TO=")
     assert instructions("COPY")[-1] == f"--from=build {folder} {folder}"
@@ -212,7 +212,7 @@ def test_the_image_is_made_as_a_server_is() -> None:
 
 
 def test_signals_reach_the_worker_in_the_image_and_it_is_nobody_special() -> None:
-    """No shell stands before it; it is process 1."""
+    """The worker is process 1, without a shell, and runs as an ordinary user."""
     (entry,) = instructions("ENTRYPOINT")
     assert json.loads(entry) == ["worker-orcd"]
     assert instructions("STOPSIGNAL") == ["SIGTERM"]
@@ -237,7 +237,7 @@ def test_the_image_listens_to_others_and_so_needs_keys(monkeypatch: pytest.Monke
 
 
 def test_the_images_health_check_says_whether_the_front_lives(worker: RunningWorker) -> None:
-    """0 when it does, on whatever port; not 0 when nobody answers."""
+    """The exit code is 0 if the front is alive, on any port, and another one if nothing answers."""
     (check,) = re.findall(r"CMD (\[.*\])", text_of("Containerfile"))
     _, *command = json.loads(check)
 
@@ -254,7 +254,7 @@ def test_the_images_health_check_says_whether_the_front_lives(worker: RunningWor
 
 @pytest.mark.parametrize("to", ["", "relative/folder", "there"])
 def test_an_install_never_goes_into_a_folder_that_is_there(tmp_path: Path, to: str) -> None:
-    """A worker that runs from it would start its next engine from other files than its own."""
+    """A worker that runs from the folder would start its next engine from another version."""
     there = tmp_path / "there"
     there.mkdir()
     done = subprocess.run(
@@ -295,7 +295,7 @@ def container(pod: dict[str, Any]) -> dict[str, Any]:
 
 
 def settings_of(container: dict[str, Any]) -> Settings:
-    """What the image, the pod's variables and its arguments set for the worker in the container."""
+    """The worker's settings in the container: by the image, and by the pod's variables and arguments."""
     variables = {one["name"]: one["value"] for one in container["env"] if "value" in one}
     environment = image_environment() | variables
     image = {option.name: environment.get(option.variable) for option in options()}
@@ -303,7 +303,7 @@ def settings_of(container: dict[str, Any]) -> Settings:
 
 
 def test_a_pod_has_time_for_its_drain(pod: dict[str, Any], container: dict[str, Any]) -> None:
-    """Grace runs from the pod's end: preStop, then SIGTERM and the drain, then what is left."""
+    """The grace period covers preStop, the drain after SIGTERM, and the rest of the shutdown."""
     command, pause = container["lifecycle"]["preStop"]["exec"]["command"]
     assert command == "sleep"
     needed = float(pause) + settings_of(container).drain_sec + AFTER_THE_DRAIN_SEC
@@ -340,7 +340,7 @@ def test_ports_and_labels_lead_to_the_worker(pod: dict[str, Any], container: dic
 def test_a_services_own_variables_stay_out_of_the_pod(
     pod: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A Service's name becomes variables, and ours would become an option that the worker cannot read."""
+    """Kubernetes turns a Service's name into variables, and one of them would be an invalid option of the worker."""
     any_worker, _ = manifests("service.yaml")
     link = any_worker["metadata"]["name"].upper().replace("-", "_") + "_PORT"
     monkeypatch.setenv(link, "tcp://10.0.0.1:80")
@@ -380,7 +380,7 @@ def test_keys_are_where_the_worker_looks_for_them(pod: dict[str, Any], container
 
 
 def test_the_example_of_a_secret_cannot_be_used_by_mistake(tmp_path: Path) -> None:
-    """What stands in it is no key, and `kubectl apply -f` of the folder passes it over."""
+    """Its content is not a valid key, and `kubectl apply -f` of the folder skips it."""
     (secret,) = manifests("secret.yaml.example")
     for name, content in secret["stringData"].items():
         (tmp_path / name).write_text(content)
@@ -392,7 +392,7 @@ def test_the_example_of_a_secret_cannot_be_used_by_mistake(tmp_path: Path) -> No
 
 
 def test_threads_are_those_that_the_container_may_use(container: dict[str, Any]) -> None:
-    """As many as its limit of CPU says, which is a whole number and is requested, too."""
+    """The CPU limit, which is a whole number and equals the request."""
     environment = {one["name"]: one["valueFrom"] for one in container["env"] if "valueFrom" in one}
     assert environment["WORKER_ORCD_THREADS"]["resourceFieldRef"] == {
         "containerName": container["name"],
@@ -407,14 +407,14 @@ def test_threads_are_those_that_the_container_may_use(container: dict[str, Any])
 
 
 def directives(name: str) -> dict[str, str]:
-    """What an nginx site says of the server as a whole."""
+    """The directives of an nginx site outside its locations."""
     return dict(
         re.findall(r"^    ([a-z_]+) ([^{}\n]*);$", text_of(name).split("\nserver {")[1], re.MULTILINE)
     )
 
 
 def test_nginx_waits_longer_than_a_job_can_be_silent() -> None:
-    """A stream says something every 15 s; a whole answer takes as long as its job, and a cancel of it."""
+    """A stream sends something every 15 s; a complete answer takes as long as its job and a cancel of it."""
     settings = Settings()
     patience = float(directives("nginx.conf")["proxy_read_timeout"].removesuffix("s"))
     assert patience > 2 * KEEP_ALIVE_SEC
@@ -429,7 +429,7 @@ def test_nginx_takes_what_the_worker_takes() -> None:
 
 
 def test_both_nginx_sites_say_the_same() -> None:
-    """But for where a request may go next."""
+    """Except for the upstream, and for passing a request to the next worker."""
     one, several = directives("nginx.conf"), directives("nginx-several.conf")
     assert one.pop("proxy_next_upstream") == "off"
     assert "timeout" not in several.pop("proxy_next_upstream").split()

@@ -1,4 +1,4 @@
-"""A job whose reader leaves is stopped: within 100 ms of the socket closing, whatever it was doing (contract, 4)."""
+"""A job whose reader disconnects is stopped within 100 ms after the socket closes, in any state (contract, 4)."""
 
 import asyncio
 import contextlib
@@ -169,7 +169,7 @@ def test_a_cancel_before_the_reader_leaves_keeps_its_reason(worker: RunningWorke
 
 
 def test_who_joins_a_live_job_gets_its_end_also_when_that_comes_before_the_first_look() -> None:
-    """Decided when the reader comes: it cannot have seen what had not happened."""
+    """Whether the reader gets the end is decided when the reader connects."""
 
     async def follow() -> list[int]:
         job = running_job()

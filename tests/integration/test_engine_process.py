@@ -1,4 +1,4 @@
-"""The engine as a process of its own: how it starts, what it leaves to its front, and who judges it."""
+"""The engine process: how it starts, which signals it ignores, and when the front judges it stuck."""
 
 import fcntl
 import os
@@ -20,7 +20,7 @@ from worker_orcd.testing.harness import RunningWorker, running_worker
 
 
 def test_an_engine_is_started_also_when_its_front_has_a_thousand_connections() -> None:
-    """Its socket's number is then above 1023, which `select` cannot take: the engine never gets its first message."""
+    """The descriptor of its socket is then above 1023, which `select` does not support."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
     ours, theirs = socket.socketpair()
@@ -69,7 +69,7 @@ def test_a_front_that_was_away_kills_no_healthy_engine() -> None:
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGHUP])
 def test_an_engine_that_is_asked_to_terminate_leaves_that_to_its_front(sig: signal.Signals) -> None:
-    """A service manager or a terminal signals all processes: jobs that may finish would lose their engine for it."""
+    """A service manager or a terminal signals all processes; jobs that may finish still need the engine."""
     with running_worker() as worker:
         stream = worker.execute("a", script(token_ms=10), max_tokens=60).tokens_seen(5)
         worker.signal_engine(sig)
@@ -84,7 +84,7 @@ def test_an_engine_that_is_asked_to_terminate_leaves_that_to_its_front(sig: sign
     "long", [{"prompt": "\U0001f600" * 32000}, {"prompt": "x", "stop": ["\U0001f600" * 4096] * 4}]
 )
 def test_ended_jobs_do_not_keep_what_was_asked(worker: RunningWorker, long: dict[str, object]) -> None:
-    """10,000 records are kept: with prompts of the longest kind they would be 1.3 GB (G10)."""
+    """10,000 records are kept: with the longest prompts they would take 1.3 GB (G10)."""
     front = psutil.Process(worker.process.pid)
     before = front.memory_info().rss
     for _ in range(400):

@@ -1,4 +1,4 @@
-"""`POST /execute`: what is streamed, what is refused and how, deadlines, and engines that fail (M0-W-1300..1312)."""
+"""`POST /execute`: streams, refusals, timeouts, and engines that fail (M0-W-1300..1312)."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def texts(stream: Stream) -> list[str]:
 
 
 def test_the_stream_is_started_then_tokens_then_end(worker: RunningWorker) -> None:
-    """With the fields of the contract and no others; then the connection is closed."""
+    """The events have exactly the contract's fields; then the connection is closed."""
     stream = worker.execute(fresh_id(), max_tokens=7, seed=42).finished()
     stream.assert_whole()
     assert [event.event for event in stream.events] == ["started", *["token"] * 7, "end"]
@@ -67,7 +67,7 @@ def test_the_wire_is_plain_server_sent_events(worker: RunningWorker) -> None:
 
 
 def test_the_same_seed_brings_the_same_tokens_and_another_seed_others(worker: RunningWorker) -> None:
-    """The largest seed too."""
+    """Also the largest seed."""
     runs = [
         worker.execute(fresh_id(), max_tokens=12, seed=seed).finished() for seed in (2**64 - 1, 2**64 - 1, 7)
     ]
@@ -96,7 +96,7 @@ def test_a_drawn_seed_is_reported_and_brings_the_tokens_back(worker: RunningWork
 def test_stop_sequences_end_the_text_before_them(
     worker: RunningWorker, said: str, stop: list[str], shown: str, reason: str
 ) -> None:
-    """No part of one is ever shown; what only might have become one is shown at the end."""
+    """No part of a stop sequence is ever sent; text that only could have become one is sent at the end."""
     stream = worker.execute(fresh_id(), script(text=said, token_ms=1), stop=stop).finished()
     stream.assert_whole()
     assert stream.text == shown
@@ -113,7 +113,7 @@ def test_stop_sequences_end_the_text_before_them(
     ],
 )
 def test_characters_split_over_tokens_are_shown_whole(worker: RunningWorker, said: str) -> None:
-    """One byte a token: `t` is empty until the character is whole, and no byte of it is lost."""
+    """With one byte per token, `t` is empty until the character is complete, and no byte is lost."""
     stream = worker.execute(fresh_id(), script(text=said, token_ms=1)).finished()
     stream.assert_whole()
     assert stream.text == said
@@ -123,14 +123,14 @@ def test_characters_split_over_tokens_are_shown_whole(worker: RunningWorker, sai
 
 
 def test_half_a_character_at_the_end_is_never_shown(worker: RunningWorker) -> None:
-    """`max_tokens` in the middle of an emoji: nothing, rather than a replacement character."""
+    """If `max_tokens` ends the job in the middle of an emoji, nothing is sent instead of a replacement character."""
     stream = worker.execute(fresh_id(), script(text="ab\U0001f680"), max_tokens=4).finished()
     assert texts(stream) == ["a", "b", "", ""]
     assert stream.events[-1].data["stop_reason"] == "length"
 
 
 def test_the_end_token_is_not_a_token_unless_it_is_ignored(worker: RunningWorker) -> None:
-    """It is not counted; with `ignore_eos` the job goes on to `max_tokens`."""
+    """It does not count; with `ignore_eos` the job continues to `max_tokens`."""
     ended = worker.execute(fresh_id(), script(text="ab"), max_tokens=5).finished()
     assert ended.events[-1].data["tokens_out"] == 2
     ignored = worker.execute(fresh_id(), script(text="ab"), max_tokens=5, ignore_eos=True).finished()
@@ -243,7 +243,7 @@ def test_a_bad_field_is_refused_by_its_name(
 def test_a_body_that_is_no_job_is_refused(
     worker: RunningWorker, body: bytes, param: str | None, message: str
 ) -> None:
-    """400 in the one shape, also for what is not even JSON."""
+    """400 in the usual shape, also for a body that is not JSON."""
     _assert_refused(worker.client.post("/execute", content=body), param, message)
 
 
@@ -256,7 +256,7 @@ def test_after_a_prompt_that_cannot_fit_the_next_job_works(worker: RunningWorker
 
 
 def test_max_tokens_left_out_is_what_fits(worker: RunningWorker) -> None:
-    """The rest of the context, beside a short prompt and beside a long one."""
+    """It is the rest of the context after the prompt, whether short or long."""
     prompt = script(text="x")
     short = worker.execute(fresh_id(), prompt).finished()
     assert worker.record(short.job_id)["max_tokens"] == CONTEXT - len(prompt)
@@ -266,7 +266,7 @@ def test_max_tokens_left_out_is_what_fits(worker: RunningWorker) -> None:
 
 
 def test_a_live_id_is_in_use_and_its_job_is_not_disturbed(worker: RunningWorker) -> None:
-    """409, running and with the same words while queued; free again afterwards."""
+    """409 with the same message while the job runs and while it is queued; afterwards the id is free."""
     first = worker.execute(fresh_id(), script(token_ms=3), max_tokens=50).tokens_seen(1)
     second = worker.execute(first.job_id).finished()
     assert second.status == 409
@@ -289,7 +289,7 @@ def _chunks() -> Iterator[bytes]:
 @pytest.mark.parametrize("path", ["/execute", "/cancel"])
 @pytest.mark.parametrize("how", ["declared", "chunked"])
 def test_a_body_over_a_mebibyte_is_refused(worker: RunningWorker, path: str, how: str) -> None:
-    """413, by its declared length or by what really comes."""
+    """413, by its declared length or by the bytes received."""
     content = b" " * (MEBIBYTE + 1) if how == "declared" else _chunks()
     answer = worker.client.post(path, content=content)
     assert answer.status_code == 413
@@ -354,7 +354,7 @@ def test_wrong_paths_and_methods_are_refused_in_the_one_shape(
     ],
 )
 def test_bytes_that_are_no_http_get_the_one_shape_too(worker: RunningWorker, garbage: bytes) -> None:
-    """400 INVALID_REQUEST, and the connection is closed; the worker goes on."""
+    """400 INVALID_REQUEST, and the connection is closed; the worker continues."""
     answer = raw_exchange(worker, garbage)
     status, body = raw_body(answer)
     assert status == 400
@@ -364,7 +364,7 @@ def test_bytes_that_are_no_http_get_the_one_shape_too(worker: RunningWorker, gar
 
 
 def test_a_client_that_sends_its_body_slowly_is_served(worker: RunningWorker) -> None:
-    """Half a body, a look at health, the other half."""
+    """Half a body, a request for health, the other half."""
     body = json.dumps({"job_id": fresh_id(), "prompt": "x", "max_tokens": 1}).encode()
     head = f"POST /execute HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", worker.port), timeout=10.0) as connection:
@@ -378,7 +378,7 @@ def test_a_client_that_sends_its_body_slowly_is_served(worker: RunningWorker) ->
 
 
 def test_a_running_job_is_stopped_at_its_deadline(worker: RunningWorker) -> None:
-    """`error` INFERENCE_TIMEOUT, retriable, as soon as its own `timeout_ms` is over; everything is freed."""
+    """`error` INFERENCE_TIMEOUT, retriable, as soon as its own `timeout_ms` has passed; everything is freed."""
     stream = worker.execute(fresh_id(), script(token_ms=5), timeout_ms=150).finished(within_sec=5.0)
     stream.assert_whole()
     error = stream.events[-1].data
@@ -457,7 +457,7 @@ def test_when_the_engine_is_killed_everything_continues_where_it_was(battered: R
 def test_a_job_that_kills_the_engine_again_and_again_is_failed_and_the_others_live(
     battered: RunningWorker,
 ) -> None:
-    """After the third time, ENGINE_LOST. A neighbour and a waiting job complete."""
+    """After the third death it ends with ENGINE_LOST. A neighbour and a waiting job complete."""
     restarts = battered.health()["engine_restarts"]
     poison = battered.execute(fresh_id("poison"), script(token_ms=5, die_at=20))
     neighbour = battered.execute(fresh_id("neighbour"), script(token_ms=5), max_tokens=80)
@@ -504,7 +504,7 @@ def test_an_idle_engine_that_hangs_is_noticed_too(battered: RunningWorker) -> No
 
 
 def test_jobs_are_admitted_by_what_they_hold_and_preempted_when_cells_run_out() -> None:
-    """Four jobs that could fill all cells run together; each ends as it would alone."""
+    """Four jobs that could fill all cells run together; each has the output that it has alone."""
     with running_worker(parallel=4, context_length=1200) as cramped:
         streams = [
             cramped.execute(fresh_id("large"), script(100, token_ms=1), max_tokens=500, seed=n).started()

@@ -1,4 +1,4 @@
-"""Forked processes are what exec'ed ones are: what tests see of a worker does not depend on how it was started."""
+"""Forked processes behave like exec'ed ones, so tests do not depend on how a worker was started."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def started(code: str, said: Path, monkeypatch: pytest.MonkeyPatch, **env: str) 
 def test_it_has_its_own_arguments_environment_streams_and_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And nothing of the one that it was forked off: no further descriptor, no handler of signals."""
+    """It inherits neither descriptors nor signal handlers from the process that forked it."""
     said = tmp_path / "said"
     process = started(REPORTED, said, monkeypatch, SAID="ö")
     assert process.wait(30) == 0
@@ -54,13 +54,13 @@ def test_it_has_its_own_arguments_environment_streams_and_folder(
     ],
 )
 def test_its_end_is_known(code: str, ended: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exit code of a program, of an exception, of a signal."""
+    """By the exit code of a program, an exception or a signal."""
     process = started(code, tmp_path / "said", monkeypatch)
     assert process.wait(30) == process.poll() == process.returncode == ended
 
 
 def test_waiting_for_it_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it does for others; a signal reaches it."""
+    """As for other processes; a signal reaches it."""
     process = started("import time; time.sleep(600)", tmp_path / "said", monkeypatch)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.1)
@@ -81,7 +81,7 @@ def test_a_killed_worker_takes_its_forked_engine_with_it() -> None:
 
 
 def test_an_engine_that_dies_is_forked_again(battered: RunningWorker) -> None:
-    """Its death is known by its signal."""
+    """Its death is reported with its signal."""
     engine = battered.engine_pid
     battered.signal_engine(signal.SIGKILL)
     battered.narrated("engine_lost", engine_pid=engine, signal="SIGKILL")
@@ -91,7 +91,7 @@ def test_an_engine_that_dies_is_forked_again(battered: RunningWorker) -> None:
 
 
 def test_with_options_for_python_a_worker_gets_an_interpreter_of_its_own() -> None:
-    """They come too late for a forked one."""
+    """A forked process could not apply them any more."""
     with running_worker(env={"PYTHONOPTIMIZE": "1"}) as worker:
         assert isinstance(worker.process, subprocess.Popen)
         assert Path(f"/proc/{worker.process.pid}/exe").resolve() == Path(sys.executable).resolve()

@@ -1,4 +1,4 @@
-"""Grammars are compiled and followed in processes that have limits, and for which the engine's loop never waits."""
+"""Grammars are compiled and applied in processes with limits, for which the engine's loop never waits."""
 
 import json
 import random
@@ -20,7 +20,7 @@ ENDLESS = Constraint("json_schema", json.dumps({"properties": {f"p{n}": {} for n
 """Takes a minute to compile."""
 WORDS = Constraint("regex", "[ab]+ [0-9]+")
 AMBIGUOUS = Constraint("gbnf", f'root ::= s\ns ::= {" | ".join("s " * n for n in range(2, 17))} | "a"')
-"""Each further `a` can be read in many more ways."""
+"""Each further `a` can be parsed in many more ways."""
 
 
 class Followed:
@@ -54,7 +54,7 @@ def server_of(grammars: Grammars) -> psutil.Process:
 
 
 def test_a_run_is_given_the_masks_of_its_grammar(grammars: Grammars) -> None:
-    """From its tokens so far on, also when the process is lost in the middle."""
+    """They start after its tokens so far, also when the process dies in the middle."""
     grammars.check(WORDS)
     compiled = Compiler(TOY).compile(WORDS)
     compiled.accept(tokens_of("ab 1"))
@@ -74,14 +74,14 @@ def test_a_run_is_given_the_masks_of_its_grammar(grammars: Grammars) -> None:
 
 
 def test_a_constraint_that_takes_too_much_is_refused_alone(grammars: Grammars) -> None:
-    """The next one is served."""
+    """The next constraint is compiled."""
     with pytest.raises(ConstraintRefused, match="too much time or memory"):
         grammars.check(ENDLESS)
     grammars.check(WORDS)
 
 
 def test_a_constraint_whose_job_has_ended_is_not_compiled_on(grammars: Grammars) -> None:
-    """Its process ends at once, whatever it computes."""
+    """Its process is killed at once, whatever it computes."""
     grammars.check(WORDS)
     before = set(server_of(grammars).children())
     in_hand, reasons = CurrentPrompt(), []
@@ -108,7 +108,7 @@ def test_a_constraint_whose_job_has_ended_is_not_compiled_on(grammars: Grammars)
 
 
 def test_a_run_takes_part_in_no_step_before_its_grammar_is_compiled(grammars: Grammars) -> None:
-    """The engine's loop does not wait for it, and closing it ends what it costs."""
+    """The engine's loop does not wait for it, and closing it ends its process."""
     grammars.check(WORDS)
     before = set(server_of(grammars).children())
     matcher = grammars.matcher(ENDLESS, ())
@@ -142,7 +142,7 @@ def test_a_grammar_that_gets_too_complex_ends_its_run_with_a_reason(grammars: Gr
 
 
 def test_runs_leave_no_process_and_no_descriptor(grammars: Grammars) -> None:
-    """However they end."""
+    """Whether they end, fail or are stopped."""
     grammars.check(WORDS)
     wait_until(lambda: not server_of(grammars).children(), within_sec=30, what="ended children")
     before = psutil.Process().num_fds()

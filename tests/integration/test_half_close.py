@@ -22,17 +22,17 @@ Speak = Callable[[Fields], Fields]
 
 
 def execute(fields: Fields) -> Fields:
-    """A job, in its own words."""
+    """A job of `POST /execute`."""
     return {"path": "/execute", **fields}
 
 
 def completion(fields: Fields) -> Fields:
-    """The same in OpenAI's words, as a whole answer."""
+    """A job of OpenAI's API with a complete answer."""
     return {"path": "/v1/completions", "temperature": 0, **fields}
 
 
 def completion_streamed(fields: Fields) -> Fields:
-    """The same, streamed."""
+    """A job of OpenAI's API with a stream."""
     return completion({"stream": True, **fields})
 
 
@@ -117,7 +117,7 @@ def test_a_client_that_closes_in_the_middle_of_its_request_gets_nothing(worker: 
 
 
 def leave_ms(worker: RunningWorker, job_id: str, leave: Callable[[], object]) -> float:
-    """Milliseconds from a client's leaving to the end of its job, by the job's record."""
+    """Milliseconds from a client's disconnect to the end of its job, by the job's record."""
     left_at = time.time()
     leave()
     receipt_of(worker, job_id, "disconnect")

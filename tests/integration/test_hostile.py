@@ -1,4 +1,4 @@
-"""Clients that mean harm: whatever they send is refused in the one shape or served, and leaves nothing (G9, G10)."""
+"""Hostile clients: their requests are refused in the usual shape or served, and leave nothing behind (G9, G10)."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ def _target() -> Iterator[RunningWorker]:
 
 @pytest.fixture
 def target(_target: RunningWorker) -> Iterator[RunningWorker]:
-    """A worker that is at rest afterwards, holds no more descriptors than before, and has narrated nothing but JSON."""
+    """A worker that is at rest afterwards, holds no more descriptors than before, and has logged only JSON."""
     before = descriptors(_target)
     yield _target
     at_rest(_target)
@@ -40,7 +40,7 @@ def target(_target: RunningWorker) -> Iterator[RunningWorker]:
 
 
 def descriptors(worker: RunningWorker) -> int:
-    """Of the front and its engine together."""
+    """The descriptors of the front and its engine."""
     return sum(psutil.Process(pid).num_fds() for pid in (worker.process.pid, worker.engine_pid))
 
 
@@ -57,7 +57,7 @@ def post(path: str, body: bytes, *headers: bytes, length: int | None = None) -> 
 
 
 def refusal(answer: bytes, status: int = 400) -> dict[str, Any]:
-    """The error in an answer, which must have that status and the one shape."""
+    """The error in an answer, which must have that status and the usual shape."""
     got, body = raw_body(answer)
     assert got == status, answer
     error: dict[str, Any] = json.loads(body)["error"]
@@ -120,7 +120,7 @@ BAD_FIELDS = {
     "nothing to stop at": field("stop", '[""]'),
     "a list of lists": field("stop", "[[]]"),
 }
-"""Bad in what a cancel does not look at."""
+"""Invalid only in fields that a cancel ignores."""
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ BAD_FIELDS = {
     ],
 )
 def test_a_hostile_body_is_refused(target: RunningWorker, path: str, body: bytes) -> None:
-    """With 400, the reason in its message, which quotes no more than a piece of it."""
+    """With 400; the message has the reason, and quotes at most a piece of the body."""
     error = refusal(raw_exchange(target, post(path, body)))
     assert error["code"] == "INVALID_REQUEST"
     assert len(error["message"]) < 1000
@@ -142,7 +142,7 @@ def test_a_hostile_body_is_refused(target: RunningWorker, path: str, body: bytes
 
 
 def test_of_two_equal_names_the_last_counts_and_the_job_is_one(target: RunningWorker) -> None:
-    """As JSON's readers everywhere do; nothing is started under the other name."""
+    """As in common JSON parsers; no job is started under the other name."""
     first, last = fresh_id("first"), fresh_id("last")
     body = f'{{"job_id": "{first}", "prompt": "x", "job_id": "{last}", "max_tokens": 1}}'.encode()
     status, stream = raw_body(raw_exchange(target, post("/execute", body)))
@@ -169,7 +169,7 @@ TEXTS = {
 
 @pytest.mark.parametrize("said", TEXTS.values(), ids=TEXTS.keys())
 def test_no_text_that_a_model_says_forges_a_frame(target: RunningWorker, said: str) -> None:
-    """What it says arrives as it is, in frames that are all ours, also as a stop string's neighbour."""
+    """The text arrives unchanged in well-formed events, also next to a stop string."""
     job_id = fresh_id("text")
     prompt = json.dumps({"text": said[:60], "token_ms": 0})
     body = json.dumps({"job_id": job_id, "prompt": prompt, "max_tokens": 4, "stop": ["§§"]}).encode()
@@ -219,7 +219,7 @@ HEADERS = {
 
 @pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS.keys())
 def test_no_header_does_harm(target: RunningWorker, header: bytes) -> None:
-    """A cancel with it is a cancel; the correlation id is theirs only if it is a good one."""
+    """A cancel with this header still works; the correlation id is the client's only if it is valid."""
     answer = raw_exchange(target, post("/cancel", CANCEL, header))
     status, body = raw_body(answer)
     assert status == 202, answer
@@ -257,12 +257,12 @@ WIRES = {
 
 @pytest.mark.parametrize("wire", WIRES.values(), ids=WIRES.keys())
 def test_bytes_that_are_no_proper_request_are_refused(target: RunningWorker, wire: bytes) -> None:
-    """With 400 in the one shape, however good the cancel in them; the connection is closed."""
+    """With 400 in the usual shape, even if they contain a valid cancel; the connection is closed."""
     refusal(raw_exchange(target, wire))
 
 
 def test_who_wants_http_2_as_well_has_its_body_read(target: RunningWorker) -> None:
-    """Java's client and `curl --http2` ask for it beside their first request, a cancel for example."""
+    """Java's client and `curl --http2` offer the upgrade with their first request, for example with a cancel."""
     stop_request = b"Upgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAA"
     asked = post("/cancel", CANCEL, stop_request).replace(b"n: close", b"n: close, Upgrade, HTTP2-Settings")
     status, body = raw_body(raw_exchange(target, asked))
@@ -270,7 +270,7 @@ def test_who_wants_http_2_as_well_has_its_body_read(target: RunningWorker) -> No
 
 
 def test_a_request_may_come_in_pieces_of_any_size(target: RunningWorker) -> None:
-    """Byte by byte: nothing of it is lost, nor taken for another protocol's."""
+    """Also byte by byte: nothing is lost or mistaken for another protocol."""
     asked = post("/cancel", CANCEL, b"Upgrade: h2c").replace(b"n: close", b"n: close, Upgrade")
     with socket.create_connection(("127.0.0.1", target.port), timeout=10.0) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -285,7 +285,7 @@ def test_a_request_may_come_in_pieces_of_any_size(target: RunningWorker) -> None
 
 
 def test_who_wants_another_protocol_is_answered_in_this_one(target: RunningWorker) -> None:
-    """Nothing is upgraded, and what is asked is answered as without it (RFC 9110, 7.8)."""
+    """The worker ignores the upgrade and answers the request (RFC 9110, 7.8)."""
     asked = (
         b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -322,7 +322,7 @@ def test_who_wants_another_protocol_is_answered_in_this_one(target: RunningWorke
     ],
 )
 def test_no_address_finds_what_is_not_there(target: RunningWorker, line: str) -> None:
-    """4xx in the one shape, and nothing of this machine's files."""
+    """4xx in the usual shape, and no content of this machine's files."""
     request = f"{line}\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
     answer = raw_exchange(target, request)
     status, body = raw_body(answer)
@@ -332,7 +332,7 @@ def test_no_address_finds_what_is_not_there(target: RunningWorker, line: str) ->
 
 
 def test_last_event_ids_without_sense_are_refused(target: RunningWorker) -> None:
-    """By their name."""
+    """The error names the header."""
     stream = target.execute(fresh_id("last"), max_tokens=2).finished()
     for given in ["-1", "9" * 19, "NaN", "\u00b2", "x-1.\u00b2", "x-\u0661.1"]:
         answer = target.client.get(
@@ -379,7 +379,7 @@ def test_a_crowd_shuts_out_nobody_who_wants_to_stop_a_job() -> None:
 
 
 def test_requests_in_a_row_without_waiting_are_each_answered(target: RunningWorker) -> None:
-    """Pipelined: two hundred cancels in one go."""
+    """Two hundred pipelined cancels."""
     one = post("/cancel", b'{"job_id": "nobody"}').replace(b"Connection: close\r\n", b"")
     answer = raw_exchange(target, one * 200 + post("/cancel", b'{"job_id": "nobody"}'))
     assert answer.count(b"HTTP/1.1 202 ") == 201

@@ -1,4 +1,4 @@
-"""A model file whose chat template is hostile or broken harms nobody: not the worker, not a neighbour's prompt."""
+"""A hostile or broken chat template in a model file harms neither the worker nor a neighbour's prompt."""
 
 import threading
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def model(tiny_models: TinyModels, template: str) -> str:
 
 @pytest.fixture(scope="module")
 def hostile(tiny_models: TinyModels) -> Iterator[RunningWorker]:
-    """A worker whose template does harm at a word."""
+    """A worker whose template is hostile on a certain word."""
     with running_worker("llama", wait=False, model=model(tiny_models, HOSTILE), parallel=4) as worker:
         yield worker.ready(within_sec=60)
         at_rest(worker)
@@ -30,7 +30,7 @@ def hostile(tiny_models: TinyModels) -> Iterator[RunningWorker]:
 
 
 def refused(stream: Stream) -> dict[str, Any]:
-    """By an error that a client does not send again: a 400, or in the stream if it took more than a second."""
+    """With an error that clients do not retry: a 400, or an event of the stream if rendering took over a second."""
     stream.finished(within_sec=90)
     error = stream.refusal or (stream.terminal.data if stream.terminal else {})
     assert (error["code"], error["retriable"]) == ("INVALID_REQUEST", False)
@@ -41,13 +41,13 @@ def refused(stream: Stream) -> dict[str, Any]:
 
 @pytest.mark.parametrize("word", ["time", "power", "slice", "double", "center", "format", "write"])
 def test_a_prompt_that_makes_a_template_harmful_is_refused(hostile: RunningWorker, word: str) -> None:
-    """Once, without a retry, and without a death of the engine."""
+    """Once, without a retry, and without killing the engine."""
     refused(hostile.execute(fresh_id(), word, max_tokens=2))
     assert hostile.execute(fresh_id(), "hi", max_tokens=2).finished().terminal is not None
 
 
 def test_a_whole_answer_is_a_400(hostile: RunningWorker) -> None:
-    """However long it takes to find that out."""
+    """However long rendering takes."""
     body = {"messages": [{"role": "user", "content": "time"}], "max_tokens": 2}
     answer = hostile.client.post("/v1/chat/completions", json=body, timeout=90)
     assert answer.status_code == 400, answer.text
@@ -67,7 +67,7 @@ def test_harmful_prompts_hold_up_no_neighbour(hostile: RunningWorker) -> None:
 
 
 def test_a_prompt_can_be_cancelled_while_it_is_being_rendered(hostile: RunningWorker) -> None:
-    """As any other that waits."""
+    """Like any other waiting job."""
     job_id = fresh_id()
     stream = hostile.execute(job_id, "time", max_tokens=2)
     receipt: list[int] = []
@@ -79,7 +79,7 @@ def test_a_prompt_can_be_cancelled_while_it_is_being_rendered(hostile: RunningWo
 
 
 def test_rendering_ends_with_the_job(hostile: RunningWorker) -> None:
-    """A cancelled prompt is computed no more, as any other job."""
+    """The process of a cancelled prompt is killed."""
     engine = psutil.Process(hostile.health()["engine_pid"])
     [renderer] = engine.children()
     stream = hostile.execute(fresh_id(), "time", max_tokens=2)
@@ -177,7 +177,7 @@ def test_a_broken_template_leaves_raw_prompts(tiny_models: TinyModels, template:
 
 
 def test_a_killed_engine_leaves_no_renderer(tiny_models: TinyModels) -> None:
-    """Also not one that is in the middle of a template."""
+    """Not even one in the middle of a template."""
     with running_worker("llama", wait=False, model=model(tiny_models, HOSTILE), parallel=2) as worker:
         worker.ready(within_sec=60)
         engine = psutil.Process(worker.health()["engine_pid"])

@@ -29,7 +29,7 @@ def asked(**fields: Any) -> dict[str, Any]:
 
 
 def test_a_gap_is_filled_in_one_answer(worker: RunningWorker) -> None:
-    """As llama-server's clients read it."""
+    """In llama-server's shape."""
     answer = worker.client.post("/infill", json=asked(n_predict=64))
     body = answer.json()
     assert (answer.status_code, body["content"], body["stop"], body["stop_type"]) == (200, SAID, True, "eos")
@@ -46,7 +46,7 @@ def test_a_gap_is_filled_in_one_answer(worker: RunningWorker) -> None:
 def test_an_answer_says_why_it_stopped(
     worker: RunningWorker, fields: dict[str, Any], content: str, stop_type: str
 ) -> None:
-    """In llama-server's words."""
+    """With llama-server's `stop_type`."""
     body = worker.client.post("/infill", json=asked(**fields)).json()
     assert (body["content"], body["stop_type"]) == (content, stop_type)
 
@@ -99,7 +99,7 @@ def test_it_is_cancelled_like_any_job(worker: RunningWorker, stream: bool) -> No
 def test_a_malformed_request_is_refused_by_its_field(
     worker: RunningWorker, body: dict[str, Any], param: str
 ) -> None:
-    """And so is what cannot be kept."""
+    """Also a field that is not supported."""
     answer = worker.client.post("/infill", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "INVALID_REQUEST")
     assert answer.json()["error"]["param"] == param
@@ -119,7 +119,7 @@ def test_a_completion_with_a_suffix_fills_the_gap(worker: RunningWorker) -> None
     "fields", [{"prompt": [1, 2]}, {"echo": True, "logprobs": 1}, {"suffix": 1}], ids=str
 )
 def test_a_suffix_that_cannot_be_kept_is_refused(worker: RunningWorker, fields: dict[str, Any]) -> None:
-    """By its name."""
+    """The error names the field."""
     answer = worker.client.post("/v1/completions", json={"prompt": "a", "suffix": "b", **fields})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "suffix")
 

@@ -1,4 +1,4 @@
-"""What does not fit, in OpenAI's words: cut where clients send defaults, or refused in words that they look for."""
+"""Limits of OpenAI's API: `max_tokens` is cut to what fits, and errors have the wording that clients look for."""
 
 import hashlib
 import re
@@ -34,7 +34,7 @@ MOST = {
 @pytest.mark.parametrize("most", [4096, CONTEXT, 10**9])
 @pytest.mark.parametrize("api", APIS)
 def test_more_tokens_than_fit_are_cut_to_what_fits(worker: RunningWorker, api: str, most: int) -> None:
-    """4,096 is every agent's default (contract, section 1)."""
+    """Many agents send 4,096 by default (contract, section 1)."""
     prompt = script(5000, text="ok", row_ms=0)
     answer = asked(worker, api, prompt, **{MOST[api]: most})
     assert answer.status_code == 200, answer.text
@@ -60,7 +60,7 @@ def test_a_prompt_that_does_not_fit_says_so_in_the_words_that_clients_look_for(
 
 
 def answers(worker: RunningWorker) -> bool:
-    """Whether it listens already."""
+    """Whether the worker accepts connections."""
     try:
         return worker.client.get("/livez").status_code == 200
     except httpx2.TransportError:

@@ -1,4 +1,4 @@
-"""Looking at a worker: jobs and receipts, health, metrics, docs, and what it narrates (contract, 5, 6, 9)."""
+"""Observing a worker: jobs and receipts, health, metrics, docs, and log events (contract, 5, 6, 9)."""
 
 import json
 import re
@@ -73,7 +73,7 @@ HEALTH_FIELDS = {
 
 
 def test_a_record_follows_its_job_from_queued_to_completed(narrow: RunningWorker) -> None:
-    """With every field at every time; what is not known yet is null."""
+    """Every field is always present; unknown values are null."""
     running = narrow.execute(fresh_id(), ENDLESS).tokens_seen(1)
     waiting = queued(narrow, narrow.execute(fresh_id(), "abc", max_tokens=2, seed=9))
     record = narrow.record(waiting.job_id)
@@ -92,7 +92,7 @@ def test_a_record_follows_its_job_from_queued_to_completed(narrow: RunningWorker
 
 
 def test_the_list_has_live_jobs_oldest_first_then_ended_ones_latest_first(narrow: RunningWorker) -> None:
-    """All of them are the very records that `/jobs/{id}` shows."""
+    """All are equal to the records of `/jobs/{id}`."""
     ended = [narrow.execute(fresh_id("ended"), max_tokens=1).finished() for _ in range(2)]
     live = [narrow.execute(fresh_id("live"), ENDLESS).started()]
     live += [queued(narrow, narrow.execute(fresh_id("live"), ENDLESS)) for _ in range(2)]
@@ -153,7 +153,7 @@ def test_a_receipt_says_what_the_stop_did_and_when(worker: RunningWorker) -> Non
 
 @pytest.mark.parametrize("job_id", ["nobody", "x" * 256, "%E2%82%AC", "a%20b"])
 def test_a_job_that_nobody_knows_is_not_found(worker: RunningWorker, job_id: str) -> None:
-    """404 JOB_NOT_FOUND in the one shape, never 422."""
+    """404 JOB_NOT_FOUND in the usual shape, never 422."""
     answer = worker.client.get(f"/jobs/{job_id}")
     assert answer.status_code == 404
     error = answer.json()["error"]
@@ -164,7 +164,7 @@ def test_a_job_that_nobody_knows_is_not_found(worker: RunningWorker, job_id: str
 
 
 def test_health_tells_everything(worker: RunningWorker) -> None:
-    """The fields of the contract, and sane values in them; `reason` comes with bad news only."""
+    """The contract's fields with plausible values; `reason` is only there when the worker is not healthy."""
     stream = worker.execute(fresh_id(), script(300, token_ms=5)).tokens_seen(1)
     health = worker.health()
     assert set(health) - {"reason"} == HEALTH_FIELDS
@@ -183,7 +183,7 @@ def test_health_tells_everything(worker: RunningWorker) -> None:
 
 
 def test_health_answers_quickly_also_while_the_engine_is_in_a_long_step(worker: RunningWorker) -> None:
-    """It never asks the engine: the median of fifty is under 10 ms."""
+    """Health never queries the engine: the median of fifty requests is under 10 ms."""
     stream = worker.execute(fresh_id(), script(token_ms=300)).tokens_seen(1)
     took_ms = []
     for _ in range(50):
@@ -196,7 +196,7 @@ def test_health_answers_quickly_also_while_the_engine_is_in_a_long_step(worker: 
 
 
 def test_liveness_and_readiness_are_separate(worker: RunningWorker) -> None:
-    """Both say 200 of a worker that is well."""
+    """Both are 200 while the worker is healthy."""
     assert worker.client.get("/livez").json() == {"status": "alive"}
     ready = worker.client.get("/readyz")
     assert (ready.status_code, ready.json()) == (200, {"status": "healthy"})
@@ -204,7 +204,7 @@ def test_liveness_and_readiness_are_separate(worker: RunningWorker) -> None:
 
 @pytest.mark.parametrize("path", ["/health", "/livez", "/readyz"])
 def test_who_wants_no_body_asks_with_head(worker: RunningWorker, path: str) -> None:
-    """As some load balancers do: the same status and headers."""
+    """Some load balancers do: they get the same status and headers."""
     asked, whole = worker.client.head(path), worker.client.get(path)
     assert (asked.status_code, asked.content) == (200, b"")
     assert asked.headers["content-type"] == whole.headers["content-type"]
@@ -253,7 +253,7 @@ def test_metrics_count_what_happened(worker: RunningWorker) -> None:
 
 
 def test_a_failed_step_is_not_counted_as_done(worker: RunningWorker) -> None:
-    """It is a step of its own kind."""
+    """It has an outcome of its own."""
     failed = ("worker_engine_steps_total", (("outcome", "failed"),))
     before = _metrics(worker)[failed]
     worker.execute(fresh_id(), script(fail_at=1)).finished()
@@ -346,7 +346,7 @@ def test_the_api_is_described(worker: RunningWorker) -> None:
 
 @dataclass(frozen=True)
 class Life:
-    """What one worker narrated from its start to its end."""
+    """The log events of one worker from its start to its end."""
 
     log: str
     events: list[dict[str, Any]]
@@ -363,7 +363,7 @@ OUTPUT_CANARY = "canaryoutput"
 
 @pytest.fixture(scope="module")
 def life() -> Iterator[Life]:
-    """Everything that can be narrated without harm: jobs that end, fail, time out, are cancelled, refused, left."""
+    """A worker with jobs that end, fail, time out, are cancelled or refused, or lose their reader."""
     with running_worker(env={"PYTHONPROFILEIMPORTTIME": "1"}, drain_sec=0.2) as worker:
         born = len(worker.log.read_text())
         first = worker.execute("first", ENDLESS).tokens_seen(2)
@@ -397,7 +397,7 @@ def _live(worker: RunningWorker) -> None:
 
 
 def test_the_first_job_waits_for_no_imports(life: Life) -> None:
-    """What a job needs is loaded before the worker listens: the first cancel is as quick as any."""
+    """All imports are done before the worker listens, so the first cancel is as quick as any."""
     assert life.imported_by_first_job == []
 
 
@@ -413,11 +413,11 @@ def test_only_actions_of_the_catalogue_are_narrated(life: Life) -> None:
         assert 0 < len(event["human"]) <= 100
     assert len({event["worker_id"] for event in life.events}) == 1
     lines = [line for line in life.log.splitlines() if not line.startswith("import time:")]
-    assert all(line.startswith("{") for line in lines), "something wrote past the narrator"
+    assert all(line.startswith("{") for line in lines), "something else wrote to standard error"
 
 
 def test_the_life_of_a_worker_is_reported_in_order(life: Life) -> None:
-    """From `startup` over the quarters of loading to `ready`, and from `drain` to `shutdown`."""
+    """`startup`, the progress of loading, `ready`, and at the end `drain` and `shutdown`."""
     actions = [event["action"] for event in life.events]
     assert actions[:9] == [
         "startup",
@@ -431,7 +431,7 @@ def test_the_life_of_a_worker_is_reported_in_order(life: Life) -> None:
 
 
 def test_neither_prompt_nor_output_is_ever_narrated(life: Life) -> None:
-    """Jobs that end, fail, time out, are refused, cancelled or left: events have only lengths and a digest."""
+    """Whatever happens to a job, events have only lengths and a digest."""
     assert PROMPT_CANARY not in life.log
     assert OUTPUT_CANARY not in life.log
     (start,) = life.of("execute_start", job_id="ends")
@@ -440,14 +440,14 @@ def test_neither_prompt_nor_output_is_ever_narrated(life: Life) -> None:
 
 
 def test_a_jobs_correlation_id_stands_in_the_events_of_both_processes(life: Life) -> None:
-    """The engine tells of its start, the front of its end, under the client's id."""
+    """The engine logs its start and the front its end, both with the client's id."""
     own = {"job_id": "ends", "correlation_id": "correlation-of-ends"}
     assert len(life.of("execute_start", process="engine", **own)) == 1
     assert len(life.of("execute_end", process="front", **own)) == 1
 
 
 def test_each_way_to_end_is_narrated_once(life: Life) -> None:
-    """With the job's own words: an end, an error, a deadline, a lost reader, a cancel."""
+    """Each has its action: an end, an error, a timeout, a disconnect, a cancel."""
     assert len(life.of("execute_end", job_id="ends", tokens_out=len(OUTPUT_CANARY), stop_reason="stop")) == 1
     assert life.of("error", job_id="fails", code="INTERNAL")
     assert len(life.of("timeout", job_id="late", timeout_ms=60)) == 1
@@ -463,7 +463,7 @@ def test_each_way_to_end_is_narrated_once(life: Life) -> None:
 
 
 def test_a_job_refused_for_its_prompt_is_reported_and_counted_once(worker: RunningWorker) -> None:
-    """As the job that it was, and as nobody's failure: it is the client who has to change something."""
+    """As the client's fault, not as a failure of the worker."""
     before = _metrics(worker)
     body = {"job_id": fresh_id(), "prompt": "x" * 8000, "max_tokens": 2000}
     assert worker.client.post("/execute", json=body).status_code == 400
@@ -480,7 +480,7 @@ def test_a_job_refused_for_its_prompt_is_reported_and_counted_once(worker: Runni
 
 
 def test_many_readers_of_health_and_jobs_do_not_disturb_a_stream(worker: RunningWorker) -> None:
-    """Hundreds of looks beside a job: it loses nothing."""
+    """Beside hundreds of requests the job loses no token."""
     stream = worker.execute(fresh_id(), script(token_ms=2), max_tokens=100, seed=3).tokens_seen(1)
     done = threading.Event()
 
@@ -503,7 +503,7 @@ def test_many_readers_of_health_and_jobs_do_not_disturb_a_stream(worker: Running
 
 
 def test_a_trace_continues_as_correlation_id(worker: RunningWorker) -> None:
-    """A request that brings a `traceparent` and no id of its own is known by its trace; a broken one is ignored."""
+    """A request with a `traceparent` and without an id of its own gets the trace's id; a malformed one is ignored."""
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     good = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
     assert worker.client.get("/livez", headers=good).headers["x-correlation-id"] == trace

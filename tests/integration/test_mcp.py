@@ -1,4 +1,4 @@
-"""`/mcp`, asked by the client of the `mcp` package (docs/mcp.md)."""
+"""`/mcp`, used by the client of the `mcp` package (docs/mcp.md)."""
 
 import asyncio
 import json
@@ -36,7 +36,7 @@ def supervised(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningWork
 def asked(
     worker: RunningWorker, *calls: tuple[str, dict[str, Any]], key: str = ANNA, mode: str = "auto"
 ) -> list[Any]:
-    """The results of calls of tools, one after the other; of the call `list` the tools."""
+    """The results of tool calls, one after the other; for the call `list`, the tools."""
 
     async def ask() -> list[Any]:
         headers = {"Authorization": f"Bearer {key}"}
@@ -109,7 +109,7 @@ def test_a_receipt_can_wait_for_the_end(supervised: RunningWorker) -> None:
 
 
 def test_jobs_of_another_key_are_unknown(supervised: RunningWorker) -> None:
-    """Seen, asked for, or cancelled."""
+    """They cannot be listed, read or cancelled."""
     job_id = started(supervised)
     jobs, receipt, cancel = asked(
         supervised, ("jobs", {}), ("receipt", {"job_id": job_id}), ("cancel", {"job_id": job_id}), key=BERTA
@@ -137,7 +137,7 @@ def test_jobs_of_another_key_are_unknown(supervised: RunningWorker) -> None:
 def test_a_malformed_call_is_an_error_that_says_why(
     supervised: RunningWorker, name: str, arguments: dict[str, Any], param: str
 ) -> None:
-    """Which a model can read and correct."""
+    """A model can read and correct it."""
     (result,) = asked(supervised, (name, arguments))
     assert result.is_error
     assert (result.structured_content["code"], result.structured_content["param"]) == (
@@ -154,7 +154,7 @@ def test_mcp_needs_a_key_and_the_option(supervised: RunningWorker, worker: Runni
 
 
 def test_without_the_extra_the_option_is_refused_in_one_line(tmp_path: Path) -> None:
-    """With what to install; nothing is loaded."""
+    """The line says what to install; nothing is loaded."""
     (tmp_path / "mcp").mkdir()
     (tmp_path / "mcp" / "__init__.py").write_text("raise ImportError('no MCP here')\n")
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Model files that lie, against the front's check and a real engine: each is refused in one line or starts, in bounds.
+"""Model files with false metadata: each is refused in one line or starts, in bounded time and memory.
 
 `MODEL_FILE_FUZZ` is how many are tried, 60 if it is not set; the nightly lane tries 50 times as many. llama.cpp may
 crash on such a file: that ends the engine process, and the worker's start with one line.
@@ -55,7 +55,7 @@ class Engines:
         )
 
     def load(self, path: Path) -> dict[str, Any]:
-        """What an engine makes of the file."""
+        """Load the file in an engine. Returns its answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(path, file=self._process.stdin, flush=True)
@@ -94,7 +94,7 @@ def outcome_of(path: Path, engines: Engines) -> dict[str, Any]:
 
 
 def tried(bases: list[Path], engines: Engines, path: Path, seeds: range) -> Counter[str]:
-    """Try a file for each seed; how many came to which end."""
+    """Try a file for each seed. Returns how often each outcome occurred."""
     ends: Counter[str] = Counter()
     for seed in seeds:
         path.write_bytes(mutated(bases[seed % len(bases)], random.Random(seed)))
@@ -112,7 +112,7 @@ def tried(bases: list[Path], engines: Engines, path: Path, seeds: range) -> Coun
 def test_files_that_lie_are_refused_in_one_line_or_start(
     bases: list[Path], engines: Engines, tmp_path: Path
 ) -> None:
-    """The unchanged files start, so what is refused is refused for its lies."""
+    """The unchanged files start, so each refusal is due to the change."""
     assert [outcome_of(path, engines)["end"] for path in bases] == ["ready"] * len(bases)
     ends = tried(bases, engines, tmp_path / "m.gguf", range(COUNT))
     assert {"refused by the front", "refused", "ready"} <= set(ends)
@@ -123,7 +123,7 @@ def test_files_that_lie_are_refused_in_one_line_or_start(
 def test_many_files_that_lie_are_refused_in_one_line_or_start(
     bases: list[Path], engines: Engines, tmp_path: Path
 ) -> None:
-    """Other files than those of the short test."""
+    """Different files from those of the short test."""
     tried(bases, engines, tmp_path / "m.gguf", range(COUNT, COUNT + 50 * COUNT))
 
 

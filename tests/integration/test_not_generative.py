@@ -33,7 +33,7 @@ BY_LLAMA_CPP: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def refusal_of(path: object) -> list[str]:
-    """Start a worker on the file. The lines before its last one, and what the last one says of the file."""
+    """Start a worker on the file. Returns its lines but the last, and the reason in the last one."""
     result = run("--model", str(path), "--port", str(free_port()), "--log-format", "json")
     *narrated, last = result.stderr.splitlines()
     assert (result.stdout, result.returncode) == ("", 1), result.stderr

@@ -1,4 +1,4 @@
-"""The example dashboard and alerts fit what `/metrics` really answers, and Prometheus' own tool can read them."""
+"""The example dashboard and alerts match `/metrics`, and promtool accepts them."""
 
 import itertools
 import json
@@ -23,13 +23,13 @@ OF_EVERY_SCRAPE = {"job", "instance"}
 
 
 def promtool(*arguments: str | Path) -> None:
-    """Have it check something, and say what it says."""
+    """Run one of promtool's checks. Returns its output."""
     done = subprocess.run(["promtool", *arguments], check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def panels() -> list[dict[str, Any]]:
-    """Of the dashboard."""
+    """The panels of the dashboard."""
     found: list[dict[str, Any]] = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
     return found
 
@@ -46,12 +46,12 @@ def dashboard_queries() -> Iterator[tuple[str, str]]:
 
 
 def alert_names(text: str) -> list[str]:
-    """In this text."""
+    """The metrics named in this text."""
     return re.findall(r"alert(?:name)?: (\w+)", text)
 
 
 def queries() -> list[str]:
-    """All of the dashboard and all of the alerts'."""
+    """All queries of the dashboard and the alerts."""
     alerts = re.findall(
         r"expr: (?:\|\n((?: {10,}.*\n)+)|(.*)\n)", re.sub(r" *#.*\n", "", ALERTS.read_text(encoding="utf-8"))
     )
@@ -70,7 +70,7 @@ def selectors(query: str) -> Iterator[tuple[str, dict[str, tuple[str, str]]]]:
 
 
 def test_queries_ask_for_what_a_worker_really_answers(worker: RunningWorker) -> None:
-    """Every metric, label and value that is named stands in `/metrics`, whatever has happened so far."""
+    """Every metric, label and value in a query exists in `/metrics` from the start."""
     seen: dict[str, list[dict[str, str]]] = {"up": [{"job": "worker-orcd"}]}
     for family in text_string_to_metric_families(worker.client.get("/metrics").text):
         for sample in family.samples:
@@ -89,7 +89,7 @@ def test_queries_ask_for_what_a_worker_really_answers(worker: RunningWorker) -> 
 
 
 def test_labels_that_queries_group_by_are_those_of_their_metrics(worker: RunningWorker) -> None:
-    """A label that does not exist would make one nameless series of all."""
+    """A label that does not exist would merge all series into one without a name."""
     labels = {
         sample.name: set(sample.labels)
         for family in text_string_to_metric_families(worker.client.get("/metrics").text)
@@ -102,7 +102,7 @@ def test_labels_that_queries_group_by_are_those_of_their_metrics(worker: Running
 
 
 def test_the_dashboard_is_whole() -> None:
-    """A data source that can be chosen and is used throughout; panels with their own ids, titles and places."""
+    """All panels use the selectable data source, and have unique ids, titles and places."""
     dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
     variables = {one["name"]: one for one in dashboard["templating"]["list"]}
     assert (variables["datasource"]["type"], variables["datasource"]["query"]) == ("datasource", "prometheus")
@@ -125,7 +125,7 @@ def test_the_dashboard_is_whole() -> None:
 
 @pytest.mark.needs("promtool")
 def test_every_query_of_the_dashboard_can_be_read_by_prometheus(tmp_path: Path) -> None:
-    """As rules, which promtool checks."""
+    """promtool checks them as rules."""
     rules = [{"record": f"panel:{n}", "expr": query} for n, (_, query) in enumerate(dashboard_queries())]
     file = tmp_path / "dashboard.json"  # JSON is YAML.
     file.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}), encoding="utf-8")
@@ -134,18 +134,18 @@ def test_every_query_of_the_dashboard_can_be_read_by_prometheus(tmp_path: Path) 
 
 @pytest.mark.needs("promtool")
 def test_the_alerts_are_rules_that_prometheus_takes() -> None:
-    """Syntax, names, templates."""
+    """promtool checks syntax, names and templates."""
     promtool("check", "rules", ALERTS)
 
 
 @pytest.mark.needs("promtool")
 def test_each_alert_is_raised_by_what_it_is_for_and_by_nothing_else() -> None:
-    """Series are played to it: `tests/integration/alerts.test.yml`."""
+    """`tests/integration/alerts.test.yml` has the series for each."""
     promtool("test", "rules", ALERTS_TEST)
 
 
 def test_no_alert_is_without_a_test() -> None:
-    """Each is raised at least once, and at least once not."""
+    """For each alert there is a case that raises it and one that does not."""
     tests = ALERTS_TEST.read_text(encoding="utf-8")
     for name in alert_names(ALERTS.read_text(encoding="utf-8")):
         assert re.search(rf"alertname: {name}\n +exp_alerts:", tests), f"{name} is never raised"
@@ -153,14 +153,14 @@ def test_no_alert_is_without_a_test() -> None:
 
 
 def test_the_page_says_of_each_alert_what_to_do() -> None:
-    """And of none that does not exist."""
+    """It names no other alerts."""
     named = re.findall(r"^\| `(WorkerOrcd\w+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert named == alert_names(ALERTS.read_text(encoding="utf-8"))
 
 
 @pytest.mark.needs("promtool")
 def test_prometheus_takes_the_configuration_on_the_page(tmp_path: Path) -> None:
-    """As it stands there, with the alerts beside it."""
+    """Unchanged, together with the alerts."""
     (block,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "deploy").symlink_to(ROOT / "deploy")
     (tmp_path / "prometheus.yml").write_text(block, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Whether the time to the first token shows one key what another has sent (G14)."""
+"""The time to the first token does not reveal another key's prompts (G14)."""
 
 import itertools
 import random
@@ -65,5 +65,5 @@ def test_first_token_times_tell_nothing_across_keys(tmp_path: Path) -> None:
     across = roc_area(times[BERTA, True], times[BERTA, False])
     own = roc_area(times[ANNA, True], times[ANNA, False])
     print(f"\nROC area over {PAIRS} pairs: across keys {across:.3f}, of the same key {own:.3f}")
-    assert own > 0.9, "this way of measuring sees nothing"
+    assert own > 0.9, "the measurement does not detect cached prompts"
     assert abs(across - 0.5) <= ALLOWED

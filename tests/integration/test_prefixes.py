@@ -25,7 +25,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningWorker]
 
 
 def prompt(length: int = 200) -> str:
-    """A prompt that no other test has sent, of so many bytes: the scripted model makes a token of each."""
+    """A new prompt of this many bytes; the scripted model has one token per byte."""
     return next(_beginnings).ljust(length, "x")
 
 
@@ -46,7 +46,7 @@ def cached(usage: dict[str, Any]) -> int:
 
 
 def test_a_prompt_that_continues_from_an_earlier_one_computes_what_is_new(worker: RunningWorker) -> None:
-    """All but the last token of the same prompt, and of a longer one all that it has in common."""
+    """The same prompt reuses all but its last token, a longer one the common beginning."""
     text = prompt()
     first = complete(worker, text)
     assert (first["prompt_tokens"], cached(first)) == (200, 0)
@@ -64,7 +64,7 @@ def test_choices_compute_their_prompt_once(worker: RunningWorker) -> None:
 
 
 def test_a_retry_after_a_cancel_continues_where_the_cancel_hit(worker: RunningWorker) -> None:
-    """The receipt says what stays; the retry takes it."""
+    """The receipt reports the warm cells, and the retry reuses them."""
     job_id, text = fresh_id(), '{"row_ms": 5}' + prompt(600)
     with worker.client.stream("POST", "/execute", json={"job_id": job_id, "prompt": text}) as stream:
         wait_until(lambda: record(worker, job_id)["prompt_tokens_processed"] > 0)
@@ -78,7 +78,7 @@ def test_a_retry_after_a_cancel_continues_where_the_cancel_hit(worker: RunningWo
 
 
 def test_a_job_can_stay_out_of_the_cache(worker: RunningWorker) -> None:
-    """It takes nothing and leaves nothing."""
+    """It reuses nothing and leaves nothing."""
     text = prompt()
     complete(worker, text, cache_prompt=False)
     assert cached(complete(worker, text)) == 0
@@ -95,7 +95,7 @@ def test_a_salt_separates_prefixes(worker: RunningWorker) -> None:
 
 
 def test_no_key_starts_from_another_s_prefix(guarded: RunningWorker) -> None:
-    """In pairs: the key that sent a prompt finds it again each time, the other key never does."""
+    """The key that sent a prompt reuses it each time, the other key never."""
     for _ in range(10):
         text = prompt()
         complete(guarded, text, ANNA)
@@ -149,13 +149,13 @@ def dies_and_returns(worker: RunningWorker) -> None:
 
 
 def stored(worker: RunningWorker) -> int:
-    """Bytes of the prefix store, by the worker's word."""
+    """Bytes of the prefix store, by `/health`."""
     number: int = worker.health()["prefix_store_bytes"]
     return number
 
 
 def test_prefixes_outlive_the_engine() -> None:
-    """In the store, which the front owns."""
+    """They are in the store, which the front owns."""
     with running_worker() as worker:
         text = prompt()
         complete(worker, text)
@@ -165,7 +165,7 @@ def test_prefixes_outlive_the_engine() -> None:
 
 
 def test_without_a_store_they_do_not() -> None:
-    """`--prefix-cache-mib 0`: what stays is in the pool, which dies with the engine."""
+    """With `--prefix-cache-mib 0` they are in KV cells only, which are lost with the engine."""
     with running_worker(prefix_cache_mib=0) as worker:
         text = prompt()
         complete(worker, text)

@@ -10,7 +10,7 @@ from worker_orcd.testing.harness import RunningWorker
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_an_urgent_job_preempts_a_running_one_which_continues(narrow: RunningWorker, phase: str) -> None:
-    """One place: the urgent one gets it at once, the other one then continues where it was."""
+    """With one slot: the urgent job gets it at once, then the other one continues where it was."""
     if phase == "prefill":
         victim = narrow.execute(fresh_id(), script(1500, row_ms=0.5), priority=1, max_tokens=5)
         victim.wait(lambda stream: stream.status is not None)

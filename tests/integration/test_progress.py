@@ -1,4 +1,4 @@
-"""`progress` events while a prompt is computed: on the wire, in OpenAI's streams, for programs, on a terminal."""
+"""Progress of a prompt: on `/execute`, in OpenAI's streams, in the client library, and on a terminal."""
 
 import json
 from typing import Any
@@ -14,14 +14,14 @@ PROMPT_TOKENS = 1200
 
 
 def long_prompt() -> str:
-    """A prompt of several steps that nothing computed before."""
+    """A new prompt of several steps."""
     return script(PROMPT_TOKENS, row_ms=0.3, text="ok")
 
 
 def test_progress_comes_between_started_and_the_tokens_and_is_numbered_for_resumed_readers(
     worker: RunningWorker,
 ) -> None:
-    """Only for a job that asks for it; a reader that comes back sees the same events with the same ids."""
+    """Only for a job that requests it. A reader that reconnects gets the same events with the same ids."""
     stream = worker.execute(fresh_id(), long_prompt(), progress=True, cache_prompt=False).finished()
     stream.assert_whole()
     progress = [event.data for event in stream.events if event.event == "progress"]
@@ -44,7 +44,7 @@ def test_progress_comes_between_started_and_the_tokens_and_is_numbered_for_resum
 
 
 def test_progress_is_received_while_the_prompt_is_computed(worker: RunningWorker) -> None:
-    """Not with the first token."""
+    """Not only with the first token."""
     stream = worker.execute(fresh_id(), script(6000, row_ms=1), progress=True)
     stream.wait(lambda s: any(event.event == "progress" for event in s.events), what="progress")
     record = worker.record(stream.job_id)
@@ -54,7 +54,7 @@ def test_progress_is_received_while_the_prompt_is_computed(worker: RunningWorker
 
 
 def test_a_prompt_in_the_cache_is_reported_as_cached(worker: RunningWorker) -> None:
-    """There is one report at least, also for a prompt of one step."""
+    """There is at least one report, also for a prompt of one step."""
     prompt = script(300, text="ok")
     worker.execute(fresh_id(), prompt).finished()
     again = worker.execute(fresh_id(), prompt, progress=True).finished()
@@ -92,7 +92,7 @@ def chunks_of(worker: RunningWorker, api: str, prompt: str, **more: Any) -> list
 
 
 def text_of(chunk: dict[str, Any]) -> str:
-    """The text that a chunk brings."""
+    """The text of a chunk."""
     choice = chunk["choices"][0]
     return str(choice["text"] if "text" in choice else choice["delta"].get("content", ""))
 
@@ -119,7 +119,7 @@ def test_the_client_library_reports_progress(worker: RunningWorker, way: str) ->
 def test_a_terminal_shows_progress_until_the_first_token(
     worker: RunningWorker, command: tuple[str, ...]
 ) -> None:
-    """The line is erased then."""
+    """Then the line is erased."""
     with Terminal(worker, *command) as terminal:
         if command == ("chat",):
             terminal.shows("> ")

@@ -1,4 +1,4 @@
-"""Behind nginx with the sites in `deploy/`: what comes through, and what a proxy can hide.
+"""Behind nginx with the sites in `deploy/`: what passes through, and what a proxy can hide.
 
 A proxy that keeps its connection to the worker when its client has gone hides a disconnect, and no worker can see
 through that. It is why there is `POST /cancel`: it works through the very same proxy.
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.needs("nginx")
 
 
 def changed(text: str, **changes: str) -> str:
-    """A site with other values for some of its directives, each of which is in it exactly once."""
+    """A site with some directives changed, each of which occurs exactly once."""
     for name, line in changes.items():
         old = next(line.strip() for line in text.splitlines() if line.strip().startswith(f"{name} "))
         assert text.count(old) == 1, old
@@ -55,12 +55,12 @@ HIDING = changed(
     gzip="gzip on; gzip_types *;",
     proxy_ignore_client_abort="proxy_ignore_client_abort on;",
 )
-"""A proxy as there are many: it compresses everything, gathers until it has enough, and finishes what was begun."""
+"""A common kind of proxy: it compresses, buffers, and finishes requests whose client has left."""
 
 
 @contextmanager
 def behind(site: str, *workers: RunningWorker) -> Iterator[RunningWorker]:
-    """Workers as they look through nginx with this site: like one, on another port."""
+    """Workers behind nginx with this site: like one worker on another port."""
     port = free_port()
     site = changed(site, listen=f"listen 127.0.0.1:{port};")
     for number, worker in enumerate(workers):
@@ -106,12 +106,12 @@ def _hidden(scripted_worker: RunningWorker) -> Iterator[RunningWorker]:
 
 @pytest.fixture
 def hidden(_hidden: RunningWorker, worker: RunningWorker) -> RunningWorker:
-    """The shared worker behind a proxy that gathers and hides."""
+    """The shared worker behind a proxy that buffers and hides disconnects."""
     return _hidden
 
 
 def sent(front: RunningWorker, path: str, job_id: str, body: dict[str, Any]) -> socket.socket:
-    """A connection on which a request was sent, and whose answer nobody has read yet."""
+    """A connection with a request whose answer has not been read."""
     content = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\nX-Job-Id: {job_id}\r\n"
     connection = socket.create_connection(("127.0.0.1", front.port))
@@ -125,12 +125,12 @@ def execute(front: RunningWorker, job_id: str, prompt: str) -> socket.socket:
 
 
 def complete(front: RunningWorker, job_id: str, prompt: str) -> socket.socket:
-    """A job of OpenAI's API whose answer comes as a whole: until then, not a byte."""
+    """A job of OpenAI's API with a complete answer: no byte is sent before it ends."""
     return sent(front, "/v1/completions", job_id, {"model": "scripted", "prompt": prompt, "max_tokens": 1000})
 
 
 def progress(worker: RunningWorker, job_id: str) -> int:
-    """How much of a job is computed: tokens of its prompt, and tokens out. 0 while the worker does not know it."""
+    """How many tokens of a job are computed, prompt and output; 0 while the worker does not know it."""
     record = worker.record(job_id)
     return (record.get("prompt_tokens_processed") or 0) + (record.get("tokens_out") or 0)
 
@@ -145,14 +145,14 @@ def read_all(connection: socket.socket, until: bytes = b"nothing") -> bytes:
 
 
 def reported(stream: Stream) -> dict[str, Any]:
-    """The data of a stream's terminal event, once it is there."""
+    """Wait for a stream's terminal event. Returns its data."""
     terminal = stream.finished().terminal
     assert terminal is not None
     return terminal.data
 
 
 def test_tokens_arrive_one_by_one_as_they_are_made(worker: RunningWorker, proxied: RunningWorker) -> None:
-    """The worker is still at it while its first tokens are read, and they come at its pace."""
+    """The first tokens are read while the job is still running, and they arrive at its pace."""
     stream = proxied.execute(fresh_id(), script(token_ms=TOKEN_MS), max_tokens=50)
     for count in (1, 5, 10):
         stream.tokens_seen(count)
@@ -165,7 +165,7 @@ def test_tokens_arrive_one_by_one_as_they_are_made(worker: RunningWorker, proxie
 
 
 def test_a_proxy_that_gathers_hands_everything_over_at_the_end(hidden: RunningWorker) -> None:
-    """What the test above would see without the lines that forbid it."""
+    """Without the directives against buffering, tokens arrive only at the end."""
     stream = hidden.execute(fresh_id(), script(token_ms=TOKEN_MS), max_tokens=25)
     made_ms = reported(stream)["decode_time_ms"]
     took_ms = (stream.events[-1].at - stream.events[0].at) * 1000
@@ -174,7 +174,7 @@ def test_a_proxy_that_gathers_hands_everything_over_at_the_end(hidden: RunningWo
 
 
 def test_a_client_that_leaves_during_decode_is_noticed(proxied: RunningWorker) -> None:
-    """As soon as without a proxy."""
+    """As promptly as without a proxy."""
     took_ms = []
     for _ in range(TRIALS):
         stream = proxied.execute(fresh_id(), script(token_ms=5)).tokens_seen(2)
@@ -183,7 +183,7 @@ def test_a_client_that_leaves_during_decode_is_noticed(proxied: RunningWorker) -
 
 
 def test_a_client_that_leaves_during_prefill_is_noticed(proxied: RunningWorker) -> None:
-    """Nothing flows that could fail."""
+    """No data are sent whose failure would show it."""
     took_ms = []
     for _ in range(TRIALS):
         stream = in_a_first_step(proxied.execute(fresh_id(), script(1500, row_ms=1)).started())
@@ -192,7 +192,7 @@ def test_a_client_that_leaves_during_prefill_is_noticed(proxied: RunningWorker) 
 
 
 def test_a_client_that_leaves_the_queue_is_noticed(narrow: RunningWorker) -> None:
-    """Not one event was sent."""
+    """No event has been sent yet."""
     with behind(ONE, narrow) as front:
         running = front.execute(fresh_id("running"), script(token_ms=5)).started()
         took_ms = []
@@ -205,7 +205,7 @@ def test_a_client_that_leaves_the_queue_is_noticed(narrow: RunningWorker) -> Non
 
 
 def test_a_client_that_leaves_before_its_whole_answer_is_noticed(proxied: RunningWorker) -> None:
-    """OpenAI's API without `stream`: there is not even a status yet."""
+    """With OpenAI's API without `stream`, not even the status has been sent."""
     job_id = fresh_id("whole")
     with complete(proxied, job_id, script(token_ms=5)):
         wait_until(lambda: progress(proxied, job_id) > 30, what="some tokens")
@@ -229,7 +229,7 @@ def test_behind_a_proxy_that_hides_disconnects_a_job_continues_until_it_is_cance
     prompt: str,
     phase: str,
 ) -> None:
-    """The client is gone and the worker computes for nobody; `POST /cancel` through the same proxy stops it."""
+    """The worker computes without a reader until `POST /cancel` through the same proxy stops the job."""
     job_id = fresh_id("hidden")
     with ask(hidden, job_id, prompt):
         wait_until(lambda: progress(hidden, job_id) > 30, what="some progress")
@@ -246,7 +246,7 @@ def test_behind_a_proxy_that_hides_disconnects_a_job_continues_until_it_is_cance
 
 
 def test_a_cancel_comes_through_and_so_does_what_it_did(proxied: RunningWorker) -> None:
-    """202 or, with `Prefer: wait`, the receipt; and the stream has its one ending."""
+    """202, or the receipt with `Prefer: wait`; the stream has one terminal event."""
     stream = proxied.execute(fresh_id(), script(token_ms=5)).tokens_seen(2)
     answer = proxied.cancel(stream.job_id, Prefer="wait=5")
     assert answer.status_code == 200
@@ -258,7 +258,7 @@ def test_a_cancel_comes_through_and_so_does_what_it_did(proxied: RunningWorker) 
 
 
 def test_correlation_ids_come_through_both_ways(worker: RunningWorker, proxied: RunningWorker) -> None:
-    """The client's own id stands in the narration, and comes back with the job's; made ones come back, too."""
+    """The client's id is in the log events and in the response; so are ids that the worker made."""
     stream = Stream(
         proxied, {"job_id": fresh_id(), "prompt": "x", "max_tokens": 1}, {"X-Correlation-Id": "mine-7"}
     )
@@ -272,7 +272,7 @@ def test_correlation_ids_come_through_both_ways(worker: RunningWorker, proxied: 
 def test_a_stream_is_picked_up_again_after_the_last_event_that_was_seen(
     worker: RunningWorker, proxied: RunningWorker
 ) -> None:
-    """Its client leaves, the job goes on, and the rest follows without a gap."""
+    """Its client disconnects, the job continues, and the reader gets the rest without a gap."""
     stream = proxied.execute(fresh_id(), script(token_ms=5), max_tokens=60, on_disconnect="continue")
     stream.tokens_seen(5).leave()
     stream.finished()
@@ -294,7 +294,7 @@ def test_a_further_nginx_is_configured_not_to_gather_either(proxied: RunningWork
 def test_a_body_of_1_mib_comes_through_and_a_larger_one_is_refused_as_the_worker_does(
     worker: RunningWorker, proxied: RunningWorker
 ) -> None:
-    """The proxy's limit is the worker's, and its refusal is the same, word for word."""
+    """The proxy has the worker's limit, and the refusal has the worker's wording."""
     largest = json.dumps({"job_id": "x", "nonsense": ""})
     largest = largest.replace('""', '"' + "x" * ((1 << 20) - len(largest)) + '"')
     answer = proxied.client.post("/cancel", content=largest)
@@ -306,13 +306,13 @@ def test_a_body_of_1_mib_comes_through_and_a_larger_one_is_refused_as_the_worker
 
 
 def test_nobody_shuts_the_worker_down_from_outside(worker: RunningWorker, proxied: RunningWorker) -> None:
-    """Any operator's key could; the proxy keeps it in the house."""
+    """The proxy blocks `/shutdown`, even with an operator's key."""
     assert proxied.client.post("/shutdown").status_code == 403
     assert worker.health()["status"] == "healthy"
 
 
 def test_a_foreign_name_needs_keys(proxied: RunningWorker, tmp_path: Path) -> None:
-    """Without keys a worker that is put behind a proxy by mistake serves nobody but this machine."""
+    """Without keys, a worker behind a proxy serves only requests for this machine's names."""
     named = {"Host": "llm.example"}
     answer = proxied.client.get("/jobs", headers=named)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Host")
@@ -325,7 +325,7 @@ def test_a_foreign_name_needs_keys(proxied: RunningWorker, tmp_path: Path) -> No
 
 
 def test_a_stream_whose_worker_died_does_not_look_ended() -> None:
-    """The connection breaks off without the chunk that ends an answer."""
+    """The connection breaks without the final chunk."""
     with running_worker() as mortal, behind(ONE, mortal) as front:
         with execute(front, fresh_id(), script(token_ms=5, text="whole")) as connection:
             assert LAST_CHUNK in read_all(connection, until=LAST_CHUNK)
@@ -340,7 +340,7 @@ def test_a_stream_whose_worker_died_does_not_look_ended() -> None:
 
 @pytest.fixture
 def pair() -> Iterator[tuple[RunningWorker, RunningWorker, RunningWorker]]:
-    """Two workers, and both as one behind nginx."""
+    """Two workers, and nginx in front of both."""
     with (
         running_worker(drain_sec=10) as first,
         running_worker() as second,
@@ -350,14 +350,14 @@ def pair() -> Iterator[tuple[RunningWorker, RunningWorker, RunningWorker]]:
 
 
 def knows(worker: RunningWorker, job_id: str) -> bool:
-    """Whether it is this worker that has the job."""
+    """Whether this worker has the job."""
     return worker.client.get(f"/jobs/{job_id}").status_code == 200
 
 
 def test_of_several_workers_the_right_one_is_found(
     pair: tuple[RunningWorker, RunningWorker, RunningWorker],
 ) -> None:
-    """Jobs are spread; records, streams and cancels come to whoever has the job, OpenAI's responses too."""
+    """Jobs are distributed; records, streams and cancels reach the worker with the job, also for OpenAI's responses."""
     first, second, front = pair
     streams = [front.execute(fresh_id(), script(token_ms=20)).tokens_seen(1) for _ in range(6)]
     at_first = [stream.job_id for stream in streams if knows(first, stream.job_id)]
@@ -385,7 +385,7 @@ def test_of_several_workers_the_right_one_is_found(
 def test_while_one_of_several_drains_no_job_is_refused_and_its_own_can_still_be_cancelled(
     pair: tuple[RunningWorker, RunningWorker, RunningWorker],
 ) -> None:
-    """A rollout: what the draining one refuses is offered to the other, and cancels reach both."""
+    """In a rollout, the other worker gets the jobs that the draining one refuses, and cancels reach both."""
     first, second, front = pair
     running = first.execute(fresh_id("old"), script(token_ms=20)).tokens_seen(1)
     first.process.send_signal(signal.SIGTERM)
@@ -402,7 +402,7 @@ def test_while_one_of_several_drains_no_job_is_refused_and_its_own_can_still_be_
 
 
 def test_what_a_full_worker_refuses_is_offered_to_the_next(worker: RunningWorker) -> None:
-    """Nobody gets 429 while another has room."""
+    """No client gets 429 while a worker has room."""
     with running_worker(parallel=1, max_queue=1) as full, behind(SEVERAL, full, worker) as front:
         running = full.execute(fresh_id("running"), script(token_ms=20)).tokens_seen(1)
         waiting = queued(full, full.execute(fresh_id("waiting")))

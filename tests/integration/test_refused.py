@@ -12,7 +12,7 @@ from worker_orcd.testing.harness import RunningWorker
 
 LARGE = "x" * (1 << 20)
 Ask = Callable[[RunningWorker, str], httpx2.Response]
-"""Sends a request that is refused, for the job with this id."""
+"""Send a request that is refused, for the job with this id."""
 
 
 def execute(**fields: Any) -> Ask:
@@ -40,7 +40,7 @@ def chunked(worker: RunningWorker, job_id: str) -> httpx2.Response:
 
 
 def openai(path: str, body: dict[str, Any]) -> Ask:
-    """A request in OpenAI's words; its id stands in a header."""
+    """A request of OpenAI's API; its id is in a header."""
     return lambda worker, job_id: worker.client.post(f"/v1/{path}", json=body, headers={"X-Job-Id": job_id})
 
 
@@ -65,7 +65,7 @@ REFUSED: dict[str, tuple[int, Ask]] = {
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_the_corrected_request_runs(worker: RunningWorker, kind: str) -> None:
-    """However it was refused, and however often its cancel is repeated."""
+    """Whatever the refusal, and however often the cancel is repeated."""
     status, ask = REFUSED[kind]
     job_id = fresh_id("corrected")
     answer = ask(worker, job_id)
@@ -73,12 +73,12 @@ def test_the_corrected_request_runs(worker: RunningWorker, kind: str) -> None:
     for _ in range(2):
         assert worker.cancel(job_id).status_code == 202
     assert worker.execute(job_id, script(text="ok")).finished().text == "ok"
-    # Once a request is accepted, all is as ever.
+    # Once a request is accepted, the refusal has no effect any more.
     assert ended_state(worker, job_id)["state"] == "completed"
 
 
 def test_the_id_in_a_text_is_nobodys(worker: RunningWorker) -> None:
-    """A cancel of an id that only a refused prompt speaks of is remembered."""
+    """A cancel is remembered if its id only occurs in the prompt of a refused request."""
     job_id = fresh_id("spoken-of")
     body = json.dumps({"job_id": fresh_id(), "prompt": f'"job_id": "{job_id}"', "top_p": 7})
     assert worker.client.post("/execute", content=body.encode()).status_code == 400
@@ -91,7 +91,7 @@ def test_the_id_in_a_text_is_nobodys(worker: RunningWorker) -> None:
 def test_a_request_that_a_full_queue_refused_runs_when_it_comes_again(
     narrow: RunningWorker, api: str
 ) -> None:
-    """Its cancel came between."""
+    """Its cancel arrives after the refusal."""
     first = narrow.execute(fresh_id("full"), SLOW).tokens_seen(1)
     others = [first, *(queued(narrow, narrow.execute(fresh_id("full"), SLOW)) for _ in range(2))]
     job_id = fresh_id("corrected")
@@ -105,7 +105,7 @@ def test_a_request_that_a_full_queue_refused_runs_when_it_comes_again(
 
 
 def test_a_cancel_that_was_before_the_refused_request_still_waits(worker: RunningWorker) -> None:
-    """It overtook a request, and that one has not come yet."""
+    """It is for a request that has not arrived yet."""
     job_id = fresh_id("overtaken")
     worker.cancel(job_id)
     assert execute(prompt="x", temperature=9)(worker, job_id).status_code == 400

@@ -1,4 +1,4 @@
-"""The renderer's processes hold any template to its bounds. Each template shows what its bound is for."""
+"""The renderer's processes enforce their limits on any template. Each template shows the need for one limit."""
 
 import threading
 import time
@@ -47,7 +47,7 @@ def rendered(renderer: Renderer, content: str) -> str:
 
 @pytest.fixture(scope="module")
 def hostile() -> Iterator[Renderer]:
-    """With a template that does harm at a word."""
+    """A renderer with a template that is hostile on a certain word."""
     renderer = Renderer(source(HOSTILE))
     yield renderer
     renderer.close()
@@ -72,14 +72,14 @@ def hostile() -> Iterator[Renderer]:
     ],
 )
 def test_a_template_that_takes_too_much_fails_on_its_prompt_alone(hostile: Renderer, word: str) -> None:
-    """Whatever it spends its time or memory on; the next prompt is rendered."""
+    """However it uses its time or memory; the next prompt is rendered."""
     with pytest.raises(TemplateFault, match=r"takes too|writes too much|MemoryError|OverflowError"):
         rendered(hostile, word)
     assert rendered(hostile, "hi") == "<hi>"
 
 
 def test_a_slow_prompt_holds_up_no_other(hostile: Renderer) -> None:
-    """It says that it is slow, and others are rendered beside it."""
+    """It is reported as slow, and others are rendered in parallel."""
     slow, over, ended = threading.Event(), threading.Event(), threading.Event()
     in_hand = CurrentPrompt()
     in_hand.slow = lambda is_slow: (slow if is_slow else over).set()
@@ -98,7 +98,7 @@ def test_a_slow_prompt_holds_up_no_other(hostile: Renderer) -> None:
 
 
 def test_a_conversation_whose_job_has_ended_is_not_rendered_on(hostile: Renderer) -> None:
-    """Its process ends at once, also in the middle of a call in C."""
+    """Its process is killed at once, also in the middle of a C function."""
     process, in_hand, reasons = _process_of(hostile), CurrentPrompt(), []
 
     def render() -> None:
@@ -137,7 +137,7 @@ def test_a_conversation_whose_job_has_ended_is_not_rendered_on(hostile: Renderer
     ],
 )
 def test_a_template_that_cannot_be_compiled_or_tried_is_a_fault(template: str, reason: str) -> None:
-    """With a reason, within the bound, and without a process that is left over."""
+    """With a reason, within the limit, and without leaving a process."""
     before = set(psutil.Process().children(recursive=True))
     with pytest.raises(TemplateFault, match=reason):
         Renderer(source(template + "{{ messages[0].content }}"))
@@ -145,7 +145,7 @@ def test_a_template_that_cannot_be_compiled_or_tried_is_a_fault(template: str, r
 
 
 def test_a_templates_own_refusal_can_be_printed() -> None:
-    """Its words come from a stranger's file and end on terminals."""
+    """The message comes from an untrusted file and is shown on terminals."""
     raises = "{% if messages[0].content == 'no' %}{{ raise_exception('a\x1b[31m\nb') }}{% endif %}"
     renderer = Renderer(source(raises + "{{ messages[0].content }}"))
     with pytest.raises(TemplateFault, match=r"refuses this: a\\x1b\[31m\\nb$"):
@@ -157,7 +157,7 @@ def test_a_templates_own_refusal_can_be_printed() -> None:
 
 
 def test_a_lost_renderer_is_started_again() -> None:
-    """Killed for its memory by the system, for example."""
+    """For example, after the kernel has killed it for lack of memory."""
     renderer = Renderer(source(HOSTILE))
     process = _process_of(renderer)
     process.kill()
@@ -168,7 +168,7 @@ def test_a_lost_renderer_is_started_again() -> None:
 
 
 def test_a_prompt_that_was_being_rendered_when_the_renderer_was_lost_is_rendered_again() -> None:
-    """It is not at fault."""
+    """The prompt is not the cause."""
     slowly = "{% if messages[0].content == 'hi' %}" + "{% for i in range(99999) %}{% endfor %}" * 20
     renderer = Renderer(source(slowly + "{% endif %}<{{ messages[0].content }}>"))
     process = _process_of(renderer)

@@ -1,4 +1,4 @@
-"""A client that sends a cancelled request again by itself does not restart the job (contract, sections 3 and 10)."""
+"""A client's automatic retry of a cancelled request does not restart the job (contract, sections 3 and 10)."""
 
 import json
 import threading
@@ -19,7 +19,7 @@ APIS: dict[str, dict[str, Any]] = {
 
 
 def ask(worker: RunningWorker, api: str, job_id: str, **more: Any) -> httpx2.Response:
-    """A request in OpenAI's words."""
+    """A request of OpenAI's API."""
     return worker.client.post(f"/v1/{api}", json={**APIS[api], **more}, headers={"X-Job-Id": job_id})
 
 
@@ -38,7 +38,7 @@ def cancelled_meanwhile(worker: RunningWorker, api: str, job_id: str, **more: An
 
 
 def says_cancelled(answer: httpx2.Response) -> bool:
-    """Whether it is that of a cancelled request, streamed or not."""
+    """Whether an answer, streamed or not, is that of a cancelled request."""
     if answer.headers["content-type"].startswith("text/event-stream"):
         last = [line for line in answer.text.splitlines() if line.startswith("data: ")][-1]
         found = json.loads(last.removeprefix("data: "))
@@ -51,7 +51,7 @@ def says_cancelled(answer: httpx2.Response) -> bool:
 def test_a_retry_of_a_cancelled_request_computes_nothing(
     worker: RunningWorker, api: str, stream: bool
 ) -> None:
-    """However often it comes; the id can be used again by `/execute`, where nobody sends it again by itself."""
+    """However often it is repeated; `/execute`, which has no automatic retries, can use the id again."""
     job_id = fresh_id("retried")
     first = cancelled_meanwhile(worker, api, job_id, stream=stream)
     assert says_cancelled(first), first.text
@@ -64,7 +64,7 @@ def test_a_retry_of_a_cancelled_request_computes_nothing(
 
 
 def test_a_whole_answer_that_was_cancelled_is_400(worker: RunningWorker) -> None:
-    """LangChain.js sends a request again after a 499; OpenAI's Agents SDK takes any 200 for a whole answer."""
+    """LangChain.js retries after a 499; OpenAI's Agents SDK takes any 200 for a complete answer."""
     for api in APIS:
         answer = cancelled_meanwhile(worker, api, fresh_id("whole"))
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "CANCELLED")
@@ -73,14 +73,14 @@ def test_a_whole_answer_that_was_cancelled_is_400(worker: RunningWorker) -> None
 
 @pytest.mark.parametrize("api", APIS)
 def test_a_whole_answer_that_ran_out_of_time_is_504(worker: RunningWorker, api: str) -> None:
-    """With what was used until then, never a success with a part of the text."""
+    """It has the usage so far; it is never a success with part of the text."""
     answer = ask(worker, api, fresh_id("late"), timeout_ms=100)
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "INFERENCE_TIMEOUT")
     assert answer.json()["error"]["usage"]
 
 
 def test_a_retry_of_several_choices_computes_nothing_either(worker: RunningWorker) -> None:
-    """Also if one of them alone was cancelled."""
+    """Also if only one of them was cancelled."""
     job_id = fresh_id("choices")
     stopping = threading.Timer(0.3, worker.cancel, [f"{job_id}.1"])
     stopping.start()
@@ -91,7 +91,7 @@ def test_a_retry_of_several_choices_computes_nothing_either(worker: RunningWorke
 
 
 def test_only_a_clients_cancel_makes_a_request_with_its_id_a_retry(worker: RunningWorker) -> None:
-    """Not a client that has left: it may want its answer after all."""
+    """A disconnect does not: the client may still want its answer."""
     job_id = fresh_id("left")
     with pytest.raises(httpx2.TimeoutException):
         worker.client.post("/v1/chat/completions", json=CHAT, headers={"X-Job-Id": job_id}, timeout=0.3)

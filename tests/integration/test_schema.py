@@ -21,7 +21,7 @@ each of which makes others."""
 
 
 LENIENT: list[Any] = [positive_data_acceptance, negative_data_rejection]
-"""Not for the OpenAI-compatible API: it takes unknown fields, and refuses much that descriptions elsewhere allow."""
+"""Not for OpenAI's API: it accepts unknown fields, and refuses values that OpenAI's description allows."""
 
 
 @pytest.fixture(scope="module")

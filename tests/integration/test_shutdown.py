@@ -107,7 +107,7 @@ def test_it_is_gone_in_time_also_beside_a_reader_that_takes_nothing(engine_is: s
 
 
 def test_an_idle_worker_goes_at_once_even_if_the_engine_is_stopped() -> None:
-    """Without jobs the worker exits at once and leaves no process."""
+    """The worker leaves no process."""
     with running_worker() as worker:
         engine = worker.engine_pid
         worker.signal_engine(signal.SIGSTOP)
@@ -133,7 +133,7 @@ def test_a_terminal_that_closes_sends_two_hangups_and_they_drain_once() -> None:
 
 
 def test_who_started_the_worker_with_nohup_does_not_want_it_to_hear_of_hangups() -> None:
-    """Then SIGHUP is ignored, as it was when the worker was started."""
+    """SIGHUP stays ignored, as it was when the worker was started."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with running_worker() as worker:
@@ -158,7 +158,7 @@ def test_asking_again_over_http_changes_nothing_and_a_first_signal_still_drains(
 
 
 def test_a_second_signal_stops_at_once() -> None:
-    """The drain is cut short, and the engine ends too."""
+    """The drain ends early, and the engine ends too."""
     with running_worker() as worker:
         engine = worker.engine_pid
         stream = worker.execute("running", SLOW).tokens_seen(1)

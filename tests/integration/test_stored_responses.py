@@ -1,4 +1,4 @@
-"""Responses that are kept: continued by `previous_response_id`, deleted, and what they were made of."""
+"""Stored responses: `previous_response_id`, deletion, and input items."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ ANNA, BERTA = "anna-0123456789abcdef", "berta-0123456789abcdef"
 
 
 def says(text: str) -> str:
-    """An input that has the model say this."""
+    """An input that makes the model generate this text."""
     return script(text=text, token_ms=1)
 
 
@@ -40,7 +40,7 @@ def texts(worker: RunningWorker, response: dict[str, Any], query: str = "order=a
 
 
 def test_a_response_is_continued_with_all_that_was_said(worker: RunningWorker) -> None:
-    """Over several responses, but without their instructions. The model gets exactly these messages."""
+    """Across several responses, without their instructions. The model gets exactly these messages."""
     first_input, second_input, third_input = says("one"), says("two"), says("three")
     first = respond(worker, first_input, instructions="Be brief.")
     second = respond(worker, second_input, previous_response_id=first["id"])
@@ -60,7 +60,7 @@ def test_a_response_is_continued_with_all_that_was_said(worker: RunningWorker) -
 
 
 def test_what_was_said_until_a_cancel_is_continued(worker: RunningWorker) -> None:
-    """And of one that said nothing, an empty message: a turn each. One that has not ended is refused."""
+    """A response without text becomes an empty message. A response that has not ended is refused."""
     name, silent = fresh_id("resp"), fresh_id("resp")
     worker.cancel(silent)  # Comes first, and wins.
     for job_id in (name, silent):
@@ -80,7 +80,7 @@ def test_what_was_said_until_a_cancel_is_continued(worker: RunningWorker) -> Non
 
 
 def test_what_is_not_kept_cannot_be_continued(worker: RunningWorker) -> None:
-    """Unknown, not to be stored, deleted, refused, or no response at all: OpenAI's code, and one answer for all."""
+    """Unknown, not stored, deleted, refused, or not a response: all get the same answer with OpenAI's code."""
     unstored = respond(worker, says("x"), store=False)["id"]
     deleted = respond(worker, says("x"))["id"]
     worker.client.delete(f"/v1/responses/{deleted}")
@@ -106,7 +106,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningWorker]
 
 
 def test_another_keys_response_looks_like_an_unknown_one(guarded: RunningWorker) -> None:
-    """To be continued, listed and deleted."""
+    """It cannot be continued, listed or deleted."""
     anna, berta = ({"Authorization": f"Bearer {key}"} for key in (ANNA, BERTA))
     client = guarded.client
     name = client.post("/v1/responses", json={"input": says("secret")}, headers=anna).json()["id"]
@@ -122,7 +122,7 @@ def test_another_keys_response_looks_like_an_unknown_one(guarded: RunningWorker)
 
 
 def test_a_deleted_response_is_gone_and_its_record_stays(worker: RunningWorker) -> None:
-    """Its text can be had nowhere. One that continued it is whole."""
+    """No endpoint returns its text. A response that continues it stays complete."""
     first = respond(worker, says("one"))
     second = respond(worker, says("two"), previous_response_id=first["id"])
     path = f"/v1/responses/{first['id']}"
@@ -143,7 +143,7 @@ def test_a_deleted_response_is_gone_and_its_record_stays(worker: RunningWorker) 
 
 
 def test_deleting_a_live_response_stops_it(worker: RunningWorker) -> None:
-    """The answer comes when it has stopped; it has a receipt."""
+    """The answer is sent when it has stopped; it has a receipt."""
     name = fresh_id("resp")
     asked = {"input": SLOW, "background": True}
     worker.client.post("/v1/responses", json=asked, headers={"X-Job-Id": name})
@@ -155,7 +155,7 @@ def test_deleting_a_live_response_stops_it(worker: RunningWorker) -> None:
 
 
 def test_items_come_in_pages(worker: RunningWorker) -> None:
-    """As OpenAI's package walks through them: the latest first, or the first first."""
+    """As OpenAI's package iterates over them, in either order."""
     messages = [{"role": "user", "content": f"message {number}"} for number in range(4)]
     answer = respond(worker, [*messages, {"role": "user", "content": says("ok")}])
     path = f"/v1/responses/{answer['id']}/input_items"

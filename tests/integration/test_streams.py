@@ -1,4 +1,4 @@
-"""Streams that can be picked up again (contract, 2 and 5), and readers that do not read (G10)."""
+"""Streams that can be resumed (contract, 2 and 5), and readers that do not read (G10)."""
 
 import json
 import signal
@@ -27,7 +27,7 @@ def events_of(worker: RunningWorker, job_id: str, after: str | None = None) -> l
 
 
 def following(worker: RunningWorker, job_id: str, after: str | None = None) -> Iterator[EventFields]:
-    """A job's events as they come."""
+    """A job's events as they arrive."""
     headers = {} if after is None else {"Last-Event-ID": after}
     with worker.client.stream("GET", f"/jobs/{job_id}/events", headers=headers) as answer:
         assert answer.status_code == 200, answer.read()
@@ -67,7 +67,7 @@ def test_a_late_reader_gets_the_same_events_and_the_one_ending(worker: RunningWo
 
 @pytest.mark.parametrize("how", ["completed", "cancelled"])
 def test_a_reader_that_has_seen_the_end_gets_204(worker: RunningWorker, how: str) -> None:
-    """An `EventSource` comes back after every 200 and stops at a 204 (contract, section 2)."""
+    """An `EventSource` reconnects after every 200 and stops at a 204 (contract, section 2)."""
     stream = worker.execute(fresh_id(), script(token_ms=3), max_tokens=4 if how == "completed" else 500)
     if how == "cancelled":
         stream.tokens_seen(1)
@@ -124,7 +124,7 @@ def test_a_reader_who_claims_to_have_seen_too_much_gets_the_ending_all_the_same(
 
 
 def test_two_readers_follow_one_job_each_at_its_own_pace(worker: RunningWorker) -> None:
-    """The second one joins in the middle; neither changes what the other gets."""
+    """The second one joins in the middle; neither affects the other."""
     first = worker.execute(fresh_id(), script(token_ms=5), max_tokens=60).tokens_seen(5)
     second = events_of(worker, first.job_id)
     assert second == reported(first.finished())
@@ -178,7 +178,7 @@ def test_a_job_that_continues_without_readers_is_picked_up_again(worker: Running
 
 
 def test_an_event_stream_of_nobody_is_404(worker: RunningWorker) -> None:
-    """In the one shape."""
+    """In the usual shape."""
     answer = worker.client.get(f"/jobs/{fresh_id('nobody')}/events")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "JOB_NOT_FOUND")
 
@@ -194,7 +194,7 @@ def test_a_last_event_id_that_is_no_position_is_refused(worker: RunningWorker, a
 
 
 def test_readers_of_one_job_are_bounded(worker: RunningWorker) -> None:
-    """The 33rd is refused, and the others go on."""
+    """The 33rd is refused, and the others continue."""
     stream = worker.execute(fresh_id(), ENDLESS).tokens_seen(1)
     readers = [following(worker, stream.job_id) for _ in range(31)]
     for reader in readers:
@@ -239,7 +239,7 @@ def asked(worker: RunningWorker, job_id: str) -> httpx2.Response:
 
 
 def asking(worker: RunningWorker, request: bytes) -> socket.socket:
-    """A client that asks and takes nothing."""
+    """A client that sends a request and reads nothing."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
     client.connect(("127.0.0.1", worker.port))
@@ -264,7 +264,7 @@ LONG: dict[str, Any] = {"prompt": script(token_ms=1), "max_tokens": 8000}
 
 
 def test_a_reader_that_takes_nothing_slows_nobody() -> None:
-    """Its neighbour's tokens flow as beside a job that is read."""
+    """Its neighbour is as fast as beside a job whose reader reads."""
     with running_worker(env={"WORKER_ORCD_TEST_STALL_SEC": "60"}, max_tokens_out=8000) as worker:
 
         def neighbour_sec(beside: str) -> float:
@@ -295,7 +295,7 @@ def test_a_reader_that_takes_nothing_slows_nobody() -> None:
 
 
 def test_a_reader_that_takes_nothing_is_dropped() -> None:
-    """Its job ends as if it had left."""
+    """Its job ends as after a disconnect."""
     with running_worker(env={"WORKER_ORCD_TEST_STALL_SEC": "0.5"}, max_tokens_out=8000) as worker:
         job_id = fresh_id("stalled")
         with stalled_client(worker, job_id, **LONG):

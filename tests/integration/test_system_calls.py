@@ -1,4 +1,4 @@
-"""What a template can do that has found a hole in Jinja's sandbox: compute, and answer."""
+"""A template that escapes Jinja's sandbox can only compute and answer."""
 
 import json
 import platform
@@ -60,7 +60,7 @@ FILTERED = "2"
 
 
 def tried(*steps: str) -> dict[str, int | None]:
-    """Each door, and the error behind it; None if it is open."""
+    """Each system call that is tried, and its error; None if it succeeds."""
     done = subprocess.run(
         [sys.executable, "-c", DOORS, *steps], stdout=subprocess.PIPE, timeout=60, check=True
     )
@@ -69,7 +69,7 @@ def tried(*steps: str) -> dict[str, int | None]:
 
 
 def test_a_rendering_process_reaches_nothing() -> None:
-    """No files, network, programs or other processes. Without the filter, nearly all of these doors are open."""
+    """No files, network, programs or other processes. Without the filter nearly all of these calls succeed."""
     open_without = {name for name, error in tried().items() if error is None}
     assert {"read a file", "list a folder", "reach the network", "run a program", "fork"} <= open_without
     assert set(tried("refuse_all_but_serving", "refuse_all_but_rendering").values()) == {EPERM}
@@ -111,7 +111,7 @@ def test_the_renderer_and_its_children_are_filtered() -> None:
 
 
 def outcomes(render: Callable[[dict[str, Any]], Sequence[Piece]]) -> list[Sequence[Piece] | None]:
-    """What becomes of each conversation; None if the template refuses it."""
+    """Each conversation as rendered; None if the template refuses it."""
     found: list[Sequence[Piece] | None] = []
     for conversation in CONVERSATIONS:
         try:

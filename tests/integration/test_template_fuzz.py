@@ -184,7 +184,7 @@ def _rendered(renderer: Renderer) -> tuple[Sequence[Piece], str]:
 
 @pytest.mark.parametrize("part", range(4))
 def test_any_template_renders_or_is_a_fault(part: int) -> None:
-    """And leaves no process; what a client wrote is never special."""
+    """It leaves no process, and a client's text never becomes a special token."""
     try_templates(range(part * COUNT // 4, (part + 1) * COUNT // 4))
 
 
@@ -200,7 +200,7 @@ def try_templates(seeds: range) -> None:
     outcomes = {"rendered": 0, "refused": 0, "broken": 0}
     for seed in seeds:
         draw = random.Random(seed)
-        # Every second one shows the prompt and does harm only when it is asked for.
+        # Every second one shows the prompt and is hostile only on request.
         harm = statements(draw, draw.randrange(1, 6))
         guarded = f"{{% if messages | length > 1 %}}{harm}{{% endif %}}{{{{ messages[0].content }}}}"
         text = guarded if seed % 2 else harm + "{{ messages[0].content }}"

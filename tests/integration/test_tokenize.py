@@ -29,14 +29,14 @@ def ask(worker: RunningWorker, path: str, body: dict[str, Any]) -> httpx2.Respon
 def test_a_text_becomes_tokens(
     scripted_worker: RunningWorker, body: dict[str, Any], more: dict[str, Any]
 ) -> None:
-    """In the words of either server."""
+    """With the fields of either server."""
     answer = ask(scripted_worker, "/tokenize", body)
     expected = {"tokens": [104, 0xC3, 0xA9], "count": 3, "max_model_len": 8192}
     assert (answer.status_code, answer.json()) == (200, expected | more)
 
 
 def test_tokens_come_with_their_pieces(scripted_worker: RunningWorker) -> None:
-    """Text where it is text, bytes where it is part of a character."""
+    """A piece is text, or bytes if it is part of a character."""
     answer = ask(scripted_worker, "/tokenize", {"content": "hé", "with_pieces": True}).json()
     pieces = [("h", 104), ([0xC3], 0xC3), ([0xA9], 0xA9)]
     assert answer["tokens"] == [{"id": token, "piece": piece} for piece, token in pieces]
@@ -49,7 +49,7 @@ def test_no_text_has_no_tokens(scripted_worker: RunningWorker) -> None:
 
 
 def test_tokens_become_text_again(scripted_worker: RunningWorker) -> None:
-    """Whole characters of several tokens, and the name of a control token."""
+    """Also characters of several tokens, and the names of control tokens."""
     answer = ask(scripted_worker, "/detokenize", {"tokens": [104, 0xC3, 0xA9, 256]})
     assert (answer.status_code, answer.json()) == (200, {"content": "hé<end>", "prompt": "hé<end>"})
 
@@ -83,7 +83,7 @@ def test_a_conversation_becomes_the_prompt_that_the_model_reads(scripted_worker:
 def test_a_malformed_request_is_refused_by_its_field(
     scripted_worker: RunningWorker, path: str, body: dict[str, Any], param: str
 ) -> None:
-    """In the one shape of errors."""
+    """In the usual shape of errors."""
     answer = ask(scripted_worker, path, body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "INVALID_REQUEST")
     assert answer.json()["error"]["param"] == param
@@ -99,7 +99,7 @@ def test_the_tokenizer_is_described(scripted_worker: RunningWorker) -> None:
 
 
 def test_many_at_once_are_answered_or_refused(scripted_worker: RunningWorker) -> None:
-    """Each with its own tokens; a few wait at a time, the others are to come again."""
+    """Each answer has its own tokens; a few requests wait, the others get 429."""
 
     def one(number: int) -> httpx2.Response:
         return ask(scripted_worker, "/tokenize", {"content": f"{number:03}"})

@@ -24,7 +24,7 @@ LLAMA2 = (
 GENERIC = (
     "{% for m in messages %}{{ bos_token }}{{ m.role }}: {{ m.content }}{{ eos_token }} {% endfor %}answer:"
 )
-"""With the vocabulary's own tokens, whatever they are."""
+"""With the vocabulary's own tokens."""
 
 VOCABULARIES = ("llama-spm", "llama", "llama-ugm", "llama-wpm", "llama-rwkv", "llama-plamo2")
 TALK = [
@@ -36,7 +36,7 @@ TALK = [
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator]
 def _quiet(_level: int, _text: bytes, _user_data: object) -> None:
-    """In place of the log function of a model that another test has loaded and dropped."""
+    """Replaces the log function of a model that another test has loaded and freed."""
 
 
 Load = Callable[..., tuple[Any, Tokenizer]]
@@ -84,7 +84,7 @@ def encoded(source: str, tokenizer: Tokenizer, conversation: Conversation) -> li
 
 
 def by_llama_cpp(vocabulary: Any, text: str) -> list[int]:
-    """A whole text's tokens, as llama.cpp's server has them made."""
+    """A whole text's tokens, as llama.cpp's server computes them."""
     raw = text.encode()
     buffer = (lib.llama_token * (len(raw) + 8))()
     count = lib.llama_tokenize(vocabulary, raw, len(raw), buffer, len(buffer), True, True)
@@ -94,7 +94,7 @@ def by_llama_cpp(vocabulary: Any, text: str) -> list[int]:
 @pytest.mark.parametrize("source", [CHATML, LLAMA2, GENERIC])
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_a_conversation_has_the_tokens_of_its_whole_text(load: Load, name: str, source: str) -> None:
-    """No space comes to stand before each message, and none is lost."""
+    """No space is added before a message, and none is lost."""
     vocabulary, tokenizer = load(name)
     plain = ChatTemplate(Source(source, tokenizer.bos, tokenizer.eos))
     text = "".join(piece.text for piece in plain.render({"messages": TALK, "add_generation_prompt": True}))
@@ -127,7 +127,7 @@ def test_forged_tokens_are_text_and_nothing_else_changes(load: Load, name: str) 
 def test_a_vocabulary_with_a_space_prefix_gets_one_behind_each_special_token(
     load: Load, prefix: bool
 ) -> None:
-    """As llama.cpp has it for Llama 2 and Mistral, and not one more for each message."""
+    """As in llama.cpp for Llama 2 and Mistral, without an extra one for each message."""
     vocabulary, tokenizer = load("llama-spm", add_space_prefix=prefix)
     found = b"".join(map(tokenizer.piece, encoded(LLAMA2, tokenizer, TALK)))
     added = " " if prefix else ""
@@ -153,7 +153,7 @@ def test_forged_tokens_keep_a_space_prefix_vocabularys_text_whole(load: Load) ->
     ],
 )
 def test_a_template_is_rendered_as_llama_cpp_itself_renders_it(source: str, bos: str) -> None:
-    """Where llama.cpp's library has the template built in."""
+    """For templates that are built into llama.cpp's library."""
     talk = [said("user", "hi"), said("assistant", "Hello."), said("user", "the sea")]
     messages = (lib.llama_chat_message * len(talk))(
         *(lib.llama_chat_message(m["role"].encode(), m["content"].encode()) for m in talk)

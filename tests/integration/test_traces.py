@@ -25,7 +25,7 @@ TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
 class Collector:
-    """Takes spans on a port of its own. One that hangs takes the request and never answers."""
+    """A collector on a port of its own. One that hangs accepts requests and never answers."""
 
     def __init__(self, *, hangs: bool = False) -> None:
         self.spans: list[Span] = []
@@ -66,7 +66,7 @@ class Collector:
                 self.spans.extend(scope.spans)
 
     def variables(self, delay_ms: int = 50) -> dict[str, str]:
-        """What an operator sets to have spans sent here."""
+        """The variables that an operator sets to send spans here."""
         return {
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}",
             "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=tests",
@@ -84,7 +84,7 @@ class Collector:
         return wait_until(look, what=f"the span of {job_id}")
 
     def close(self) -> None:
-        """Take nothing more."""
+        """Stop accepting spans."""
         self.drop_run_data.set()
         self.server.shutdown()
         self.server.server_close()
@@ -98,7 +98,7 @@ def said(span: Span) -> dict[str, object]:
 
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    """One that takes spans."""
+    """A collector that accepts spans."""
     collector = Collector()
     yield collector
     collector.close()
@@ -106,7 +106,7 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture
 def hanging_collector() -> Iterator[Collector]:
-    """One that hangs."""
+    """A collector that hangs."""
     collector = Collector(hangs=True)
     yield collector
     collector.close()
@@ -150,7 +150,7 @@ def test_a_cancelled_job_of_the_real_worker_arrives_at_a_collector(collector: Co
 
 
 def test_the_last_spans_leave_with_the_worker(collector: Collector) -> None:
-    """A shutdown does not wait for the next batch, nor lose what would have been in it."""
+    """A shutdown neither waits for the next batch nor loses its spans."""
     with running_worker(traces=True, drain_sec=0.2, env=collector.variables(delay_ms=600_000)) as worker:
         done = worker.execute(fresh_id(), max_tokens=2).finished()
         running = worker.execute(fresh_id(), SLOW).tokens_seen(1)
@@ -161,7 +161,7 @@ def test_the_last_spans_leave_with_the_worker(collector: Collector) -> None:
 
 
 def test_a_collector_that_hangs_slows_neither_streams_nor_the_end(hanging_collector: Collector) -> None:
-    """Jobs go on, and the worker is gone within its five seconds though a job runs until the drain is over."""
+    """Jobs continue, and the worker exits within five seconds even if a job runs until the end of the drain."""
     with running_worker(traces=True, env=hanging_collector.variables()) as worker:
         for _ in range(20):
             worker.execute(fresh_id(), script(token_ms=0), max_tokens=2).finished(within_sec=5).assert_whole()
@@ -175,7 +175,7 @@ def test_a_collector_that_hangs_slows_neither_streams_nor_the_end(hanging_collec
 
 
 def test_a_collector_that_is_not_there_is_reported_once(worker_without_collector: RunningWorker) -> None:
-    """In the narration, as everything else that is wrong."""
+    """By a log event, like other faults."""
     worker = worker_without_collector
     for _ in range(3):
         worker.execute(fresh_id(), max_tokens=2).finished()
@@ -188,7 +188,7 @@ def test_a_collector_that_is_not_there_is_reported_once(worker_without_collector
 
 @pytest.fixture
 def worker_without_collector() -> Iterator[RunningWorker]:
-    """A worker whose spans nobody takes."""
+    """A worker without a collector."""
     variables = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{free_port()}",
         "OTEL_BSP_SCHEDULE_DELAY": "50",
@@ -199,7 +199,7 @@ def worker_without_collector() -> Iterator[RunningWorker]:
 
 
 def _refused(*arguments: str, **variables: str) -> str:
-    """What the command says that does not start."""
+    """The output of a command that does not start."""
     done = subprocess.run(
         [sys.executable, "-m", "worker_orcd.cli.main", "--port", str(free_port()), *arguments],
         check=False,
@@ -243,7 +243,7 @@ def test_a_variable_that_cannot_be_kept_is_refused_in_one_line(variable: str, va
 
 
 def test_without_the_option_opentelemetrys_sdk_is_not_even_imported() -> None:
-    """Off by default, and then it costs nothing. Its API is there all the same: FastAPI needs it."""
+    """Traces are off by default and then cost nothing. FastAPI needs OpenTelemetry's API, so that is imported."""
     program = (
         "import sys, worker_orcd.cli.serve, worker_orcd.api.app; "
         "sys.exit(any(name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter')) for name in sys.modules))"

@@ -10,7 +10,7 @@ TOTAL = 60
 
 
 class CellsBesideAPlainModel(RuleBasedStateMachine):
-    """The model gives every cell a number and every holder a list of them."""
+    """The reference model numbers all cells and gives every holder a list of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -20,13 +20,13 @@ class CellsBesideAPlainModel(RuleBasedStateMachine):
 
     @rule(live=st.booleans())
     def begin(self, live: bool) -> None:
-        """A holder of nothing."""
+        """Add a holder without cells."""
         self.plain.append((Holder(live=live), []))
 
     @precondition(lambda self: self.plain)
     @rule(data=st.data())
     def grow(self, data: st.DataObject) -> None:
-        """Free cells become its own; more than are free are refused and change nothing."""
+        """A holder takes free cells; taking more than are free is refused and changes nothing."""
         holder, numbers = data.draw(st.sampled_from(self.plain))
         count = data.draw(st.integers(0, 20))
         if count > self.cells.free:
@@ -40,7 +40,7 @@ class CellsBesideAPlainModel(RuleBasedStateMachine):
     @precondition(lambda self: self.plain)
     @rule(data=st.data(), live=st.booleans())
     def share(self, data: st.DataObject, live: bool) -> None:
-        """A second holder of the same cells costs none."""
+        """A second holder of the same cells needs no further cells."""
         holder, numbers = data.draw(st.sampled_from(self.plain))
         length = data.draw(st.integers(0, len(numbers)))
         free = self.cells.free
@@ -50,7 +50,7 @@ class CellsBesideAPlainModel(RuleBasedStateMachine):
     @precondition(lambda self: self.plain)
     @rule(data=st.data())
     def trim(self, data: st.DataObject) -> None:
-        """The end goes; what others hold of it stays theirs."""
+        """A holder is cut; cells that others share stay theirs."""
         holder, numbers = data.draw(st.sampled_from(self.plain))
         length = data.draw(st.integers(0, len(numbers)))
         self.cells.trim(holder, length)
@@ -69,7 +69,7 @@ class CellsBesideAPlainModel(RuleBasedStateMachine):
     @precondition(lambda self: self.plain)
     @rule(data=st.data())
     def drop(self, data: st.DataObject) -> None:
-        """A holder that gives up all and is forgotten."""
+        """A holder gives up all cells and is removed."""
         place = data.draw(st.integers(0, len(self.plain) - 1))
         self.cells.trim(self.plain[place][0], 0)
         del self.plain[place]
@@ -92,7 +92,7 @@ TestCells = CellsBesideAPlainModel.TestCase
 
 
 def test_a_length_that_a_holder_does_not_have_is_refused() -> None:
-    """And nothing changes."""
+    """It is refused, and nothing changes."""
     cells, holder = Cells(10), Holder(live=True)
     cells.grow(holder, 4)
     for wrong in (-1, 5):

@@ -1,4 +1,4 @@
-"""Any schedule of runs, stops and interrupts through the engine's loop: nobody notices his neighbours (G4, G6)."""
+"""Any schedule of runs, stops and interrupts in the engine's loop: no run affects another (G4, G6)."""
 
 import os
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ SEQUENCES = 4
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run: when it comes, what it is, and when it is stopped, if it is."""
+    """One run: when it arrives, what it is, and when it is stopped, if at all."""
 
-    comes: int
+    arrives: int
     prompt: int
     max_tokens: int
     text: str | None
-    carried: int
+    generated: int
     stopped_after: int | None
     late: bool
-    """Whether its stop arrives after the look at messages, so that it has to end the step."""
+    """Whether its stop arrives after messages are read, so that it has to abort the step."""
     cache: str | None
     """The namespace of its prefixes."""
 
@@ -49,11 +49,11 @@ prefix store all of them can."""
 PLANS = st.lists(
     st.builds(
         Plan,
-        comes=st.integers(0, 25),
+        arrives=st.integers(0, 25),
         prompt=st.integers(0, 120) | st.integers(200, 500),
         max_tokens=st.integers(1, 20),
         text=st.none() | st.text("aSTOP漢👋 ", max_size=12),
-        carried=st.integers(0, 6),
+        generated=st.integers(0, 6),
         stopped_after=st.none() | st.integers(0, 20),
         late=st.booleans(),
         cache=st.sampled_from([None, "a", "a", "b"]),
@@ -64,7 +64,7 @@ PLANS = st.lists(
 
 
 def message(run: int, plan: Plan) -> Run:
-    """The order to generate it, from its beginning."""
+    """The message to generate it from its beginning."""
     given: dict[str, Any] = {"max_tokens": plan.max_tokens, "stop": ("STOP",), "cache": plan.cache}
     if plan.text is None:
         return run_message(run, "p" * plan.prompt, **given)
@@ -76,7 +76,7 @@ def message(run: int, plan: Plan) -> Run:
 
 @lru_cache(maxsize=4096)
 def alone(order: Run) -> tuple[tuple[tuple[int | None, str], ...], str]:
-    """The output of a run that has the engine to itself, and how it ends."""
+    """The output of a run that is alone in the engine, and how it ends."""
     loop = HandLoop(parallel=1)
     loop.post(order)
     loop.finish()
@@ -87,10 +87,10 @@ def alone(order: Run) -> tuple[tuple[tuple[int | None, str], ...], str]:
 
 
 def requeues(order: Run, plan: Plan) -> Run:
-    """The order with its first tokens generated already, but not its last: a run that had ended is not requeued."""
+    """The run with its first tokens generated, but not its last: a run that has ended is not requeued."""
     tokens = [token for token, _ in alone(order)[0] if token is not None]
     return msgspec.structs.replace(
-        order, generated=tuple(tokens[: min(plan.carried, max(0, len(tokens) - 1))])
+        order, generated=tuple(tokens[: min(plan.generated, max(0, len(tokens) - 1))])
     )
 
 
@@ -101,32 +101,32 @@ class Schedule:
         self.loop = loop
         self.plans = plans
         self.orders = [requeues(message(run, plan), plan) for run, plan in enumerate(plans)]
-        self.waiting = sorted(range(len(plans)), key=lambda run: (plans[run].comes, run))
+        self.waiting = sorted(range(len(plans)), key=lambda run: (plans[run].arrives, run))
         self.inside: dict[int, int] = {}
-        """Runs in the engine, and the turn in which each came."""
+        """Runs in the engine, and the turn in which each arrived."""
         self.asked: set[int] = set()
 
     def play(self, interrupts: set[int]) -> None:
-        """Until everybody has come and gone."""
+        """Turn until all runs have arrived and ended."""
         model, byte = self.loop.model, self.loop.byte
         model.during_step = lambda: byte.set() if len(model.steps) in interrupts else None
         turn = 0
         while self.waiting or self.inside:
-            assert turn < 3000, "it does not come to an end"
+            assert turn < 3000, "the schedule does not end"
             self._post(turn)
             before = len(self.loop.sent)
             self.loop.turn_idle()
             check_counts(self.loop)
-            for said in self.loop.sent[before:]:
-                self._hear(said)
+            for message in self.loop.sent[before:]:
+                self._received(message)
             turn += 1
         model.during_step = lambda: None
-        # Stops that came too late are answered all the same.
+        # Stops that arrived too late are answered, too.
         self.loop.finish()
 
     def _post(self, turn: int) -> None:
-        """Send whom it is time for, and stop whom it is time for: before the look at messages, or right after it."""
-        while self.waiting and self.plans[self.waiting[0]].comes <= turn and len(self.inside) < SEQUENCES:
+        """Send the runs and stops that are due: before messages are read, or right after that."""
+        while self.waiting and self.plans[self.waiting[0]].arrives <= turn and len(self.inside) < SEQUENCES:
             self.inside[self.waiting[0]] = turn
             self.loop.post(self.orders[self.waiting.pop(0)])
         due = [run for run, came in self.inside.items() if self._due(run, turn - came)]
@@ -144,11 +144,11 @@ class Schedule:
         after = self.plans[run].stopped_after
         return after is not None and age >= after and run not in self.asked
 
-    def _hear(self, said: FromEngine) -> None:
-        if isinstance(said, Stopped):
-            self.inside.pop(said.run, None)
-        if isinstance(said, Step):
-            for end in said.ended:
+    def _received(self, message: FromEngine) -> None:
+        if isinstance(message, Stopped):
+            self.inside.pop(message.run, None)
+        if isinstance(message, Step):
+            for end in message.ended:
                 del self.inside[end.run]
 
 
@@ -164,7 +164,7 @@ class Schedule:
 def test_whatever_happens_beside_it_a_run_s_output_is_that_of_the_run_alone(
     plans: list[Plan], interrupts: set[int], kind: Kind, stores: bool, decode_ms: float, row_ms: float
 ) -> None:
-    """Runs come, are requeued, end and are stopped; steps are interrupted; nothing is lost, doubled or reordered."""
+    """Runs arrive, are requeued, end and are stopped, and steps are interrupted, without changing a token."""
     store = prefix_memory(1) if stores else None
     loop = HandLoop(parallel=SEQUENCES, cells=8192, store=store, **kind)
     loop.model.decode_ms, loop.model.prefill_row_ms = decode_ms, row_ms
@@ -182,7 +182,7 @@ def test_whatever_happens_beside_it_a_run_s_output_is_that_of_the_run_alone(
 
 
 def check_output(schedule: Schedule, run: int, plan: Plan) -> None:
-    """A run's tokens, texts and end are those of the run alone; one that was stopped has a beginning of them."""
+    """A run's tokens, texts and end are those of the run alone; a stopped run has a beginning of them."""
     reported_before = len(schedule.orders[run].generated)
     whole, how = alone(message(run, plan))
     got = tuple(
@@ -195,14 +195,14 @@ def check_output(schedule: Schedule, run: int, plan: Plan) -> None:
     else:
         assert run in schedule.asked
         assert got == whole[reported_before:][: len(got)]
-    confirmations = [said for said in schedule.loop.stopped if said.run == run]
+    confirmations = [stop for stop in schedule.loop.stopped if stop.run == run]
     assert len(confirmations) == (run in schedule.asked)
-    assert all(said.cells_after == 0 for said in confirmations)
+    assert all(stop.cells_after == 0 for stop in confirmations)
 
 
 def check_counts(loop: HandLoop) -> None:
-    """What the last report says is what the model holds; an aborted step changed nothing."""
-    sent = [said for said in loop.sent[-4:] if not isinstance(said, Stored)]
+    """The last report agrees with the model's cells; an aborted step changed nothing."""
+    sent = [report for report in loop.sent[-4:] if not isinstance(report, Stored)]
     last = sent[-1] if sent else None
     if isinstance(last, Step):
         assert loop.model.cells_in_use() == last.cells_used + last.cells_cached
@@ -213,6 +213,6 @@ def check_counts(loop: HandLoop) -> None:
             if not loop.model.separate_streams:
                 assert (last.tokens, last.ended) == ((), ())
                 assert all(progress.cached > 0 for progress in last.progress)
-    if len(sent) >= 2 and all(isinstance(said, Step) and said.aborted for said in sent[-2:]):
-        # No run left between them, so the second step was a protected one for the runs of the first.
+    if len(sent) >= 2 and all(isinstance(report, Step) and report.aborted for report in sent[-2:]):
+        # No run ended between them, so the second step was protected for the runs of the first.
         raise AssertionError("two steps in a row were aborted, and no stop was overdue")

@@ -14,7 +14,7 @@ from worker_orcd.supervisor.prefix_memory import prefix_memory
 from worker_orcd.testing.harness import wait_until
 
 Kept = dict[Entry, tuple[str, tuple[int, ...], bytes]]
-"""What was put in: namespace, tokens and state by entry."""
+"""The contents: namespace, tokens and state by entry."""
 
 PUTS = st.tuples(
     st.just("put"),
@@ -53,7 +53,7 @@ def writes(state: bytes) -> Callable[[memoryview], int]:
 
 
 def dies_at_half(into: memoryview) -> int:
-    """Writes half of a state, and then the process is gone."""
+    """Writes half of a state; then the process dies."""
     into[: len(into) // 2] = b"x" * (len(into) // 2)
     raise Died
 
@@ -69,12 +69,12 @@ def put(
 
 
 def any_length(entry: Entry, length: int) -> int:
-    """An entry hands over any part of itself."""
+    """Read any part of an entry."""
     return length
 
 
 def same(store: PrefixStore, kept: Kept) -> None:
-    """What the store has is whole, and in places of its own."""
+    """The store's entries are complete and do not overlap."""
     for entry, (namespace, tokens, state) in kept.items():
         match = store.longest(namespace, list(tokens), any_length)
         assert match is not None
@@ -96,7 +96,7 @@ def reopened(fd: int, store: PrefixStore, kept: Kept) -> tuple[PrefixStore, Kept
 @given(actions=ACTIONS)
 @settings(deadline=None, max_examples=examples(60))
 def test_what_is_found_is_what_was_put_in_whoever_died_in_between(actions: list[tuple[object, ...]]) -> None:
-    """Entries make room for others, are dropped, and survive engines; half-written ones are never found."""
+    """Entries are evicted, are dropped, and outlive engines; half-written ones are never found."""
     with memory() as fd:
         store, kept = PrefixStore(fd, b"model"), Kept()
         for action in actions:
@@ -198,7 +198,7 @@ def test_a_thread_commits_what_is_still_wanted(sizes: list[int], dropped: set[in
 
 
 def test_what_is_replaced_stays_until_its_successor_is_committed() -> None:
-    """A death in between costs neither."""
+    """A death in between loses neither."""
     with memory() as fd:
         store = PrefixStore(fd, b"model")
         old = put(store, "a", [1], 10, writes(b"0123456789"))
@@ -211,7 +211,7 @@ def test_what_is_replaced_stays_until_its_successor_is_committed() -> None:
 
 
 def test_another_model_s_prefixes_are_not_found() -> None:
-    """A model file that was replaced, another library: the store begins anew."""
+    """For another model file or another library the store starts empty."""
     with memory() as fd:
         put(PrefixStore(fd, b"one"), "a", [1, 2, 3], 10, writes(b"0123456789"))
         assert len(PrefixStore(fd, b"one")) == 1
@@ -234,7 +234,7 @@ def test_the_least_recently_used_makes_room() -> None:
 
 
 def test_what_the_store_is_too_small_for_is_not_kept() -> None:
-    """And nothing else is lost for it."""
+    """No other entry is evicted for it."""
     with memory() as fd:
         store = PrefixStore(fd, b"model")
         put(store, "a", [1], 10, writes(bytes(10)))

@@ -23,13 +23,13 @@ class Library:
     def __init__(self, logits: Logits) -> None:
         self.scores = logits.copy()
         self.left: dict[int, float] = {}
-        """What the last draw chose from: tokens and their probabilities."""
+        """The candidates of the last draw: tokens and their probabilities."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(llama, name)
 
     def llama_get_logits_ith(self, _context: object, _row: int) -> Any:
-        """Where the scores are."""
+        """The address of the logits."""
         return self.scores.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
 
     def llama_sampler_sample(self, chain: Any, _context: object, _row: int) -> int:
@@ -48,7 +48,7 @@ class Library:
 def reference(
     logits: Logits, params: SamplingParams, history: list[int], index: int
 ) -> tuple[NDArray[np.float64], list[float]]:
-    """The probability of each token, and how far the cut of each filter is from deciding otherwise."""
+    """The probability of each token, and how close each filter is to a different decision."""
     scores = logits.astype(np.float64)
     margins: list[float] = [1.0]
     if index < params.min_tokens:

@@ -1,1 +1,1 @@
-"""The whole worker but sockets, processes and llama.cpp, in one thread and in virtual time."""
+"""The whole worker except sockets, processes and llama.cpp, in one thread and in virtual time."""

@@ -1,4 +1,4 @@
-"""An event loop whose time passes only by waiting for it."""
+"""An event loop whose time passes only by waiting."""
 
 import asyncio
 import selectors
@@ -14,7 +14,7 @@ _MODULES = (alarm, streams, supervisor, tracing, worker)
 
 
 class JumpingSelector(selectors.SelectSelector):
-    """Does not wait: when nothing can be read, its clock goes on by the time that it would have waited."""
+    """Never waits: if nothing can be read, its clock advances by the timeout."""
 
     now = 1000.0
 
@@ -22,7 +22,7 @@ class JumpingSelector(selectors.SelectSelector):
         """What can be read now."""
         ready = super().select(0)
         if not ready:
-            assert timeout is not None, "nothing will ever happen any more"
+            assert timeout is not None, "nothing is scheduled any more"
             self.now += max(0.0, timeout)
         return ready
 
@@ -34,7 +34,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.selector = JumpingSelector()
         super().__init__(self.selector)
         self.failures: list[str] = []
-        """What went wrong in callbacks and tasks that nobody waits for."""
+        """Errors in callbacks and tasks that are not awaited."""
         self.set_exception_handler(lambda _, context: self.failures.append(repr(context)))
 
     def cancel_everything(self) -> None:
@@ -51,7 +51,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 @contextmanager
 def virtual_time() -> Iterator[VirtualLoop]:
-    """A loop, and its clock in the place of the machine's wherever the worker looks at one."""
+    """A loop whose clock replaces the machine's in all of the worker."""
     loop = VirtualLoop()
     clock = SimpleNamespace(monotonic=loop.time, time=lambda: 1.7e9 + loop.time())
     for module in _MODULES:

@@ -1,7 +1,7 @@
-"""An engine in virtual time: the real loop, planner and text over a scripted model, and everything that can go wrong.
+"""An engine in virtual time: the real loop, planner and text over a scripted model, with injected faults.
 
-A turn is computed when it begins and reported when it would have ended. A stop that comes meanwhile finds the step just
-ending, as an abort would make it; aborts themselves are tried by setting the byte before steps at random.
+A turn is computed when it begins and reported when it would have ended. A stop that arrives meanwhile ends the step,
+as an abort would. Aborts themselves are tested by setting the byte before random steps.
 """
 
 import asyncio
@@ -33,14 +33,14 @@ SEQUENCES, CELLS = 4, 700
 
 @dataclass(frozen=True, slots=True)
 class Weather:
-    """How likely things go wrong: for each step, a death, a hang, a needless abort; for each start, that it fails."""
+    """Probabilities of faults: per step of a death, a hang or a needless abort, and per start of a failure."""
 
     dies: float = 0.0
     hangs: float = 0.0
     aborts: float = 0.0
     fails_to_start: float = 0.0
     ignores_kill_sec: float = 0.0
-    """How long a killed one takes to be dead, at most."""
+    """The longest time that a killed engine takes to die."""
 
 
 class VirtualEngine:
@@ -76,14 +76,14 @@ class VirtualEngine:
             self.die("it died while it was loading")
             return
         self._hand.warm_up()
-        self._says(Ready("m", "cpu", True, 0, "F16", "bytes", 50_000, CELLS, CELLS, SEQUENCES, False, 1.0))
+        self._send(Ready("m", "cpu", True, 0, "F16", "bytes", 50_000, CELLS, CELLS, SEQUENCES, False, 1.0))
         self._kick()
 
     # Engine
 
     def prepare(self, message: Submit | Tokenize) -> None:
-        """One after the other, in a moment each."""
-        assert isinstance(message, Submit), "no client of this world only tokenizes"
+        """Prepare prompts one after the other, each in a short time."""
+        assert isinstance(message, Submit), "no client here only tokenizes"
         if message.tokens is not None:
             self._accepted[message.run] = (message, message.tokens)
             return
@@ -92,23 +92,23 @@ class VirtualEngine:
             self._later(self._chance.uniform(0.0005, 0.02), self._prepared)
 
     def drop(self, run: int) -> None:
-        """A prompt that is being prepared is answered all the same, but not kept."""
+        """A prompt that is being prepared is still answered, but not kept."""
         self._accepted.pop(run, None)
         self._dropped.add(run)
 
     def begin(self, message: Begin) -> None:
-        """Take it into the next turn."""
+        """Post it for the next turn."""
         submitted, prompt = self._accepted.pop(message.run)
         self._hand.post(Run.of(submitted, prompt, message))
         self._kick()
 
     def stop(self, run: int) -> None:
-        """The same, and end the running step."""
+        """Post it, and end the running step."""
         self._hand.post(Stop(run))
         self._kick()
 
     def ping(self, runs: tuple[int, ...]) -> None:
-        """Answered between two steps."""
+        """Post it; it is answered between two steps."""
         self._hand.post(Ping(runs))
         self._kick()
 
@@ -117,17 +117,17 @@ class VirtualEngine:
         return None
 
     def kill(self, why: str) -> None:
-        """It may take its time to be dead."""
+        """Die, perhaps after a delay."""
         self.hung = True
         sec = self._chance.uniform(0, self._weather.ignores_kill_sec) + 0.002
         asyncio.get_running_loop().call_later(sec, self.die, f"it was killed because {why}")
 
     async def close(self) -> None:
-        """At once."""
+        """Die at once."""
         self.die("it was closed")
 
     def die(self, why: str = "it died of SIGKILL") -> None:
-        """Be dead, once."""
+        """Die, once."""
         if not self.dead:
             self.dead = True
             self._hand.close()
@@ -147,7 +147,7 @@ class VirtualEngine:
 
         asyncio.get_running_loop().call_later(sec, act)
 
-    def _says(self, message: FromEngine) -> None:
+    def _send(self, message: FromEngine) -> None:
         self._listener.on_message(message)
 
     def _prepared(self) -> None:
@@ -155,7 +155,7 @@ class VirtualEngine:
         prompt = tuple(message.prompt.encode())
         if message.run not in self._dropped:
             self._accepted[message.run] = (message, prompt)
-        self._says(Accepted(message.run, prompt))
+        self._send(Accepted(message.run, prompt))
         if self._preparing:
             self._later(self._chance.uniform(0.0005, 0.02), self._prepared)
 
@@ -173,7 +173,7 @@ class VirtualEngine:
         took = self._hand.clock.now - began
         for message in self._hand.sent[said:]:
             if isinstance(message, Stopped | Pong | AuditFault | Started):
-                self._says(message)
+                self._send(message)
         step = next((m for m in self._hand.sent[said:] if isinstance(m, Step)), None)
         if self.dead:
             return
@@ -189,6 +189,6 @@ class VirtualEngine:
     def _reported(self, step: Step | None, idle: bool) -> None:
         self._busy = False
         if step is not None:
-            self._says(step)
+            self._send(step)
         if not idle and not self.dead:
             self._kick()

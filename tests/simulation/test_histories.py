@@ -25,9 +25,9 @@ from worker_orcd.jobs.tracker import JobTracker
 GIVEN = [int(seed) for seed in os.environ.get("SIMULATION_SEEDS", "").split(":") if seed]
 SEEDS = range(*GIVEN) if GIVEN else seeds(40)
 SAMPLE = 100
-"""So many histories have everything in them."""
+"""The number of histories that contain every kind of event."""
 STILL_AT_IT = 500
-"""Say so after so many."""
+"""Report progress after this many."""
 
 
 def play(seed: int, *, attacks: int = 0) -> World:
@@ -48,7 +48,7 @@ def play(seed: int, *, attacks: int = 0) -> World:
 
 
 def digest(world: World) -> str:
-    """Of all that happened in a history, to the microsecond."""
+    """A digest of all events of a history, to the microsecond."""
     reported = [
         (seen.job.owner, record_of(seen.job), [event.data() for event in seen.job.events])
         for seen in world.seen
@@ -68,7 +68,7 @@ def test_a_hostile_key_breaks_no_promise_to_the_others(seed: int) -> None:
 
 @pytest.mark.timeout(7200)
 def test_histories_keep_every_guarantee() -> None:
-    """Whatever happens, in whatever order."""
+    """In any order of events."""
     jobs = cancelled = requeues = engines = 0
     for number, seed in enumerate(SEEDS, start=1):
         world = play(seed)
@@ -85,7 +85,7 @@ def test_histories_keep_every_guarantee() -> None:
         f"{requeues} requeues, {engines} engines"
     )
     if len(SEEDS) >= SAMPLE:
-        assert cancelled > jobs / 10, "hardly anybody cancels"
+        assert cancelled > jobs / 10, "too few cancels"
         assert requeues > 0, "nothing was requeued: too few faults"
         assert engines > len(SEEDS)
 
@@ -129,12 +129,12 @@ def test_a_defect_is_found_and_its_seed_says_how_to_play_it_again_and_fails_agai
 
 
 def place_of(error: AssertionError) -> int | None:
-    """The line that complains."""
+    """The line of the failed assertion."""
     return traceback.extract_tb(error.__traceback__)[-1].lineno
 
 
 def failure(seed: int) -> AssertionError | None:
-    """What a history complains of."""
+    """The failed assertion of a history."""
     try:
         play(seed)
     except AssertionError as error:

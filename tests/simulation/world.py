@@ -1,4 +1,4 @@
-"""One history: clients who start, cancel, leave, come back and use ids again, against a worker in bad weather."""
+"""One history: clients that start, cancel, leave, return and reuse ids, against a worker whose engines fail."""
 
 import asyncio
 import contextlib
@@ -37,30 +37,30 @@ MEMORY_SEC = 5.0
 IDS = ("a", "a1", "b", "c", "d", "e", "f")
 HOSTILE = "mallory"
 SMALL_BOUND = 300
-"""Of what is remembered for all keys together while one attacks: an owner's share is still far more than it needs."""
+"""The bound of stores that all keys share while one attacks. An owner's share is far more than it needs."""
 OWNERS = ("anna", "berta")
-"""Two keys; their owners use the same ids and groups and must never meet (G9)."""
+"""Two keys; their owners use the same ids and groups and must be isolated (G9)."""
 
 
 @dataclass(eq=False)
 class Seen:
-    """A job, and what each of its readers got."""
+    """A job, and the events that each of its readers got."""
 
     job: Job
     fields: dict[str, object]
     readers: list[list[Event]] = field(default_factory=list)
     cancelled_at: float | None = None
     may_be_cancelled: bool = False
-    """Its owner has cancelled this very use of the id, by the id or the group."""
+    """Its owner has cancelled this use of the id, by the id or the group."""
     superseded_by: "Seen | None" = None
     """A newer job with the same owner and key."""
 
 
 class World:
-    """Everything there is, out of one seed."""
+    """A worker, its engines and clients, made from one seed."""
 
     def __init__(self, seed: int, loop: VirtualLoop, *, attacks: int = 0) -> None:
-        """`attacks`: how often a third key attacks every bound that the keys share; these are small then."""
+        """`attacks`: how often a third key attacks the bounds that the keys share; then they are small."""
         self.attacks = attacks
         self.chance = random.Random(seed)
         self.loop = loop
@@ -130,7 +130,7 @@ class World:
                 self.look(owner, self.chance.choice(IDS))
 
     async def attack(self) -> None:
-        """Fill what is remembered of cancels, of refused requests and of ended jobs, while the others work."""
+        """Fill the stores of cancels, refused requests and ended jobs, while the others work."""
         for number in range(self.attacks):
             self.worker.cancel(f"made-up-{number}", "cor", HOSTILE)
             self.worker.refused(f"refused-{number}", HOSTILE)
@@ -142,7 +142,7 @@ class World:
                 await asyncio.sleep(0.02)
 
     async def run_a_job(self, owner: str) -> None:
-        """Start one and read it, perhaps not to the end, perhaps to be picked up again, perhaps cancelling it."""
+        """Start a job and read it; perhaps leave, perhaps resume, perhaps cancel it."""
         fields: dict[str, object] = {
             "job_id": self.chance.choice(IDS),
             "prompt": QUICK + "x" * self.chance.choice([0, 5, 300]),
@@ -158,7 +158,7 @@ class World:
             "supersedes": self.chance.choice([None, "k", "k1"]),
             "cache_salt": self.chance.choice([None, None, "salt"]),
         }
-        wished_at = self.requests.get((owner, str(fields["job_id"])), -100.0)
+        cancelled_at = self.requests.get((owner, str(fields["job_id"])), -100.0)
         older = self.supersedable(owner, fields["supersedes"])
         try:
             (stream,) = self.worker.execute([ExecuteRequest(**fields)], "cor", owner)  # type: ignore[arg-type]
@@ -177,7 +177,7 @@ class World:
             old.superseded_by = seen if stream.job.live else None
         self.requests.pop((owner, stream.job.job_id), None)
         self.refused.discard((owner, stream.job.job_id))
-        if self.loop.time() - wished_at <= MEMORY_SEC:
+        if self.loop.time() - cancelled_at <= MEMORY_SEC:
             seen.may_be_cancelled = True
             assert [event.name for event in stream.job.events] == ["error"], (
                 "a cancel that was here first wins"
@@ -197,16 +197,16 @@ class World:
         return [seen for seen in own if key is not None and seen.fields["supersedes"] == key]
 
     def cancel_this(self, seen: Seen) -> None:
-        """Cancel by its id, if that still means it."""
+        """Cancel the job by its id, if it is still live."""
         if seen.job.live:
             self.cancel(seen.job.owner, seen.job.job_id)
 
     def cancel(self, owner: str, job_id: str) -> None:
-        """Note which incarnation it is for."""
+        """Cancel an id, and record which incarnation is meant."""
         stop_request, now = (owner, job_id), self.loop.time()
         live = any(job.live for job in self.own(owner, job_id))
         known = live or self.worker.dispatcher.tracker.ended(job_id, owner)
-        # A cancel that follows a refused request is for that one.
+        # A cancel that follows a refused request is for that request.
         known = known or stop_request in self.refused
         if not known and now - self.requests.get(stop_request, -100.0) > MEMORY_SEC:
             self.requests[stop_request] = now
@@ -215,16 +215,16 @@ class World:
             self.worker.cancel(job_id, "cor-cancel", owner)
 
     def cancel_group(self, owner: str, group: str) -> None:
-        """The same for all of one owner's jobs of this group."""
+        """Cancel all jobs of an owner in this group."""
         self.note_cancel(lambda seen: seen.job.owner == owner and seen.fields["group"] == group)
         self.worker.cancel_group(group, "cor-group", owner)
 
     def own(self, owner: str, job_id: str) -> list[Job]:
-        """An owner's jobs with this id, by the clients' own records."""
+        """An owner's jobs with this id, as the clients know them."""
         return [seen.job for seen in self.seen if (seen.job.owner, seen.job.job_id) == (owner, job_id)]
 
     def note_cancel(self, meant: Callable[[Seen], bool]) -> None:
-        """These jobs' owner cancels them."""
+        """Record that the owner of these jobs cancels them."""
         for seen in self.seen:
             if meant(seen) and seen.job.live:
                 seen.may_be_cancelled = True
@@ -232,7 +232,7 @@ class World:
                     seen.cancelled_at = self.loop.time()
 
     def look(self, owner: str, job_id: str) -> None:
-        """Nobody sees another's job, whoever uses this id."""
+        """No owner sees another's job with the same id."""
         own = self.own(owner, job_id)
         try:
             stream = self.worker.stream_of(job_id, owner)
@@ -245,7 +245,7 @@ class World:
     async def read(
         self, seen: Seen, stream: JobStream, start: int, leaves_after: int | None, *, follows: bool = False
     ) -> None:
-        """Follow it from an event on."""
+        """Read the stream from an event on."""
         got: list[Event] = []
         stream.join()
         try:
@@ -276,7 +276,9 @@ class World:
             if status_of(self.worker) is Status.HEALTHY:
                 assert engine_lives
                 assert supervisor.state is EngineState.READY
-                assert self.loop.time() - self.engines[-1].hung_at < FOUND_OUT_SEC, "nobody noticed (G11)"
+                assert self.loop.time() - self.engines[-1].hung_at < FOUND_OUT_SEC, (
+                    "the hang was not noticed (G11)"
+                )
             for owner, key in product(OWNERS, ("k", "k1")):
                 assert len(self.supersedable(owner, key)) <= 1, "more than one survives"
             for seen in self.seen:
@@ -286,14 +288,14 @@ class World:
                     )
 
     async def all_ended(self) -> None:
-        """Everybody comes to an end."""
+        """Wait until all jobs have ended."""
         until = self.loop.time() + 900
         while any(seen.job.live for seen in self.seen):
             assert self.loop.time() < until, [record_of(seen.job) for seen in self.seen if seen.job.live]
             await asyncio.sleep(0.5)
 
     def check_rest(self) -> None:
-        """Every stream is whole, each reader got it, and nothing is left."""
+        """Every stream is complete, each reader got it, and nothing is left."""
         for seen in self.seen:
             self.check_stream(seen)
         core = self.worker.dispatcher
@@ -309,7 +311,7 @@ class World:
             assert self.worker.kv_usage.cells_cached == engine.cells_in_use
 
     def check_records(self) -> None:
-        """What ended within the last five minutes is kept, record and events, for the latest use of each id."""
+        """Records and events of jobs that ended within the last five minutes are kept, if their id was not reused."""
         tracker = self.worker.dispatcher.tracker
         latest = {(seen.job.owner, seen.job.job_id): seen.job for seen in self.seen}
         for (owner, job_id), job in latest.items():
@@ -340,16 +342,18 @@ class World:
             if seen.cancelled_at is not None:
                 assert seen.job.receipt.terminal_ms <= TERMINAL_WITHIN_SEC * 1000
             if seen.job.receipt.reason is StopReason.CLIENT:
-                assert seen.may_be_cancelled, "cancelled by nobody who may (G8, G9)"
+                assert seen.may_be_cancelled, "cancelled without its owner's cancel (G8, G9)"
             superseded = seen.job.receipt.reason is StopReason.SUPERSEDED
-            assert superseded == (seen.superseded_by is not None), "superseded by nobody who may (G9)"
+            assert superseded == (seen.superseded_by is not None), (
+                "superseded by a job of another owner or key (G9)"
+            )
 
 
 _alone: dict[tuple[object, ...], list[str]] = {}
 
 
 def undisturbed(fields: dict[str, object]) -> list[str]:
-    """The texts of a job that has an engine to itself, computed by the real loop."""
+    """The texts of a job that is alone in an engine, computed by the real loop."""
     key = (fields["prompt"], fields["max_tokens"], fields["seed"])
     if key not in _alone:
         hand = HandLoop(parallel=1, cells=2000)

@@ -31,12 +31,12 @@ class Asking:
         self.client = TestClient(app, base_url="http://127.0.0.1:8080")
 
     def ask(self, origin: str, method: str = "GET", path: str = "/jobs", **more: Any) -> Any:
-        """As a script of a page of this origin does, with a browser's own header."""
+        """Send a request as a script on a page of this origin does, with the browser's headers."""
         headers = {"Origin": origin, "Sec-Fetch-Site": "cross-site", **more.pop("headers", {})}
         return self.client.request(method, path, headers=headers, **more)
 
     def preflight(self, origin: str, method: str = "POST", path: str = "/cancel") -> Any:
-        """As a browser does before a request with a key and JSON."""
+        """Send a browser's preflight for a request with a key and JSON."""
         asked = {
             "Access-Control-Request-Method": method,
             "Access-Control-Request-Headers": "authorization,content-type,x-job-id,x-stainless-os",
@@ -55,7 +55,7 @@ def with_key(who: str | None) -> dict[str, str]:
 
 
 def test_a_preflight_needs_no_key_and_all_else_does(tmp_path: Path) -> None:
-    """A browser sends none with it. An `OPTIONS` that is no preflight needs one."""
+    """Browsers send preflights without a key. An `OPTIONS` that is no preflight needs one."""
     asking = Asking(APP, keys=tmp_path / "keys")
     answer = asking.preflight(APP)
     assert answer.status_code == 200
@@ -70,7 +70,7 @@ def test_a_preflight_needs_no_key_and_all_else_does(tmp_path: Path) -> None:
 
 
 def test_a_page_of_an_allowed_origin_can_ask_and_read_the_answer() -> None:
-    """Also without keys, where other sites' pages are refused."""
+    """Also without keys, when pages of other sites are refused."""
     asking = Asking(APP, "app://-")
     for origin in (APP, "app://-"):
         answer = asking.ask(origin, "POST", "/cancel", json={"job_id": "x"})
@@ -86,7 +86,7 @@ def test_a_page_of_an_allowed_origin_can_ask_and_read_the_answer() -> None:
     "origin", ["https://evil.example", "null", f"{APP}:444", "https://app.example.evil", ""]
 )
 def test_other_origins_get_what_they_get_without_the_option(tmp_path: Path, keys: bool, origin: str) -> None:
-    """Not one CORS header, and no preflight."""
+    """No CORS header, and a refused preflight."""
     files: list[Any] = [tmp_path / "a", tmp_path / "b"] if keys else [None, None]
     with_it, without = Asking(APP, keys=files[0]), Asking(keys=files[1])
     for asking in (with_it, without):
@@ -99,7 +99,7 @@ def test_other_origins_get_what_they_get_without_the_option(tmp_path: Path, keys
 
 
 def test_a_preflight_is_refused_without_the_option(tmp_path: Path) -> None:
-    """Off is the default."""
+    """The option is off by default."""
     assert Asking().preflight(APP).status_code == 400
     assert Asking(keys=tmp_path / "keys").preflight(APP).status_code == 401
 
@@ -126,7 +126,7 @@ def test_a_star_lets_every_page_in_but_not_by_a_rebound_name(tmp_path: Path) -> 
     ],
 )
 def test_errors_can_be_read_too(status: int, method: str, path: str, body: bytes) -> None:
-    """Otherwise a page sees a network error and no reason."""
+    """Otherwise a page would only see a network error."""
     answer = Asking(APP).ask(APP, method, path, content=body)
     assert answer.status_code == status
     assert answer.headers["access-control-allow-origin"] == APP

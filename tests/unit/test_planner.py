@@ -16,7 +16,7 @@ def decoding(key: int, context: int = 100) -> Pending:
 
 
 def reading(key: int, rows: int, context: int = 0) -> Pending:
-    """A sequence with so many prompt tokens to read."""
+    """A sequence with this many prompt tokens to compute."""
     return Pending(key, rows, context, decoding=False)
 
 
@@ -43,7 +43,7 @@ COSTS = st.builds(knowing, st.floats(0.5, 200), st.floats(0.01, 50), st.integers
 
 
 def test_every_decoding_sequence_has_its_one_row_before_any_prefill() -> None:
-    """Wherever they stand in the line."""
+    """Whatever their position in the list."""
     plan = plan_step([reading(1, 50), decoding(2), reading(3, 50), decoding(4)], knowing(5, 1, 2))
     assert plan.shares[:2] == (Share(2, 1), Share(4, 1))
     assert plan.decode_rows == 2
@@ -59,7 +59,7 @@ def test_prefill_is_filled_in_the_order_given() -> None:
 
 
 def test_a_mixed_step_lasts_25_ms_when_decoding_is_cheap() -> None:
-    """A floor: fewer rows would make reading prompts needlessly slow."""
+    """A minimum: fewer rows would slow down prefill needlessly."""
     plan = plan_step([decoding(1), reading(2, 3000)], knowing(5, 1))
     assert planner.MIXED_MS == 25
     assert plan.prefill_rows == 20
@@ -93,7 +93,7 @@ def test_a_step_of_prefill_only_lasts_as_long_as_an_arrival_may_wait() -> None:
 
 
 def test_a_short_prompt_does_not_wait_until_a_long_one_is_read() -> None:
-    """It gets what it needs of half a step; the long one, which came first, gets the other half and what is left."""
+    """It gets up to half of a step; the long one, which came first, gets the rest."""
     plan = plan_step([reading(1, 3000), reading(2, 20)], knowing(5, 24))
     assert {share.key: share.rows for share in plan.shares} == {1: 10, 2: 10}
     plan = plan_step([reading(1, 3000), reading(2, 20)], knowing(5, 1))
@@ -101,7 +101,7 @@ def test_a_short_prompt_does_not_wait_until_a_long_one_is_read() -> None:
 
 
 def test_a_short_prompt_makes_progress_beside_a_long_one_and_expensive_decoding() -> None:
-    """Also where only the rows are left that there are however slow decoding is: each gets half of them."""
+    """Also if only the guaranteed eight rows are left: each gets half of them."""
     cost = CostEstimate()
     cost.learn(Plan((), 2, 0, 0, 0.0), 17.0)
     for rows in (16, 64):
@@ -113,7 +113,7 @@ def test_a_short_prompt_makes_progress_beside_a_long_one_and_expensive_decoding(
 
 
 def test_a_step_of_prefill_only_is_short_where_it_cannot_be_aborted() -> None:
-    """There the time budget alone gives the bound of G1."""
+    """Then only the time budget keeps the bound of G1."""
     plan = plan_step([reading(1, 3000)], knowing(5, 1), abortable=False)
     assert plan.predicted_ms == pytest.approx(25)
 
@@ -180,7 +180,7 @@ def test_no_pending_work_is_an_empty_step() -> None:
 @given(PENDING, COSTS)
 @settings(deadline=None, max_examples=examples(150))
 def test_the_oldest_prompt_never_gets_less_than_half(pending: list[Pending], cost: CostEstimate) -> None:
-    """Unless it needs no more: half of the step's prefill time, or where room is what is short, half of the rows."""
+    """Unless it needs less: half of the step's prefill time, or half of the rows if the batch is full."""
     plan = plan_step(pending, cost)
     readers = [one for one in pending if not one.decoding]
     got = {share.key: share.rows for share in plan.shares}
@@ -244,7 +244,7 @@ def test_no_step_breaks_the_rules(
 def test_more_expensive_rows_never_make_a_step_larger(
     pending: list[Pending], decode_ms: float, row_ms: float, factor: float
 ) -> None:
-    """On a machine that reads prompts more slowly, a step reads no more of them."""
+    """On a machine with slower prefill, a step has no more rows."""
     cheap = plan_step(pending, knowing(decode_ms, row_ms))
     costly = plan_step(pending, knowing(decode_ms, row_ms * factor))
     assert costly.prefill_rows <= cheap.prefill_rows
@@ -275,7 +275,7 @@ def test_a_number_of_rows_never_seen_is_taken_from_its_neighbours_on_the_slow_si
 
 
 def test_rows_of_a_whole_tile_are_known_apart_from_fewer() -> None:
-    """They cost less on ggml's CPU kernels; one kind never teaches about the other once both were seen."""
+    """They cost less on ggml's CPU kernels; once both kinds were measured, neither changes the other's estimate."""
     cost = CostEstimate()
     cost.learn(Plan((), 0, 16, 0, 0.0), 160)
     assert cost.prefill_row_ms(0, tiled=True) == 10
@@ -298,7 +298,7 @@ def test_a_slow_machine_reads_whole_tiles_while_they_are_no_longer_than_a_stop_c
 
 
 def test_an_aborted_step_that_took_longer_than_predicted_makes_everything_more_expensive_at_once() -> None:
-    """It would have taken longer still. One that was aborted in its time says nothing, and done ones bring it back."""
+    """It would have taken even longer. A step aborted within its predicted time changes nothing."""
     cost = knowing(10, 1)
     plan = plan_step([decoding(1)], cost)
     cost.aborted(plan, 9)
@@ -314,7 +314,7 @@ def test_an_aborted_step_that_took_longer_than_predicted_makes_everything_more_e
 
 
 def test_a_machine_that_stays_slow_is_learned_and_no_longer_counts_as_slowed_down() -> None:
-    """The prediction stays right while it moves from the factor into what rows cost."""
+    """The prediction stays right while the change moves from the factor into the cost of rows."""
     cost = knowing(10, 1)
     cost.aborted(plan_step([decoding(1)], cost), 120)
     for _ in range(40):
@@ -325,7 +325,7 @@ def test_a_machine_that_stays_slow_is_learned_and_no_longer_counts_as_slowed_dow
 
 
 def test_a_prompts_last_few_rows_teach_nothing() -> None:
-    """They bear the fixed cost of a whole step."""
+    """They carry the fixed cost of a whole step."""
     cost = knowing(10, 1)
     cost.learn(Plan((), 0, 7, 0, 0.0), 7000)
     assert cost.prefill_row_ms(0, tiled=False) == 1
@@ -341,14 +341,14 @@ def test_a_context_deeper_than_any_seen_is_estimated_as_more_expensive() -> None
 
 
 def test_a_single_slow_step_moves_the_estimate_by_a_fifth() -> None:
-    """A neighbour on the machine is not the machine."""
+    """It may be due to another process."""
     cost = knowing(10, 1)
     cost.learn(Plan((), 1, 0, 0, 0.0), 110)
     assert cost.decode_ms(1) == pytest.approx(30)
 
 
 def test_a_mixed_step_teaches_about_prefill_only() -> None:
-    """What its decode rows take is known from steps without prefill."""
+    """The cost of decode rows is measured in steps without prefill."""
     cost = knowing(10, 1)
     cost.learn(Plan((), 1, 100, 0, 0.0), 310)
     assert cost.decode_ms(1) == 10
@@ -356,7 +356,7 @@ def test_a_mixed_step_teaches_about_prefill_only() -> None:
 
 
 def test_decoding_that_has_become_slow_does_not_hold_up_a_long_prompt_for_ever() -> None:
-    """Now and then a step decodes only, so it is found out; 8 rows a step throughout would be 500 steps."""
+    """Some steps decode only, which measures it; with 8 rows per step the prompt would take 500 steps."""
     cost, took = knowing(2, 1), machine(0.0, 100.0, 0.05, 0.0)
     steps = read_a_prompt(cost, took, 4000, 2)
     assert len(steps) < 60
@@ -364,7 +364,7 @@ def test_decoding_that_has_become_slow_does_not_hold_up_a_long_prompt_for_ever()
 
 
 def test_a_mixed_step_that_was_faster_than_its_decode_part_does_not_make_prefill_free() -> None:
-    """Noise never teaches a cost of nothing, which would plan steps without end."""
+    """Noise never makes the estimate zero, which would plan endless steps."""
     cost = knowing(50, 1)
     for _ in range(100):
         cost.learn(Plan((), 1, 10, 0, 0.0), 5)
@@ -385,7 +385,7 @@ def machine(overhead_ms: float, decode_ms: float, row_ms: float, per_cell_ms: fl
 
 
 def read_a_prompt(cost: CostEstimate, took: Machine, rows: int, decoders: int) -> list[tuple[Plan, float]]:
-    """Have a prompt read beside so many decoding sequences. Returns each step and how long it took."""
+    """Prefill a prompt beside this many decoding sequences. Returns each step and its duration."""
     steps = []
     done = 0
     while done < rows:
@@ -451,7 +451,7 @@ def test_streams_beside_a_long_prompt_wait_at_most_three_times_as_long() -> None
 
 
 def test_short_last_chunks_never_make_full_steps_too_long() -> None:
-    """A chunk of one row pays the whole fixed cost: that errs on the slow side, so steps get shorter, not longer."""
+    """A chunk of one row has the whole fixed cost, so the estimate errs on the slow side: steps get shorter."""
     cost, took = CostEstimate(), machine(6.0, 4.0, 2.0, 0.0)
     for _ in range(20):
         read_a_prompt(cost, took, 1, 0)
@@ -481,12 +481,12 @@ def test_where_even_few_rows_take_too_long_a_step_has_a_whole_tile(streams: int)
 
 
 def test_where_rows_are_what_takes_long_a_step_has_few() -> None:
-    """On a machine that is slow, but not starved."""
+    """On a slow machine that is not starved."""
     cost = starved(10, 100)
     cost.learn(Plan((), 1, 0, 0, 0.0), 100)
     assert plan_step([decoding(1), reading(9, 2000)], cost).prefill_rows == 8
 
 
 def test_a_step_soon_after_an_aborted_one_stays_short() -> None:
-    """It is to get done before the next stop."""
+    """So that it ends before the next stop."""
     assert plan_step([reading(9, 2000)], starved(1200, 2), pace=Pace.SHORT).prefill_rows < 8
