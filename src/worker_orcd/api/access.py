@@ -17,14 +17,14 @@ from worker_orcd.settings import flag
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/"})
 """What orchestrators ask without a key, and the console's page."""
 OPEN_FILES = "/console/"
-"""The console's files: they are the same for everybody, and ask for a key."""
+"""The console's files: they are the same for all clients, and the page asks for a key."""
 _THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 _OWNER = "worker_orcd.owner"
 _OPERATOR = "worker_orcd.operator"
 _AUTHORITY = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _ORIGIN = re.compile(r"https?://(?P<authority>[^/]+)")
 _OWN_PAGES = frozenset({"same-origin", "none"})
-"""What a browser says of a request by our own page or by its user (`Sec-Fetch-Site`)."""
+"""Values of `Sec-Fetch-Site` for requests by our own page or by its user."""
 
 
 def owner_of(request: HTTPConnection) -> str:
@@ -60,8 +60,8 @@ def require_operator(request: HTTPConnection) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may ask: who has one of `keys`; without keys, whoever reaches `host`, if that is this machine only or the
-    operator said `insecure`."""
+    """Who may use the worker: holders of one of `keys`; without keys, all clients that reach `host`, if that is this
+    machine only or `insecure` is set."""
 
     keys: ApiKeys | None = None
     host: str = "127.0.0.1"
@@ -136,7 +136,7 @@ def _admit(scope: Scope, caller: Caller) -> None:
 
 
 def _check_host(headers: Headers, http_version: str) -> None:
-    """Whoever stands between may have looked at another `Host` than we do (RFC 9112, 3.2)."""
+    """A proxy may have checked another `Host` than the worker does (RFC 9112, 3.2)."""
     hosts = len(headers.getlist("host"))
     if hosts > 1 or (hosts == 0 and http_version == "1.1"):
         raise invalid(f"a request has one Host; this one has {hosts or 'none'}", "Host")

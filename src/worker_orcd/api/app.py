@@ -53,7 +53,7 @@ def create_app(
         worker: does the work.
         narrator: logs refusals and failures.
         shut_down: begins the drain; given what asked for it.
-        access: who may ask; left out: whoever is on this machine.
+        access: who may use the worker; by default, clients on this machine.
         console: whether to serve the page for people at `/`.
         private_load: whether `/health` shows load figures to operators only.
     """

@@ -36,7 +36,7 @@ RESERVED = "reserved"
 
 class BoundedProtocol(HttpToolsProtocol):
     """One connection, with a bound to everything: how many there are, how large a request's head is, how long its
-    client may take to send it, and how long to take its answer. Refuses in the one shape."""
+    client may take to send it, and how long to read its answer. Refuses in the usual shape."""
 
     def __init__(
         self, *args: Any, refuse: Refuse, all_open: "Connections[BoundedProtocol]", **more: Any

@@ -17,7 +17,7 @@ EXPOSED_HEADERS = (
     "Preference-Applied",
     "WWW-Authenticate",
 )
-"""Headers of answers that scripts of allowed origins may read, beside those that every script may."""
+"""Response headers that scripts of allowed origins may read, in addition to those that every script may read."""
 
 
 def allows(origins: tuple[str, ...], origin: str | None) -> bool:

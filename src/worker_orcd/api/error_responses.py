@@ -14,9 +14,9 @@ from worker_orcd.narration.context import correlation_id
 from worker_orcd.worker.worker import Worker
 
 OPENAI_PATHS = "/v1/"
-"""Below these, errors are in the shape that OpenAI's clients know: ours and what they expect beside it."""
+"""Below these paths, errors have OpenAI's shape with the worker's fields."""
 ANTHROPIC_PATHS = "/v1/messages"
-"""Below these, in the shape that Anthropic's clients know: ours and what they expect beside it."""
+"""Below these paths, errors have Anthropic's shape with the worker's fields."""
 SAFE_HEADERS = {"X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin"}
 """On every answer: no other site's page may load it as a script, a style or an image."""
 _TYPES = {ErrorCode.QUEUE_FULL: "rate_limit_error", ErrorCode.CANCELLED: "cancelled_error"}

@@ -48,7 +48,7 @@ def bound(name: str, value: int | None) -> dict[str, int]:
 
 
 def _whole(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema with what it refers to put in its place: within an operation there is nowhere to refer to."""
+    """A schema with its references resolved, because an operation cannot contain definitions."""
     definitions = schema.pop("$defs", {})
 
     def whole(part: Any) -> Any:
@@ -87,7 +87,7 @@ def errors(*statuses: int) -> Responses:
 
 
 def answer(status: int, description: str, content_type: str, **content: object) -> Responses:
-    """One other answer of an operation; `content` says `schema`, `itemSchema` or `example`."""
+    """Another response of an operation; `content` has `schema`, `itemSchema` or `example`."""
     return {status: {"description": description, "content": {content_type: content}}}
 
 

@@ -20,7 +20,7 @@ SEND_BUFFER_BYTES = 64 * 1024
 FLUSH_SEC = 1.0
 """How long streams may take to send what they have when the server goes down."""
 _LEAVING_SEC = 0.35
-"""What uvicorn's ticks and the process's end take beside that."""
+"""Additional time for uvicorn's ticks and the end of the process."""
 
 
 class Server(uvicorn.Server):

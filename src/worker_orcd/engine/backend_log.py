@@ -21,5 +21,5 @@ class BackendLog:
         return self._lines[0] if self._lines else "it gives no reason"
 
     def about_memory(self) -> bool:
-        """Whether memory could not be had."""
+        """Whether an allocation failed."""
         return any("memory" in line or "alloc" in line for line in self._lines)

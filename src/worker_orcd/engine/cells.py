@@ -102,7 +102,7 @@ class Cells:
         self._enter(holder)
 
     def keep_warm(self, holder: Holder) -> None:
-        """The run that held these cells is over: they are warm from now on."""
+        """The run that held these cells has ended: they are warm from now on."""
         self._turn(holder, live=False)
 
     def take(self, holder: Holder) -> None:

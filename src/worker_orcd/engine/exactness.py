@@ -73,7 +73,7 @@ def _explanation(operation: Operation) -> str:
 
 
 def _inspect(model: Model, progressed: Callable[[], None]) -> Operation | None:
-    """The first operation that gives a row other results beside others, or when it is resumed, than alone."""
+    """The first operation whose results for a row differ alone, beside other rows, or when resumed."""
     sequences = min(len(_INSPECTED_LENGTHS), model.facts.sequences)
     cells = min(_CELLS, model.facts.cells_per_job)
     prompts = _prompts(model, _INSPECTED_LENGTHS[:sequences], cells)

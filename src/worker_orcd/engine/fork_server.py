@@ -17,7 +17,7 @@ from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.engine.templates import limits
 
 SLOW_AFTER_SEC = 0.1
-"""A request that takes longer is slow: others are prepared beside it."""
+"""A request that takes longer is slow: others are prepared in parallel."""
 _PATIENCE_SEC = limits.MAX_WALL_SEC + 5
 """Longer than the kernel's limit on a child, so only a stopped child is still there after it."""
 _ATTEMPTS = 2

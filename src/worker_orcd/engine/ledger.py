@@ -164,7 +164,7 @@ class Ledger:
         slot.id = heapq.heappop(self._free_ids)
 
     def close(self, slot: Slot) -> Closed:
-        """The slot's run is over. Its cells become warm, or free where no later run could use them."""
+        """The slot's run has ended. Its cells become warm, or free if no later run could reuse them."""
         del self._live[slot.run]
         before = self._model.cells(slot.id)
         if slot.namespace is None or slot.computed == 0:
@@ -264,7 +264,7 @@ class Ledger:
         return [*faults, *(AuditFault(None, text, repaired=True) for text in damaged)]
 
     def _repair(self, difference: Difference) -> AuditFault:
-        """Make one sequence id hold what it should: trim it, have its tokens computed again, or use it no more."""
+        """Repair one sequence id: trim it, have its tokens computed again, or stop using it."""
         slot = next((slot for slot in self.resident if slot.id == difference.sequence), None)
         # Only plain attention is sure to be right behind its first tokens when what follows them is trimmed.
         trimmable = slot is None or self._model.memory.kind == "attention"
@@ -324,7 +324,7 @@ class Ledger:
         return saved.length if saved else 0
 
     def _save(self, slot: Slot) -> int:
-        """Save a slot whose run is over. How many of its tokens are in the store then."""
+        """Save a slot whose run has ended. Returns how many of its tokens are in the store."""
         if self._saving is None or slot.namespace is None:
             return 0
         if self._saving.worth_saving(slot):
@@ -377,7 +377,7 @@ class Ledger:
         return heapq.heappop(self._free_ids)
 
     def _covers(self, slot: Slot, other: Slot) -> bool:
-        """Whether one slot has all that a later run could take from another, whose run is over."""
+        """Whether one slot has everything that a later run could reuse from another, whose run has ended."""
         return (
             slot.namespace is not None
             and slot.namespace == other.namespace

@@ -52,7 +52,7 @@ _OUTCOMES = {0: Outcome.DONE, 1: Outcome.NO_ROOM, 2: Outcome.ABORTED, -2: Outcom
 
 _strlen = ctypes.CDLL(None).strlen
 _never = ctypes.create_string_buffer(2)
-"""A byte that is never set: ggml looks at it while a step must not be aborted."""
+"""A byte that is never set: ggml checks it during a step that must not be aborted."""
 
 
 class LlamaModel:

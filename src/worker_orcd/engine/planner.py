@@ -126,7 +126,7 @@ class CostEstimate:
 
     @property
     def wants_decode_alone(self) -> bool:
-        """Whether what decoding takes has not been seen by itself for long, as a long prompt is being read."""
+        """Whether the cost of decoding alone has not been measured for long, because a long prompt is prefilled."""
         return self._mixed_in_a_row >= MIXED_IN_A_ROW
 
     def learn(self, plan: Plan, took_ms: float) -> None:
@@ -173,7 +173,7 @@ def plan_step(
     one is read.
 
     Args:
-        pending: what each sequence wants, oldest first.
+        pending: the pending work of each sequence, oldest first.
         cost: what rows are known to take.
         pace: how long the step may be. `PROTECTED` takes only as many decode rows as fit, and leaves out prefill for
             which there is no time; the runs that it leaves out come next.

@@ -76,7 +76,7 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Bytes of the file that it takes: whole pages."""
+        """Bytes that it takes in the file: whole pages."""
         return -(-self.bytes // _PAGE) * _PAGE
 
 
@@ -179,7 +179,7 @@ class PrefixStore:
         return entry
 
     def commit(self, entry: Entry, replaces: tuple[Entry, ...] = ()) -> None:
-        """Have later engines find an entry that was put in, and then drop those that it replaces."""
+        """Make an entry visible to later engines, and then drop those that it replaces."""
         entry.replaces = replaces
         if self._own_thread:
             self._written.put(entry)
@@ -287,7 +287,7 @@ class PrefixStore:
             self._prepare_memory()
 
     def _commit(self, entry: Entry) -> None:
-        """Write the record, unless the entry was dropped meanwhile: then its place may be another's already."""
+        """Write the record, unless the entry was dropped meanwhile: then its place may belong to another entry."""
         checksum = self._checksum(entry)
         with self._lock:
             if entry not in self._entries:
@@ -323,7 +323,7 @@ class PrefixStore:
         _MARK.pack_into(self._bytes, _place(entry.record) + _RECORD.size - _MARK.size, self._uses)
 
     def _checksum(self, entry: Entry) -> int:
-        """Of all that an entry says and holds."""
+        """The checksum of an entry's record and data."""
         what = struct.pack("<QQQ16s", entry.offset, entry.tokens, entry.state_bytes, entry.namespace)
         digest = xxhash.xxh3_64(what)
         digest.update(self._data(entry))

@@ -15,7 +15,7 @@ from worker_orcd.protocol.messages import Begin, Submit, Tokenize
 
 
 class Prompts:
-    """Takes prompts in and hands them out in order. Safe from any thread."""
+    """Accepts prompts and hands them out in order. Safe from any thread."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -33,7 +33,7 @@ class Prompts:
             self._changed.notify()
 
     def drop(self, run: int) -> None:
-        """Nobody wants this prompt any more. Harmless if it was never here."""
+        """Forget a prompt. Harmless if it is unknown."""
         with self._changed:
             self._accepted.pop(run, None)
             if run in self._known:

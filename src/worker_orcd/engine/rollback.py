@@ -1,4 +1,4 @@
-"""Rollback: bring every sequence back to what it was before a decode that did not end well.
+"""Rollback: restore every sequence to its state before a decode that was aborted or failed.
 
 Attention forgets positions, so trimming the slots of the decode is enough. A recurrent state cannot be cut back,
 and llama.cpp moves the states of all sequences while it computes: after an abort the states of sequences without a row

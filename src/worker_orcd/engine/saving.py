@@ -57,7 +57,7 @@ class Saving:
         )
 
     def worth_saving(self, slot: Slot) -> bool:
-        """Whether a slot whose run is over has enough that the store does not have."""
+        """Whether a slot whose run has ended holds enough that the store lacks."""
         return slot.namespace is not None and slot.computed - slot.saved >= MIN_SAVED
 
     def save(self, slot: Slot, *, alone: bool) -> None:

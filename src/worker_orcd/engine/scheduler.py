@@ -30,7 +30,7 @@ class Live(Protocol):
 
 
 class Room(Protocol):
-    """What the ledger of cells says of runs without a slot."""
+    """What the ledger of cells answers about runs without a slot."""
 
     def leader(self, tokens: TokenArray, namespace: str | None) -> int | None:
         """The live run that such a run had better wait for."""
@@ -67,7 +67,7 @@ class Scheduler:
         return frozenset(self._waiting)
 
     def add(self, run: Run) -> None:
-        """A run is to begin, or to go on after it was preempted."""
+        """Add a run that is to begin, or to continue after it was preempted."""
         self._waiting[run.run] = _Waiting(run)
 
     def remove(self, run: int) -> None:

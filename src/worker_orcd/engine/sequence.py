@@ -112,7 +112,7 @@ class Sequence:
             self._matcher.wait(seconds)
 
     def close(self) -> None:
-        """Free what it holds besides its slot."""
+        """Free everything that it holds except its slot."""
         self.sampler.close()
         if self._matcher is not None:
             self._matcher.close()

@@ -80,7 +80,7 @@ def _tokens(request: Submit | Tokenize, model: Model, in_hand: CurrentPrompt | N
 def prepare_all(
     prompts: Prompts, model: Model, send: Callable[[FromEngine], None], narrator: narration.Narrator
 ) -> None:
-    """Prepare prompts for ever, one after the other. A slow one is prepared beside those that come after it.
+    """Prepare prompts endlessly, one after the other. A slow one is prepared in parallel with later ones.
 
     So a prompt waits for at most 0.1 s for each slow one before it. The front learns which prompts are slow, since it
     judges how long the engine is at the others (`supervisor/liveness.py`).

@@ -70,7 +70,7 @@ KINDS: dict[ErrorCode, ErrorKind] = {
 
 
 class JobError(Exception):
-    """A refusal or failure that a client sees, in the one shape of contract section 8.
+    """A refusal or failure that a client sees, in the shape of contract section 8.
 
     Args:
         code: which error it is; status and retriability follow from it.

@@ -89,7 +89,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Error:
-    """The job was stopped or failed. `details` stand beside `code`, `message` and `retriable` in the JSON object."""
+    """The job was stopped or failed. The JSON object has `code`, `message`, `retriable` and the fields of `details`."""
 
     name: ClassVar[str] = "error"
     code: ErrorCode

@@ -307,7 +307,7 @@ class Job:
         self.state = following(self.state, Trigger.PREEMPT)
 
     def give_up(self, now: Timestamp) -> None:
-        """Not even the engine's death was confirmed in time: the terminal event is written all the same."""
+        """Not even the engine's death was confirmed in time: write the terminal event without a confirmation."""
         freed = Release(now.mono, None, self.cells_held, None, self.prompt_processed)
         self._end(Trigger.GIVE_UP, now.mono, freed)
 

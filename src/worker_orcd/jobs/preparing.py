@@ -33,7 +33,7 @@ class Preparing:
 
     @property
     def oldest(self) -> int | None:
-        """The run whose prompt the engine was given first, of those that it prepares."""
+        """Of the runs whose prompts the engine prepares, the one it was handed first."""
         return next(iter(self._given), None)
 
     def add(self, job: Job) -> None:
@@ -47,7 +47,7 @@ class Preparing:
             del self._waiting[job.owner]
 
     def next(self, only: Job | None = None) -> Job | None:
-        """Take the job whose prompt the engine gets next, if there is one. With `only`, no other job is taken."""
+        """Remove and return the job whose prompt the engine gets next, if there is one; with `only`, no other job."""
         free = MAX_PREPARING - len(self._given)
         if not free or not self._waiting:
             return None

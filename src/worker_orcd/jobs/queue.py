@@ -11,7 +11,7 @@ from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.lifecycle import State
 
 AHEAD = 2
-"""Jobs that the engine is handed beyond those that it has slots for."""
+"""How many more jobs the engine is handed than it has slots."""
 _SPARE = 64
 """Entries of jobs that no longer wait are dropped when there are more of them than of waiting jobs, and more than
 this."""
@@ -73,7 +73,7 @@ class JobQueue:
 
     The engine decides which job gets a slot. It is handed the first jobs in order, a few more than it has slots: so it
     always has the next one, and all others can be ended here, without asking it. The head is the first job in order
-    whose prompt is counted: a prompt that takes long to render holds up no other job.
+    whose prompt is counted: a prompt that takes long to render delays no other job.
     """
 
     def __init__(self) -> None:

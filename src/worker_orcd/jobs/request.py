@@ -49,7 +49,7 @@ class Body(BaseModel):
 
     @classmethod
     def parse(cls, raw: bytes) -> Self:
-        """Read a body, whatever its Content-Type said.
+        """Read a body, whatever its Content-Type.
 
         Raises:
             JobError: `INVALID_REQUEST` naming the first field at fault.

@@ -8,7 +8,7 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 def memory_file(name: str, size: int) -> int:
-    """An empty file of so many bytes, which nobody can cut or extend. It takes memory only as it is filled.
+    """An empty file of this many bytes that cannot be cut or extended. It takes memory only as it is filled.
 
     Returns:
         Its descriptor, which programs that this process starts do not inherit by themselves.

@@ -72,7 +72,7 @@ a sibling that has no CPU."""
 
 
 class OwnTime:
-    """Measures what an engine did between two looks at it."""
+    """Measures what an engine did between two observations."""
 
     def __init__(self, now: float) -> None:
         self._looked_at = now
@@ -159,7 +159,7 @@ class Liveness:
         self._preparing.add(run)
 
     def rendering(self, run: int, now: float, *, slow: bool) -> None:
-        """A prompt turns out to take long to render, or its rendering is over."""
+        """The rendering of a prompt turns out to be slow, or has ended."""
         if slow:
             self._preparing.discard(run)
         else:

@@ -1,4 +1,4 @@
-"""The memory file of the prefix store: the front makes it, and each engine that it starts uses it."""
+"""The memory file of the prefix store: the front creates it, and each of its engines uses it."""
 
 from worker_orcd.protocol.memory_file import memory_file
 

@@ -16,7 +16,7 @@ class Format:
     """How calls are written.
 
     Attributes:
-        name: what it is called.
+        name: its name.
         opening: the mark before them.
         closing: the mark behind them; "": they are one JSON value, with whose end they end.
         read: the calls between the marks; None if something else stands there.

@@ -85,7 +85,7 @@ class OutputParser(Parser):
             tools: the names of the tools that may be called; without any, no calls are looked for.
             parallel: whether more than one call is wanted; if not, those behind the first are left out.
             only: the output is nothing but the arguments of a call of this tool.
-            formats: those that are looked for, beside bare JSON.
+            formats: the formats to find, in addition to bare JSON.
             streams: give out calls as `CallBegun`, `Arguments` and `CallEnded`, instead of as `Call`.
         """
         super().__init__()

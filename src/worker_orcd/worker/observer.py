@@ -15,13 +15,13 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """A stop request, and what it was for.
+    """A stop request, and its target.
 
     Attributes:
         stop: the request.
-        target: what it was for.
+        target: its target.
         job_id: the target's id; None if no live job is in the group.
-        group: the group that it was for, if it was for one.
+        group: the group that it names, if any.
     """
 
     stop: StopRequest

@@ -80,7 +80,7 @@ class Worker:
         self.prefix_store_bytes = 0
         """Host memory of computed prefixes, as the engine last reported it."""
         self.permanently_failed = asyncio.Event()
-        """Set when no engine can be had any more."""
+        """Set when no engine can be started any more."""
         self.ready = asyncio.Event()
         """Set when the first engine is ready."""
         self.policy = policy

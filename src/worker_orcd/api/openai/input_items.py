@@ -1,4 +1,4 @@
-"""What a response was made of: the items of its input, and of the responses that it continues."""
+"""The input items of a response, and those of the responses that it continues."""
 
 import json
 import sys

@@ -124,7 +124,7 @@ class ResponseObject:
         return [self.item(one) for one in output.items]
 
     def item(self, item: OutputItem) -> Item:
-        """An item as it is now."""
+        """The present state of an item."""
         shown: Item = {"id": self.item_id(item), "type": item.kind, "status": item.status}
         match item.kind:
             case "function_call":

@@ -21,7 +21,7 @@ from worker_orcd.jobs.request import Body
 from worker_orcd.sampling import MAX_LOGPROBS
 
 INCLUDE_LOGPROBS = "message.output_text.logprobs"
-"""What `include` of a response says to get log probabilities."""
+"""The value of `include` that requests log probabilities."""
 
 
 class ResponseRequest(Generation):
@@ -36,7 +36,7 @@ class ResponseRequest(Generation):
     )
     max_output_tokens: int | None = Field(default=None, ge=1)
     background: bool | None = None
-    store: bool | None = Field(default=None, description="false: it cannot be had again once it has ended")
+    store: bool | None = Field(default=None, description="false: it cannot be retrieved after its end")
     metadata: dict[str, str] | None = None
     text: TextOptions | None = Field(default=None, description="`format`: the form of the output")
     tools: list[FunctionTool] | None = Field(default=None, max_length=MAX_TOOLS)
@@ -81,7 +81,7 @@ class ResponseRequest(Generation):
 
     @property
     def stored(self) -> bool:
-        """Whether it can be had again once it has ended."""
+        """Whether it can be retrieved after its end."""
         return self.store is not False
 
     @cached_property

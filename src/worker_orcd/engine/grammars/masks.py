@@ -32,7 +32,7 @@ class ConstraintRefused(Exception):
 
 
 class GrammarsLost(Exception):
-    """The process that compiles grammars cannot be had; no grammar is at fault."""
+    """The process that compiles grammars cannot be started; no grammar is the cause."""
 
 
 class Grammars:
