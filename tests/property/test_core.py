@@ -43,16 +43,16 @@ ANY = st.integers(0, 1_000_000)
 
 @dataclass
 class Seen:
-    """What was seen of a job so far."""
+    """What clients have seen of a job so far."""
 
     job: Job
     events: list[Event] = field(default_factory=list)
     reported: str = ""
     """Text of the tokens that became events."""
     held: str = ""
-    """Text that the engine holds back after these."""
+    """Text that the engine holds back after these tokens."""
     over: dict[str, object] | None = None
-    """Its record when it had ended: nothing about it changes any more."""
+    """Its record at its end, which must not change any more."""
 
 
 @dataclass
@@ -61,18 +61,18 @@ class ModelEngine:
 
     to_prepare: list[int] = field(default_factory=list)
     dropped: set[int] = field(default_factory=set)
-    """Those of them that are not wanted any more."""
+    """The runs among these that were dropped."""
     kept: set[int] = field(default_factory=set)
     """Accepted runs that are to begin later."""
     waits: set[int] = field(default_factory=set)
     """Runs that are to begin, or were preempted, and have no slot."""
     holds: set[int] = field(default_factory=set)
-    """Runs that have a slot, and that it has not released."""
+    """Runs that have a slot."""
     to_confirm: list[int] = field(default_factory=list)
 
 
 class Core(RuleBasedStateMachine):
-    """Clients, an engine and time do what they like."""
+    """Clients, an engine and time act at random."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,31 +83,31 @@ class Core(RuleBasedStateMachine):
         self.ended: list[int] = []
         self.given_up: set[int] = set()
         self.cancels: dict[str, float] = {}
-        """Cancels that came before their job, and when."""
+        """Cancels that arrived before their job, and when."""
         self.reached: dict[str, float] = {}
         """Ids of jobs that a client's cancel has reached, and when."""
         self.refused: dict[str, float] = {}
-        """Ids whose latest request was refused, and when: a cancel that follows is for that one."""
+        """Ids whose latest request was refused, and when: a cancel that follows is for that request."""
         self.written_off = False
-        """Whether a stop was given up on: such an engine gets nothing new, and its death is only a matter of time."""
+        """Whether a stop was given up. Such an engine gets nothing new, and will be killed."""
 
     # Bookkeeping.
 
     def now(self) -> Timestamp:
-        """Every event has its own moment."""
+        """Every event has a time of its own."""
         self.seconds += 0.001
         return at(self.seconds)
 
     def freed(self) -> Release:
-        """The engine's word."""
+        """The engine's confirmation."""
         return Release(self.seconds, self.seconds, cells_before=3)
 
     def live_jobs(self) -> list[Job]:
-        """Jobs whose terminal event is still to come."""
+        """Jobs without a terminal event."""
         return [seen.job for seen in self.seen.values() if seen.job.live]
 
     def carry_out(self, effects: Iterable[Effect]) -> None:
-        """Do what the core wants done, as the worker does, and check that it may be wanted."""
+        """Carry out the core's effects, as the worker does, and check that they are allowed."""
         for effect in effects:
             run = effect.job.run
             if isinstance(effect, Ended):
@@ -145,7 +145,7 @@ class Core(RuleBasedStateMachine):
                     self.engine.to_confirm.append(run)
 
     def kv_usage(self) -> object:
-        """All that there is to know, as a value."""
+        """The whole state, as a value."""
         queue = self.core.queue
         return (
             [snapshot_of(seen.job) for seen in self.seen.values()],
@@ -155,7 +155,7 @@ class Core(RuleBasedStateMachine):
         )
 
     def pick(self, runs: Iterable[int], which: int) -> int | None:
-        """One of these runs, if there are any."""
+        """One of these runs, or None if there are none."""
         candidates = sorted(runs)
         return candidates[which % len(candidates)] if candidates else None
 
@@ -188,7 +188,7 @@ class Core(RuleBasedStateMachine):
         supersedes: str | None,
         priority: int,
     ) -> None:
-        """A client wants a job run; possibly with an id that was used before, possibly again by itself."""
+        """A client submits a job, possibly with an id that was used before, possibly as a retry."""
         now = self.now()
         retry_of = self.core.cancelled_lately(job_id, now) if may_retry else None
         reached = self.reached.get(job_id, -100.0)
@@ -240,7 +240,7 @@ class Core(RuleBasedStateMachine):
             self.carry_out(effects)
             return
         self.reached.pop(job_id, None)
-        assert not full or job.stop, "only a job that is over already finds a place in a full queue"
+        assert not full or job.stop, "a full queue accepts only jobs that have ended on arrival"
         assert job.run not in self.seen, "an incarnation has its own run"
         assert job.incarnation not in {seen.job.incarnation for seen in self.seen.values()}
         self.seen[job.run] = Seen(job)
@@ -280,7 +280,7 @@ class Core(RuleBasedStateMachine):
 
     @rule(job_id=st.sampled_from(IDS))
     def a_bad_request_is_refused(self, job_id: str) -> None:
-        """Before it gets to the core: a field is wrong, or the body too large."""
+        """The API refuses a request before it reaches the core: a field is wrong, or the body too large."""
         before = self.kv_usage()
         self.core.refused(job_id, self.now())
         assert self.kv_usage() == before
@@ -327,18 +327,18 @@ class Core(RuleBasedStateMachine):
             assert (self.seen[run].job.stop, self.seen[run].job.terminal) == before
 
     def remember(self, job_id: str, seconds: float) -> None:
-        """The first one counts, until its time is over."""
+        """The first cancel counts, until it expires."""
         if seconds - self.cancels.get(job_id, -100.0) > MEMORY_SEC:
             self.cancels[job_id] = seconds
 
     def reach(self, job_id: str, seconds: float) -> None:
-        """A client's cancel has reached a live job. The first one counts, until its time is over."""
+        """A client's cancel has reached a live job. The first one counts, until it expires."""
         if seconds - self.reached.get(job_id, -100.0) > MEMORY_SEC:
             self.reached[job_id] = seconds
 
     @rule(group=st.sampled_from(["g", "g1", "nobody"]))
     def cancel_group(self, group: str) -> None:
-        """All of exactly this group, and nobody is started in the place of another of it."""
+        """All jobs of exactly this group are stopped, and none of them is started in place of another."""
         members = [job for job in self.live_jobs() if job.request.group == group]
         others = {job.run: job.stop for job in self.live_jobs() if job not in members}
         stop = StopRequest(StopReason.CLIENT, self.now().mono)
@@ -353,7 +353,7 @@ class Core(RuleBasedStateMachine):
     @precondition(lambda self: self.live_jobs())
     @rule(which=ANY)
     def last_reader_leaves(self, which: int) -> None:
-        """The same machinery with another reason."""
+        """A disconnect stops a job like a cancel, with another reason."""
         jobs = self.live_jobs()
         self.stop(jobs[which % len(jobs)].job_id, StopReason.DISCONNECT)
 
@@ -361,7 +361,7 @@ class Core(RuleBasedStateMachine):
 
     @rule(seconds=st.floats(0.01, 60))
     def time_passes(self, seconds: float) -> None:
-        """Deadlines pass with it."""
+        """Jobs may time out."""
         self.seconds += seconds
         now = self.now()
         late, effects = self.core.expire(now)
@@ -372,7 +372,7 @@ class Core(RuleBasedStateMachine):
 
     @rule(which=ANY)
     def a_stop_is_overdue(self, which: int) -> None:
-        """The supervisor gives up on a job; if it is not being stopped, that is no news."""
+        """The supervisor gives up a stop; this has no effect on a job that is not being stopped."""
         if not self.seen:
             return
         job = self.seen[self.pick(self.seen, which) or min(self.seen)].job
@@ -391,7 +391,7 @@ class Core(RuleBasedStateMachine):
     @precondition(lambda self: self.engine is None)
     @rule()
     def engine_becomes_ready(self) -> None:
-        """Whoever waits is prepared, in order."""
+        """All waiting jobs are prepared, in order."""
         self.engine, self.written_off = ModelEngine(), False
         effects = self.core.engine_ready(ReadyEngine(CAPACITY, "a-model"))
         assert all(isinstance(effect, Submit | Begin) for effect in effects)
@@ -400,7 +400,7 @@ class Core(RuleBasedStateMachine):
     @precondition(lambda self: self.engine is not None)
     @rule()
     def engine_dies(self) -> None:
-        """What it held is free by that; everybody but those who were being stopped waits for the next (G7)."""
+        """Its cells are free then. Jobs that were not being stopped wait for the next engine (G7)."""
         cancelled = {job.run for job in self.live_jobs() if job.stop}
         waiting = [job for job in self.live_jobs() if not job.stop]
         self.engine, self.written_off = None, False
@@ -418,7 +418,7 @@ class Core(RuleBasedStateMachine):
     @precondition(lambda self: self.engine is not None and self.engine.to_prepare)
     @rule(which=ANY, tokens=st.integers(1, 35))
     def a_prompt_is_counted(self, which: int, tokens: int) -> None:
-        """In any order; some never fit."""
+        """In any order; some prompts never fit."""
         assert self.engine is not None
         run = self.engine.to_prepare.pop(which % len(self.engine.to_prepare))
         if run not in self.engine.dropped:
@@ -429,7 +429,7 @@ class Core(RuleBasedStateMachine):
     @precondition(lambda self: self.engine is not None and self.engine.waits)
     @rule(which=ANY)
     def a_run_gets_a_slot(self, which: int) -> None:
-        """If one is free; whose turn it is the engine knows. A stop may be on its way."""
+        """If one is free; the engine decides for which run. A stop may be on its way."""
         assert self.engine is not None
         run = self.pick(self.engine.waits, which)
         if run is None or len(self.engine.holds) >= CAPACITY.sequences:
@@ -452,7 +452,7 @@ class Core(RuleBasedStateMachine):
     @precondition(lambda self: self.engine is not None and self.engine.holds)
     @rule(which=ANY, texts=st.lists(st.tuples(LETTER, LETTER), min_size=1, max_size=4))
     def tokens_are_generated(self, which: int, texts: list[tuple[str, str]]) -> None:
-        """Also for a run whose stop it has not read yet."""
+        """Also for a run whose stop the engine has not read yet."""
         assert self.engine is not None
         run = self.pick(self.engine.holds, which)
         assert run is not None
@@ -483,7 +483,7 @@ class Core(RuleBasedStateMachine):
     @precondition(lambda self: self.engine is not None and len(self.engine.holds) > 1)
     @rule()
     def the_least_urgent_is_preempted(self) -> None:
-        """Cells or places have run out; it may be being stopped."""
+        """Cells or slots have run out; the run may be being stopped."""
         assert self.engine is not None
         run = max(self.engine.holds, key=lambda run: self.seen[run].job.order)
         self.engine.holds.remove(run)
@@ -509,7 +509,7 @@ class Core(RuleBasedStateMachine):
     @precondition(lambda self: self.engine is not None and self.engine.holds)
     @rule(which=ANY)
     def the_device_fails(self, which: int) -> None:
-        """On one run."""
+        """While it computes one run."""
         assert self.engine is not None
         run = self.pick(self.engine.holds, which)
         assert run is not None
@@ -520,7 +520,7 @@ class Core(RuleBasedStateMachine):
     @precondition(lambda self: self.engine is not None and self.engine.to_confirm)
     @rule(which=ANY)
     def a_stop_is_confirmed(self, which: int) -> None:
-        """Always answered; for a run that ended meanwhile it is no news."""
+        """Every stop is confirmed; for a run that has ended meanwhile this has no effect."""
         assert self.engine is not None
         run = self.engine.to_confirm.pop(which % len(self.engine.to_confirm))
         waits = run in self.engine.holds | self.engine.waits
@@ -557,13 +557,13 @@ class Core(RuleBasedStateMachine):
     @precondition(lambda self: len(self.seen) > 6)
     @rule()
     def the_worker_drains(self) -> None:
-        """Nothing is taken any more."""
+        """No job is accepted any more."""
         self.core.draining = True
 
     @precondition(lambda self: self.core.draining)
     @rule()
-    def everybody_is_stopped(self) -> None:
-        """The drain time is over: those that wait end, those that run are asked, and nobody is started."""
+    def all_jobs_are_stopped(self) -> None:
+        """At the end of the drain, waiting jobs end, running jobs are stopped, and no job is started."""
         effects = self.core.stop_all(StopRequest(StopReason.SHUTDOWN, self.now().mono), self.now())
         assert not any(isinstance(effect, Begin | Submit) for effect in effects)
         self.carry_out(effects)
@@ -607,14 +607,14 @@ class Core(RuleBasedStateMachine):
 
     @invariant()
     def no_text_is_lost(self) -> None:
-        """However a job ends, the text of all its tokens has gone out, held back or not."""
+        """However a job ends, its events have the text of all its tokens, also text that was held back."""
         for seen in self.seen.values():
             text = "".join(event.t for event in seen.job.events if isinstance(event, Token))
             assert text == (seen.reported if seen.job.live else seen.reported + seen.held)
 
     @invariant()
-    def who_asked_first_has_the_last_word(self) -> None:
-        """A stopped job's error and receipt are of its first reason; one that nobody stopped has no receipt."""
+    def the_first_stop_request_decides(self) -> None:
+        """A stopped job's error and receipt have its first reason; a job without a stop request has no receipt."""
         for seen in self.seen.values():
             job, stop, terminal = seen.job, seen.job.stop, seen.job.terminal
             assert (job.receipt is not None) == (terminal is not None and stop is not None)
@@ -631,7 +631,7 @@ class Core(RuleBasedStateMachine):
 
     @invariant()
     def the_counts_agree(self) -> None:
-        """Tracker, queue and engine know the same jobs, and the engine has few more than it has slots for."""
+        """Tracker, queue and engine have the same jobs, and the engine has at most a few more than slots."""
         live = self.live_jobs()
         queued = [job.run for job in live if job.state is State.QUEUED]
         started = {job.run for job in live if job.state is not State.QUEUED}
@@ -650,22 +650,22 @@ class Core(RuleBasedStateMachine):
             assert (self.engine.holds | self.engine.waits) - self.given_up == started
             wanted = self.engine.kept | (set(self.engine.to_prepare) - self.engine.dropped)
             if not self.written_off:
-                assert wanted <= set(queued), "the engine keeps a prompt that nobody wants"
+                assert wanted <= set(queued), "the engine keeps a prompt without a job"
                 assert not self.engine.kept & self.engine.waits
         suspects = {job.run for job in live if job.deaths >= SUSPECT_DEATHS}
-        assert len(suspects & started) <= 1, "no two who are suspected of killing engines run side by side"
+        assert len(suspects & started) <= 1, "two suspects run side by side"
         assert sorted(self.ended) == sorted(run for run, seen in self.seen.items() if not seen.job.live)
 
     @invariant()
     def of_jobs_with_one_key_the_newest_alone_survives(self) -> None:
-        """All older ones have ended, or have been asked to stop."""
+        """All older ones have ended or are being stopped."""
         for key in ("k", "k1"):
             live = [job for job in self.live_jobs() if job.request.supersedes == key and not job.stop]
             assert len(live) <= 1
 
     @invariant()
-    def nobody_waits_who_could_run(self) -> None:
-        """With an engine that answers, the head of the line is handed over once it is counted and few wait there."""
+    def no_job_waits_that_could_run(self) -> None:
+        """The head of the queue is handed to a working engine once its prompt is counted and few jobs wait there."""
         if self.engine is None or self.written_off:
             return
         head = next(iter(self.core.queue._waiting.values()), None)
@@ -675,7 +675,7 @@ class Core(RuleBasedStateMachine):
             assert len(inside) >= CAPACITY.sequences + AHEAD
 
     def teardown(self) -> None:
-        """Let the engine finish what it has: nothing is left, and every job has its terminal event."""
+        """Let the engine finish its runs: nothing is left, and every job has its terminal event."""
         if self.written_off:
             self.engine_dies()
         if self.engine is None:
@@ -700,7 +700,7 @@ class Core(RuleBasedStateMachine):
             assert isinstance(seen.job.terminal, End | Error)
             assert isinstance(seen.job.events[0], Started | Error)
         self.what_was_reported_is_never_changed()
-        self.who_asked_first_has_the_last_word()
+        self.the_first_stop_request_decides()
 
 
 TestCore = Core.TestCase
