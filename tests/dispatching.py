@@ -1,11 +1,11 @@
 """Dispatchers and jobs for tests of the core."""
 
 from tests.fakes import at, execute, submit
-from worker_orcd.jobs.dispatcher import Dispatcher, ReadyEngine
+from worker_orcd.jobs.dispatcher import Dispatcher
 from worker_orcd.jobs.effects import Begin
 from worker_orcd.jobs.events import Error
 from worker_orcd.jobs.job import Job
-from worker_orcd.jobs.queue import Capacity
+from worker_orcd.jobs.queue import Capacity, ReadyEngine
 from worker_orcd.jobs.request import Ceilings
 
 ENGINE = ReadyEngine(Capacity(cells=100, cells_per_job=60, sequences=2), "a-model")

@@ -108,6 +108,15 @@ class Settings(BaseSettings):
         le=4_194_304,
         description="KV cells shared by all sequences; one job never gets more than the model was trained for",
     )
+    embeddings: bool = Field(
+        default=False,
+        description="also take an encoder, which generates no text: it serves `/v1/embeddings`",
+    )
+    pooling: Literal["mean", "cls", "last"] | None = Field(
+        default=None,
+        description="which tokens make the embedding of a text: all, the first, or the last one; absent: as the model "
+        "file says",
+    )
     prefix_cache: Literal["on", "off"] = Field(
         default="on",
         description="keep computed prefixes of prompts for later jobs of the same API key",

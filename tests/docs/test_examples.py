@@ -26,10 +26,6 @@ NOT_RUN = {
     ("docs/clients.md", "lm_eval "): "needs lm-eval and a task",
     ("docs/mcp.md", "async with Client"): "tests/integration/test_mcp.py asks so",
     ("docs/clients.md", "model_list:"): "tests/clients/test_litellm.py starts the proxy with it",
-    (
-        "docs/openai.md",
-        "curl http://127.0.0.1:8080/infill",
-    ): "needs a model with tokens for it; tests/integration/test_infill.py asks one",
     ("docs/performance.md", "make bench-beside"): "builds llama-server and measures for most of an hour",
     ("docs/gpu.md", "CMAKE_ARGS="): "compiles llama.cpp for a GPU",
     (

@@ -16,14 +16,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.fakes import at, execute, snapshot_of, submit
 from tests.lanes import examples
 from worker_orcd.jobs.clock import Timestamp
-from worker_orcd.jobs.dispatcher import Dispatcher, ReadyEngine
+from worker_orcd.jobs.dispatcher import Dispatcher
 from worker_orcd.jobs.effects import Begin, Drop, Effect, Ended, SendStop, Submit
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import End, Error, Event, Started, Token
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.position import Position
-from worker_orcd.jobs.queue import AHEAD, Capacity
+from worker_orcd.jobs.queue import AHEAD, Capacity, ReadyEngine
 from worker_orcd.jobs.receipt import Release
 from worker_orcd.jobs.refused_requests import REFUSED_KEPT_SEC
 from worker_orcd.jobs.request import Ceilings

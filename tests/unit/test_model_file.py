@@ -509,7 +509,7 @@ def bool_value(value: bool) -> bytes:
             "has no vocabulary: tokenizer.ggml.model is no_vocab",
         ),
         ("x.attention.causal", bool_value(False), "has no causal decoder: x.attention.causal is false"),
-        ("x.pooling_type", u32_value(3), "is an embedding model: x.pooling_type is 3"),
+        ("x.pooling_type", u32_value(4), "is a reranker: x.pooling_type is 4"),
     ],
 )
 def test_what_generates_no_text_is_refused_as_what_it_is(
@@ -525,6 +525,7 @@ def test_what_generates_no_text_is_refused_as_what_it_is(
     [
         ("x.attention.causal", bool_value(True)),
         ("x.pooling_type", u32_value(0)),
+        ("x.pooling_type", u32_value(3)),
         ("y.attention.causal", bool_value(False)),
         ("y.pooling_type", u32_value(1)),
         ("general.type", text_value("model")),

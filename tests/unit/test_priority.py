@@ -5,12 +5,12 @@ import pytest
 from tests.dispatching import PROMPT
 from tests.fakes import at, execute, freed_at, submit
 from worker_orcd.jobs import queue
-from worker_orcd.jobs.dispatcher import Dispatcher, ReadyEngine
+from worker_orcd.jobs.dispatcher import Dispatcher
 from worker_orcd.jobs.effects import Begin, Effect
 from worker_orcd.jobs.job import Job, Phase
 from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.priority import LEVEL_SEC, MAX_LEVELS
-from worker_orcd.jobs.queue import Capacity
+from worker_orcd.jobs.queue import Capacity, ReadyEngine
 from worker_orcd.jobs.request import Ceilings
 
 

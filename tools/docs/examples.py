@@ -4,9 +4,9 @@ import io
 
 from worker_orcd import narration
 from worker_orcd.jobs.clock import Timestamp
-from worker_orcd.jobs.dispatcher import Dispatcher, ReadyEngine
+from worker_orcd.jobs.dispatcher import Dispatcher
 from worker_orcd.jobs.job import Job
-from worker_orcd.jobs.queue import Capacity
+from worker_orcd.jobs.queue import Capacity, ReadyEngine
 from worker_orcd.jobs.receipt import Release
 from worker_orcd.jobs.request import Ceilings, ExecuteRequest
 from worker_orcd.jobs.stop_request import StopReason, StopRequest

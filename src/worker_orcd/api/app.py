@@ -28,7 +28,7 @@ from worker_orcd.api.middleware import (
     ReserveMiddleware,
     UnsupportedMiddleware,
 )
-from worker_orcd.api.openai import completions, responses, stored_responses
+from worker_orcd.api.openai import completions, embeddings, responses, stored_responses
 from worker_orcd.api.refusals import RefusalMiddleware
 from worker_orcd.worker.worker import Worker
 
@@ -73,6 +73,7 @@ def create_app(
         cancel.router(worker),
         jobs.router(worker),
         completions.router(worker),
+        embeddings.router(worker),
         responses.router(worker),
         stored_responses.router(worker),
         messages.router(worker),

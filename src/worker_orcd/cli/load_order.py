@@ -23,6 +23,8 @@ def load_order(settings: Settings, model_path: str, model_bytes: int = 0) -> Loa
         log_format=log_format(settings),
         prefix_cache=settings.prefix_cache == "on",
         model_bytes=model_bytes,
+        embeddings=settings.embeddings,
+        pooling=settings.pooling,
     )
 
 
@@ -46,7 +48,7 @@ def log_format(settings: Settings) -> Literal["json", "pretty"]:
 def early_engine(settings: Settings) -> EarlyEngine | None:
     """Start the first engine now. None where that fails: the server then says why."""
     try:
-        model = model_file.inspect(settings.model_path)
+        model = model_file.inspect(settings.model_path, encoders=settings.embeddings)
         load = load_order(settings, str(settings.model_path), model.size_bytes)
         return EarlyEngine.start(load, prefix_store(settings))
     except (model_file.ModelFileError, OSError):

@@ -72,7 +72,7 @@ def open_up(settings: Settings, *, check_model: bool = True) -> Opening:
         name, sampling, size = "", {}, 0
         path = settings.model_path if check_model else settings.model
         if check_model and path is not None:
-            model = model_file.inspect(path)
+            model = model_file.inspect(path, encoders=settings.embeddings)
             name, sampling = model.name, recommended_sampling(model.sampling)
             size = model.size_bytes
     except (model_file.ModelFileError, FileNotFoundError) as error:

@@ -1,4 +1,5 @@
-"""Only models that generate text with a causal decoder are served. Which ones do is llama.cpp's word, not a list here.
+"""Only models that generate text with a causal decoder are served, and with `--embeddings` encoders, which don't.
+Which ones they are is llama.cpp's word, not a list here.
 
 What a file says by its own metadata the front has refused before (`supervisor/model_file.py`). `llama_cpp` comes in as
 `lib`: only `llama.py` imports it.
@@ -10,6 +11,10 @@ from worker_orcd.engine.model import ModelLoadError
 
 _NO_VOCABULARY = 0
 """LLAMA_VOCAB_TYPE_NONE."""
+
+
+class Memoryless(ModelLoadError):
+    """The model has no memory of earlier tokens: it is an encoder."""
 
 
 def require_decoder(lib: Any, model: Any, path: str, architecture: str) -> None:
@@ -33,12 +38,11 @@ def require_memory(memory: Any, path: str, architecture: str) -> None:
     """Refuse a model whose context has no memory of earlier tokens: encoders and embedding models.
 
     Raises:
-        ModelLoadError: what the file is.
+        Memoryless: it has none.
     """
     if not memory:
-        raise _refusal(
-            path, "is an encoder or an embedding model, without memory of earlier tokens", architecture
-        )
+        what = "is an encoder or an embedding model, without memory of earlier tokens"
+        raise Memoryless(f"{_refusal(path, what, architecture)}, or --embeddings")
 
 
 def _refusal(path: str, what: str, architecture: str) -> ModelLoadError:

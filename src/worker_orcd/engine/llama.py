@@ -1,4 +1,4 @@
-"""llama.cpp behind the `Model` interface. The only file that uses its bindings."""
+"""llama.cpp behind the `Model` interface. Only this file and `encoder.py` use its bindings."""
 
 import contextlib
 import ctypes
@@ -9,14 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from worker_orcd.engine import devices
-from worker_orcd.engine.backend_log import BackendLog
+import numpy as np
+
 from worker_orcd.engine.bindings import bindings
 from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.engine.generative import require_decoder, require_memory
 from worker_orcd.engine.grammars.masks import Grammars
 from worker_orcd.engine.inspection import GraphInspection, Recorder
-from worker_orcd.engine.memory_limit import loading_within
 from worker_orcd.engine.model import (
     AbortMode,
     Batch,
@@ -28,13 +27,15 @@ from worker_orcd.engine.model import (
     Sampler,
 )
 from worker_orcd.engine.planner import MAX_ROWS
+from worker_orcd.engine.pooling import Vector
 from worker_orcd.engine.row_buffers import RowBuffers
 from worker_orcd.engine.sampler import LlamaSampler
 from worker_orcd.engine.templates.renderer import Renderer, RendererLost
 from worker_orcd.engine.templates.template import Source, TemplateFault
 from worker_orcd.engine.tokenizer import Tokenizer
+from worker_orcd.engine.weights import Weights
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import Load, Ready, Template
+from worker_orcd.protocol.messages import Load, Pooling, Ready, Template
 from worker_orcd.sampling import SamplingParams
 from worker_orcd.tool_calls.formats import ToolFormat, recognized
 from worker_orcd.tool_calls.generic_prompt import PROBE, shows_tools, with_tools
@@ -47,7 +48,7 @@ _PARTIAL = 1
 """LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: of a sequence's memory, only what cannot be trimmed."""
 _WHOLE = 0
 """No flag: all of a sequence's memory."""
-_OUTCOMES = {0: Outcome.DONE, 1: Outcome.NO_ROOM, 2: Outcome.ABORTED, -2: Outcome.NO_MEMORY}
+OUTCOMES = {0: Outcome.DONE, 1: Outcome.NO_ROOM, 2: Outcome.ABORTED, -2: Outcome.NO_MEMORY}
 """What `llama_decode` returns; everything else is a failure."""
 
 _strlen = ctypes.CDLL(None).strlen
@@ -58,30 +59,34 @@ _never = ctypes.create_string_buffer(2)
 class LlamaModel:
     """One model, one context, `parallel` sequences."""
 
-    def __init__(self, load: Load, interrupt: InterruptByte, progress: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        load: Load,
+        interrupt: InterruptByte,
+        progress: Callable[[float], None],
+        weights: Weights | None = None,
+    ) -> None:
         """Load it.
 
         Args:
             load: which model and how.
             interrupt: ends a running step when set.
             progress: called with the percentage that is loaded, after each tensor.
+            weights: those of the model, if they are loaded already.
 
         Raises:
             ModelLoadError: with the reason, as far as llama.cpp says it.
         """
         started = time.monotonic()
-        self._interrupt = interrupt
-        self._backend_log = BackendLog(lib)
-        lib.llama_backend_init()
-        device = devices.choose(lib, load.gpu_device, load.model_bytes)
-        self._model = self._load_model(load, device, progress)
-        architecture = self._meta("general.architecture")
-        require_decoder(lib, self._model, load.model_path, architecture)
+        self._interrupt, self._load = interrupt, load
+        weights = weights or Weights(lib, load, progress)
+        self._weights, self._backend_log, self._model = weights, weights.backend_log, weights.model
+        require_decoder(lib, self._model, load.model_path, weights.architecture)
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.sequence_ids = self._sequence_ids(load)
         self._context = self._make_context(load)
-        self._memory = lib.llama_get_memory(self._context)
-        require_memory(self._memory, load.model_path, architecture)
+        self._memory = self._open_memory()
+        self.dimensions = int(lib.llama_model_n_embd_out(self._model))
         self._watched = {
             AbortMode.NONE: ctypes.addressof(_never),
             AbortMode.OVERDUE: interrupt.overdue_address,
@@ -90,8 +95,7 @@ class LlamaModel:
         # libc's strlen(p) is 0 or 1 when p points at the flag byte followed by a NUL: a native abort callback that
         # needs neither a compiler nor the GIL, asked about a thousand times a step.
         self._abort = ctypes.cast(_strlen, lib.ggml_abort_callback)
-        self._rows = RowBuffers(lib, MAX_ROWS)
-        self._load = load
+        self._rows = RowBuffers(lib, lib.llama_n_ubatch(self._context))
         self._tokenizer = Tokenizer(lib, self._vocab)
         # Some of llama.cpp's tokenizers end the process if the vocabulary lacks a token: rather now than at a prompt.
         self._tokenizer.encode("a \u00e9\U0001f98a", parse_special=True, add_special=True)
@@ -104,12 +108,12 @@ class LlamaModel:
         self._template_fault: str | None = None
         self._compile_chat_template()
         self.facts = Ready(
-            model=self._meta("general.name") or Path(load.model_path).stem,
-            device=device.name,
+            model=weights.text("general.name") or Path(load.model_path).stem,
+            device=weights.device.name,
             resident=True,
-            vram_bytes=device.used_bytes(),
-            quant_kind=self._quant_kind(),
-            tokenizer_kind=self._meta("tokenizer.ggml.model") or "unknown",
+            vram_bytes=weights.device.used_bytes(),
+            quant_kind=weights.quant_kind,
+            tokenizer_kind=weights.text("tokenizer.ggml.model") or "unknown",
             vocab_size=len(vocabulary),
             cells=lib.llama_n_ctx(self._context),
             cells_per_job=min(lib.llama_n_ctx_seq(self._context), lib.llama_model_n_ctx_train(self._model)),
@@ -127,6 +131,21 @@ class LlamaModel:
     def abortable(self) -> bool:
         """ggml's CPU backend asks before every graph node; its GPU backends do not."""
         return self.facts.device == "cpu"
+
+    @property
+    def generates(self) -> bool:
+        """All that have memory of earlier tokens do."""
+        return True
+
+    @property
+    def pooling(self) -> Pooling:
+        """As the option says, or the file. Tokens are pooled here, so a prompt may be computed in several steps."""
+        return self._weights.pooling
+
+    @property
+    def embeds_behind_prefix(self) -> bool:
+        """Where the last row has it all."""
+        return self.pooling == "last"
 
     @property
     def layers(self) -> int:
@@ -217,12 +236,18 @@ class LlamaModel:
         """Compute at most 512 rows. They are one micro-batch, but with separate streams one for each number of rows:
         llama.cpp gives every sequence of a micro-batch equally many."""
         lib.llama_set_abort_callback(self._context, self._abort, self._watched[abort_mode])
+        lib.llama_set_embeddings(self._context, batch.embeds)
         code = lib.llama_decode(self._context, self._rows.fill(batch))
-        return _OUTCOMES.get(code, Outcome.FAILED)
+        return OUTCOMES.get(code, Outcome.FAILED)
 
     def logits(self, row: int) -> bytes:
         """The raw scores of a row, 32-bit floats over the vocabulary."""
         return ctypes.string_at(lib.llama_get_logits_ith(self._context, row), self.facts.vocab_size * 4)
+
+    def embedding(self, row: int) -> Vector:
+        """The output of the last layer, normalized as the model does before its head."""
+        found = lib.llama_get_embeddings_ith(self._context, row)
+        return np.ctypeslib.as_array(found, shape=(self.dimensions,)).copy()
 
     def sampler(self, sampling: SamplingParams, history: list[int]) -> Sampler:
         """A chain of llama.cpp's samplers."""
@@ -327,32 +352,11 @@ class LlamaModel:
 
     # Loading.
 
-    def _load_model(self, load: Load, device: devices.Device, progress: Callable[[float], None]) -> Any:
-        params = lib.llama_model_default_params()
-        params.n_gpu_layers = 0 if load.gpu_device is None else 2**31 - 1
-        params.split_mode = lib.LLAMA_SPLIT_MODE_NONE
-        gpus = device.as_list()
-        params.devices = ctypes.cast(gpus, ctypes.c_void_p)
-        params.main_gpu = 0
-
-        def loaded(part: float, _user_data: object) -> bool:
-            progress(min(99.0, part * 100))  # The context comes after it.
-            return True
-
-        callback = lib.llama_progress_callback(loaded)
-        params.progress_callback = callback
-        size = max(load.model_bytes, Path(load.model_path).stat().st_size)
-        # A GPU's driver takes memory of its own.
-        bound = loading_within(size) if load.gpu_device is None else contextlib.nullcontext()
-        with bound:
-            model = lib.llama_model_load_from_file(load.model_path.encode(), params)
-        if not model:
-            on_gpu = load.gpu_device is not None
-            code = "INSUFFICIENT_VRAM" if on_gpu and self._backend_log.about_memory() else "MODEL_LOAD_FAILED"
-            raise ModelLoadError(
-                f"model file {load.model_path}: llama.cpp cannot load it: {self._backend_log.last()}", code
-            )
-        return model
+    def _open_memory(self) -> Any:
+        """What llama.cpp remembers of earlier tokens."""
+        memory = lib.llama_get_memory(self._context)
+        require_memory(memory, self._load.model_path, self._weights.architecture)
+        return memory
 
     def _sequence_ids(self, load: Load) -> int:
         """Separate streams divide the cells among the ids, and each id of a recurrent model costs a state."""
@@ -364,8 +368,7 @@ class LlamaModel:
         context = lib.llama_init_from_model(self._model, self._context_params(load))
         if not context:
             if load.exact and not self._backend_log.about_memory():
-                architecture = self._meta("general.architecture")
-                mla = self._meta(f"{architecture}.attention.kv_lora_rank")
+                mla = self._weights.text(f"{self._weights.architecture}.attention.kv_lora_rank")
                 reason = "its attention is MLA, which keeps keys and values as one" if mla else ""
                 raise ModelLoadError(
                     f"{load.model_path}: --exact refused: {reason or self._backend_log.last()}"
@@ -387,6 +390,7 @@ class LlamaModel:
         params.op_offload = load.gpu_device is not None
         params.no_perf = True
         params.kv_unified = not load.exact
+        params.pooling_type = lib.LLAMA_POOLING_TYPE_NONE
         if load.exact:
             # Keys and values of different types keep ggml's CPU attention off its split and tiled paths, whose
             # results depend on how rows are batched; separate streams of cells keep neighbours out of each
@@ -394,14 +398,3 @@ class LlamaModel:
             params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
             params.type_k, params.type_v = _BF16, _F16
         return params
-
-    def _quant_kind(self) -> str:
-        """`Q4_1` out of llama.cpp's description, `llama 135M Q4_1`."""
-        buffer = ctypes.create_string_buffer(128)
-        lib.llama_model_desc(self._model, buffer, 128)
-        return buffer.value.decode("utf-8", "replace").split(" ", 2)[-1]
-
-    def _meta(self, key: str) -> str:
-        buffer = ctypes.create_string_buffer(256)
-        length = lib.llama_model_meta_val_str(self._model, key.encode(), buffer, 256)
-        return buffer.value.decode("utf-8", "replace") if length > 0 else ""

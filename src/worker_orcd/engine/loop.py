@@ -33,7 +33,6 @@ from worker_orcd.protocol.messages import (
     Ping,
     Pong,
     Progress,
-    PromptLogprobs,
     Started,
     Step,
     Stop,
@@ -97,7 +96,7 @@ class EngineLoop:
             self._planned = None
             match message:
                 case Run():
-                    self._scheduler.add(message)
+                    self._scheduler.add(self._without_prefix(message))
                 case Stop():
                     self._stop(message.run)
                 case Ping():
@@ -127,6 +126,12 @@ class EngineLoop:
                 self._preempt(giving_way)
             self._begin(run)
             self._planned = None
+
+    def _without_prefix(self, run: Run) -> Run:
+        """A run as it may use computed prefixes: not where an embedding needs all rows of its prompt."""
+        if run.embed is None or self._model.embeds_behind_prefix:
+            return run
+        return msgspec.structs.replace(run, cache=None)
 
     def _begin(self, run: Run) -> None:
         self._send(Started(run.run))
@@ -328,7 +333,8 @@ class EngineLoop:
             sequence = self._sequences[share.key]
             before = sequence.prompt_processed
             if sequence.run.prompt_logprobs is not None:
-                result.prompt_logprobs += self._score_prompt(sequence, row, share.rows)
+                result.prompt_logprobs += sequence.score(row, share.rows, self._model)
+            sequence.pool(row, share.rows, self._model)
             row += share.rows
             self._ledger.computed(sequence.slot, share.rows)
             result.prompt_computed += sequence.prompt_processed - before
@@ -339,19 +345,6 @@ class EngineLoop:
                 result.tokens += new
                 if end is not None:
                     result.ends.append(end)
-
-    def _score_prompt(self, sequence: Sequence, row: int, rows: int) -> list[PromptLogprobs]:
-        """Score the prompt tokens behind these rows of a sequence, which are about to count as computed."""
-        begin = sequence.computed
-        scored = [
-            sequence.score_prompt(begin + n, row + n, self._model)
-            for n in range(rows)
-            if sequence.wants_logits(begin + n)
-        ]
-        if begin == 0:
-            scored.insert(0, sequence.first_logprobs(self._model))
-        first = begin + 1 if begin else 0
-        return [PromptLogprobs(sequence.run.run, first, tuple(scored))] if scored else []
 
     def _end(self, end: EndOfRun) -> EndOfRun:
         closed = self._free(self._sequences[end.run])

@@ -1,4 +1,4 @@
-"""What the loop needs of a model. llama.cpp is one (`llama.py`); the scripted one in `testing/` is another."""
+"""What the loop needs of a model. llama.cpp is one (`llama.py`), the scripted one of `testing/` another."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -7,7 +7,8 @@ from typing import Literal, Protocol
 
 from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.engine.grammars.masks import Grammars
-from worker_orcd.protocol.messages import Ready, StepOutcome, Template
+from worker_orcd.engine.pooling import Vector
+from worker_orcd.protocol.messages import Pooling, Ready, StepOutcome, Template
 from worker_orcd.sampling import SamplingParams
 
 
@@ -99,13 +100,14 @@ ATTENTION = Memory("attention", trims=True)
 class Batch:
     """The rows of one step: row *r* is token `tokens[r]` at `positions[r]` of sequence `sequences[r]`.
 
-    Only rows with `wanted[r]` are sampled from afterwards.
+    Only rows with `wanted[r]` are sampled from afterwards. With `embeds`, the rows' embeddings are read, too.
     """
 
     tokens: list[int]
     positions: list[int]
     sequences: list[int]
     wanted: list[bool]
+    embeds: bool = False
 
 
 class Sampler(Protocol):
@@ -167,6 +169,25 @@ class Model(Computes, Protocol):
     @property
     def abortable(self) -> bool:
         """Whether the interrupt byte can end a running step."""
+
+    @property
+    def generates(self) -> bool:
+        """Whether it generates text."""
+
+    @property
+    def pooling(self) -> Pooling:
+        """Which rows' embeddings make the one of a prompt; `none`: it embeds nothing."""
+
+    @property
+    def embeds_behind_prefix(self) -> bool:
+        """Whether a prompt's embedding can be computed behind a prefix that is there already."""
+
+    @property
+    def dimensions(self) -> int:
+        """Of its embeddings."""
+
+    def embedding(self, row: int) -> Vector:
+        """The embedding of the last step's row `row`, if that step had `embeds`."""
 
     @property
     def layers(self) -> int:

@@ -89,6 +89,8 @@ def _part(shares: list[Share], sequences: Mapping[int, Sequence]) -> Part:
         batch.positions += range(sequence.computed, end)
         batch.sequences += [sequence.id] * share.rows
         batch.wanted += map(sequence.wants_logits, range(sequence.computed, end))
+        if sequence.run.embed is not None:
+            batch.embeds |= any(map(sequence.wants_embedding, range(sequence.computed, end)))
         if end == len(sequence.tokens):
             last_rows[share.key] = len(batch.wanted) - 1
             batch.wanted[-1] = True

@@ -12,6 +12,7 @@ class RowBuffers:
     """The arrays of a `llama_batch`, kept and refilled. Each row belongs to one sequence."""
 
     def __init__(self, lib: Any, rows: int) -> None:
+        self.count = rows
         self._tokens = np.zeros(rows, np.int32)
         self._positions = np.zeros(rows, np.int32)
         self._counts = np.ones(rows, np.int32)
@@ -36,6 +37,6 @@ class RowBuffers:
         self._tokens[:rows] = batch.tokens
         self._positions[:rows] = batch.positions
         self._sequences[:rows] = batch.sequences
-        self._wanted[:rows] = batch.wanted
+        self._wanted[:rows] = True if batch.embeds else batch.wanted  # llama.cpp embeds all rows or none.
         self._batch.n_tokens = rows
         return self._batch

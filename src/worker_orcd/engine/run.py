@@ -29,6 +29,7 @@ class Run(msgspec.Struct, frozen=True):
     priority: int = 0
     order: float = 0.0
     marks: Marks = "none"
+    embed: int | None = None
 
     @classmethod
     def of(cls, submitted: Submit, prompt: tuple[int, ...], begin: Begin) -> Self:
@@ -51,4 +52,5 @@ class Run(msgspec.Struct, frozen=True):
             priority=submitted.priority,
             order=submitted.order,
             marks=submitted.marks,
+            embed=submitted.embed,
         )

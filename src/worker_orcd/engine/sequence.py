@@ -8,10 +8,11 @@ from worker_orcd.engine.grammars.masks import ConstraintRefused, GrammarsLost, M
 from worker_orcd.engine.logprobs import logprobs_of
 from worker_orcd.engine.model import Model
 from worker_orcd.engine.planner import MIN_PREFILL_ROWS, Pending
+from worker_orcd.engine.pooling import NotFinite, Pool
 from worker_orcd.engine.run import Run
 from worker_orcd.engine.slot import Slot
 from worker_orcd.engine.text import TextAssembler
-from worker_orcd.protocol.messages import EndOfRun, TokenOut
+from worker_orcd.protocol.messages import EndOfRun, PromptLogprobs, TokenOut
 from worker_orcd.sampling import Logprobs, TokenLogprob
 from worker_orcd.tool_calls.formats import REASONING, SHOWN_MARKS
 
@@ -35,6 +36,9 @@ class Sequence:
         self.tokens = slot.tokens
         self.sampler = model.sampler(run.sampling, self.tokens)
         self._scored_rows = max(MIN_PREFILL_ROWS, SCORED_LOGITS // model.facts.vocab_size)
+        self._pool: Pool | None = None
+        if run.embed is not None:
+            self._pool = Pool(model.pooling, len(run.prompt), run.embed)
         self._matcher: Matcher | None = None
         if run.constraint is not None:
             self._matcher = model.grammars.matcher(
@@ -96,13 +100,37 @@ class Sequence:
         """Whether the logits of a prompt token's row are wanted, because the prompt's next token is scored by them."""
         return self.run.prompt_logprobs is not None and position < len(self.run.prompt) - 1
 
-    def score_prompt(self, position: int, row: int, model: Model) -> Logprobs:
+    def wants_embedding(self, position: int) -> bool:
+        """Whether the embedding of a prompt token's row is wanted."""
+        return self._pool is not None and self._pool.wants(position)
+
+    def pool(self, row: int, rows: int, model: Model) -> None:
+        """Add the embeddings of the rows from `row` on, which just ran and are about to count as computed."""
+        pool, begin = self._pool, self.computed
+        if pool is not None:
+            for n in (n for n in range(rows) if pool.wants(begin + n)):
+                pool.add(begin + n, model.embedding(row + n))
+
+    def score(self, row: int, rows: int, model: Model) -> list[PromptLogprobs]:
+        """Score the prompt tokens behind these rows, which are about to count as computed."""
+        begin = self.computed
+        scored = [
+            self._logprobs_behind(begin + n, row + n, model)
+            for n in range(rows)
+            if self.wants_logits(begin + n)
+        ]
+        if begin == 0:
+            scored.insert(0, self._first_logprobs(model))
+        first = begin + 1 if begin else 0
+        return [PromptLogprobs(self.run.run, first, tuple(scored))] if scored else []
+
+    def _logprobs_behind(self, position: int, row: int, model: Model) -> Logprobs:
         """The log probability of the prompt token behind this position, whose row just ran."""
         return logprobs_of(
             model.logits(row), self.run.prompt[position + 1], self.run.prompt_logprobs or 0, model.name
         )
 
-    def first_logprobs(self, model: Model) -> Logprobs:
+    def _first_logprobs(self, model: Model) -> Logprobs:
         """That of the first prompt token, which nothing precedes."""
         return (TokenLogprob(self.run.prompt[0], model.name(self.run.prompt[0]), None),)
 
@@ -123,6 +151,8 @@ class Sequence:
         Returns:
             What its readers get of it, and its end if this is the end; the cells in that are filled in when freed.
         """
+        if self._pool is not None:
+            return [], self._embedded(self._pool)
         if self.generated >= self.run.max_tokens:
             return [], EndOfRun(self.run.run, "length", 0, 0)  # None are wanted, only the prompt's scores.
         try:
@@ -131,6 +161,12 @@ class Sequence:
             return self._rest(), EndOfRun(self.run.run, None, 0, 0, "INVALID_REQUEST", str(error))
         except GrammarsLost as error:
             return self._rest(), EndOfRun(self.run.run, None, 0, 0, "INTERNAL", str(error))
+
+    def _embedded(self, pool: Pool) -> EndOfRun:
+        try:
+            return EndOfRun(self.run.run, "stop", 0, 0, embedding=pool.whole())
+        except NotFinite as error:
+            return EndOfRun(self.run.run, None, 0, 0, "INTERNAL", str(error))
 
     def _draw(self, row: int, model: Model) -> tuple[list[TokenOut], EndOfRun | None]:
         run, wanted, constraint = self.run.run, self.run.sampling.logprobs, self._matcher

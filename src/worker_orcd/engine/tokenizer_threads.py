@@ -48,6 +48,13 @@ def _check(request: Submit, model: Model, in_hand: CurrentPrompt | None) -> None
     Raises:
         PromptRefused: something of it cannot be had.
     """
+    if request.embed is None and not model.generates:
+        raise PromptRefused("this model generates no text; it serves /v1/embeddings", "model")
+    if request.embed is not None and model.pooling == "none":
+        raise PromptRefused("this model is not made for embeddings, and no --pooling is given", "model")
+    if request.embed is not None and request.embed > model.dimensions:
+        fault = f"dimensions is {request.embed}, the model's embeddings have {model.dimensions}"
+        raise PromptRefused(fault, "dimensions")
     for stop in request.stop:
         count, most = model.count_tokens(stop), request.max_stop_tokens
         if count > most:

@@ -17,7 +17,7 @@ from worker_orcd.jobs.job import Job, Phase
 from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.pending_cancels import PendingCancels
 from worker_orcd.jobs.preparing import Preparing
-from worker_orcd.jobs.queue import Capacity, JobQueue
+from worker_orcd.jobs.queue import JobQueue, ReadyEngine
 from worker_orcd.jobs.receipt import Release
 from worker_orcd.jobs.refused_requests import RefusedRequests
 from worker_orcd.jobs.request import Ceilings, JobRequest
@@ -26,14 +26,6 @@ from worker_orcd.jobs.stop_target import Target, TargetState
 from worker_orcd.jobs.suspects import MAX_DEATHS, Suspects, is_suspect
 from worker_orcd.jobs.tracker import JobTracker
 from worker_orcd.sampling import Logprobs
-
-
-@dataclass(frozen=True, slots=True)
-class ReadyEngine:
-    """A ready engine: its capacity and its model's name."""
-
-    capacity: Capacity
-    model: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +153,7 @@ class Dispatcher:
     def cancel(
         self, job_id: str, stop: StopRequest, now: Timestamp, owner: str = ""
     ) -> tuple[Target, list[Effect]]:
-        """Stop the live job with this id for a client, if there is one.
+        """Stop the live job with this id for a client, or the live ones of the request that has this id.
 
         A cancel of an unknown id is kept for a while, in case its job arrives later; a cancel that follows a refused
         request is for that request and is not kept.
@@ -169,6 +161,10 @@ class Dispatcher:
         job = self.tracker.live(job_id, owner)
         if job is not None:
             return self.stop(job, stop, now)
+        if parts := self.tracker.parts_of(job_id, owner):
+            self._cancelled.add((owner, job_id), stop)
+            targets, effects = self._stop_together([(part, stop) for part in parts], now)
+            return targets[0], effects
         self.tracker.forget_old(now)
         if self.tracker.ended(job_id, owner):
             return Target(TargetState.FINISHED), []
@@ -361,12 +357,14 @@ class Dispatcher:
         job = self.tracker.by_run(run)
         return job if job is not None and job.report_progress(now) else None
 
-    def finished(self, run: int, reason: EndReason, freed: Release, now: Timestamp) -> list[Effect]:
+    def finished(
+        self, run: int, reason: EndReason, freed: Release, now: Timestamp, embedding: bytes = b""
+    ) -> list[Effect]:
         """The engine reports a job's natural end; its cells are free."""
         job = self.tracker.by_run(run)
         if job is None:
             return []
-        job.finished(now, reason, freed)
+        job.finished(now, reason, freed, embedding)
         return self._ended(job, now)
 
     def failed(self, run: int, error: JobError, freed: Release, now: Timestamp) -> list[Effect]:

@@ -102,6 +102,9 @@ class Job:
     last_token_at: float | None = None
     ended_at: float | None = None
     receipt: Receipt | None = None
+    embedding: bytes = b""
+    """Of its prompt, if that was wanted, as 32-bit floats. Only for the request's own answer: no ended job is kept with
+    one (`JobRequest.stored`)."""
 
     @property
     def job_id(self) -> str:
@@ -278,8 +281,9 @@ class Job:
         """The engine confirms the stop: no computing, no cells."""
         self._end(Trigger.STOPPED, now.mono, freed)
 
-    def finished(self, now: Timestamp, reason: EndReason, freed: Release) -> None:
+    def finished(self, now: Timestamp, reason: EndReason, freed: Release, embedding: bytes = b"") -> None:
         """The engine reports the job's natural end."""
+        self.embedding = embedding
         end = End(self.tokens_out, round(self.decode_time_ms), reason)
         self._end(Trigger.FINISH, now.mono, freed, end)
 

@@ -46,13 +46,14 @@ class Capacity:
             JobError: `INVALID_REQUEST`, it can never fit.
         """
         room = self.cells_per_job - prompt_tokens
-        if room < 1:
+        least = 0 if asked == 0 else 1
+        if room < least:
             # LiteLLM and coding agents recognize these words, and shorten the conversation then.
             raise JobError(
                 ErrorCode.INVALID_REQUEST,
                 f"This model's maximum context length is {self.cells_per_job} tokens. However, your prompt has "
-                f"{prompt_tokens} tokens, and at least one must be left for output. Please reduce the length of the "
-                "prompt.",
+                f"{prompt_tokens} tokens{', and at least one must be left for output' if least else ''}. Please reduce "
+                "the length of the prompt.",
                 param="prompt",
                 openai_code="context_length_exceeded",
             )
@@ -66,6 +67,14 @@ class Capacity:
                 "max_tokens",
             )
         return asked
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyEngine:
+    """A ready engine: its capacity and its model's name."""
+
+    capacity: Capacity
+    model: str
 
 
 class JobQueue:

@@ -230,6 +230,16 @@ class JobRequest(Body, SamplingParams):
         """Number of likeliest tokens to report with each prompt token; None: prompt tokens are not scored."""
         return None
 
+    @property
+    def part_of(self) -> str | None:
+        """The id of the request that this job is a part of: a cancel of that id stops all its parts."""
+        return None
+
+    @property
+    def dimensions_wanted(self) -> int | None:
+        """Dimensions of the prompt's embedding, if that is what is wanted instead of text; 0: all."""
+        return None
+
     def sampling(self, seed: int) -> SamplingParams:
         """The sampling parameters, with the seed that was drawn for the job."""
         return sampling_of(self, seed=seed)

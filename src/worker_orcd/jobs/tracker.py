@@ -65,6 +65,7 @@ class JobTracker:
         self._by_run: dict[int, Job] = {}
         self._groups = _Named()
         self._supersedable = _Named()
+        self._parts = _Named()
         self._records: BoundedByOwner[str, _Record] = BoundedByOwner(keep)
         self._whole: BoundedByOwner[str, Job] = BoundedByOwner(keep_bytes)
         """Ended jobs whose events are kept."""
@@ -88,6 +89,7 @@ class JobTracker:
         self._by_run[job.run] = job
         self._groups.add(job, job.request.group)
         self._supersedable.add(job, job.request.supersedes)
+        self._parts.add(job, job.request.part_of)
 
     def refuse_live(self, job_id: str, owner: str) -> None:
         """Check that no live job has this id.
@@ -106,6 +108,7 @@ class JobTracker:
         del self._by_run[job.run]
         self._groups.remove(job, job.request.group)
         self._supersedable.remove(job, job.request.supersedes)
+        self._parts.remove(job, job.request.part_of)
         self._forget(job.owner, job.job_id)
         record = record_of(job)
         job.drop_run_data()
@@ -122,6 +125,10 @@ class JobTracker:
     def in_group(self, group: str, owner: str = "") -> list[Job]:
         """The live jobs of exactly this group, oldest first."""
         return self._groups.of(group, owner)
+
+    def parts_of(self, request_id: str, owner: str = "") -> list[Job]:
+        """The live jobs of the request with exactly this id, oldest first."""
+        return self._parts.of(request_id, owner)
 
     def superseded_by(self, request: JobRequest, owner: str) -> list[Job]:
         """The live jobs that a job of this request replaces, oldest first; none of them is being stopped already."""

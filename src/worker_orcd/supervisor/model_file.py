@@ -28,6 +28,8 @@ SAMPLING_KEYS = "general.sampling."
 """Numbers below are what the model's makers recommend."""
 NO_VOCABULARY = ("none", "no_vocab")
 """`tokenizer.ggml.model` of models without a vocabulary."""
+RERANKS = 4
+"""The `pooling_type` of models that give a score instead of an embedding."""
 _FIRST_PART = re.compile(r"(?P<prefix>.*)-00001-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
 
@@ -57,17 +59,18 @@ class ModelFile:
     sampling: dict[str, float] = field(default_factory=dict)
 
 
-def inspect(path: Path) -> ModelFile:
+def inspect(path: Path, *, encoders: bool = False) -> ModelFile:
     """Read what comes before the tensors' data and check that all of that data is there.
 
     Takes about 0.1 s for a vocabulary of 49,000 tokens, and bounded time and memory for any file.
+    `encoders`: whether a model without a causal decoder will do, for embeddings.
     Raises `ModelFileError`; its path is that of the part at fault.
     """
     first = _Part.read(path)
     count = first.number("split.count") or 1
     if count > 1:
         _require_first_part(first, count)
-    architecture = _require_generative(first)
+    architecture = _require_generative(first, encoders=encoders)
     parts = [first] if count <= 1 else _all_parts(first, count)
     tensors = sum(part.tensor_count for part in parts)
     expected = first.number("split.tensors.count")
@@ -170,7 +173,7 @@ def _sampling(first: _Part) -> dict[str, float]:
 # What kind of model it is.
 
 
-def _require_generative(first: _Part) -> str:
+def _require_generative(first: _Part, *, encoders: bool) -> str:
     """Refuse a file whose metadata says that it generates no text. Returns its architecture."""
     kind = first.text("general.type")
     if kind in NOT_MODELS:
@@ -182,11 +185,11 @@ def _require_generative(first: _Part) -> str:
     vocabulary = first.text("tokenizer.ggml.model")
     if vocabulary in NO_VOCABULARY:
         first.refuse(f"has no vocabulary: tokenizer.ggml.model is {vocabulary} {required}")
-    if first.metadata.get(f"{architecture}.attention.causal") is False:
-        first.refuse(f"has no causal decoder: {architecture}.attention.causal is false {required}")
-    pooling = first.number(f"{architecture}.pooling_type")
-    if pooling:
-        first.refuse(f"is an embedding model: {architecture}.pooling_type is {pooling} {required}")
+    if first.metadata.get(f"{architecture}.attention.causal") is False and not encoders:
+        hint = ", or --embeddings" if first.number(f"{architecture}.pooling_type") else ""
+        first.refuse(f"has no causal decoder: {architecture}.attention.causal is false {required}{hint}")
+    if first.number(f"{architecture}.pooling_type") == RERANKS:
+        first.refuse(f"is a reranker: {architecture}.pooling_type is {RERANKS} {required}")
     return architecture
 
 

@@ -42,14 +42,17 @@ from worker_orcd.engine.model import (
     Outcome,
     Sampler,
 )
+from worker_orcd.engine.pooling import Vector
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import Load, Ready, Template
+from worker_orcd.protocol.messages import Load, Pooling, Ready, Template
 from worker_orcd.sampling import SamplingParams
 
 END = 256
 """The end-of-generation token. Below are bytes, above are words."""
 FIRST_WORD = 257
 VOCABULARY = 50_000
+DIMENSIONS = 8
+"""Of its embeddings."""
 WARM_IDS = 16
 """Sequence ids for warm prefixes."""
 _SLICE_SEC = 0.0005
@@ -152,6 +155,10 @@ class ScriptedModel:
         self.sequence_ids = load.parallel + (WARM_IDS if load.prefix_cache and not load.exact else 0)
         self.memory: Memory = ATTENTION
         self.layers = 30
+        self.generates = True
+        self.pooling: Pooling = load.pooling or "last"
+        self.embeds_behind_prefix = self.pooling == "last"
+        self.dimensions = DIMENSIONS
         self.grammars = Grammars(self._vocabulary)
         self.abortable = "WORKER_ORCD_SCRIPTED_UNABORTABLE" not in os.environ
 
@@ -245,6 +252,10 @@ class ScriptedModel:
     def _place(self, sequence: int) -> int:
         """The number of the token that this step is to bring, for a job without `text`; 0 also while it is read."""
         return sum(token >= END for token in self._cells[sequence])
+
+    def embedding(self, row: int) -> Vector:
+        """Something that depends on all tokens so far."""
+        return np.frombuffer(self.logits(row), np.float32)[:DIMENSIONS]
 
     def logits(self, row: int) -> bytes:
         """Something that depends on all tokens so far, shaped as 32-bit floats over the vocabulary."""

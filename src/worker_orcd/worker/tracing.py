@@ -187,6 +187,8 @@ def _name(job: Job, model: str | None) -> str:
 
 def _operation(job: Job) -> str:
     """`auto` is a conversation of one message."""
+    if job.request.dimensions_wanted is not None:
+        return "embeddings"
     return "text_completion" if job.request.template in ("none", "tokens", "infill") else "chat"
 
 

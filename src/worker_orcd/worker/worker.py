@@ -13,11 +13,11 @@ from types import MappingProxyType
 
 from worker_orcd import narration
 from worker_orcd.jobs.clock import Timestamp
-from worker_orcd.jobs.dispatcher import Dispatcher, ReadyEngine
+from worker_orcd.jobs.dispatcher import Dispatcher
 from worker_orcd.jobs.effects import Effect
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job
-from worker_orcd.jobs.queue import Capacity
+from worker_orcd.jobs.queue import Capacity, ReadyEngine
 from worker_orcd.jobs.receipt import Release
 from worker_orcd.jobs.record import record_of
 from worker_orcd.jobs.request import JobRequest
@@ -352,7 +352,7 @@ class Worker:
         for end in step.ended:
             freed = Release(now.mono, now.mono, end.cells_before, end.cells_after, cells_warm=end.cells_warm)
             if end.reason is not None:
-                effects += self.dispatcher.finished(end.run, end.reason, freed, now)
+                effects += self.dispatcher.finished(end.run, end.reason, freed, now, end.embedding)
             else:
                 effects += self.dispatcher.failed(end.run, failure(end), freed, now)
         for run in step.preempted:

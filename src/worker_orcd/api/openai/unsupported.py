@@ -49,6 +49,15 @@ LLAMA_SERVER: Fields = {
 ANY: Fields = OPENAI | VLLM | LLAMA_SERVER
 COMPLETION: Fields = ANY | {"best_of": (1,)}
 INFILL: Fields = COMPLETION | {"n": _ONE, "n_indent": _NOTHING, "spm_infill": _NOTHING}
+EMBEDDINGS: Fields = {
+    "messages": ([],),
+    "truncate_prompt_tokens": (),
+    "add_special_tokens": (True,),
+    "normalize": (True,),
+    "embd_normalize": (2,),
+    "embed_dtype": ("float32",),
+    "endianness": ("native", "little"),
+}
 CHAT: Fields = ANY | {
     "functions": ([],),
     "function_call": ("none", "auto"),

@@ -5,7 +5,7 @@ For example:
     from worker_orcd.protocol.messages import Stop, Stopped
 """
 
-from worker_orcd.protocol.messages.loading import Load, LoadFailed, Loading, Percent, Ready
+from worker_orcd.protocol.messages.loading import Load, LoadFailed, Loading, Percent, Pooling, Ready
 from worker_orcd.protocol.messages.message import Message
 from worker_orcd.protocol.messages.monitoring import AuditFault, NarrationEvent, Ping, Pong, Stored
 from worker_orcd.protocol.messages.runs import (
@@ -48,6 +48,7 @@ __all__ = [
     "Percent",
     "Ping",
     "Pong",
+    "Pooling",
     "Progress",
     "PromptLogprobs",
     "Ready",

@@ -5,6 +5,9 @@ from typing import Literal
 from worker_orcd.protocol.messages.message import Message
 from worker_orcd.tool_calls.formats import ToolFormat
 
+Pooling = Literal["none", "mean", "cls", "last"]
+"""Which tokens' embeddings make a prompt's one: all of them, the first or the last one, or none."""
+
 
 class Load(Message, frozen=True):
     """The first message: which model, and how. Answered by `Loading`*, then `Ready` or `LoadFailed`.
@@ -22,6 +25,8 @@ class Load(Message, frozen=True):
             too.
         prefix_cache: whether computed prefixes are kept for later runs.
         model_bytes: the size of the file, or of all parts of a split model.
+        embeddings: whether an encoder may be loaded, which generates no text.
+        pooling: which tokens make a prompt's embedding; None: as the model file says.
     """
 
     model_path: str
@@ -35,6 +40,8 @@ class Load(Message, frozen=True):
     self_check: bool = True
     prefix_cache: bool = True
     model_bytes: int = 0
+    embeddings: bool = False
+    pooling: Pooling | None = None
 
 
 Percent = Literal[0, 25, 50, 75, 100]

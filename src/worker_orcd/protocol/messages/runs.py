@@ -63,6 +63,7 @@ class Submit(Message, frozen=True):
         order: the run with the lowest order gets a slot first and is preempted last; of equal ones the one with the
             lowest `run`.
         marks: which control tokens are part of the text.
+        embed: only the prompt's embedding is wanted, with so many dimensions (0: all); None: text is.
     """
 
     run: int
@@ -83,6 +84,7 @@ class Submit(Message, frozen=True):
     priority: int = 0
     order: float = 0.0
     marks: Marks = "none"
+    embed: int | None = None
 
 
 class Tokenize(Message, frozen=True):

@@ -47,6 +47,7 @@ class EndOfRun(msgspec.Struct, frozen=True, array_like=True):
         error_code: an error code of the contract; None for a natural end.
         error_message: what failed.
         cells_warm: KV cells that it leaves for later runs.
+        embedding: the prompt's, if requested: 32-bit floats of a vector of length one.
     """
 
     run: int
@@ -56,6 +57,7 @@ class EndOfRun(msgspec.Struct, frozen=True, array_like=True):
     error_code: str | None = None
     error_message: str = ""
     cells_warm: int = 0
+    embedding: bytes = b""
 
 
 class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True):

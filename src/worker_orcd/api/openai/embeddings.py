@@ -1,0 +1,140 @@
+"""`POST /v1/embeddings`: each input is a job of one prompt and no tokens, which gives a vector."""
+
+import base64
+from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import msgspec
+import numpy as np
+from fastapi import APIRouter, Request, Response
+
+from worker_orcd.api import schema
+from worker_orcd.api.access import owner_of
+from worker_orcd.api.openai.completions import failed, model_of
+from worker_orcd.api.openai.embeddings_request import EmbeddingJob, EmbeddingsRequest
+from worker_orcd.api.openai.names import error_style, fresh_name
+from worker_orcd.api.openai.response_bodies import failure_of
+from worker_orcd.api.sse import KEEP_ALIVE_SEC, Readers, named
+from worker_orcd.api.submit import submit, unless_disconnected
+from worker_orcd.jobs.errors import ErrorCode, JobError
+from worker_orcd.jobs.events import Error
+from worker_orcd.narration.context import correlation_id
+from worker_orcd.worker.streams import JobStream, any_changed
+from worker_orcd.worker.worker import Worker
+
+WINDOW = 64
+"""Jobs of one request that are live at a time: a large request leaves the queue to others."""
+_EXAMPLE: dict[str, object] = {"input": ["The sea is calm.", "A ship came in."]}
+_encoder = msgspec.json.Encoder()
+
+
+class _Inputs:
+    """The inputs of one request: those that wait, those whose jobs are live, and the vectors of those that are done."""
+
+    def __init__(
+        self, worker: Worker, request: Request, jobs: Sequence[EmbeddingJob], *, as_base64: bool
+    ) -> None:
+        self._worker = worker
+        self._request = request
+        self._waiting = deque(jobs)
+        self._place = {job.job_id: place for place, job in enumerate(jobs)}
+        self._base64 = as_base64
+        self._window = min(WINDOW, worker.policy.max_queue)
+        self._live: list[JobStream] = []
+        self.first: list[JobStream] = []
+        """The stream of the first one, which names the request."""
+        self.vectors: list[msgspec.Raw] = [msgspec.Raw()] * len(jobs)
+        self.prompt_tokens = 0
+
+    async def computed(self) -> Error | None:
+        """Compute all of them, a window at a time. Returns the end of the first one that did not come to a natural end.
+
+        Raises:
+            JobError: one is refused.
+            ClientDisconnect: the client has left.
+        """
+        with ExitStack() as readers:
+            window = [self._waiting.popleft() for _ in range(min(self._window, len(self._waiting)))]
+            self._live = await submit(self._worker, self._request, window, may_retry=True)
+            self.first = self._live[:1]
+            readers.enter_context(Readers(self._worker, self._live))
+            while self._live:
+                for stream in [one for one in self._live if not one.job.live]:
+                    if isinstance(stream.job.terminal, Error):
+                        self.prompt_tokens += sum(one.job.prompt_processed for one in self._live)
+                        return stream.job.terminal
+                    self._take(stream)
+                    self._live.remove(stream)
+                more = self._submit_more()
+                if more:
+                    readers.enter_context(Readers(self._worker, more))
+                    self._live += more
+                if all(one.job.live for one in self._live) and self._live:
+                    await unless_disconnected(self._request, any_changed(self._live, KEEP_ALIVE_SEC))
+        return None
+
+    def _submit_more(self) -> list[JobStream]:
+        """Submit as many of those that wait as the window has room for; none while the queue is full, if others of
+        them are live."""
+        more = [
+            self._waiting.popleft() for _ in range(min(self._window - len(self._live), len(self._waiting)))
+        ]
+        if not more:
+            return []
+        request = self._request
+        try:
+            return self._worker.execute(more, correlation_id.get() or "", owner_of(request), request.headers)
+        except JobError as error:
+            if error.code is not ErrorCode.QUEUE_FULL or not self._live:
+                raise
+            self._waiting.extendleft(reversed(more))
+            return []
+
+    def _take(self, stream: JobStream) -> None:
+        """Keep a vector, written out as the answer has it: one at a time, so that no long answer holds up the rest."""
+        job = stream.job
+        raw, job.embedding = job.embedding, b""
+        vector: Any = (
+            base64.b64encode(raw).decode() if self._base64 else np.frombuffer(raw, np.dtype("<f4")).tolist()
+        )
+        place = self._place[job.job_id]
+        shown = {"object": "embedding", "index": place, "embedding": vector}
+        self.vectors[place] = msgspec.Raw(_encoder.encode(shown))
+        self.prompt_tokens += job.prompt_length or 0
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """The tokens of the prompts."""
+        return {"prompt_tokens": self.prompt_tokens, "total_tokens": self.prompt_tokens}
+
+
+def router(worker: Worker) -> APIRouter:
+    """The route of this resource."""
+    routes = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
+
+    @routes.post(
+        "/embeddings",
+        summary="Embed texts, where the model can",
+        response_class=Response,
+        responses=schema.answer(
+            200, "A list of embeddings of length one", "application/json", schema={"type": "object"}
+        )
+        | schema.errors(400, 401, 404, 409, 413, 429, 503),
+        openapi_extra=schema.body(EmbeddingsRequest, _EXAMPLE),
+    )
+    async def embeddings(request: Request) -> Response:
+        asked = EmbeddingsRequest.parse(await request.body())
+        model = model_of(worker, asked.model)
+        name = fresh_name("embd-", request.headers.get("x-job-id"))
+        with error_style(asked.names):
+            jobs = [one.within(worker.policy.ceilings) for one in asked.wanted(name)]
+            inputs = _Inputs(worker, request, jobs, as_base64=asked.encoding_format == "base64")
+            failure = await inputs.computed()
+        if failure is not None:
+            return failed(failure_of(failure, asked.names, inputs.usage), inputs.first, request)
+        body = {"object": "list", "data": inputs.vectors, "model": model, "usage": inputs.usage}
+        return Response(_encoder.encode(body), media_type="application/json", headers=named(inputs.first))
+
+    return routes

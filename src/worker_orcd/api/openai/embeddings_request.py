@@ -1,0 +1,120 @@
+"""The body of `POST /v1/embeddings`, and the jobs that are made of it."""
+
+import json
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import ConfigDict, Field
+
+from worker_orcd.api.openai import unsupported
+from worker_orcd.api.openai.completion_request import TokenId
+from worker_orcd.jobs.errors import invalid
+from worker_orcd.jobs.request import Body, CacheSalt, JobId, JobRequest
+
+MAX_INPUTS = 2048
+"""Of one request, as OpenAI has it."""
+MAX_DIMENSIONS = 2**20
+
+Tokens = Annotated[list[TokenId], Field(min_length=1)]
+
+
+class EmbeddingsRequest(Body):
+    """The body of `POST /v1/embeddings`."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    names: ClassVar = {"prompt": "input"}
+    """What this request calls a job's fields, where the names differ."""
+
+    input: str | list[str] | list[TokenId] | list[Tokens] = Field(
+        description=f"one text or several, or the token ids of one or several; at most {MAX_INPUTS}"
+    )
+    model: str | None = Field(default=None, description="as in `GET /v1/models`")
+    encoding_format: Literal["float", "base64"] | None = Field(
+        default=None, description="`base64`: 32-bit floats in little-endian order; left out: `float`"
+    )
+    dimensions: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_DIMENSIONS,
+        description="the first so many dimensions, brought to length one again; for models that are trained for it",
+    )
+    timeout_ms: int | None = Field(default=None, ge=1, description="as in `POST /execute`, for each input")
+    group: JobId | None = Field(default=None, description="as in `POST /execute`")
+    priority: int = Field(default=0, ge=-(2**31), le=2**31 - 1, description="as in `POST /execute`")
+    cache_prompt: bool | None = Field(default=None, description="as in `POST /execute`")
+    cache_salt: CacheSalt | None = Field(default=None, description="as in `POST /execute`")
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Self:
+        """Read a body.
+
+        Raises:
+            JobError: `INVALID_REQUEST` naming the field at fault.
+        """
+        try:
+            given = json.loads(raw)
+        except (ValueError, RecursionError):
+            given = None  # Refused below.
+        if isinstance(given, dict):
+            unsupported.refuse_unsupported(given, unsupported.EMBEDDINGS)
+        return super().parse(raw)
+
+    @property
+    def inputs(self) -> list[Any]:
+        """Each input, a text or token ids.
+
+        Raises:
+            JobError: `INVALID_REQUEST`, there is none, one is empty, or there are too many.
+        """
+        one = isinstance(self.input, str) or isinstance(next(iter(self.input), None), int)
+        inputs = [self.input] if one else list(self.input)
+        if not inputs or not all(inputs):
+            raise invalid("input must not be empty", "input")
+        if len(inputs) > MAX_INPUTS:
+            raise invalid(f"input may have at most {MAX_INPUTS} texts, not {len(inputs)}", "input")
+        return inputs
+
+    def wanted(self, name: str) -> list["EmbeddingJob"]:
+        """One job for each input. They are of one group, and parts of the request that is named like the first."""
+        inputs = self.inputs
+        several = len(inputs) > 1
+        return [
+            EmbeddingJob.of(
+                job_id=f"{name}.{place}" if place else name,
+                request_id=name if several else None,
+                group=self.group or (name if several else None),
+                prompt=given if isinstance(given, str) else json.dumps(given),
+                template="none" if isinstance(given, str) else "tokens",
+                dimensions=self.dimensions or 0,
+                priority=self.priority,
+                timeout_ms=self.timeout_ms,
+                cache_prompt=self.cache_prompt is not False,
+                cache_salt=self.cache_salt,
+            )
+            for place, given in enumerate(inputs)
+        ]
+
+
+class EmbeddingJob(JobRequest):
+    """A job of one prompt and no tokens."""
+
+    cuts_max_tokens: ClassVar = True
+
+    max_tokens: int | None = Field(default=0, ge=0)
+    request_id: str | None = None
+    dimensions: int = 0
+
+    @property
+    def dimensions_wanted(self) -> int:
+        """As the request says."""
+        return self.dimensions
+
+    @property
+    def part_of(self) -> str | None:
+        """The request, if it has several inputs."""
+        return self.request_id
+
+    @property
+    def stored(self) -> bool:
+        """It has nothing to show but its record."""
+        return False

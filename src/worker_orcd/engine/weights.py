@@ -1,0 +1,82 @@
+"""A model file, loaded: its weights on a device, and its metadata. `llama_cpp` comes in as `lib`: only `llama.py`
+imports it."""
+
+import contextlib
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from worker_orcd.engine import devices
+from worker_orcd.engine.backend_log import BackendLog
+from worker_orcd.engine.memory_limit import loading_within
+from worker_orcd.engine.model import ModelLoadError
+from worker_orcd.protocol.messages import Load, Pooling
+
+_POOLING: dict[str, Pooling] = {"1": "mean", "2": "cls", "3": "last"}
+"""llama_pooling_type, as it stands in a file's metadata."""
+
+
+class Weights:
+    """A `llama_model`."""
+
+    def __init__(self, lib: Any, load: Load, progress: Callable[[float], None]) -> None:
+        """Load them.
+
+        Args:
+            lib: `llama_cpp`'s low-level API.
+            load: which model and how.
+            progress: called with the percentage that is loaded, after each tensor.
+
+        Raises:
+            ModelLoadError: with the reason, as far as llama.cpp says it.
+        """
+        self._lib = lib
+        self.backend_log = BackendLog(lib)
+        lib.llama_backend_init()
+        self.device = devices.choose(lib, load.gpu_device, load.model_bytes)
+        self.model = self._load(load, progress)
+        self.architecture = self.text("general.architecture")
+        own = _POOLING.get(self.text(f"{self.architecture}.pooling_type"), "none")
+        self.pooling: Pooling = load.pooling or own
+
+    def text(self, key: str) -> str:
+        """A value of the metadata, "" if there is none."""
+        buffer = ctypes.create_string_buffer(256)
+        length = self._lib.llama_model_meta_val_str(self.model, key.encode(), buffer, 256)
+        return buffer.value.decode("utf-8", "replace") if length > 0 else ""
+
+    @property
+    def quant_kind(self) -> str:
+        """`Q4_1` out of llama.cpp's description, `llama 135M Q4_1`."""
+        buffer = ctypes.create_string_buffer(128)
+        self._lib.llama_model_desc(self.model, buffer, 128)
+        return buffer.value.decode("utf-8", "replace").split(" ", 2)[-1]
+
+    def _load(self, load: Load, progress: Callable[[float], None]) -> Any:
+        lib = self._lib
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = 0 if load.gpu_device is None else 2**31 - 1
+        params.split_mode = lib.LLAMA_SPLIT_MODE_NONE
+        gpus = self.device.as_list()
+        params.devices = ctypes.cast(gpus, ctypes.c_void_p)
+        params.main_gpu = 0
+
+        def loaded(part: float, _user_data: object) -> bool:
+            progress(min(99.0, part * 100))  # The context comes after it.
+            return True
+
+        callback = lib.llama_progress_callback(loaded)
+        params.progress_callback = callback
+        size = max(load.model_bytes, Path(load.model_path).stat().st_size)
+        # A GPU's driver takes memory of its own.
+        bound = loading_within(size) if load.gpu_device is None else contextlib.nullcontext()
+        with bound:
+            model = lib.llama_model_load_from_file(load.model_path.encode(), params)
+        if not model:
+            on_gpu = load.gpu_device is not None
+            code = "INSUFFICIENT_VRAM" if on_gpu and self.backend_log.about_memory() else "MODEL_LOAD_FAILED"
+            raise ModelLoadError(
+                f"model file {load.model_path}: llama.cpp cannot load it: {self.backend_log.last()}", code
+            )
+        return model
