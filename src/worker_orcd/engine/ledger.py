@@ -204,18 +204,16 @@ class Ledger:
             return True
         return False
 
-    def close_holes(self) -> None:
-        """Where gaps between ids cost time, the live slots with the highest ids take free lower ones.
-
-        Called just before a step: by then new runs have taken free ids, and no stop waits for the copying.
-        """
+    def close_gaps(self) -> None:
+        """Where gaps between ids cost time, live slots take free lower ids. Called just before a step: by then new runs
+        have taken free ids, and no stop waits for the copying."""
         while self._model.dense_ids and self._free_ids and self._live:
             last = max(self._live.values(), key=lambda slot: slot.id)
-            hole = self._free_ids[0]
-            if hole > last.id or not self._model.move(last.id, hole):
+            gap = self._free_ids[0]
+            if gap > last.id or not self._model.move(last.id, gap):
                 return
             heapq.heapreplace(self._free_ids, last.id)
-            last.id = hole
+            last.id = gap
 
     # Room.
 

@@ -313,7 +313,7 @@ class EngineLoop:
         part that is not done is undone, and those behind it are skipped; results of earlier parts stay.
         """
         result = StepResult()
-        self._ledger.close_holes()
+        self._ledger.close_gaps()
         parts = parts_of(plan, self._sequences, separate_streams=self._model.separate_streams)
         for number, part in enumerate(parts):
             if abort_mode and self._model.abortable:

@@ -56,8 +56,7 @@ class Worker:
         model_names: ModelNames | None = None,
         epoch: str = "",
     ) -> None:
-        """Hold the model of this file, by these names; without any, by the file's. `epoch` names this start of the
-        worker in the incarnations of its jobs; left out, it is drawn."""
+        """Hold the model of this file. `epoch` names this start in the jobs' incarnations; by default it is random."""
         self.worker_id = worker_id
         self.started_at = time.monotonic()
         self.started_unix = time.time()
