@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 from fastapi import Response
 from fastapi.sse import KEEPALIVE_COMMENT
+from starlette.types import Message
 
 from tests.fakes import at, freed_at, running_job
 from tests.helpers import (
@@ -237,13 +238,17 @@ def test_comments_keep_a_stream_alive_whatever_its_jobs_do(
         assert stream.readers == 1
         talking = asyncio.create_task(keep_talking(job, stream))
         chunks: list[object] = []
+
+        async def send(message: Message) -> None:
+            if message.get("body"):
+                chunks.append(message["body"])
+            if chunks.count(KEEPALIVE_COMMENT) == 3 and job.live:
+                talking.cancel()
+                job.finished(at(3), "stop", freed_at(3))
+                stream.wake()
+
         async with asyncio.timeout(20):
-            async for chunk in response.body_iterator:
-                chunks.append(chunk)
-                if chunks.count(KEEPALIVE_COMMENT) == 3 and job.live:
-                    talking.cancel()
-                    job.finished(at(3), "stop", freed_at(3))
-                    stream.wake()
+            await response.stream_response(send)
         return chunks
 
     chunks = asyncio.run(chunks_until_three_comments())
