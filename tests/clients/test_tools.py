@@ -24,10 +24,7 @@ LIBRARIES = {
 @pytest.mark.needs("python-clients")
 @pytest.mark.parametrize(
     "library",
-    [
-        *("pydantic-ai", "agents", "agents-responses", "anthropic"),
-        pytest.param("langchain", marks=pytest.mark.nightly),
-    ],
+    ["pydantic-ai", "agents", "agents-responses", "anthropic", "langchain"],
 )
 def test_tools_are_called_but_not_with_a_call_that_was_cancelled(served: RunningWorker, library: str) -> None:
     """Two requests, whole and streamed; and a cancel when all of the call was there but its end."""

@@ -59,7 +59,7 @@ def test_options_of_every_command_are_completed(command: str) -> None:
 
 def test_without_a_command_options_are_those_of_serve() -> None:
     """As when the program is run, also after a first option."""
-    assert completed("--po") == ["--port"]
+    assert completed("--po") == ["--port", "--pooling"]
     assert completed("--port", "9000", "--mo") == ["--model", "--model-alias"]
     assert {"--version", "--model"} <= set(completed("--"))
 

@@ -14,7 +14,8 @@ from typing import Any
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}'
 ANSWER = json.dumps({"text": "Sunny.", "token_ms": 0})
-JOB = "called"
+JOB = f"called-{sys.argv[1]}"
+"""Of this library: a request with the id of a job that was cancelled a moment ago counts as its retry."""
 called_with: list[str] = []
 
 
