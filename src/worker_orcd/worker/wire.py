@@ -10,7 +10,6 @@ from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.receipt import Release
 from worker_orcd.jobs.request import MAX_STOP_TOKENS
 from worker_orcd.protocol import messages
-from worker_orcd.protocol.messages import Constraint
 
 
 def to_submit(job: Job) -> messages.Submit:
@@ -47,10 +46,10 @@ def to_begin(job: Job) -> messages.Begin:
     return messages.Begin(job.run, job.max_tokens, tuple(job.tokens))
 
 
-def _constraint(job: Job) -> Constraint | None:
+def _constraint(job: Job) -> messages.Constraint | None:
     """The constraint on a job's output."""
     given = job.request.constraint
-    return None if given is None else Constraint(given.kind, given.text, given.lenient)
+    return None if given is None else messages.Constraint(given.kind, given.text, given.lenient)
 
 
 def _namespace(job: Job) -> str:

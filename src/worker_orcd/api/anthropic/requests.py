@@ -4,7 +4,6 @@ As on OpenAI's API, fields that would change the answer and are not supported ar
 nothing here (`metadata`, `service_tier`, `cache_control` …) are taken and ignored.
 """
 
-import json
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -96,11 +95,7 @@ class CountRequest(Conversation):
         Raises:
             JobError: `INVALID_REQUEST` naming the field at fault.
         """
-        try:
-            given = json.loads(raw)
-        except (ValueError, RecursionError):
-            given = None  # Refused below.
-        if isinstance(given, dict):
+        if (given := unsupported.object_in(raw)) is not None:
             cls.refuse_unsupported(given)
         return super().parse(raw)
 

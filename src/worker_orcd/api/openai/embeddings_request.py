@@ -7,8 +7,9 @@ from pydantic import ConfigDict, Field
 
 from worker_orcd.api.openai import unsupported
 from worker_orcd.api.openai.completion_request import TokenId
+from worker_orcd.api.openai.requests import JobOptions
 from worker_orcd.jobs.errors import invalid
-from worker_orcd.jobs.request import Body, CacheSalt, JobId, JobRequest
+from worker_orcd.jobs.request import JobRequest
 
 MAX_INPUTS = 2048
 """Of one request, as OpenAI has it."""
@@ -17,7 +18,7 @@ MAX_DIMENSIONS = 2**20
 Tokens = Annotated[list[TokenId], Field(min_length=1)]
 
 
-class EmbeddingsRequest(Body):
+class EmbeddingsRequest(JobOptions):
     """The body of `POST /v1/embeddings`."""
 
     model_config = ConfigDict(extra="ignore")
@@ -39,10 +40,6 @@ class EmbeddingsRequest(Body):
         description="the first so many dimensions, brought to length one again; for models that are trained for it",
     )
     timeout_ms: int | None = Field(default=None, ge=1, description="as in `POST /execute`, for each input")
-    group: JobId | None = Field(default=None, description="as in `POST /execute`")
-    priority: int = Field(default=0, ge=-(2**31), le=2**31 - 1, description="as in `POST /execute`")
-    cache_prompt: bool | None = Field(default=None, description="as in `POST /execute`")
-    cache_salt: CacheSalt | None = Field(default=None, description="as in `POST /execute`")
 
     @classmethod
     def parse(cls, raw: bytes) -> Self:
@@ -51,11 +48,7 @@ class EmbeddingsRequest(Body):
         Raises:
             JobError: `INVALID_REQUEST` naming the field at fault.
         """
-        try:
-            given = json.loads(raw)
-        except (ValueError, RecursionError):
-            given = None  # Refused below.
-        if isinstance(given, dict):
+        if (given := unsupported.object_in(raw)) is not None:
             unsupported.refuse_unsupported(given, unsupported.EMBEDDINGS)
         return super().parse(raw)
 
@@ -86,10 +79,7 @@ class EmbeddingsRequest(Body):
                 prompt=given if isinstance(given, str) else json.dumps(given),
                 template="none" if isinstance(given, str) else "tokens",
                 dimensions=self.dimensions or 0,
-                priority=self.priority,
-                timeout_ms=self.timeout_ms,
-                cache_prompt=self.cache_prompt is not False,
-                cache_salt=self.cache_salt,
+                **self.job_options,
             )
             for place, given in enumerate(inputs)
         ]

@@ -44,7 +44,27 @@ def _with_null(schema: dict[str, Any]) -> None:
             schema["properties"][name] = {"anyOf": [described, {"type": "null"}], **kept}
 
 
-class Generation(Body, SamplingParams):
+class JobOptions(Body):
+    """Options that jobs of all kinds have, whatever they compute."""
+
+    timeout_ms: int | None = Field(default=None, ge=1, description="as in `POST /execute`")
+    group: JobId | None = Field(default=None, description="as in `POST /execute`")
+    priority: int = Field(default=0, ge=-(2**31), le=2**31 - 1, description="as in `POST /execute`")
+    cache_prompt: bool | None = Field(default=None, description="as in `POST /execute`")
+    cache_salt: CacheSalt | None = Field(default=None, description="as in `POST /execute`")
+
+    @property
+    def job_options(self) -> dict[str, Any]:
+        """These, as a job has them, but its group, which is the request's own if none is given."""
+        return {
+            "timeout_ms": self.timeout_ms,
+            "priority": self.priority,
+            "cache_prompt": self.cache_prompt is not False,
+            "cache_salt": self.cache_salt,
+        }
+
+
+class Generation(JobOptions, SamplingParams):
     """Options of generation that all requests share. A sampling field that is null counts as left out."""
 
     model_config = ConfigDict(extra="ignore", json_schema_extra=_with_null)
@@ -60,14 +80,9 @@ class Generation(Body, SamplingParams):
     seed: int | None = Field(
         default=None, ge=-(2**63), le=2**64 - 1, description="a negative one is taken modulo 2^64"
     )
-    timeout_ms: int | None = Field(default=None, ge=1, description="as in `POST /execute`")
-    group: JobId | None = Field(default=None, description="as in `POST /execute`")
-    priority: int = Field(default=0, ge=-(2**31), le=2**31 - 1, description="as in `POST /execute`")
     supersedes: JobId | None = Field(
         default=None, description="as in `POST /execute`; or the header `X-Supersedes`"
     )
-    cache_prompt: bool | None = Field(default=None, description="as in `POST /execute`")
-    cache_salt: CacheSalt | None = Field(default=None, description="as in `POST /execute`")
 
     @classmethod
     def parse(cls, raw: bytes) -> Self:
@@ -76,11 +91,8 @@ class Generation(Body, SamplingParams):
         Raises:
             JobError: `INVALID_REQUEST` naming the field at fault.
         """
-        try:
-            given = json.loads(raw)
-        except (ValueError, RecursionError):
-            given = None  # Refused below.
-        if not isinstance(given, dict):
+        given = unsupported.object_in(raw)
+        if given is None:
             return super().parse(raw)
         cls.refuse(given)
         used = {
@@ -130,12 +142,9 @@ class Generation(Body, SamplingParams):
             job_id=job_id,
             group=self.group or group,
             **dataclasses.asdict(sampling),
-            priority=self.priority,
+            **self.job_options,
             supersedes=self.supersedes,
-            timeout_ms=self.timeout_ms,
             progress=self.reports_progress,
-            cache_prompt=self.cache_prompt is not False,
-            cache_salt=self.cache_salt,
             **more,
         )
 

@@ -3,6 +3,7 @@
 Each field is listed with the values that ask for nothing, beside null.
 """
 
+import json
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -86,6 +87,15 @@ RESPONSE_ITEMS = _MESSAGES | {"function_call", "function_call_output", "reasonin
 """The items that a response's input may have."""
 _IN_MESSAGES: Fields = {"function_call": (), "audio": (), "prefix": (False,)}
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+
+
+def object_in(raw: bytes) -> dict[str, Any] | None:
+    """The JSON object that a body is, before its types are checked; None if it is none, which is refused afterwards."""
+    try:
+        given = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return given if isinstance(given, dict) else None
 
 
 def refuse_unsupported(given: dict[str, Any], unsupported: Fields) -> None:
