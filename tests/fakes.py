@@ -343,6 +343,15 @@ class HandLoop(LoopReports):
             if isinstance(message, StopRun) and interrupt:
                 self.byte.set()
 
+    def abort_each_second_step(self, aborts: int) -> None:
+        """Take twice so many turns."""
+        for _ in range(aborts):
+            self.model.during_step = self.byte.set
+            self.turn()
+            self.model.during_step = lambda: None
+            self.turn()
+        assert any(step.aborted for step in self.steps)
+
     def turn(self, times: int = 1) -> None:
         """Make this many turns, each of which must have something to compute."""
         for _ in range(times):

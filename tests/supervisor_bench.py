@@ -1,10 +1,10 @@
 """A supervisor with fake engines, on an event loop whose clock jumps to the next timer, so waiting takes no time."""
 
 import asyncio
-import selectors
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
 
+from tests.simulation.clock import JumpingSelector
 from worker_orcd.protocol.messages import (
     Begin,
     EndOfRun,
@@ -38,20 +38,6 @@ def step(next_ms: float = 10.0, *ended: int) -> Step:
     """A step in which these runs ended."""
     ends = tuple(EndOfRun(run, "stop", 1, 0) for run in ended)
     return Step(10.0, (), (), ends, 0, 0, next_ms)
-
-
-class JumpingSelector(selectors.SelectSelector):
-    """Never waits: if nothing can be read, the loop's clock advances by the timeout."""
-
-    now = 1000.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """What can be read now."""
-        ready = super().select(0)
-        if not ready:
-            assert timeout is not None, "nothing is scheduled any more"
-            self.now += max(0.0, timeout)
-        return ready
 
 
 class JumpingLoop(asyncio.SelectorEventLoop):

@@ -61,12 +61,7 @@ def test_aborted_steps_neither_lose_nor_shift_a_score() -> None:
     loop = HandLoop()
     scored = run_message(1, WORDS, prompt_logprobs=1, max_tokens=1)
     loop.post(scored)
-    for _ in range(3):
-        loop.model.during_step = loop.byte.set
-        loop.turn()
-        loop.model.during_step = lambda: None
-        loop.turn()
-    assert any(step.aborted for step in loop.steps)
+    loop.abort_each_second_step(3)
     loop.finish()
     assert reported(loop, 1) == by_definition(scored)
     loop.close()
