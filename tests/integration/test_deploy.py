@@ -27,6 +27,7 @@ from worker_orcd.api.server import FLUSH_SEC
 from worker_orcd.api.sse import KEEP_ALIVE_SEC
 from worker_orcd.settings import Settings, options
 from worker_orcd.testing.harness import RunningWorker, free_port
+from worker_orcd.worker.single import SingleWorker
 from worker_orcd.worker.worker import SHUTDOWN_STOP_SEC
 
 ROOT = Path(__file__).parents[2]
@@ -312,7 +313,7 @@ def test_a_pod_has_time_for_its_drain(pod: dict[str, Any], container: dict[str, 
 
 def test_probes_ask_what_exists(container: dict[str, Any]) -> None:
     """Their paths answer without a key, and only readiness follows the engine."""
-    paths = create_app(idle_worker(), silent_narrator(), lambda _: None).openapi()["paths"]
+    paths = create_app(SingleWorker(idle_worker()), silent_narrator(), lambda _: None).openapi()["paths"]
     asked = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")}
     assert {name: get["path"] for name, get in asked.items()} == {
         "startup": "/readyz",

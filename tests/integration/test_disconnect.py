@@ -38,8 +38,8 @@ from worker_orcd.api.openai.response_request import ResponseJob, ResponseRequest
 from worker_orcd.api.server import Server, bind
 from worker_orcd.jobs.job import Job
 from worker_orcd.testing.harness import RunningWorker, wait_until
+from worker_orcd.worker.interface import WorkerInterface
 from worker_orcd.worker.streams import JobStream, KeepAlive
-from worker_orcd.worker.worker import Worker
 
 
 def test_leaving_during_decode_stops_the_job(worker: RunningWorker) -> None:
@@ -184,7 +184,9 @@ def test_who_joins_a_live_job_gets_its_end_also_when_that_comes_before_the_first
 def completion_of(stream: JobStream) -> sse.ReaderResponse:
     """A job as a stream of `/v1/completions`."""
     reported = Completion("cmpl-1", "a-model", 0, 1, include_usage=False)
-    return sse.ReaderResponse(cast(Worker, None), [stream], partial(reported_stream, reported, [stream]))
+    return sse.ReaderResponse(
+        cast(WorkerInterface, None), [stream], partial(reported_stream, reported, [stream])
+    )
 
 
 def response_of(stream: JobStream) -> sse.ReaderResponse:
@@ -192,17 +194,19 @@ def response_of(stream: JobStream) -> sse.ReaderResponse:
     asked = ResponseRequest(input="Say something.")
     stream.job.request = ResponseJob(**stream.job.request.model_dump(), asked=asked, named_by_client=False)
     events = ResponseEvents(ResponseObject(stream.job, "a-model", tuple))
-    return sse.ReaderResponse(cast(Worker, None), [stream], partial(responses._frames, stream, events))
+    return sse.ReaderResponse(
+        cast(WorkerInterface, None), [stream], partial(responses._frames, stream, events)
+    )
 
 
 def own_of(stream: JobStream) -> sse.ReaderResponse:
     """A job as its own stream."""
-    return sse.JobStreamResponse(cast(Worker, None), stream)
+    return sse.JobStreamResponse(cast(WorkerInterface, None), stream)
 
 
 def own_from_a_later_event_of(stream: JobStream) -> sse.ReaderResponse:
     """The same for a reader that has seen more than there is yet."""
-    return sse.JobStreamResponse(cast(Worker, None), stream, start=1000)
+    return sse.JobStreamResponse(cast(WorkerInterface, None), stream, start=1000)
 
 
 @pytest.mark.parametrize(

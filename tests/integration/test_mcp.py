@@ -19,6 +19,7 @@ from tools.docs.examples import idle_worker
 from worker_orcd.api.mcp_server import McpEndpoint
 from worker_orcd.jobs.request import ExecuteRequest
 from worker_orcd.testing.harness import RunningWorker, free_port, running_worker
+from worker_orcd.worker.single import SingleWorker
 
 ANNA, BERTA = "anna-0123456789abcdef", "berta-0123456789abcdef"
 
@@ -218,7 +219,7 @@ def test_closing_the_stream_ends_a_call_that_waits() -> None:
             sent.append(message)
 
         async with asyncio.timeout(30):
-            await McpEndpoint(worker)(scope, receive, send)
+            await McpEndpoint(SingleWorker(worker))(scope, receive, send)
         assert not stream.waiting
         assert stream.job.live
         return sent

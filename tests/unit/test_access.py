@@ -15,6 +15,7 @@ from worker_orcd.api.keys import ApiKeys
 from worker_orcd.narration import EventFields, Narrator
 from worker_orcd.narration.broadcast import BACKLOG
 from worker_orcd.supervisor.supervisor import EngineState
+from worker_orcd.worker.single import SingleWorker
 
 CANCEL = {"job_id": "x"}
 
@@ -26,7 +27,9 @@ class Asking:
         self.narrator = Narrator.configure("w", log_format="json", stream=io.StringIO())
         access = Access(insecure=insecure)
         self.client = TestClient(
-            create_app(idle_worker(), self.narrator, lambda _: None, access=access, console=True),
+            create_app(
+                SingleWorker(idle_worker()), self.narrator, lambda _: None, access=access, console=True
+            ),
             base_url="http://127.0.0.1:8080",
         )
 
@@ -142,7 +145,7 @@ class Guarded:
         self.worker = idle_worker()
         self.asked_to_shut_down: list[str] = []
         self.app = create_app(
-            self.worker,
+            SingleWorker(self.worker),
             self.narrator,
             self.asked_to_shut_down.append,
             access=Access(self.keys),

@@ -14,6 +14,7 @@ from worker_orcd.api.cors import EXPOSED_HEADERS
 from worker_orcd.api.keys import ApiKeys
 from worker_orcd.api.middleware import MAX_BODY_BYTES
 from worker_orcd.narration import Narrator
+from worker_orcd.worker.single import SingleWorker
 
 APP = "https://app.example"
 KEY = "anna-0123456789abcdef"
@@ -27,7 +28,7 @@ class Asking:
             keys.write_text(f"{KEY}\n")
         access = Access(None if keys is None else ApiKeys(keys), cors_origins=origins)
         narrator = Narrator.configure("w", log_format="json", stream=io.StringIO())
-        app = create_app(idle_worker(), narrator, lambda _: None, access=access, console=True)
+        app = create_app(SingleWorker(idle_worker()), narrator, lambda _: None, access=access, console=True)
         self.client = TestClient(app, base_url="http://127.0.0.1:8080")
 
     def ask(self, origin: str, method: str = "GET", path: str = "/jobs", **more: Any) -> Any:

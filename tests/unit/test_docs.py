@@ -18,6 +18,7 @@ from worker_orcd.api.app import create_app
 from worker_orcd.cli.main import COMMANDS, app
 from worker_orcd.jobs.errors import ErrorCode
 from worker_orcd.sampling import SAMPLING_FIELDS
+from worker_orcd.worker.single import SingleWorker
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "CHANGELOG.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -248,7 +249,7 @@ def test_a_page_names_no_machine_but_the_readers_own(page: str) -> None:
     text = text_of(page)
     for url in re.findall(r"\b[a-z]+://[^\s`'\")>]+", text):
         assert urlsplit(url).hostname in {"127.0.0.1", "localhost"}, f"{page}: {url}"
-    api = create_app(idle_worker(), silent_narrator(), lambda _: None)
+    api = create_app(SingleWorker(idle_worker()), silent_narrator(), lambda _: None)
     ours = {path.split("/")[1] for path in api.openapi()["paths"]} | {
         "docs",
         "openapi.json",

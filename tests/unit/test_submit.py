@@ -7,8 +7,8 @@ import pytest
 
 from tests.fakes import queued_job
 from worker_orcd.api import submit
+from worker_orcd.worker.interface import WorkerInterface
 from worker_orcd.worker.streams import JobStream
-from worker_orcd.worker.worker import Worker
 
 
 class SlowWorker:
@@ -41,6 +41,6 @@ def test_the_prompts_of_all_choices_are_waited_for_together(
     worker = SlowWorker()
     monkeypatch.setattr(submit, "time", worker)
     streams = [cast(JobStream, worker)] * choices
-    asyncio.run(submit._measured(cast(Worker, worker), streams))
+    asyncio.run(submit._measured(cast(WorkerInterface, worker), streams))
     assert worker.waits == [submit.MEASURE_PATIENCE_SEC]
     assert worker.now == 100.0 + submit.MEASURE_PATIENCE_SEC

@@ -17,6 +17,7 @@ from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.record import record_of
 from worker_orcd.jobs.stop_request import STOP_MESSAGES
 from worker_orcd.worker.health import Health
+from worker_orcd.worker.single import SingleWorker
 from worker_orcd.worker.state_metrics import publish
 from worker_orcd.worker.worker import Worker
 
@@ -91,7 +92,7 @@ def _options() -> str:
 
 
 def _endpoints(worker: Worker) -> str:
-    app = create_app(worker, silent_narrator(), lambda _: None)
+    app = create_app(SingleWorker(worker), silent_narrator(), lambda _: None)
     rows = []
     for path, operations in app.openapi()["paths"].items():
         for method, operation in operations.items():

@@ -30,7 +30,7 @@ from worker_orcd.api.middleware import (
 )
 from worker_orcd.api.openai import completions, embeddings, responses, stored_responses
 from worker_orcd.api.refusals import RefusalMiddleware
-from worker_orcd.worker.worker import Worker
+from worker_orcd.worker.interface import WorkerInterface
 
 _DESCRIPTION = """The LLM inference worker whose jobs can always be stopped.
 
@@ -39,7 +39,7 @@ memory is free before the terminal event."""
 
 
 def create_app(
-    worker: Worker,
+    worker: WorkerInterface,
     narrator: narration.Narrator,
     shut_down: Callable[[str], None],
     *,

@@ -8,14 +8,14 @@ from worker_orcd.api.access import owner_of
 from worker_orcd.api.prefer import wait_of
 from worker_orcd.jobs.request import CancelRequest
 from worker_orcd.narration.context import correlation_id
-from worker_orcd.worker.worker import Worker
+from worker_orcd.worker.interface import WorkerInterface
 
 _EXAMPLE: dict[str, object] = {"job_id": "test-123"}
 _ANSWER: dict[str, object] = {"status": "cancelling", "job_id": "test-123"}
 _RECEIPT: dict[str, object] = {"status": "cancelled", "job_id": "test-123", "receipt": {"stopped_ms": 3.1}}
 
 
-def router(worker: Worker) -> APIRouter:
+def router(worker: WorkerInterface) -> APIRouter:
     """The routes of this resource."""
     routes = APIRouter(tags=["jobs"])
 
@@ -48,7 +48,7 @@ def router(worker: Worker) -> APIRouter:
 
 
 async def cancel(
-    worker: Worker, asked: CancelRequest, owner: str, wait_sec: float
+    worker: WorkerInterface, asked: CancelRequest, owner: str, wait_sec: float
 ) -> tuple[dict[str, object], bool]:
     """Carry out a cancel, and wait for the end of what it stops.
 
@@ -58,11 +58,9 @@ async def cancel(
     requester = correlation_id.get() or ""
     if asked.job_id is not None:
         stopped = [asked.job_id]
-        worker.cancel(asked.job_id, requester, owner)
+        await worker.cancel(asked.job_id, requester, owner)
     else:
-        group = asked.group or ""
-        stopped = [job.job_id for job in worker.dispatcher.tracker.in_group(group, owner)]
-        worker.cancel_group(group, requester, owner)
+        stopped = await worker.cancel_group(asked.group or "", requester, owner)
     if wait_sec and (receipts := await worker.receipts(stopped, owner, wait_sec)):
         return _with_receipts(asked, receipts), True
     return {**asked.answer()}, False

@@ -11,7 +11,7 @@ from worker_orcd import narration
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import Error
 from worker_orcd.narration.context import correlation_id
-from worker_orcd.worker.worker import Worker
+from worker_orcd.worker.interface import WorkerInterface
 
 OPENAI_PATHS = "/v1/"
 """Below these paths, errors have OpenAI's shape with the worker's fields."""
@@ -84,12 +84,12 @@ Refuse = Callable[[JobError, str], Response]
 """Makes the answer to a refused request for a path, counts it and narrates it."""
 
 
-def install(app: FastAPI, worker: Worker, narrator: narration.Narrator) -> Refuse:
+def install(app: FastAPI, worker: WorkerInterface, narrator: narration.Narrator) -> Refuse:
     """Give every error of this app the one shape, count it and narrate it. Returns what does so."""
 
     def answer(error: JobError, path: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
         if not isinstance(error, EndedBeforeStart):
-            worker.metrics.refusals.labels(error.code.value).inc()
+            worker.count_refusal(error.code)
             narrator.emit(
                 narration.Error(
                     code=error.code.value,

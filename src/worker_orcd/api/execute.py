@@ -6,7 +6,7 @@ from worker_orcd.api import schema
 from worker_orcd.api.sse import JobStreamResponse
 from worker_orcd.api.submit import submit
 from worker_orcd.jobs.request import ExecuteRequest
-from worker_orcd.worker.worker import Worker
+from worker_orcd.worker.interface import WorkerInterface
 
 _EXAMPLE: dict[str, object] = {
     "job_id": "test-123",
@@ -20,7 +20,7 @@ _STREAM = schema.stream(
 )
 
 
-def router(worker: Worker) -> APIRouter:
+def router(worker: WorkerInterface) -> APIRouter:
     """The routes of this resource."""
     routes = APIRouter(tags=["jobs"])
     ceilings = worker.policy.ceilings

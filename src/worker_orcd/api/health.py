@@ -6,13 +6,13 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from worker_orcd.api import schema
 from worker_orcd.api.access import is_operator, require_operator
-from worker_orcd.worker.health import Status, health_of, status_of
-from worker_orcd.worker.worker import Worker
+from worker_orcd.worker.health import Status
+from worker_orcd.worker.interface import WorkerInterface
 
 _UNAVAILABLE: schema.Responses = {503: {"description": "Jobs make no progress now, or none are taken"}}
 
 
-def router(worker: Worker, *, private_load: bool) -> APIRouter:
+def router(worker: WorkerInterface, *, private_load: bool) -> APIRouter:
     """The routes of this resource; with `private_load` only operators see load figures."""
     routes = APIRouter(tags=["health"])
 
@@ -22,9 +22,7 @@ def router(worker: Worker, *, private_load: bool) -> APIRouter:
     @routes.head("/health", include_in_schema=False)
     @routes.get("/health", summary="How the worker is", responses=_UNAVAILABLE)
     async def health(request: Request) -> JSONResponse:
-        seen = health_of(worker)
-        if not is_operator(request):
-            seen = seen.for_everybody(worker.supervisor.state, private_load=private_load)
+        seen = worker.health(operator=is_operator(request), private_load=private_load)
         return JSONResponse(seen.data(), status_code=status_code(seen.status))
 
     @routes.head("/livez", include_in_schema=False)
@@ -34,7 +32,7 @@ def router(worker: Worker, *, private_load: bool) -> APIRouter:
         responses={503: {"description": "The engine cannot be brought back"}},
     )
     async def livez() -> JSONResponse:
-        permanently_failed = worker.permanently_failed.is_set()
+        permanently_failed = worker.permanently_failed
         return JSONResponse(
             {"status": "permanently_failed" if permanently_failed else "alive"},
             status_code=503 if permanently_failed else 200,
@@ -43,7 +41,7 @@ def router(worker: Worker, *, private_load: bool) -> APIRouter:
     @routes.head("/readyz", include_in_schema=False)
     @routes.get("/readyz", summary="Readiness: jobs are accepted and make progress", responses=_UNAVAILABLE)
     async def readyz() -> JSONResponse:
-        status = status_of(worker)
+        status = worker.health(operator=False, private_load=True).status
         return JSONResponse({"status": status.value}, status_code=status_code(status))
 
     @routes.get(
@@ -54,6 +52,6 @@ def router(worker: Worker, *, private_load: bool) -> APIRouter:
     )
     async def metrics(request: Request) -> Response:
         require_operator(request)
-        return Response(worker.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+        return Response(await worker.metrics(), media_type=CONTENT_TYPE_LATEST)
 
     return routes

@@ -13,7 +13,7 @@ from worker_orcd.api.openai.response_bodies import Completion, text_of
 from worker_orcd.jobs.clock import millis
 from worker_orcd.jobs.events import End, Event, StopReason
 from worker_orcd.jobs.job import Job
-from worker_orcd.worker.worker import Worker
+from worker_orcd.worker.interface import WorkerInterface
 
 _EXAMPLE: dict[str, object] = {
     "input_prefix": "def add(a, b):\n    ",
@@ -75,7 +75,7 @@ class Infill(Completion):
         return {"index": place, **delta, "stop": finish is not None, **more}
 
 
-def router(worker: Worker) -> APIRouter:
+def router(worker: WorkerInterface) -> APIRouter:
     """The route of this resource."""
     routes = APIRouter(tags=["OpenAI-compatible"])
 

@@ -7,7 +7,7 @@ from worker_orcd.api import schema
 from worker_orcd.api.access import owner_of
 from worker_orcd.api.sse import JobStreamResponse, last_event_id
 from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
-from worker_orcd.worker.worker import Worker
+from worker_orcd.worker.interface import WorkerInterface
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
@@ -16,10 +16,9 @@ MAX_LIMIT = 1000
 _encoder = msgspec.json.Encoder()
 
 
-def router(worker: Worker) -> APIRouter:
+def router(worker: WorkerInterface) -> APIRouter:
     """The routes of this resource."""
     routes = APIRouter(tags=["jobs"])
-    tracker = worker.dispatcher.tracker
 
     @routes.get(
         "/jobs",
@@ -32,9 +31,8 @@ def router(worker: Worker) -> APIRouter:
         ),
     )
     async def jobs(request: Request) -> Response:
-        worker.forget_old()
         limit = _limit(request.query_params.get("limit"))
-        return _json({"jobs": tracker.records(owner_of(request), limit)})
+        return _json({"jobs": await worker.records(owner_of(request), limit)})
 
     @routes.get(
         "/jobs/{job_id}",
@@ -44,8 +42,7 @@ def router(worker: Worker) -> APIRouter:
         | schema.errors(404),
     )
     async def job(request: Request, job_id: str) -> Response:
-        worker.forget_old()
-        record = tracker.record(job_id, owner_of(request))
+        record = await worker.record(job_id, owner_of(request))
         if record is None:
             raise JobError(ErrorCode.JOB_NOT_FOUND, "no job with this id is live or remembered")
         return _json(record)
@@ -64,9 +61,8 @@ def router(worker: Worker) -> APIRouter:
         ),
     )
     async def events(request: Request, job_id: str) -> Response:
-        worker.forget_old()
         seen = last_event_id(request)
-        stream = worker.stream_of(job_id, owner_of(request))
+        stream = await worker.stream_of(job_id, owner_of(request))
         if not stream.job.request.stored:
             raise JobError(
                 ErrorCode.JOB_NOT_FOUND, "the events of this job are only for the request that made it"

@@ -32,7 +32,7 @@ from worker_orcd.api.jobs import DEFAULT_LIMIT, MAX_LIMIT
 from worker_orcd.api.middleware import MAX_BODY_BYTES
 from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
 from worker_orcd.jobs.request import Body, CancelRequest, JobId
-from worker_orcd.worker.worker import Worker
+from worker_orcd.worker.interface import WorkerInterface
 
 PATH = "/mcp"
 MAX_WAIT_SEC = 300
@@ -50,7 +50,7 @@ class CancelTool(Body):
         default=DEFAULT_CANCEL_WAIT_SEC, ge=0, le=MAX_WAIT_SEC, description="seconds to wait for the receipt"
     )
 
-    async def answer(self, worker: Worker, owner: str) -> _Answer:
+    async def answer(self, worker: WorkerInterface, owner: str) -> _Answer:
         """Do it."""
         named = {"job_id": self.job_id, "group": self.group}
         given = {name: value for name, value in named.items() if value is not None}
@@ -64,10 +64,9 @@ class JobsTool(Body):
 
     limit: int = Field(default=DEFAULT_LIMIT, ge=0, le=MAX_LIMIT, description="ended jobs to show")
 
-    async def answer(self, worker: Worker, owner: str) -> _Answer:
+    async def answer(self, worker: WorkerInterface, owner: str) -> _Answer:
         """Look."""
-        worker.forget_old()
-        return {"jobs": worker.dispatcher.tracker.records(owner, self.limit)}
+        return {"jobs": await worker.records(owner, self.limit)}
 
 
 class ReceiptTool(Body):
@@ -77,12 +76,11 @@ class ReceiptTool(Body):
     job_id: JobId
     wait_sec: int = Field(default=0, ge=0, le=MAX_WAIT_SEC, description="seconds to wait for the job's end")
 
-    async def answer(self, worker: Worker, owner: str) -> _Answer:
+    async def answer(self, worker: WorkerInterface, owner: str) -> _Answer:
         """Look, once the job has ended or the time is up."""
-        worker.forget_old()
         if self.wait_sec:
             await worker.receipts([self.job_id], owner, self.wait_sec)
-        record = worker.dispatcher.tracker.record(self.job_id, owner)
+        record = await worker.record(self.job_id, owner)
         if record is None:
             raise JobError(ErrorCode.JOB_NOT_FOUND, "no job with this id is live or remembered")
         return record
@@ -95,7 +93,7 @@ _TOOLS: dict[str, type[CancelTool] | type[JobsTool] | type[ReceiptTool]] = {
 }
 
 
-def install(app: FastAPI, worker: Worker) -> None:
+def install(app: FastAPI, worker: WorkerInterface) -> None:
     """Serve `/mcp` beside what the app serves, behind the same access control."""
     app.router.routes.append(Route(PATH, McpEndpoint(worker)))
 
@@ -103,7 +101,7 @@ def install(app: FastAPI, worker: Worker) -> None:
 class McpEndpoint:
     """The ASGI app behind `/mcp`."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: WorkerInterface) -> None:
         self._worker = worker
         for name in ("mcp", "sse_starlette"):
             log = logging.getLogger(name)

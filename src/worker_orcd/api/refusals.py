@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker_orcd.api.access import owner_of_scope
-from worker_orcd.worker.worker import Worker
+from worker_orcd.worker.interface import WorkerInterface
 
 READ_ON_BYTES = 16 << 20
 """A body that was refused before it was read is searched for the job's id, if it is not longer than this …"""
@@ -29,7 +29,7 @@ _NOT_REFUSED = frozenset({401, 409, 504})
 class RefusalMiddleware:
     """Tells the worker which job ids were refused."""
 
-    def __init__(self, app: ASGIApp, worker: Worker) -> None:
+    def __init__(self, app: ASGIApp, worker: WorkerInterface) -> None:
         self.app = app
         self._worker = worker
 

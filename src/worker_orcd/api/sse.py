@@ -12,8 +12,8 @@ from worker_orcd.api.half_close import takes_comments
 from worker_orcd.api.middleware import SEND_BODY
 from worker_orcd.jobs.errors import JobError, invalid
 from worker_orcd.jobs.position import Position
+from worker_orcd.worker.interface import WorkerInterface
 from worker_orcd.worker.streams import JobStream, KeepAlive, Numbered
-from worker_orcd.worker.worker import Worker
 
 KEEP_ALIVE_SEC = 15.0
 
@@ -36,7 +36,9 @@ class Readers:
     """One reader of each of these jobs, while it is open. When the reader whose request executes a job leaves, the job
     is stopped; a follower's leaving stops nothing."""
 
-    def __init__(self, worker: Worker, streams: Sequence[JobStream], *, follows: bool = False) -> None:
+    def __init__(
+        self, worker: WorkerInterface, streams: Sequence[JobStream], *, follows: bool = False
+    ) -> None:
         self._worker = worker
         self._streams = streams
         self._follows = follows
@@ -82,7 +84,7 @@ class ReaderResponse(EventSourceResponse):
     """
 
     def __init__(
-        self, worker: Worker, streams: Sequence[JobStream], chunks: Chunks, *, follows: bool = False
+        self, worker: WorkerInterface, streams: Sequence[JobStream], chunks: Chunks, *, follows: bool = False
     ) -> None:
         """Join the jobs' readers.
 
@@ -124,7 +126,9 @@ class ReaderResponse(EventSourceResponse):
 class JobStreamResponse(ReaderResponse):
     """One reader of one job's own events, from number `start` on."""
 
-    def __init__(self, worker: Worker, stream: JobStream, start: int = 0, *, follows: bool = False) -> None:
+    def __init__(
+        self, worker: WorkerInterface, stream: JobStream, start: int = 0, *, follows: bool = False
+    ) -> None:
         def chunks(keep_alive: KeepAlive) -> AsyncIterator[bytes]:
             return self._chunks(stream.read(keep_alive, start), stream.job.incarnation)
 

@@ -15,8 +15,8 @@ from worker_orcd.jobs.events import Error
 from worker_orcd.jobs.request import JobRequest
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.narration.context import correlation_id
+from worker_orcd.worker.interface import WorkerInterface
 from worker_orcd.worker.streams import JobStream
-from worker_orcd.worker.worker import Worker
 
 MEASURE_PATIENCE_SEC = 1.0
 """How long the answer waits to learn whether the prompts fit, so that a 400 can still be one."""
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 async def submit(
-    worker: Worker, request: Request, asked: Sequence[JobRequest], *, may_retry: bool = False
+    worker: WorkerInterface, request: Request, asked: Sequence[JobRequest], *, may_retry: bool = False
 ) -> list[JobStream]:
     """Submit jobs, and wait a while for the result of counting their prompts.
 
@@ -51,7 +51,7 @@ async def submit(
             names = [one.job_id for one in asked]
             retry_of = await unless_disconnected(request, worker.cancelled_lately(names, owner))
         accepted = asked if retry_of is None else asked[:1]
-        streams = worker.execute(accepted, requester, owner, request.headers, retry_of)
+        streams = await worker.execute(accepted, requester, owner, request.headers, retry_of)
         for stream in streams:
             stream.join()
         await unless_disconnected(request, _measured(worker, streams))
@@ -69,7 +69,7 @@ async def submit(
     return streams
 
 
-async def _measured(worker: Worker, streams: Sequence[JobStream]) -> None:
+async def _measured(worker: WorkerInterface, streams: Sequence[JobStream]) -> None:
     """Wait until the prompts are known to fit, but only while an engine can count them.
 
     Raises:

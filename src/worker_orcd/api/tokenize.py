@@ -19,8 +19,8 @@ from worker_orcd.jobs.request import Body
 from worker_orcd.narration.context import correlation_id
 from worker_orcd.protocol.messages import Template, Tokenized
 from worker_orcd.sampling import shown
+from worker_orcd.worker.interface import WorkerInterface
 from worker_orcd.worker.tokenizing import no_engine
-from worker_orcd.worker.worker import Worker
 
 
 class TokenizeRequest(ConversationEnd):
@@ -83,7 +83,7 @@ class ApplyTemplateRequest(ConversationEnd):
     messages: list[ChatMessage] = Field(min_length=1)
 
 
-def router(worker: Worker) -> APIRouter:
+def router(worker: WorkerInterface) -> APIRouter:
     """The routes of these resources."""
     routes = APIRouter(tags=["tokens"])
 
@@ -91,7 +91,7 @@ def router(worker: Worker) -> APIRouter:
         with error_style({"prompt": param}):
             return await unless_disconnected(
                 request,
-                worker.tokenizing.prepare(prompt, template, correlation_id.get() or "", owner_of(request)),
+                worker.tokenize(prompt, template, correlation_id.get() or "", owner_of(request)),
             )
 
     @routes.post(

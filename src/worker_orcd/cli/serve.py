@@ -29,6 +29,7 @@ from worker_orcd.supervisor.local import LocalEngine, StartModule, start_module
 from worker_orcd.worker.model_names import ModelNames
 from worker_orcd.worker.policy import Policy
 from worker_orcd.worker.recommended import recommended_sampling
+from worker_orcd.worker.single import SingleWorker
 from worker_orcd.worker.state_metrics import publish
 from worker_orcd.worker.worker import Worker
 
@@ -196,8 +197,9 @@ class _Serving:
             self._worker.subscribe(opening.tracing)
         self._worker.recommended_sampling = opening.sampling
         publish(self._worker, vllm_names=settings.vllm_metrics)
+        service = SingleWorker(self._worker)
         app = create_app(
-            self._worker,
+            service,
             self._narrator,
             self._shut_down,
             access=Access(opening.keys, settings.host, settings.insecure, settings.cors_origin),
@@ -207,7 +209,7 @@ class _Serving:
         if settings.mcp:
             from worker_orcd.api import mcp_server  # noqa: PLC0415  # It needs an extra.
 
-            mcp_server.install(app, self._worker)
+            mcp_server.install(app, service)
         self._server = make_server(app, settings.keep_alive_sec)
 
     async def run(self) -> int:

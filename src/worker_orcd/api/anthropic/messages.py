@@ -15,13 +15,13 @@ from worker_orcd.api.sse import ReaderResponse, Readers, named
 from worker_orcd.api.submit import submit, unless_disconnected
 from worker_orcd.jobs.events import Error
 from worker_orcd.narration.context import correlation_id
-from worker_orcd.worker.worker import Worker
+from worker_orcd.worker.interface import WorkerInterface
 
 _COUNTED: dict[str, object] = {"messages": [{"role": "user", "content": "Write a haiku."}]}
 _EXAMPLE: dict[str, object] = {"max_tokens": 64, **_COUNTED}
 
 
-def router(worker: Worker) -> APIRouter:
+def router(worker: WorkerInterface) -> APIRouter:
     """The routes of this resource."""
     routes = APIRouter(prefix="/v1/messages", tags=["Anthropic-compatible"])
 
@@ -59,9 +59,7 @@ def router(worker: Worker) -> APIRouter:
     async def count_tokens(request: Request) -> JSONResponse:
         asked = CountRequest.parse(await request.body())
         model_of(worker, asked.model)
-        counting = worker.tokenizing.prepare(
-            asked.prompt, "messages", correlation_id.get() or "", owner_of(request)
-        )
+        counting = worker.tokenize(asked.prompt, "messages", correlation_id.get() or "", owner_of(request))
         with error_style(NAMES):
             prepared = await unless_disconnected(request, counting)
         return JSONResponse({"input_tokens": len(prepared.prompt)})

@@ -19,8 +19,8 @@ from worker_orcd.api.submit import submit, unless_disconnected
 from worker_orcd.jobs.errors import JobError, invalid
 from worker_orcd.jobs.events import Error
 from worker_orcd.tool_calls.parser import Parser
+from worker_orcd.worker.interface import WorkerInterface
 from worker_orcd.worker.streams import JobStream, any_changed
-from worker_orcd.worker.worker import Worker
 
 _CHAT_EXAMPLE: dict[str, object] = {
     "messages": [{"role": "user", "content": "Write a haiku."}],
@@ -29,7 +29,7 @@ _CHAT_EXAMPLE: dict[str, object] = {
 _TEXT_EXAMPLE: dict[str, object] = {"prompt": "The sea is", "max_tokens": 32}
 
 
-def router(worker: Worker) -> APIRouter:
+def router(worker: WorkerInterface) -> APIRouter:
     """The routes of these resources."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
 
@@ -71,7 +71,7 @@ def router(worker: Worker) -> APIRouter:
     return routes
 
 
-def model_of(worker: Worker, model: str | None) -> str:
+def model_of(worker: WorkerInterface, model: str | None) -> str:
     """What a request's model is called: as it was asked for, or by its name.
 
     Raises:
@@ -83,7 +83,7 @@ def model_of(worker: Worker, model: str | None) -> str:
 
 
 async def answer(
-    worker: Worker,
+    worker: WorkerInterface,
     request: Request,
     asked: CompletionRequest | ChatRequest | InfillRequest,
     words: Callable[..., Completion],
@@ -124,7 +124,7 @@ async def ended(streams: Sequence[JobStream]) -> None:
         await any_changed(streams, KEEP_ALIVE_SEC)
 
 
-def _model(worker: Worker, name: str) -> dict[str, object]:
+def _model(worker: WorkerInterface, name: str) -> dict[str, object]:
     context = worker.engine.cells_per_job if worker.engine else None
     return {
         "id": name,

@@ -21,8 +21,8 @@ from worker_orcd.api.submit import submit, unless_disconnected
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import Error
 from worker_orcd.narration.context import correlation_id
+from worker_orcd.worker.interface import WorkerInterface
 from worker_orcd.worker.streams import JobStream, any_changed
-from worker_orcd.worker.worker import Worker
 
 WINDOW = 64
 """Jobs of one request that are live at a time: a large request leaves the queue to others."""
@@ -34,7 +34,7 @@ class _Inputs:
     """The inputs of one request: those that wait, those whose jobs are live, and the vectors of those that are done."""
 
     def __init__(
-        self, worker: Worker, request: Request, jobs: Sequence[EmbeddingJob], *, as_base64: bool
+        self, worker: WorkerInterface, request: Request, jobs: Sequence[EmbeddingJob], *, as_base64: bool
     ) -> None:
         self._worker = worker
         self._request = request
@@ -67,7 +67,7 @@ class _Inputs:
                         return stream.job.terminal
                     self._take(stream)
                     self._live.remove(stream)
-                more = self._submit_more()
+                more = await self._submit_more()
                 if more:
                     readers.enter_context(Readers(self._worker, more))
                     self._live += more
@@ -75,7 +75,7 @@ class _Inputs:
                     await unless_disconnected(self._request, any_changed(self._live, KEEP_ALIVE_SEC))
         return None
 
-    def _submit_more(self) -> list[JobStream]:
+    async def _submit_more(self) -> list[JobStream]:
         """Submit as many of those that wait as the window has room for; none while the queue is full, if others of
         them are live."""
         more = [
@@ -85,7 +85,9 @@ class _Inputs:
             return []
         request = self._request
         try:
-            return self._worker.execute(more, correlation_id.get() or "", owner_of(request), request.headers)
+            return await self._worker.execute(
+                more, correlation_id.get() or "", owner_of(request), request.headers
+            )
         except JobError as error:
             if error.code is not ErrorCode.QUEUE_FULL or not self._live:
                 raise
@@ -110,7 +112,7 @@ class _Inputs:
         return {"prompt_tokens": self.prompt_tokens, "total_tokens": self.prompt_tokens}
 
 
-def router(worker: Worker) -> APIRouter:
+def router(worker: WorkerInterface) -> APIRouter:
     """The route of this resource."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
 

@@ -20,13 +20,13 @@ from worker_orcd.api.openai.stored_responses import continued, shown_of, shown_s
 from worker_orcd.api.sse import ReaderResponse, Readers, named, whole_number
 from worker_orcd.api.submit import submit, unless_disconnected
 from worker_orcd.jobs.events import Error
+from worker_orcd.worker.interface import WorkerInterface
 from worker_orcd.worker.streams import JobStream, KeepAlive
-from worker_orcd.worker.worker import Worker
 
 _EXAMPLE: dict[str, object] = {"input": "Write a haiku.", "max_output_tokens": 64}
 
 
-def router(worker: Worker) -> APIRouter:
+def router(worker: WorkerInterface) -> APIRouter:
     """The routes of this resource."""
     routes = APIRouter(prefix="/v1/responses", tags=["OpenAI-compatible"])
 
@@ -44,7 +44,7 @@ def router(worker: Worker) -> APIRouter:
         offered = request.headers.get("x-job-id")
         name = fresh_name("resp_", offered)
         with error_style(asked.names):
-            earlier = continued(worker, request, asked.previous_response_id)
+            earlier = await continued(worker, request, asked.previous_response_id)
             wanted = asked.wanted(name, earlier, named_by_client=offered is not None)
             (stream,) = await submit(worker, request, [wanted.within(worker.policy.ceilings)], may_retry=True)
         shown = shown_of(worker, stream.job)
@@ -70,7 +70,7 @@ def router(worker: Worker) -> APIRouter:
         ),
     )
     async def get(request: Request, response_id: str) -> Response:
-        stream = shown_stream_of(worker, request, response_id)
+        stream = await shown_stream_of(worker, request, response_id)
         shown = shown_of(worker, stream.job)
         after = whole_number(request.query_params.get("starting_after"), "starting_after")
         if request.query_params.get("stream") == "true":

@@ -17,39 +17,38 @@ from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
 from worker_orcd.jobs.events import Error
 from worker_orcd.jobs.job import Job
 from worker_orcd.narration.context import correlation_id
+from worker_orcd.worker.interface import WorkerInterface
 from worker_orcd.worker.streams import JobStream
-from worker_orcd.worker.worker import Worker
 
 CANCEL_MARGIN_SEC = 1.0
 """A cancel is finished within its deadline; the answer waits no longer than this beyond it."""
 
 
-def stream_of(worker: Worker, request: Request, response_id: str) -> JobStream:
+async def stream_of(worker: WorkerInterface, request: Request, response_id: str) -> JobStream:
     """The job of a response of the request's owner, live or kept.
 
     Raises:
         JobError: `JOB_NOT_FOUND`, there is none.
     """
-    worker.forget_old()
-    stream = worker.stream_of(response_id, owner_of(request))
+    stream = await worker.stream_of(response_id, owner_of(request))
     if not isinstance(stream.job.request, ResponseJob):
         raise _unknown()
     return stream
 
 
-def shown_stream_of(worker: Worker, request: Request, response_id: str) -> JobStream:
+async def shown_stream_of(worker: WorkerInterface, request: Request, response_id: str) -> JobStream:
     """The same, if the response is live or is to be stored.
 
     Raises:
         JobError: `JOB_NOT_FOUND`, there is none.
     """
-    stream = stream_of(worker, request, response_id)
+    stream = await stream_of(worker, request, response_id)
     if not (stream.job.live or asked_of(stream.job).stored):
         raise _unknown()
     return stream
 
 
-def shown_of(worker: Worker, job: Job) -> ResponseObject:
+def shown_of(worker: WorkerInterface, job: Job) -> ResponseObject:
     """What clients see of a response.
 
     Raises:
@@ -58,7 +57,9 @@ def shown_of(worker: Worker, job: Job) -> ResponseObject:
     return ResponseObject(job, model_of(worker, asked_of(job).model), lambda: worker.tool_formats)
 
 
-def continued(worker: Worker, request: Request, previous_id: str | None) -> Sequence[input_items.Item]:
+async def continued(
+    worker: WorkerInterface, request: Request, previous_id: str | None
+) -> Sequence[input_items.Item]:
     """The items of the response that a request continues: what it was made of, and what it said until its end.
 
     Whatever its end was: what its reader saw is what the model sees. One without text and complete calls has an empty
@@ -69,9 +70,7 @@ def continued(worker: Worker, request: Request, previous_id: str | None) -> Sequ
     """
     if previous_id is None:
         return ()
-    worker.forget_old()
-    owner, tracker = owner_of(request), worker.dispatcher.tracker
-    job = tracker.live(previous_id, owner) or tracker.ended_job(previous_id, owner)
+    job = await _kept(worker, previous_id, owner_of(request))
     if job is None or not isinstance(job.request, ResponseJob) or not job.request.stored or _refused(job):
         raise JobError(
             ErrorCode.INVALID_REQUEST,
@@ -91,13 +90,13 @@ def continued(worker: Worker, request: Request, previous_id: str | None) -> Sequ
     return (*job.request.items, *map(input_items.without_logprobs, said))
 
 
-def router(worker: Worker) -> APIRouter:
+def router(worker: WorkerInterface) -> APIRouter:
     """The routes of these resources."""
     routes = APIRouter(prefix="/v1/responses", tags=["OpenAI-compatible"])
 
     async def stop(request: Request, job: Job) -> None:
         if job.live:
-            worker.cancel(job.job_id, correlation_id.get() or "", owner_of(request))
+            await worker.cancel(job.job_id, correlation_id.get() or "", owner_of(request))
             patience_sec = worker.policy.cancel_deadline_sec + CANCEL_MARGIN_SEC
             await worker.receipts([job.job_id], owner_of(request), patience_sec)
 
@@ -111,7 +110,7 @@ def router(worker: Worker) -> APIRouter:
         | schema.errors(404),
     )
     async def cancel(request: Request, response_id: str) -> Response:
-        stream = stream_of(worker, request, response_id)
+        stream = await stream_of(worker, request, response_id)
         await stop(request, stream.job)
         answer = shown_of(worker, stream.job).whole(with_output=asked_of(stream.job).stored)
         return JSONResponse(answer, headers=named([stream]))
@@ -126,11 +125,9 @@ def router(worker: Worker) -> APIRouter:
         | schema.errors(404),
     )
     async def delete(request: Request, response_id: str) -> Response:
-        stream = shown_stream_of(worker, request, response_id)
+        stream = await shown_stream_of(worker, request, response_id)
         await stop(request, stream.job)
-        tracker, owner = worker.dispatcher.tracker, owner_of(request)
-        if tracker.ended_job(response_id, owner) is stream.job:  # Its id may be in use again.
-            tracker.drop_events(response_id, owner)
+        await worker.drop_events(stream.job)
         return JSONResponse(
             {"id": response_id, "object": "response", "deleted": True}, headers=named([stream])
         )
@@ -144,10 +141,17 @@ def router(worker: Worker) -> APIRouter:
         openapi_extra=input_items.PARAMETERS,
     )
     async def items(request: Request, response_id: str) -> Response:
-        job = shown_stream_of(worker, request, response_id).job
+        job = (await shown_stream_of(worker, request, response_id)).job
         return JSONResponse(input_items.page_of(cast("ResponseJob", job.request).items, request))
 
     return routes
+
+
+async def _kept(worker: WorkerInterface, response_id: str, owner: str) -> Job | None:
+    try:
+        return (await worker.stream_of(response_id, owner)).job
+    except JobError:
+        return None
 
 
 def _refused(job: Job) -> bool:

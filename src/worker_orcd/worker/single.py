@@ -1,0 +1,139 @@
+"""One worker in this process, as the HTTP layer uses it."""
+
+from collections.abc import Mapping, Sequence
+
+from worker_orcd.jobs.errors import ErrorCode
+from worker_orcd.jobs.job import Job
+from worker_orcd.jobs.request import JobRequest
+from worker_orcd.jobs.stop_request import StopReason, StopRequest
+from worker_orcd.protocol.messages import Ready, Template, Tokenized
+from worker_orcd.tool_calls.formats import ToolFormat
+from worker_orcd.worker.health import Health, health_of
+from worker_orcd.worker.interface import NO_HEADERS, Record, WorkerInterface
+from worker_orcd.worker.model_names import ModelNames
+from worker_orcd.worker.policy import Policy
+from worker_orcd.worker.streams import JobStream
+from worker_orcd.worker.worker import Worker
+
+
+class SingleWorker(WorkerInterface):
+    """Passes everything on to the worker. Nothing here waits but for the ends of jobs and for tokens."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._tracker = worker.dispatcher.tracker
+
+    @property
+    def policy(self) -> Policy:
+        """The operator's limits for jobs."""
+        return self._worker.policy
+
+    @property
+    def started_unix(self) -> float:
+        """When the worker was started, Unix time."""
+        return self._worker.started_unix
+
+    @property
+    def engine(self) -> Ready | None:
+        """What the engine that runs now has said of its model."""
+        return self._worker.engine
+
+    @property
+    def model_names(self) -> ModelNames:
+        """Names by which clients may ask for the model."""
+        return self._worker.model_names
+
+    @property
+    def recommended_sampling(self) -> Mapping[str, float]:
+        """Fields of a job as the model's makers recommend them."""
+        return self._worker.recommended_sampling
+
+    @property
+    def tool_formats(self) -> tuple[ToolFormat, ...]:
+        """How the model writes calls of tools."""
+        return self._worker.tool_formats
+
+    async def execute(
+        self,
+        requests: Sequence[JobRequest],
+        correlation_id: str,
+        owner: str = "",
+        headers: Mapping[str, str] = NO_HEADERS,
+        retry_of: StopRequest | None = None,
+    ) -> list[JobStream]:
+        """Accept jobs."""
+        return self._worker.execute(requests, correlation_id, owner, headers, retry_of)
+
+    async def cancel(self, job_id: str, correlation_id: str, owner: str = "") -> None:
+        """Cancel a job."""
+        self._worker.cancel(job_id, correlation_id, owner)
+
+    async def cancel_group(self, group: str, correlation_id: str, owner: str = "") -> list[str]:
+        """Cancel the live jobs of a group. Returns their ids."""
+        live = [job.job_id for job in self._tracker.in_group(group, owner)]
+        self._worker.cancel_group(group, correlation_id, owner)
+        return live
+
+    async def cancelled_lately(self, job_ids: list[str], owner: str) -> StopRequest | None:
+        """A recent client's cancel of one of these jobs, after their ends."""
+        return await self._worker.cancelled_lately(job_ids, owner)
+
+    async def receipts(self, job_ids: list[str], owner: str, patience_sec: float) -> list[Record] | None:
+        """Wait for the jobs' ends."""
+        return await self._worker.receipts(job_ids, owner, patience_sec)
+
+    async def record(self, job_id: str, owner: str) -> Record | None:
+        """The record of the latest job with this id."""
+        self._worker.forget_old()
+        return self._tracker.record(job_id, owner)
+
+    async def records(self, owner: str, limit: int) -> list[Record]:
+        """An owner's records."""
+        self._worker.forget_old()
+        return self._tracker.records(owner, limit)
+
+    async def stream_of(self, job_id: str, owner: str = "") -> JobStream:
+        """A job's stream."""
+        self._worker.forget_old()
+        return self._worker.stream_of(job_id, owner)
+
+    async def drop_events(self, job: Job) -> None:
+        """Keep an ended job's events no longer. The id may be in use again."""
+        if self._tracker.ended_job(job.job_id, job.owner) is job:
+            self._tracker.drop_events(job.job_id, job.owner)
+
+    async def tokenize(self, prompt: str, template: Template, correlation_id: str, owner: str) -> Tokenized:
+        """The tokens of a prompt."""
+        return await self._worker.tokenizing.prepare(prompt, template, correlation_id, owner)
+
+    def reader_left(self, stream: JobStream) -> None:
+        """The connection that executes a job is closed."""
+        self._worker.reader_left(stream)
+
+    def stop(self, job: Job, reason: StopReason) -> None:
+        """Stop this job."""
+        self._worker.stop(job, reason)
+
+    def refused(self, job_id: str, owner: str = "") -> None:
+        """Note a refused request."""
+        self._worker.refused(job_id, owner)
+
+    def count_refusal(self, code: ErrorCode) -> None:
+        """Count a request that was refused."""
+        self._worker.metrics.refusals.labels(code.value).inc()
+
+    def health(self, *, operator: bool, private_load: bool) -> Health:
+        """Health now."""
+        seen = health_of(self._worker)
+        if operator:
+            return seen
+        return seen.for_everybody(self._worker.supervisor.state, private_load=private_load)
+
+    @property
+    def permanently_failed(self) -> bool:
+        """Whether no engine can be started any more."""
+        return self._worker.permanently_failed.is_set()
+
+    async def metrics(self) -> bytes:
+        """The worker's metrics."""
+        return self._worker.metrics.render()
