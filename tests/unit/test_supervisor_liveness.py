@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from tests.supervisor_bench import SUBMIT, Bench, computing, step
@@ -102,6 +103,20 @@ def test_an_engine_that_waits_for_a_prompt_to_be_rendered_is_not_killed(play: Ca
         await asyncio.sleep(PREPARE_SEC - 2)
         assert not engine.killed_at
         await bench.until(lambda: bool(engine.killed_at))
+
+    play(scenario)
+
+
+def test_an_engine_is_not_killed_for_a_prompt_that_an_earlier_one_has_tokenized(
+    play: Callable[..., Bench],
+) -> None:
+    """A requeued job comes with its tokens, which no engine reports again (G7)."""
+
+    async def scenario(bench: Bench) -> None:
+        engine = await bench.ready()
+        bench.supervisor.prepare(msgspec.structs.replace(SUBMIT, tokens=(1, 2)))
+        await asyncio.sleep(3 * PREPARE_SEC)
+        assert not engine.killed_at
 
     play(scenario)
 

@@ -121,10 +121,12 @@ class Supervisor:
         self._starting = asyncio.create_task(self._start(pause=0.0), name="engine-start")
 
     def prepare(self, message: Submit | Tokenize) -> None:
-        """Have a prompt rendered and tokenized."""
-        if self._engine is not None:
+        """Have a prompt rendered and tokenized; an earlier engine may have done that."""
+        if self._engine is None:
+            return
+        if isinstance(message, Tokenize) or message.tokens is None:
             self._liveness.prepare(message.run, time.monotonic())
-            self._engine.prepare(message)
+        self._engine.prepare(message)
 
     def drop(self, run: int) -> None:
         """Have a prompt forgotten that is not wanted any more."""
