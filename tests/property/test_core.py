@@ -491,6 +491,26 @@ class Core(RuleBasedStateMachine):
         self.core.preempted(run)
         self.carry_out(self.core.start_next())
 
+    @precondition(lambda self: self.engine is not None and self.engine.waits)
+    @rule()
+    def the_least_urgent_waiting_run_is_returned(self) -> None:
+        """It waits in the front, where it can be ended without asking the engine; a stop may be on its way."""
+        assert self.engine is not None
+        run = max(self.engine.waits, key=lambda run: self.seen[run].job.order)
+        job = self.seen[run].job
+        self.core.returned([run])
+        if not job.stop:
+            self.engine.waits.remove(run)
+        assert (job in self.core.queue) == (job.live and not job.stop)
+        self.carry_out(self.core.start_next())
+
+    @precondition(lambda self: self.engine is not None)
+    @rule(followers=st.integers(0, 9))
+    def some_runs_wait_for_a_prefix(self, followers: int) -> None:
+        """The engine is handed others for the slots that these leave free."""
+        self.core.queue.followers = followers
+        self.carry_out(self.core.start_next())
+
     @precondition(lambda self: self.engine is not None and self.engine.holds)
     @rule(which=ANY, held=st.booleans())
     def a_run_ends_by_itself(self, which: int, held: bool) -> None:
@@ -643,7 +663,7 @@ class Core(RuleBasedStateMachine):
         assert set(self.core.queue._in_engine) == started
         inside = self.core.queue.in_engine
         give_way = sum(any(other.may_preempt(job) for other in inside) for job in inside)
-        assert len(started) - give_way <= CAPACITY.sequences + AHEAD
+        assert len(started) - give_way <= 2 * (CAPACITY.sequences + AHEAD)
         if self.engine is None:
             assert not started
         else:
@@ -672,7 +692,8 @@ class Core(RuleBasedStateMachine):
         suspected = any(job.deaths >= SUSPECT_DEATHS for job in self.live_jobs())
         if head is not None and head.prompt_tokens is not None and not suspected:
             inside = [job for job in self.core.queue.in_engine if not head.may_preempt(job)]
-            assert len(inside) >= CAPACITY.sequences + AHEAD
+            enough = CAPACITY.sequences + AHEAD
+            assert len(inside) >= enough + min(self.core.queue.followers, enough)
 
     def teardown(self) -> None:
         """Let the engine finish its runs: nothing is left, and every job has its terminal event."""

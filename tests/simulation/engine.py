@@ -54,6 +54,7 @@ class VirtualEngine:
         pid: int,
         *,
         prefix_cache: bool = True,
+        cells: int = CELLS,
     ) -> None:
         self.pid: int | None = pid
         self.dead = False
@@ -62,7 +63,7 @@ class VirtualEngine:
         self._listener = listener
         self._chance = chance
         self._weather = weather
-        self._hand = HandLoop(parallel=SEQUENCES, cells=CELLS, prefix_cache=prefix_cache)
+        self._hand = HandLoop(parallel=SEQUENCES, cells=cells, prefix_cache=prefix_cache)
         self._hand.model.decode_ms = chance.choice([2.0, 8.0, 30.0])
         self._hand.model.prefill_row_ms = chance.choice([0.2, 2.0, 6.0])
         self._busy = False

@@ -227,10 +227,13 @@ def test_a_run_waits_for_one_that_is_computing_their_common_prefix(pool: Pool) -
     first = pool.open(numbers(0, 200))
     pool.compute(first, 40)
     prompt = [*numbers(0, 150), *numbers(900, 10)]
-    assert pool.ledger.leader(prompt, "a") == first.run
+    leader = pool.ledger.leader(prompt, "a")
+    assert leader is not None
+    assert (leader.run, pool.ledger.leads(leader)) == (first.run, True)
     assert pool.ledger.leader(prompt, "b") is None
     assert pool.ledger.leader([*numbers(0, 40 + MIN_SHARED - 1), 7000, 7001], "a") is None
     pool.compute(first, 110)
+    assert not pool.ledger.leads(leader)
     assert pool.ledger.leader(prompt, "a") is None
     second = pool.open(prompt)
     assert second.reused == 150

@@ -20,6 +20,7 @@ EXPECTED = {
     ("waiting", "stop"): "stopping",
     ("waiting", "fail"): "ended",
     ("waiting", "engine_lost"): "queued",
+    ("waiting", "return"): "queued",
     ("running", "token"): "running",
     ("running", "stop"): "stopping",
     ("running", "finish"): "ended",
@@ -34,6 +35,7 @@ EXPECTED = {
     ("stopping", "fail"): "ended",
     ("stopping", "engine_lost"): "ended",
     ("stopping", "preempt"): "stopping",
+    ("stopping", "return"): "stopping",
     ("stopping", "give_up"): "ended",
     ("ended", "stop"): "ended",
 }
@@ -48,6 +50,7 @@ TRIGGERS = [
     "fail",
     "engine_lost",
     "preempt",
+    "return",
     "give_up",
 ]
 ILLEGAL = [pair for pair in itertools.product(STATES, TRIGGERS) if pair not in EXPECTED]
@@ -62,6 +65,7 @@ ACTS: dict[str, Callable[[Job], object]] = {
     "fail": lambda job: job.failed(at(9), JobError(ErrorCode.INTERNAL, "oh"), freed_at(9)),
     "engine_lost": lambda job: job.engine_lost(at(9)),
     "preempt": lambda job: job.preempted(),
+    "return": lambda job: job.returned(),
     "give_up": lambda job: job.give_up(at(9)),
 }
 

@@ -179,3 +179,61 @@ def test_a_run_alone_that_finds_no_room_fails(loop: HandLoop) -> None:
     loop.model.next_outcome = Outcome.NO_ROOM
     loop.turn()
     assert [(end.run, end.error_code) for end in loop.steps[-1].ended] == [(1, "INTERNAL")]
+
+
+SHARED = QUICK + "s" * 600
+
+
+@pytest.mark.parametrize("parallel", [2, 3], ids=["no slot free", "a slot free"])
+def test_a_run_that_computes_the_prefix_of_an_urgent_one_is_as_urgent(
+    make_loop: MakeLoop, parallel: int
+) -> None:
+    """Runs between the two neither preempt it nor have their prompts computed first. When the prefix is computed it is
+    as urgent as it was."""
+    it = make_loop(parallel=parallel)
+    it.post(run_message(1, max_tokens=200, priority=-9, order=-90.0))
+    it.post(run_message(2, SHARED + "a" * 600, priority=5, order=50.0, cache=""))
+    it.turn(2)
+    it.post(run_message(3, SHARED + "bc", priority=-5, order=-50.0, cache=""))
+    it.turn()
+    it.post(run_message(4, "m" * 600, order=0.0))
+    while not it.tokens(3):
+        it.turn()
+        assert not it.tokens(4), "the medium one was served before the urgent one"
+    it.finish()
+    ends = [end.run for step in it.steps for end in step.ended]
+    assert ends.index(3) < ends.index(4) < ends.index(2)
+
+
+def test_runs_that_wait_for_a_prefix_are_counted_so_that_others_get_the_slots(make_loop: MakeLoop) -> None:
+    """While they wait, and no longer."""
+    it = make_loop(parallel=4)
+    it.post(*(run_message(run, SHARED + "ab"[run % 2], max_tokens=9, cache="") for run in range(1, 7)))
+    it.turn()
+    assert it.steps[-1].followers == 5
+    it.post(run_message(7, "other", max_tokens=9))
+    it.turn(2)
+    assert it.tokens(7), "it takes a slot that they leave free"
+    in_decode(it, 1)
+    it.turn()
+    assert it.steps[-1].followers == 0
+    it.finish()
+    computed = sum(step.prompt_computed for step in it.steps)
+    assert computed <= len(SHARED) + 6 + len(run_message(7, "other").prompt) + 5 * 32
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["warm", "evicted"])
+def test_the_stop_of_a_preempted_run_says_what_stays_warm(make_loop: MakeLoop, kept: bool) -> None:
+    """What a later run can reuse of it now, not what it left when it was preempted."""
+    single = make_loop(parallel=1, cells=4096)
+    single.post(run_message(1, SHARED, priority=1, cache="a", max_tokens=50))
+    in_decode(single, 1)
+    single.post(run_message(2, "urgent" if kept else "x" * 3700, order=-1.0, cache="b", max_tokens=200))
+    while not single.tokens(2):
+        single.turn()
+    single.post(Stop(1))
+    single.turn()
+    (stop,) = single.stopped
+    assert (stop.cells_before, stop.cells_after) == (0, 0)
+    assert stop.cells_warm == (single.loop.cells_cached if kept else 0)
+    assert (stop.cells_warm >= len(SHARED)) == kept

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tests.fakes import at, queued_job, stop_request
+from worker_orcd.engine.scheduler import max_waiting
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.queue import AHEAD, Capacity, JobQueue
@@ -79,6 +80,34 @@ def test_an_urgent_job_is_handed_over_beyond_that() -> None:
     queue.append(urgent)
     queue.prompt_counted(urgent)
     assert handed_over(queue) == [urgent]
+
+
+def test_jobs_that_wait_for_another_one_s_prefix_leave_their_places_to_others() -> None:
+    """Up to as many again: however many they are, the engine's work for them stays bounded."""
+    jobs = [measured(run, 1, 1) for run in range(1, 30)]
+    queue = line(*jobs)
+    places = ROOMY.sequences + AHEAD
+    assert len(handed_over(queue)) == places
+    queue.followers = 3
+    assert handed_over(queue) == jobs[places : places + 3]
+    queue.followers = 20
+    assert handed_over(queue) == jobs[places + 3 : 2 * places]
+
+
+def test_a_job_that_the_engine_gives_back_waits_in_its_old_place_and_can_be_handed_over_again() -> None:
+    """Behind more urgent jobs, in front of later ones. The engine gives back none that the front would hand over at
+    once."""
+    jobs = [measured(run, 1, 1) for run in range(1, 9)]
+    queue = line(*jobs)
+    places = ROOMY.sequences + AHEAD
+    for job in jobs[:places]:
+        assert queue.next_to_hand_over(ROOMY) is job
+        job.handed_over()
+    jobs[2].returned()
+    queue.returned(jobs[2])
+    assert list(queue) == [jobs[2], *jobs[places:]]
+    assert handed_over(queue) == [jobs[2]]
+    assert 2 * places <= max_waiting(ROOMY.sequences)
 
 
 def test_jobs_that_left_do_not_pile_up_behind_a_full_engine() -> None:

@@ -14,7 +14,7 @@ from tests.lanes import examples
 from worker_orcd.engine.prefixes import TokenArray
 from worker_orcd.engine.run import Run
 from worker_orcd.engine.scheduler import GROWTH_CELLS, Live, Scheduler, least_urgent
-from worker_orcd.engine.slot import Slot
+from worker_orcd.engine.slot import Leader, Slot
 from worker_orcd.engine.urgency import may_preempt, order
 
 IDS = count()
@@ -35,9 +35,13 @@ class Pool:
     cells: int = 10_000
     asked: list[int] = field(default_factory=list)
 
-    def leader(self, _tokens: TokenArray, namespace: str | None) -> int | None:
+    def leader(self, _tokens: TokenArray, namespace: str | None) -> Leader | None:
         """The first run leads those."""
-        return 1 if namespace == "follows" else None
+        return Leader(1, 1) if namespace == "follows" else None
+
+    def leads(self, _leader: Leader) -> bool:
+        """It goes on leading them."""
+        return True
 
     def fits(self, tokens: TokenArray, _namespace: str | None, beside: Sequence[Slot], growth: int) -> bool:
         """By all tokens."""
@@ -165,7 +169,7 @@ def test_all_runs_end_whatever_they_need(
 
 def preempt(scheduler: Scheduler, inside: dict[int, InSlot], candidates: Sequence[Live]) -> None:
     """As the loop does."""
-    victim = inside.pop(least_urgent(candidates).run.run)
+    victim = inside.pop(least_urgent(candidates, {}).run.run)
     assert not any(may_preempt(victim.run, other.run) and other.run.run in inside for other in candidates)
     generated = tuple(victim.slot.tokens[len(victim.run.prompt) :])
     scheduler.add(msgspec.structs.replace(victim.run, generated=generated))

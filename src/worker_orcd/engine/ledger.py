@@ -18,7 +18,7 @@ from worker_orcd.engine.cells import Cells
 from worker_orcd.engine.model import Model
 from worker_orcd.engine.prefixes import PrefixIndex, TokenArray, Tokens, as_tokens
 from worker_orcd.engine.saving import Saving
-from worker_orcd.engine.slot import Closed, Slot
+from worker_orcd.engine.slot import Closed, Leader, Slot
 from worker_orcd.protocol.messages import AuditFault
 
 WARM_SHARE = 0.25
@@ -79,7 +79,7 @@ class Ledger:
 
     # A run's slot, from its opening to its closing.
 
-    def leader(self, tokens: Tokens, namespace: str | None) -> int | None:
+    def leader(self, tokens: Tokens, namespace: str | None) -> Leader | None:
         """The live run that is computing what these tokens begin with, and is worth waiting for; None without one."""
         if namespace is None or not (self._keeps_warm or self._saving):
             return None
@@ -94,10 +94,16 @@ class Ledger:
             elif self._model.memory.window is not None:
                 continue  # A step may take the slot beyond its window, and it then has nothing to hand over.
             if common > slot.computed:
-                have = self._available(namespace, wanted) if have is None else have
+                have = self.available(namespace, wanted) if have is None else have
                 if common - have >= MIN_SHARED:
-                    return slot.run
+                    shares = self._keeps_warm and not slot.checkpoint
+                    return Leader(slot.run, common - MIN_SHARED + 1 if shares else common)
         return None
+
+    def leads(self, leader: Leader) -> bool:
+        """Whether a leader is still live and has not computed yet what others wait for."""
+        slot = self._live.get(leader.run)
+        return slot is not None and slot.computed < leader.tokens
 
     def fits(self, tokens: TokenArray, namespace: str | None, beside: Sequence[Slot], growth: int) -> bool:
         """Whether there are cells for a run of these tokens, those of the live slots `beside`, and `growth` more. What
@@ -171,11 +177,12 @@ class Ledger:
             return Closed(before, self._free(slot), 0)
         slot.tokens = slot.tokens[: slot.computed]
         if not self._keeps_warm:
-            saved = self._save(slot)
-            return Closed(before, self._free(slot), saved)
+            if self._saving and self._saving.worth_saving(slot):
+                self._saving.save(slot, alone=not self._live)
+            return Closed(before, self._free(slot), self.available(slot.namespace, slot.tokens))
         self._prefixes.put(slot.namespace, slot, slot.tokens)
         if any(self._covers(other, slot) for other in self._warm):
-            return Closed(before, self._free(slot), 0)
+            return Closed(before, self._free(slot), slot.computed)
         self._cells.keep_warm(slot.holder)
         for other in [other for other in self._warm if self._covers(slot, other)]:
             self._give_up(other)
@@ -183,7 +190,7 @@ class Ledger:
         if self._saving and self._saving.worth_saving(slot):
             self._unsaved[slot] = None
         self._bound_warm()
-        return Closed(before, 0, slot.computed if slot in self._warm else 0)
+        return Closed(before, 0, self.available(slot.namespace, slot.tokens))
 
     def save_next(self) -> bool:
         """Copy to the store what is due. Whether anything was: there may be more."""
@@ -290,8 +297,10 @@ class Ledger:
         length = min(length, slot.computed)
         return length if self._model.memory.hands_over(slot.computed, length) else 0
 
-    def _available(self, namespace: str, wanted: Tokens) -> int:
-        """How many of these tokens need not be computed."""
+    def available(self, namespace: str | None, wanted: Tokens) -> int:
+        """How many of these tokens a later run of the namespace need not compute."""
+        if namespace is None:
+            return 0
         pool = self._prefixes.longest(namespace, wanted, self._usable) if self._keeps_warm else None
         return max(pool.length if pool else 0, self._saved_length(namespace, wanted))
 
@@ -320,14 +329,6 @@ class Ledger:
     def _saved_length(self, namespace: str, wanted: Tokens) -> int:
         saved = self._saving.longest(namespace, wanted) if self._saving else None
         return saved.length if saved else 0
-
-    def _save(self, slot: Slot) -> int:
-        """Save a slot whose run has ended. Returns how many of its tokens are in the store."""
-        if self._saving is None or slot.namespace is None:
-            return 0
-        if self._saving.worth_saving(slot):
-            self._saving.save(slot, alone=not self._live)
-        return self._saved_length(slot.namespace, slot.tokens)
 
     def _bound_warm(self) -> None:
         """Give up warm slots beyond their share of the cells, but those that are to be saved only once they are."""

@@ -155,10 +155,10 @@ class EngineLoop:
     def _stop(self, run: int) -> None:
         """Free a run and confirm it. An unknown run is confirmed, too: it holds no cells."""
         stopped_at = self._clock()
-        self._scheduler.remove(run)
-        sequence = self._sequences.get(run)
+        waiting, sequence = self._scheduler.remove(run), self._sequences.get(run)
         processed, cached = (sequence.prompt_processed, sequence.prompt_cached) if sequence else (0, 0)
-        closed = self._free(sequence) if sequence else Closed(0, 0, 0)
+        warm = self._ledger.available(waiting.run.cache, waiting.tokens[: waiting.computed]) if waiting else 0
+        closed = self._free(sequence) if sequence else Closed(0, 0, warm)
         freed_at = self._clock()
         self._audit()
         now, after = self._clock(), closed.after
@@ -243,6 +243,8 @@ class EngineLoop:
                 preempted=tuple(preempted),
                 prompt_computed=result.prompt_computed,
                 prompt_logprobs=tuple(result.prompt_logprobs),
+                returned=tuple(self._scheduler.surplus()),
+                followers=sum(map(len, self._scheduler.followers(self._ledger).values())),
             )
         )
 
@@ -283,7 +285,7 @@ class EngineLoop:
         protected = self._recovery.protected(self._sequences)
         taking_part = [s for run, s in self._sequences.items() if not protected or run in protected]
         wanted = [(s.run, pending) for s in taking_part if (pending := s.pending).rows]
-        return self._plan_of(urgent_prompts_first(wanted))
+        return self._plan_of(urgent_prompts_first(wanted, self._scheduler.followers(self._ledger)))
 
     def _plan_of(self, pending: list[Pending]) -> Plan:
         return plan_step(
@@ -302,10 +304,11 @@ class EngineLoop:
 
     def _preempt(self, candidates: Collection[Live]) -> None:
         """Preempt the least urgent of these runs: it waits again, until it fits."""
-        victim = self._sequences[least_urgent(candidates).run.run]
-        rest = victim.rest
+        followers = self._scheduler.followers(self._ledger)
+        victim = self._sequences[least_urgent(candidates, followers).run.run]
+        rest, computed = victim.rest, victim.computed
         self._free(victim)
-        self._scheduler.add(rest)
+        self._scheduler.add(rest, computed)
         self._preempted.append(rest.run)
 
     def _compute(self, plan: Plan, *, abort_mode: AbortMode) -> StepResult:

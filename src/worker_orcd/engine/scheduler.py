@@ -10,11 +10,17 @@ from typing import Protocol
 
 from worker_orcd.engine.prefixes import TokenArray, as_tokens
 from worker_orcd.engine.run import Run
-from worker_orcd.engine.slot import Slot
-from worker_orcd.engine.urgency import may_preempt, order
+from worker_orcd.engine.slot import Leader, Slot
+from worker_orcd.engine.urgency import Followers, gives_way, inherited_order, order
 
 GROWTH_CELLS = 64
 """Cells that a run is expected to grow by before another one ends and makes room."""
+
+
+def max_waiting(sequences: int) -> int:
+    """How many runs wait here at most: as many as the front hands over when none gives way to another
+    (`jobs/queue.py`). More come only with ever more urgent ones."""
+    return 2 * (sequences + 2)
 
 
 class Live(Protocol):
@@ -32,20 +38,38 @@ class Live(Protocol):
 class Room(Protocol):
     """What the ledger of cells answers about runs without a slot."""
 
-    def leader(self, tokens: TokenArray, namespace: str | None) -> int | None:
+    def leader(self, tokens: TokenArray, namespace: str | None) -> Leader | None:
         """The live run that such a run had better wait for."""
+
+    def leads(self, leader: Leader) -> bool:
+        """Whether a leader is still live and has not computed yet what others wait for."""
 
     def fits(self, tokens: TokenArray, namespace: str | None, beside: Ordered[Slot], growth: int) -> bool:
         """Whether there are cells for such a run's tokens and those of these live slots, and `growth` more."""
 
 
-class _Waiting:
-    """A run without a slot, and its tokens as the index of prefixes looks them up: before every step."""
+class Waiting:
+    """A run without a slot, and its tokens as the index of prefixes looks them up.
 
-    def __init__(self, run: Run) -> None:
+    `computed`: how many of its tokens were in cells when it was preempted.
+    """
+
+    def __init__(self, run: Run, computed: int) -> None:
         self.run = run
+        self.computed = computed
         self.tokens = as_tokens([*run.prompt, *run.generated])
         self.growth = growth(run, len(run.generated))
+        self._leader: Leader | None = None
+        self._asked_at = -1
+
+    def leader(self, room: Room, opened: int) -> Leader | None:
+        """The live run that it waits for. The ledger is asked again only after another slot was opened, or when that
+        run leads no more: whole prompts are compared, before every step."""
+        if self._leader is not None and not room.leads(self._leader):
+            self._leader, self._asked_at = None, -1
+        if self._leader is None and self._asked_at != opened:
+            self._leader, self._asked_at = room.leader(self.tokens, self.run.cache), opened
+        return self._leader
 
 
 def growth(run: Run, generated: int) -> int:
@@ -59,20 +83,38 @@ class Scheduler:
     def __init__(self, sequences: int) -> None:
         """`sequences`: how many runs can have a slot at a time."""
         self._sequences = sequences
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting: dict[int, Waiting] = {}
+        """In order."""
+        self._opened = 0
+        """How many runs got a slot."""
 
     @property
     def waiting(self) -> frozenset[int]:
         """The runs that wait."""
         return frozenset(self._waiting)
 
-    def add(self, run: Run) -> None:
-        """Add a run that is to begin, or to continue after it was preempted."""
-        self._waiting[run.run] = _Waiting(run)
+    def add(self, run: Run, computed: int = 0) -> None:
+        """Add a run that is to begin, or one that was preempted with so many tokens in cells."""
+        self._waiting[run.run] = Waiting(run, computed)
+        self._waiting = dict(sorted(self._waiting.items(), key=lambda item: order(item[1].run)))
 
-    def remove(self, run: int) -> None:
-        """A run waits no more. Harmless if it does not."""
-        self._waiting.pop(run, None)
+    def remove(self, run: int) -> Waiting | None:
+        """A run waits no more. None: it did not."""
+        return self._waiting.pop(run, None)
+
+    def surplus(self) -> list[int]:
+        """Remove the least urgent of more runs than may wait here: they wait in the front."""
+        beyond = list(self._waiting)[max_waiting(self._sequences) :]
+        return [self._waiting.pop(run).run.run for run in beyond]
+
+    def followers(self, room: Room) -> Followers:
+        """The runs that wait for a live run's prefix."""
+        found: dict[int, list[Run]] = {}
+        for waiting in self._waiting.values():
+            leader = waiting.leader(room, self._opened)
+            if leader is not None:
+                found.setdefault(leader.run, []).append(waiting.run)
+        return found
 
     def next(self, live: Collection[Live], room: Room) -> tuple[Run, list[Live]] | None:
         """Take the run that gets a slot now, and the live ones of which one gives way to it first, if no slot is free.
@@ -80,25 +122,24 @@ class Scheduler:
         None: no run waits, or the first one does not fit yet. It fits if it fits beside those that it may not preempt.
         When cells run out later, the least urgent of all live runs gives way.
         """
-        for waiting in sorted(self._waiting.values(), key=lambda waiting: order(waiting.run)):
-            run = waiting.run
-            if room.leader(waiting.tokens, run.cache) is not None:
-                continue
-            staying = [other for other in live if not may_preempt(run, other.run)]
-            if len(staying) >= self._sequences:
-                return None
-            grown = waiting.growth + sum(
-                growth(other.run, len(other.slot.tokens) - len(other.run.prompt)) for other in staying
-            )
-            if staying and not room.fits(waiting.tokens, run.cache, [other.slot for other in staying], grown):
-                return None
-            del self._waiting[run.run]
-            if len(live) < self._sequences:
-                return run, []
-            return run, [other for other in live if may_preempt(run, other.run)]
-        return None
+        waiting = next((one for one in self._waiting.values() if not one.leader(room, self._opened)), None)
+        if waiting is None:
+            return None
+        run, followers = waiting.run, self.followers(room)
+        giving_way = [other for other in live if gives_way(other.run, run, followers)]
+        staying = [other for other in live if other not in giving_way]
+        if len(staying) >= self._sequences:
+            return None
+        grown = waiting.growth + sum(
+            growth(other.run, len(other.slot.tokens) - len(other.run.prompt)) for other in staying
+        )
+        if staying and not room.fits(waiting.tokens, run.cache, [other.slot for other in staying], grown):
+            return None
+        del self._waiting[run.run]
+        self._opened += 1
+        return run, [] if len(live) < self._sequences else giving_way
 
 
-def least_urgent(live: Collection[Live]) -> Live:
+def least_urgent(live: Collection[Live], followers: Followers) -> Live:
     """The run that is preempted first of these."""
-    return max(live, key=lambda other: order(other.run))
+    return max(live, key=lambda other: inherited_order(other.run, followers))

@@ -43,9 +43,17 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
+class Leader:
+    """A live run that is computing what other runs begin with, and how many of its tokens they wait for."""
+
+    run: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
-    """What became of a slot's cells: how many its run held, still holds against the ledger's will, and left for later
-    runs, warm or in the store."""
+    """What became of a slot's cells: how many its run held, how many it still holds against the ledger's will, and how
+    many a later run need not compute."""
 
     before: int
     after: int

@@ -195,10 +195,8 @@ class Dispatcher:
     def expire(self, now: Timestamp) -> tuple[list[Job], list[Effect]]:
         """Stop the jobs whose time limit has passed. Returns the jobs too, for log events."""
         late = list(self._deadlines.passed(now.mono))
-        reason = StopReason.TIMEOUT
-        _, effects = self._stop_together(
-            [(job, StopRequest(reason, now.mono, job.correlation_id)) for job in late], now
-        )
+        stops = [(job, StopRequest(StopReason.TIMEOUT, now.mono, job.correlation_id)) for job in late]
+        _, effects = self._stop_together(stops, now)
         self.tracker.forget_old(now)
         return late, effects
 
@@ -269,12 +267,17 @@ class Dispatcher:
 
     def preempted(self, run: int) -> None:
         """The engine has preempted a job, because others need its cells or its slot: it waits there for its turn."""
-        job = self.tracker.by_run(run)
-        if job is None:
-            return
-        job.preempted()
-        if job.state is State.WAITING:
-            job.phase = self._waiting_phase()
+        if (job := self.tracker.by_run(run)) is not None:
+            job.preempted()
+            if job.state is State.WAITING:
+                job.phase = self._waiting_phase()
+
+    def returned(self, runs: Iterable[int]) -> None:
+        """The engine has given back jobs that waited there, because many more urgent ones wait there."""
+        for job in map(self.tracker.by_run, runs):
+            if job is not None:
+                job.returned()
+                self.queue.returned(job)
 
     def accepted(self, run: int, prompt_tokens: tuple[int, ...], now: Timestamp) -> list[Effect]:
         """The engine has counted a prompt and keeps it: does the job fit at all, and is it its turn?"""

@@ -310,6 +310,10 @@ class Job:
             self.requeues += 1
         self.state = following(self.state, Trigger.PREEMPT)
 
+    def returned(self) -> None:
+        """The engine has given the job back: it waits in the front's queue, unless it is being stopped."""
+        self.state = following(self.state, Trigger.RETURN)
+
     def give_up(self, now: Timestamp) -> None:
         """Not even the engine's death was confirmed in time: write the terminal event without a confirmation."""
         freed = Release(now.mono, None, self.cells_held, None, self.prompt_processed)

@@ -49,6 +49,8 @@ class Trigger(StrEnum):
     """The engine process is dead; its cells are gone."""
     PREEMPT = "preempt"
     """The engine has preempted the job: others need its cells or its place."""
+    RETURN = "return"
+    """The engine gives a waiting job back to the front, because many more urgent ones wait in the engine."""
     GIVE_UP = "give_up"
     """The cancel deadline passed and not even the engine's death is confirmed."""
 
@@ -65,6 +67,7 @@ TRANSITIONS: dict[State, dict[Trigger, State]] = {
         Trigger.STOP: State.STOPPING,
         Trigger.FAIL: State.ENDED,
         Trigger.ENGINE_LOST: State.QUEUED,
+        Trigger.RETURN: State.QUEUED,
     },
     State.RUNNING: {
         Trigger.TOKEN: State.RUNNING,
@@ -83,6 +86,7 @@ TRANSITIONS: dict[State, dict[Trigger, State]] = {
         Trigger.FAIL: State.ENDED,
         Trigger.ENGINE_LOST: State.ENDED,
         Trigger.PREEMPT: State.STOPPING,
+        Trigger.RETURN: State.STOPPING,
         Trigger.GIVE_UP: State.ENDED,
     },
     State.ENDED: {

@@ -11,7 +11,7 @@ from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.lifecycle import State
 
 AHEAD = 2
-"""How many more jobs the engine is handed than it has slots."""
+"""How many more jobs the engine is handed than it has slots, besides jobs that wait there for another one's prefix."""
 _SPARE = 64
 """Entries of jobs that no longer wait are dropped when there are more of them than of waiting jobs, and more than
 this."""
@@ -91,6 +91,8 @@ class JobQueue:
         self._counted: list[tuple[tuple[float, int], int]] = []
         """A heap of the runs whose prompts are counted, by `Job.order`; jobs that no longer wait may still have
         entries."""
+        self.followers = 0
+        """Jobs in the engine that wait for another one's prefix, as it last reported: others can use the slots."""
 
     def __len__(self) -> int:
         """Jobs that wait, here or in the engine."""
@@ -135,12 +137,19 @@ class JobQueue:
         heapq.heappush(self._counted, (job.order, job.run))
 
     def engine_lost(self) -> None:
-        """The engine is dead: jobs in it are queued again, each in front of all jobs that come later in order."""
-        lost, self._in_engine = self._in_engine, {}
-        for job in lost.values():
-            if job.state is State.QUEUED:
-                self.append(job)
-                self.prompt_counted(job)
+        """The engine is dead: jobs in it are queued again."""
+        self.followers = 0
+        for job in self.in_engine:
+            self.returned(job)
+        self._in_engine.clear()
+
+    def returned(self, job: Job) -> None:
+        """The engine does not have a job any more. If it can continue, it is queued again, in front of all jobs that
+        come later in order."""
+        if job.state is State.QUEUED:
+            del self._in_engine[job.run]
+            self.append(job)
+            self.prompt_counted(job)
 
     def remove(self, job: Job) -> None:
         """Remove a job from the queue or the engine. Harmless if it is in neither."""
@@ -160,7 +169,8 @@ class JobQueue:
         """Count a job as in the engine, even if others are ahead of it, unless the engine has enough jobs that do not
         give way to it."""
         staying = sum(not job.may_preempt(other) for other in self._in_engine.values())
-        if staying >= capacity.sequences + AHEAD:
+        enough = capacity.sequences + AHEAD
+        if staying >= enough + min(self.followers, enough):
             return False
         del self._waiting[job.run]
         self._in_engine[job.run] = job

@@ -16,7 +16,7 @@ class Release:
         cells_after: KV cells it holds now, by the engine's own count; None if that could not be confirmed.
         prompt_processed: prompt tokens that were in KV cells.
         prompt_cached: how many of these were in KV cells already when the job began.
-        cells_warm: KV cells that stay for later jobs, and belong to no job.
+        cells_warm: of the job's KV cells, those that a later job need not compute.
     """
 
     stopped_at: float

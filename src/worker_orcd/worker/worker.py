@@ -173,13 +173,9 @@ class Worker:
         now = self._now()
         stop = StopRequest(StopReason.CLIENT, now.mono, correlation_id)
         targets, effects = self.dispatcher.stop_group(group, stop, now, owner)
-        self._carry_out_stop(
-            effects,
-            [
-                StopRequested(stop, target, target.job.job_id if target.job else None, group)
-                for target in targets or [Target(TargetState.UNKNOWN)]
-            ],
-        )
+        targets = targets or [Target(TargetState.UNKNOWN)]
+        stops = [StopRequested(stop, it, it.job.job_id if it.job else None, group) for it in targets]
+        self._carry_out_stop(effects, stops)
 
     async def receipts(
         self, job_ids: list[str], owner: str, patience_sec: float
@@ -355,10 +351,11 @@ class Worker:
             else:
                 effects += self.dispatcher.failed(end.run, failure(end), freed, now)
         for run in step.preempted:
-            job = self.dispatcher.tracker.by_run(run)
             self.dispatcher.preempted(run)
-            if job is not None:
+            if (job := self.dispatcher.tracker.by_run(run)) is not None:
                 self._notify(Observer.preempted, job)
+        self.dispatcher.returned(step.returned)
+        self.dispatcher.queue.followers = step.followers
         if len(self.dispatcher.queue):
             effects += self.dispatcher.start_next()
         self._carry_out(effects)

@@ -176,7 +176,7 @@ class Stopped(Message, frozen=True):
         cells_before, cells_after: KV cells that it held and holds, by the engine's own count.
         prompt_processed: prompt tokens in KV cells when it was stopped.
         cells_used, sequences_used, cells_cached: as in `Step`, after it.
-        cells_warm: KV cells that it leaves for later runs.
+        cells_warm: of its cells, or those that it had when it was preempted, how many a later run need not compute.
         prompt_cached: of the prompt tokens processed, how many were in KV cells already when the run began.
     """
 

@@ -46,7 +46,7 @@ class EndOfRun(msgspec.Struct, frozen=True, array_like=True):
         cells_before, cells_after: KV cells that it held and holds, by the engine's own count.
         error_code: an error code of the contract; None for a natural end.
         error_message: what failed.
-        cells_warm: KV cells that it leaves for later runs.
+        cells_warm: of its cells, or those that it had when it was preempted, how many a later run need not compute.
         embedding: the prompt's, if requested: 32-bit floats of a vector of length one.
     """
 
@@ -89,6 +89,9 @@ class Step(Message, frozen=True):
         cells_cached: KV cells that are kept for later runs and held by none.
         prompt_computed: prompt tokens that it computed.
         prompt_logprobs: of the prompts of runs that want them.
+        returned: runs that wait in the front from now on, because many more urgent ones wait here. The engine has
+            forgotten them.
+        followers: runs that wait for a live run's prefix, and leave free slots to others.
     """
 
     duration_ms: float
@@ -103,6 +106,8 @@ class Step(Message, frozen=True):
     cells_cached: int = 0
     prompt_computed: int = 0
     prompt_logprobs: tuple[PromptLogprobs, ...] = ()
+    returned: tuple[int, ...] = ()
+    followers: int = 0
 
     @property
     def aborted(self) -> bool:
