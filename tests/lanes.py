@@ -39,6 +39,7 @@ DEEP = (
     "integration/test_grammars.py",
     "integration/test_hostile_template.py",
     "integration/test_infill.py::test_a_real_engine_computes_the_documented_prompt",
+    "integration/test_infill.py::test_a_real_engine_samples_as_llama_vim_wants_it",
     "integration/test_mcp.py",
     "integration/test_model_file_fuzz.py",
     "integration/test_not_generative.py",

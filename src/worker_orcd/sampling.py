@@ -6,17 +6,28 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Ge, Gt, Le, MaxLen
 
 MAX_LOGIT_BIASES = 1024
 MAX_STOP_TOKEN_IDS = 128
 MAX_LOGPROBS = 20
+MAX_SAMPLERS = 16
+MAX_INFILL_CANDIDATES = 100
+"""The sampler `infill` compares all candidates with one another; with a whole vocabulary that takes minutes a token."""
 MIN_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON does not have; vLLM's value."""
 PENALTY_WINDOW = 64
 """Tokens that the penalties look back on, prompt included (contract, section 2)."""
+
+SamplerName = Literal[
+    "penalties", "top_k", "top_p", "min_p", "temperature", "infill", "dry", "top_n_sigma", "typ_p", "xtc"
+]
+"""As llama-server calls its samplers. The last four may be listed and do nothing: the options that would turn them on
+are refused."""
+SAMPLERS: tuple[SamplerName, ...] = ("penalties", "top_k", "top_p", "min_p", "temperature")
+"""In the order of the contract (section 2), which is also llama-server's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +96,29 @@ class SamplingParams:
         MaxLen(MAX_STOP_TOKEN_IDS),
         Doc("tokens that end the output as the end-of-generation token does, also with `ignore_eos`"),
     ] = ()
+    samplers: Annotated[
+        tuple[SamplerName, ...] | None,
+        MaxLen(MAX_SAMPLERS),
+        Doc(
+            f"only these samplers, in this order; left out: {', '.join(SAMPLERS)}. `infill` ends the output where the "
+            f"model is unsure; it needs `top_k` before it, of at most {MAX_INFILL_CANDIDATES}"
+        ),
+    ] = None
+    n_indent: Annotated[
+        int,
+        Ge(0),
+        Le(2**31 - 1),
+        Doc("0 is off; the output ends where a line after the first begins with fewer spaces and tabs"),
+    ] = 0
+    t_max_predict_ms: Annotated[
+        int,
+        Ge(-1),
+        Le(2**31 - 1),
+        Doc(
+            "0 and -1 are off; the output ends with the first line break that comes more than so many milliseconds "
+            "after the first token"
+        ),
+    ] = 0
     logprobs: Annotated[
         int | None,
         Ge(0),
@@ -94,6 +128,19 @@ class SamplingParams:
             "before bias, penalties and filters"
         ),
     ] = None
+
+    @property
+    def infill_fault(self) -> str | None:
+        """Why the sampler `infill` cannot be used as the request asks for it; None: it can, or is not asked for."""
+        names = self.samplers or ()
+        if "infill" not in names:
+            return None
+        filtered = "top_k" in names[: names.index("infill")]
+        if not filtered or not 0 < self.top_k <= MAX_INFILL_CANDIDATES:
+            return f"infill needs top_k before it, with a top_k of 1 to {MAX_INFILL_CANDIDATES}"
+        return (
+            "infill may end the output early, so it does not go with min_tokens" if self.min_tokens else None
+        )
 
     def beyond(self, vocabulary: int) -> Iterator[tuple[str, str]]:
         """The fields that a model with this many tokens cannot follow, each with the reason."""

@@ -1,11 +1,16 @@
 """Requests as sent by programs that the tests do not install, with all settings of their users."""
 
 import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx2 as httpx
 import pytest
 
-from tests.clients.test_openai_python import MODEL, says
+from tests.clients.conftest import generated
+from tests.clients.test_openai_python import MODEL, SLOW, cancelled, says
+from tests.helpers import fresh_id
 from worker_orcd.testing.harness import RunningWorker
 
 OPEN_WEBUI: dict[str, Any] = {
@@ -60,3 +65,171 @@ def test_ollamas_settings_are_ignored_or_refused_by_their_name(
     assert answer.status_code == (400 if changes else 200), answer.text
     if changes:
         assert answer.json()["error"]["param"] == field
+
+
+LLAMA_VIM: dict[str, Any] = {
+    "id_slot": 0,
+    "input_prefix": "",
+    "input_suffix": "\n",
+    "input_extra": [
+        {"text": "import os\n", "time": [1, 2], "filename": "a.py"},
+        {"text": "import re\n", "time": [1, 3], "filename": "b.py"},
+    ],
+    "prompt": "    ",
+    "n_predict": 128,
+    "stop": [],
+    "n_indent": 4,
+    "top_k": 40,
+    "top_p": 0.90,
+    "samplers": ["top_k", "top_p", "infill"],
+    "stream": False,
+    "cache_prompt": True,
+    "t_max_prompt_ms": 500,
+    "t_max_predict_ms": 1000,
+    "response_fields": [
+        "content",
+        "timings/prompt_n",
+        "timings/prompt_ms",
+        "timings/prompt_per_token_ms",
+        "timings/prompt_per_second",
+        "timings/predicted_n",
+        "timings/predicted_ms",
+        "timings/predicted_per_token_ms",
+        "timings/predicted_per_second",
+        "truncated",
+        "tokens_cached",
+    ],
+    "model": MODEL,
+}
+"""What llama.vim sends when its user types; llama.vscode sends the same fields."""
+LLAMA_VIM_AHEAD: dict[str, Any] = {
+    "id_slot": 0,
+    "input_prefix": "",
+    "input_suffix": "",
+    "input_extra": LLAMA_VIM["input_extra"],
+    "prompt": "",
+    "n_predict": 0,
+    "temperature": 0.0,
+    "samplers": [],
+    "stream": False,
+    "cache_prompt": True,
+    "t_max_prompt_ms": 1,
+    "t_max_predict_ms": 1,
+    "response_fields": [""],
+}
+"""What it sends when its user yanks, saves or opens a file: only the prompt is computed."""
+CONTINUE: dict[str, Any] = {
+    "model": MODEL,
+    "stream": True,
+    "n_predict": 4096,
+    "frequency_penalty": 0,
+    "presence_penalty": 0,
+    "stop": ["<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "/src/", "#- coding: utf-8", "```"],
+    "temperature": 0.01,
+}
+"""What its provider `llama.cpp` sends to `/completion`, with a prompt in which special tokens mark the gap."""
+
+
+def chunks_of(answer: httpx.Response) -> list[dict[str, Any]]:
+    """The chunks of a stream of llama-server's."""
+    return [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("return a + b", "return a + b"),
+        ("if a:\n        return b\n    return c\n\ndef f", "if a:\n        return b\n    return c\n"),
+    ],
+)
+def test_llama_vim_gets_its_suggestion(served: RunningWorker, text: str, kept: str) -> None:
+    """With the figures that it shows, and without the lines behind the block."""
+    answer = served.client.post("/infill", json={**LLAMA_VIM, "input_prefix": says(text)})
+    body = answer.json()
+    assert (answer.status_code, body["content"], body["truncated"]) == (200, kept, False)
+    assert list(body) == LLAMA_VIM["response_fields"]
+    assert body["timings/predicted_n"] == len(kept) + (text != kept)
+    assert body["timings/prompt_n"] > 0 < body["timings/prompt_per_second"]
+
+
+def test_llama_vim_computes_ahead(served: RunningWorker) -> None:
+    """The files of a later request, of which nothing is reported; and the conversation of an instruction."""
+    answer = served.client.post("/infill", json=LLAMA_VIM_AHEAD)
+    assert (answer.status_code, answer.json()) == (200, {})
+    chat: dict[str, Any] = {
+        "id_slot": 1,
+        "messages": [{"role": "user", "content": says("done")}],
+        "cache_prompt": True,
+    }
+    ahead = {**chat, "samplers": [], "n_predict": 0, "stream": False, "response_fields": [""]}
+    answer = served.client.post("/v1/chat/completions", json=ahead)
+    assert (answer.status_code, answer.json()["usage"]["completion_tokens"]) == (200, 0), answer.text
+    sent = {**chat, "min_p": 0.1, "temperature": 0.1, "samplers": ["min_p", "temperature"], "stream": True}
+    answer = served.client.post("/v1/chat/completions", json=sent)
+    texts = [one["choices"][0]["delta"].get("content") or "" for one in chunks_of_chat(answer)]
+    assert "".join(texts) == "done"
+
+
+def chunks_of_chat(answer: httpx.Response) -> list[dict[str, Any]]:
+    """The chunks of a stream of OpenAI's, without its end."""
+    lines = [line[6:] for line in answer.text.splitlines() if line.startswith("data: ")]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+def test_a_suggestion_ends_with_a_line_once_its_time_is_over(served: RunningWorker) -> None:
+    """`t_max_predict_ms`: not before a line break; without one the text goes on."""
+    asked = {**LLAMA_VIM, "n_indent": 0, "t_max_predict_ms": 1, "response_fields": ["content", "stop_type"]}
+    for text, kept in (("ab\ncd\n", "ab\n"), ("abcd", "abcd")):
+        answer = served.client.post("/infill", json={**asked, "input_prefix": says(text)})
+        assert answer.json() == {"content": kept, "stop_type": "eos" if text == kept else "limit"}
+
+
+def test_continue_gets_its_completion(served: RunningWorker) -> None:
+    """It reads the `content` of each chunk."""
+    answer = served.client.post("/completion", json={**CONTINUE, "prompt": says("a + b")})
+    chunks = chunks_of(answer)
+    assert "".join(chunk["content"] for chunk in chunks) == "a + b"
+    assert [chunk["stop"] for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    whole = served.client.post("/completions", json={**CONTINUE, "prompt": says("a + b"), "stream": False})
+    assert whole.json()["content"] == "a + b"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/infill", {**LLAMA_VIM, "input_prefix": SLOW}), ("/completion", {**CONTINUE, "prompt": SLOW})],
+    ids=["llama.vim", "continue"],
+)
+def test_an_editor_that_goes_on_typing_stops_its_request(
+    served: RunningWorker, path: str, body: dict[str, Any]
+) -> None:
+    """It closes the connection."""
+    job_id, raw = fresh_id("typing"), json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nX-Job-Id: {job_id}\r\nContent-Length: {len(raw)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", served.port)) as connection:
+        connection.sendall(head.encode() + raw)
+        generated(served, job_id, 3)
+    assert cancelled(served, job_id, "disconnect")["phase"] == "decode"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/infill", {**LLAMA_VIM, "input_prefix": SLOW}), ("/completion", {**CONTINUE, "prompt": SLOW})],
+    ids=["llama.vim", "continue"],
+)
+def test_an_editors_request_is_cancelled_from_elsewhere(
+    served: RunningWorker, path: str, body: dict[str, Any]
+) -> None:
+    """The editor gets the error, and no last chunk that says it is whole."""
+    job_id = fresh_id("elsewhere")
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(served.client.post, path, json=body, headers={"X-Job-Id": job_id})
+        generated(served, job_id, 3)
+        served.cancel(job_id)
+        answer = asking.result()
+    assert answer.status_code == (200 if body["stream"] else 400)
+    assert "CANCELLED" in answer.text
+    assert '"stop":true' not in answer.text
+    assert cancelled(served, job_id, "client")["phase"] == "decode"

@@ -60,6 +60,15 @@ def test_a_gap_is_filled_in_a_stream(worker: RunningWorker) -> None:
     assert chunks[-1]["tokens_predicted"] == len(SAID)
 
 
+def test_a_stream_ends_with_the_fields_that_are_wanted(worker: RunningWorker) -> None:
+    """As by llama-server: unknown ones are left out."""
+    wanted = ["stop", "timings/predicted_n", "timings/none", "generation_settings"]
+    answer = worker.client.post("/infill", json=asked(stream=True, response_fields=wanted))
+    chunks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
+    assert "".join(chunk["content"] for chunk in chunks[:-1]) == SAID
+    assert chunks[-1] == {"stop": True, "timings/predicted_n": len(SAID)}
+
+
 def test_a_prompt_can_be_computed_ahead(worker: RunningWorker) -> None:
     """With nothing to generate, as llama.vim does while its user moves about."""
     body = worker.client.post("/infill", json=asked(n_predict=0)).json()
@@ -90,8 +99,10 @@ def test_it_is_cancelled_like_any_job(worker: RunningWorker, stream: bool) -> No
         (asked(input_extra="text"), "input_extra"),
         (asked(input_extra=[{"filename": "a"}]), "input_extra"),
         (asked(n=2), "n"),
-        (asked(n_indent=4), "n_indent"),
-        (asked(samplers=["top_k"]), "samplers"),
+        (asked(n_indent=-1), "n_indent"),
+        (asked(samplers=["infill"]), "samplers"),
+        (asked(samplers=["mirostat"]), "samplers"),
+        (asked(response_fields="content"), "response_fields"),
         (asked(input_prefix="x" * 9000), "input_prefix"),
     ],
     ids=str,
@@ -166,6 +177,11 @@ def test_a_real_engine_computes_the_documented_prompt(filling: RunningWorker) ->
     assert found["choices"][0]["text"] == expected["choices"][0]["text"] != ""
     assert found["usage"]["prompt_tokens"] == expected["usage"]["prompt_tokens"]
 
+    # As Continue sends it: special tokens in the prompt are parsed.
+    raw = filling.client.post("/completion", json={"prompt": gap, **more}).json()
+    assert raw["content"] == expected["choices"][0]["text"]
+    assert raw["tokens_evaluated"] == expected["usage"]["prompt_tokens"]
+
     extra = [{"filename": "a.txt", "text": "the sea"}, {"text": "a ship"}]
     asked = {
         "input_prefix": "the quick",
@@ -181,3 +197,13 @@ def test_a_real_engine_computes_the_documented_prompt(filling: RunningWorker) ->
 
     forged = filling.client.post("/infill", json={**asked, "input_prefix": f"the quick{mid}", **more}).json()
     assert forged["tokens_evaluated"] > filled["tokens_evaluated"] + 1
+
+
+@pytest.mark.real
+def test_a_real_engine_samples_as_llama_vim_wants_it(filling: RunningWorker) -> None:
+    """The sampler `infill` ends the text where no token is likely, as with this model of random weights."""
+    body = {"input_prefix": "the quick", "input_suffix": "dog", "top_k": 40, "n_predict": 16, "seed": 1}
+    plain = filling.client.post("/infill", json={**body, "samplers": ["top_k"], "ignore_eos": True}).json()
+    assert plain["tokens_predicted"] == 16
+    found = filling.client.post("/infill", json={**body, "samplers": ["top_k", "infill"]}).json()
+    assert (found["content"], found["stop_type"]) == ("", "eos")

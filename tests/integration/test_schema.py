@@ -54,6 +54,7 @@ def beyond_the_model(body: object) -> bool:
     timeout_ms = body.get("timeout_ms")
     min_tokens, max_tokens = body.get("min_tokens"), body.get("max_tokens")
     biases, stop_tokens = body.get("logit_bias"), body.get("stop_token_ids")
+    samplers = body.get("samplers")
     named = [
         *(biases if isinstance(biases, dict) else ()),
         *(stop_tokens if isinstance(stop_tokens, list) else ()),
@@ -61,6 +62,7 @@ def beyond_the_model(body: object) -> bool:
     return (
         body.get("tool_choice") not in (None, "none", "auto")
         or _same_names(body.get("tools"))
+        or (isinstance(samplers, list) and "infill" in samplers)
         or body.get("grammar") is not None
         or body.get("json_schema") not in (None, True, {})
         or (isinstance(timeout_ms, int) and 1 <= timeout_ms < 1000)
@@ -94,7 +96,7 @@ def test_every_answer_is_one_that_is_described(
         def check(case: "schemathesis.Case[Any]") -> None:
             assume(not beyond_the_model(case.body))
             leniently = case.path.startswith(
-                ("/v1/", "/infill", "/tokenize", "/detokenize", "/apply-template")
+                ("/v1/", "/infill", "/completion", "/tokenize", "/detokenize", "/apply-template")
             )
             case.call_and_validate(timeout=20, excluded_checks=LENIENT if leniently else None)
 

@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from numpy.typing import NDArray
 
 from worker_orcd.engine.sampler import LlamaSampler
-from worker_orcd.sampling import PENALTY_WINDOW, SamplingParams
+from worker_orcd.sampling import PENALTY_WINDOW, SAMPLERS, SamplingParams
 
 VOCABULARY = 24
 END = 3
@@ -55,28 +55,32 @@ def reference(
         scores[[END, *params.stop_token_ids]] = -np.inf
     for token, bias in (params.logit_bias or {}).items():
         scores[token] += bias
-    for token, times in Counter(history[-PENALTY_WINDOW:]).items():
-        penalty = params.repetition_penalty
-        scores[token] = scores[token] * penalty if scores[token] <= 0 else scores[token] / penalty
-        scores[token] -= times * params.frequency_penalty + params.presence_penalty
-    order = np.argsort(-scores, kind="stable")
-    if params.temperature < 1e-4:
-        chosen = np.zeros(len(scores))
-        chosen[order[0]] = 1.0
-        return chosen, [*margins, float(scores[order[0]] - scores[order[1]])]
-    if params.top_k:
-        margins += _gap(scores, order, params.top_k)
-        order = order[: params.top_k]
-    if params.top_p < 1.0:
-        mass = np.cumsum(_softmax(scores[order]))
-        margins.append(float(np.min(np.abs(mass - params.top_p))))
-        order = order[: int(np.searchsorted(mass, params.top_p)) + 1]
-    if params.min_p > 0.0:
-        below = scores[order] - (scores[order[0]] + np.log(params.min_p))
-        margins.append(float(np.min(np.abs(below))))
-        order = order[below >= 0]
+    left = np.arange(len(scores))
+    for name in SAMPLERS if params.samplers is None else params.samplers:
+        left = left[np.argsort(-scores[left], kind="stable")]
+        if name == "penalties":
+            for token, times in Counter(history[-PENALTY_WINDOW:]).items():
+                penalty = params.repetition_penalty
+                scores[token] = scores[token] * penalty if scores[token] <= 0 else scores[token] / penalty
+                scores[token] -= times * params.frequency_penalty + params.presence_penalty
+        elif name == "top_k" and params.top_k:
+            margins += _gap(scores, left, params.top_k)
+            left = left[: params.top_k]
+        elif name == "top_p" and params.top_p < 1.0:
+            mass = np.cumsum(_softmax(scores[left]))
+            margins.append(float(np.min(np.abs(mass - params.top_p))))
+            left = left[: int(np.searchsorted(mass, params.top_p)) + 1]
+        elif name == "min_p" and params.min_p > 0.0:
+            below = scores[left] - (scores[left[0]] + np.log(params.min_p))
+            margins.append(float(np.min(np.abs(below))))
+            left = left[below >= 0]
+        elif name == "temperature" and params.temperature < 1e-4:
+            margins += _gap(scores, left, 1)
+            left = left[:1]
+        elif name == "temperature":
+            scores /= params.temperature
     found = np.zeros(len(scores))
-    found[order] = _softmax(scores[order] / params.temperature)
+    found[left] = _softmax(scores[left])
     return found, margins
 
 
@@ -103,6 +107,9 @@ PARAMS = st.builds(
     logit_bias=st.one_of(st.none(), st.dictionaries(TOKENS, st.floats(-100, 100, width=32), max_size=5)),
     min_tokens=st.integers(0, 3),
     stop_token_ids=st.lists(TOKENS, max_size=3).map(tuple),
+    samplers=st.one_of(
+        st.none(), st.lists(st.sampled_from([*SAMPLERS, "xtc"]), unique=True, max_size=6).map(tuple)
+    ),
     seed=st.integers(0, 2**64 - 1),
 )
 LOGITS = st.integers(0, 2**32 - 1).map(

@@ -228,10 +228,12 @@ def test_an_echo_scores_the_prompt_where_it_shows_its_tokens(
     assert (job.scored_prompt, job.max_tokens) == (scored, max_tokens)
 
 
-def test_no_tokens_at_all_only_go_with_an_echo() -> None:
-    """There would be no answer."""
+def test_of_completions_no_tokens_at_all_only_go_with_an_echo() -> None:
+    """There would be no answer. llama.vim asks this of a chat, to have its prompt computed."""
     assert refusal(CompletionRequest, prompt="a", max_tokens=0).param == "max_tokens"
-    assert refusal(ChatRequest, messages=[USER], max_tokens=0).param == "max_tokens"
+    for most in ("max_tokens", "n_predict"):
+        (job,) = ChatRequest.parse(json.dumps({"messages": [USER], most: 0}).encode()).wanted("job-1")
+        assert job.max_tokens == 0
 
 
 @pytest.mark.parametrize(

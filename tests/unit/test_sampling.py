@@ -14,7 +14,14 @@ from worker_orcd.api.openai.response_request import ResponseRequest
 from worker_orcd.jobs.errors import JobError
 from worker_orcd.jobs.request import Ceilings, ExecuteRequest
 from worker_orcd.protocol.messages import ToEngine
-from worker_orcd.sampling import MAX_LOGIT_BIASES, MAX_STOP_TOKEN_IDS, SAMPLING_FIELDS, SamplingParams
+from worker_orcd.sampling import (
+    MAX_INFILL_CANDIDATES,
+    MAX_LOGIT_BIASES,
+    MAX_SAMPLERS,
+    MAX_STOP_TOKEN_IDS,
+    SAMPLING_FIELDS,
+    SamplingParams,
+)
 from worker_orcd.worker.wire import to_submit
 
 GIVEN: dict[str, Any] = {
@@ -28,6 +35,9 @@ GIVEN: dict[str, Any] = {
     "logit_bias": {0: -100.0, 49151: 2.5},
     "min_tokens": 3,
     "stop_token_ids": (1, 2),
+    "samplers": ("temperature", "top_k"),
+    "n_indent": 4,
+    "t_max_predict_ms": 500,
     "logprobs": 3,
     "seed": 2**64 - 1,
     "ignore_eos": True,
@@ -140,6 +150,11 @@ def test_on_v1_an_option_that_is_null_counts_as_left_out(
         ("logit_bias", [[1, 1.0]], "logit_bias"),
         ("logit_bias", {str(n): 1 for n in range(MAX_LOGIT_BIASES + 1)}, "logit_bias"),
         ("min_tokens", -1, "min_tokens"),
+        ("samplers", ["mirostat"], "samplers"),
+        ("samplers", "kpt", "samplers"),
+        ("samplers", ["top_k"] * (MAX_SAMPLERS + 1), "samplers"),
+        ("n_indent", -1, "n_indent"),
+        ("t_max_predict_ms", -2, "t_max_predict_ms"),
         ("stop_token_ids", [-1], "stop_token_ids"),
         ("stop_token_ids", list(range(MAX_STOP_TOKEN_IDS + 1)), "stop_token_ids"),
     ],
@@ -159,6 +174,26 @@ def test_min_tokens_may_not_be_above_max_tokens() -> None:
         execute(min_tokens=9, max_tokens=8).within(Ceilings())
     assert caught.value.param == "min_tokens"
     assert execute(min_tokens=8, max_tokens=8).within(Ceilings()).min_tokens == 8
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"samplers": ("infill",), "top_k": 40},
+        {"samplers": ("infill", "top_k"), "top_k": 40},
+        {"samplers": ("top_k", "infill")},
+        {"samplers": ("top_k", "infill"), "top_k": MAX_INFILL_CANDIDATES + 1},
+        {"samplers": ("top_k", "infill"), "top_k": 40, "min_tokens": 1},
+        {"samplers": ("top_k", "infill"), "top_k": 40, "grammar": 'root ::= "a"'},
+    ],
+    ids=str,
+)
+def test_the_infill_sampler_needs_few_candidates_and_a_free_end(fields: dict[str, Any]) -> None:
+    """It compares each pair of candidates: with a whole vocabulary a token would take minutes."""
+    with pytest.raises(JobError) as caught:
+        execute(**fields).within(Ceilings())
+    assert (caught.value.http_status, caught.value.param) == (400, "samplers")
+    execute(samplers=("top_k", "infill"), top_k=MAX_INFILL_CANDIDATES).within(Ceilings())
 
 
 @pytest.mark.parametrize(

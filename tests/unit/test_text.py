@@ -214,3 +214,43 @@ def test_with_one_stop_sequence_token_borders_do_not_matter(
     """The same text is shown however the model cuts it into tokens, and it stops for the same text."""
     assert "".join(assembled(cut(text.encode(), places), stop)) == text.partition(stop)[0]
     assert "".join(assembled(cut(text.encode(), others), stop)) == text.partition(stop)[0]
+
+
+# Indentation.
+
+
+def indented(pieces: list[bytes], n_indent: int, *stops: str) -> tuple[str, bool]:
+    """The text that is shown, and whether it was cut."""
+    assembler = TextAssembler(stops, n_indent)
+    text = "".join(map(assembler.feed, pieces)) + assembler.finish()
+    return text, assembler.cut
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("a = 1", "a = 1"),
+        ("a\n  b\n   c\n", "a\n  b\n   c\n"),
+        ("a\n  b\n c", "a\n  b\n "),
+        ("a\nb", "a\n"),
+        ("a\n\t\tb\n\tc", "a\n\t\tb\n\t"),
+        ("a\n\n  b", "a\n"),
+        ("a\n  \n  b\n", "a\n  \n  b\n"),
+        ("\n ", "\n "),
+    ],
+)
+def test_a_line_with_too_little_indentation_ends_the_text(text: str, kept: str) -> None:
+    """As llama-server's `n_indent`: the first line may begin anywhere, an empty line has no indentation, and what was
+    generated of the line's own indentation stays."""
+    for pieces in ([text.encode()], [byte.encode() for byte in text]):
+        assert indented(pieces, 2) == (kept, kept != text)
+        assert indented(pieces, 0) == (text, False)
+
+
+def test_text_that_is_held_back_is_cut_too() -> None:
+    """Whatever it was held back for."""
+    assembler = TextAssembler(("\nEND",), 2)
+    assert [assembler.feed(piece) for piece in (b"a", b"\nE", b"N")] == ["a", "", ""]
+    assert assembler.held == "\n"
+    assert (assembler.finish(), assembler.cut) == ("\n", True)
+    assert indented([b"a\nb", b" END"], 2, "END") == ("a\n", True)

@@ -56,9 +56,7 @@ def _rule(field: dict[str, Any]) -> str:
         return " or ".join(code(json.dumps(value)) for value in kind["enum"])
     match kind["type"]:
         case "array":
-            if kind["items"]["type"] == "integer":
-                return f"at most {kind['maxItems']} token ids"
-            return f"at most {kind['maxItems']} texts of at most {kind['items']['maxLength']} characters"
+            return f"at most {kind['maxItems']} " + _items(kind["items"])
         case "object":
             value, most = kind["additionalProperties"], kind.get("maxProperties")
             return f"an object of at most {most}: token id to {_rule(value)}" if most else "a JSON Schema"
@@ -72,6 +70,14 @@ def _rule(field: dict[str, Any]) -> str:
             return what + _range(low, kind.get("maximum"), "")
         case _:
             return "`true` or `false`"
+
+
+def _items(kind: dict[str, Any]) -> str:
+    if "enum" in kind:
+        return "of " + ", ".join(map(code, kind["enum"]))
+    if kind["type"] == "integer":
+        return "token ids"
+    return f"texts of at most {kind['maxLength']} characters"
 
 
 def _range(low: float | None, high: float | None, unit: str) -> str:

@@ -22,6 +22,7 @@ _MAX_IDS = 8
 _OVERLAP = 512
 _NAMED = re.compile(rb'(?<!\\)"job_id"\s*:\s*"([A-Za-z0-9._:\-]{1,256})"')
 """A member of a JSON object; inside a string, quotes are escaped. Works on bodies that are no whole JSON, too."""
+_JOB_PATHS = frozenset({"/execute", "/infill", "/completion", "/completions"})
 _NOT_REFUSED = frozenset({401, 409, 504})
 """Nobody's request; one whose id is live; one whose job was accepted and timed out."""
 
@@ -98,7 +99,7 @@ async def _ids_of(scope: Scope, body: _Body) -> list[str]:
 
 
 def _makes_jobs(path: str) -> bool:
-    return path in ("/execute", "/infill") or (path.startswith("/v1/") and not path.endswith("/cancel"))
+    return path in _JOB_PATHS or (path.startswith("/v1/") and not path.endswith("/cancel"))
 
 
 def _is_refusal(status: int) -> bool:

@@ -344,7 +344,7 @@ class EngineLoop:
             if sequence.prompt_processed > before:
                 result.progress.append(Progress(share.key, sequence.prompt_processed))
             if share.key in part.last_rows:
-                new, end = sequence.draw(part.last_rows[share.key], self._model)
+                new, end = sequence.draw(part.last_rows[share.key], self._model, self._clock())
                 result.tokens += new
                 if end is not None:
                     result.ends.append(end)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worker_orcd.engine.counter_rng import draw_seed
-from worker_orcd.sampling import PENALTY_WINDOW, SamplingParams
+from worker_orcd.sampling import PENALTY_WINDOW, SAMPLERS, SamplingParams
 
 Mask = Callable[[NDArray[np.float32], int], None]
 """Forbids tokens: sets some of the logits to -inf, in place, before the token with this index is drawn."""
@@ -20,7 +20,7 @@ _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32
 
 
 class LlamaSampler:
-    """Masks, then a chain of llama.cpp's samplers: logit bias, penalties, top-k, top-p, min-p, temperature, the draw.
+    """Masks, then a chain of llama.cpp's samplers: logit bias, those of `samplers` in their order, the draw.
 
     The chain is kept; the draw is made anew for each token, seeded by (seed, index).
     """
@@ -49,7 +49,8 @@ class LlamaSampler:
         self._context = context
         self._vocab_size = vocab_size
         self._seed = sampling.seed or 0
-        self._greedy = sampling.temperature < _COLDEST
+        self._cold = sampling.temperature < _COLDEST
+        self._greedy = self._cold and sampling.samplers is None
         self.masks: list[Mask] = []
         """Applied in order before each draw. At least one token must stay allowed."""
         if sampling.min_tokens:
@@ -61,28 +62,39 @@ class LlamaSampler:
             lib.llama_sampler_accept(self._chain, token)
 
     def _links(self, sampling: SamplingParams) -> Iterable[Any]:
-        """The samplers of the chain, those that are on, in the order of the contract (section 2)."""
+        """The samplers of the chain that are on, in their order."""
         lib = self._lib
         if sampling.logit_bias:
             biases = (lib.llama_logit_bias * len(sampling.logit_bias))(*sampling.logit_bias.items())
             yield lib.llama_sampler_init_logit_bias(self._vocab_size, len(biases), biases)
+        if self._greedy:
+            yield from self._link("penalties", sampling)
+            yield lib.llama_sampler_init_greedy()
+            return
+        for name in SAMPLERS if sampling.samplers is None else sampling.samplers:
+            yield from self._link(name, sampling)
+
+    def _link(self, name: str, sampling: SamplingParams) -> Iterable[Any]:
+        """The sampler with this name, if it is on."""
+        lib = self._lib
         penalties = (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty)
-        if penalties != (1.0, 0.0, 0.0):
+        if name == "penalties" and penalties != (1.0, 0.0, 0.0):
             repetition, frequency, presence = penalties
             repetition = max(repetition, _SMALLEST_PENALTY)
             yield lib.llama_sampler_init_penalties(
                 self._vocab_size, PENALTY_WINDOW, repetition, frequency, presence
             )
-        if self._greedy:
-            yield lib.llama_sampler_init_greedy()
-            return
-        if sampling.top_k > 0:
+        elif name == "top_k" and sampling.top_k > 0:
             yield lib.llama_sampler_init_top_k(sampling.top_k)
-        if sampling.top_p < 1.0:
+        elif name == "top_p" and sampling.top_p < 1.0:
             yield lib.llama_sampler_init_top_p(sampling.top_p, 1)
-        if sampling.min_p > 0.0:
+        elif name == "min_p" and sampling.min_p > 0.0:
             yield lib.llama_sampler_init_min_p(sampling.min_p, 1)
-        yield lib.llama_sampler_init_temp(sampling.temperature)
+        elif name == "temperature":
+            yield lib.llama_sampler_init_temp(0.0 if self._cold else sampling.temperature)
+        elif name == "infill":
+            vocabulary = lib.llama_model_get_vocab(lib.llama_get_model(self._context))
+            yield lib.llama_sampler_init_infill(vocabulary)
 
     def draw(self, row: int, index: int, allowed: bytes | None = None) -> int:
         """Draw a token.

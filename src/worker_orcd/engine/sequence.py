@@ -44,7 +44,8 @@ class Sequence:
             self._matcher = model.grammars.matcher(
                 run.constraint, run.generated, ignore_eos=run.sampling.ignore_eos
             )
-        self._text = TextAssembler(run.stop)
+        self._text = TextAssembler(run.stop, run.sampling.n_indent)
+        self._first_drawn_at: float | None = None
         self._marks = SHOWN_MARKS[run.marks]
         self._opened = "" if run.generated else self._opened_reasoning(model)
         for token in run.generated:
@@ -145,8 +146,13 @@ class Sequence:
         if self._matcher is not None:
             self._matcher.close()
 
-    def draw(self, row: int, model: Model) -> tuple[list[TokenOut], EndOfRun | None]:
+    def draw(self, row: int, model: Model, now: float) -> tuple[list[TokenOut], EndOfRun | None]:
         """Draw its next token from row `row` of the step that just ran.
+
+        Args:
+            row: the row whose logits the token is drawn from.
+            model: has computed the step.
+            now: the time in seconds.
 
         Returns:
             What its readers get of it, and its end if this is the end; the cells in that are filled in when freed.
@@ -156,7 +162,7 @@ class Sequence:
         if self.generated >= self.run.max_tokens:
             return [], EndOfRun(self.run.run, "length", 0, 0)  # None are wanted, only the prompt's scores.
         try:
-            return self._draw(row, model)
+            return self._draw(row, model, now)
         except ConstraintRefused as error:
             return self._rest(), EndOfRun(self.run.run, None, 0, 0, "INVALID_REQUEST", str(error))
         except GrammarsLost as error:
@@ -168,7 +174,7 @@ class Sequence:
         except NotFinite as error:
             return EndOfRun(self.run.run, None, 0, 0, "INTERNAL", str(error))
 
-    def _draw(self, row: int, model: Model) -> tuple[list[TokenOut], EndOfRun | None]:
+    def _draw(self, row: int, model: Model, now: float) -> tuple[list[TokenOut], EndOfRun | None]:
         run, wanted, constraint = self.run.run, self.run.sampling.logprobs, self._matcher
         mask = None if constraint is None else constraint.mask()
         if mask is not None and mask.complete:
@@ -184,11 +190,21 @@ class Sequence:
         text, self._opened = self._opened + self._text.feed(self._piece(token, model)), ""
         if self._text.stopped:
             return [TokenOut(run, token, text, logprobs=logprobs)], EndOfRun(run, "stop_sequence", 0, 0)
-        if self.generated >= self.run.max_tokens:
+        if self._text.cut:
+            return [TokenOut(run, token, text, logprobs=logprobs)], EndOfRun(run, "length", 0, 0)
+        if self.generated >= self.run.max_tokens or self._is_late(text, now):
             reason: Literal["stop", "length"] = "stop" if self._is_whole() else "length"
             text += self._text.finish()
             return [TokenOut(run, token, text, logprobs=logprobs)], EndOfRun(run, reason, 0, 0)
         return [TokenOut(run, token, text, self._text.held, logprobs)], None
+
+    def _is_late(self, text: str, now: float) -> bool:
+        """Whether the output ends with this text: a line break after the time for the output. A run that was requeued
+        has this time once more."""
+        if self._first_drawn_at is None:
+            self._first_drawn_at = now
+        most, spent_ms = self.run.sampling.t_max_predict_ms, (now - self._first_drawn_at) * 1000
+        return 0 < most < spent_ms and "\n" in text
 
     def _is_whole(self) -> bool:
         """Whether the grammar is complete with the last token."""

@@ -188,7 +188,12 @@ class JobRequest(Body, SamplingParams):
                 f"prompt has {len(self.text)} characters, at most {ceilings.max_prompt_chars} are allowed",
                 "prompt",
             )
-        _ = self.constraint  # Refused here, if at all.
+        constraint = self.constraint  # Refused here, if at all.
+        fault = self.infill_fault
+        if fault is None and constraint is not None and "infill" in (self.samplers or ()):
+            fault = "infill may end the output early, so it does not go with a grammar or a schema"
+        if fault is not None:
+            raise invalid(f"samplers: {fault}", "samplers")
         too_many = None not in (self.max_tokens, ceilings.max_tokens_out) and (
             (self.max_tokens or 0) > (ceilings.max_tokens_out or 0)
         )

@@ -63,11 +63,6 @@ class CompletionRequest(Completions):
         return wanted
 
     @property
-    def names(self) -> dict[str, str]:
-        """What this request calls a job's fields, where the names differ."""
-        return self.constraint_names
-
-    @property
     def prompts(self) -> list[Any]:
         """Each prompt, a text or token ids."""
         one = isinstance(self.prompt, str) or isinstance(next(iter(self.prompt), None), int)

@@ -11,8 +11,8 @@ from worker_orcd.api.error_responses import error_content, error_headers
 from worker_orcd.api.openai.chat_bodies import ChatCompletion
 from worker_orcd.api.openai.chat_request import ChatRequest
 from worker_orcd.api.openai.completion_request import CompletionRequest
-from worker_orcd.api.openai.infill_request import InfillRequest
 from worker_orcd.api.openai.names import error_style, fresh_name
+from worker_orcd.api.openai.requests import Completions
 from worker_orcd.api.openai.response_bodies import Completion, stream
 from worker_orcd.api.sse import KEEP_ALIVE_SEC, ReaderResponse, Readers, named
 from worker_orcd.api.submit import submit, unless_disconnected
@@ -85,7 +85,7 @@ def model_of(worker: WorkerInterface, model: str | None) -> str:
 async def answer(
     worker: WorkerInterface,
     request: Request,
-    asked: CompletionRequest | ChatRequest | InfillRequest,
+    asked: Completions,
     words: Callable[..., Completion],
     prefix: str,
 ) -> Response:

@@ -156,7 +156,9 @@ class Completions(Generation, OutputFormat):
 
     n: int | None = Field(default=None, ge=1, le=MAX_CHOICES, description="choices, each a job of one group")
     stop: StopRequest | None = Field(default=None, max_length=MAX_STOP_CHARS)
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(
+        default=None, ge=0, description="with 0 the prompt is computed for later requests"
+    )
     stream_options: StreamOptions | None = None
     return_progress: bool | None = Field(
         default=None,
@@ -176,6 +178,15 @@ class Completions(Generation, OutputFormat):
         if isinstance(wanted.stop, list) and len(wanted.stop) > MAX_STOP_STRINGS:
             raise invalid(f"stop may have at most {MAX_STOP_STRINGS} strings", "stop")
         return wanted
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What this request calls a job's fields, where the names differ."""
+        return self.constraint_names
+
+    def wanted(self, name: str) -> list[JobRequest]:
+        """Its jobs, the first of which has this name."""
+        raise NotImplementedError
 
     @property
     def echoed(self) -> list[str | None]:

@@ -36,7 +36,6 @@ LLAMA_SERVER: Fields = {
     "n_probs": _NOTHING,
     "n_keep": _NOTHING,
     "min_keep": _NOTHING,
-    "samplers": (),
     "typical_p": _ONE,
     "tfs_z": _ONE,
     "top_n_sigma": (-1, -1.0),
@@ -45,11 +44,10 @@ LLAMA_SERVER: Fields = {
     "dry_multiplier": _NOTHING,
     "xtc_probability": _NOTHING,
     "lora": _NOTHING,
-    "t_max_predict_ms": _NOTHING,
 }
 ANY: Fields = OPENAI | VLLM | LLAMA_SERVER
 COMPLETION: Fields = ANY | {"best_of": (1,)}
-INFILL: Fields = COMPLETION | {"n": _ONE, "n_indent": _NOTHING, "spm_infill": _NOTHING}
+LLAMA_SERVER_REQUEST: Fields = COMPLETION | {"n": _ONE, "spm_infill": _NOTHING}
 EMBEDDINGS: Fields = {
     "messages": ([],),
     "truncate_prompt_tokens": (),

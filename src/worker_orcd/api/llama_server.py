@@ -1,32 +1,36 @@
-"""`POST /infill`: fill the gap between two texts, in the words of llama-server."""
+"""`POST /infill` and `POST /completion`: fill a gap, or continue a text, in the words of llama-server."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request, Response
 
 from worker_orcd.api import schema
 from worker_orcd.api.openai.completions import answer
-from worker_orcd.api.openai.infill_request import InfillRequest
+from worker_orcd.api.openai.llama_server_requests import InfillRequest, RawCompletionRequest
 from worker_orcd.api.openai.response_bodies import Completion, text_of
 from worker_orcd.jobs.clock import millis
 from worker_orcd.jobs.events import End, Event, StopReason
 from worker_orcd.jobs.job import Job
 from worker_orcd.worker.interface import WorkerInterface
 
-_EXAMPLE: dict[str, object] = {
+_INFILL_EXAMPLE: dict[str, object] = {
     "input_prefix": "def add(a, b):\n    ",
     "input_suffix": "\n\nprint(add(1, 2))\n",
     "n_predict": 16,
 }
+_EXAMPLE: dict[str, object] = {"prompt": "The sea is", "n_predict": 16}
 _STOP_TYPES: dict[StopReason, str] = {"stop": "eos", "stop_sequence": "word", "length": "limit"}
 
 
 @dataclass(frozen=True, slots=True)
-class Infill(Completion):
-    """The words of `POST /infill`."""
+class RawCompletion(Completion):
+    """The words of these endpoints."""
 
+    fields: Sequence[str] = ()
+    """Fields of the answer that the client wants; empty: all."""
     last: ClassVar[bytes] = b""
 
     def whole(self, jobs: Sequence[Job]) -> dict[str, Any]:
@@ -36,7 +40,7 @@ class Infill(Completion):
     def chunks(self, place: int, event: Event) -> Iterator[dict[str, Any]]:
         """What one event adds to the stream. Its end comes with the figures, in `closing`."""
         if not isinstance(event, End):
-            yield from super(Infill, self).chunks(place, event)
+            yield from super(RawCompletion, self).chunks(place, event)
 
     def closing(self, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
         """The last chunk of a stream that came to its natural end."""
@@ -44,9 +48,7 @@ class Infill(Completion):
 
     def _end(self, job: Job, content: str) -> dict[str, Any]:
         reason = job.terminal.stop_reason if isinstance(job.terminal, End) else "length"
-        begun, first = job.started_at, job.first_token_at
-        prompt_ms = 0.0 if begun is None else millis(begun, first or job.ended_at or begun)
-        return {
+        body = {
             "index": 0,
             "content": content,
             "stop": True,
@@ -56,14 +58,10 @@ class Infill(Completion):
             "tokens_evaluated": job.prompt_length,
             "tokens_cached": job.prompt_cached,
             "truncated": False,
-            "timings": {
-                "cache_n": job.prompt_cached,
-                "prompt_n": job.prompt_processed - job.prompt_cached,
-                "prompt_ms": prompt_ms,
-                "predicted_n": job.tokens_out,
-                "predicted_ms": job.decode_time_ms,
-            },
+            "has_new_line": "\n" in text_of(job),
+            "timings": _timings(job),
         }
+        return _selected(body, self.fields) if self.fields else body
 
     def _delta(self, text: str) -> dict[str, Any]:
         return {"content": text}
@@ -75,20 +73,66 @@ class Infill(Completion):
         return {"index": place, **delta, "stop": finish is not None, **more}
 
 
+def _timings(job: Job) -> dict[str, float]:
+    begun, first = job.started_at, job.first_token_at
+    prompt_ms = 0.0 if begun is None else millis(begun, first or job.ended_at or begun)
+    prompt_n = job.prompt_processed - job.prompt_cached
+    return {
+        "cache_n": job.prompt_cached,
+        **_rate("prompt", prompt_n, prompt_ms),
+        **_rate("predicted", job.tokens_out, job.decode_time_ms),
+    }
+
+
+def _rate(name: str, tokens: int, duration_ms: float) -> dict[str, float]:
+    return {
+        f"{name}_n": tokens,
+        f"{name}_ms": duration_ms,
+        f"{name}_per_token_ms": duration_ms / tokens if tokens else 0.0,
+        f"{name}_per_second": tokens / duration_ms * 1000 if duration_ms else 0.0,
+    }
+
+
+def _selected(body: dict[str, Any], paths: Sequence[str]) -> dict[str, Any]:
+    """The fields with these paths, each by its path. One that does not exist is left out, as by llama-server."""
+    found: dict[str, Any] = {}
+    for path in paths:
+        value: Any = body
+        for key in path.split("/"):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None:
+            found[path] = value
+    return found
+
+
 def router(worker: WorkerInterface) -> APIRouter:
-    """The route of this resource."""
-    routes = APIRouter(tags=["OpenAI-compatible"])
+    """The routes of these resources."""
+    routes = APIRouter(tags=["llama-server-compatible"])
 
     @routes.post(
         "/infill",
         summary="Fill the gap between two texts, as llama-server has it",
         response_class=Response,
         responses=_answers(),
-        openapi_extra=schema.body(InfillRequest, _EXAMPLE),
+        openapi_extra=schema.body(InfillRequest, _INFILL_EXAMPLE),
     )
     async def infill(request: Request) -> Response:
         asked = InfillRequest.parse(await request.body())
-        return await answer(worker, request, asked, Infill, "infill-")
+        words = partial(RawCompletion, fields=asked.response_fields)
+        return await answer(worker, request, asked, words, "infill-")
+
+    @routes.post("/completions", include_in_schema=False)  # llama-server's other name of the same.
+    @routes.post(
+        "/completion",
+        summary="Continue a text, as llama-server has it",
+        response_class=Response,
+        responses=_answers(),
+        openapi_extra=schema.body(RawCompletionRequest, _EXAMPLE),
+    )
+    async def completion(request: Request) -> Response:
+        asked = RawCompletionRequest.parse(await request.body())
+        words = partial(RawCompletion, fields=asked.response_fields)
+        return await answer(worker, request, asked, words, "cmpl-")
 
     return routes
 

@@ -1,0 +1,78 @@
+"""The bodies of `POST /infill` and `POST /completion`, which llama-server's clients send."""
+
+import json
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from worker_orcd.api.openai import unsupported
+from worker_orcd.api.openai.completion_request import TokenId, infill_prompt
+from worker_orcd.api.openai.requests import Completions
+from worker_orcd.jobs.errors import invalid
+from worker_orcd.jobs.request import Body, JobRequest
+
+
+class LlamaServerRequest(Completions):
+    """What both bodies have in common."""
+
+    refused: ClassVar = unsupported.LLAMA_SERVER_REQUEST
+
+    n: Literal[1] | None = None
+    max_tokens: int | None = Field(
+        default=None, ge=0, description="or `n_predict`; with 0 the prompt is computed for later requests"
+    )
+    response_fields: list[str] = Field(
+        default=[],
+        description="only these fields of the answer, or of a stream's last chunk; `timings/prompt_n` is one within "
+        "another, and is called that in the answer",
+    )
+
+
+class Chunk(Body):
+    """Another file, or a part of one."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    text: str
+    filename: str = "tmp"
+
+
+class InfillRequest(LlamaServerRequest):
+    """The body of `POST /infill`, as llama-server has it."""
+
+    input_prefix: str = Field(description="the text before the gap")
+    input_suffix: str = Field(description="the text behind the gap")
+    input_extra: list[Chunk] = Field(default=[], description="other files, the most important one last")
+    prompt: str = Field(default="", description="what the gap begins with")
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What this request calls a job's fields, where the names differ."""
+        return {"suffix": "input_suffix", "prompt": "input_prefix"} | self.constraint_names
+
+    def wanted(self, name: str) -> list[JobRequest]:
+        """Its job."""
+        prompt = infill_prompt(
+            self.input_prefix,
+            self.input_suffix,
+            prompt=self.prompt,
+            extra=[chunk.model_dump() for chunk in self.input_extra],
+            reserve=self.max_tokens,
+        )
+        return self.jobs(name, [prompt], template="infill", max_tokens=self.max_tokens)
+
+
+class RawCompletionRequest(LlamaServerRequest):
+    """The body of `POST /completion`, as llama-server has it."""
+
+    prompt: str | list[TokenId] = Field(
+        description="a text, in which special tokens are parsed, or token ids"
+    )
+
+    def wanted(self, name: str) -> list[JobRequest]:
+        """Its job."""
+        if not self.prompt:
+            raise invalid("prompt must not be empty", "prompt")
+        is_text = isinstance(self.prompt, str)
+        prompt = self.prompt if isinstance(self.prompt, str) else json.dumps(self.prompt)
+        return self.jobs(name, [prompt], template="none" if is_text else "tokens", max_tokens=self.max_tokens)
