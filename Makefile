@@ -42,7 +42,7 @@ test-all: ## All that CI runs: `test`, then `deep`, then `without`
 	@$(MAKE) --no-print-directory test deep without
 
 without: setup ## The tests that need optional programs, without these programs (EACH=1: each missing alone)
-	@tools/without.sh chromium curl fish gemma3 nginx node node-clients npm promtool python-clients systemd-analyze zsh
+	@tools/without.sh chromium curl fish gemma3 nginx node node-clients npm promtool python-clients python-frameworks systemd-analyze zsh
 
 faults: setup ## Kill, stop and storm, ten times the sample that is in `make deep` (FAULT_TRIALS=10; half an hour)
 	FAULT_TRIALS=$${FAULT_TRIALS:-10} $(PY) -m pytest tests/faults -s --timeout 1800 </dev/null
@@ -84,9 +84,11 @@ lock: setup ## Regenerate requirements.lock (ARGS=--upgrade for newer versions)
 	.venv/bin/uv pip compile pyproject.toml --group dev --all-extras --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet \
 		$(ARGS) --output-file requirements.lock
-	.venv/bin/uv pip compile tests/clients/python/requirements.in --excludes tests/clients/python/excluded.txt --universal \
-		--python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
-		--quiet $(ARGS) --output-file tests/clients/python/requirements.lock
+	for name in requirements frameworks; do \
+		.venv/bin/uv pip compile tests/clients/python/$$name.in --excludes tests/clients/python/excluded.txt --universal \
+			--python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+			--custom-compile-command "make lock" --quiet $(ARGS) --output-file tests/clients/python/$$name.lock || exit; \
+	done
 	cd tests/clients/node && npm install --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund
 
 docs: setup ## Regenerate the generated pages, and build the site: open site/index.html

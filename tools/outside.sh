@@ -43,10 +43,18 @@ once() {
 }
 
 # Some of these are large: modules that are not compiled now are compiled at each start where none may be written.
+install_for_python() {
+    .venv/bin/uv venv --quiet --python .venv/bin/python ".outside/$1" &&
+        .venv/bin/uv pip sync --quiet --python ".outside/$1/bin/python" --require-hashes --compile-bytecode \
+            "tests/clients/python/$2.lock"
+}
+
 install_clients_for_python() {
-    .venv/bin/uv venv --quiet --python .venv/bin/python .outside/python &&
-        .venv/bin/uv pip sync --quiet --python .outside/python/bin/python --require-hashes --compile-bytecode \
-            tests/clients/python/requirements.lock
+    install_for_python python requirements
+}
+
+install_frameworks_for_python() {
+    install_for_python frameworks frameworks
 }
 
 install_clients_for_node() {
@@ -68,6 +76,7 @@ assemble(sys.argv[1])" .outside/gemma3.gguf || status=$?
 mkdir -p .outside
 install_programs || failed=1
 once .outside/python.stamp .outside/python install_clients_for_python tests/clients/python/requirements.lock
+once .outside/frameworks.stamp .outside/frameworks install_frameworks_for_python tests/clients/python/frameworks.lock
 once .outside/node.stamp tests/clients/node/node_modules install_clients_for_node tests/clients/node/package-lock.json
 once .outside/gemma3.stamp .outside/gemma3.gguf install_the_second_model tests/real/gemma3.lock
 exit "$failed"

@@ -267,7 +267,10 @@ def test_a_cancelled_stream_is_the_same_when_it_is_read_again(worker: RunningWor
         ({"tools": [WEATHER, WEATHER]}, "tools"),
         ({"tool_choice": {"type": "function", "name": "other"}}, "tool_choice"),
         ({"tool_choice": {"type": "web_search"}}, "tool_choice"),
-        ({"tool_choice": "required", "text": {"format": {"type": "json_object"}}}, "text.format"),
+        (
+            {"tool_choice": "required", "text": {"format": {"type": "json_schema", "name": "a"}}},
+            "text.format",
+        ),
         ({"tool_choice": "required", "tools": [{**WEATHER, "parameters": {"type": "nonsense"}}]}, "tools"),
         ({"input": [{"type": "function_call", "name": "f", "arguments": "{}"}]}, "input"),
         ({"input": [{"type": "function_call_output", "call_id": "a", "output": "x"}]}, "input"),

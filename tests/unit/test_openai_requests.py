@@ -124,8 +124,8 @@ def test_with_several_tools_a_forced_call_says_which() -> None:
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools"),
         (
-            {"tools": [TOOL], "tool_choice": "required", "response_format": {"type": "json_object"}},
-            "response_format",
+            {"tools": [TOOL], "tool_choice": "required", "grammar": 'root ::= "a"'},
+            "grammar",
         ),
     ],
 )
@@ -134,6 +134,13 @@ def test_tools_that_cannot_be_called_are_refused(fields: dict[str, Any], param: 
     with pytest.raises(JobError) as caught:
         chat(**fields)
     assert (caught.value.http_status, (caught.value.param or "").split(".")[0]) == (400, param)
+
+
+def test_a_response_format_beside_a_forced_call_changes_nothing() -> None:
+    """It is about text, of which there is none. instructor sends both."""
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "integer"}}}
+    forced = chat(tools=[TOOL], tool_choice="required")
+    assert chat(tools=[TOOL], tool_choice="required", response_format=form).constraint == forced.constraint
 
 
 @pytest.mark.parametrize("field", ["tools", "messages"])

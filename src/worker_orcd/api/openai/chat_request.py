@@ -61,7 +61,8 @@ class ChatRequest(Completions, ConversationEnd):
 
     @property
     def constraint(self) -> tuple[str, Constraint] | None:
-        """The field that constrains the output, and how: a forced call, or as without tools.
+        """The field that constrains the output, and how: a forced call, or as without tools. `response_format` is about
+        the text, of which an answer with a forced call has none.
 
         Raises:
             JobError: `INVALID_REQUEST`, there are two.
@@ -69,7 +70,7 @@ class ChatRequest(Completions, ConversationEnd):
         given, forced = super().constraint, self.offer.constraint
         if forced is None:
             return given
-        if given is not None:
+        if given is not None and given[0] != "response_format":
             raise invalid(f"{given[0]} cannot be given with a forced call of a tool", given[0])
         return "tools", forced
 

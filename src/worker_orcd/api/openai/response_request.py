@@ -125,16 +125,13 @@ class ResponseRequest(Generation):
         return ResponseJob(**dict(job), asked=self, items=items, named_by_client=named_by_client)
 
     def _constraint(self) -> Constraint | None:
-        """What the output must be: a forced call, or of the form that `text` says.
+        """What the output must be: a forced call, or of the form that `text` says. A forced call has no text.
 
         Raises:
-            JobError: `INVALID_REQUEST`, there are two, or one is out of bounds.
+            JobError: `INVALID_REQUEST`, one is out of bounds.
         """
-        form = self.text and self.text.constraint()
-        forced = self.offer.constraint
-        if form and forced:
-            raise invalid("text.format cannot be given with a forced call of a tool", "text.format")
-        return form or forced
+        form = None if self.text is None else self.text.constraint()
+        return self.offer.constraint or form
 
     @property
     def kept_bytes(self) -> int:
