@@ -184,7 +184,7 @@ def test_gbnf_allows_what_it_describes(grammar: str, texts: list[str]) -> None:
         (Constraint("gbnf", ""), "root"),
         (Constraint("gbnf", 'root ::= "a'), "line 1"),
         (Constraint("gbnf", "root ::= nothing"), "nothing"),
-        (Constraint("gbnf", 'root ::= "\\ud800"'), "no character"),
+        (Constraint("gbnf", 'root ::= "\\ud800"'), "not a character"),
         (Constraint("gbnf", "root ::= " + "(" * 100_000), "recursion"),
         (Constraint("gbnf", "root ::= [a-z]{5,2}"), ""),
         (Constraint("regex", "(a"), "unclosed group"),

@@ -1,1 +1,1 @@
-"""The engine process: one loop that owns the model. It knows sequences and nothing about HTTP or clients."""
+"""The engine process: one loop that owns the model. It handles sequences, not HTTP or clients."""

@@ -6,6 +6,6 @@ from worker_orcd.engine.encoder import load_model
 from worker_orcd.engine.process import main
 
 if __name__ == "__main__":
-    # Otherwise ggml runs a debugger on the dying process, for seconds. What it asserted is printed anyway.
+    # Without this, ggml runs a debugger on the crashing process for seconds. The failed assertion is printed anyway.
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     main(load_model)

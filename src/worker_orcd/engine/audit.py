@@ -1,4 +1,4 @@
-"""The engine's audit of KV cells: compares what its runs should hold with what the model counts (G4). Pure."""
+"""The engine's audit of KV cells: compares the cells that runs should hold with the model's count (G4). Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ class Difference:
 
 
 def differences(expected: Mapping[int, int], counted: Sequence[int]) -> list[Difference]:
-    """Compare the cells that runs should hold, by sequence id, with the count of every sequence id.
+    """Compare the cells that runs should hold with the model's count, for every sequence id.
 
-    An id that no run has should hold nothing.
+    An id without a run should hold no cells.
     """
     return [
         Difference(sequence, expected.get(sequence, 0), cells)

@@ -1,11 +1,11 @@
-"""The errors that llama.cpp logs. `llama_cpp` comes in as `lib`: only `llama.py` gets it."""
+"""Errors that llama.cpp logs. The `lib` argument is the `llama_cpp` module, which only `llama.py` imports."""
 
 import ctypes
 from typing import Any
 
 
 class BackendLog:
-    """What llama.cpp logs as errors, kept to explain a failed load; everything else it logs is dropped."""
+    """Keeps the errors that llama.cpp logs, to explain a failed load. Drops everything else that it logs."""
 
     def __init__(self, lib: Any) -> None:
         self._lines: list[str] = []
@@ -17,7 +17,7 @@ class BackendLog:
             self._lines.append(text.decode("utf-8", "replace").strip())
 
     def last(self) -> str:
-        """The first error, which names the cause; those after it follow from it."""
+        """The first error. It names the cause; later errors are consequences."""
         return self._lines[0] if self._lines else "it gives no reason"
 
     def about_memory(self) -> bool:

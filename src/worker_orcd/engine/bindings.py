@@ -1,7 +1,7 @@
 """llama-cpp-python's bindings, without the rest of its package.
 
-The package's own `__init__` imports a whole library on top of the bindings, with templates and a chat format for each
-model family: a quarter of a second of each engine's start.
+The package's `__init__` also imports a high-level library with a chat format for each model family, which would add a
+quarter of a second to each start of an engine.
 """
 
 import sys
@@ -19,5 +19,5 @@ def bindings() -> Any:
         ModuleNotFoundError: the extra `worker` is not installed.
     """
     if _PACKAGE not in sys.modules and (spec := find_spec(_PACKAGE)) is not None:
-        sys.modules[_PACKAGE] = module_from_spec(spec)  # Its `__init__` is not run.
+        sys.modules[_PACKAGE] = module_from_spec(spec)  # Does not run the package's `__init__`.
     return import_module(f"{_PACKAGE}.llama_cpp")

@@ -1,8 +1,8 @@
-"""Who holds which KV cells: held by runs, kept warm, shared, free. Pure.
+"""Counts KV cells: held by runs, warm, shared or free. Pure.
 
-Cells that one sequence copied from another are one and the same cells, so a count by sequence counts them twice. Here
-cells are a forest: a *stretch* is a number of consecutive cells behind its parent stretch, and a holder holds the path
-from a root to its stretch. Copying a prefix makes a second holder of a part of that path.
+A sequence that copies a prefix of another one shares the same cells, so adding up sequences would count these cells
+twice. Here the cells form a forest: a *stretch* is a number of consecutive cells that follow its parent stretch, and a
+holder holds the path from a root to its stretch. Copying a prefix adds a second holder of a part of that path.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True, eq=False)
 class _Stretch:
-    """`length` consecutive cells behind those of `parent`, and how many holders' paths lead through it."""
+    """`length` consecutive cells that follow those of `parent`, and how many holders' paths include them."""
 
     parent: "_Stretch | None"
     length: int
@@ -37,8 +37,8 @@ class Cells:
 
     Attributes:
         total: cells of the pool.
-        held: cells of at least one live holder.
-        warm: cells of warm holders only; they can be given up at any time.
+        held: cells with at least one live holder.
+        warm: cells with warm holders only; they can be evicted at any time.
     """
 
     def __init__(self, total: int) -> None:
@@ -48,11 +48,11 @@ class Cells:
 
     @property
     def free(self) -> int:
-        """Cells of no holder."""
+        """Cells without a holder."""
         return self.total - self.held - self.warm
 
     def held_by(self, holders: Iterable[Holder]) -> int:
-        """Cells of these holders, those that they share counted once."""
+        """Cells of these holders; shared cells count once."""
         counted: set[int] = set()
         cells = 0
         for holder in holders:
@@ -64,13 +64,13 @@ class Cells:
         return cells
 
     def grow(self, holder: Holder, cells: int) -> None:
-        """Append cells that only this holder holds.
+        """Append cells to this holder alone.
 
         Raises:
-            ValueError: there are not as many free ones.
+            ValueError: too few cells are free.
         """
         if not 0 <= cells <= self.free:
-            raise ValueError(f"{cells} cells wanted, {self.free} are free")
+            raise ValueError(f"{cells} cells required, {self.free} are free")
         if cells == 0:
             return
         end = holder.end
@@ -81,20 +81,20 @@ class Cells:
         self._count(cells, live=holder.live, by=1)
 
     def share(self, source: Holder, length: int, *, live: bool) -> Holder:
-        """A new holder of the first `length` cells of `source`.
+        """Add a holder of the first `length` cells of `source`.
 
         Raises:
-            ValueError: the source has not as many.
+            ValueError: the source has fewer cells.
         """
         made = Holder(live=live, length=length, end=self._cut(source, length))
         self._enter(made)
         return made
 
     def trim(self, holder: Holder, length: int) -> None:
-        """Give up the holder's cells behind its first `length`; 0 gives up all.
+        """Remove the holder's cells after its first `length`; 0 removes all.
 
         Raises:
-            ValueError: the holder has not as many.
+            ValueError: the holder has fewer cells.
         """
         rest = self._cut(holder, length)
         self._leave(holder)
@@ -102,14 +102,14 @@ class Cells:
         self._enter(holder)
 
     def keep_warm(self, holder: Holder) -> None:
-        """The run that held these cells has ended: they are warm from now on."""
+        """Mark a holder's cells as warm, because its run has ended."""
         self._turn(holder, live=False)
 
     def take(self, holder: Holder) -> None:
-        """A run takes over warm cells: they are held from now on."""
+        """Mark a warm holder's cells as held, because a run takes them over."""
         self._turn(holder, live=True)
 
-    # Inside.
+    # Internals.
 
     def _turn(self, holder: Holder, *, live: bool) -> None:
         self._leave(holder)
@@ -117,7 +117,7 @@ class Cells:
         self._enter(holder)
 
     def _cut(self, holder: Holder, length: int) -> _Stretch | None:
-        """The stretch with which the holder's first `length` cells end; one that reaches further is split there."""
+        """The stretch that ends with the holder's first `length` cells. Splits a stretch that extends further."""
         if not 0 <= length <= holder.length:
             raise ValueError(f"{length} cells of a holder of {holder.length}")
         stretch, ends_at = holder.end, holder.length
@@ -126,7 +126,7 @@ class Cells:
             stretch = stretch.parent
         if stretch is None or ends_at == length:
             return stretch
-        # The lower part keeps its identity, so that the holders that end there stay where they are.
+        # The lower part stays the same object, so holders that end there need no update.
         upper_length = stretch.length - (ends_at - length)
         upper = _Stretch(stretch.parent, upper_length, live=stretch.live, warm=stretch.warm)
         stretch.parent = upper
@@ -156,7 +156,7 @@ class Cells:
             stretch = stretch.parent
 
     def _recount(self, stretch: _Stretch, live: int, warm: int) -> None:
-        """Correct the sums after the holders of a stretch changed."""
+        """Update the sums after the holders of a stretch changed."""
         if live or warm:
             self._count(stretch.length, live=live > 0, by=-1)
         if stretch.holders:

@@ -1,12 +1,12 @@
-"""Counter-based randomness: what is drawn for token *i* depends on (seed, i) alone.
+"""Counter-based randomness: the random number for token *i* depends on (seed, i) alone.
 
-A job that is requeued, or runs beside others, draws the same numbers as alone.
+So a job draws the same numbers when it is requeued or runs beside other jobs.
 """
 
 from hashlib import blake2b
 
 _RANDOM_SEED = 0xFFFFFFFF
-"""llama.cpp's 32-bit seed that means "take any"; never to be drawn."""
+"""llama.cpp's 32-bit seed that means "choose a seed at random"; never drawn here."""
 
 
 def draw_seed(seed: int, index: int) -> int:

@@ -1,4 +1,4 @@
-"""One prompt while the engine prepares it: whether it takes long to render, and whether it was dropped."""
+"""A prompt that the engine is preparing: whether it renders slowly, and whether it was dropped."""
 
 import contextlib
 import socket
@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 
 
 class CurrentPrompt:
-    """Joins the thread that prepares a prompt and the one that drops it. Safe to use from any thread.
+    """Shared by the thread that prepares a prompt and the thread that drops it. Thread-safe.
 
     Attributes:
-        slow: called with True when the prompt turns out to take long to render, and with False when that is over. In
-            between the engine waits for a process that has limits of its own.
+        slow: called with True when rendering takes long, and with False when rendering is over. In between, the
+            engine waits for a process that has limits of its own.
     """
 
     def __init__(self) -> None:
@@ -21,14 +21,14 @@ class CurrentPrompt:
         self._connection: socket.socket | None = None
 
     def drop(self) -> None:
-        """The prompt's job has ended: end the process that renders it."""
+        """End the process that renders the prompt, because its job has ended."""
         with self._lock:
             self._dropped = True
             self._hang_up()
 
     @contextlib.contextmanager
     def rendering_slowly(self) -> Iterator[None]:
-        """In this block the engine waits longer than usual for a process that has limits of its own."""
+        """In this block, the engine waits longer than usual for a process that has limits of its own."""
         self.slow(True)
         try:
             yield
@@ -37,7 +37,7 @@ class CurrentPrompt:
 
     @contextlib.contextmanager
     def connected(self, connection: socket.socket) -> Iterator[None]:
-        """In this block a process at the other end of `connection` renders. It ends when the connection does."""
+        """In this block, the process at the other end of `connection` renders. It ends with the connection."""
         with self._lock:
             self._connection = connection
             if self._dropped:

@@ -1,6 +1,6 @@
-"""Where a model is computed: the CPU, or exactly one GPU and nothing else (no fallback, ever).
+"""Selects the device that computes a model: the CPU, or exactly one GPU without fallback.
 
-Not yet run on a GPU. Without one, every path up to the refusals is tested.
+Not yet run on a GPU. The tests cover every path that ends in a refusal, which needs no GPU.
 """
 
 import ctypes
@@ -17,10 +17,10 @@ _GPU_TYPES = (1, 2)
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A place to compute.
+    """A device that computes a model.
 
     Attributes:
-        used_bytes: tells its memory that is in use since it was chosen; 0 for the CPU.
+        used_bytes: returns how much of its memory came into use since it was chosen; 0 for the CPU.
         handle: ggml's `ggml_backend_dev_t`; None for the CPU.
     """
 
@@ -29,10 +29,10 @@ class Device:
     handle: int | None = None
 
     def as_list(self) -> "ctypes.Array[ctypes.c_void_p]":
-        """What llama.cpp takes as `devices`: the GPUs to use and no other, ended by NULL.
+        """The value of llama.cpp's `devices` parameter: the only GPUs that it may use, terminated by NULL.
 
-        Left to itself, llama.cpp has a list of its own, in which integrated GPUs come last or not at all, so that the
-        same index may mean another GPU.
+        In llama.cpp's default list, integrated GPUs come last or are missing, so the same index could mean another
+        GPU.
         """
         handles = () if self.handle is None else (self.handle,)
         return (ctypes.c_void_p * (len(handles) + 1))(*handles, None)
@@ -47,7 +47,7 @@ class GpuMemory:
 
 
 def choose(lib: Any, gpu_device: int | None, weights: int, ggml: Any = None) -> Device:
-    """The device that was asked for: `gpu_device` counts ggml's GPUs, integrated ones included; `weights` is in bytes.
+    """The configured device. `gpu_device` counts ggml's GPUs, integrated ones included; `weights` is in bytes.
 
     Raises:
         ModelLoadError: this build cannot offload, or there is no such GPU (`MODEL_LOAD_FAILED`); the weights
@@ -89,7 +89,7 @@ def _load_ggml(lib: Any) -> Any:
 
 
 def _gpus(ggml: Any) -> list[tuple[int, str, Callable[[], GpuMemory]]]:
-    """GPUs in ggml's order: handle, name, and a way to ask for its memory."""
+    """GPUs in ggml's order: handle, name, and a function that returns the memory."""
 
     def memory_of(device: int) -> Callable[[], GpuMemory]:
         def ask() -> GpuMemory:

@@ -1,7 +1,8 @@
-"""Encoders behind the `Model` interface: a whole prompt is computed at once, and nothing is remembered of it.
+"""Encoders behind the `Model` interface: a whole prompt is computed at once, and nothing is kept of it.
 
-The loop computes prompts row by row into cells, and an encoder has none. So rows of a prompt wait here until its last
-one comes, and count as cells meanwhile: steps, stops, audit and requeueing are those of all models.
+The engine's loop computes prompts in pieces into KV cells, which an encoder does not have. So a prompt's rows wait
+here until the last one arrives, and count as cells meanwhile. Steps, stops, audit and requeueing then work as for other
+models.
 """
 
 from collections.abc import Callable
@@ -22,36 +23,36 @@ lib = bindings()
 
 
 class EncoderModel(LlamaModel):
-    """One encoder, one context. Its vectors are pooled here, from all rows of a prompt."""
+    """One encoder with one context. Pools the vectors of all rows of a prompt."""
 
     def __init__(
         self, load: Load, interrupt: InterruptByte, progress: Callable[[float], None], weights: Weights
     ) -> None:
-        """Use these weights. Raises `ModelLoadError`."""
+        """Create a context for these weights. Raises `ModelLoadError`."""
         if weights.pooling == "none":
             raise ModelLoadError(
-                f"model file {load.model_path}: is an encoder that does not say how its tokens are pooled "
+                f"model file {load.model_path}: is an encoder whose metadata do not name a pooling type "
                 f"(architecture {weights.architecture}); --pooling is required"
             )
         self._waiting: dict[int, list[int]] = {}
-        """By sequence id: the tokens of its prompt so far."""
+        """By sequence id: the tokens of the sequence's prompt so far."""
         self._vectors: dict[int, Vector] = {}
         """By row of the last step: the vectors of the prompts that ended there."""
         super().__init__(load, interrupt, progress, weights)
 
     @property
     def generates(self) -> bool:
-        """No encoder does."""
+        """False: encoders generate no text."""
         return False
 
     @property
     def pooling(self) -> Pooling:
-        """The vector of a prompt is there with its last row."""
+        """`last`: the loop reads a prompt's vector at its last row."""
         return "last"
 
     @property
     def embeds_behind_prefix(self) -> bool:
-        """All rows are computed together."""
+        """False: all rows of a prompt are computed together."""
         return False
 
     def embedding(self, row: int) -> Vector:
@@ -59,11 +60,11 @@ class EncoderModel(LlamaModel):
         return self._vectors[row]
 
     def logits(self, row: int) -> bytes:
-        """An encoder has none."""
+        """Not supported: an encoder has no logits."""
         raise NotImplementedError
 
     def decode(self, batch: Batch, *, abort_mode: AbortMode) -> Outcome:
-        """Keep the rows, and compute the prompts that are whole with them."""
+        """Keep the rows, and compute the prompts that they complete."""
         for token, sequence in zip(batch.tokens, batch.sequences, strict=True):
             self._waiting.setdefault(sequence, []).append(token)
         ends = [row for row, wanted in enumerate(batch.wanted) if wanted]
@@ -77,7 +78,7 @@ class EncoderModel(LlamaModel):
         return Outcome.DONE
 
     def _groups(self, sequences: list[int]) -> list[list[int]]:
-        """Sequences that are computed together: as many as one micro-batch has rows for."""
+        """Sequences that are computed together, because they fit into one micro-batch."""
         groups: list[list[int]] = []
         room = 0
         for sequence in sequences:
@@ -103,7 +104,7 @@ class EncoderModel(LlamaModel):
         return OUTCOMES.get(code, Outcome.FAILED)
 
     def _pooled(self, sequences: list[int]) -> dict[int, Vector]:
-        """The vector of each sequence of the group that was just computed."""
+        """The vector of each sequence in the group that was just computed."""
         found, row = {}, 0
         for sequence in sequences:
             length = len(self._waiting[sequence])
@@ -114,42 +115,42 @@ class EncoderModel(LlamaModel):
             found[sequence] = pool.sum.astype(np.float32)
         return found
 
-    # What counts as memory.
+    # Memory: the rows that wait.
 
     def trim(self, sequence: int, length: int) -> bool:
-        """Forget the rows behind."""
+        """Drop the rows after the first `length`."""
         del self._waiting.get(sequence, [])[length:]
         return True
 
     def clear(self) -> None:
-        """Forget all rows."""
+        """Drop all rows."""
         self._waiting.clear()
 
     def move(self, source: int, target: int) -> bool:
-        """Give rows another id."""
+        """Move a sequence's rows to another id."""
         self._waiting[target] = self._waiting.pop(source, [])
         return True
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Take over rows."""
+        """Copy a sequence's first rows to another id."""
         self._waiting[target] = self._waiting[source][:length]
 
     def cells(self, sequence: int) -> int:
-        """Rows that wait."""
+        """Number of rows that wait."""
         return len(self._waiting.get(sequence, ()))
 
     def _open_memory(self) -> None:
-        """There is none."""
+        """None: an encoder has no memory."""
 
-    def _read_memory_kind(self, path: str) -> Memory:  # noqa: ARG002  # The rows that wait here.
+    def _read_memory_kind(self, path: str) -> Memory:  # noqa: ARG002  # Waiting rows behave like attention.
         return ATTENTION
 
     def _sequence_ids(self, load: Load) -> int:
-        """Nothing stays warm."""
+        """One id for each run: an encoder keeps nothing warm."""
         return load.parallel
 
     def _context_params(self, load: Load) -> Any:
-        """A micro-batch has room for the longest prompt, all of whose rows attend to each other."""
+        """A micro-batch must hold the longest prompt, because all its rows attend to each other."""
         params = super()._context_params(load)
         longest = min(load.context_length, lib.llama_model_n_ctx_train(self._model))
         params.n_batch = params.n_ubatch = longest
@@ -159,10 +160,10 @@ class EncoderModel(LlamaModel):
 
 
 def load_model(load: Load, interrupt: InterruptByte, progress: Callable[[float], None]) -> Model:
-    """Load a model that generates text, or, where `load` allows it, an encoder.
+    """Load a model that generates text, or an encoder if `load` allows embeddings.
 
     Raises:
-        ModelLoadError: it is neither, or cannot be loaded.
+        ModelLoadError: the model is neither, or cannot be loaded.
     """
     weights = Weights(lib, load, progress)
     try:

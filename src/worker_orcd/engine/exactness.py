@@ -1,9 +1,9 @@
-"""The start-up self-check: are streams byte-identical, whatever runs beside them?
+"""The start-up self-check of `--exact`: are streams byte-identical, whatever runs beside them?
 
-Whether they are is a property of model, build and device together, so it is measured, not assumed: a few synthetic
-prompts are computed alone, in chunks beside each other, and resumed from the middle. Two things are compared bit for
-bit: the results of each operation in the model's graph (`_inspect`), which shows every difference where it arises and
-names its cause, and the scores that the model itself gives (`_compare_scores`).
+The answer depends on model, build and device together, so it is measured. A few synthetic prompts are computed alone,
+in chunks beside each other, and resumed from the middle. Two things are compared bit for bit: the results of each
+operation in the model's graph (`_inspect`), which shows where a difference arises and why, and the model's final scores
+(`_compare_scores`).
 """
 
 from collections.abc import Callable, Iterator
@@ -14,20 +14,21 @@ import numpy as np
 from worker_orcd.engine.model import AbortMode, Batch, Computes, Model, ModelLoadError, Operation, Outcome
 
 _PROMPT_LENGTHS = (200, 9, 70, 33, 5, 64, 17, 120, 3, 12)
-"""The first one takes several steps. More than eight together: some kernels switch at eight rows, others at 64."""
+"""Tokens of each prompt. The first prompt takes several steps. The number of prompts is above eight, because some
+kernels switch algorithms at eight rows, others at 64."""
 _INSPECTED_LENGTHS = (70, 9, 33, 5, 64, 17)
-"""Fewer: each row that is computed differently shows."""
+"""Tokens of each prompt in an inspection: fewer are enough, because every row that differs shows."""
 _DECODED = 4
 _CHUNK = 24
 _CELLS, _ROWS = 256, 256
-"""Of a sequence, and of a step, in an inspection."""
+"""Cells of a sequence, and rows of a step, in an inspection."""
 _ROUTER = "ffn_gate_inp"
-"""What GGUF calls the weights that choose experts."""
+"""GGUF's name for the weights that choose experts."""
 
 
 @dataclass(slots=True)
 class _Probe:
-    """One synthetic prompt, and what is computed for it."""
+    """One synthetic prompt, and the results computed for it."""
 
     sequence: int
     tokens: list[int]
@@ -36,19 +37,19 @@ class _Probe:
 
     @property
     def done(self) -> bool:
-        """Whether all its tokens are there."""
+        """Whether all its tokens are computed."""
         return len(self.scores) >= _DECODED
 
 
 def require_exactness(model: Model, path: str, progressed: Callable[[], None]) -> None:
-    """Raise ModelLoadError if streams are not byte-identical here. `progressed` is called after each step."""
+    """Raise ModelLoadError if streams are not byte-identical. Calls `progressed` after each step."""
     reason = why_inexact(model, progressed)
     if reason is not None:
         raise ModelLoadError(f"{path}: --exact refused: {reason}")
 
 
 def why_inexact(model: Model, progressed: Callable[[], None] = lambda: None) -> str | None:
-    """Why streams depend on what runs beside them, in a clause; None if they do not. Leaves every sequence empty."""
+    """The reason why streams depend on what runs beside them; None if they do not. Leaves every sequence empty."""
     operation = _inspect(model, progressed)
     if operation is not None:
         return _explanation(operation)
@@ -73,7 +74,7 @@ def _explanation(operation: Operation) -> str:
 
 
 def _inspect(model: Model, progressed: Callable[[], None]) -> Operation | None:
-    """The first operation whose results for a row differ alone, beside other rows, or when resumed."""
+    """The first operation whose results for a row depend on whether the row runs alone, beside others or resumed."""
     sequences = min(len(_INSPECTED_LENGTHS), model.facts.sequences)
     cells = min(_CELLS, model.facts.cells_per_job)
     prompts = _prompts(model, _INSPECTED_LENGTHS[:sequences], cells)
@@ -88,14 +89,14 @@ def _inspect(model: Model, progressed: Callable[[], None]) -> Operation | None:
         beside = inspection.recorded()
     if not alone:
         raise RuntimeError("the self-check recorded no operation")
-    # An operation may be missing on one side: some models' graphs differ with the number of rows.
+    # One side may lack an operation: some models' graphs depend on the number of rows.
     differing = [operation for operation, rows in alone.items() if not beside.get(operation, rows) <= rows]
-    # Norms of one layer share a name, and the first of them comes before what makes the second differ.
+    # The norms of a layer share one name, and the first norm runs before the operation that makes the second differ.
     return min(differing, key=lambda operation: operation.kind.endswith("NORM"), default=None)
 
 
 def _compare_scores(model: Model, progressed: Callable[[], None]) -> bool:
-    """Whether the scores of prompts are the same alone, beside each other and resumed."""
+    """Whether prompts have the same scores alone, beside each other and resumed."""
     lengths = _PROMPT_LENGTHS[: model.facts.sequences]
     together = [
         _Probe(number, prompt)
@@ -119,7 +120,7 @@ def _compare_scores(model: Model, progressed: Callable[[], None]) -> bool:
 
 
 def _compute_each(probes: list[_Probe], model: Computes, progressed: Callable[[], None]) -> None:
-    """Compute one after the other, each prompt in one step."""
+    """Compute the prompts one after the other, each in one step."""
     for probe in probes:
         while not probe.done:
             _step(model, [probe], len(probe.tokens))
@@ -128,19 +129,19 @@ def _compute_each(probes: list[_Probe], model: Computes, progressed: Callable[[]
 
 
 def _compute_together(probes: list[_Probe], model: Computes, progressed: Callable[[], None]) -> None:
-    """Compute all in the same steps, prompts in chunks."""
+    """Compute the prompts in the same steps, in chunks."""
     while unfinished := [probe for probe in probes if not probe.done]:
         _step(model, unfinished, _CHUNK)
         progressed()
 
 
 def _resumed(finished: list[_Probe]) -> list[_Probe]:
-    """Prompts that consist of finished ones and their tokens, but for the last two tokens."""
+    """Probes whose prompts are finished prompts with their generated tokens, except the last two."""
     return [_Probe(probe.sequence, probe.tokens[:-1], scores=[b""] * (_DECODED - 1)) for probe in finished]
 
 
 def _prompts(model: Model, lengths: tuple[int, ...], cells: int) -> Iterator[list[int]]:
-    """Prompts of these lengths, or of what fits into so many cells, of tokens all over the vocabulary."""
+    """Prompts of these lengths (or shorter, if `cells` are fewer), of tokens from all over the vocabulary."""
     state = 1
     for length in lengths:
         tokens = []
@@ -151,7 +152,7 @@ def _prompts(model: Model, lengths: tuple[int, ...], cells: int) -> Iterator[lis
 
 
 def _step(model: Computes, probes: list[_Probe], chunk: int) -> None:
-    """Compute the next rows of each; a prompt that is complete gets its scores, and their highest as next token."""
+    """Compute the next rows of each probe. A complete prompt gets its scores, and the best one as next token."""
     batch = Batch([], [], [], [])
     last_row: dict[int, int] = {}
     for index, probe in enumerate(probes):

@@ -1,7 +1,7 @@
-"""The engine's end of a fork server: a process that forks a confined child for each connection.
+"""The engine's side of a fork server: a process that forks a confined child for each connection.
 
-What a model file or a client sends is computed in such a child, which the kernel holds to limits
-(`templates/limits.py`), never in the engine's own process.
+Templates and grammars come from model files and clients, so they are computed in such a child, whose resources the
+kernel limits (`templates/limits.py`), never in the engine's own process.
 """
 
 import os
@@ -17,30 +17,30 @@ from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.engine.templates import limits
 
 SLOW_AFTER_SEC = 0.1
-"""A request that takes longer is slow: others are prepared in parallel."""
+"""A request that takes longer counts as slow: other requests are then prepared in parallel."""
 _PATIENCE_SEC = limits.MAX_WALL_SEC + 5
-"""Longer than the kernel's limit on a child, so only a stopped child is still there after it."""
+"""Longer than the kernel's limit on a child, so only a stopped child can exceed it."""
 _ATTEMPTS = 2
 
 
 class ForkServerLost(Exception):
-    """The process cannot be started or keeps dying."""
+    """The process cannot be started, or ends at once each time."""
 
 
 class ForkServer:
-    """Starts the process `python -m module`, starts it again when it is lost, and connects to its children.
+    """Starts the process `python -m module`, restarts it when it is lost, and connects to its children.
 
-    Safe to call from several threads. A thread that calls it must live as long as the engine, because the process ends
-    with the thread that started it.
+    Thread-safe. The calling threads must live as long as the engine, because the process ends with the thread that
+    started it.
     """
 
     def __init__(self, module: str, greet: Callable[[socket.socket], None]) -> None:
-        """Start nothing yet.
+        """Prepare only; `start` or `connect` starts the process.
 
         Args:
             module: what to run; it takes `--socket FD --engine PID`.
-            greet: called with the connection to each process that was started: sends what the process needs, and waits
-                until it is ready. What it raises ends the process.
+            greet: called with the connection to each started process: sends what the process needs, and waits until it
+                is ready. If `greet` raises, the process is ended.
         """
         self._module = module
         self._greet = greet
@@ -50,15 +50,15 @@ class ForkServer:
 
     @property
     def pid(self) -> int | None:
-        """The process, if one was started."""
+        """The process's id; None before the first start."""
         return self._process.pid if self._process is not None else None
 
     def start(self) -> None:
-        """Start the process, or start it again.
+        """Start or restart the process.
 
         Raises:
             ForkServerLost: it cannot be started.
-            Exception: what `greet` raises.
+            Exception: raised by `greet`.
         """
         with self._lock:
             self._start()
@@ -79,7 +79,7 @@ class ForkServer:
             self._control = None
 
     def is_lost(self) -> bool:
-        """Whether the process itself has ended. Its sockets close before its children end with it. Never waits."""
+        """Whether the process has ended. Its sockets close before its children end. Never waits."""
         control = self._control
         try:
             return control is None or readable(control, 0)
@@ -87,13 +87,13 @@ class ForkServer:
             return True  # Another thread has just closed it.
 
     def connect(self, in_hand: CurrentPrompt) -> socket.socket:
-        """A connection to a new child. The process is started if it is not there. Blocking, with a timeout.
+        """A blocking connection with a timeout to a new child. Starts the process if it is not running.
 
         Args:
-            in_hand: learns of a wait that is longer than usual.
+            in_hand: notified of a wait that is longer than usual.
 
         Raises:
-            ForkServerLost: the process cannot be started or keeps dying.
+            ForkServerLost: the process cannot be started, or ends at once each time.
             Exception: what `greet` raises.
         """
         ours, theirs = socket.socketpair()
@@ -107,7 +107,7 @@ class ForkServer:
         return ours
 
     def hand_over(self, connection: socket.socket, in_hand: CurrentPrompt) -> None:
-        """Have a new child serve this connection. As `connect`."""
+        """Have a new child serve this connection. Raises as `connect` does."""
         for attempt in range(_ATTEMPTS):
             with self._locked(in_hand), ExitStack() as block:
                 try:
@@ -119,21 +119,21 @@ class ForkServer:
                 except OSError:
                     continue
             return
-        raise ForkServerLost("the process ends as soon as it has started")
+        raise ForkServerLost("it ends right after its start")
 
     @contextmanager
     def conversation(self, in_hand: CurrentPrompt) -> Iterator[socket.socket]:
         """In this block, a connection to a new child that ends with the block, or when the prompt is dropped.
 
         Raises:
-            ForkServerLost: as `connect`.
+            ForkServerLost: as in `connect`.
         """
         with self.connect(in_hand) as connection, in_hand.connected(connection):
             yield connection
 
     @contextmanager
     def _locked(self, in_hand: CurrentPrompt) -> Iterator[None]:
-        """Hold the lock. It may take long while another thread restarts the process."""
+        """Hold the lock. Getting it may take long while another thread restarts the process."""
         if not self._lock.acquire(timeout=SLOW_AFTER_SEC):
             with in_hand.rendering_slowly():
                 self._lock.acquire()
@@ -168,7 +168,7 @@ class ForkServer:
 
 
 def readable(connection: socket.socket, seconds: float) -> bool:
-    """Whether something arrives, or the other side ends, within that time."""
+    """Whether data arrive, or the other side closes the connection, within that time."""
     arrivals = select.poll()
     arrivals.register(connection, select.POLLIN)
     return bool(arrivals.poll(seconds * 1000))

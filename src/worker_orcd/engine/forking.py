@@ -1,4 +1,4 @@
-"""The process's side of `fork_server.py`: it serves one engine, and answers each connection in a child of its own."""
+"""The process of `fork_server.py`: serves one engine, and answers each connection in a child process."""
 
 import argparse
 import gc
@@ -11,10 +11,10 @@ from worker_orcd.engine.templates import limits
 
 
 def engine_socket(description: str) -> socket.socket:
-    """The socket to the engine that started this process, which ends with it.
+    """The socket to the engine that started this process. The process ends with its engine.
 
     Args:
-        description: of the process, for its command line.
+        description: of the process, for the help of its command line.
     """
     parser = argparse.ArgumentParser(description=description)
     for name in ("--socket", "--engine"):
@@ -25,14 +25,14 @@ def engine_socket(description: str) -> socket.socket:
 
 
 def serve(engine: socket.socket, answer: Callable[[socket.socket], None]) -> None:
-    """Fork a child for each connection that the engine sends, until the engine goes away.
+    """Fork a child for each connection that the engine sends, until the engine ends.
 
     Args:
         engine: the socket.
-        answer: what a child does with its connection. Then the child ends.
+        answer: called in the child with its connection; then the child ends.
     """
-    gc.freeze()  # The children's collections then leave these pages shared.
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Children that have ended leave nothing behind.
+    gc.freeze()  # Otherwise a child's garbage collection would copy the shared pages.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # The kernel then reaps children that have ended.
     server = os.getpid()
     while True:
         data, descriptors, _, _ = socket.recv_fds(engine, 1, 1)

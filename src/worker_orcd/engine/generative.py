@@ -1,8 +1,8 @@
-"""Only models that generate text with a causal decoder are served, and with `--embeddings` encoders, which don't.
-Which ones they are is llama.cpp's word, not a list here.
+"""Refuses models that have no causal decoder; `--embeddings` also allows encoders.
 
-What a file says by its own metadata the front has refused before (`supervisor/model_file.py`). `llama_cpp` comes in as
-`lib`: only `llama.py` imports it.
+llama.cpp reports what a model is, so there is no list of architectures here. The front has already refused the files
+whose metadata name an unsupported kind (`supervisor/model_file.py`). The `lib` argument is the `llama_cpp` module,
+which only `llama.py` imports.
 """
 
 from typing import Any
@@ -14,14 +14,14 @@ _NO_VOCABULARY = 0
 
 
 class Memoryless(ModelLoadError):
-    """The model has no memory of earlier tokens: it is an encoder."""
+    """The model keeps no earlier tokens in memory: it is an encoder."""
 
 
 def require_decoder(lib: Any, model: Any, path: str, architecture: str) -> None:
-    """Refuse a loaded model by its kind, before it gets a context: some kinds end the process when they compute.
+    """Refuse a loaded model of an unsupported kind, before a context is made: some kinds crash when they compute.
 
     Raises:
-        ModelLoadError: what the file is.
+        ModelLoadError: says what kind of model the file is.
     """
     kinds = (
         (lib.llama_vocab_type(lib.llama_model_get_vocab(model)) == _NO_VOCABULARY, "has no vocabulary"),
@@ -38,7 +38,7 @@ def require_memory(memory: Any, path: str, architecture: str) -> None:
     """Refuse a model whose context has no memory of earlier tokens: encoders and embedding models.
 
     Raises:
-        Memoryless: it has none.
+        Memoryless: the context has no memory.
     """
     if not memory:
         what = "is an encoder or an embedding model, without memory of earlier tokens"

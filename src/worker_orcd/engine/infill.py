@@ -1,6 +1,6 @@
-"""Prompts that have a model fill the gap between two texts, by the tokens that its vocabulary has for that.
+"""Fill-in-the-middle prompts, made with the special tokens that the model's vocabulary has for them.
 
-The order is the one that llama-server documents:
+The order is the one that llama-server documents (`[…]` is a special token):
 
     [repository]myproject [file]name0 text0 [file]name1 text1 … [file]filename [prefix]… [suffix]… [middle]prompt
 """
@@ -13,9 +13,9 @@ from typing import Any, Self
 from worker_orcd.engine.model import PromptRefused
 
 _REPOSITORY, _FILE = "myproject\n", "filename\n"
-"""The names that llama-server gives, since no request brings one."""
+"""The names that llama-server uses, since requests contain none."""
 _SNIPPET = "\n\n--- snippet ---\n\n"
-"""What llama-server puts between texts where the vocabulary has no token that begins a file."""
+"""llama-server's separator of texts where the vocabulary has no token that begins a file."""
 
 Encode = Callable[[str], list[int]]
 """Token ids of a text, without special tokens."""
@@ -23,7 +23,7 @@ Encode = Callable[[str], list[int]]
 
 @dataclass(frozen=True, slots=True)
 class InfillTokens:
-    """Token ids of a vocabulary; None: it has no such token."""
+    """The special token ids of a vocabulary for infilling; None: the vocabulary has no such token."""
 
     prefix: int | None
     suffix: int | None
@@ -33,7 +33,7 @@ class InfillTokens:
 
     @classmethod
     def of(cls, lib: Any, vocabulary: Any) -> Self:
-        """Those of a `llama_vocab`."""
+        """The tokens of a `llama_vocab`."""
         found = (
             lib.llama_vocab_fim_pre(vocabulary),
             lib.llama_vocab_fim_suf(vocabulary),
@@ -45,7 +45,7 @@ class InfillTokens:
 
     @property
     def required(self) -> tuple[int, int, int]:
-        """The tokens before the prefix, the suffix and the middle.
+        """The tokens that begin the prefix, the suffix and the middle.
 
         Raises:
             PromptRefused: the vocabulary lacks one of them.
@@ -57,20 +57,20 @@ class InfillTokens:
         return self.prefix, self.suffix, self.middle
 
 
-def infill(request: str, tokens: InfillTokens, beginning: list[int], encode: Encode, most: int) -> list[int]:
-    """Token ids of such a prompt.
+def infill(request: str, tokens: InfillTokens, bos: list[int], encode: Encode, max_tokens: int) -> list[int]:
+    """Token ids of an infill prompt.
 
     Args:
         request: a JSON object with the texts `prefix`, `suffix` and `prompt`; `extra`, the list of other files or parts
             of files, each with `filename` and `text`, or null for a prompt without a repository; and `reserve`, the
-            tokens to generate, null if not known.
-        tokens: of the vocabulary.
-        beginning: tokens that the vocabulary puts before each text.
+            number of tokens to generate, null if not known.
+        tokens: the vocabulary's special tokens.
+        bos: the tokens that the vocabulary adds before each text.
         encode: tokenizes the texts.
-        most: tokens that a job may have in all. Of `extra`, the beginning is left out where it does not fit.
+        max_tokens: the most tokens that a job may have in all. If `extra` does not fit, its beginning is left out.
 
     Raises:
-        PromptRefused: the vocabulary lacks a token.
+        PromptRefused: the vocabulary lacks a required token.
     """
     given = json.loads(request)
     prefix, suffix, middle = tokens.required
@@ -83,15 +83,15 @@ def infill(request: str, tokens: InfillTokens, beginning: list[int], encode: Enc
         *encode(given["prompt"]),
     ]
     if given["extra"] is None:
-        return beginning + gap
+        return bos + gap
     extra = _extra(given["extra"], tokens, encode)
-    reserve = most // 4 if given["reserve"] is None else given["reserve"]
-    room = max(0, most - len(beginning) - len(gap) - reserve)
-    return beginning + extra[max(0, len(extra) - room) :] + gap
+    reserve = max_tokens // 4 if given["reserve"] is None else given["reserve"]
+    room = max(0, max_tokens - len(bos) - len(gap) - reserve)
+    return bos + extra[max(0, len(extra) - room) :] + gap
 
 
 def _extra(chunks: list[dict[str, str]], tokens: InfillTokens, encode: Encode) -> list[int]:
-    """What comes before the file with the gap."""
+    """The part of the prompt before the file with the gap."""
     extra = [] if tokens.repository is None else [tokens.repository, *encode(_REPOSITORY)]
     for chunk in chunks:
         named = [] if tokens.file is None else [tokens.file, *encode(f"{chunk['filename']}\n")]

@@ -1,7 +1,7 @@
-"""Records what each operation of llama.cpp's graph computes, row by row.
+"""Records the results of each operation of llama.cpp's graph, row by row, for the self-check of `--exact`.
 
-For the self-check of `--exact`. Scores alone hide most differences: they are behind a multiplication that rounds its
-input to 8 bits, so a router whose last bit depends on the batch changes the scores of one token in a hundred.
+Final scores alone hide most differences: they come out of a multiplication that rounds its input to 8 bits. A router
+whose last bit depends on the batch, for example, changes the scores of only one token in a hundred.
 """
 
 import ctypes
@@ -14,10 +14,11 @@ from worker_orcd.engine.model import AbortMode, Batch, Operation, Outcome
 from worker_orcd.engine.row_buffers import RowBuffers
 
 _RECORDED = frozenset(("MUL_MAT", "MUL_MAT_ID", "FLASH_ATTN_EXT", "RMS_NORM", "NORM", "ADD"))
-"""Operations whose results have a row (or one for each head) for each token, whatever is batched with it."""
+"""Operations whose results have one row (or one for each head) per token, whatever else is in the batch."""
 _F32 = 0
 _UNNAMED = ("node_", "leaf_")
-"""How the names of tensors begin that llama.cpp has not named; they count through the graph, whose shape differs."""
+"""Prefixes of the names that ggml makes for unnamed tensors. They contain the tensor's number in the graph, which
+varies."""
 
 
 class _Tensor(ctypes.Structure):
@@ -56,7 +57,7 @@ def _load_ggml(lib: Any) -> Any:
 
 
 class Recorder:
-    """Is called by ggml before and after each operation; keeps a hash of each row of its results."""
+    """ggml calls it before and after each operation; it keeps a hash of each row of the result."""
 
     def __init__(self, lib: Any) -> None:
         self.rows: dict[Operation, set[int]] = {}
@@ -64,7 +65,8 @@ class Recorder:
         self._ggml = _load_ggml(lib)
 
     def _evaluated(self, tensor: int, ask: bool, _user_data: object) -> bool:
-        """`ask`: whether the result is wanted. Otherwise it is there; False would end the decode."""
+        """ggml's callback. With `ask`, returns whether to record the result; without, the result is ready, and
+        returning False would end the decode."""
         operation = self._operation(tensor)
         if ask or operation is None:
             return operation is not None or not ask
@@ -76,13 +78,13 @@ class Recorder:
         return True
 
     def _operation(self, tensor: int) -> Operation | None:
-        """What the tensor is the result of; None for what is not recorded."""
+        """The operation that computed the tensor; None if it is not recorded."""
         kind = self._ggml.ggml_op_desc(tensor).decode()
         result = _Tensor.from_address(tensor)
         if kind not in _RECORDED or result.type != _F32 or not self._ggml.ggml_is_contiguous(tensor):
             return None
         if self._ggml.ggml_get_name(tensor) != tensor + _Tensor.name.offset:
-            return None  # Another version's tensors: what follows would read elsewhere.
+            return None  # The fields below would be wrong in another version of ggml.
         source = _Tensor.from_address(result.src[0])
         weights = source.name.decode()
         if kind.startswith("MUL_MAT") and weights.endswith(".weight"):
@@ -92,7 +94,7 @@ class Recorder:
 
 
 class GraphInspection:
-    """A context of its own, in which every operation is recorded."""
+    """A separate context, in which every operation is recorded."""
 
     def __init__(self, lib: Any, context: Any, rows: int, vocab_size: int, recorder: Recorder) -> None:
         self._lib = lib
@@ -103,9 +105,9 @@ class GraphInspection:
         self._recorder = recorder
 
     def decode(self, batch: Batch, *, abort_mode: AbortMode) -> Outcome:
-        """Compute rows. An inspection cannot be aborted."""
+        """Compute rows. Not abortable."""
         if abort_mode is not AbortMode.NONE:
-            raise ValueError("an inspection cannot be aborted")
+            raise ValueError("an inspection is not abortable")
         code = self._lib.llama_decode(self._context, self._rows.fill(batch))
         return Outcome.DONE if code == 0 else Outcome.FAILED
 
@@ -114,10 +116,10 @@ class GraphInspection:
         return ctypes.string_at(self._lib.llama_get_logits_ith(self._context, row), self._vocab_size * 4)
 
     def trim(self, sequence: int, length: int) -> bool:
-        """Forget what lies behind the first `length` tokens."""
+        """Remove the tokens after the first `length`."""
         return bool(self._lib.llama_memory_seq_rm(self._memory, sequence, length, -1))
 
     def recorded(self) -> dict[Operation, set[int]]:
-        """Hashes of the rows computed since the last call, in the order in which operations were computed first."""
+        """Hashes of the rows computed since the last call. Operations are in the order of their first computation."""
         rows, self._recorder.rows = self._recorder.rows, {}
         return rows

@@ -1,12 +1,12 @@
 """The ledger of KV cells: which run holds which sequence id, what is shared, what stays warm, what is free (G4).
 
-The only place that knows sequence ids. It decides, carries its decisions out in the model's memory, and audits: the
-model's own count of every sequence id is compared with the ledger's.
+No other module assigns sequence ids. The ledger decides, changes the model's memory accordingly, and audits: it
+compares the model's own count of cells, for every sequence id, with its own.
 
-A *slot* is a sequence id with its cells. While a run computes in it the slot is live. When the run is over the slot
-becomes warm: it belongs to nobody, a later run of the same namespace may start from it, and it is given up as soon as a
-live run needs its cells or its id. Where a prefix store is given, slots are copied to it, too (`saving.py`), from where
-they come back when they are warm no more.
+A *slot* is a sequence id with its cells. While a run computes in a slot, the slot is live. When the run is over, the
+slot becomes warm: it belongs to no run, a later run of the same namespace may start from it, and it is evicted as soon
+as a live run needs its cells or its id. With a prefix store, slots are also copied to the store (`saving.py`), and
+restored from there once they are no longer warm.
 """
 
 import heapq
@@ -22,14 +22,14 @@ from worker_orcd.engine.slot import Closed, Leader, Slot
 from worker_orcd.protocol.messages import AuditFault
 
 WARM_SHARE = 0.25
-"""The part of all cells that may stay warm. llama.cpp looks at all cells up to the highest one in use, so idle ones
-make each step a little longer."""
+"""The share of all cells that may stay warm. llama.cpp scans all cells up to the highest one in use, so idle cells make
+each step a little longer."""
 MIN_SHARED = 32
-"""A run waits for another one that is computing their common prefix only if that saves it so many tokens."""
+"""A run waits for another run that is computing their common prefix only if that saves at least this many tokens."""
 
 
 class NoUsableSequence(Exception):
-    """The model's memory does not do what the ledger asks; only a new process helps."""
+    """The model's memory cannot be brought into the state that the ledger needs. Only a new process helps."""
 
 
 class Ledger:
@@ -51,19 +51,19 @@ class Ledger:
         self._warm: OrderedDict[Slot, None] = OrderedDict()
         """Least recently used first."""
         self._unsaved: dict[Slot, None] = {}
-        """Warm slots that are to be saved, oldest first."""
+        """Warm slots to be saved, oldest first."""
         self._prefixes: PrefixIndex[Slot] = PrefixIndex()
         self._last_run: dict[int, int] = {}
-        """The run that held a sequence id last."""
+        """By sequence id: the last run that held it."""
 
     @property
     def held(self) -> int:
-        """Cells of live slots, shared ones counted once, and cells that the model does not free."""
+        """Cells of live slots (shared cells count once), and cells that the model failed to free."""
         return self._cells.held + sum(self._dirty.values())
 
     @property
     def warm(self) -> int:
-        """Cells of warm slots that no live slot shares."""
+        """Cells that only warm slots hold."""
         return self._cells.warm
 
     @property
@@ -77,10 +77,10 @@ class Ledger:
         yield from self._live.values()
         yield from self._warm
 
-    # A run's slot, from its opening to its closing.
+    # A run's slot, from open to close.
 
     def leader(self, tokens: Tokens, namespace: str | None) -> Leader | None:
-        """The live run that is computing what these tokens begin with, and is worth waiting for; None without one."""
+        """The live run that is computing a prefix of these tokens and is worth waiting for; None if there is none."""
         if namespace is None or not (self._keeps_warm or self._saving):
             return None
         wanted = tokens[:-1]
@@ -92,7 +92,7 @@ class Ledger:
             if slot.checkpoint:
                 common = slot.checkpoint if common >= slot.checkpoint else 0
             elif self._model.memory.window is not None:
-                continue  # A step may take the slot beyond its window, and it then has nothing to hand over.
+                continue  # A step may move the slot beyond its window; then no other run can start from its cells.
             if common > slot.computed:
                 have = self.available(namespace, wanted) if have is None else have
                 if common - have >= MIN_SHARED:
@@ -101,13 +101,13 @@ class Ledger:
         return None
 
     def leads(self, leader: Leader) -> bool:
-        """Whether a leader is still live and has not computed yet what others wait for."""
+        """Whether a leader is live and has not yet computed the tokens that other runs wait for."""
         slot = self._live.get(leader.run)
         return slot is not None and slot.computed < leader.tokens
 
     def fits(self, tokens: TokenArray, namespace: str | None, beside: Sequence[Slot], growth: int) -> bool:
-        """Whether there are cells for a run of these tokens, those of the live slots `beside`, and `growth` more. What
-        the run would share with a live slot counts once."""
+        """Whether the pool has enough cells for a run of these tokens, the live slots `beside`, and `growth` more
+        cells. Cells that the run would share with a live slot count once."""
         wanted = self._cells.held_by(slot.holder for slot in beside) + sum(self._dirty.values()) + growth
         wanted += sum(len(slot.tokens) - slot.computed for slot in beside) + len(tokens)
         if namespace is not None and self._keeps_warm:
@@ -118,9 +118,9 @@ class Ledger:
         return wanted <= self._cells.total
 
     def open(self, run: int, tokens: list[int], namespace: str | None) -> Slot:
-        """A live slot for a run's tokens, with the longest prefix in it that the namespace has warm, live or saved.
+        """Open a live slot for a run's tokens. It starts with the namespace's longest warm, live or saved prefix.
 
-        The last token is always left to be computed, since its logits are needed.
+        The last token is always computed again, because its logits are needed.
 
         Raises:
             NoUsableSequence: no sequence id is free.
@@ -151,14 +151,14 @@ class Ledger:
         return self._enter(slot)
 
     def computed(self, slot: Slot, rows: int) -> None:
-        """A step has computed the slot's next `rows` tokens."""
+        """Count the slot's next `rows` tokens, which a step has computed."""
         self._cells.grow(slot.holder, rows)
 
     def restart(self, slot: Slot) -> None:
-        """The slot's cells are not what they should be: free them. A live slot's tokens are computed again, with
-        another id if this one stays dirty."""
+        """Free a slot whose cells are wrong. A live slot's tokens are then computed again, with another id if the cells
+        of this one cannot be freed."""
         if slot in self._warm:
-            self._give_up(slot)
+            self._evict(slot)
             return
         self._cells.trim(slot.holder, 0)
         slot.saved, slot.entry = 0, None
@@ -170,7 +170,7 @@ class Ledger:
         slot.id = heapq.heappop(self._free_ids)
 
     def close(self, slot: Slot) -> Closed:
-        """The slot's run has ended. Its cells become warm, or free if no later run could reuse them."""
+        """Close the slot of a run that has ended. Its cells become warm, or free if no later run could reuse them."""
         del self._live[slot.run]
         before = self._model.cells(slot.id)
         if slot.namespace is None or slot.computed == 0:
@@ -185,7 +185,7 @@ class Ledger:
             return Closed(before, self._free(slot), slot.computed)
         self._cells.keep_warm(slot.holder)
         for other in [other for other in self._warm if self._covers(slot, other)]:
-            self._give_up(other)
+            self._evict(other)
         self._warm[slot] = None
         if self._saving and self._saving.worth_saving(slot):
             self._unsaved[slot] = None
@@ -193,7 +193,7 @@ class Ledger:
         return Closed(before, 0, self.available(slot.namespace, slot.tokens))
 
     def save_next(self) -> bool:
-        """Copy to the store what is due. Whether anything was: there may be more."""
+        """Copy the slots that are due to the store. Returns whether any was; then more may be due."""
         if self._saving is None:
             return False
         self._saving.settle()
@@ -212,8 +212,8 @@ class Ledger:
         return False
 
     def close_gaps(self) -> None:
-        """Where gaps between ids cost time, live slots take free lower ids. Called just before a step: by then new runs
-        have taken free ids, and no stop waits for the copying."""
+        """Move live slots to free lower ids, where gaps between ids cost time. Called just before a step: new runs have
+        taken their ids by then, and no stop waits for the copying."""
         while self._model.dense_ids and self._free_ids and self._live:
             last = max(self._live.values(), key=lambda slot: slot.id)
             gap = self._free_ids[0]
@@ -225,37 +225,37 @@ class Ledger:
     # Room.
 
     def can_grow(self, cells: int) -> bool:
-        """Whether so many cells are free or warm."""
+        """Whether at least this many cells are free or warm."""
         return cells <= self._cells.free + self._cells.warm
 
     def grow(self, cells: int) -> None:
-        """Give up warm slots, least recently used first, until so many cells are free.
+        """Evict warm slots, least recently used first, until this many cells are free.
 
         Raises:
-            ValueError: even then there are not as many.
+            ValueError: too few cells, even without warm slots.
         """
         while self._cells.free < cells:
             if not self._warm:
-                raise ValueError(f"{cells} cells wanted, {self._cells.free} are free and none is warm")
-            self._give_up(next(iter(self._warm)))
+                raise ValueError(f"{cells} cells required, {self._cells.free} are free and none is warm")
+            self._evict(next(iter(self._warm)))
 
-    def give_up_warm(self) -> bool:
-        """Free everything warm. Whether there was anything."""
+    def evict_warm(self) -> bool:
+        """Evict all warm slots. Returns whether there were any."""
         had = bool(self._warm)
         while self._warm:
-            self._give_up(next(iter(self._warm)))
+            self._evict(next(iter(self._warm)))
         return had
 
     # The audit.
 
     def audit(self) -> list[AuditFault]:
-        """Compare the ledger with the model's own count of every sequence id, and repair what differs.
+        """Compare the ledger with the model's own count for every sequence id, and repair differences.
 
         Returns:
-            What differed.
+            The differences.
 
         Raises:
-            NoUsableSequence: the two cannot be made to agree.
+            NoUsableSequence: a difference cannot be repaired.
         """
         damaged = self._saving.faults() if self._saving else []
         for id_ in [id_ for id_ in self._quarantined if self._trimmed(id_, 0)]:
@@ -271,7 +271,7 @@ class Ledger:
     def _repair(self, difference: Difference) -> AuditFault:
         """Repair one sequence id: trim it, have its tokens computed again, or stop using it."""
         slot = next((slot for slot in self.resident if slot.id == difference.sequence), None)
-        # Only plain attention is sure to be right behind its first tokens when what follows them is trimmed.
+        # Only with plain attention are the first tokens certainly right after the rest is trimmed.
         trimmable = slot is None or self._model.memory.kind == "attention"
         if not (trimmable and self._trimmed(difference.sequence, difference.expected)):
             if slot is not None:
@@ -290,28 +290,28 @@ class Ledger:
         self._model.trim(sequence, length)
         return self._model.cells(sequence) == length
 
-    # Inside.
+    # Internals.
 
     def _usable(self, slot: Slot, length: int) -> int:
-        """How many of the first `length` tokens, which a new run shares with the slot, the slot can hand over."""
+        """How many of the `length` leading tokens that a new run shares with the slot the run can reuse."""
         length = min(length, slot.computed)
         return length if self._model.memory.hands_over(slot.computed, length) else 0
 
     def available(self, namespace: str | None, wanted: Tokens) -> int:
-        """How many of these tokens a later run of the namespace need not compute."""
+        """How many of these tokens a warm, live or saved prefix of the namespace provides."""
         if namespace is None:
             return 0
         pool = self._prefixes.longest(namespace, wanted, self._usable) if self._keeps_warm else None
         return max(pool.length if pool else 0, self._saved_length(namespace, wanted))
 
     def _restored(self, run: int, tokens: list[int], wanted: TokenArray, namespace: str) -> Slot | None:
-        """A slot with a prefix out of the store; None if the store has none that is longer than a warm or live one."""
+        """A slot with a prefix from the store; None if no stored prefix is longer than the warm and live ones."""
         if self._saving is None:
             return None
         in_pool = self._prefixes.longest(namespace, wanted, self._usable)
         have = in_pool.length if in_pool else 0
         if in_pool is not None and not self._keeps_warm:
-            # Cells cannot be shared, but a copy of them will do.
+            # Here cells cannot be shared, but they can be copied through the store.
             if have >= MIN_SHARED + self._saved_length(namespace, wanted):
                 self._saving.save(in_pool.key, alone=False)
             have = 0
@@ -331,15 +331,15 @@ class Ledger:
         return saved.length if saved else 0
 
     def _bound_warm(self) -> None:
-        """Give up warm slots beyond their share of the cells, but those that are to be saved only once they are."""
+        """Evict warm slots beyond their share of the cells, except slots that are still to be saved."""
         while self._cells.warm > self._max_warm:
             oldest = next((slot for slot in self._warm if slot not in self._unsaved), None)
             if oldest is None:
                 return
-            self._give_up(oldest)
+            self._evict(oldest)
 
     def _return_id(self, id_: int) -> None:
-        """An id that was not used after all is free again, or in quarantine until it is."""
+        """Return an unused id. It is free again, or in quarantine until its cells can be freed."""
         if self._trimmed(id_, 0):
             heapq.heappush(self._free_ids, id_)
         else:
@@ -354,7 +354,7 @@ class Ledger:
         return slot
 
     def _take_over(self, slot: Slot, run: int, tokens: list[int], length: int) -> Slot:
-        """Make a warm slot a run's own, with its first `length` cells."""
+        """Turn a warm slot into a run's live slot, with its first `length` cells."""
         del self._warm[slot]
         self._unsaved.pop(slot, None)
         if length < slot.computed:
@@ -366,17 +366,17 @@ class Ledger:
         return self._enter(slot)
 
     def _new_id(self, keep: Slot | None = None) -> int:
-        """A free sequence id; a warm slot that is not `keep` is given up for one."""
+        """A free sequence id. If none is free, evicts a warm slot other than `keep`."""
         if not self._free_ids:
             oldest = next((slot for slot in self._warm if slot is not keep), None)
             if oldest is not None:
-                self._give_up(oldest)
+                self._evict(oldest)
         if not self._free_ids:
             raise NoUsableSequence("every sequence id is in use or in quarantine")
         return heapq.heappop(self._free_ids)
 
     def _covers(self, slot: Slot, other: Slot) -> bool:
-        """Whether one slot has everything that a later run could reuse from another, whose run has ended."""
+        """Whether later runs can reuse from `slot` all that they could from `other`, whose run has ended."""
         return (
             slot.namespace is not None
             and slot.namespace == other.namespace
@@ -384,13 +384,13 @@ class Ledger:
             and self._model.memory.hands_over(slot.computed, other.computed)
         )
 
-    def _give_up(self, slot: Slot) -> None:
+    def _evict(self, slot: Slot) -> None:
         del self._warm[slot]
         self._unsaved.pop(slot, None)
         self._free(slot)
 
     def _free(self, slot: Slot) -> int:
-        """Free a slot's cells and id. Returns the cells that the model does not free."""
+        """Free a slot's cells and id. Returns how many cells the model failed to free."""
         if slot.namespace is not None:
             self._prefixes.remove(slot.namespace, slot)
         self._model.trim(slot.id, 0)

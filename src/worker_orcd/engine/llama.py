@@ -1,8 +1,6 @@
 """llama.cpp behind the `Model` interface. Only this file and `encoder.py` use its bindings."""
 
-import contextlib
 import ctypes
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,37 +21,33 @@ from worker_orcd.engine.model import (
     MemoryKind,
     ModelLoadError,
     Outcome,
-    PromptRefused,
     Sampler,
 )
 from worker_orcd.engine.planner import MAX_ROWS
 from worker_orcd.engine.pooling import Vector
+from worker_orcd.engine.prompt_encoder import PromptEncoder
 from worker_orcd.engine.row_buffers import RowBuffers
 from worker_orcd.engine.sampler import LlamaSampler
-from worker_orcd.engine.templates.renderer import Renderer, RendererLost
-from worker_orcd.engine.templates.template import Source, TemplateFault
 from worker_orcd.engine.tokenizer import Tokenizer
 from worker_orcd.engine.weights import Weights
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import Load, Pooling, Ready, Template
 from worker_orcd.sampling import SamplingParams
-from worker_orcd.tool_calls.formats import ToolFormat, recognized
-from worker_orcd.tool_calls.generic_prompt import PROBE, shows_tools, with_tools
 
 lib = bindings()
 WARM_IDS = 16
-"""Sequence ids beyond those of the runs: so many prefixes can stay warm while all runs compute."""
+"""Sequence ids in addition to those of the runs: this many prefixes can stay warm while all runs compute."""
 _BF16, _F16 = 30, 1
 _PARTIAL = 1
-"""LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: of a sequence's memory, only what cannot be trimmed."""
+"""LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: only the part of a sequence's memory that cannot be trimmed."""
 _WHOLE = 0
-"""No flag: all of a sequence's memory."""
+"""No flag: a sequence's whole memory."""
 OUTCOMES = {0: Outcome.DONE, 1: Outcome.NO_ROOM, 2: Outcome.ABORTED, -2: Outcome.NO_MEMORY}
-"""What `llama_decode` returns; everything else is a failure."""
+"""Return codes of `llama_decode`; all others are failures."""
 
 _strlen = ctypes.CDLL(None).strlen
 _never = ctypes.create_string_buffer(2)
-"""A byte that is never set: ggml checks it during a step that must not be aborted."""
+"""A byte that is never set. ggml checks it during a step that is not abortable."""
 
 
 class LlamaModel:
@@ -66,16 +60,16 @@ class LlamaModel:
         progress: Callable[[float], None],
         weights: Weights | None = None,
     ) -> None:
-        """Load it.
+        """Load the model.
 
         Args:
             load: which model and how.
             interrupt: ends a running step when set.
             progress: called with the percentage that is loaded, after each tensor.
-            weights: those of the model, if they are loaded already.
+            weights: the model's weights, if they are already loaded.
 
         Raises:
-            ModelLoadError: with the reason, as far as llama.cpp says it.
+            ModelLoadError: with llama.cpp's reason, if it logs one.
         """
         started = time.monotonic()
         self._interrupt, self._load = interrupt, load
@@ -92,21 +86,19 @@ class LlamaModel:
             AbortMode.OVERDUE: interrupt.overdue_address,
             AbortMode.ANY: interrupt.address,
         }
-        # libc's strlen(p) is 0 or 1 when p points at the flag byte followed by a NUL: a native abort callback that
-        # needs neither a compiler nor the GIL, asked about a thousand times a step.
+        # ggml calls the abort callback about a thousand times per step. libc's strlen(p) is 0 or 1 when p points at
+        # the interrupt byte followed by a NUL: a native callback that needs neither a compiler nor the GIL.
         self._abort = ctypes.cast(_strlen, lib.ggml_abort_callback)
         self._rows = RowBuffers(lib, lib.llama_n_ubatch(self._context))
         self._tokenizer = Tokenizer(lib, self._vocab)
-        # Some of llama.cpp's tokenizers end the process if the vocabulary lacks a token: rather now than at a prompt.
+        # Some of llama.cpp's tokenizers crash the process if the vocabulary lacks a token: now, not at a prompt.
         self._tokenizer.encode("a \u00e9\U0001f98a", parse_special=True, add_special=True)
         vocabulary = range(lib.llama_vocab_n_tokens(self._vocab))
         self._ends = frozenset(token for token in vocabulary if lib.llama_vocab_is_eog(self._vocab, token))
         self.grammars = Grammars(self._tokenizer.vocabulary)
-        self._renderer: Renderer | None = None
-        self._template_takes_tools = False
-        self._tool_formats: tuple[ToolFormat, ...] = ()
-        self._template_fault: str | None = None
-        self._compile_chat_template()
+        template = lib.llama_model_chat_template(self._model, None)
+        written = template.decode("utf-8", "replace") if template else None
+        self._prompts = PromptEncoder(self._tokenizer, written)
         self.facts = Ready(
             model=weights.text("general.name") or Path(load.model_path).stem,
             device=weights.device.name,
@@ -120,7 +112,7 @@ class LlamaModel:
             sequences=load.parallel,
             exact=False,
             load_ms=(time.monotonic() - started) * 1000,
-            tool_formats=self._tool_formats,
+            tool_formats=self._prompts.tool_formats,
             bos=self._tokenizer.bos,
             eos=self._tokenizer.eos,
         )
@@ -129,123 +121,78 @@ class LlamaModel:
 
     @property
     def abortable(self) -> bool:
-        """ggml's CPU backend asks before every graph node; its GPU backends do not."""
+        """ggml's CPU backend calls the abort callback before every graph node; its GPU backends do not."""
         return self.facts.device == "cpu"
 
     @property
     def generates(self) -> bool:
-        """All that have memory of earlier tokens do."""
+        """True: every model with a memory of earlier tokens generates text."""
         return True
 
     @property
     def pooling(self) -> Pooling:
-        """As the option says, or the file. Tokens are pooled here, so a prompt may be computed in several steps."""
+        """From the option or else the file. Pooling is done here, so a prompt may be computed in several steps."""
         return self._weights.pooling
 
     @property
     def embeds_behind_prefix(self) -> bool:
-        """Where the last row has it all."""
+        """Whether the embedding is that of the last row alone."""
         return self.pooling == "last"
 
     @property
     def layers(self) -> int:
-        """As llama.cpp reports it."""
+        """As reported by llama.cpp."""
         return int(lib.llama_model_n_layer(self._model))
 
     @property
     def separate_streams(self) -> bool:
-        """With `--exact`. llama.cpp computes streams from the lowest to the highest id of a step."""
+        """True with `--exact`. llama.cpp then computes all streams from the lowest to the highest id of a step."""
         return self._load.exact
 
     @property
     def dense_ids(self) -> bool:
-        """A gap costs separate streams a stream that is computed in vain, recurrent states a micro-batch more."""
+        """Whether a gap between ids costs time: it does with separate streams (an unused stream is computed) and with
+        recurrent states (one more micro-batch)."""
         return self._load.exact or self.memory.kind == "recurrent"
 
     # Text.
 
     def encode(self, prompt: str, template: Template, in_hand: CurrentPrompt | None = None) -> list[int]:
-        """Token ids of a prompt: raw text, or a conversation in the model's chat template."""
-        if template == "plain":
-            return self._tokenizer.encode(prompt, parse_special=True, add_special=False)
-        if template == "infill":
-            return self._tokenizer.encode_infill(prompt, self.facts.cells_per_job)
-        if template != "none" and self._template_fault is not None:
-            raise PromptRefused(self._template_fault, "template")
-        if template == "messages" and self._renderer is None:
-            raise PromptRefused("the model has no chat template")
-        if template == "none" or self._renderer is None:
-            return self._tokenizer.encode(prompt, parse_special=True, add_special=True)
-        variables = self._variables(prompt, template) | {"add_generation_prompt": True}
-        try:
-            pieces = self._renderer.render(variables, in_hand)
-        except TemplateFault as fault:
-            raise PromptRefused(str(fault)) from fault
-        return self._tokenizer.encode_pieces(pieces)
-
-    def _variables(self, prompt: str, template: Template) -> dict[str, Any]:
-        """A conversation as its chat template takes it."""
-        if template != "messages":
-            return {"messages": [{"role": "user", "content": prompt}]}
-        return with_tools(json.loads(prompt), takes_tools=self._template_takes_tools)
+        """Token ids of a prompt."""
+        return self._prompts.encode(prompt, template, self.facts.cells_per_job, in_hand)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a plain text."""
         return len(self._tokenizer.encode(text, parse_special=False, add_special=False))
 
     def piece(self, token: int) -> bytes:
-        """The bytes a token adds to the text."""
+        """The bytes that a token adds to the text."""
         return self._tokenizer.piece(token)
 
     def name(self, token: int) -> bytes:
-        """Its piece, or a control token's name."""
+        """A token's piece, or the name of a control token."""
         return self._tokenizer.piece(token) or self._tokenizer.text(token)
 
     def ends_generation(self, token: int) -> bool:
-        """Whether it is an end-of-generation token."""
+        """Whether the token is an end-of-generation token."""
         return token in self._ends
-
-    def _compile_chat_template(self) -> None:
-        """A model without a template takes prompts as they are, one with a broken template only with `none`."""
-        source = lib.llama_model_chat_template(self._model, None)
-        if not source:
-            return
-        written = source.decode("utf-8", "replace")
-        self._tool_formats = recognized(written)
-        tokenizer = self._tokenizer
-        try:
-            self._renderer = Renderer(
-                Source(
-                    written,
-                    bos=tokenizer.bos,
-                    eos=tokenizer.eos,
-                    adds_bos=tokenizer.adds_bos,
-                    adds_eos=tokenizer.adds_eos,
-                    special=tokenizer.special_tokens(),
-                )
-            )
-        except (TemplateFault, RendererLost) as fault:
-            self._template_fault = f"{fault}; send the prompt with template 'none'"
-            return
-        with contextlib.suppress(TemplateFault, RendererLost):
-            self._template_takes_tools = shows_tools(self._renderer.render(PROBE))
 
     # Computing.
 
     def decode(self, batch: Batch, *, abort_mode: AbortMode) -> Outcome:
-        """Compute at most 512 rows. They are one micro-batch, but with separate streams one for each number of rows:
-        llama.cpp gives every sequence of a micro-batch equally many."""
+        """Compute at most 512 rows, in one micro-batch. With separate streams, llama.cpp makes a micro-batch for each
+        number of rows per sequence, because all sequences of a micro-batch have equally many."""
         lib.llama_set_abort_callback(self._context, self._abort, self._watched[abort_mode])
         lib.llama_set_embeddings(self._context, batch.embeds)
         code = lib.llama_decode(self._context, self._rows.fill(batch))
         return OUTCOMES.get(code, Outcome.FAILED)
 
     def logits(self, row: int) -> bytes:
-        """The raw scores of a row, 32-bit floats over the vocabulary."""
+        """The logits of a row, as 32-bit floats over the vocabulary."""
         return ctypes.string_at(lib.llama_get_logits_ith(self._context, row), self.facts.vocab_size * 4)
 
     def embedding(self, row: int) -> Vector:
-        """The output of the last layer, normalized as the model does before its head."""
+        """The output of the last layer, after the model's final normalization."""
         found = lib.llama_get_embeddings_ith(self._context, row)
         return np.ctypeslib.as_array(found, shape=(self.dimensions,)).copy()
 
@@ -274,16 +221,16 @@ class LlamaModel:
     # Memory.
 
     def trim(self, sequence: int, length: int) -> bool:
-        """Forget what lies behind the first `length` tokens. A recurrent state cannot be cut back, only dropped."""
+        """Remove the tokens after the first `length`. A recurrent state cannot be shortened, only removed."""
         return bool(lib.llama_memory_seq_rm(self._memory, sequence, length, -1))
 
     def clear(self) -> None:
-        """Reset the cells, and the search heads that a decode which found no room may have left wrong."""
+        """Reset the cells, and the search heads, which may be wrong after a decode that found no room."""
         lib.llama_memory_clear(self._memory, False)
 
     def move(self, source: int, target: int) -> bool:
-        """Between separate streams by way of a buffer: there `llama_memory_seq_cp` only notes a copy, which the next
-        decode carries out. Until then the target has another sequence's memory."""
+        """Move a sequence to a free id. Separate streams are copied through a buffer, because `llama_memory_seq_cp`
+        defers that copy to the next decode; until then the target would contain another sequence's memory."""
         moved = True
         if not self.separate_streams:
             lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
@@ -294,47 +241,48 @@ class LlamaModel:
         return moved
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Only llama.cpp's list of cell owners changes."""
+        """Share the first cells of a sequence. Only llama.cpp's list of each cell's owners changes."""
         lib.llama_memory_seq_cp(self._memory, source, target, 0, length)
 
     def cells(self, sequence: int) -> int:
-        """Tokens up to the highest position that llama.cpp knows of the sequence.
+        """Tokens up to the highest position of the sequence in llama.cpp's memory.
 
-        The lowest position says nothing: a recurrent state has its last one only, and behind a sliding window
-        llama.cpp gives cells away that the sequence does not look at any more.
+        The lowest position is no help: a recurrent state has only its last position, and llama.cpp reuses the cells
+        that a sliding window has left behind.
         """
         return int(lib.llama_memory_seq_pos_max(self._memory, sequence)) + 1
 
     def save(self, sequence: int, into: bytearray | None = None) -> bytearray:
-        """Copy its recurrent states, and the cells of its sliding windows."""
+        """Copy a sequence's recurrent states and the cells of its sliding windows."""
         size = self.state_bytes(sequence, _PARTIAL)
         buffer = into if into is not None and len(into) == size else bytearray(size)
         self.write_state(sequence, memoryview(buffer), _PARTIAL)
         return buffer
 
     def restore(self, sequence: int, saved: bytearray) -> bool:
-        """Write them into the sequence."""
+        """Write the copy that `save` made into a sequence."""
         return self.read_state(sequence, memoryview(saved), _PARTIAL)
 
     def state_bytes(self, sequence: int, flags: int = _WHOLE) -> int:
-        """As llama.cpp reports it."""
+        """As reported by llama.cpp."""
         return int(lib.llama_state_seq_get_size_ext(self._context, sequence, flags))
 
     def write_state(self, sequence: int, into: memoryview, flags: int = _WHOLE) -> int:
-        """Copy its cells and states."""
+        """Copy a sequence's cells and states into a buffer."""
         native = (ctypes.c_uint8 * len(into)).from_buffer(into)
         return int(lib.llama_state_seq_get_data_ext(self._context, native, len(into), sequence, flags))
 
     def read_state(self, sequence: int, state: memoryview, flags: int = _WHOLE) -> bool:
-        """Put them into free cells. llama.cpp returns the bytes it took, 0 for a failure."""
+        """Load a sequence from a buffer into free cells. llama.cpp returns the number of bytes read, 0 for a
+        failure."""
         native = (ctypes.c_uint8 * len(state)).from_buffer(state)
         return bool(
             lib.llama_state_seq_set_data_ext(self._context, native, len(state), sequence, flags) == len(state)
         )
 
     def _read_memory_kind(self, path: str) -> Memory:
-        """Its kind as llama.cpp reports it; whether it trims by trying, since some caches refuse to without saying
-        so."""
+        """The kind as reported by llama.cpp. Whether the memory trims is tested, because some caches refuse
+        silently."""
         window = int(lib.llama_model_n_swa(self._model))
         kind: MemoryKind = "sliding window" if window > 0 else "attention"
         if lib.llama_model_is_recurrent(self._model):
@@ -353,13 +301,14 @@ class LlamaModel:
     # Loading.
 
     def _open_memory(self) -> Any:
-        """What llama.cpp remembers of earlier tokens."""
+        """llama.cpp's memory of earlier tokens."""
         memory = lib.llama_get_memory(self._context)
         require_memory(memory, self._load.model_path, self._weights.architecture)
         return memory
 
     def _sequence_ids(self, load: Load) -> int:
-        """Separate streams divide the cells among the ids, and each id of a recurrent model costs a state."""
+        """Ids for the runs, and for warm prefixes where these are cheap: separate streams divide the cells among the
+        ids, and each id of a recurrent model costs a state."""
         states = lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model)
         warm = WARM_IDS if load.prefix_cache and not load.exact and not states else 0
         return min(load.parallel + warm, int(lib.llama_max_parallel_sequences()))
@@ -392,9 +341,9 @@ class LlamaModel:
         params.kv_unified = not load.exact
         params.pooling_type = lib.LLAMA_POOLING_TYPE_NONE
         if load.exact:
-            # Keys and values of different types keep ggml's CPU attention off its split and tiled paths, whose
-            # results depend on how rows are batched; separate streams of cells keep neighbours out of each
-            # other's order of summation.
+            # With keys and values of different types, ggml's CPU attention avoids its split and tiled paths, whose
+            # results depend on how rows are batched. With separate streams, the order of summation for a sequence
+            # does not depend on other sequences.
             params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
             params.type_k, params.type_v = _BF16, _F16
         return params

@@ -1,4 +1,4 @@
-"""Log probabilities of tokens by the raw logits: before bias, penalties and filters, at temperature 1. Pure."""
+"""Log probabilities of tokens from the raw logits: before bias, penalties and filters, at temperature 1. Pure."""
 
 from collections.abc import Callable
 
@@ -11,13 +11,13 @@ _BLOCK = 64
 
 
 def logprobs_of(logits: bytes, token: int, best: int, name: Callable[[int], bytes]) -> Logprobs:
-    """A token's log probability, then those of the `best` likeliest tokens, likeliest first.
+    """The log probability of a token, and of the `best` most likely tokens, most likely first.
 
     Args:
         logits: 32-bit floats over the vocabulary.
-        token: the one that was drawn, or stands in the prompt.
-        best: how many others; the token may be among them.
-        name: a token's bytes, as it is shown.
+        token: a drawn token, or a token of the prompt.
+        best: the number of most likely tokens; `token` may be among them.
+        name: returns the bytes by which a token is shown.
     """
     scores = np.frombuffer(logits, np.float32)
     highest = scores.max()
@@ -29,10 +29,10 @@ def logprobs_of(logits: bytes, token: int, best: int, name: Callable[[int], byte
 
 
 def _likeliest(scores: NDArray[np.float32], number: int) -> list[int]:
-    """So many tokens with the highest scores, of equal ones those with the lowest ids first.
+    """The `number` tokens with the highest scores; among equal scores, lower ids come first.
 
-    So many blocks have a score of at least the last of the highest blocks' scores, so no token below it is wanted: a
-    tenth of the time that `argpartition` takes.
+    At least `number` tokens score as high as the `number`-th highest block maximum, so only tokens above that value are
+    sorted. This takes a tenth of the time of `argpartition`.
     """
     if not number:
         return []

@@ -1,8 +1,8 @@
-"""The engine's loop: look at messages, plan a step, compute it, report it.
+"""The engine's loop: read messages, plan a step, compute it, report it.
 
-One turn is one step, from messages to report. Its order guarantees that no stop is lost: the loop clears the interrupt
-byte *before* it reads messages, and the front sets the byte *after* its message is in the socket. So a stop is either
-seen in this turn, or it aborts this turn's step.
+One turn is one step, from messages to report. The order in a turn guarantees that no stop is lost: the loop clears the
+interrupt byte *before* it reads messages, and the front sets the byte *after* its message is in the socket. So a stop
+is either read in this turn, or it aborts this turn's step.
 """
 
 import time
@@ -41,11 +41,11 @@ from worker_orcd.protocol.messages import (
 )
 
 _GRAMMAR_WAIT_SEC = 0.005
-"""While no run can be computed, messages are read this often."""
+"""Interval of reading messages while no run can be computed."""
 
 
 class EngineLoop:
-    """Owns the model. `turn` is called again and again by the process, or step by step by a test."""
+    """Owns the model. The process calls `turn` in a loop; a test calls it step by step."""
 
     def __init__(  # noqa: PLR0913  # all that a loop is connected to
         self,
@@ -68,13 +68,13 @@ class EngineLoop:
         self._ledger = Ledger(model, Saving(model, store, clock) if store is not None else None)
         self._store = store
         self._stored_bytes: int | None = None
-        """What was reported last."""
+        """The size of the prefix store as reported last."""
         self._preempted: list[int] = []
         """Runs that were preempted since the last report."""
         self._reused: list[Progress] = []
-        """Runs that got a slot since the last report, and the cells that each reused."""
+        """Runs admitted since the last report that reused cells, and how many."""
         self._crowded = False
-        """Whether the model has found less room than the ledger since a run was over."""
+        """Whether the model ran out of room before the ledger did, and no run has been freed since."""
         self._rollback = Rollback(model)
         self._cost = CostEstimate()
         self._recovery = Recovery()
@@ -82,14 +82,14 @@ class EngineLoop:
         """The plan of the next step, unless a message changes it."""
 
     def warm_up(self, progressed: Callable[[], None] = lambda: None) -> None:
-        """Learn what steps cost before there is a job. `progressed` is called after each step."""
+        """Measure what steps cost before the first job. Calls `progressed` after each step."""
         warm_up(self._model, self._cost, self._clock, progressed)
 
     def turn(self) -> bool:
-        """Read messages, then run one step. False if there was nothing to do.
+        """Read messages, then run one step. Returns False if there was nothing to do.
 
         Raises:
-            NoUsableSequence: the ledger and the model's memory cannot be made to agree.
+            NoUsableSequence: the model's memory cannot be made to match the ledger.
         """
         self._interrupt.clear()
         for message in self._drain():
@@ -113,9 +113,9 @@ class EngineLoop:
     # Runs.
 
     def _open_slots(self) -> None:
-        """Give runs that wait slots, as many as it is the turn of, also those of less urgent runs.
+        """Admit waiting runs while they fit, in their order. A waiting run may preempt less urgent runs.
 
-        After the model found less room than the ledger, none gets one until a live run is over.
+        After the model ran out of room before the ledger did, no run is admitted until a live run is over.
         """
         while (
             not (self._crowded and self._sequences)
@@ -128,7 +128,7 @@ class EngineLoop:
             self._planned = None
 
     def _without_prefix(self, run: Run) -> Run:
-        """A run as it may use computed prefixes: not where an embedding needs all rows of its prompt."""
+        """The same run, but without prefix reuse if it is an embedding that needs all rows of its prompt."""
         if run.embed is None or self._model.embeds_behind_prefix:
             return run
         return msgspec.structs.replace(run, cache=None)
@@ -163,7 +163,7 @@ class EngineLoop:
         self._audit()
         now, after = self._clock(), closed.after
         if sequence is not None and after:
-            # The audit has retried to free dirty cells.
+            # The audit has tried again to free the remaining cells.
             after, freed_at = self._model.cells(sequence.id), now
         self._send(
             Stopped(
@@ -182,14 +182,15 @@ class EngineLoop:
         )
 
     def _free(self, sequence: Sequence) -> Closed:
-        """End a run. Its cells belong to no run afterwards."""
+        """End a live run and close its slot. Its cells belong to no run afterwards."""
         del self._sequences[sequence.run.run]
         self._crowded = False
         sequence.close()
         return self._ledger.close(sequence.slot)
 
     def _free_unknown_runs(self, runs: tuple[int, ...]) -> None:
-        """Free runs that the front does not know. The front forgets a run only after the engine reported its end."""
+        """Free runs that are not in the front's list. The front removes a run only after the engine reported its
+        end."""
         for run in (self._sequences.keys() | self._scheduler.waiting) - set(runs):
             self._scheduler.remove(run)
             if run in self._sequences:
@@ -197,12 +198,12 @@ class EngineLoop:
             self._send(AuditFault(run, f"run {run} is unknown to the front", repaired=True))
 
     def _audit(self) -> None:
-        """Audit after every step and every stop, and on every ping while idle."""
+        """Audit the ledger: after every step and every stop, and on every ping while idle."""
         for fault in self._ledger.audit():
             self._send(fault)
 
     def _save_prefixes(self) -> bool:
-        """Copy what is due to the prefix store, once the results are out. Whether anything was."""
+        """Copy due prefixes to the store, after the step's results are sent. Returns whether any was due."""
         saved = self._ledger.save_next()
         if self._store is not None and self._store.used != self._stored_bytes:
             self._stored_bytes = self._store.used
@@ -221,7 +222,7 @@ class EngineLoop:
             if not self._preempted:
                 return
             result = StepResult()
-        # Ids move when runs are freed, so only now, behind the last part.
+        # Freeing runs moves sequence ids, so ended runs are freed only after the last part.
         ends = [self._end(end) for end in result.ends]
         if result.outcome not in (Outcome.DONE, Outcome.ABORTED):
             ends += self._fail(result)
@@ -250,17 +251,17 @@ class EngineLoop:
 
     @property
     def next_ms(self) -> float:
-        """How long the next step is predicted to take; without a run, the first step of a long prompt."""
+        """Predicted duration of the next step; without a live run, of the first step of a long prompt."""
         planned = self._planned if self._sequences else None
         return (planned or self._plan_of([Pending(0, MAX_ROWS, 0, decoding=False)])).predicted_ms
 
     @property
     def cells_cached(self) -> int:
-        """KV cells that are kept for later runs and held by none."""
+        """KV cells that are warm: kept for later runs and held by none."""
         return self._ledger.warm
 
     def _learn(self, plan: Plan, result: StepResult, took_ms: float) -> None:
-        """Learn what steps cost from whole ones; and from all of them, what the next ones have to be like."""
+        """Update the cost estimate from a step's duration, and the protection of runs from its outcome."""
         undone = {*result.undone, *result.skipped}
         computed = {share.key for share in plan.shares} - undone
         if result.outcome is Outcome.DONE:
@@ -271,8 +272,8 @@ class EngineLoop:
             self._recovery.aborted(undone, computed)
 
     def _plan_within_cells(self) -> Plan:
-        """Plan a step and make room for it. When the cells do not last, the least urgent runs are preempted until they
-        do, but not the most urgent one."""
+        """Plan a step and make room for it. If cells are short, preempt the least urgent runs, but never the most
+        urgent one."""
         plan = self._planned or self._plan()
         while not self._ledger.can_grow(plan.decode_rows + plan.prefill_rows) and len(self._sequences) > 1:
             self._preempt(self._sequences.values())
@@ -281,7 +282,7 @@ class EngineLoop:
         return plan
 
     def _plan(self) -> Plan:
-        """The next step: of all runs, or of those whose last step was aborted."""
+        """Plan the next step: for the protected runs if there are any, otherwise for all runs."""
         protected = self._recovery.protected(self._sequences)
         taking_part = [s for run, s in self._sequences.items() if not protected or run in protected]
         wanted = [(s.run, pending) for s in taking_part if (pending := s.pending).rows]
@@ -297,13 +298,13 @@ class EngineLoop:
         )
 
     def _wait_for_grammars(self) -> None:
-        """No run can take part in a step before its grammar is ready."""
+        """Wait a moment, because no run can take part in a step before its grammar is ready."""
         self._planned = None
         for sequence in self._sequences.values():
             sequence.wait(_GRAMMAR_WAIT_SEC / len(self._sequences))
 
     def _preempt(self, candidates: Collection[Live]) -> None:
-        """Preempt the least urgent of these runs: it waits again, until it fits."""
+        """Preempt the least urgent of these runs: it waits again until it fits."""
         followers = self._scheduler.followers(self._ledger)
         victim = self._sequences[least_urgent(candidates, followers).run.run]
         rest, computed = victim.rest, victim.computed
@@ -312,8 +313,8 @@ class EngineLoop:
         self._preempted.append(rest.run)
 
     def _compute(self, plan: Plan, *, abort_mode: AbortMode) -> StepResult:
-        """Compute a step part by part. Each part is sampled before the next one overwrites its logits. The first
-        part that is not done is undone, and those behind it are skipped; results of earlier parts stay.
+        """Compute a step part by part. Each part is sampled before the next part overwrites its logits. The first part
+        that fails or is aborted is rolled back, and the later parts are skipped; results of earlier parts stay.
         """
         result = StepResult()
         self._ledger.close_gaps()
@@ -356,28 +357,28 @@ class EngineLoop:
         )
 
     def _undo(self, part: Part, outcome: Outcome) -> None:
-        """Roll back a part that was not done. A run whose memory is lost is computed again; no run ends."""
+        """Roll back a part that was aborted or failed. A run whose memory is lost is computed again; no run ends."""
         computed = [self._sequences[run].slot for run in runs_of([part])]
         for slot in self._rollback.undo(self._ledger.resident, computed, outcome):
             self._rollback.forget(slot)
             self._ledger.restart(slot)
 
     def _fail(self, result: StepResult) -> list[EndOfRun]:
-        """Handle a part that was neither done nor aborted. Returns the ends of the runs that fail with it."""
+        """Handle a part that failed. Returns the ends of the runs that fail with it."""
         separate = self._model.separate_streams
-        if result.outcome is Outcome.NO_ROOM and self._ledger.give_up_warm():
+        if result.outcome is Outcome.NO_ROOM and self._ledger.evict_warm():
             return []
         if result.outcome is Outcome.NO_ROOM and len(self._sequences) > 1 and not separate:
             self._preempt(self._sequences.values())
             self._crowded = True
             return []
         if result.outcome is Outcome.NO_ROOM:
-            # With separate streams another run's cells are of no use to this one.
+            # With separate streams, preempting another run would not free cells for this one.
             ends = [self._failed(key, "INTERNAL", "no free KV cells") for key in result.undone]
         else:
             ends = [self._device_failed(key, result.outcome) for key in result.undone]
         if separate:
-            # llama.cpp may have left search heads wrong (see `parts`). Only a cache that holds nothing can be cleared.
+            # llama.cpp's search heads may be wrong now (see `parts.py`). Clearing them requires an empty cache.
             while self._sequences:
                 self._preempt(self._sequences.values())
             self._model.clear()
@@ -392,5 +393,5 @@ class EngineLoop:
         return self._failed(key, "CUDA_ERROR", f"{device} failed during the computation")
 
     def _failed(self, key: int, code: str, message: str) -> EndOfRun:
-        """End a run by an error. The front narrates it, as every job's end."""
+        """End a run with an error. The front logs it, like every job's end."""
         return self._end(EndOfRun(key, None, 0, 0, code, message))

@@ -1,4 +1,4 @@
-"""The engine's end of the socket. Messages can be read at any time, also while prompts are being prepared."""
+"""The engine's side of the socket. It reads messages at any time, also while prompts are prepared."""
 
 import os
 import select
@@ -27,11 +27,11 @@ _CHUNK = 1 << 18
 
 
 class Mailbox:
-    """Sorts what arrives: runs and stops for the loop, prompts to prepare for the side thread.
+    """Distributes messages: runs and stops to the loop, prompts to the tokenizer threads.
 
-    Both the reader thread and the loop may take bytes off the socket (`_pump`, under a lock): the loop must see
-    what arrived before it cleared the interrupt byte, whether or not the reader thread had its turn. When the
-    front goes away, the process ends at once, whatever it is computing.
+    The reader thread and the loop both read from the socket (`_pump`, under a lock): the loop must see every message
+    that arrived before it cleared the interrupt byte, whether or not the reader thread has run since. When the front
+    ends, the process exits at once, whatever it is computing.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -48,15 +48,15 @@ class Mailbox:
         threading.Thread(target=self._read, name="mailbox", daemon=True).start()
 
     def first(self) -> Load:
-        """Wait for the message that comes first."""
+        """Wait for the first message."""
         return self._loads.get()
 
     def load_progressed(self) -> None:
-        """Loading has made progress: the next ping before `drain` is answered."""
+        """Note that loading has made progress: the next ping is answered, even before the first `drain`."""
         self._progressed = True
 
     def drain(self) -> list[Run | Stop | Ping]:
-        """Everything for the loop that is in the socket now or was there before."""
+        """All messages for the loop that have arrived so far."""
         self._looping = True
         self._pump()
         with self._arrived:
@@ -65,12 +65,12 @@ class Mailbox:
         return messages
 
     def wait(self) -> None:
-        """Wait until there is something to drain."""
+        """Wait until there are messages to drain."""
         with self._arrived:
             self._arrived.wait_for(lambda: bool(self._for_loop))
 
     def send(self, message: FromEngine) -> None:
-        """Send one message; waits if the front does not keep up."""
+        """Send one message. Blocks while the front does not keep up."""
         frame = encode(message)
         with self._sending:
             try:
@@ -79,7 +79,7 @@ class Mailbox:
                 os._exit(0)
 
     def _read(self) -> None:
-        # Not `select`, which cannot take the numbers above 1023 that a busy front's sockets have.
+        # Not `select`, which fails for file descriptors above 1023.
         arrivals = select.poll()
         arrivals.register(self._connection, select.POLLIN)
         try:
@@ -101,7 +101,7 @@ class Mailbox:
                 if not data:
                     os._exit(
                         0
-                    )  # The front is gone. The main thread may be in native code, so nothing gentler helps.
+                    )  # The front has ended. The main thread may be in native code, so only `_exit` works.
                 try:
                     messages = self._reader.feed(data)
                 except BrokenFrame:
@@ -112,7 +112,8 @@ class Mailbox:
     def _sort(self, message: Message) -> None:
         match message:
             case Ping() if not self._looping:
-                # The loop cannot answer while the model is loading. This thread can, but must not hide a hung load.
+                # While the model is loading, the loop cannot answer pings. This thread answers only if there was
+                # progress, because otherwise a hung load would go unnoticed.
                 if self._progressed:
                     self._progressed = False
                     self.send(Pong())

@@ -1,4 +1,4 @@
-"""A bound on the memory that llama.cpp takes for a model file while it loads the file, whatever the file says."""
+"""Bounds the memory that llama.cpp may allocate while it loads a model file, whatever the file's metadata contain."""
 
 import contextlib
 import resource
@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SPARE_BYTES = 1 << 30
-"""For a vocabulary: that of 256,000 tokens takes some 100 MiB."""
+"""For the vocabulary: one of 256,000 tokens takes about 100 MiB."""
 _COPIES = 2
-"""Weights are mapped, but llama.cpp may keep a second, rearranged copy of them in memory of its own."""
+"""Weights are mapped, but llama.cpp may keep a second, rearranged copy of them in private memory."""
 
 
 @contextlib.contextmanager
 def loading_within(model_bytes: int) -> Iterator[None]:
-    """In this block, let this process have no more private memory than loading a file of this size can need.
+    """In this block, limit this process's private memory to what loading a file of this size can need.
 
-    Beyond it, memory cannot be had: llama.cpp then says so, or aborts. Mapped files do not count.
+    Beyond the limit, allocations fail: llama.cpp then reports an error, or aborts. Mapped files do not count.
     """
     before, hard = resource.getrlimit(resource.RLIMIT_DATA)
     bound = _private_bytes() + _COPIES * model_bytes + SPARE_BYTES
@@ -29,7 +29,7 @@ def loading_within(model_bytes: int) -> Iterator[None]:
 
 
 def _private_bytes() -> int:
-    """What counts now: writable memory of this process alone."""
+    """The private, writable memory of this process now, which is what the limit counts."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     kib = next(line.split()[1] for line in status.splitlines() if line.startswith("VmData:"))
     return int(kib) << 10

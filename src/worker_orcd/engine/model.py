@@ -1,4 +1,4 @@
-"""What the loop needs of a model. llama.cpp is one (`llama.py`), the scripted one of `testing/` another."""
+"""The interface of a model for the engine's loop. Implemented by `llama.py`, `encoder.py` and `testing/scripted.py`."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from worker_orcd.sampling import SamplingParams
 
 
 class ModelLoadError(Exception):
-    """The model cannot be loaded as asked. `code` is an error code of the contract."""
+    """The model cannot be loaded as configured. `code` is an error code of the API."""
 
     def __init__(self, message: str, code: str = "MODEL_LOAD_FAILED") -> None:
         super().__init__(message)
@@ -21,7 +21,7 @@ class ModelLoadError(Exception):
 
 
 class PromptRefused(Exception):
-    """A prompt that cannot be rendered or tokenized. `param` names the field at fault, None if it is our fault."""
+    """A prompt that cannot be rendered or tokenized. `param`: the faulty field, None if the fault is the worker's."""
 
     def __init__(self, message: str, param: str | None = "prompt") -> None:
         super().__init__(message)
@@ -29,11 +29,11 @@ class PromptRefused(Exception):
 
 
 class AbortMode(IntEnum):
-    """Which stops may abort a step, by the interrupt bytes."""
+    """Which stops may abort a step. Each has an interrupt byte."""
 
     NONE = 0
     OVERDUE = 1
-    """Only an overdue stop, which has waited for nearly 100 ms."""
+    """Only an overdue stop: one that has waited for nearly 100 ms."""
     ANY = 2
     """Every stop."""
 
@@ -43,9 +43,9 @@ class Outcome(Enum):
 
     DONE = "done"
     ABORTED = "aborted"
-    """An interrupt ended it. `Rollback` brings the sequences back to what they were before it."""
+    """A stop aborted the step. `Rollback` restores the sequences to their state before it."""
     NO_ROOM = "no room"
-    """There were not enough free KV cells; nothing was written."""
+    """Too few KV cells were free; nothing was written."""
     NO_MEMORY = "no memory"
     """The device had no memory left for the step."""
     FAILED = "failed"
@@ -59,7 +59,7 @@ REPORTED: dict[Outcome, StepOutcome] = {
     Outcome.NO_MEMORY: "failed",
     Outcome.FAILED: "failed",
 }
-"""Outcomes as `Step` reports them."""
+"""Outcomes as in `Step`."""
 
 
 MemoryKind = Literal["attention", "sliding window", "recurrent", "hybrid"]
@@ -67,15 +67,15 @@ MemoryKind = Literal["attention", "sliding window", "recurrent", "hybrid"]
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a model remembers of a sequence, and whether that can be cut back.
+    """The kind of memory that a model keeps of a sequence, and whether it can be shortened.
 
     Attributes:
-        kind: `attention` keeps all positions, `sliding window` only the latest in some layers, `recurrent` one state
-            for all of them, `hybrid` a state in some layers and positions in the others.
-        trims: whether a sequence can be cut back to any shorter length. Where it cannot, an aborted step leaves the
-            states of all sequences undefined, also of those that had no rows in it.
-        window: positions that the layers with a sliding window keep; None without such layers. A sequence that was
-            never longer has all its positions.
+        kind: `attention` keeps all positions, `sliding window` only the latest positions in some layers, `recurrent`
+            one state for all positions, `hybrid` a state in some layers and positions in the others.
+        trims: whether a sequence can be shortened to any length. If not, an aborted step leaves the states of all
+            sequences undefined, also of sequences without rows in the step.
+        window: positions that the layers with a sliding window keep; None without such layers. All positions of a
+            sequence are kept as long as it never exceeds the window.
     """
 
     kind: MemoryKind
@@ -83,10 +83,10 @@ class Memory:
     window: int | None = None
 
     def hands_over(self, computed: int, length: int) -> bool:
-        """Whether the first `length` of a sequence's `computed` tokens are right without those behind them.
+        """Whether another run can start from the first `length` of a sequence's `computed` tokens.
 
-        Behind a sliding window llama.cpp gives cells away, so what remains of a sequence that was longer than its
-        window is only good for going on from its end; and so is a state that cannot be cut back.
+        llama.cpp reuses the cells that a sliding window has left behind, so a sequence that exceeded its window can
+        only be continued from its end. The same holds for a recurrent state.
         """
         if length >= computed:
             return True
@@ -100,7 +100,7 @@ ATTENTION = Memory("attention", trims=True)
 class Batch:
     """The rows of one step: row *r* is token `tokens[r]` at `positions[r]` of sequence `sequences[r]`.
 
-    Only rows with `wanted[r]` are sampled from afterwards. With `embeds`, the rows' embeddings are read, too.
+    Only rows with `wanted[r]` are sampled afterwards. With `embeds`, the rows' embeddings are read, too.
     """
 
     tokens: list[int]
@@ -111,13 +111,13 @@ class Batch:
 
 
 class Sampler(Protocol):
-    """Draws the tokens of one job. Keeps the drawn tokens for the repetition penalty."""
+    """Draws the tokens of one run. Keeps the drawn tokens for the repetition penalty."""
 
     def draw(self, row: int, index: int, allowed: bytes | None = None) -> int:
-        """Draw the job's token number `index` from the last step's row `row`: one whose bit is set in `allowed`."""
+        """Draw the run's token number `index` from the last step's row `row`, among the tokens set in `allowed`."""
 
     def close(self) -> None:
-        """Free what it holds."""
+        """Free the sampler's resources."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +125,9 @@ class Operation:
     """An operation of a model's graph.
 
     Attributes:
-        kind: as the backend calls it, such as `MUL_MAT`.
-        name: of the weights that it multiplies with, or else of its result.
-        weight_type: of these weights, such as `F32`; empty if it has none.
+        kind: the backend's name for it, such as `MUL_MAT`.
+        name: the name of the weights, or else of the result.
+        weight_type: the type of the weights, such as `F32`; empty without weights.
     """
 
     kind: str
@@ -136,35 +136,36 @@ class Operation:
 
 
 class Computes(Protocol):
-    """What computes steps."""
+    """Computes steps."""
 
     def decode(self, batch: Batch, *, abort_mode: AbortMode) -> Outcome:
         """Compute a step. `abort_mode`: which stops may abort it."""
 
     def logits(self, row: int) -> bytes:
-        """The raw next-token scores of the last step's row `row`, to be compared bit for bit."""
+        """The logits of the last step's row `row`. Comparable bit for bit."""
 
     def trim(self, sequence: int, length: int) -> bool:
-        """Forget all of a sequence behind its first `length` tokens; 0 frees it. False: it cannot, nothing changed."""
+        """Remove a sequence's tokens after its first `length`; 0 frees it. Returns False if that is impossible; then
+        nothing changes."""
 
 
 class Inspection(Computes, Protocol):
     """Computes with a model's weights, and records the results of each operation."""
 
     def recorded(self) -> dict[Operation, set[int]]:
-        """Hashes of the rows computed since the last call, by operation, in the order of the graph."""
+        """Hashes of the rows computed since the last call. Operations are in the order of the graph."""
 
 
 class Model(Computes, Protocol):
-    """A loaded model with room for `facts.sequences` sequences."""
+    """A loaded model for `facts.sequences` sequences."""
 
     @property
     def facts(self) -> Ready:
-        """What it is and holds; `exact` and `load_ms` are filled in by the process."""
+        """The model's properties and sizes. The process fills in `exact` and `load_ms`."""
 
     @property
     def grammars(self) -> Grammars:
-        """What constrains the output of runs to a grammar."""
+        """The grammars that constrain the output of runs."""
 
     @property
     def abortable(self) -> bool:
@@ -172,54 +173,54 @@ class Model(Computes, Protocol):
 
     @property
     def generates(self) -> bool:
-        """Whether it generates text."""
+        """Whether the model generates text."""
 
     @property
     def pooling(self) -> Pooling:
-        """Which rows' embeddings make the one of a prompt; `none`: it embeds nothing."""
+        """How the rows' embeddings are combined into the prompt's; `none`: no embeddings are computed."""
 
     @property
     def embeds_behind_prefix(self) -> bool:
-        """Whether a prompt's embedding can be computed behind a prefix that is there already."""
+        """Whether a prompt's embedding can be computed after a reused prefix."""
 
     @property
     def dimensions(self) -> int:
-        """Of its embeddings."""
+        """Number of dimensions of the embeddings."""
 
     def embedding(self, row: int) -> Vector:
         """The embedding of the last step's row `row`, if that step had `embeds`."""
 
     @property
     def layers(self) -> int:
-        """Of the model: a step's share of one is about how long an abort may have to wait."""
+        """Number of layers. An abort waits for at most about one layer's share of a step."""
 
     @property
     def separate_streams(self) -> bool:
-        """Whether each sequence has a stream of cells of its own. Then sequence ids are kept without holes, which makes
-        steps faster, and a step is computed in parts (`parts.py`)."""
+        """Whether each sequence has its own stream of cells. Then sequence ids are kept without gaps, which makes steps
+        faster, and a step is computed in parts (`parts.py`)."""
 
     @property
     def dense_ids(self) -> bool:
-        """Whether steps are faster when sequence ids have no holes."""
+        """Whether steps are faster when sequence ids have no gaps."""
 
     @property
     def memory(self) -> Memory:
-        """What kind of memory its sequences have."""
+        """The kind of memory of the sequences."""
 
     @property
     def sequence_ids(self) -> int:
-        """Number of sequence ids: one for each of `facts.sequences` runs, and more for warm prefixes if it has any."""
+        """Number of sequence ids: one for each of `facts.sequences` runs, and further ids for warm prefixes, if any."""
 
     def encode(self, prompt: str, template: Template, in_hand: CurrentPrompt | None = None) -> list[int]:
         """Token ids of a prompt. Safe to call while a step runs, from several threads.
 
         Args:
             prompt: raw text, or a conversation as `template` says.
-            template: how to read it.
-            in_hand: learns whether rendering takes longer than usual, and can end it.
+            template: what `prompt` is.
+            in_hand: notified when rendering takes longer than usual; dropping it ends the rendering.
 
         Raises:
-            PromptRefused: it cannot be rendered.
+            PromptRefused: the prompt cannot be rendered or tokenized.
         """
 
     def count_tokens(self, text: str) -> int:
@@ -229,46 +230,46 @@ class Model(Computes, Protocol):
         """The bytes that a token adds to the text; none for control tokens."""
 
     def name(self, token: int) -> bytes:
-        """The bytes by which a token is shown: its piece, or a control token's name."""
+        """The bytes that show a token: its piece, or the name of a control token."""
 
     def ends_generation(self, token: int) -> bool:
-        """Whether it is an end-of-generation token."""
+        """Whether the token is an end-of-generation token."""
 
     def sampler(self, sampling: SamplingParams, history: list[int]) -> Sampler:
-        """A sampler that has seen `history` (prompt and generated tokens)."""
+        """A sampler whose penalties include `history` (prompt and generated tokens)."""
 
     def inspection(self, sequences: int, cells: int, rows: int) -> AbstractContextManager[Inspection]:
-        """An inspection for so many sequences with so many cells each, and at most so many rows in a step.
+        """An inspection for `sequences` sequences of `cells` cells each, and at most `rows` rows per step.
 
         Raises:
-            ModelLoadError: there is no room for it.
+            ModelLoadError: too little memory.
         """
 
     def clear(self) -> None:
-        """Reset the cells of a model in which no sequence holds any, and where the search for free ones begins."""
+        """Reset the memory of a model whose sequences are all empty, including where searches for free cells begin."""
 
     def move(self, source: int, target: int) -> bool:
-        """Give sequence `source` the free id `target`, at once: its memory can be copied, and `source` be used again.
-        False: it did not work, and `source` is as it was."""
+        """Move sequence `source` to the free id `target`. Takes effect at once, so `source` can be reused. Returns
+        False if that failed; then `source` is unchanged."""
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Make the first `length` cells of `source` cells of the free id `target`, too. Not with separate streams."""
+        """Share the first `length` cells of `source` with the free id `target`. Not possible with separate streams."""
 
     def cells(self, sequence: int) -> int:
-        """Tokens that a sequence holds, by the backend's own count."""
+        """Number of tokens that a sequence holds, by the backend's own count."""
 
     def save(self, sequence: int, into: bytearray | None = None) -> bytearray:
-        """Copy the part of a sequence's memory that cannot be trimmed, into the buffer `into` if its size fits."""
+        """Copy the part of a sequence's memory that cannot be trimmed. Reuses the buffer `into` if its size fits."""
 
     def restore(self, sequence: int, saved: bytearray) -> bool:
-        """Put a copy back that `save` made, into the same sequence or one with another id. False: it did not work."""
+        """Restore a copy that `save` made, to the same sequence or another one. Returns False if that failed."""
 
     def state_bytes(self, sequence: int) -> int:
-        """How long the whole memory of a sequence is as `write_state` writes it, in bytes."""
+        """Size in bytes of a sequence's whole memory, as `write_state` writes it."""
 
     def write_state(self, sequence: int, into: memoryview) -> int:
-        """Copy the whole memory of a sequence into a buffer of `state_bytes`. Returns how many bytes were written."""
+        """Copy a sequence's whole memory into a buffer of `state_bytes`. Returns the number of bytes written."""
 
     def read_state(self, sequence: int, state: memoryview) -> bool:
-        """Make a free sequence what `write_state` wrote, in this process or in another one with the same model. False:
-        it did not work; the sequence has to be trimmed."""
+        """Load a free sequence from what `write_state` wrote, in this process or another one with the same model.
+        Returns False if that failed; then the sequence must be trimmed."""

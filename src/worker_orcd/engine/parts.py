@@ -1,14 +1,14 @@
 """The parts in which a step is computed, and their results. Pure.
 
-Without `--exact` a step is one part: one decode of all its rows. With separate streams it is one part for each stretch
-of consecutive sequence ids, because of a fault in llama.cpp (seen in the version that llama-cpp-python 0.3.36 ships).
-llama.cpp splits such a batch into micro-batches at every gap in its ids. `llama_kv_cache::prepare` tries where the
-micro-batches find room and then restores each stream's search head by the wrong index: `v_heads_old[s]` instead of
-`v_heads_old[sinfo.strm[s]]`. Each micro-batch that is computed sets the heads of its own streams right again, so the
-fault only shows when an abort keeps later micro-batches from being computed: their rows then lie out of order in the
-cells, and attention sums them in another order. The first micro-batch of a stretch holds every sequence of the stretch,
-so after an abort of one stretch all heads are right. When llama.cpp restores the heads by the right index, one part
-will do; `tests/real/test_search_heads.py` tells when.
+Without `--exact`, a step is one part: one decode of all its rows. With separate streams, a step has one part for each
+range of consecutive sequence ids, because of a bug in llama.cpp (found in the version of llama-cpp-python 0.3.36).
+llama.cpp splits such a batch into micro-batches at every gap between ids. `llama_kv_cache::prepare` finds room for the
+micro-batches and then restores each stream's search head from the wrong index: `v_heads_old[s]` instead of
+`v_heads_old[sinfo.strm[s]]`. Computing a micro-batch corrects the heads of its own streams. So the bug has an effect
+only when an abort skips later micro-batches: the rows of their streams are then stored out of order, and attention sums
+them in another order. The first micro-batch of a range contains every sequence of the range, so after an abort within
+one range all heads are right. `tests/real/test_search_heads.py` fails once llama.cpp uses the right index; then one
+part is enough.
 """
 
 from collections.abc import Mapping
@@ -23,9 +23,10 @@ from worker_orcd.protocol.messages import EndOfRun, Progress, PromptLogprobs, To
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one decode computes: these shares, as rows sorted by sequence id.
+    """The shares that one decode computes, as rows sorted by sequence id.
 
-    `last_rows` holds the last row of each run whose tokens are all in cells afterwards: its next token is drawn there.
+    `last_rows`: by run, the last row of each run whose tokens are all in cells afterwards. Its next token is drawn from
+    this row.
     """
 
     shares: tuple[Share, ...]
@@ -35,14 +36,14 @@ class Part:
 
 @dataclass(slots=True)
 class StepResult:
-    """The results of a step: of all its parts, or of those before the first that was not done.
+    """The results of a step: of all its parts, or of the parts before the first one that was aborted or failed.
 
     Attributes:
-        outcome: `DONE` if all parts are done; otherwise how the first that was not ended.
-        undone: runs of the part that was not done.
-        skipped: runs of the parts behind it, which were not computed.
-        prompt_computed: prompt tokens that were computed.
-        ends: of runs that ended by themselves; they are not freed yet.
+        outcome: `DONE` if all parts are done; otherwise the outcome of the first other part.
+        undone: runs of the part that was aborted or failed.
+        skipped: runs of the parts after it, which were not computed.
+        prompt_computed: number of prompt tokens computed.
+        ends: ends of runs that reached a natural end; these runs are not freed yet.
     """
 
     outcome: Outcome = Outcome.DONE
@@ -56,12 +57,12 @@ class StepResult:
 
 
 def parts_of(plan: Plan, sequences: Mapping[int, Sequence], *, separate_streams: bool) -> list[Part]:
-    """Split a plan into the parts in which it is computed.
+    """Split a plan into parts.
 
     Args:
-        plan: the step.
+        plan: the step's plan.
         sequences: the runs by their number.
-        separate_streams: whether each sequence has a stream of cells of its own.
+        separate_streams: whether each sequence has its own stream of cells.
     """
     stretches: list[list[Share]] = []
     last_id = -1

@@ -1,8 +1,8 @@
-"""Which rows go into the next step, planned by predicted time. Pure.
+"""Plans the rows of the next step by predicted time. Pure.
 
-A *row* is one token of one sequence. Every decoding sequence gets its one row; then prefill rows are added until
-the step is predicted to last as long as it may. That one rule bounds how long a stop waits on a backend that cannot
-abort a step (G1), and how long a long prompt may delay the streams beside it (G12).
+A *row* is one token of one sequence. Every decoding sequence gets one row; then prefill rows are added until the step's
+predicted time reaches its limit. This rule bounds how long a stop waits on a backend that cannot abort a step (G1), and
+how long a long prompt delays the streams beside it (G12).
 """
 
 from collections.abc import Sequence as Rows
@@ -10,42 +10,42 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 MIXED_MS = 25.0
-"""A step with decode rows lasts this long at least, if there is prefill to fill it."""
+"""A step with decode rows may last at least this long, if there is prefill to fill it."""
 MIXED_RATIO = 2.2
-"""… and at most this many times its decode part: G12 allows a gap of three, and a prediction is only that."""
+"""… and otherwise this many times its decode part. G12 allows three times; predictions have errors."""
 PREFILL_MS = 500.0
-"""A step with prefill only, where a stop can abort it. An arrival waits for its end, half of it on average."""
+"""Limit of an abortable step with prefill only. A new job waits for the step's end, on average half of it."""
 TILE_ROWS = 64
-"""From so many rows on ggml's CPU attention takes its tiled path: behind 1,000 cells a row then costs half as much,
-behind 7,000 a third (measured; docs/performance.md)."""
+"""With this many rows, ggml's CPU attention takes its tiled path: after 1,000 cells a row then costs half as much,
+after 7,000 a third (measured; docs/performance.md)."""
 TILE_STRETCH = 1.4
-"""A step with prefill only may last so much longer for the sake of a whole tile."""
+"""A step with prefill only may take this many times its limit if that completes a tile."""
 NODE_MS = 17.0
-"""… but an abort waits for one graph node, and behind many cells nearly all of a step is attention, one node a layer:
-so a step lasts at most so long for each layer."""
+"""… but at most this long per layer: an abort waits for one graph node, and after many cells nearly all of a step is
+attention, which is one node per layer."""
 UNABORTABLE_MS = 25.0
-"""The same where a stop has to wait for its end, too."""
+"""Limit of a step with prefill only that cannot be aborted, so that stops wait for its end."""
 SHORT_MS = 20.0
-"""A step soon after an aborted one: it ends before the next stop needs to abort it, or loses little by that."""
+"""Limit of a step soon after an aborted one. It ends before the next stop needs to abort it, or little is lost."""
 PROTECTED_MS = 50.0
-"""Time of a protected step's decode rows: half of what a stop may take, and if they really take
-longer, an overdue stop aborts them."""
+"""Limit of a protected step's decode rows: half of the time that a stop may take. If they take longer, an overdue stop
+aborts them."""
 MIN_PREFILL_ROWS = 8
-"""Minimum prefill rows of a step, however slow decoding is."""
+"""Minimum number of prefill rows of a step, however slow decoding is."""
 ABORT_MS = 20.0
-"""An abort takes less. A step that was aborted later than this after its predicted end took longer than predicted."""
+"""An abort takes less than this. A step aborted later than this after its predicted end was slower than predicted."""
 MAX_SLOWDOWN = 1000.0
 MIXED_IN_A_ROW = 16
-"""After this many mixed steps, one step decodes only. Otherwise a slower machine is indistinguishable from an expensive
-prompt, which would then be computed eight rows at a time to its end."""
+"""After this many mixed steps, one step decodes only. Otherwise a slower machine would be indistinguishable from an
+expensive prompt, and the rest of the prompt would be computed eight rows at a time."""
 PROBE_SMOOTHING = 0.5
 MAX_ROWS = 512
-"""Rows of one step: the micro-batch that the context is built with."""
+"""Maximum number of rows of a step: the size of the context's micro-batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """Pending work of one sequence: `rows` tokens behind its `context` cells."""
+    """Pending work of one sequence: `rows` tokens after its `context` cells."""
 
     key: int
     rows: int
@@ -55,7 +55,7 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """So many rows of one sequence in the step."""
+    """The rows of one sequence in a step."""
 
     key: int
     rows: int
@@ -73,21 +73,21 @@ class Plan:
 
 
 class Pace(Enum):
-    """How long a step may be."""
+    """Limits how long a step may take."""
 
-    FULL = "as long as is efficient"
+    FULL = "the most efficient length"
     SHORT = "soon after an aborted step"
-    PROTECTED = "for protected runs: only as many rows as surely fit"
+    PROTECTED = "for protected runs: only rows that certainly fit"
 
 
 @dataclass(slots=True)
 class CostEstimate:
-    """How long rows take here, learned from steps that ran. All in milliseconds.
+    """Estimates how long rows take on this machine, from measured steps. All values in milliseconds.
 
-    Decode steps are remembered by their number of rows, prefill rows by the context behind them (in ranges of 512
-    cells) and by whether their step had a whole tile of them. What was never seen is taken from the nearest that
-    was, on the slow side. A machine that suddenly becomes slower shows in aborted steps: the *slowdown* is a factor on
-    all costs, which returns to 1 with the steps that get done.
+    Costs of decode steps are stored by number of rows; costs of prefill rows by the context before them (in ranges of
+    512 cells), and by whether their step had a whole tile of them. A value that was never measured is taken from the
+    nearest measured one, on the slow side. A machine that suddenly becomes slower shows in aborted steps: the
+    *slowdown* is a factor on all costs, which returns to 1 with completed steps.
     """
 
     first_guess_ms: float = 8.0
@@ -99,7 +99,7 @@ class CostEstimate:
     _prefill: dict[bool, dict[int, float]] = field(default_factory=lambda: {False: {}, True: {}})
 
     def decode_ms(self, rows: int) -> float:
-        """A step of so many decode rows."""
+        """Time of a step with this many decode rows."""
         return 0.0 if rows == 0 else self.slowdown * self._learned_decode_ms(rows)
 
     def _learned_decode_ms(self, rows: int) -> float:
@@ -115,23 +115,23 @@ class CostEstimate:
         return scaled if above is None else min(scaled, self._decode[above])
 
     def prefill_row_ms(self, context: int, *, tiled: bool) -> float:
-        """One prefill row behind so many cells, in a step with a whole tile of them or with fewer."""
+        """Time of one prefill row after this many cells, in a step with a whole tile of such rows or with fewer."""
         seen = self._prefill[tiled] or self._prefill[not tiled]
         if not seen:
             return self.slowdown * self.first_guess_ms
         wanted = _context_range(context)
         known = min(seen, key=lambda range_: (abs(range_ - wanted), -range_))
-        # Attention grows with the context: rows beyond any context seen so far are estimated as more expensive.
+        # Attention grows with the context: rows beyond any measured context are estimated as more expensive.
         return self.slowdown * seen[known] * (1.0 + 0.1 * max(0, wanted - known))
 
     @property
     def wants_decode_alone(self) -> bool:
-        """Whether the cost of decoding alone has not been measured for long, because a long prompt is prefilled."""
+        """Whether decoding alone has not been measured for many steps, because a long prompt is prefilling."""
         return self._mixed_in_a_row >= MIXED_IN_A_ROW
 
     def learn(self, plan: Plan, took_ms: float) -> None:
-        """Learn from a completed step. The last few rows of a prompt are ignored: they bear a whole step's fixed
-        cost."""
+        """Update from a completed step. Steps with only the last few rows of a prompt are ignored, because these rows
+        bear the fixed cost of a whole step."""
         if plan.predicted_ms > 0:
             ratio = took_ms * self.slowdown / plan.predicted_ms
             self.slowdown = max(1.0, min(self.slowdown, (self.slowdown + ratio) / 2))
@@ -148,7 +148,7 @@ class CostEstimate:
             self._blend(seen, place, rest / plan.prefill_rows, self.smoothing)
 
     def aborted(self, plan: Plan, took_ms: float) -> None:
-        """Learn from an aborted step. If it ran longer than predicted before the abort, the machine is slower."""
+        """Update from an aborted step. If it ran longer than predicted before the abort, the machine is slower."""
         if plan.predicted_ms > 0 and took_ms - ABORT_MS > plan.predicted_ms:
             slower = (took_ms - ABORT_MS) / plan.predicted_ms
             self.slowdown = min(self.slowdown * slower, MAX_SLOWDOWN)
@@ -168,17 +168,16 @@ def plan_step(
 ) -> Plan:
     """Fill a step: all decode rows first, then prefill.
 
-    The oldest prompt gets half of the prefill, so that no supply of younger ones holds it up: it takes at most twice as
-    long as if it were alone. The other half goes to the shortest prompts first, so that they do not wait until a long
-    one is read.
+    The oldest prompt gets half of the prefill, so that newer prompts delay it by at most a factor of two. The other
+    half goes to the shortest prompts first, so that they do not wait for the prefill of a long prompt.
 
     Args:
         pending: the pending work of each sequence, oldest first.
-        cost: what rows are known to take.
-        pace: how long the step may be. `PROTECTED` takes only as many decode rows as fit, and leaves out prefill for
-            which there is no time; the runs that it leaves out come next.
+        cost: the estimated cost of rows.
+        pace: limits the step. `PROTECTED` takes only as many decode rows as fit, and no prefill without time for it;
+            the runs left out come next.
         abortable: whether the backend can abort a step at all.
-        layers: of the model.
+        layers: the model's number of layers.
     """
     decoding = tuple(Share(one.key, 1) for one in pending if one.decoding)
     if pace is Pace.PROTECTED:
@@ -201,7 +200,7 @@ def plan_step(
         one_tile = _fill(readers, cost, decode_ms, a_tile, tiled=True)
         fewer = _fill(readers, cost, decode_ms, less, tiled=False)
         if fewer.predicted_ms > budget and pace is Pace.FULL and abortable:
-            # Nothing fits: on a starved machine a step takes its time whatever is in it, so it shall be worth it.
+            # Nothing fits: on a starved machine every step takes long, so make this one worthwhile.
             tile_ms = fewer.predicted_ms * TILE_STRETCH
             one_tile = _fill(readers, cost, decode_ms, replace(a_tile, at_least=TILE_ROWS), tiled=True)
         filled = one_tile if one_tile.rows == TILE_ROWS and one_tile.predicted_ms <= tile_ms else fewer
@@ -211,7 +210,7 @@ def plan_step(
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
-    """Of a step: its time in ms, and the prefill rows for which there is room and that it has whatever they cost."""
+    """Limits of a step: its time in ms, its most prefill rows, and its least, whatever they cost."""
 
     budget_ms: float
     rows: int
@@ -220,7 +219,7 @@ class _Limits:
 
 @dataclass(frozen=True, slots=True)
 class _Filled:
-    """The prefill part of a step: rows by key, how many in all, the deepest context, and the step's time in ms."""
+    """The prefill part of a step: rows by key, their total, the longest context, and the step's time in ms."""
 
     taken: dict[int, int]
     rows: int
@@ -231,8 +230,8 @@ class _Filled:
 def _fill(
     readers: list[Pending], cost: CostEstimate, predicted: float, limits: _Limits, *, tiled: bool
 ) -> _Filled:
-    """Give out prefill rows until the time or the room is used up: half of it to the oldest prompt, then the rest to
-    whoever needs the fewest rows."""
+    """Assign prefill rows until the step's limits are reached: half to the oldest prompt, then the rest to the shortest
+    prompts."""
     taken: dict[int, int] = {}
     rows = deepest = 0
     turns = [(one, True) for one in readers[:1]]

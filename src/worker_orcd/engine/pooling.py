@@ -1,4 +1,4 @@
-"""One embedding for a prompt, out of those of its tokens."""
+"""Combines the embeddings of a prompt's tokens into one."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,15 +9,15 @@ Vector = NDArray[np.float32]
 
 
 class NotFinite(Exception):
-    """The model computed an embedding that has no length."""
+    """The model computed an embedding that cannot be normalized."""
 
 
 class Pool:
-    """The embeddings of a prompt's tokens, as they are computed: in order, and once more from the first one if the
-    run is requeued."""
+    """Collects the embeddings of a prompt's tokens as they are computed: in order, and again from the first token if
+    the run is requeued."""
 
     def __init__(self, pooling: Pooling, length: int, dimensions: int) -> None:
-        """For a prompt of `length` tokens; `dimensions` of its embedding are wanted, 0: all."""
+        """For a prompt of `length` tokens. `dimensions` of the embedding are returned; 0: all."""
         self._pooling = pooling
         self._length = length
         self._dimensions = dimensions or None
@@ -32,22 +32,22 @@ class Pool:
         )
 
     def add(self, position: int, vector: Vector) -> None:
-        """The embedding of the token at a position that is wanted."""
+        """Add the embedding of the token at a position for which `wants` is true."""
         first = position == 0 or self._pooling != "mean"
         self._sum = vector.astype(np.float64) if first or self._sum is None else self._sum + vector
 
     @property
     def sum(self) -> NDArray[np.float64]:
-        """What was added."""
+        """The sum of the added embeddings."""
         if self._sum is None:
             raise AssertionError("no token of the prompt was computed")
         return self._sum
 
     def whole(self) -> bytes:
-        """The prompt's embedding as 32-bit floats, of length one: of a sum it is that of the mean.
+        """The prompt's embedding as 32-bit floats, of length one; so a sum serves as a mean.
 
         Raises:
-            NotFinite: it has no length.
+            NotFinite: the vector has no length.
         """
         return normalized(self.sum[: self._dimensions])
 
@@ -56,9 +56,9 @@ def normalized(vector: NDArray[np.float64]) -> bytes:
     """A vector of length one in this direction, as 32-bit floats in little-endian order.
 
     Raises:
-        NotFinite: it has no length.
+        NotFinite: the vector has no length.
     """
     length = float(np.linalg.norm(vector))
     if not np.isfinite(length) or length == 0:
-        raise NotFinite("the model computed an embedding that is no direction")
+        raise NotFinite("the model computed an embedding that cannot be normalized")
     return (vector / length).astype("<f4").tobytes()

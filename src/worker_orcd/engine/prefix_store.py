@@ -1,14 +1,14 @@
-"""Computed prefixes in host memory: more of them than the pool of KV cells may keep, and they outlive the engine.
+"""Computed prefixes in host memory: more than the pool of KV cells can keep, and they outlive the engine.
 
-The store is an anonymous memory file that the front makes and hands to each engine it starts. An engine can be killed
-at any moment, also in the middle of a write. So the file is written like a journal: an entry's data first, then its
-record, then the record's commit mark, which is removed before the place is used again. Each entry has a checksum, which
-is compared before the entry is used. What is torn or damaged is dropped, and never used.
+The store is an anonymous memory file that the front creates and passes to each engine it starts. An engine can be
+killed at any moment, also in the middle of a write. So the file is written like a journal: first an entry's data, then
+its record, then the record's commit mark, which is removed before the space is reused. Each entry has a checksum, which
+is compared before the entry is used. Incomplete and damaged entries are dropped and never used.
 
-The engine's loop writes and reads. A thread commits: it computes the checksums, and has the kernel prepare memory for
-the entries to come. Both take as long as the writing.
+The engine's loop writes and reads entries. A thread commits them: it computes the checksums, and has the kernel prepare
+memory for later entries. Each of these takes as long as the writing.
 
-The file: a header, then `RECORDS` records, then the data. An entry's data are its token ids and, behind them, the
+The file consists of a header, `RECORDS` records, and the data. An entry's data are its token ids, followed by the
 memory of its sequence as the model wrote it.
 """
 
@@ -33,15 +33,15 @@ RECORDS = 1024
 _MAGIC = b"wo-pfx-1"
 _HEADER = struct.Struct("<8s32s")
 _RECORD = struct.Struct("<QQQQ16sQQ")
-"""Commit mark, offset, tokens, bytes of the state, namespace, checksum, and when it was used last."""
+"""Commit mark, offset, tokens, bytes of the state, namespace, checksum, and time of last use."""
 _MARK = struct.Struct("<Q")
 _COMMITTED = 0x9E3779B97F4A7C15
 _PAGE = mmap.PAGESIZE
 _DATA = _PAGE + -(-RECORDS * _RECORD.size // _PAGE) * _PAGE
-"""Where the data begin."""
+"""Offset of the data."""
 _TOKEN_BYTES = 4
 _AHEAD = 32 * 2**20
-"""Bytes behind the last entry whose memory is prepared."""
+"""Number of bytes after the last entry whose memory is prepared in advance."""
 _POPULATE_WRITE = 23
 """MADV_POPULATE_WRITE."""
 _libc = ctypes.CDLL(None)
@@ -52,13 +52,13 @@ class Entry:
     """A prefix in the store.
 
     Attributes:
-        record: which record is its own.
-        offset: where its data begin, in bytes.
-        tokens: how many tokens it has.
-        state_bytes: how long its state is.
-        namespace: whose prefix it is, as the store keeps it: a digest.
-        replaces: entries that are dropped once this one is committed.
-        committed: whether an engine that opens the file finds it.
+        record: index of the entry's record.
+        offset: where the data begin, in bytes.
+        tokens: number of tokens.
+        state_bytes: size of the state.
+        namespace: digest of the namespace.
+        replaces: entries to drop once this one is committed.
+        committed: whether an engine that opens the file finds the entry.
     """
 
     record: int
@@ -71,12 +71,12 @@ class Entry:
 
     @property
     def bytes(self) -> int:
-        """How long its data are."""
+        """Size of the data."""
         return self.tokens * _TOKEN_BYTES + self.state_bytes
 
     @property
     def size(self) -> int:
-        """Bytes that it takes in the file: whole pages."""
+        """Bytes in the file: whole pages."""
         return -(-self.bytes // _PAGE) * _PAGE
 
 
@@ -84,16 +84,16 @@ class PrefixStore:
     """The store in one memory file. Least recently used entries make room for new ones."""
 
     def __init__(self, fd: int, fingerprint: bytes, *, own_thread: bool = False) -> None:
-        """Open it, and find what an earlier engine has left.
+        """Open the file, and take over the entries of earlier engines.
 
         Args:
-            fd: the file. Its size is the store's.
-            fingerprint: of the model and of how it is computed. Entries with another fingerprint are dropped: they
-                mean nothing to this engine.
-            own_thread: whether entries are committed by a thread of its own, soon, and not by `put`.
+            fd: the file. Its size is the store's size.
+            fingerprint: of the model and the way it is computed. Entries with another fingerprint are dropped, because
+                this engine cannot use them.
+            own_thread: whether a separate thread commits entries soon after `put`, instead of `put` itself.
 
         Raises:
-            ValueError: the file is too small to hold anything.
+            ValueError: the file is too small for any entry.
         """
         self._size = os.fstat(fd).st_size
         if self._size <= _DATA:
@@ -106,15 +106,15 @@ class PrefixStore:
         self._faults: list[str] = []
         self._uses = 0
         self.used = 0
-        """Bytes of entries."""
+        """Total size of the entries."""
         header = _HEADER.pack(_MAGIC, blake2b(fingerprint, digest_size=32).digest())
         if self._bytes[: _HEADER.size] != header:
             self._bytes[_PAGE:_DATA] = bytes(_DATA - _PAGE)
             self._bytes[: _HEADER.size] = header
         self._prepared = 0
-        """Up to here the file's pages have memory, as far as the thread knows."""
+        """The thread has prepared the memory of the file's pages up to here."""
         self._lock = threading.Lock()
-        """Held to change records, and `_entries` where the thread reads it."""
+        """Protects the records, and `_entries` where the thread reads it."""
         self._recover()
         self._written: SimpleQueue[Entry] = SimpleQueue()
         self._committed: SimpleQueue[Entry] = SimpleQueue()
@@ -124,7 +124,7 @@ class PrefixStore:
 
     @property
     def capacity(self) -> int:
-        """Bytes for entries."""
+        """Space for entries, in bytes."""
         return (self._size - _DATA) // _PAGE * _PAGE
 
     @property
@@ -137,7 +137,7 @@ class PrefixStore:
         return len(self._entries)
 
     def faults(self) -> list[str]:
-        """What was found damaged since the last call. It is dropped already."""
+        """Descriptions of the damaged entries found since the last call. They are already dropped."""
         faults, self._faults = self._faults, []
         return faults
 
@@ -157,13 +157,13 @@ class PrefixStore:
         """Add an entry.
 
         Args:
-            namespace: whose it is.
+            namespace: the namespace of the prefix.
             tokens: the prefix.
-            state_bytes: how long its state is.
-            write: writes the state into so many bytes and returns how many it wrote.
+            state_bytes: size of the state.
+            write: writes the state into a buffer of that size, and returns how many bytes it wrote.
 
         Returns:
-            The entry; None if the store is too small for it or the state was not written whole.
+            The entry; None if the store is too small for it, or the state was not written completely.
         """
         held = as_tokens(tokens)
         entry = Entry(0, 0, len(held), state_bytes, _digest(namespace))
@@ -179,7 +179,7 @@ class PrefixStore:
         return entry
 
     def commit(self, entry: Entry, replaces: tuple[Entry, ...] = ()) -> None:
-        """Make an entry visible to later engines, and then drop those that it replaces."""
+        """Make an entry visible to later engines, then drop the entries that it replaces."""
         entry.replaces = replaces
         if self._own_thread:
             self._written.put(entry)
@@ -188,7 +188,7 @@ class PrefixStore:
             self.settle()
 
     def settle(self) -> None:
-        """Drop what committed entries have replaced."""
+        """Drop the entries that committed entries have replaced."""
         while not self._committed.empty():
             entry = self._committed.get()
             for replaced in entry.replaces:
@@ -196,7 +196,7 @@ class PrefixStore:
             entry.replaces = ()
 
     def state(self, entry: Entry) -> memoryview | None:
-        """The state of an entry, which counts as used now; None if it is damaged. Then it is dropped."""
+        """The state of an entry, which counts as used now. A damaged entry is dropped and returns None."""
         if entry.committed and self._stored_checksum(entry) != self._checksum(entry):
             self.reject(entry)
             return None
@@ -204,7 +204,7 @@ class PrefixStore:
         return self._data(entry)[entry.tokens * _TOKEN_BYTES :]
 
     def begun_by(self, entry: Entry) -> list[Entry]:
-        """The entries of the same namespace with whose tokens this one begins, without itself."""
+        """The other entries of the namespace whose tokens are a prefix of this entry's."""
         namespace = entry.namespace.hex()
         return [
             other
@@ -215,12 +215,12 @@ class PrefixStore:
         ]
 
     def reject(self, entry: Entry) -> None:
-        """Drop an entry that turned out to be damaged."""
-        self._faults.append(f"a stored prefix of {entry.tokens} tokens is damaged: it is not used")
+        """Drop an entry that was found to be damaged."""
+        self._faults.append(f"a stored prefix of {entry.tokens} tokens is damaged and was dropped")
         self.drop(entry)
 
     def drop(self, entry: Entry) -> None:
-        """Remove an entry. Harmless if it is gone already."""
+        """Remove an entry. Harmless if it is already removed."""
         if entry in self._entries:
             with self._lock:
                 del self._entries[entry]
@@ -229,13 +229,13 @@ class PrefixStore:
             self._index.remove(entry.namespace.hex(), entry)
 
     def __contains__(self, entry: Entry) -> bool:
-        """Whether it is still there."""
+        """Whether the entry is still in the store."""
         return entry in self._entries
 
-    # Inside.
+    # Internals.
 
     def _recover(self) -> None:
-        """Take over the committed entries, least recently used first. Malformed records are dropped."""
+        """Read the committed entries, least recently used first. Malformed records are dropped."""
         found: list[tuple[int, Entry]] = []
         for record in range(RECORDS):
             mark, offset, tokens, state_bytes, namespace, _, used = _RECORD.unpack_from(
@@ -260,11 +260,11 @@ class PrefixStore:
             self._uses = max(self._uses, used)
 
     def _reject(self, record: int) -> None:
-        self._faults.append(f"record {record} of the stored prefixes is damaged: it is not used")
+        self._faults.append(f"record {record} of the stored prefixes is damaged and was dropped")
         _MARK.pack_into(self._bytes, _place(record), 0)
 
     def _make_room(self, entry: Entry) -> None:
-        """Give the entry a record and a place, for which others are dropped."""
+        """Find a record and space for the entry. Drops other entries if necessary."""
         while (offset := self._gap(entry.size)) is None or len(self._entries) >= RECORDS:
             self.drop(next(iter(self._entries)))
         used = {other.record for other in self._entries}
@@ -272,7 +272,7 @@ class PrefixStore:
         entry.offset = offset
 
     def _gap(self, size: int) -> int | None:
-        """The lowest place with so many free bytes, whose memory is most likely to be prepared already."""
+        """The lowest offset with this many free bytes. Its memory is the most likely to be prepared."""
         end = _DATA
         for entry in sorted(self._entries, key=lambda other: other.offset):
             if entry.offset - end >= size:
@@ -281,13 +281,13 @@ class PrefixStore:
         return end if self._size - end >= size else None
 
     def _commit_all(self) -> None:
-        """Commit what is written, as it comes."""
+        """Commit written entries as they come. The thread's main function."""
         while True:
             self._commit(self._written.get())
             self._prepare_memory()
 
     def _commit(self, entry: Entry) -> None:
-        """Write the record, unless the entry was dropped meanwhile: then its place may belong to another entry."""
+        """Write the record, unless the entry was dropped meanwhile; then its space may belong to another entry."""
         checksum = self._checksum(entry)
         with self._lock:
             if entry not in self._entries:
@@ -300,13 +300,13 @@ class PrefixStore:
         self._committed.put(entry)
 
     def _prepare_memory(self) -> None:
-        """Have the kernel give the file's next pages their memory, which takes longer than writing them."""
+        """Have the kernel allocate the file's next pages, which takes longer than writing them."""
         with self._lock:
             end = max((entry.offset + entry.size for entry in self._entries), default=_DATA)
         end = min(end + _AHEAD, self._size)
         if end > self._prepared:
             address = ctypes.addressof(ctypes.c_char.from_buffer(self._file, self._prepared))
-            # An older kernel refuses; then the pages come with the writing.
+            # Older kernels refuse this; then the pages are allocated when they are written.
             _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(end - self._prepared), _POPULATE_WRITE)
             self._prepared = end // _PAGE * _PAGE
 

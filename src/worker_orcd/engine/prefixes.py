@@ -1,4 +1,4 @@
-"""The index of computed token prefixes: which kept or live sequence begins like a new prompt. Pure.
+"""Index of computed token prefixes: finds the warm or live sequence that shares a new prompt's longest prefix. Pure.
 
 Entries are private to a namespace (an API key and a `cache_salt`): a lookup in one namespace never depends on the
 entries of another.
@@ -14,11 +14,11 @@ import numpy.typing as npt
 Key = TypeVar("Key")
 TokenArray = npt.NDArray[np.int32]
 Tokens = TokenArray | Sequence[int]
-"""Token ids. An array saves the time to make one of them."""
+"""Token ids. Passing an array avoids a conversion."""
 
 
 def as_tokens(tokens: Tokens) -> TokenArray:
-    """Token ids as an array; an array stays itself."""
+    """Token ids as an array. Returns an array unchanged."""
     return np.asarray(tokens, np.int32)
 
 
@@ -32,14 +32,14 @@ def common_prefix(first: TokenArray, second: TokenArray) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Match(Generic[Key]):
-    """Entry `key` begins with the first `length` tokens that were looked up."""
+    """The entry `key` shares the first `length` tokens of the lookup."""
 
     key: Key
     length: int
 
 
 class PrefixIndex(Generic[Key]):
-    """Token sequences by namespace. Grows and shrinks with its entries; its owner bounds it."""
+    """Token sequences by namespace. Its size is that of its entries, which the owner bounds."""
 
     def __init__(self) -> None:
         self._entries: dict[str, dict[Key, TokenArray]] = {}
@@ -59,13 +59,13 @@ class PrefixIndex(Generic[Key]):
     def longest(
         self, namespace: str, tokens: Tokens, usable: Callable[[Key, int], int] = lambda _key, length: length
     ) -> Match[Key] | None:
-        """The entry whose usable common prefix with `tokens` is the longest; None if none is longer than 0 tokens.
+        """The entry with the longest usable common prefix with `tokens`; None if no entry shares a usable token.
 
         Args:
-            namespace: only its entries are looked at.
-            tokens: what to find a prefix of.
-            usable: given an entry's key and the length of the common prefix, how many of these tokens the entry can
-                hand over. A recurrent state, for one, hands over all that it has computed or nothing.
+            namespace: only entries of this namespace are searched.
+            tokens: the tokens to look up.
+            usable: takes an entry's key and the length of the common prefix, and returns how many of these tokens can
+                be reused. Of a recurrent state, for example, all tokens can be reused or none.
         """
         wanted = as_tokens(tokens)
         best: Match[Key] | None = None
@@ -76,7 +76,7 @@ class PrefixIndex(Generic[Key]):
         return best
 
     def common(self, namespace: str, key: Key, tokens: Tokens) -> int:
-        """Number of leading tokens that an entry shares with these; 0 if there is no such entry."""
+        """Number of leading tokens that an entry shares with `tokens`; 0 if there is no such entry."""
         held = self._entries.get(namespace, {}).get(key)
         return 0 if held is None else common_prefix(held, as_tokens(tokens))
 
@@ -86,5 +86,5 @@ class PrefixIndex(Generic[Key]):
         return common_prefix(entries[key], entries[other]) == len(entries[other])
 
     def __len__(self) -> int:
-        """Entries of all namespaces."""
+        """Number of entries in all namespaces."""
         return sum(map(len, self._entries.values()))

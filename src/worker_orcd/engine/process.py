@@ -29,26 +29,26 @@ from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import Load, LoadFailed, Loading, NarrationEvent, Percent, Ready
 
 ModelLoader = Callable[[Load, InterruptByte, Callable[[float], None]], Model]
-"""Makes a model; reports the percentage that is loaded, as often as there is progress."""
+"""Makes a model, and calls back with the percentage loaded, whenever there is progress."""
 
 _PR_SET_PDEATHSIG = 1
 _LOOP_FAILED = 70
 
 
 class _ToFront(narration.Broadcast):
-    """Sends the engine's log events to the front, where the listeners are."""
+    """Sends the engine's log events to the front, which has the listeners."""
 
     def __init__(self, send: Callable[[NarrationEvent], None]) -> None:
         super().__init__()
         self._send = send
 
     def emit(self, event: narration.EventFields, owner: str | None) -> None:
-        """Send an event; it is in the engine's own log already."""
+        """Send an event, which is already in the engine's own log."""
         self._send(NarrationEvent(event, owner))
 
 
 def main(load_model: ModelLoader) -> None:
-    """Serve one front with the model that `load_model` makes, until the front goes away."""
+    """Serve one front with the model that `load_model` makes, until the front ends."""
     parser = argparse.ArgumentParser(prog="worker_orcd.engine", description=__doc__)
     for name in ("--socket", "--interrupt", "--front"):
         parser.add_argument(name, type=int, required=True)
@@ -91,7 +91,7 @@ def main(load_model: ModelLoader) -> None:
 def _load(
     load: Load, load_model: ModelLoader, interrupt: InterruptByte, mailbox: Mailbox
 ) -> tuple[Model, Ready]:
-    """Load and check; a model that cannot be loaded ends the process with 1. Returns it and what to say of it."""
+    """Load and check the model. Ends the process with status 1 if that fails. Returns the model and its `Ready`."""
     started = time.monotonic()
     try:
         model = load_model(load, interrupt, _LoadingProgress(mailbox).reached)
@@ -107,7 +107,7 @@ def _load(
 
 
 def _fingerprint(load: Load, ready: Ready) -> bytes:
-    """What a stored prefix depends on: the model file as it is now, the library, and how sequences are kept."""
+    """Identifies all that a stored prefix depends on: the model file's contents, the library, and the memory layout."""
     file: tuple[int, ...] = ()
     with contextlib.suppress(OSError):
         now = Path(load.model_path).stat()
@@ -117,7 +117,7 @@ def _fingerprint(load: Load, ready: Ready) -> bytes:
 
 
 def _printable(facts: Ready) -> Ready:
-    """The same facts with printable names. They come from the model file and from the device's driver."""
+    """The same facts with printable names, because names come from the model file and the device's driver."""
     return msgspec.structs.replace(
         facts,
         model=printable(facts.model),
@@ -128,28 +128,28 @@ def _printable(facts: Ready) -> Ready:
 
 
 def _fail(mailbox: Mailbox, code: str, message: str) -> NoReturn:
-    """End the process; names and strings from the model file may be in the message."""
+    """Report the failure and end the process. The message may contain strings from the model file."""
     mailbox.send(LoadFailed(code, printable(message)))
     sys.exit(1)
 
 
 class _LoadingProgress:
-    """Reports 0, 25, 50, 75 and 100 percent, each once, and that loading makes progress each time it does."""
+    """Reports 0, 25, 50, 75 and 100 percent once each, and every progress to the mailbox."""
 
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
         self._ahead: list[Percent] = [0, 25, 50, 75, 100]
 
     def reached(self, percent: float) -> None:
-        """The model is loaded to this percentage."""
+        """Note that this percentage of the model is loaded."""
         self._mailbox.load_progressed()
         while self._ahead and percent >= self._ahead[0]:
             self._mailbox.send(Loading(self._ahead.pop(0)))
 
 
 def _die_with_front(front: int) -> None:
-    """Ctrl-C, SIGTERM and SIGHUP are the front's to handle, also when a service manager or a terminal sends them to all
-    processes of a group; the front's death, however sudden, is the engine's too."""
+    """Have the kernel kill this process when the front dies, however suddenly. Ignore Ctrl-C, SIGTERM and SIGHUP, which
+    terminals and service managers send to all processes of a group: the front handles them."""
     for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(sig, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

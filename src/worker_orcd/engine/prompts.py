@@ -1,5 +1,5 @@
-"""Prompts that the front has given the engine: those that wait for a preparer thread, those that have one, and accepted
-runs that are yet to begin."""
+"""Prompts that the front has sent to the engine: waiting for a tokenizer thread, in preparation, or accepted and
+waiting for `Begin`."""
 
 import threading
 from array import array
@@ -15,25 +15,25 @@ from worker_orcd.protocol.messages import Begin, Submit, Tokenize
 
 
 class Prompts:
-    """Accepts prompts and hands them out in order. Safe from any thread."""
+    """Takes prompts and hands them to the tokenizer threads in order. Thread-safe."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._waiting: deque[Submit | Tokenize] = deque()
         self._known: dict[int, CurrentPrompt] = {}
-        """By run: all that wait or are being prepared."""
+        """By run: the prompts that wait or are being prepared."""
         self._accepted: dict[int, tuple[Submit, array[int]]] = {}
-        """By run: without the prompt's text, with its token ids."""
+        """By run: the request without the prompt's text, and the prompt's token ids."""
 
     def put(self, request: Submit | Tokenize) -> None:
-        """A prompt arrives."""
+        """Add a prompt to prepare."""
         with self._changed:
             self._known[request.run] = CurrentPrompt()
             self._waiting.append(request)
             self._changed.notify()
 
     def drop(self, run: int) -> None:
-        """Forget a prompt. Harmless if it is unknown."""
+        """Drop a prompt. Harmless if it is unknown."""
         with self._changed:
             self._accepted.pop(run, None)
             if run in self._known:
@@ -53,8 +53,8 @@ class Prompts:
                 del self._known[request.run]
 
     def accept(self, submitted: Submit, tokens: tuple[int, ...]) -> None:
-        """Keep a run: within the block of `next` that has prepared it, unless it was dropped meanwhile; or one whose
-        tokens an earlier engine has counted."""
+        """Keep a run until `begin`. Called within the block of `next` that has prepared the run (and then ignored if
+        the run was dropped meanwhile), or for a run whose tokens an earlier engine has counted."""
         with self._changed:
             in_hand = self._known.get(submitted.run)
             if in_hand is None or not in_hand.dropped:
@@ -62,10 +62,10 @@ class Prompts:
                 self._accepted[submitted.run] = (kept, array("i", tokens))
 
     def begin(self, begin: Begin) -> Run:
-        """Hand over an accepted run.
+        """Return an accepted run that is to begin, and stop keeping it.
 
         Raises:
-            KeyError: it is not kept here.
+            KeyError: no such run is kept.
         """
         with self._changed:
             submitted, prompt = self._accepted.pop(begin.run)

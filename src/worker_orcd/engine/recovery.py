@@ -1,9 +1,9 @@
-"""Keeps neighbours progressing after an aborted step, at any load and any rate of cancels. Pure.
+"""Ensures that other runs make progress after an aborted step, at any load and any rate of cancels. Pure.
 
-The runs of an aborted step are *protected*: their next step must not be aborted by another ordinary cancel. Steps of
-protected runs are planned short (`Pace.PROTECTED`) and are aborted only by an overdue stop: one that has waited for
-nearly 100 ms. Each aborted step also shortens the following ones, because the next cancel is likely to come soon: in a
-storm of cancels, short steps complete where long ones would be aborted again and again.
+The runs of an aborted step are *protected*: an ordinary cancel cannot abort their next step. Steps of protected runs
+are planned short (`Pace.PROTECTED`) and are aborted only by an overdue stop: one that has waited for nearly 100 ms.
+Each aborted step also shortens the following ones, because the next cancel is likely to come soon: during many cancels,
+short steps complete, while long ones would be aborted again and again.
 """
 
 from collections.abc import Iterable
@@ -12,10 +12,10 @@ from worker_orcd.engine.model import AbortMode
 from worker_orcd.engine.planner import Pace
 
 SHORT_STEPS = 4
-"""Steps after an aborted one that are planned short."""
+"""Number of steps after an aborted one that are planned short."""
 MAX_ABORTS_IN_A_ROW = 8
-"""After this many aborted steps in a row, the next step cannot be aborted at all. Otherwise streams would starve on
-machines where a single row, the shortest step, takes longer than the wait of an overdue stop."""
+"""After this many aborted steps in a row, the next step is not abortable at all. Otherwise streams would starve on
+machines where even a step of a single row takes longer than an overdue stop waits."""
 
 
 class Recovery:
@@ -27,13 +27,13 @@ class Recovery:
         self._aborts_in_a_row = 0
 
     def aborted(self, undone: Iterable[int], computed: Iterable[int] = ()) -> None:
-        """A step was aborted. Some of its runs were not computed; with `--exact` others may have been."""
+        """Note an aborted step: the runs that were not computed, and with `--exact` those that were."""
         self._protected = (self._protected - set(computed)) | set(undone)
         self._short_left = SHORT_STEPS
         self._aborts_in_a_row += 1
 
     def done(self, runs: Iterable[int]) -> None:
-        """A step with these runs completed."""
+        """Note a completed step with these runs."""
         self._protected -= set(runs)
         self._short_left = max(0, self._short_left - 1)
         self._aborts_in_a_row = 0

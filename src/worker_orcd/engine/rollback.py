@@ -1,15 +1,15 @@
-"""Rollback: restore every sequence to its state before a decode that was aborted or failed.
+"""Rollback: restores every sequence to its state before an aborted or failed decode.
 
-Attention forgets positions, so trimming the slots of the decode is enough. A recurrent state cannot be cut back,
-and llama.cpp moves the states of all sequences while it computes: after an abort the states of sequences without a row
-in the decode are undefined as well. So for such memory (`Memory.trims` is false) all resident sequences are saved
-before a decode that may be aborted, and all are restored and trimmed afterwards. The other ways that suggest
-themselves give wrong text now and then: saving only the decode's sequences, copies under a spare sequence id, and
-llama.cpp's own rollback slots (`n_rs_seq`).
+With attention, positions can be removed, so trimming the slots of the decode is enough. A recurrent state cannot be
+shortened, and llama.cpp moves the states of all sequences while it computes: after an abort, the states of sequences
+without a row in the decode are undefined as well. So for such memory (`Memory.trims` is false) all resident sequences
+are saved before an abortable decode, and all are restored and trimmed after an abort. Three simpler methods gave wrong
+text now and then: saving only the decode's sequences, copies under a spare sequence id, and llama.cpp's own rollback
+slots (`n_rs_seq`).
 
-One more thing has to be put right. llama.cpp keeps states in slots and marks the free slots that a decode passes over
-as zeroed before it zeroes them. After an abort they are marked and not zeroed, and the next new sequence would begin
-with another one's state. A slot loses the mark when it is filled and freed again, so all free slots are.
+A second repair is necessary. llama.cpp keeps states in slots, and marks the free slots that a decode skips as zeroed
+before it zeroes them. After an abort, such slots are marked but not zeroed, and the next new sequence would begin with
+the state of another one. Filling and freeing a slot removes the mark, so this is done with all free slots.
 """
 
 from collections.abc import Iterable
@@ -21,21 +21,21 @@ from worker_orcd.engine.slot import Slot
 
 @dataclass(slots=True)
 class _Saved:
-    """A slot's memory when it held `length` tokens."""
+    """A copy of a slot's memory from when the slot held `length` tokens."""
 
     length: int
     memory: bytearray
 
 
 class Rollback:
-    """Saves and restores the slots of one model, as its memory needs it."""
+    """Saves and restores the slots of one model, in the way that its memory requires."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
         self._saved: dict[Slot, _Saved] = {}
 
     def prepare(self, resident: Iterable[Slot]) -> None:
-        """Save what an abort of the next decode would destroy. What has not changed since it was saved is kept."""
+        """Save what an abort of the next decode would destroy. Copies of unchanged slots are reused."""
         if self._model.memory.trims:
             return
         slots = [slot for slot in resident if slot.computed > 0]
@@ -50,22 +50,22 @@ class Rollback:
         self._saved = kept
 
     def forget(self, slot: Slot) -> None:
-        """Drop what is saved of a slot whose tokens are computed again."""
+        """Drop the copy of a slot whose tokens are computed again."""
         self._saved.pop(slot, None)
 
     def undo(self, resident: Iterable[Slot], computed: Iterable[Slot], outcome: Outcome) -> list[Slot]:
-        """Bring all slots back to their length of before the decode.
+        """Restore all slots to their lengths before the decode.
 
         Args:
             resident: all slots of the ledger.
-            computed: those that had rows in the decode.
+            computed: the slots with rows in the decode.
             outcome: how the decode ended.
 
         Returns:
-            Slots whose memory is lost: their tokens have to be computed again from the first one.
+            Slots whose memory is lost: all their tokens must be computed again.
         """
         if self._model.memory.trims or outcome is Outcome.NO_ROOM:
-            # Without room llama.cpp writes nothing.
+            # When llama.cpp finds no room, it writes nothing.
             return [slot for slot in computed if not self._trimmed(slot)]
         slots = list(resident)
         lost = [slot for slot in slots if not self._restored(slot)]
@@ -75,7 +75,7 @@ class Rollback:
         return lost
 
     def _reset_free_slots(self, restored: list[Slot]) -> None:
-        """Fill and free every id that none of these slots has. Without any the whole memory can be cleared."""
+        """Fill and free every id that belongs to none of these slots. Without slots, clear the whole memory."""
         if not restored:
             self._model.clear()
             return

@@ -1,4 +1,4 @@
-"""Rows of a step in the form in which llama.cpp takes them."""
+"""The rows of a step as llama.cpp's `llama_batch`."""
 
 import ctypes
 from typing import Any
@@ -9,7 +9,7 @@ from worker_orcd.engine.model import Batch
 
 
 class RowBuffers:
-    """The arrays of a `llama_batch`, kept and refilled. Each row belongs to one sequence."""
+    """The arrays of a `llama_batch`, reused for every step. Each row belongs to one sequence."""
 
     def __init__(self, lib: Any, rows: int) -> None:
         self.count = rows
@@ -32,7 +32,7 @@ class RowBuffers:
             setattr(self._batch, name, ctypes.cast(array.ctypes.data, kind))
 
     def fill(self, batch: Batch) -> Any:
-        """The `llama_batch` of these rows; valid until the next call."""
+        """The `llama_batch` of these rows. Valid until the next call."""
         rows = len(batch.tokens)
         self._tokens[:rows] = batch.tokens
         self._positions[:rows] = batch.positions

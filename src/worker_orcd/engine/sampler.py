@@ -1,4 +1,4 @@
-"""Draws tokens with llama.cpp's samplers, as `SamplingParams` says."""
+"""Draws tokens with llama.cpp's samplers, configured by `SamplingParams`."""
 
 import ctypes
 from collections.abc import Callable, Iterable
@@ -11,9 +11,9 @@ from worker_orcd.engine.counter_rng import draw_seed
 from worker_orcd.sampling import PENALTY_WINDOW, SAMPLERS, SamplingParams
 
 Mask = Callable[[NDArray[np.float32], int], None]
-"""Forbids tokens: sets some of the logits to -inf, in place, before the token with this index is drawn."""
+"""Forbids tokens: sets logits to -inf in place, before the token with this index is drawn."""
 _COLDEST = 1e-4
-"""Temperatures below are greedy: logits divided by them leave the range of a float."""
+"""Lower temperatures are greedy: logits divided by them would overflow a float."""
 _SMALLEST_PENALTY = 1e-6
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 """llama_token_data."""
@@ -22,7 +22,7 @@ _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32
 class LlamaSampler:
     """Masks, then a chain of llama.cpp's samplers: logit bias, those of `samplers` in their order, the draw.
 
-    The chain is kept; the draw is made anew for each token, seeded by (seed, index).
+    The chain is kept; the drawing sampler is created for each token, seeded by (seed, index).
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class LlamaSampler:
         Args:
             lib: `llama_cpp`'s low-level API.
             context: has the logits of the last step.
-            vocab_size: tokens of the model.
-            sampling: of the run.
+            vocab_size: number of tokens in the vocabulary.
+            sampling: the run's parameters.
             history: the run's tokens so far, prompt included.
             ends: end-of-generation tokens.
         """
@@ -52,7 +52,7 @@ class LlamaSampler:
         self._cold = sampling.temperature < _COLDEST
         self._greedy = self._cold and sampling.samplers is None
         self.masks: list[Mask] = []
-        """Applied in order before each draw. At least one token must stay allowed."""
+        """Applied in this order before each draw. At least one token must stay allowed."""
         if sampling.min_tokens:
             self.masks.append(_forbid_until(sampling.min_tokens, [*ends, *sampling.stop_token_ids]))
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
@@ -100,7 +100,7 @@ class LlamaSampler:
         """Draw a token.
 
         Args:
-            row: of the last step.
+            row: the row of the last step to draw from.
             index: the token's number in the run's output.
             allowed: token *t* may be drawn if bit *t* is set, the lowest bit of a byte first; None: all may.
         """
@@ -118,7 +118,7 @@ class LlamaSampler:
         return token
 
     def _sample(self, row: int, allowed: bytes | None) -> int:
-        """Have the chain choose a token. None of its samplers sees a token that is not allowed."""
+        """Apply the chain. None of its samplers receives a token that is not allowed."""
         lib, chain = self._lib, self._chain
         if allowed is None:
             return int(lib.llama_sampler_sample(chain, self._context, row))
@@ -128,7 +128,7 @@ class LlamaSampler:
         if not np.isfinite(scores).any():
             scores = np.zeros_like(
                 scores
-            )  # `min_tokens` forbids all that the grammar allows: the grammar wins.
+            )  # `min_tokens` forbids every token that the grammar allows: the grammar takes precedence.
         candidates = np.zeros(len(ids), _CANDIDATE)
         candidates["id"], candidates["logit"] = ids, scores
         data = ctypes.cast(candidates.ctypes.data, lib.llama_token_data_p)
@@ -139,7 +139,7 @@ class LlamaSampler:
         return token
 
     def logits(self, row: int) -> NDArray[np.float32]:
-        """The row's logits, where llama.cpp has them: a change changes what is drawn. Valid until the next step."""
+        """The row's logits in llama.cpp's memory: changing them changes the draw. Valid until the next step."""
         found = self._lib.llama_get_logits_ith(self._context, row)
         return np.ctypeslib.as_array(found, shape=(self._vocab_size,))
 

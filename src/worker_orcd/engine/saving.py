@@ -1,12 +1,12 @@
-"""When a slot is copied to the store in host memory, and how it comes back.
+"""Decides when a slot is copied to the prefix store, and restores slots from it.
 
-A slot's memory is copied whole, since llama.cpp copies nothing less of a sequence. So a long prompt is saved at
-distances that grow with its length: what that costs stays below two percent of the computing, and an engine that dies
-costs no more than one distance. Where a sequence cannot be cut back (recurrent states, sliding windows) only a whole
-saved prefix can be taken up. There a step ends before the last token of a prompt, which is saved at that point: a later
-prompt that begins with this one can start there.
+llama.cpp can only copy the whole memory of a sequence. So a long prompt is saved at intervals that grow with its
+length: saving then costs less than two percent of the computing, and the death of an engine loses at most one interval.
+Where a sequence cannot be shortened (recurrent states, sliding windows), a saved prefix can only be reused as a whole.
+There, a step ends before the last token of a prompt (the checkpoint), and the slot is saved at that point, so that a
+later prompt that begins with this one can start from it.
 
-The loop waits for a copy, and streams and stops wait for the loop. So what is predicted to take long is not copied.
+The loop waits for a copy, and streams and stops wait for the loop. So a copy that is predicted to take long is skipped.
 """
 
 import time
@@ -18,33 +18,33 @@ from worker_orcd.engine.prefixes import Match, Tokens
 from worker_orcd.engine.slot import Slot
 
 MIN_SAVED = 32
-"""Fewer tokens are quicker to compute than to look after."""
+"""Fewer tokens are not worth saving: computing them is faster."""
 EVERY = 256
-"""Tokens between two copies of a slot that is computing…"""
+"""Least number of tokens between two copies of a slot that is computing…"""
 GROWTH = 16
-"""… and at least this part of its tokens, one of so many."""
+"""… and at least one in this many of its tokens."""
 ALONE_MS = 40.0
-"""A copy that is predicted to take longer is not made, because of stops…"""
+"""The longest predicted time of a copy, since stops wait for it…"""
 BESIDE_MS = 10.0
-"""… and beside other runs, because of their streams."""
+"""… and beside other runs, since their streams wait, too."""
 _FIRST_RATE = 2e6
 _SMOOTHING = 0.2
 _HOPE = 1.05
-"""Each copy that is not made raises the predicted rate: otherwise one bad moment would end all copying."""
+"""Each skipped copy raises the predicted rate by this factor. Otherwise one slow copy could end all copying."""
 
 
 class Saving:
-    """Copies slots of one model to one store, and back."""
+    """Copies slots of one model to one store and back."""
 
     def __init__(self, model: Model, store: PrefixStore, clock: Callable[[], float] = time.monotonic) -> None:
         self._model = model
         self._store = store
         self._clock = clock
         self._rate = _FIRST_RATE
-        """Bytes copied in a millisecond."""
+        """Bytes copied per millisecond."""
 
     def checkpoint(self, tokens: int) -> int:
-        """Where computing so many tokens has to pause, so that they can be saved; 0: nowhere."""
+        """The number of a prompt's `tokens` after which a step must end so that the slot can be saved; 0: none."""
         pauses = not self._model.memory.hands_over(tokens, tokens - 1) and tokens > MIN_SAVED
         return tokens - 1 if pauses else 0
 
@@ -57,16 +57,16 @@ class Saving:
         )
 
     def worth_saving(self, slot: Slot) -> bool:
-        """Whether a slot whose run has ended holds enough that the store lacks."""
+        """Whether a slot whose run has ended holds enough tokens that are not in the store."""
         return slot.namespace is not None and slot.computed - slot.saved >= MIN_SAVED
 
     def save(self, slot: Slot, *, alone: bool) -> None:
-        """Copy a slot to the store, unless that takes too long or the store is too small. It then replaces what was
-        saved of it before, and what it can hand over as well.
+        """Copy a slot to the store, unless that takes too long or the store is too small. The copy replaces the slot's
+        earlier copy, and all entries that it makes redundant.
 
         Args:
-            slot: it has a namespace.
-            alone: whether no other run waits for the copy.
+            slot: the slot, whose namespace is not None.
+            alone: whether no other run waits meanwhile.
         """
         if slot.namespace is None:
             return
@@ -94,16 +94,16 @@ class Saving:
             if other is slot.entry or self._model.memory.hands_over(entry.tokens, other.tokens)
         ]
         self._store.commit(entry, tuple(replaced))
-        # A checkpoint is there for the prompts that begin with this one: it stays.
+        # The copy at a checkpoint serves later prompts that begin with this one, so later copies do not replace it.
         slot.entry = None if slot.computed == slot.checkpoint else entry
 
     def longest(self, namespace: str, tokens: Tokens) -> Match[Entry] | None:
-        """The entry with the longest prefix of these tokens."""
+        """The entry with the longest reusable prefix of these tokens."""
         return self._store.longest(namespace, tokens, self._usable)
 
     def restore(self, entry: Entry, sequence: int, length: int) -> bool:
-        """Put the first `length` tokens of an entry into a free sequence. False: it did not work, the entry is dropped,
-        and the sequence has to be trimmed."""
+        """Load the first `length` tokens of an entry into a free sequence. Returns False if that failed; then the entry
+        is dropped, and the sequence must be trimmed."""
         state = self._store.state(entry)
         if state is None:
             return False
@@ -116,11 +116,11 @@ class Saving:
         return whole
 
     def settle(self) -> None:
-        """Drop what was replaced, once what replaces it is committed."""
+        """Drop replaced entries whose replacement is committed."""
         self._store.settle()
 
     def faults(self) -> list[str]:
-        """What was found damaged since the last call."""
+        """Descriptions of the damaged entries found since the last call."""
         return self._store.faults()
 
     def _usable(self, entry: Entry, length: int) -> int:

@@ -1,8 +1,8 @@
-"""Which run gets a slot next, and which one gives way. Pure: it decides, the loop carries it out.
+"""Decides which run gets a slot next, and which run is preempted for it. Pure; the loop carries the decisions out.
 
-A run waits from `Begin` until it has a slot, and again after it was preempted. The one that is first in order
-(`urgency.py`) gets the next slot as soon as it fits; no other one overtakes it, except while it waits for a live run
-that is computing what its prompt begins with.
+A run waits from `Begin` until it gets a slot, and again after it was preempted. The first run in order (`urgency.py`)
+gets the next slot as soon as it fits. No other run overtakes it, except while it waits for a live run that is computing
+a prefix of its prompt.
 """
 
 from collections.abc import Collection, Sequence as Ordered
@@ -14,12 +14,12 @@ from worker_orcd.engine.slot import Leader, Slot
 from worker_orcd.engine.urgency import Followers, gives_way, inherited_order, order
 
 GROWTH_CELLS = 64
-"""Cells that a run is expected to grow by before another one ends and makes room."""
+"""Number of cells that a run is expected to need before another run ends."""
 
 
 def max_waiting(sequences: int) -> int:
-    """How many runs wait here at most: as many as the front hands over when none gives way to another
-    (`jobs/queue.py`). More come only with ever more urgent ones."""
+    """The most runs that wait here: as many as the front hands over when none is preempted (`jobs/queue.py`). Only
+    ever more urgent runs could make more of them wait."""
     return 2 * (sequences + 2)
 
 
@@ -28,30 +28,30 @@ class Live(Protocol):
 
     @property
     def run(self) -> Run:
-        """What it is."""
+        """The run."""
 
     @property
     def slot(self) -> Slot:
-        """Where its tokens are."""
+        """The run's slot."""
 
 
 class Room(Protocol):
-    """What the ledger of cells answers about runs without a slot."""
+    """The ledger's interface for the scheduler: questions about runs without a slot."""
 
     def leader(self, tokens: TokenArray, namespace: str | None) -> Leader | None:
-        """The live run that such a run had better wait for."""
+        """The live run for which a run with these tokens should wait; None: it should not wait."""
 
     def leads(self, leader: Leader) -> bool:
-        """Whether a leader is still live and has not computed yet what others wait for."""
+        """Whether a leader is live and has not yet computed the tokens that other runs wait for."""
 
     def fits(self, tokens: TokenArray, namespace: str | None, beside: Ordered[Slot], growth: int) -> bool:
-        """Whether there are cells for such a run's tokens and those of these live slots, and `growth` more."""
+        """Whether the pool has enough cells for these tokens, for the live slots `beside`, and for `growth` more."""
 
 
 class Waiting:
-    """A run without a slot, and its tokens as the index of prefixes looks them up.
+    """A run without a slot, and its tokens as an array for the prefix index.
 
-    `computed`: how many of its tokens were in cells when it was preempted.
+    `computed`: number of tokens in cells when the run was preempted.
     """
 
     def __init__(self, run: Run, computed: int) -> None:
@@ -63,8 +63,8 @@ class Waiting:
         self._asked_at = -1
 
     def leader(self, room: Room, opened: int) -> Leader | None:
-        """The live run that it waits for. The ledger is asked again only after another slot was opened, or when that
-        run leads no more: whole prompts are compared, before every step."""
+        """The live run that this run waits for. Queries the ledger again only after a new slot was opened, or when that
+        run no longer leads, because the ledger compares whole prompts, before every step."""
         if self._leader is not None and not room.leads(self._leader):
             self._leader, self._asked_at = None, -1
         if self._leader is None and self._asked_at != opened:
@@ -73,7 +73,7 @@ class Waiting:
 
 
 def growth(run: Run, generated: int) -> int:
-    """Cells that a run is expected to grow by soon, once its tokens so far are computed."""
+    """Number of cells that a run is expected to need soon, in addition to those for its tokens so far."""
     return min(run.max_tokens - generated, GROWTH_CELLS)
 
 
@@ -81,12 +81,12 @@ class Scheduler:
     """The runs that wait for a slot."""
 
     def __init__(self, sequences: int) -> None:
-        """`sequences`: how many runs can have a slot at a time."""
+        """`sequences`: how many runs can have a slot at the same time."""
         self._sequences = sequences
         self._waiting: dict[int, Waiting] = {}
         """In order."""
         self._opened = 0
-        """How many runs got a slot."""
+        """Number of runs that got a slot so far."""
 
     @property
     def waiting(self) -> frozenset[int]:
@@ -94,16 +94,16 @@ class Scheduler:
         return frozenset(self._waiting)
 
     def add(self, run: Run, computed: int = 0) -> None:
-        """Add a run that is to begin, or one that was preempted with so many tokens in cells."""
+        """Add a run that begins, or one that was preempted with `computed` tokens in cells."""
         self._waiting[run.run] = Waiting(run, computed)
         self._waiting = dict(sorted(self._waiting.items(), key=lambda item: order(item[1].run)))
 
     def remove(self, run: int) -> Waiting | None:
-        """A run waits no more. None: it did not."""
+        """Remove a run. Returns None if it did not wait."""
         return self._waiting.pop(run, None)
 
     def surplus(self) -> list[int]:
-        """Remove the least urgent of more runs than may wait here: they wait in the front."""
+        """Remove the least urgent runs beyond the number that may wait here. They go back to the front."""
         beyond = list(self._waiting)[max_waiting(self._sequences) :]
         return [self._waiting.pop(run).run.run for run in beyond]
 
@@ -117,10 +117,11 @@ class Scheduler:
         return found
 
     def next(self, live: Collection[Live], room: Room) -> tuple[Run, list[Live]] | None:
-        """Take the run that gets a slot now, and the live ones of which one gives way to it first, if no slot is free.
+        """Take the run that gets a slot now, and the live runs of which one must be preempted first (none if a slot is
+        free).
 
-        None: no run waits, or the first one does not fit yet. It fits if it fits beside those that it may not preempt.
-        When cells run out later, the least urgent of all live runs gives way.
+        Returns None if no run waits or the first one does not fit yet. A run fits if there are enough cells for it and
+        for the live runs that it may not preempt. If cells run out later, the least urgent live run is preempted.
         """
         waiting = next((one for one in self._waiting.values() if not one.leader(room, self._opened)), None)
         if waiting is None:
@@ -141,5 +142,5 @@ class Scheduler:
 
 
 def least_urgent(live: Collection[Live], followers: Followers) -> Live:
-    """The run that is preempted first of these."""
+    """The one of these runs that is preempted first."""
     return max(live, key=lambda other: inherited_order(other.run, followers))

@@ -1,4 +1,4 @@
-"""A run while the engine holds it: its tokens, how many of them are in KV cells, and its text so far."""
+"""A run that has a slot: its tokens, how many of them are in KV cells, and its text so far."""
 
 from typing import Literal
 
@@ -17,17 +17,17 @@ from worker_orcd.sampling import Logprobs, TokenLogprob
 from worker_orcd.tool_calls.formats import REASONING, SHOWN_MARKS
 
 _MARK_TOKENS = 16
-"""At most so many tokens, white space included, is a mark at the end of a prompt."""
+"""The most tokens of a reasoning mark at the end of a prompt, white space included."""
 SCORED_LOGITS = 2_000_000
-"""Logits of a prompt that is scored, in one step: its end waits for their log probabilities."""
+"""The most rows per step of a prompt with `prompt_logprobs`: the step's end waits for their log probabilities."""
 
 
 class Sequence:
     """One run in one slot.
 
-    The slot's tokens are prompt and generated ones; the first `computed` of them are in KV cells. If one token is not,
-    and the run has generated some, the run is decoding. If more are not, the prompt is being computed (or computed
-    again, after the run was requeued).
+    The slot's tokens are the prompt and the generated tokens; the first `computed` of them are in KV cells. If only one
+    token is not, and the run has generated tokens, the run is decoding. Otherwise it is prefilling (again, if it was
+    requeued).
     """
 
     def __init__(self, run: Run, slot: Slot, model: Model) -> None:
@@ -53,33 +53,33 @@ class Sequence:
 
     @property
     def id(self) -> int:
-        """Its sequence id in the model, as the ledger has it now."""
+        """The current sequence id in the model. The ledger may change it."""
         return self.slot.id
 
     @property
     def computed(self) -> int:
-        """Tokens that are in KV cells."""
+        """Number of tokens in KV cells."""
         return self.slot.computed
 
     @property
     def generated(self) -> int:
-        """Tokens generated so far."""
+        """Number of tokens generated so far."""
         return len(self.tokens) - len(self.run.prompt)
 
     @property
     def prompt_processed(self) -> int:
-        """Prompt tokens that are in KV cells."""
+        """Number of prompt tokens in KV cells."""
         return min(self.computed, len(self.run.prompt))
 
     @property
     def prompt_cached(self) -> int:
-        """Prompt tokens that were in KV cells when the run got its slot."""
+        """Number of prompt tokens that were in KV cells when the run got its slot."""
         return min(self.slot.reused, len(self.run.prompt))
 
     @property
     def pending(self) -> Pending:
-        """The work that it wants done in the next step. A token is drawn from the last row, which a constrained run
-        therefore leaves out while its grammar is not ready."""
+        """Pending work for the next step. A constrained run leaves out the last row, from which a token is drawn, while
+        its grammar is not ready."""
         left = len(self.tokens) - self.computed
         scored = self.wants_logits(self.computed)
         rows = min(self.slot.pending, self._scored_rows) if scored else self.slot.pending
@@ -89,7 +89,7 @@ class Sequence:
 
     @property
     def rest(self) -> Run:
-        """What is left of its run, for another slot. A prompt that is scored as a whole is not scored again."""
+        """The run as it continues in another slot. A prompt with complete log probabilities is not scored again."""
         prompt, scored = self.run.prompt, self.run.prompt_logprobs
         return msgspec.structs.replace(
             self.run,
@@ -98,22 +98,22 @@ class Sequence:
         )
 
     def wants_logits(self, position: int) -> bool:
-        """Whether the logits of a prompt token's row are wanted, because the prompt's next token is scored by them."""
+        """Whether the logits of a prompt token's row are needed to score the prompt's next token."""
         return self.run.prompt_logprobs is not None and position < len(self.run.prompt) - 1
 
     def wants_embedding(self, position: int) -> bool:
-        """Whether the embedding of a prompt token's row is wanted."""
+        """Whether the embedding of a prompt token's row is needed."""
         return self._pool is not None and self._pool.wants(position)
 
     def pool(self, row: int, rows: int, model: Model) -> None:
-        """Add the embeddings of the rows from `row` on, which just ran and are about to count as computed."""
+        """Add the embeddings of `rows` rows from `row` on, which were just computed but are not yet counted."""
         pool, begin = self._pool, self.computed
         if pool is not None:
             for n in (n for n in range(rows) if pool.wants(begin + n)):
                 pool.add(begin + n, model.embedding(row + n))
 
     def score(self, row: int, rows: int, model: Model) -> list[PromptLogprobs]:
-        """Score the prompt tokens behind these rows, which are about to count as computed."""
+        """Log probabilities of the prompt tokens that follow these rows, which are not yet counted as computed."""
         begin = self.computed
         scored = [
             self._logprobs_behind(begin + n, row + n, model)
@@ -126,22 +126,22 @@ class Sequence:
         return [PromptLogprobs(self.run.run, first, tuple(scored))] if scored else []
 
     def _logprobs_behind(self, position: int, row: int, model: Model) -> Logprobs:
-        """The log probability of the prompt token behind this position, whose row just ran."""
+        """Log probability of the prompt token after this position, whose row was just computed."""
         return logprobs_of(
             model.logits(row), self.run.prompt[position + 1], self.run.prompt_logprobs or 0, model.name
         )
 
     def _first_logprobs(self, model: Model) -> Logprobs:
-        """That of the first prompt token, which nothing precedes."""
+        """Log probability of the first prompt token: none, because nothing precedes it."""
         return (TokenLogprob(self.run.prompt[0], model.name(self.run.prompt[0]), None),)
 
     def wait(self, seconds: float) -> None:
-        """Wait for its grammar, at most that long."""
+        """Wait for the run's grammar, at most this long."""
         if self._matcher is not None:
             self._matcher.wait(seconds)
 
     def close(self) -> None:
-        """Free everything that it holds except its slot."""
+        """Free all resources except the slot."""
         self.sampler.close()
         if self._matcher is not None:
             self._matcher.close()
@@ -155,12 +155,12 @@ class Sequence:
             now: the time in seconds.
 
         Returns:
-            What its readers get of it, and its end if this is the end; the cells in that are filled in when freed.
+            The tokens for readers, and the run's end if this is the end. The end's cells are filled in when freed.
         """
         if self._pool is not None:
             return [], self._embedded(self._pool)
         if self.generated >= self.run.max_tokens:
-            return [], EndOfRun(self.run.run, "length", 0, 0)  # None are wanted, only the prompt's scores.
+            return [], EndOfRun(self.run.run, "length", 0, 0)  # Requested: only prompt logprobs.
         try:
             return self._draw(row, model, now)
         except ConstraintRefused as error:
@@ -179,7 +179,7 @@ class Sequence:
         mask = None if constraint is None else constraint.mask()
         if mask is not None and mask.complete:
             return self._rest(), EndOfRun(run, "stop", 0, 0)
-        logits = b"" if wanted is None else model.logits(row)  # Before masks change them.
+        logits = b"" if wanted is None else model.logits(row)  # Read before masks change the logits.
         token = self.sampler.draw(row, self.generated, None if mask is None else mask.bits)
         if self._ends(token, model):
             return self._rest(), EndOfRun(run, "stop", 0, 0)
@@ -214,12 +214,12 @@ class Sequence:
             return False
 
     def _rest(self) -> list[TokenOut]:
-        """Held-back text, which goes out at the end."""
+        """Text that was held back and is sent at the end."""
         held = self._text.finish()
         return [TokenOut(self.run.run, None, held)] if held else []
 
     def _piece(self, token: int, model: Model) -> bytes:
-        """What a token adds to the text."""
+        """The bytes that a token adds to the text."""
         piece = model.piece(token)
         if piece or not self._marks:
             return piece
@@ -227,14 +227,14 @@ class Sequence:
         return name if name in self._marks else b""
 
     def _opened_reasoning(self, model: Model) -> str:
-        """The mark of reasoning with which the prompt ends: the output is shown as if it began with it."""
+        """The reasoning mark at the end of the prompt, if any. The output is shown as if it began with this mark."""
         if not self._marks or self.run.constraint is not None:
             return ""
         end = b"".join(map(model.name, self.run.prompt[-_MARK_TOKENS:])).rstrip()
         return next((begins for begins, _ in REASONING if end.endswith(begins.encode())), "")
 
     def _ends(self, token: int, model: Model) -> bool:
-        """Whether the output ends before this token. A grammar allows an end token only where it ends the output."""
+        """Whether this token ends the output. A grammar allows end tokens only where the output may end."""
         sampling = self.run.sampling
         ends = model.ends_generation(token) and (self._matcher is not None or not sampling.ignore_eos)
         return ends or token in sampling.stop_token_ids

@@ -1,4 +1,4 @@
-"""A slot: a sequence id with its cells, and the tokens that are in them."""
+"""A slot: a sequence id with its cells, and the tokens in these cells."""
 
 from dataclasses import dataclass, field
 
@@ -8,16 +8,16 @@ from worker_orcd.engine.prefix_store import Entry
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """A sequence id and its cells: the first `computed` of `tokens` are in them.
+    """A sequence id and its cells, which contain the first `computed` of `tokens`.
 
     Attributes:
         id: the sequence id in the model.
-        run: the run that computes in it, or did last.
-        namespace: runs of the same namespace may start from these cells; None: no run may.
-        reused: tokens that did not have to be computed, since another slot or the store had them.
-        checkpoint: a step ends when so many tokens are computed, so that they can be saved then; 0: none does.
-        saved: of its tokens, as many were in the store when it was last saved, or were found to be too many for it.
-        entry: its entry in the store, which the next one replaces.
+        run: the run that computes in the slot, or the last one that did.
+        namespace: later runs of this namespace may start from these cells; None: no run may.
+        reused: number of tokens that were taken from another slot or the store instead of computed.
+        checkpoint: a step must end when this many tokens are computed, so that the slot can be saved; 0: no checkpoint.
+        saved: number of tokens at the last attempt to save the slot.
+        entry: the slot's entry in the store, which the next copy replaces.
     """
 
     id: int
@@ -32,19 +32,19 @@ class Slot:
 
     @property
     def computed(self) -> int:
-        """Tokens that are in cells."""
+        """Number of tokens in cells."""
         return self.holder.length
 
     @property
     def pending(self) -> int:
-        """Tokens to compute before the next checkpoint, or before the next token can be drawn."""
+        """Number of tokens to compute before the next checkpoint, or before the next token can be drawn."""
         end = self.checkpoint if self.computed < self.checkpoint else len(self.tokens)
         return end - self.computed
 
 
 @dataclass(frozen=True, slots=True)
 class Leader:
-    """A live run that is computing what other runs begin with, and how many of its tokens they wait for."""
+    """A live run that is computing a prefix of other runs, and the number of its tokens that they wait for."""
 
     run: int
     tokens: int
@@ -52,8 +52,8 @@ class Leader:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """What became of a slot's cells: how many its run held, how many it still holds against the ledger's will, and how
-    many a later run need not compute."""
+    """The cells of a closed slot: how many its run held, how many could not be freed, and how many a later run can
+    reuse (warm or in the store)."""
 
     before: int
     after: int

@@ -1,4 +1,4 @@
-"""From token bytes to text that can be shown: whole characters only, and never a part of a stop sequence."""
+"""Turns token bytes into text that can be shown: whole characters only, and no part of a stop sequence."""
 
 import codecs
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ class Indentation:
 
 
 class TextAssembler:
-    """Turns one job's token bytes into text that is certain.
+    """Turns one job's token bytes into final text.
 
     Bytes of a character that is not complete are held back; bytes that can never become one are dropped, so no
     U+FFFD appears that the model did not write. Text that may be the start of a stop sequence is held back until
@@ -86,7 +86,7 @@ class TextAssembler:
         return self._indentation.feed(text)
 
     def _undecided(self) -> int:
-        """Length of the longest end of the held text that a stop sequence begins with."""
+        """Length of the longest suffix of the held text that is a prefix of a stop sequence."""
         for length in range(min(len(self._held), max(map(len, self._stops)) - 1), 0, -1):
             end = self._held[-length:]
             if any(stop.startswith(end) for stop in self._stops):

@@ -1,4 +1,4 @@
-"""llama.cpp's tokenizer for one vocabulary. `llama_cpp` comes in as `lib`: only `llama.py` gets it."""
+"""llama.cpp's tokenizer for one vocabulary. The `lib` argument is the `llama_cpp` module."""
 
 import ctypes
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ _PIECE_BYTES = 256
 
 
 class Tokenizer:
-    """Turns text into token ids and back. Safe to use while a step runs, from any thread."""
+    """Turns text into token ids and back. Thread-safe, also while a step runs."""
 
     def __init__(self, lib: Any, vocabulary: Any) -> None:
         """For a `llama_vocab` of a loaded model."""
@@ -28,9 +28,9 @@ class Tokenizer:
         """Token ids of a text.
 
         Args:
-            text: the text; what is not Unicode in it becomes a question mark.
-            parse_special: what looks like a special token is one.
-            add_special: add the beginning and the end that the vocabulary asks for.
+            text: the text. Invalid Unicode in it becomes question marks.
+            parse_special: recognize special tokens in the text.
+            add_special: add the tokens with which the vocabulary begins and ends each text.
 
         Raises:
             PromptRefused: llama.cpp cannot tokenize it.
@@ -48,10 +48,10 @@ class Tokenizer:
         return list(buffer[:count])
 
     def encode_pieces(self, pieces: Iterable[Piece]) -> list[int]:
-        """Token ids of a rendered conversation, as llama.cpp tokenizes the whole text at once.
+        """Token ids of a rendered conversation. The result is the same as tokenizing the whole text at once.
 
-        Pieces meet at special tokens only, and there llama.cpp cuts a text itself: a space that the vocabulary puts
-        before a text (`add_space_prefix`) comes to stand behind each of them, in pieces as in the whole.
+        Pieces are separated only by special tokens, where llama.cpp itself splits a text. So if the vocabulary adds a
+        space before each text (`add_space_prefix`), a space follows each special token in both cases.
         """
         beginning, end = self._frame
         tokens = list(beginning)
@@ -62,26 +62,26 @@ class Tokenizer:
                 tokens += self._encode_plain(piece.text)
         return tokens + end
 
-    def encode_infill(self, request: str, most: int) -> list[int]:
-        """Token ids of a prompt with a gap to fill, of at most `most` tokens if only its extra files are too long.
+    def encode_infill(self, request: str, max_tokens: int) -> list[int]:
+        """Token ids of an infill prompt. Shortens its extra files to fit into `max_tokens`.
 
         Raises:
-            PromptRefused: the vocabulary has no tokens for that.
+            PromptRefused: the vocabulary has no infill tokens.
         """
         tokens = InfillTokens.of(self._lib, self._vocabulary)
-        return infill(request, tokens, self._frame[0], self._encode_plain, most)
+        return infill(request, tokens, self._frame[0], self._encode_plain, max_tokens)
 
     def _encode_plain(self, text: str) -> list[int]:
         """Token ids of a text without control tokens.
 
-        Some of llama.cpp's tokenizers (RWKV, PLaMo 2) know control tokens as ordinary words. The text is then cut
+        Some of llama.cpp's tokenizers (RWKV, PLaMo 2) treat control tokens like ordinary words. Then the text is split
         inside these words.
         """
         tokens = self.encode(text, parse_special=False, add_special=False)
         special = [token for token in tokens if self._special.get(token, 0) & (_CONTROL | _UNKNOWN)]
         word = next((word for word in map(self._text, special) if len(word) > 1 and word in text), None)
         if word is None:
-            # The unknown token may stay: it stands for what the vocabulary lacks.
+            # The unknown token may stay: it represents text that the vocabulary lacks.
             return [token for token in tokens if not self._special.get(token, 0) & _CONTROL]
         first, *rest = text.split(word)
         parts = [first, *(word[1:] + part for part in rest)]
@@ -92,22 +92,22 @@ class Tokenizer:
 
     @property
     def adds_bos(self) -> bool:
-        """Whether each text gets a token at its beginning."""
+        """Whether the tokenizer adds a token before each text."""
         return bool(self._frame[0])
 
     @property
     def adds_eos(self) -> bool:
-        """Whether each text gets a token at its end."""
+        """Whether the tokenizer adds a token after each text."""
         return bool(self._frame[1])
 
     @property
     def bos(self) -> str:
-        """The text of the token that begins a sequence, "" if there is none."""
+        """The text of the BOS token, "" if there is none."""
         return self._text(self._lib.llama_vocab_bos(self._vocabulary))
 
     @property
     def eos(self) -> str:
-        """The text of the token that ends a sequence, "" if there is none."""
+        """The text of the EOS token, "" if there is none."""
         return self._text(self._lib.llama_vocab_eos(self._vocabulary))
 
     def special_tokens(self) -> tuple[SpecialToken, ...]:
@@ -149,7 +149,7 @@ class Tokenizer:
         return buffer.raw[: max(0, length)]
 
     def vocabulary(self) -> Vocabulary:
-        """All tokens as grammars see them. Takes up to a second."""
+        """All tokens, for grammars. Takes up to a second."""
         tokens, ends = [], []
         for token in range(self._lib.llama_vocab_n_tokens(self._vocabulary)):
             is_end = bool(self._lib.llama_vocab_is_eog(self._vocabulary, token))
@@ -160,12 +160,12 @@ class Tokenizer:
         return Vocabulary(tokens, ends)
 
     def text(self, token: int) -> bytes:
-        """A token's text in the vocabulary, which of a control token is its name."""
+        """A token's text in the vocabulary; for a control token, its name."""
         return bytes(self._lib.llama_vocab_get_text(self._vocabulary, token) or b"")
 
     @cached_property
     def _frame(self) -> tuple[list[int], list[int]]:
-        """What llama.cpp adds before and after each text."""
+        """The tokens that llama.cpp adds before and after each text."""
         added = self.encode("", parse_special=False, add_special=True)
         bos = self._lib.llama_vocab_bos(self._vocabulary)
         beginning = 1 if added[:1] == [bos] and (len(added) > 1 or self._adds_bos_token) else 0

@@ -1,4 +1,4 @@
-"""The side threads: prompts become token ids while the loop computes."""
+"""Threads that tokenize prompts while the loop computes."""
 
 import json
 import threading
@@ -20,15 +20,15 @@ from worker_orcd.protocol.messages import (
 )
 
 THREADS = 16
-"""As many as the prompts that the front gives an engine at a time (`jobs/preparing.py`): none waits for another one's
-rendering."""
+"""Number of threads. The front sends an engine at most this many prompts at a time (`jobs/preparing.py`), so no prompt
+waits for another one's rendering."""
 
 
 Answer = Accepted | Tokenized | Rejected
 
 
 def prepare(request: Submit | Tokenize, model: Model, in_hand: CurrentPrompt | None = None) -> Answer:
-    """Render and tokenize one prompt, and check what only the model can check. `in_hand`: as in `Model.encode`."""
+    """Render and tokenize one prompt, and make the checks that need the model. `in_hand`: as in `Model.encode`."""
     try:
         if isinstance(request, Tokenize):
             tokens = _tokens(request, model, in_hand)
@@ -43,15 +43,15 @@ def prepare(request: Submit | Tokenize, model: Model, in_hand: CurrentPrompt | N
 
 
 def _check(request: Submit, model: Model, in_hand: CurrentPrompt | None) -> None:
-    """Count the stop strings' tokens, hold sampling against the vocabulary, and try the constraint.
+    """Check the stop strings' lengths and the sampling parameters against the vocabulary, and try the constraint.
 
     Raises:
-        PromptRefused: something of it cannot be had.
+        PromptRefused: a check failed.
     """
     if request.embed is None and not model.generates:
         raise PromptRefused("this model generates no text; it serves /v1/embeddings", "model")
     if request.embed is not None and model.pooling == "none":
-        raise PromptRefused("this model is not made for embeddings, and no --pooling is given", "model")
+        raise PromptRefused("this model is not an embedding model, and the worker has no --pooling", "model")
     if request.embed is not None and request.embed > model.dimensions:
         fault = f"dimensions is {request.embed}, the model's embeddings have {model.dimensions}"
         raise PromptRefused(fault, "dimensions")
@@ -73,7 +73,7 @@ def _tokens(request: Submit | Tokenize, model: Model, in_hand: CurrentPrompt | N
     """The prompt's token ids.
 
     Raises:
-        PromptRefused: it has none.
+        PromptRefused: the prompt cannot be rendered or tokenized.
     """
     if request.template != "tokens":
         return tuple(model.encode(request.prompt, request.template, in_hand))
@@ -87,10 +87,10 @@ def _tokens(request: Submit | Tokenize, model: Model, in_hand: CurrentPrompt | N
 def prepare_all(
     prompts: Prompts, model: Model, send: Callable[[FromEngine], None], narrator: narration.Narrator
 ) -> None:
-    """Prepare prompts endlessly, one after the other. A slow one is prepared in parallel with later ones.
+    """Prepare prompts one after the other, forever. A slow prompt is prepared in parallel with later ones.
 
-    So a prompt waits for at most 0.1 s for each slow one before it. The front learns which prompts are slow, since it
-    judges how long the engine is at the others (`supervisor/liveness.py`).
+    So a prompt waits at most 0.1 s for each slow prompt before it. The front is informed of slow prompts, because it
+    limits how long an engine may take for the others (`supervisor/liveness.py`).
     """
     lock = threading.Lock()
     arguments = (prompts, model, send, narrator, lock)
@@ -100,7 +100,7 @@ def prepare_all(
 
 
 class _Turn:
-    """The right to take the next prompt. A thread keeps it until its prompt is prepared or turns out to be slow."""
+    """The right to take the next prompt. A thread holds it until its prompt is prepared or turns out to be slow."""
 
     def __init__(self, lock: threading.Lock) -> None:
         self._lock = lock

@@ -1,4 +1,4 @@
-"""Steps for no job, of each kind, so that the first job's steps are predicted and not guessed."""
+"""Computes steps of each kind before the first job, so that its steps are predicted from measurements."""
 
 from collections.abc import Callable
 
@@ -6,16 +6,16 @@ from worker_orcd.engine.model import AbortMode, Batch, Model
 from worker_orcd.engine.planner import TILE_ROWS, CostEstimate, Plan
 
 SLOW_ROW_SEC = 1.0
-"""A model whose first row takes longer is warmed up with fewer rows."""
+"""If the first row takes longer, warm-up uses fewer rows."""
 
 
 def warm_up(
     model: Model, cost: CostEstimate, clock: Callable[[], float], progressed: Callable[[], None]
 ) -> None:
-    """Compute steps and have `cost` learn from them. Leaves every sequence empty.
+    """Compute steps and update `cost` from them. Leaves every sequence empty.
 
-    The very first step is for the caches, and shows whether the model is too slow here for a whole tile of rows.
-    `progressed` is called after each step.
+    The very first step fills caches, and shows whether the model is too slow for a whole tile of rows. Calls
+    `progressed` after each step.
     """
     started = clock()
     _compute(model, 1)
@@ -31,7 +31,7 @@ def warm_up(
 
 
 def _compute(model: Model, rows: int) -> None:
-    """One step of so many rows, whose cells are freed again."""
+    """Compute one step of this many rows, and free its cells."""
     wanted = [False] * (rows - 1) + [True]
     model.decode(Batch([0] * rows, list(range(rows)), [0] * rows, wanted), abort_mode=AbortMode.NONE)
     model.trim(0, 0)

@@ -1,5 +1,5 @@
-"""A model file, loaded: its weights on a device, and its metadata. `llama_cpp` comes in as `lib`: only `llama.py`
-imports it."""
+"""A loaded model file: its weights on a device, and its metadata. The `lib` argument is the `llama_cpp` module, which
+only `llama.py` and `encoder.py` import."""
 
 import contextlib
 import ctypes
@@ -14,14 +14,14 @@ from worker_orcd.engine.model import ModelLoadError
 from worker_orcd.protocol.messages import Load, Pooling
 
 _POOLING: dict[str, Pooling] = {"1": "mean", "2": "cls", "3": "last"}
-"""llama_pooling_type, as it stands in a file's metadata."""
+"""llama_pooling_type, as in a file's metadata."""
 
 
 class Weights:
     """A `llama_model`."""
 
     def __init__(self, lib: Any, load: Load, progress: Callable[[float], None]) -> None:
-        """Load them.
+        """Load the weights.
 
         Args:
             lib: `llama_cpp`'s low-level API.
@@ -29,7 +29,7 @@ class Weights:
             progress: called with the percentage that is loaded, after each tensor.
 
         Raises:
-            ModelLoadError: with the reason, as far as llama.cpp says it.
+            ModelLoadError: with llama.cpp's reason, if it logs one.
         """
         self._lib = lib
         self.backend_log = BackendLog(lib)
@@ -41,14 +41,14 @@ class Weights:
         self.pooling: Pooling = load.pooling or own
 
     def text(self, key: str) -> str:
-        """A value of the metadata, "" if there is none."""
+        """A metadata value as text, "" if there is none."""
         buffer = ctypes.create_string_buffer(256)
         length = self._lib.llama_model_meta_val_str(self.model, key.encode(), buffer, 256)
         return buffer.value.decode("utf-8", "replace") if length > 0 else ""
 
     @property
     def quant_kind(self) -> str:
-        """`Q4_1` out of llama.cpp's description, `llama 135M Q4_1`."""
+        """The quantization, such as `Q4_1`, from llama.cpp's description `llama 135M Q4_1`."""
         buffer = ctypes.create_string_buffer(128)
         self._lib.llama_model_desc(self.model, buffer, 128)
         return buffer.value.decode("utf-8", "replace").split(" ", 2)[-1]
@@ -63,13 +63,13 @@ class Weights:
         params.main_gpu = 0
 
         def loaded(part: float, _user_data: object) -> bool:
-            progress(min(99.0, part * 100))  # The context comes after it.
+            progress(min(99.0, part * 100))  # 100 is reported when the context is ready.
             return True
 
         callback = lib.llama_progress_callback(loaded)
         params.progress_callback = callback
         size = max(load.model_bytes, Path(load.model_path).stat().st_size)
-        # A GPU's driver takes memory of its own.
+        # No limit with a GPU, because its driver allocates memory, too.
         bound = loading_within(size) if load.gpu_device is None else contextlib.nullcontext()
         with bound:
             model = lib.llama_model_load_from_file(load.model_path.encode(), params)

@@ -1,1 +1,1 @@
-"""Constrained output: grammars are compiled, and masks of allowed tokens computed, in processes of their own."""
+"""Constrained output: separate processes compile grammars and compute the masks of allowed tokens."""

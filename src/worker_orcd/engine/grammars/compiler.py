@@ -1,4 +1,4 @@
-"""Compiles constraints with llguidance. Only the processes of `process.py` run this: a grammar may take any time."""
+"""Compiles constraints with llguidance. Runs only in the processes of `process.py`: a grammar may take any time."""
 
 import json
 import re
@@ -20,12 +20,12 @@ _LIMITS = LLParserLimits(
     max_grammar_size=100_000,
     verbose_errors=False,
 )
-"""An object of 400 optional properties stays within them; a mask takes 60 ms at the most."""
+"""An object of 400 optional properties stays within these limits; a mask takes at most 60 ms."""
 _WHITESPACE = r"\n[ \t]{0,32}| "
-"""Between JSON's tokens. Bounded, because small models otherwise write white space without end."""
+"""White space between JSON's tokens. Bounded, because small models otherwise write endless white space."""
 _MAX_REASON_CHARS = 300
 _MAX_TRIED = 64
-"""Parts of a schema that are compiled to find the place of a fault."""
+"""The most parts of a schema that are compiled to locate a fault."""
 
 
 class GrammarFault(Exception):
@@ -33,7 +33,7 @@ class GrammarFault(Exception):
 
 
 class Tokens:
-    """A vocabulary as llguidance takes it. Where only one text can follow, it is tokenized by the longest tokens."""
+    """A vocabulary in llguidance's interface. Forced text is tokenized greedily, by the longest tokens."""
 
     bos_token_id = None
 
@@ -41,7 +41,7 @@ class Tokens:
         self.ends = vocabulary.ends
         self.tokens = vocabulary.tokens
         if not self.ends:
-            # llguidance needs one; the engine knows no such token, and sees that the output is complete.
+            # llguidance needs an end token. The engine never draws this one: it ends a complete output itself.
             self.tokens = [*self.tokens, b"\xff<end>"]
             self.ends = [len(vocabulary.tokens)]
         self.eos_token_id = self.ends[0]
@@ -49,7 +49,7 @@ class Tokens:
         self._longest = max(map(len, self._ids), default=1)
 
     def __call__(self, text: bytes) -> list[int]:
-        """Token ids of a text; bytes that no token has are left out."""
+        """Token ids of a text. Bytes that no token contains are left out."""
         ids, place = [], 0
         while place < len(text):
             for end in range(min(len(text), place + self._longest), place, -1):
@@ -67,16 +67,16 @@ class Compiler:
     """Compiles constraints for one vocabulary."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        """Takes about a second for a large vocabulary."""
+        """Prepare a vocabulary. Takes about a second for a large one."""
         tokens = Tokens(vocabulary)
         self._ends = tokens.ends
         self._tokenizer = LLTokenizer(TokenizerWrapper(tokens), eos_token=tokens.ends)
 
     def compile(self, constraint: Constraint, *, ignore_eos: bool = False) -> "Matcher":
-        """Compile one.
+        """Compile a constraint.
 
         Raises:
-            GrammarFault: it is malformed, asks for what cannot be enforced, or is too large.
+            GrammarFault: the constraint is malformed, not enforceable, or too large.
         """
         try:
             matcher = self._matcher(constraint)
@@ -89,14 +89,14 @@ class Compiler:
         try:
             matcher = LLMatcher(self._tokenizer, _grammar(constraint), limits=_LIMITS, log_level=0)
         except Exception as error:
-            # llguidance and its translation of GBNF raise whatever went wrong, a panic included.
+            # llguidance and its translation of GBNF raise exceptions of any type, Rust panics included.
             raise GrammarFault(_sentence(str(error) or type(error).__name__)) from error
         if matcher.is_error():
             raise GrammarFault(_sentence(matcher.get_error()))
         return matcher
 
     def _place(self, constraint: Constraint, reason: str) -> str:
-        """Where in a schema a fault is, as a JSON pointer: in the smallest part that has the same fault."""
+        """The place of a fault in a schema, as the JSON pointer of the smallest part with the same fault."""
         try:
             schema = json.loads(constraint.text)
         except (ValueError, RecursionError):
@@ -121,7 +121,7 @@ class Compiler:
 
 
 class Matcher:
-    """Follows one output."""
+    """Matches one output against a grammar, token by token."""
 
     def __init__(self, matcher: LLMatcher, ends: list[int], *, ignore_eos: bool) -> None:
         self._matcher = matcher
@@ -129,10 +129,10 @@ class Matcher:
         self._ignore_eos = ignore_eos
 
     def accept(self, tokens: tuple[int, ...]) -> None:
-        """Go through tokens that were generated.
+        """Advance by generated tokens.
 
         Raises:
-            GrammarFault: one is not allowed, or the grammar is too complex there.
+            GrammarFault: a token is not allowed, or the grammar is too complex at this place.
         """
         if not self._matcher.consume_tokens(list(tokens)):
             raise GrammarFault(_sentence(self._matcher.get_error()))
@@ -141,7 +141,7 @@ class Matcher:
         """Which tokens may come next.
 
         Raises:
-            GrammarFault: none, or the grammar is too complex there.
+            GrammarFault: no token may come next, or the grammar is too complex at this place.
         """
         try:
             bits = bytearray(self._matcher.compute_bitmask())
@@ -154,17 +154,17 @@ class Matcher:
             for end in self._ends:
                 bits[end >> 3] &= ~(1 << (end & 7))
         if not any(bits):
-            raise GrammarFault("the grammar allows nothing here")
+            raise GrammarFault("the grammar allows no further token here")
         return Mask(bytes(bits), complete)
 
 
 def _grammar(constraint: Constraint) -> str:
-    """In llguidance's notation."""
+    """The constraint in llguidance's notation."""
     match constraint.kind:
         case "json_schema":
             lenient = constraint.lenient
             return LLMatcher.grammar_from_json_schema(
-                "{}" if constraint.text == "true" else constraint.text,  # It takes options only with objects.
+                "{}" if constraint.text == "true" else constraint.text,  # Options require an object.
                 overrides={
                     "whitespace_pattern": _WHITESPACE,
                     "lenient": lenient,
@@ -183,15 +183,15 @@ _CODE_POINT = re.compile(r"(?<!\\)((?:\\\\)*)(?:\\u([0-9A-Fa-f]{4})|\\U([0-9A-Fa
 
 
 def _as_character(match: re.Match[str]) -> str:
-    """A code point of GBNF that `gbnf_to_lark` does not translate, as the character itself."""
+    """The character of a GBNF escape that `gbnf_to_lark` does not translate."""
     number = int(match[2] or match[3], 16)
-    if number < 0x80:  # ASCII: it may mean something in a grammar.
+    if number < 0x80:  # ASCII: the character may have a meaning in a grammar.
         return f"{match[1]}\\x{number:02x}"
     try:
         character = chr(number)
         character.encode()
     except (ValueError, OverflowError):
-        raise GrammarFault(f"{match[0]} is no character") from None
+        raise GrammarFault(f"{match[0]} is not a character") from None
     return f"{match[1]}{character}"
 
 
@@ -220,6 +220,6 @@ def _is_object(schema: Any, name: str) -> bool:
 
 
 def _sentence(reason: str) -> str:
-    """An error of llguidance, short and printable."""
+    """llguidance's error message, shortened and printable."""
     reason = reason.split("\n<", maxsplit=1)[0].replace("<non-verbose/>", "")
     return printable(" ".join(reason.split()))[:_MAX_REASON_CHARS] or "the grammar cannot be used"

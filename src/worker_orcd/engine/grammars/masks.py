@@ -1,4 +1,4 @@
-"""Masks of the tokens that a constrained run may generate next, from processes that cost the engine's loop nothing."""
+"""Masks of the tokens that a constrained run may generate next. Separate processes compute them beside the loop."""
 
 import contextlib
 import socket
@@ -19,42 +19,42 @@ from worker_orcd.protocol.messages import Constraint
 
 _ATTEMPTS = 2
 _PATIENCE_SEC = 2.0
-"""For a mask that a step waits for. The process has less time than this, but may be starved."""
+"""How long a step waits for a mask. The process's CPU time is limited to less, but it may be starved."""
 _QUICK_SEC = 0.005
-"""A run whose last mask was waited for longer takes part in a step only when its mask is there."""
+"""If the last mask took longer than this, the run takes part in a step only when its mask is ready."""
 _BUFFER_BYTES = 1 << 20
-"""A whole constraint or mask goes into a socket at once."""
+"""Socket buffer that holds a whole constraint or mask."""
 _TOO_MUCH = "the grammar takes too much time or memory"
 
 
 class ConstraintRefused(Exception):
-    """A constraint cannot be used, or not at this token. A sentence for clients."""
+    """A constraint cannot be used, or not at this token. The message is a sentence for clients."""
 
 
 class GrammarsLost(Exception):
-    """The process that compiles grammars cannot be started; no grammar is the cause."""
+    """The process that compiles grammars cannot be started; the cause is not a grammar."""
 
 
 class Grammars:
-    """One model's vocabulary for constraints. Nothing is started before the first constraint is used."""
+    """Constraints over one model's vocabulary. The process starts with the first constraint."""
 
     def __init__(self, vocabulary: Callable[[], Vocabulary]) -> None:
-        """`vocabulary` is called on a side thread, whenever the process is started."""
+        """`vocabulary` is called on another thread, at each start of the process."""
         self._vocabulary = vocabulary
         self.server = ForkServer("worker_orcd.engine.grammars.process", self._greet)
         self._beginning: SimpleQueue[Matcher] = SimpleQueue()
         self._starter: threading.Thread | None = None
 
     def check(self, constraint: Constraint, in_hand: CurrentPrompt | None = None) -> None:
-        """Try a constraint. Takes milliseconds, with the first one a second. Not for the engine's loop.
+        """Try a constraint. Takes milliseconds, the first time a second. Must not be called by the engine's loop.
 
         Args:
             constraint: what to try.
-            in_hand: learns of each wait that is longer than usual, and ends the trial when it is dropped.
+            in_hand: notified of each wait that is longer than usual; dropping it ends the trial.
 
         Raises:
-            ConstraintRefused: it is malformed, cannot be enforced, or takes more than it may; or it was dropped.
-            GrammarsLost: the process cannot be had.
+            ConstraintRefused: the constraint is malformed, not enforceable or over its limits, or was dropped.
+            GrammarsLost: the process cannot be started.
         """
         in_hand = in_hand or CurrentPrompt()
         for _ in range(_ATTEMPTS):
@@ -67,18 +67,18 @@ class Grammars:
                 raise ConstraintRefused(printable(answer.reason))
             if not self.server.is_lost():
                 raise ConstraintRefused(_TOO_MUCH)
-        raise GrammarsLost("the process that compiles grammars ends with every grammar")
+        raise GrammarsLost("the process that compiles grammars ends each time it is used")
 
     def matcher(
         self, constraint: Constraint, generated: Sequence[int], *, ignore_eos: bool = False
     ) -> "Matcher":
-        """Follow a run's output, from these tokens on. Returns at once, for the engine's loop."""
+        """Match a run's output, starting after these tokens. Returns at once, for the engine's loop."""
         matcher = Matcher(self, Begin(constraint, tuple(generated), ignore_eos))
         self.begin(matcher)
         return matcher
 
     def begin(self, matcher: "Matcher") -> None:
-        """Connect it to a child of the process, on a side thread."""
+        """Connect the matcher to a child of the process, on another thread."""
         if self._starter is None:
             self._starter = threading.Thread(target=self._begin_all, name="grammars", daemon=True)
             self._starter.start()
@@ -94,7 +94,7 @@ class Grammars:
             self._beginning.get().connect(self.server)
 
     def _tried(self, constraint: Constraint, in_hand: CurrentPrompt) -> Mask | Fault | None:
-        """What a child says; None if it ends without a word."""
+        """A child's answer; None if the child ends without one."""
         with ExitStack() as block:
             try:
                 connection = block.enter_context(self.server.conversation(in_hand))
@@ -118,9 +118,9 @@ class Grammars:
 
 
 class Matcher:
-    """Follows the output of one run, in a child process that computes each mask while the step runs.
+    """Matches the output of one run, in a child process that computes each mask while the step runs.
 
-    Only `mask` may wait, and only for a mask that is not `ready`.
+    Only `mask` may wait, and only while the mask is not `ready`.
     """
 
     def __init__(self, grammars: Grammars, begin: Begin) -> None:
@@ -129,18 +129,18 @@ class Matcher:
         self._tokens = list(begin.generated)
         self._mask: Mask | None = None
         self._slow = True
-        """Until the first mask, which may take as long as compiling."""
+        """True until the first mask, which may take as long as compiling."""
         self._attempts = 1
         self._server_pid: int | None = None
         self._ours, self._theirs = _pair()
 
     @property
     def ready(self) -> bool:
-        """Whether the run may take part in the next step: its mask is there, or was there at once the last time."""
+        """Whether the run may take part in the next step: its mask has arrived, or the last one arrived quickly."""
         return self._mask is not None or not self._slow or readable(self._ours, 0)
 
     def wait(self, seconds: float) -> None:
-        """Wait until it is ready, or that long."""
+        """Wait until the mask is ready, at most this long."""
         if self._mask is None:
             readable(self._ours, seconds)
 
@@ -148,8 +148,8 @@ class Matcher:
         """Which tokens may come next.
 
         Raises:
-            ConstraintRefused: the grammar is too complex here, or takes more than it may.
-            GrammarsLost: the process cannot be had.
+            ConstraintRefused: the grammar is too complex at this place, or exceeds its limits.
+            GrammarsLost: the process cannot be started.
         """
         started = time.monotonic()
         while self._mask is None:
@@ -165,10 +165,10 @@ class Matcher:
         return self._mask
 
     def accept(self, token: int) -> None:
-        """The run has generated this token: have the next mask computed."""
+        """Advance by a generated token: the child starts to compute the next mask."""
         self._tokens.append(token)
         self._mask = None
-        with contextlib.suppress(OSError):  # `mask` finds out.
+        with contextlib.suppress(OSError):  # `mask` then finds that the child has ended.
             send(self._ours, Accept(token))
 
     def close(self) -> None:
@@ -176,21 +176,21 @@ class Matcher:
         self._ours.close()
 
     def connect(self, server: ForkServer) -> None:
-        """Have a child of the server's begin. Called on a side thread."""
+        """Start a child of the server. Called on another thread."""
         with self._theirs:
             try:
                 server.hand_over(self._theirs, CurrentPrompt())
                 self._server_pid = server.pid
                 send(self._ours, self._begin)
             except (OSError, ForkServerLost):
-                return  # The connection closes, and `mask` finds out.
+                return  # The connection closes; `mask` then finds that the child has ended.
 
     def _again(self) -> None:
-        """The child has ended without a word: begin again if the whole process is lost.
+        """Handle a child that ended without an answer: start again if the whole process is lost.
 
         Raises:
-            ConstraintRefused: the child has ended alone, at its limits.
-            GrammarsLost: it is lost again.
+            ConstraintRefused: only the child has ended, at its limits.
+            GrammarsLost: the process is lost a second time.
         """
         server = self._grammars.server
         if self._server_pid is not None and self._server_pid == server.pid and not server.is_lost():

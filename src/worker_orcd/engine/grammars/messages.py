@@ -9,7 +9,7 @@ class Vocabulary(msgspec.Struct, frozen=True):
     """A model's tokens.
 
     Attributes:
-        tokens: the bytes that each adds to the text; of those that add none, the byte 0xFF and a name.
+        tokens: the bytes that each token adds to the text; for a token that adds none, the byte 0xFF and its name.
         ends: the end-of-generation tokens.
     """
 
@@ -18,9 +18,9 @@ class Vocabulary(msgspec.Struct, frozen=True):
 
 
 class Begin(msgspec.Struct, frozen=True):
-    """Compile a constraint and go through the tokens generated so far. Answered by `Mask` or `Fault`.
+    """Compile a constraint and advance by the tokens generated so far. Answered by `Mask` or `Fault`.
 
-    `ignore_eos`: end-of-generation tokens are allowed only where nothing else is.
+    `ignore_eos`: end-of-generation tokens are allowed only where no other token is.
     """
 
     constraint: Constraint
@@ -29,15 +29,15 @@ class Begin(msgspec.Struct, frozen=True):
 
 
 class Accept(msgspec.Struct, frozen=True):
-    """The next token. Answered by `Mask` or `Fault`."""
+    """Advance by a generated token. Answered by `Mask` or `Fault`."""
 
     token: int
 
 
 class Mask(msgspec.Struct, frozen=True, tag=True):
-    """Which tokens may come next: token *t* if bit *t* is set, the lowest bit of a byte first.
+    """Which tokens may come next: token *t* may if bit *t* is set, the lowest bit of a byte first.
 
-    `complete`: the output is whole, and nothing but an end-of-generation token can follow.
+    `complete`: the output is complete, and only an end-of-generation token can follow.
     """
 
     bits: bytes
@@ -45,6 +45,6 @@ class Mask(msgspec.Struct, frozen=True, tag=True):
 
 
 class Fault(msgspec.Struct, frozen=True, tag=True):
-    """The constraint cannot be used, or took more than it may; a sentence for clients."""
+    """The constraint cannot be used or exceeds its limits. The message is a sentence for clients."""
 
     reason: str

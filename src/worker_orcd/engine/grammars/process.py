@@ -1,7 +1,7 @@
 """The process that compiles grammars: `python -m worker_orcd.engine.grammars.process --socket FD --engine PID`.
 
-It holds the vocabulary, and for each constrained run forks a child that compiles the run's grammar and computes the
-mask of each token. Clients write grammars, so a child has limits for every step, and ends with its connection.
+The process holds the vocabulary. For each constrained run it forks a child that compiles the run's grammar and computes
+the mask of each token. Clients write grammars, so a child has limits for every step, and ends with its connection.
 """
 
 import socket
@@ -13,17 +13,17 @@ from worker_orcd.engine.grammars.messages import Accept, Begin, Fault, Mask, Voc
 from worker_orcd.engine.templates import limits, system_calls
 
 MAX_START_SEC = 60
-"""For reading a vocabulary, of which there may be hundreds of thousands of tokens."""
+"""For reading a vocabulary, which may have hundreds of thousands of tokens."""
 MAX_COMPILE_SEC = 2.0
-"""CPU time for compiling a grammar and going through the tokens generated so far."""
+"""CPU time for compiling a grammar and advancing by the tokens generated so far."""
 MAX_MASK_SEC = 0.1
-"""CPU time for one mask. llguidance's own limits end most of them long before."""
+"""CPU time for one mask. llguidance's own limits end most computations long before."""
 _NICENESS = 10
-"""Beside a thread that computes steps, a process of this niceness gets a tenth of a CPU."""
+"""Beside a thread that computes steps, a process with this niceness gets a tenth of a CPU."""
 
 
 def main() -> None:
-    """Serve one engine until it goes away."""
+    """Serve one engine until it ends."""
     engine = engine_socket(__doc__)
     vocabulary = receive(engine, Vocabulary)
     limits.start_clocks(MAX_START_SEC, MAX_START_SEC)

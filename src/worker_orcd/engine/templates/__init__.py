@@ -1,1 +1,1 @@
-"""Chat templates: rendered in a process of their own, because a template is a program that came with the model file."""
+"""Chat templates. They are rendered in a separate process, because a template is untrusted code in the model file."""

@@ -1,14 +1,13 @@
-"""Client text that a template can read and cut as usual, and that stays recognizable in what the template writes.
+"""Client text that a template can use like any string, and that stays recognizable in the rendered text.
 
-A special token in a rendered conversation counts only when the template wrote it. To tell the two apart, the characters
-of client text that could take part in a special token are replaced by aliases (characters of a private-use plane)
-before rendering and turned back afterwards: an alias in the rendered text marks a client's character, whatever the
-template cut, joined or escaped. `ClientText` makes the aliases invisible to the template: it compares, searches and
-splits as the original text does.
+A special token in a rendered conversation is special only if the template wrote it. So the characters of client text
+that could be part of a special token are replaced by aliases (characters of a private-use plane) before rendering, and
+restored afterwards. An alias in the rendered text marks a client's character, however the template cut, joined or
+escaped it. `ClientText` hides the aliases from the template: it compares, searches and splits like the original text.
 """
 
 # ruff: noqa: D102  # Methods do what `str` documents for them.
-# ruff: noqa: SLF001  # One client text may look into another.
+# ruff: noqa: SLF001  # A client text may access another one's private members.
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +17,7 @@ _PRIVATE_USE = range(0xF0000, 0xFFFFE)
 
 
 class Aliases:
-    """Stand-ins for some characters, chosen so that they occur in none of `texts`."""
+    """Substitutes for some characters. They are chosen so that they occur in none of `texts`."""
 
     def __init__(self, characters: Iterable[str], texts: Iterable[str]) -> None:
         """Choose a private-use character for each of `characters`."""
@@ -35,14 +34,14 @@ class Aliases:
         return text
 
     def show(self, text: str) -> str:
-        """The text without aliases; it has the same length."""
+        """The text without aliases. It has the same length."""
         text = str.__str__(text)
         for character, alias in self._alias_of.items():
             text = text.replace(alias, character)
         return text
 
     def places(self, text: str) -> list[int]:
-        """The places of aliases in the text."""
+        """Positions of aliases in the text."""
         return [match.start() for match in self._found.finditer(text)] if self._found else []
 
     def tracked(self, value: Any) -> Any:
@@ -59,7 +58,7 @@ class Aliases:
         return text
 
     def track_all(self, value: Any) -> Any:
-        """A JSON value, with all strings in it (keys as well) as client text."""
+        """A JSON value in which all strings, keys included, are client text."""
         if isinstance(value, str):
             return self.tracked(self.hide(value))
         if isinstance(value, dict):
@@ -73,7 +72,7 @@ _PRIVATE = re.compile(f"[{chr(_PRIVATE_USE[0])}-{chr(_PRIVATE_USE[-1])}]")
 
 
 class ClientText(str):
-    """A `str` with aliases in it that behaves as the original text. Each set of aliases has a subclass."""
+    """A `str` with aliases that behaves like the original text. Each set of aliases has a subclass."""
 
     _aliases: ClassVar[Aliases]
 
@@ -96,7 +95,7 @@ class ClientText(str):
         return found
 
     def _words(self, originals: Iterable[str]) -> list[Self]:
-        """These parts of the original text, between which there is white space."""
+        """These parts of the original text, separated by white space."""
         found, place = [], 0
         for original in originals:
             place = self._original.index(original, place)
@@ -173,20 +172,20 @@ class ClientText(str):
 
 
 def _original(value: Any) -> Any:
-    """A value as the template means it: client text without its aliases."""
+    """A value in which client text is without its aliases."""
     if isinstance(value, ClientText):
         return value._original
     return tuple(map(_original, value)) if isinstance(value, tuple) else value
 
 
 def _asking(name: str) -> Callable[..., Any]:
-    """A method that the original text answers."""
+    """A method that calls the original text's method."""
     method = getattr(str, name)
     return lambda self, *args: method(self._original, *map(_original, args))
 
 
 def _keeping(name: str) -> Callable[..., Any]:
-    """A method whose result is client text again."""
+    """A method whose result is client text, too."""
     method = getattr(str, name)
 
     def keep(self: ClientText, *args: Any) -> Any:

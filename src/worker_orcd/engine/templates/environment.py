@@ -1,7 +1,7 @@
-"""A Jinja environment as `transformers` has it, since that is what chat templates are written for.
+"""A Jinja environment like that of `transformers`, for which chat templates are written.
 
-It also keeps track of client text: wherever Jinja makes a plain string of it (joining, formatting, in a filter), the
-string becomes client text again.
+It also tracks client text: where Jinja makes a plain string of it (by joining, formatting or a filter), the string
+becomes client text again.
 """
 
 import functools
@@ -23,11 +23,11 @@ _NO_ALIASES = Aliases("", ())
 
 
 class RaisedByTemplate(TemplateError):
-    """The template itself refuses the conversation, for example two messages of the user's in a row."""
+    """The template itself refuses the conversation, for example because two user messages follow each other."""
 
 
 class ChatEnvironment(ImmutableSandboxedEnvironment):
-    """Compiles chat templates. It renders one conversation at a time: `aliases` are those of its client text."""
+    """Compiles chat templates. Renders one conversation at a time; `aliases` belong to its client text."""
 
     def __init__(self) -> None:
         """Set up the filters, globals and tags that chat templates expect."""
@@ -41,14 +41,14 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         self.globals["strftime_now"] = self._strftime_now
 
     def concat(self, parts: Iterable[str]) -> Any:
-        """Join what a block, a macro or the whole template wrote."""
+        """Join the output of a block, a macro or the whole template."""
         return self.aliases.tracked("".join(parts))
 
     def joined(self, values: Iterable[object]) -> Any:
         """The value of `a ~ b`."""
         return self.aliases.tracked("".join(map(str, values)))
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805  # As jinja2 has it.
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805  # jinja2's signature.
         """Call a function or method for the template."""
         return __self.aliases.tracked(super().call(__context, __obj, *args, **kwargs))
 
@@ -65,7 +65,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     def _tojson(
         self,
         value: object,
-        ensure_ascii: bool = False,  # As `transformers` has it.
+        ensure_ascii: bool = False,  # The default in `transformers`.
         indent: int | None = None,
         separators: tuple[str, str] | None = None,
         sort_keys: bool = False,
@@ -79,7 +79,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 class _Code(CodeGenerator):
     """Compiles `a ~ b` so that it keeps track of client text."""
 
-    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802  # As jinja2 has it.
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802  # jinja2's signature.
         self.write("environment.joined((")
         for value in node.nodes:
             self.visit(value, frame)
@@ -91,12 +91,12 @@ ChatEnvironment.code_generator_class = _Code
 
 
 class _Generation(Extension):
-    """`{% generation %} … {% endgeneration %}`: marks for training, of which only the content counts."""
+    """`{% generation %} … {% endgeneration %}`: marks for training; only their content is rendered."""
 
     tags = {"generation"}  # noqa: RUF012  # jinja2 declares it so.
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """The content, in a scope of its own as `transformers` has it."""
+        """The content, in its own scope, as in `transformers`."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)

@@ -1,4 +1,4 @@
-"""Limits for the processes that run a chat template or compile a grammar. The kernel enforces them."""
+"""Limits of the processes that run chat templates or compile grammars. The kernel enforces them."""
 
 import contextlib
 import ctypes
@@ -14,12 +14,12 @@ from pathlib import Path
 MAX_CPU_SEC = 2
 """CPU time for compiling and trying a template, and for rendering one conversation."""
 MAX_WALL_SEC = 30
-"""Real time for the same. Generous, because on a starved machine 2 s of CPU time take long."""
+"""Wall-clock time for the same. Generous, because on a starved machine 2 s of CPU time take long."""
 MAX_MEMORY_BYTES = 256 << 20
-"""Address space beyond what the renderer itself needs."""
+"""Address space in addition to what the renderer itself needs."""
 _MAX_FILES = 16
 _NICENESS = 5
-"""Beside a thread that computes steps, a process of this niceness gets a quarter of a CPU."""
+"""Beside a thread that computes steps, a process with this niceness gets a quarter of a CPU."""
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 
 _prctl = ctypes.CDLL(None).prctl
@@ -47,22 +47,22 @@ def confine(niceness: int = _NICENESS) -> None:
 
 
 def start_clocks(cpu_sec: float = MAX_CPU_SEC, wall_sec: float = MAX_WALL_SEC) -> None:
-    """End this process when it has used this much time. Children do not inherit these timers."""
+    """End this process when it has used up this time. Children do not inherit these timers."""
     for name in (signal.SIGPROF, signal.SIGALRM):
-        # The kernel ends the process: a handler in Python would wait until a call in C returns.
+        # The kernel must end the process: a Python handler would wait for a running C call.
         signal.signal(name, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_PROF, cpu_sec)
     signal.setitimer(signal.ITIMER_REAL, wall_sec)
 
 
 def stop_clocks() -> None:
-    """Turn the timers off: the work was done in time."""
+    """Turn the timers off, because the work was done in time."""
     signal.setitimer(signal.ITIMER_PROF, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def own(connection: socket.socket) -> None:
-    """Make this process the one that `ending_with` ends. The filter of system calls does not let it afterwards."""
+    """Make this process the one that `ending_with` ends. The system call filter forbids this later."""
     signal.signal(signal.SIGIO, signal.SIG_DFL)
     fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
 
@@ -75,11 +75,11 @@ def ending_with(connection: socket.socket) -> Iterator[None]:
     hung_up = select.poll()
     hung_up.register(connection, select.POLLRDHUP)
     if hung_up.poll(0):
-        os._exit(0)  # It closed before.
+        os._exit(0)  # The connection was already closed.
     try:
         yield
     finally:
-        # The kernel also signals that an answer can be written.
+        # Otherwise the kernel would also signal when an answer can be written.
         fcntl.fcntl(connection, fcntl.F_SETFL, flags)
 
 

@@ -1,4 +1,4 @@
-"""The messages between the engine and the renderer's processes: one each way."""
+"""Messages between the engine and the renderer's processes: one request and one answer."""
 
 import socket
 from typing import Any
@@ -19,30 +19,30 @@ class Render(msgspec.Struct, frozen=True):
 
 
 class Rendered(msgspec.Struct, frozen=True, tag=True):
-    """The conversation, in pieces to be tokenized one after the other; none after compiling."""
+    """The rendered conversation, in pieces to be tokenized one after the other. No pieces: the template compiles."""
 
     pieces: tuple[Piece, ...] = ()
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The template is broken, or refuses the conversation or fails on it."""
+    """The template is broken, refuses the conversation, or fails on it."""
 
     reason: str
 
 
 def receive_source(connection: socket.socket) -> Source:
-    """The template to compile."""
+    """Receive the template to compile."""
     source: Source = receive(connection, Source)
     return source
 
 
 def receive_render(connection: socket.socket) -> Render:
-    """The conversation to render."""
+    """Receive the conversation to render."""
     render: Render = receive(connection, Render)
     return render
 
 
 def receive_answer(connection: socket.socket) -> Rendered | Failed:
-    """What came of it. Raises what `receive` raises."""
+    """Receive the answer. Raises as `receive` does."""
     answer: Rendered | Failed = receive(connection, Rendered | Failed)
     return answer

@@ -1,15 +1,16 @@
-"""Conversations that do not end with the beginning of a new answer: their last message says how they end.
+"""Conversations that end with their last message, instead of the beginning of a new answer.
 
-`transformers` and vLLM call this `continue_final_message` and `add_generation_prompt`. The last message is followed by
-a mark before rendering, and what the template writes from the mark on is cut away.
+`transformers` and vLLM call this `continue_final_message` and `add_generation_prompt`. A mark is appended to the last
+message before rendering, and the rendered text is cut at the mark.
 """
 
 from typing import Any, Literal
 
 End = Literal["open", "closed"]
-"""`end` of the last message: `open`, the answer continues it; `closed`, nothing follows it. Left out: a new message."""
+"""`end` of the last message. `open`: the answer continues the message. `closed`: nothing follows the message. Without
+`end`, the answer is a new message."""
 _MARK = "CONTINUES-HERE-7c1e0f52a94b "
-"""Its space shows whether the template keeps white space at the end of a message."""
+"""The mark's space shows whether the template keeps white space at the end of a message."""
 
 
 class NotShown(Exception):
@@ -17,7 +18,7 @@ class NotShown(Exception):
 
 
 def prepared(variables: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The variables for the template, and whether `cut` has to look for the end of the last message."""
+    """The variables for the template, and whether the rendered text must be cut at the end of the last message."""
     messages = variables.get("messages")
     last = messages[-1] if messages else {}
     end: End | None = last.get("end")
@@ -34,10 +35,10 @@ def prepared(variables: dict[str, Any]) -> tuple[dict[str, Any], bool]:
 
 
 def cut(text: str) -> int:
-    """Where the last message ends in a rendered conversation.
+    """The position where the last message ends in a rendered conversation.
 
     Raises:
-        NotShown: it is not there.
+        NotShown: the text does not contain the last message.
     """
     place = text.rfind(_MARK.rstrip())
     if place < 0:

@@ -1,7 +1,7 @@
 """The renderer's process: `python -m worker_orcd.engine.templates.process --socket FD --engine PID`.
 
-It compiles one chat template, and for each conversation forks a child that renders it and ends. A child has limits of
-its own, can be ended at any time, and sees no other conversation.
+The process compiles one chat template. For each conversation it forks a child, which renders the conversation and ends.
+A child has its own limits, can be killed at any time, and has access to no other conversation.
 """
 
 import socket
@@ -12,7 +12,7 @@ from worker_orcd.engine.templates.template import ChatTemplate, TemplateFault
 
 
 def main() -> None:
-    """Serve one engine until it goes away."""
+    """Serve one engine until it ends."""
     engine = engine_socket(__doc__)
     source = messages.receive_source(engine)
     limits.confine()

@@ -19,22 +19,22 @@ _UNDER_LIMITS = f"{limits.MAX_CPU_SEC} s of CPU time and {limits.MAX_MEMORY_BYTE
 
 
 class RendererLost(Exception):
-    """The renderer's process cannot be started or keeps dying; neither the template nor the prompt is the cause."""
+    """The renderer's process cannot be started or ends at once; the cause is neither the template nor the prompt."""
 
 
 class Renderer:
-    """Renders conversations with one chat template, in processes of their own.
+    """Renders conversations with one chat template, in separate processes.
 
-    A conversation has at most 2 s of CPU time and 256 MiB of memory, and 30 s in all. Safe to call from several
-    threads, which must live as long as the engine (`ForkServer`): they render beside each other. Its faults are
-    printable, whatever the template writes into them.
+    A conversation has at most 2 s of CPU time and 256 MiB of memory, and 30 s in all. Thread-safe; threads render in
+    parallel, and must live as long as the engine (`ForkServer`). Error messages are printable, whatever the template
+    writes into them.
     """
 
     def __init__(self, source: Source) -> None:
         """Compile the template and try it.
 
         Raises:
-            TemplateFault: the template is broken, or needs more than it may use.
+            TemplateFault: the template is broken, or exceeds its limits.
             RendererLost: the process cannot be started.
         """
         self._source = source
@@ -49,12 +49,12 @@ class Renderer:
 
         Args:
             variables: the template's variables, such as `messages`: JSON values.
-            in_hand: gets each long wait reported; dropping it ends the rendering.
+            in_hand: notified of each long wait; dropping it ends the rendering.
 
         Raises:
-            TemplateFault: the template refuses the conversation, fails on it, or uses more than it may; or the
+            TemplateFault: the template refuses the conversation, fails on it, or exceeds its limits; or the
                 conversation was dropped.
-            RendererLost: the renderer's process cannot be started or keeps dying.
+            RendererLost: the renderer's process cannot be started or ends at once.
         """
         in_hand = in_hand or CurrentPrompt()
         for _ in range(_ATTEMPTS):
@@ -69,7 +69,7 @@ class Renderer:
                 raise TemplateFault(
                     f"the model's chat template takes too long or too much memory with this prompt ({_UNDER_LIMITS})"
                 )
-        raise RendererLost("the chat template's process ends whenever it renders")
+        raise RendererLost("the chat template's process ends each time it renders")
 
     def close(self) -> None:
         """End the process."""
@@ -83,7 +83,7 @@ class Renderer:
             try:
                 connection = block.enter_context(self._server.conversation(in_hand))
             except (ForkServerLost, TemplateFault) as fault:
-                # The template compiled before, so the machine is the cause.
+                # The template compiled before, so the cause is the machine.
                 raise RendererLost(f"the chat template's process cannot be started: {fault}") from fault
             try:
                 messages.send(connection, messages.Render(variables))

@@ -7,10 +7,10 @@ import msgspec
 
 
 class SpecialToken(msgspec.Struct, frozen=True, array_like=True):
-    """A token that llama.cpp finds in a text before it tokenizes the rest.
+    """A token that llama.cpp looks for in a text before it tokenizes the rest.
 
-    `control`: only where special tokens are parsed; otherwise always. `lstrip`, `rstrip`: it takes the white space on
-    that side of it.
+    `control`: a control token is recognized only where special tokens are parsed; other tokens always are. `lstrip`,
+    `rstrip`: the token includes the white space on that side.
     """
 
     text: str
@@ -20,7 +20,7 @@ class SpecialToken(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True):
-    """A part of a rendered conversation, to be tokenized by itself. `parsed`: special tokens in it are special."""
+    """A part of a rendered conversation, tokenized by itself. `parsed`: special tokens in it are recognized."""
 
     text: str
     parsed: bool
@@ -42,14 +42,14 @@ class SpecialTokens:
         control = [token.text for token in self._longest_first if token.control]
         self._control = re.compile(f"(?=({_alternatives(control)}))") if control else None
         self.characters = _one_of_each(control)
-        """Characters such that every control token has at least one of them."""
+        """Every control token contains at least one of these characters."""
 
     def pieces(self, text: str, of_client: Iterable[int]) -> list[Piece]:
-        """The text in pieces whose tokens, one after the other, are the text's.
+        """Split a text into pieces whose tokens, one after the other, are the text's tokens.
 
         Args:
             text: a rendered conversation.
-            of_client: the places of characters that a client wrote. A control token with one of them is only text.
+            of_client: positions of characters that a client wrote. A control token with such a character is plain text.
         """
         client = frozenset(of_client)
         if not client or not self._forged(text, client):
@@ -57,13 +57,13 @@ class SpecialTokens:
         return self._partition(text, client)
 
     def _forged(self, text: str, client: frozenset[int]) -> bool:
-        """Whether a control token in the text contains client characters."""
+        """Whether a control token in the text contains characters that a client wrote."""
         return self._control is not None and any(
             not client.isdisjoint(range(*match.span(1))) for match in self._control.finditer(text)
         )
 
     def _partition(self, text: str, client: frozenset[int]) -> list[Piece]:
-        """The text cut at its special tokens, in llama.cpp's order: the longest token first."""
+        """Split the text at its special tokens, in llama.cpp's order: the longest token first."""
         fragments: list[tuple[int, int, bool]] = [(0, len(text), False)]
         for token in self._longest_first:
             if token.text not in text:
@@ -77,7 +77,7 @@ class SpecialTokens:
     def _cut(
         self, text: str, start: int, end: int, token: SpecialToken, client: frozenset[int]
     ) -> list[tuple[int, int, bool]]:
-        """A raw fragment cut at the occurrences of one token."""
+        """Split a raw fragment at the occurrences of one token."""
         fragments: list[tuple[int, int, bool]] = []
         search = start
         while (found := text.find(token.text, search, end)) >= 0:
@@ -97,7 +97,7 @@ class SpecialTokens:
 
 
 def _one_of_each(texts: Iterable[str]) -> str:
-    """Few characters of which each text has at least one: marks such as `<` and `[` rather than letters."""
+    """A small set of characters of which each text has at least one. Marks such as `<` and `[` go before letters."""
     chosen: list[str] = []
     for text in sorted(texts):
         if not any(character in text for character in chosen):
@@ -106,7 +106,8 @@ def _one_of_each(texts: Iterable[str]) -> str:
 
 
 def _alternatives(texts: Iterable[str]) -> str:
-    """A pattern for the longest of these texts at a place, grouped by first characters: a vocabulary has thousands."""
+    """A pattern that matches the longest of these texts. It groups them by their first characters, for speed with
+    thousands of texts."""
     by_first: dict[str, list[str]] = {}
     ends_here = False
     for text in texts:

@@ -1,8 +1,8 @@
-"""A filter of system calls (seccomp) for the processes that run a chat template.
+"""A system call filter (seccomp) for the processes that run a chat template.
 
-A template that finds a hole in Jinja's sandbox then has Python, and still no files, network, programs, other processes
-or devices: every system call that is not listed fails with EPERM. For x86-64, whose numbers are below; elsewhere,
-and on a kernel that was built without seccomp, there is no filter.
+A template that escapes from Jinja's sandbox can run Python code, but cannot reach files, the network, programs, other
+processes or devices: every system call that is not listed fails with EPERM. The numbers below are for x86-64. There is
+no filter on other machines, and on kernels without seccomp.
 """
 
 import codecs
@@ -19,7 +19,7 @@ _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _FILTER_MODE = 38, 22, 2
 _X86_64 = 0xC000003E
 """Linux's AUDIT_ARCH_X86_64."""
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06
-"""BPF: load a word of the call's data, skip instructions unless it equals a constant, end."""
+"""BPF: load a word of the call's data, skip instructions unless the word equals a constant, return."""
 _NUMBER_AT, _ARCH_AT, _SECOND_ARGUMENT_AT = 0, 4, 24
 _ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x80000000
 
@@ -40,7 +40,7 @@ _RENDERING = (
         54,
         55,
         48,
-    ),  # getsockname, getpeername, setsockopt, getsockopt, shutdown: of the one socket there is
+    ),  # getsockname, getpeername, setsockopt, getsockopt, shutdown: of the only socket
     *(60, 231),  # exit, exit_group
 )
 """System calls that a child needs to render a conversation and answer."""
@@ -67,15 +67,15 @@ def refuse_all_but_serving() -> None:
 
 
 def refuse_all_but_rendering() -> None:
-    """Before a child renders. Of `fcntl`, only a descriptor's flags: its owner could be made another process, which a
-    signal would then end."""
+    """Filter a child's system calls before it renders. Of `fcntl`, only access to a descriptor's flags is allowed;
+    setting its owner could have a signal end another process."""
     _install(_RENDERING, fcntl_commands=(_F_GETFL, _F_SETFL))
 
 
 def _install(numbers: tuple[int, ...], fcntl_commands: tuple[int, ...] = ()) -> None:
-    """Make every call that is not allowed fail with EPERM, and end the process on a call of another architecture.
+    """Make every other call fail with EPERM, and end the process on a call of another architecture.
 
-    Without kernel support there are only the limits.
+    Does nothing on kernels without support; then only the limits apply.
     """
     if _MACHINE != "x86_64":
         return

@@ -1,4 +1,4 @@
-"""Compiles, tries and renders one chat template. A template is untrusted code: only the renderer's processes run it."""
+"""Compiles, tries and renders one chat template. A template is untrusted: only the renderer's processes run it."""
 
 from datetime import datetime
 from typing import Any
@@ -17,12 +17,12 @@ _MAX_REASON_CHARS = 200
 
 
 class Source(msgspec.Struct, frozen=True):
-    """The chat template of a model file, and what rendering needs of its vocabulary.
+    """The chat template of a model file, and the data of its vocabulary that rendering needs.
 
     Attributes:
         source: the template.
-        bos, eos: the texts of these tokens, "" where there is none.
-        adds_bos, adds_eos: whether the tokenizer adds them itself; the template's own are then removed.
+        bos, eos: the texts of these tokens; "" without such a token.
+        adds_bos, adds_eos: whether the tokenizer adds the token itself; then the template's own one is removed.
         special: the vocabulary's special tokens.
     """
 
@@ -62,7 +62,7 @@ class ChatTemplate:
         self._find_defaults()
 
     def render(self, variables: dict[str, Any]) -> list[Piece]:
-        """A rendered conversation, in pieces to be tokenized one after the other.
+        """Render a conversation into pieces to be tokenized one after the other.
 
         Args:
             variables: the template's variables, such as `messages`: JSON values. The last message may have an `end`.
@@ -88,8 +88,8 @@ class ChatTemplate:
         return self._special.pieces(text[start:end], (place - start for place in of_client))
 
     def _written(self, variables: dict[str, Any]) -> tuple[str, set[int]]:
-        """The rendered text, and the places in it of client characters that could take part in a special token."""
-        # Most conversations have none of these characters and need no tracking.
+        """The rendered text, and the positions of its client characters that could be part of a special token."""
+        # Most conversations contain none of these characters and need no tracking.
         characters = self._special.characters
         texts = list(_strings(variables))
         used = {character for character in characters if any(character in text for text in texts)}
@@ -130,7 +130,8 @@ class ChatTemplate:
         return pieces
 
     def _find_defaults(self) -> None:
-        """Find the values of variables that a conversation leaves out: those of `transformers`, if they work."""
+        """Choose default values of the template's variables: those of `transformers`, if the template works with
+        them."""
         probe = {"messages": [{"role": "user", "content": _PROBE}], "add_generation_prompt": True}
         fault = TemplateFault("the model's chat template does not show the user's message")
         for defaults in _DEFAULTS:
