@@ -1,1 +1,1 @@
-"""HTTP: one file for each resource, and nothing but HTTP."""
+"""The HTTP API: one file for each resource. It contains only HTTP; the worker does the work."""

@@ -1,4 +1,4 @@
-"""Access control: API keys, or otherwise only requests from and for this machine. Pure ASGI."""
+"""Access control: API keys, or, without keys, only requests from and to this machine. Pure ASGI."""
 
 import re
 from dataclasses import dataclass
@@ -15,31 +15,31 @@ from worker_orcd.narration import context
 from worker_orcd.settings import flag
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/"})
-"""What orchestrators ask without a key, and the console's page."""
+"""Paths that need no key: orchestrators' health checks, and the console's page."""
 OPEN_FILES = "/console/"
-"""The console's files: they are the same for all clients, and the page asks for a key."""
+"""Paths of the console's files, which need no key: they are the same for all clients, and the page asks for a key."""
 _THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 _OWNER = "worker_orcd.owner"
 _OPERATOR = "worker_orcd.operator"
 _AUTHORITY = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _ORIGIN = re.compile(r"https?://(?P<authority>[^/]+)")
 _OWN_PAGES = frozenset({"same-origin", "none"})
-"""Values of `Sec-Fetch-Site` for requests by our own page or by its user."""
+"""Values of `Sec-Fetch-Site` for requests by the console's page or by the browser's user."""
 
 
 def owner_of(request: HTTPConnection) -> str:
-    """The owner of a request; without keys all requests have the same owner."""
+    """The owner of a request. Without keys, all requests have the same owner."""
     return owner_of_scope(request.scope)
 
 
 def owner_of_scope(scope: Scope) -> str:
-    """The same, for middleware."""
+    """The owner of a request, for middleware."""
     owner: str = scope.get(_OWNER, "")
     return owner
 
 
 def is_operator(request: HTTPConnection) -> bool:
-    """Whether the request comes from an operator: it has an operator's key, or there are no keys at all."""
+    """Whether the request comes from an operator: it has an operator's key, or the worker has no keys."""
     operator: bool = request.scope.get(_OPERATOR, False)
     return operator
 
@@ -48,7 +48,7 @@ def require_operator(request: HTTPConnection) -> None:
     """Refuse the request if it does not come from an operator.
 
     Raises:
-        JobError: `UNAUTHORIZED`, with 403: the key is a tenant's.
+        JobError: `UNAUTHORIZED` with 403: the key is a tenant's.
     """
     if not is_operator(request):
         raise JobError(
@@ -60,19 +60,19 @@ def require_operator(request: HTTPConnection) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may use the worker: holders of one of `keys`; without keys, all clients that reach `host`, if that is this
-    machine only or `insecure` is set."""
+    """Who may use the worker: holders of one of `keys`; without keys, all clients that reach `host`, which must be a
+    loopback address unless `insecure` is set."""
 
     keys: ApiKeys | None = None
     host: str = "127.0.0.1"
     insecure: bool = False
     cors_origins: tuple[str, ...] = ()
-    """Origins whose pages may use the worker as if they were its own."""
+    """Origins whose pages may use the worker like the console's page."""
 
 
 class AccessMiddleware:
-    """With keys: no request without one. Without keys: no page in a browser may send a request in a user's name,
-    neither across origins (`Origin`, `Sec-Fetch-Site`), unless the operator allows its origin, nor, on a loopback
+    """With keys, refuses requests without one. Without keys, refuses requests of other sites' pages in a user's
+    browser: across origins (`Origin`, `Sec-Fetch-Site`) unless the operator allows the origin, and, on a loopback
     address, by a name that was rebound to this machine (`Host`)."""
 
     def __init__(self, app: ASGIApp, *, access: Access) -> None:
@@ -88,7 +88,7 @@ class AccessMiddleware:
             JobError: `UNAUTHORIZED` or `INVALID_REQUEST`.
         """
         if scope["type"] == "http":
-            context.owner.set(context.UNAUTHENTICATED)  # Every request has a context of its own.
+            context.owner.set(context.UNAUTHENTICATED)  # Every request has its own context.
             headers = Headers(scope=scope)
             _check_host(headers, scope["http_version"])
             if self._keys is None:
@@ -108,17 +108,17 @@ class AccessMiddleware:
         if host and name is None:
             raise invalid("Host is not a name or an address with an optional port", "Host")
         if name is not None and self._hosts is not None and name["name"].strip("[]") not in self._hosts:
-            raise invalid("Host is not this machine; without API keys it has to be", "Host")
+            raise invalid("Host is not this machine; that requires API keys", "Host")
         origin = headers.get("origin")
         if allows(self._cors_origins, origin):
             return
         if origin is not None:
             found = _ORIGIN.fullmatch(origin.lower())
             if found is None or not host or found["authority"] != host:
-                raise invalid("Origin is another site; without API keys it cannot be", "Origin")
+                raise invalid("Origin is another site; that requires API keys or --cors-origin", "Origin")
         opens_console = method == "GET" and path == "/" and headers.get("sec-fetch-mode") == "navigate"
         if headers.get("sec-fetch-site", "none").lower() not in _OWN_PAGES and not opens_console:
-            raise invalid("another site's page asks; without API keys it cannot", "Sec-Fetch-Site")
+            raise invalid("another site's page; that requires API keys or --cors-origin", "Sec-Fetch-Site")
 
 
 def _caller(headers: Headers, keys: ApiKeys) -> Caller | None:
@@ -136,7 +136,7 @@ def _admit(scope: Scope, caller: Caller) -> None:
 
 
 def _check_host(headers: Headers, http_version: str) -> None:
-    """A proxy may have checked another `Host` than the worker does (RFC 9112, 3.2)."""
+    """Require exactly one `Host`: of several, a proxy may have checked another one than the worker (RFC 9112, 3.2)."""
     hosts = len(headers.getlist("host"))
     if hosts > 1 or (hosts == 0 and http_version == "1.1"):
         raise invalid(f"a request has one Host; this one has {hosts or 'none'}", "Host")

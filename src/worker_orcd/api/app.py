@@ -1,4 +1,4 @@
-"""The app: every resource, every middleware, one error shape."""
+"""The app: all resources and all middleware."""
 
 from collections.abc import Callable
 
@@ -47,14 +47,14 @@ def create_app(
     console: bool = False,
     private_load: bool = False,
 ) -> FastAPI:
-    """Make it.
+    """Make the app.
 
     Args:
-        worker: does the work.
+        worker: runs the jobs.
         narrator: logs refusals and failures.
-        shut_down: begins the drain; given what asked for it.
+        shut_down: begins the drain; its argument names the cause.
         access: who may use the worker; by default, clients on this machine.
-        console: whether to serve the page for people at `/`.
+        console: whether to serve the console at `/`.
         private_load: whether `/health` shows load figures to operators only.
     """
     app = FastAPIOffline(
@@ -64,7 +64,7 @@ def create_app(
         docs_url="/docs",
         redoc_url=None,
         redirect_slashes=False,
-        # What is measured and traced is the worker's own; FastAPI's logs could quote a prompt.
+        # The worker has its own metrics and traces, and FastAPI's logs could contain prompts.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     refuse = app.state.refuse = error_responses.install(app, worker, narrator)
@@ -87,7 +87,7 @@ def create_app(
     if console:
         app.include_router(console_page.router())
     access = access or Access()
-    # The last one added is the outermost.
+    # The middleware added last is the outermost.
     app.add_middleware(BodyLimitMiddleware)
     app.add_middleware(UnsupportedMiddleware)
     app.add_middleware(ReserveMiddleware)

@@ -1,4 +1,4 @@
-"""`POST /cancel`: stop a job. Always 202, in any state, any number of times."""
+"""`POST /cancel`: stop a job. Always 202, in any state of the job, any number of times."""
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
@@ -25,11 +25,11 @@ def router(worker: WorkerInterface) -> APIRouter:
         status_code=202,
         response_class=JSONResponse,
         responses=schema.answer(
-            202, "Whatever the job is, was, or is not", "application/json", example=_ANSWER
+            202, "In any state of the job, and for unknown ids", "application/json", example=_ANSWER
         )
         | schema.answer(
             200,
-            "With `Prefer: wait=N`: it has ended, and this is its receipt",
+            "With `Prefer: wait=N`: the job has ended, with this receipt",
             "application/json",
             example=_RECEIPT,
         )
@@ -50,10 +50,10 @@ def router(worker: WorkerInterface) -> APIRouter:
 async def cancel(
     worker: WorkerInterface, asked: CancelRequest, owner: str, wait_sec: float
 ) -> tuple[dict[str, object], bool]:
-    """Carry out a cancel, and wait for the end of what it stops.
+    """Carry out a cancel, and wait for the ends of the stopped jobs.
 
     Returns:
-        The answer, and whether it has the receipts.
+        The response, and whether it contains the receipts.
     """
     requester = correlation_id.get() or ""
     if asked.job_id is not None:
@@ -67,7 +67,7 @@ async def cancel(
 
 
 def _with_receipts(asked: CancelRequest, records: list[dict[str, object]]) -> dict[str, object]:
-    """What the stops did, for a client that waited for it."""
+    """The response with receipts, for a client that waited for the end."""
     body: dict[str, object] = {**asked.answer(), "status": "cancelled"}
     if asked.job_id is not None:
         body["receipt"] = records[0]["receipt"]

@@ -1,4 +1,4 @@
-"""One client's connection: uvicorn's, with a bound to everything, and refusing in our error shape."""
+"""One client's connection: uvicorn's protocol with bounds, and with refusals as error responses."""
 
 import asyncio
 import re
@@ -16,27 +16,27 @@ from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
 from worker_orcd.narration.context import UNAUTHENTICATED, correlation_id, new_correlation_id, owner
 
 REQUEST_SEC = 10.0
-"""A client that has not sent its whole request after so long is dropped."""
+"""Time to send a whole request. After it, the connection is dropped."""
 STALL_SEC = 30.0
-"""One that has taken nothing of what waits for it for so long is dropped, too."""
+"""Time without progress in reading a response. After it, the connection is dropped."""
 MAX_HEAD_BYTES = 64 * 1024
 MAX_AHEAD_BYTES = 256 * 1024
-"""Of further requests that a client may send before it has its answer."""
+"""The most bytes of pipelined requests, which a client sends before it has received the response."""
 MAX_CONNECTIONS = 4096
 SPARE_DESCRIPTORS = 64
 RESERVE = 16
-"""One in this many connections is reserved for cancels and health requests."""
+"""One in this many connections is reserved for cancels and health."""
 ADMIT = "admit"
-"""In a request's state: what to call once the request is accepted."""
+"""Key in a request's state: a function to call once the request is accepted."""
 _HEAD_END = re.compile(rb"\n\r?\n")
 _UPGRADE = re.compile(rb"(?<=\n)upgrade(?=:)", re.IGNORECASE)
 RESERVED = "reserved"
-"""In a request's state: whether no other connections are left than those."""
+"""Key in a request's state: whether only reserved connections are left."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection, with a bound to everything: how many there are, how large a request's head is, how long its
-    client may take to send it, and how long to read its answer. Refuses in the usual shape."""
+    """One connection. Bounds the number of connections, the size of a request's head, and the time for sending a
+    request and for reading the response. Refuses with error responses."""
 
     def __init__(
         self, *args: Any, refuse: Refuse, all_open: "Connections[BoundedProtocol]", **more: Any
@@ -47,26 +47,26 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = 0
         self._line_begun = b""
-        """The end of the head so far, if it may become an `Upgrade:` or the head's end: a line feed, and what of the
-        next line is held back."""
+        """Held-back end of the head so far, which may become an `Upgrade:` line or the head's end: a line feed and the
+        beginning of the next line."""
         self._ahead_bytes = 0
         self._answering: RequestResponseCycle | None = None
         self._half_close: HalfClose | None = None
-        """Set once the client has closed its side of the connection while its answer is still to come."""
+        """Set once the client has closed its side of the connection before the response is complete."""
         self._request_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn says so, too.
-        """A client is there."""
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # As in uvicorn.
+        """A client has connected."""
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # Of whatever waits for the client we want to know.
+        transport.set_write_buffer_limits(high=0)  # Any waiting data call `pause_writing`.
         if not self._all_open.add(self, _most_connections()):
             self._refuse(too_many_connections())
             return
         self._await_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is gone."""
+        """The connection has ended."""
         self._all_open.remove(self)
         for timer in (self._request_timer, self._stall_timer):
             if timer is not None:
@@ -74,13 +74,13 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._half_close is not None:
             self._half_close.close()
         if self._answering is not None and not self._answering.response_complete:
-            # uvicorn tells only the latest request of those that were sent ahead.
+            # Of pipelined requests, uvicorn informs only the latest one.
             self._answering.disconnected = True
             self._answering.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """It sends something."""
+        """The client has sent data."""
         if self._in_head:
             self._head_bytes += len(data)
             data = self._without_upgrade(data)
@@ -93,36 +93,36 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self.pipeline:
             self._ahead_bytes = 0
         elif not self.transport.is_closing():
-            # uvicorn would read no more until they have their turn, and so not see that the client leaves.
+            # uvicorn would stop reading while pipelined requests wait, and not notice that the client leaves.
             self.flow.resume_reading()
             self._ahead_bytes += len(data)
             if self._ahead_bytes > MAX_AHEAD_BYTES:
                 self.transport.abort()
         if self._in_head and self._idle and not self.transport.is_closing():
-            # Whatever it sent, it was no request yet, and uvicorn waits no longer for one to begin.
+            # The data were not a request yet, and they have ended uvicorn's wait for one.
             self._await_request()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn always closes.
-        """The client has sent a FIN. Keep the connection if a whole request still waits for its answer."""
+        """The client has sent a FIN. Keep the connection if a complete request still waits for its response."""
         unfinished = self._request_timer is not None
         if self._answering is None or self._answering.response_complete or unfinished:
             return False
         # uvloop reports the FIN again whenever reading is resumed.
         if self._half_close is None:
-            self.cycle.keep_alive = False  # There will be no further request.
+            self.cycle.keep_alive = False  # No further request can follow.
             self._half_close = HalfClose(self.transport, lambda: self._answering)
         return True
 
     @property
     def _idle(self) -> bool:
-        """Nothing is being answered, and no timer runs."""
+        """Whether no request is being answered, and no timer runs."""
         answered = self._answering is None or self._answering.response_complete
         return answered and self._request_timer is None and self.timeout_keep_alive_task is None
 
     def _without_upgrade(self, data: bytes) -> bytes:
-        """The next piece of a head, asking for no other protocol: nothing is upgraded (RFC 9110, 7.8), but the parser
-        would take a request's body for the other protocol's. Java's client and `curl --http2` ask so with every first
-        request."""
+        """The next piece of a head, without `Upgrade`. Upgrades are ignored (RFC 9110, 7.8), but the parser would treat
+        the request's body as data of the other protocol. Java's client and `curl --http2` send `Upgrade` with every
+        first request."""
         passed_on = len(self._line_begun[:1])
         data = self._line_begun + data
         end = _HEAD_END.search(data)
@@ -134,14 +134,14 @@ class BoundedProtocol(HttpToolsProtocol):
         return (_UPGRADE.sub(b"x-upgrade", data[:head]) + data[head:])[passed_on:]
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """A request has begun."""
         super().on_message_begin()
         self.scope["state"][ADMIT] = self._admit
         if self._request_timer is None:
             self._await_request()
 
     def on_headers_complete(self) -> None:
-        """Its head is there."""
+        """The request's head is complete."""
         self._in_head = False
         self._line_begun = b""
         most = _most_connections()
@@ -152,7 +152,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
-        """All of it is there."""
+        """The request is complete."""
         self._in_head = True
         self._head_bytes = 0
         if self._request_timer is not None:
@@ -161,16 +161,16 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Its answer is given; a request that was sent ahead is next."""
+        """The response is complete. The next pipelined request, if any, is answered."""
         super().on_response_complete()
         self._check_idle()
 
     def make_room(self) -> None:
-        """Close it for another connection's sake; nothing is being answered that the client has a right to."""
+        """Close this connection to make room for another one. No accepted request is being answered."""
         self.transport.abort()
 
     def pause_writing(self) -> None:
-        """The client does not take its answer: see whether it ever does."""
+        """The client does not read the response: start the timer that drops it."""
         self.flow.pause_writing()
         self._check_reading()
 
@@ -183,7 +183,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._check_idle()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse bytes that are no HTTP request."""
+        """Refuse bytes that are not an HTTP request."""
         self._refuse(invalid(msg.rstrip(".").lower()))
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
@@ -231,8 +231,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 def _unchunked(cycle: RequestResponseCycle, app: ASGI3Application) -> ASGI3Application:
-    """The app for a request of HTTP/1.0, which knows no chunks: an answer of unknown length ends with the connection
-    (RFC 9112, 6.3)."""
+    """The app for an HTTP/1.0 request. HTTP/1.0 has no chunked coding, so a response of unknown length ends with the
+    connection (RFC 9112, 6.3)."""
 
     async def served(scope: Any, receive: Any, send: Any) -> None:
         until_close = False
@@ -242,7 +242,7 @@ def _unchunked(cycle: RequestResponseCycle, app: ASGI3Application) -> ASGI3Appli
             if message["type"] == "http.response.start":
                 until_close = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
                 if until_close:
-                    cycle.chunked_encoding = False  # uvicorn leaves it as it is.
+                    cycle.chunked_encoding = False  # uvicorn then does not change it.
             elif until_close:
                 cycle.expected_content_length = len(message.get("body", b""))
             await send(message)
@@ -253,10 +253,10 @@ def _unchunked(cycle: RequestResponseCycle, app: ASGI3Application) -> ASGI3Appli
 
 
 def too_many_connections() -> JobError:
-    """Another one cannot be served."""
-    return JobError(ErrorCode.QUEUE_FULL, "there are too many connections", retry_after_sec=1)
+    """The refusal of a further connection."""
+    return JobError(ErrorCode.QUEUE_FULL, "the worker has too many connections", retry_after_sec=1)
 
 
 def _most_connections() -> int:
-    """As many as there are descriptors for, with some to spare."""
+    """The bound of connections: the number of file descriptors, less a reserve."""
     return min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS)

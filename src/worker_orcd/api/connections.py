@@ -1,4 +1,4 @@
-"""Open connections, and which of them is closed to make room for a new one."""
+"""Open connections. Decides which one is closed to make room for a new one."""
 
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -9,14 +9,15 @@ C = TypeVar("C")
 class Connections(Generic[C]):
     """All open connections, in three groups.
 
-    Unproven: none of its requests was accepted so far; it may be silent, slow, or a stranger's. Idle: a request was
-    accepted and is answered. Busy: an accepted request is being answered, or its answer is still to be taken.
+    - Unproven: no request was accepted so far; the client may be silent, slow, or without a key.
+    - Idle: a request was accepted, and its response is complete.
+    - Busy: an accepted request is being answered, or the client has not read the whole response.
 
-    The oldest unproven one makes room, then the one that has been idle for longest, never a busy one.
+    The oldest unproven connection is closed first, then the one idle for longest, but never a busy one.
     """
 
     def __init__(self, drop: Callable[[C], None]) -> None:
-        """`drop` closes a connection that makes room; it is forgotten before."""
+        """`drop` closes a connection. It is called after the connection was removed here."""
         self._drop = drop
         self._unproven: dict[C, None] = {}
         self._idle: dict[C, None] = {}
@@ -27,14 +28,14 @@ class Connections(Generic[C]):
 
     @property
     def busy(self) -> int:
-        """How many are busy."""
+        """Number of busy connections."""
         return len(self._busy)
 
     def add(self, connection: C, bound: int) -> bool:
-        """Add a new one; another one makes room for it if there are as many as the bound allows.
+        """Add a new connection. If the bound is reached, close another one first.
 
         Returns:
-            False if all of them are busy; then it is not added.
+            False if all connections are busy; then the new one is not added.
         """
         while len(self) >= bound:
             group = self._unproven or self._idle
@@ -47,19 +48,19 @@ class Connections(Generic[C]):
         return True
 
     def admit(self, connection: C) -> None:
-        """A request on it was accepted and is about to be answered. Changes nothing for one that had to go."""
+        """Mark a connection as busy: a request was accepted. Does nothing if the connection was closed here."""
         for group in (self._unproven, self._idle):
             if connection in group:
                 del group[connection]
                 self._busy[connection] = None
 
     def answered(self, connection: C) -> None:
-        """Its answer is given and taken. Changes nothing for one that is not busy."""
+        """Mark a busy connection as idle: the client has read the whole response. Does nothing if it is not busy."""
         if connection in self._busy:
             del self._busy[connection]
             self._idle[connection] = None
 
     def remove(self, connection: C) -> None:
-        """It is closed."""
+        """Remove a connection that has closed."""
         for group in (self._unproven, self._idle, self._busy):
             group.pop(connection, None)

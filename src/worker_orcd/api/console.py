@@ -1,4 +1,4 @@
-"""`GET /`: a page for people. Its files come with the package; nothing is fetched from elsewhere."""
+"""`GET /`: the console, a web page. Its files are part of the package; nothing is fetched from elsewhere."""
 
 from importlib.resources import files
 
@@ -21,7 +21,7 @@ _HEADERS = {
 
 
 def router() -> APIRouter:
-    """The routes of its files."""
+    """The routes of the console's files."""
     routes = APIRouter(include_in_schema=False)
     kept = {
         file.name: file.read_bytes()

@@ -1,4 +1,4 @@
-"""CORS: which other sites' pages may use the worker (`--cors-origin`). Pure ASGI, by Starlette's middleware."""
+"""CORS: which other sites' pages may use the worker (`--cors-origin`). Pure ASGI, based on Starlette's middleware."""
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
@@ -17,19 +17,19 @@ EXPOSED_HEADERS = (
     "Preference-Applied",
     "WWW-Authenticate",
 )
-"""Response headers that scripts of allowed origins may read, in addition to those that every script may read."""
+"""Response headers that scripts of allowed origins may read, in addition to those that CORS always allows."""
 
 
 def allows(origins: tuple[str, ...], origin: str | None) -> bool:
-    """Whether a page of this origin may use the worker; a request without an origin is no page's."""
+    """Whether pages of this origin may use the worker. A request without an origin does not come from a page."""
     return origin is not None and ("*" in origins or origin in origins)
 
 
 class CorsMiddleware(CORSMiddleware):
-    """Answers the preflights of allowed origins, and lets their pages read every answer, errors and streams included.
+    """Answers the preflights of allowed origins, and lets their pages read every response, errors and streams included.
 
-    Stands outside of access control, because a browser sends no key with a preflight. Requests of other origins pass
-    through as if there were no such middleware, so access control refuses them.
+    It comes before access control, because a browser sends no key with a preflight. It does not touch requests of other
+    origins, so access control refuses them.
     """
 
     def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
@@ -51,9 +51,9 @@ class CorsMiddleware(CORSMiddleware):
             await self.app(scope, receive, send)
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """The answer to a preflight; a refusal has the one shape of errors."""
+        """The response to a preflight. A refusal is an error response like any other."""
         answer = super().preflight_response(request_headers)
-        if answer.status_code < 400:  # the first status of errors
+        if answer.status_code < 400:  # Not an error.
             return answer
         refusal = invalid("this method is not allowed across origins", "Access-Control-Request-Method")
         allowed = {name: value for name, value in answer.headers.items() if not name.startswith("content-")}

@@ -1,4 +1,4 @@
-"""The one shape of every answer that is an error, wherever it comes from."""
+"""Error responses, all of the same shape."""
 
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -18,7 +18,7 @@ OPENAI_PATHS = "/v1/"
 ANTHROPIC_PATHS = "/v1/messages"
 """Below these paths, errors have Anthropic's shape with the worker's fields."""
 SAFE_HEADERS = {"X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin"}
-"""On every answer: no other site's page may load it as a script, a style or an image."""
+"""Header of every response: other sites' pages may not load it as a script, a style or an image."""
 _TYPES = {ErrorCode.QUEUE_FULL: "rate_limit_error", ErrorCode.CANCELLED: "cancelled_error"}
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
@@ -32,17 +32,17 @@ _ANTHROPIC_TYPES = {
 
 
 def error_content(error: JobError, path: str) -> dict[str, object]:
-    """The JSON object of an error answer to a request for `path`."""
+    """The JSON object of an error response to a request for `path`."""
     if path.startswith(ANTHROPIC_PATHS):
         return anthropic_error(error)
     return openai_error(error) if path.startswith(OPENAI_PATHS) else {"error": error.body()}
 
 
 def anthropic_error(error: JobError) -> dict[str, object]:
-    """An error as Anthropic's clients know it."""
+    """An error in Anthropic's format."""
     whose = "invalid_request_error" if error.http_status < HTTPStatus.INTERNAL_SERVER_ERROR else "api_error"
     kind = "cancelled_error" if error.code is ErrorCode.CANCELLED else _ANTHROPIC_TYPES.get(error.http_status)
-    # By these words coding agents know that the conversation has to be shortened.
+    # Coding agents shorten the conversation when they find these words.
     too_long = "prompt is too long: " if error.openai_code == "context_length_exceeded" else ""
     return {
         "type": "error",
@@ -52,7 +52,7 @@ def anthropic_error(error: JobError) -> dict[str, object]:
 
 
 def openai_error(error: JobError) -> dict[str, object]:
-    """An error as OpenAI's clients know it."""
+    """An error in OpenAI's format."""
     whose = (
         "invalid_request_error" if error.http_status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
     )
@@ -62,18 +62,18 @@ def openai_error(error: JobError) -> dict[str, object]:
 
 
 def error_headers(error: JobError, path: str) -> dict[str, str]:
-    """Headers that go with it."""
+    """Headers of an error response."""
     headers = {"WWW-Authenticate": "Bearer"} if error.code is ErrorCode.UNAUTHORIZED else {}
     if error.retry_after_sec is not None:
         headers["Retry-After"] = str(error.retry_after_sec)
     if path.startswith(OPENAI_PATHS):
-        # OpenAI's SDKs try a 409 and every 5xx again unless this header forbids it.
+        # OpenAI's SDKs retry after 409 and every 5xx unless this header forbids it.
         headers["X-Should-Retry"] = "true" if error.retriable else "false"
     return headers
 
 
 class EndedBeforeStart(JobError):
-    """The answer is the end of a job that had been taken in, which is narrated and counted as such."""
+    """An accepted job has ended before its response began. The job's end is already logged and counted."""
 
     def __init__(self, end: Error) -> None:
         param = str(end.details.get("param") or "prompt")
@@ -81,11 +81,11 @@ class EndedBeforeStart(JobError):
 
 
 Refuse = Callable[[JobError, str], Response]
-"""Makes the answer to a refused request for a path, counts it and narrates it."""
+"""Makes the response to a refused request for a path, counts it and logs it."""
 
 
 def install(app: FastAPI, worker: WorkerInterface, narrator: narration.Narrator) -> Refuse:
-    """Give every error of this app the one shape, count it and narrate it. Returns what does so."""
+    """Make every error of this app an error response that is counted and logged. Returns the function that does so."""
 
     def answer(error: JobError, path: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
         if not isinstance(error, EndedBeforeStart):
@@ -116,7 +116,7 @@ def install(app: FastAPI, worker: WorkerInterface, narrator: narration.Narrator)
 
 
 def from_framework(error: HTTPException) -> JobError:
-    """Errors of the framework: a wrong path, a wrong method."""
+    """An error of the framework (wrong path or method) as a `JobError`."""
     phrase = HTTPStatus(error.status_code).phrase.lower()
     if error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return JobError(ErrorCode.INTERNAL, phrase, http_status=error.status_code)
@@ -124,5 +124,5 @@ def from_framework(error: HTTPException) -> JobError:
 
 
 def internal() -> JobError:
-    """An internal error. The correlation id in the message leads to its log event."""
+    """An internal error. Its log event has the correlation id that is in the message."""
     return JobError(ErrorCode.INTERNAL, f"internal error, correlation id {correlation_id.get()}")

@@ -1,4 +1,4 @@
-"""`POST /execute`: take a job in and stream it."""
+"""`POST /execute`: run a job and stream it."""
 
 from fastapi import APIRouter, Request, Response
 

@@ -1,8 +1,8 @@
-"""Tells a client that has half-closed its connection, and still reads, from one that has left.
+"""Distinguishes a client that has half-closed its connection, and still reads, from a client that has left.
 
-Both send the same FIN. Only the next byte written to the client shows the difference: the kernel of a client that has
-closed its socket answers that byte with a reset (RFC 9293, 3.10.7.4), one that still reads acknowledges it. So bytes
-that change nothing are written, at once and then again and again, and the reset is looked for.
+Both send the same FIN. Only the next byte written to the client shows the difference: if the client has closed its
+socket, its kernel answers with a reset (RFC 9293, 3.10.7.4); otherwise it acknowledges the byte. So the worker writes
+bytes that change nothing, at once and then periodically, and checks for a reset.
 """
 
 import asyncio
@@ -14,21 +14,21 @@ from fastapi.sse import KEEPALIVE_COMMENT
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 PROBE_SEC = 0.025
-"""How often a stream is probed: a client that closes its socket later is noticed by the next probe."""
+"""Interval of probes. A client that closes its socket later is noticed by the next probe."""
 FIRST_LOOK_SEC = 0.002
-"""How long after a probe the worker first looks for a reset: on one machine, it comes back at once."""
+"""Time from a probe to the first check for a reset, which arrives at once on the same machine."""
 ANSWER_BEGINS = b"HTTP/1.1 "
-"""The first bytes of every answer. While an answer's status is unknown, these are all that can be written."""
+"""The first bytes of every response. Only these can be written while the status is unknown."""
 _TAKES_COMMENTS = "takes_comments"
 
 
 def takes_comments(scope: MutableMapping[str, Any]) -> None:
-    """Note that this request is answered by server-sent events, between which comments may stand."""
+    """Note that the response consists of server-sent events, between which comments may be written."""
     scope.setdefault("state", {})[_TAKES_COMMENTS] = True
 
 
 class HalfClose:
-    """Probes the client of one connection from its FIN to the connection's end; aborts the connection when the client
+    """Probes the client of one connection from its FIN to the connection's end. Aborts the connection when the client
     has left."""
 
     def __init__(
@@ -37,21 +37,21 @@ class HalfClose:
         """Probe at once.
 
         Args:
-            transport: of the connection.
+            transport: the connection's transport.
             answering: returns the request that is being answered.
         """
         self._transport = transport
         self._answering = answering
         self._loop = asyncio.get_running_loop()
         self._poll = select.poll()
-        # Without events of interest, poll reports a reset (POLLERR, POLLHUP), and no FIN.
+        # With no events requested, poll reports resets (POLLERR, POLLHUP) but not a FIN.
         self._poll.register(transport.get_extra_info("socket").fileno(), 0)
         self._probe_at = self._loop.time()
         self._pause_sec = PROBE_SEC
         self._timer: asyncio.Handle = self._loop.call_soon(self._look)
 
     def close(self) -> None:
-        """Probe no more: the connection is closed."""
+        """Stop probing, because the connection is closed."""
         self._timer.cancel()
 
     def _look(self) -> None:
@@ -67,7 +67,7 @@ class HalfClose:
     def _probe(self) -> bool:
         cycle = self._answering()
         if cycle is None or cycle.response_complete or self._transport.get_write_buffer_size():
-            return False  # What already waits for the client is a probe itself.
+            return False  # Unsent data are a probe themselves.
         if not cycle.response_started:
             self._begin_answer(cycle)
         elif cycle.scope["state"].get(_TAKES_COMMENTS):
@@ -76,7 +76,7 @@ class HalfClose:
         return True
 
     def _begin_answer(self, cycle: RequestResponseCycle) -> None:
-        """Write one more byte of the status line. There are few, so the pauses between them grow."""
+        """Write the next byte of the status line. It has few, so the pauses between them grow."""
         begun: Any = cycle.transport
         if not isinstance(begun, _Begun):
             begun = cycle.transport = _Begun(self._transport, cycle)  # type: ignore[assignment]  # Has what is called.
@@ -87,7 +87,7 @@ class HalfClose:
 
 
 class _Begun:
-    """A transport for one answer whose first bytes are already written: leaves them out."""
+    """A transport for one response whose first bytes are already written. Leaves these out."""
 
     def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
         self._transport = transport
@@ -97,18 +97,18 @@ class _Begun:
         self.close = transport.close
 
     def write_one_more(self) -> None:
-        """Write the next byte, if there is one whose value is known."""
+        """Write the next byte, if its value is known."""
         self._transport.write(ANSWER_BEGINS[self._written : self._written + 1])
         self._written = min(self._written + 1, len(ANSWER_BEGINS))
 
     def write(self, data: bytes) -> None:
-        """Write the answer's beginning; all that follows it goes to the connection directly."""
+        """Write the beginning of the response; the rest goes directly to the connection."""
         self._cycle.transport = self._transport
         self._transport.write(data[self._written :])
 
 
 def comment(*, chunked: bool) -> bytes:
-    """A comment as it stands between the pieces of a streamed answer."""
+    """An SSE comment, as written between the pieces of a streamed response."""
     if not chunked:
         return KEEPALIVE_COMMENT
     return b"%x\r\n%b\r\n" % (len(KEEPALIVE_COMMENT), KEEPALIVE_COMMENT)

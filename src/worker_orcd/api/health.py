@@ -1,4 +1,4 @@
-"""`GET /health`, `/livez`, `/readyz` and `/metrics`. None of them touches the engine."""
+"""`GET /health`, `/livez`, `/readyz` and `/metrics`. None of them queries the engine."""
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -9,18 +9,18 @@ from worker_orcd.api.access import is_operator, require_operator
 from worker_orcd.worker.health import Status
 from worker_orcd.worker.interface import WorkerInterface
 
-_UNAVAILABLE: schema.Responses = {503: {"description": "Jobs make no progress now, or none are taken"}}
+_UNAVAILABLE: schema.Responses = {503: {"description": "Jobs make no progress, or no jobs are accepted"}}
 
 
 def router(worker: WorkerInterface, *, private_load: bool) -> APIRouter:
-    """The routes of this resource; with `private_load` only operators see load figures."""
+    """The routes of these resources. With `private_load`, only operators see load figures."""
     routes = APIRouter(tags=["health"])
 
     def status_code(status: Status) -> int:
         return 200 if status is Status.HEALTHY else 503
 
     @routes.head("/health", include_in_schema=False)
-    @routes.get("/health", summary="How the worker is", responses=_UNAVAILABLE)
+    @routes.get("/health", summary="The worker's state and sizes", responses=_UNAVAILABLE)
     async def health(request: Request) -> JSONResponse:
         seen = worker.health(operator=is_operator(request), private_load=private_load)
         return JSONResponse(seen.data(), status_code=status_code(seen.status))
@@ -28,8 +28,8 @@ def router(worker: WorkerInterface, *, private_load: bool) -> APIRouter:
     @routes.head("/livez", include_in_schema=False)
     @routes.get(
         "/livez",
-        summary="Liveness; 503 once no engine can be started any more, which a restart may fix",
-        responses={503: {"description": "The engine cannot be brought back"}},
+        summary="Liveness: 503 once no engine can be started any more, which a restart may fix",
+        responses={503: {"description": "No engine can be started any more"}},
     )
     async def livez() -> JSONResponse:
         permanently_failed = worker.permanently_failed

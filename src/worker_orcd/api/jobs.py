@@ -1,4 +1,4 @@
-"""`GET /jobs`, `/jobs/{job_id}` and `/jobs/{job_id}/events`: live jobs, recent ones, their receipts and streams."""
+"""`GET /jobs`, `/jobs/{job_id}` and `/jobs/{job_id}/events`: live and recent jobs, their records and streams."""
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -11,7 +11,7 @@ from worker_orcd.worker.interface import WorkerInterface
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
-"""Most ended jobs in one answer: building it blocks the front."""
+"""The most ended jobs in one response. Bounded because building the response blocks the front."""
 
 _encoder = msgspec.json.Encoder()
 
@@ -22,7 +22,7 @@ def router(worker: WorkerInterface) -> APIRouter:
 
     @routes.get(
         "/jobs",
-        summary="Live jobs, oldest first, then ended ones, latest first",
+        summary="Live jobs, oldest first, then ended jobs, latest first",
         response_class=Response,
         responses=schema.answer(200, "Their records", "application/json", schema={"type": "object"})
         | schema.errors(400),
@@ -36,7 +36,7 @@ def router(worker: WorkerInterface) -> APIRouter:
 
     @routes.get(
         "/jobs/{job_id}",
-        summary="One job's record; its receipt, if it was stopped",
+        summary="A job's record, with the receipt if it was stopped",
         response_class=Response,
         responses=schema.answer(200, "Its record", "application/json", schema={"type": "object"})
         | schema.errors(404),
@@ -44,20 +44,20 @@ def router(worker: WorkerInterface) -> APIRouter:
     async def job(request: Request, job_id: str) -> Response:
         record = await worker.record(job_id, owner_of(request))
         if record is None:
-            raise JobError(ErrorCode.JOB_NOT_FOUND, "no job with this id is live or remembered")
+            raise JobError(ErrorCode.JOB_NOT_FOUND, "no live or recently ended job has this id")
         return _json(record)
 
     @routes.get(
         "/jobs/{job_id}/events",
-        summary="A job's stream, from the start or after Last-Event-ID; also of a job that has ended",
+        summary="A job's stream, from the start or after Last-Event-ID; also after the job's end",
         response_class=Response,
         responses=schema.stream(200, "Its events")
         | schema.nothing(
-            204, "The reader has seen the terminal event; an `EventSource` does not come back after this"
+            204, "The reader has received the terminal event; an `EventSource` does not reconnect after this"
         )
         | schema.errors(400, 404, 429),
         openapi_extra=schema.header(
-            "Last-Event-ID", "the `id:` of the last event that was seen; of another use of the id: 404"
+            "Last-Event-ID", "the `id:` of the last event received; from another use of the job id: 404"
         ),
     )
     async def events(request: Request, job_id: str) -> Response:
@@ -65,7 +65,7 @@ def router(worker: WorkerInterface) -> APIRouter:
         stream = await worker.stream_of(job_id, owner_of(request))
         if not stream.job.request.stored:
             raise JobError(
-                ErrorCode.JOB_NOT_FOUND, "the events of this job are only for the request that made it"
+                ErrorCode.JOB_NOT_FOUND, "this job's events are only in the response to its own request"
             )
         start = stream.job.place_after(seen)
         if not stream.job.live and start >= len(stream.job.events):

@@ -1,4 +1,4 @@
-"""API keys: who may use the worker, and under which name their jobs are kept (G9)."""
+"""API keys: who may use the worker, and the owner's name for their jobs (G9)."""
 
 import hashlib
 import hmac
@@ -15,29 +15,29 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class KeyFileError(ValueError):
-    """The file has no usable keys. The message is one clear line and never holds a key."""
+    """The file has no usable keys. The message is one line and never contains a key."""
 
 
 class Caller(NamedTuple):
-    """Whose key a request brings."""
+    """The holder of a request's key."""
 
     owner: str
-    """The name of the key's holder inside the worker: a part of the key's hash."""
+    """The holder's name inside the worker: a part of the key's hash."""
     operator: bool
 
 
 class ApiKeys:
-    """The keys of tenants and of operators, each in a file of its own.
+    """The keys of tenants and of operators, each in a separate file.
 
-    A file has one key on each line; blank lines and lines that begin with `#` are left out. It ends with a line feed.
+    A file has one key per line and ends with a line feed. Blank lines and lines that begin with `#` are ignored.
     """
 
     def __init__(self, tenants: Path | None, operators: Path | None = None) -> None:
         """Read both files.
 
         Raises:
-            KeyFileError: one cannot be read, has no key, has a line that is none, or can be written by others; or a key
-                is in both.
+            KeyFileError: a file cannot be read, has no key, has an invalid line, or can be written by others; or a key
+                is in both files.
         """
         self._paths = (tenants, operators)
         self._tenants, self._operators = _read_both(tenants, operators)
@@ -47,21 +47,21 @@ class ApiKeys:
 
     @property
     def open_files(self) -> list[Path]:
-        """The files that every user of this machine can read."""
+        """The key files that every user of this machine can read."""
         return [file.path for file in (self._tenants, self._operators) if file.path and file.open_to_all]
 
     def reload(self) -> None:
-        """Read both files again; when one is bad, all keys stay as they are.
+        """Read both files again. If one is unusable, all keys stay unchanged.
 
         Raises:
-            KeyFileError: as at first.
+            KeyFileError: as in `__init__`.
         """
         self._tenants, self._operators = _read_both(*self._paths)
 
     def caller(self, key: str) -> Caller | None:
-        """Whose key this is; None for a key that is in no file.
+        """The holder of a key; None for an unknown key.
 
-        All keys are compared, each in constant time, so an answer's time tells nothing about any of them.
+        All keys are compared, each in constant time, so the response time reveals nothing about them.
         """
         given = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         found: Caller | None = None
@@ -83,8 +83,8 @@ def _read_both(tenants: Path | None, operators: Path | None) -> tuple[_KeyFile, 
     of_operators = _KeyFile() if operators is None else _read(operators, flag("operator_key_file"))
     if not set(of_tenants.digests).isdisjoint(of_operators.digests):
         raise KeyFileError(
-            f"{flag('operator_key_file')} {operators}: required keys of its own, but one is in {flag('api_key_file')}, "
-            "too: its holder would be both a tenant and an operator"
+            f"{flag('operator_key_file')} {operators}: has a key that is also in {flag('api_key_file')}; "
+            "its holder would be both a tenant and an operator"
         )
     return of_tenants, of_operators
 
@@ -94,7 +94,7 @@ def _read(path: Path, option: str) -> _KeyFile:
         with path.open("rb") as file:
             mode = os.fstat(
                 file.fileno()
-            ).st_mode  # Of the file that is read, whatever the path names by now.
+            ).st_mode  # Of the file that is read, even if the path now names another one.
             text = file.read().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
@@ -102,12 +102,12 @@ def _read(path: Path, option: str) -> _KeyFile:
     if mode & _OTHERS_WRITE:
         raise KeyFileError(
             f"{option} {path}: required a file that only its owner can write, but its mode is "
-            f"{stat.S_IMODE(mode):04o}; chmod go-w takes that away"
+            f"{stat.S_IMODE(mode):04o}; use chmod go-w"
         )
     if text and not text.endswith("\n"):
         raise KeyFileError(
-            f"{option} {path}: required a line feed at its end; without one it may be half-written, "
-            "and a cut key would be good"
+            f"{option} {path}: required a line feed at the end; without it the file may be half-written, "
+            "and a truncated key would be accepted"
         )
     return _KeyFile(path, _digests(text, f"{option} {path}"), bool(mode & stat.S_IROTH))
 
@@ -118,7 +118,7 @@ def _digests(text: str, named: str) -> tuple[bytes, ...]:
     for number, key in keys:
         if not _KEY.fullmatch(key):
             raise KeyFileError(
-                f"{named}: line {number} is no key: required 16 to 256 visible ASCII characters, "
+                f"{named}: line {number} is not a key: required 16 to 256 visible ASCII characters, "
                 f"found {len(key)} characters"
             )
     if not keys:

@@ -34,16 +34,16 @@ class RawCompletion(Completion):
     last: ClassVar[bytes] = b""
 
     def whole(self, jobs: Sequence[Job]) -> dict[str, Any]:
-        """The answer to a request that is not streamed."""
+        """The non-streaming response."""
         return self._end(jobs[0], text_of(jobs[0]))
 
     def chunks(self, place: int, event: Event) -> Iterator[dict[str, Any]]:
-        """What one event adds to the stream. Its end comes with the figures, in `closing`."""
+        """The chunks of one event. The end has figures and is made by `closing`."""
         if not isinstance(event, End):
             yield from super(RawCompletion, self).chunks(place, event)
 
     def closing(self, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
-        """The last chunk of a stream that came to its natural end."""
+        """The last chunk of a stream with a natural end."""
         yield self._end(jobs[0], "")
 
     def _end(self, job: Job, content: str) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def router(worker: WorkerInterface) -> APIRouter:
 
     @routes.post(
         "/infill",
-        summary="Fill the gap between two texts, as llama-server has it",
+        summary="Fill the gap between two texts, as in llama-server",
         response_class=Response,
         responses=_answers(),
         openapi_extra=schema.body(InfillRequest, _INFILL_EXAMPLE),

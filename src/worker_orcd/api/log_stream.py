@@ -1,4 +1,4 @@
-"""`GET /narration`: what the worker narrates, while it happens."""
+"""`GET /narration`: the worker's log events, as they happen."""
 
 from collections.abc import AsyncIterator
 
@@ -23,8 +23,8 @@ def router(broadcast: narration.Broadcast) -> APIRouter:
 
     @routes.get(
         "/narration",
-        summary="What the worker narrates to this key, as server-sent events; the latest 200 first, or those after "
-        "`Last-Event-ID`",
+        summary="The log events that this key may read, as server-sent events: the latest 200, or those after "
+        "`Last-Event-ID`, then new ones",
         response_class=Response,
         responses=schema.answer(200, "Each event's data is one object, as in the log", "text/event-stream")
         | schema.errors(401, 429),
@@ -35,7 +35,7 @@ def router(broadcast: narration.Broadcast) -> APIRouter:
             owner_of(request), request.headers.get("last-event-id"), operator=is_operator(request)
         )
         if listener is None:
-            raise JobError(ErrorCode.QUEUE_FULL, "too many listen to the narration", retry_after_sec=5)
+            raise JobError(ErrorCode.QUEUE_FULL, "the narration has too many listeners", retry_after_sec=5)
         return _Narration(broadcast, listener)
 
     return routes

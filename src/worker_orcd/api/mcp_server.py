@@ -1,7 +1,7 @@
-"""`/mcp`: tools by which agents supervise other agents' jobs, over the Model Context Protocol. Needs the extra `mcp`.
+"""`/mcp`: tools for agents that supervise other agents' jobs, over the Model Context Protocol. Needs the extra `mcp`.
 
-Each HTTP request is served on its own, without sessions. The `mcp` package ends the handler of a request whose client
-closes its stream, as the specification demands; a tool that waits then waits no longer.
+Each HTTP request is served by itself, without sessions. As the specification demands, the `mcp` package cancels the
+handler of a request whose client closes the stream; this also ends a tool's waiting.
 """
 
 import json
@@ -60,7 +60,7 @@ class CancelTool(Body):
 
 
 class JobsTool(Body):
-    """List inference jobs: live ones, oldest first, then those that ended in the last minutes, latest first."""
+    """List inference jobs: live jobs, oldest first, then jobs that ended in the last minutes, latest first."""
 
     limit: int = Field(default=DEFAULT_LIMIT, ge=0, le=MAX_LIMIT, description="ended jobs to show")
 
@@ -70,19 +70,19 @@ class JobsTool(Body):
 
 
 class ReceiptTool(Body):
-    """Get an inference job's record: its state, times and tokens; and, if it was stopped, its receipt. Can wait for the
+    """Get an inference job's record: its state, times and tokens, and the receipt if it was stopped. Can wait for the
     job's end."""
 
     job_id: JobId
     wait_sec: int = Field(default=0, ge=0, le=MAX_WAIT_SEC, description="seconds to wait for the job's end")
 
     async def answer(self, worker: WorkerInterface, owner: str) -> _Answer:
-        """Look, once the job has ended or the time is up."""
+        """Return the record when the job has ended or the time is up."""
         if self.wait_sec:
             await worker.receipts([self.job_id], owner, self.wait_sec)
         record = await worker.record(self.job_id, owner)
         if record is None:
-            raise JobError(ErrorCode.JOB_NOT_FOUND, "no job with this id is live or remembered")
+            raise JobError(ErrorCode.JOB_NOT_FOUND, "no live or recently ended job has this id")
         return record
 
 
@@ -94,7 +94,7 @@ _TOOLS: dict[str, type[CancelTool] | type[JobsTool] | type[ReceiptTool]] = {
 
 
 def install(app: FastAPI, worker: WorkerInterface) -> None:
-    """Serve `/mcp` beside what the app serves, behind the same access control."""
+    """Add `/mcp` to the app, behind the same access control."""
     app.router.routes.append(Route(PATH, McpEndpoint(worker)))
 
 
@@ -105,7 +105,7 @@ class McpEndpoint:
         self._worker = worker
         for name in ("mcp", "sse_starlette"):
             log = logging.getLogger(name)
-            log.propagate = False  # Log events of the worker are JSON lines.
+            log.propagate = False  # Standard error is for the worker's own log events.
             log.addHandler(logging.NullHandler())
         self._server = Server(
             "worker-orcd",
@@ -116,11 +116,11 @@ class McpEndpoint:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, with all tasks that it needs."""
+        """Serve one request, including all its tasks."""
         manager = StreamableHTTPSessionManager(
             self._server,
             stateless=True,
-            # Access control has checked `Host` and `Origin`.
+            # Access control has already checked `Host` and `Origin`.
             security_settings=TransportSecuritySettings(enable_dns_rebinding_protection=False),
             max_request_body_size=MAX_BODY_BYTES,
         )
@@ -133,10 +133,10 @@ class McpEndpoint:
         try:
             tool = _TOOLS.get(params.name)
             if tool is None:
-                raise invalid(f"there is no tool {params.name[:64]!r}", "name")
+                raise invalid(f"no tool is called {params.name[:64]!r}", "name")
             asked = tool.parse(json.dumps(params.arguments or {}).encode())
             if context.request is None:
-                raise TypeError("a request over HTTP has one")
+                raise TypeError("the tool call has no HTTP request")
             return _result(await asked.answer(self._worker, owner_of_scope(context.request.scope)))
         except JobError as error:
             return _result(error.body(), is_error=True)

@@ -1,6 +1,6 @@
-"""Pure ASGI middleware: what happens to every request before and after its resource.
+"""Middleware for every request. Pure ASGI.
 
-Never `BaseHTTPMiddleware`: it hides disconnects from the streams behind it.
+Never use `BaseHTTPMiddleware`: it hides disconnects from streams.
 """
 
 import json
@@ -19,13 +19,14 @@ from worker_orcd.narration import context
 
 MAX_BODY_BYTES = 1 << 20
 SEND_BODY = "send_body"
-"""In a request's state: the server's own `send`. Middleware looks at the start of an answer only, so the pieces of a
-stream go past it."""
+"""Key in a request's state: the server's own `send`. Middleware only needs the start of a response, so a stream's
+chunks bypass it."""
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 
 
 class CorrelationMiddleware:
-    """Gives every request a correlation id, the client's if it sent a good one, and every answer the same."""
+    """Gives every request and its response a correlation id: the client's if it sent a valid one, otherwise a new
+    one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -50,9 +51,9 @@ class CorrelationMiddleware:
                 answered["X-Correlation-Id"] = chosen
                 answered.update(SAFE_HEADERS)
                 if scope["path"].startswith("/v1/"):
-                    answered["X-Request-Id"] = chosen  # Where OpenAI's packages look for it.
+                    answered["X-Request-Id"] = chosen  # Read by OpenAI's packages.
                 if scope["path"].startswith(ANTHROPIC_PATHS):
-                    answered["Request-Id"] = chosen  # And where Anthropic's do.
+                    answered["Request-Id"] = chosen  # Read by Anthropic's packages.
             await send(message)
 
         try:
@@ -62,7 +63,7 @@ class CorrelationMiddleware:
 
 
 class ErrorMiddleware:
-    """Answers unexpected exceptions in the common error shape, and logs them with their traceback."""
+    """Turns unexpected exceptions into error responses, and logs them with their traceback."""
 
     def __init__(self, app: ASGIApp, refuse: Refuse, narrator: narration.Narrator) -> None:
         self.app = app
@@ -81,10 +82,10 @@ class ErrorMiddleware:
         try:
             await self.app(scope, receive, send_watched)
         except ClientDisconnect:
-            return  # It left while it was sending its body: nothing was begun, and there is nobody to answer.
+            return  # The client left while it was sending the body: no job was made, and no response is needed.
         except JobError as error:
             answer = self._refuse(error, scope["path"])
-            if not started:  # A stream can only be broken off; uvicorn closes the connection.
+            if not started:  # A started stream can only be cut off, by closing the connection: uvicorn does.
                 await answer(scope, receive, send)
         except Exception as error:
             if scope["type"] != "http":
@@ -100,7 +101,7 @@ class ErrorMiddleware:
 
 
 class BodyLimitMiddleware:
-    """Refuses bodies over 1 MiB, by their declared length or by what really comes."""
+    """Refuses bodies over 1 MiB, by their declared or their actual length."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -128,7 +129,7 @@ class BodyLimitMiddleware:
 
 
 class UnsupportedMiddleware:
-    """Refuses HTTP versions and codings that the worker does not speak; the parser would take them as plain."""
+    """Refuses unsupported HTTP versions and codings, which the parser would ignore."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -148,15 +149,12 @@ class UnsupportedMiddleware:
                 raise invalid("only chunked is supported", "Transfer-Encoding", http_status=501)
             content = ",".join(headers.getlist("content-encoding")).strip().lower()
             if content not in ("", "identity"):
-                raise invalid(
-                    "bodies are read as they are; send it unencoded", "Content-Encoding", http_status=415
-                )
+                raise invalid("encoded bodies are not supported", "Content-Encoding", http_status=415)
         await self.app(scope, receive, send)
 
 
 class ReserveMiddleware:
-    """Keeps the last connections for those who want to stop a job, and for health: a crowd of readers shuts out
-    neither."""
+    """Reserves the last connections for stopping jobs and for health, so that many readers cannot block these."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -175,7 +173,7 @@ class ReserveMiddleware:
 
 
 def _trace_id(traceparent: str | None) -> str | None:
-    """The trace id of a W3C `traceparent`: without an id of its own, a request is known by its trace's."""
+    """The trace id of a W3C `traceparent`: the correlation id of a request that has no other."""
     found = _TRACEPARENT.fullmatch(traceparent or "")
     return found[1] if found and int(found[1], 16) else None
 
@@ -185,7 +183,7 @@ def _too_large() -> JobError:
 
 
 async def send_error(error: JobError, path: str, send: Send) -> None:
-    """Answer with an error, straight to the server."""
+    """Send an error response directly to the server."""
     body = json.dumps(error_content(error, path)).encode()
     headers = [
         (b"content-type", b"application/json"),

@@ -1,4 +1,4 @@
-"""`Prefer: wait=N` (RFC 7240): how long a client would like an answer to wait."""
+"""`Prefer: wait=N` (RFC 7240): how long the response may wait for a result."""
 
 import re
 
@@ -7,9 +7,9 @@ _WAIT = re.compile(r"wait\s*=\s*(?:(\d{1,9})|\"(\d{1,9})\")(?:\s*;.*)?", re.IGNO
 
 
 def wait_of(header: str) -> int:
-    """Seconds to wait, at most `MAX_WAIT_SEC`; 0 without the preference.
+    """Seconds to wait, at most `MAX_WAIT_SEC`; 0 without this preference.
 
-    What is not understood is ignored, as the RFC says: no preference may keep a job from being cancelled.
+    As the RFC demands, invalid values are ignored: no preference may prevent a cancel.
     """
     for preference in header.split(","):
         match = _WAIT.fullmatch(preference.strip())

@@ -1,8 +1,8 @@
-"""Middleware that notes the job ids of refused requests. Pure ASGI.
+"""Middleware that records the job ids of refused requests. Pure ASGI.
 
-A cancel that follows a refused request is for that request (contract, section 3): remembered, it would stop the
-corrected one. A refusal may come from anywhere (a bad field, a body that is too large, a full queue, a drain), so it is
-recognized by the answer's status, before the answer is sent.
+A cancel that follows a refused request is meant for that request. If the worker remembered this cancel, it would stop
+the corrected request. A refusal may have any cause (a bad field, a body that is too large, a full queue, a drain), so
+it is recognized by the response's status, before the response is sent.
 """
 
 import asyncio
@@ -15,20 +15,20 @@ from worker_orcd.api.access import owner_of_scope
 from worker_orcd.worker.interface import WorkerInterface
 
 READ_ON_BYTES = 16 << 20
-"""A body that was refused before it was read is searched for the job's id, if it is not longer than this …"""
+"""A body that was refused unread is searched for the job's id, if it is at most this long …"""
 READ_ON_SEC = 1.0
-"""… and does not take longer to come."""
+"""… and arrives within this time."""
 _MAX_IDS = 8
 _OVERLAP = 512
 _NAMED = re.compile(rb'(?<!\\)"job_id"\s*:\s*"([A-Za-z0-9._:\-]{1,256})"')
 """A member of a JSON object; inside a string, quotes are escaped. Works on bodies that are no whole JSON, too."""
 _JOB_PATHS = frozenset({"/execute", "/infill", "/completion", "/completions"})
 _NOT_REFUSED = frozenset({401, 409, 504})
-"""Nobody's request; one whose id is live; one whose job was accepted and timed out."""
+"""Statuses that are not such refusals: no valid key; the id is live; an accepted job timed out."""
 
 
 class RefusalMiddleware:
-    """Tells the worker which job ids were refused."""
+    """Reports the job ids of refused requests to the worker."""
 
     def __init__(self, app: ASGIApp, worker: WorkerInterface) -> None:
         self.app = app
@@ -51,7 +51,7 @@ class RefusalMiddleware:
 
 
 class _Body:
-    """A request's body: what was read of it, and a search through the rest."""
+    """A request's body: keeps what was read, and can search the rest."""
 
     def __init__(self, receive: Receive, headers: Headers) -> None:
         self._receive = receive
@@ -61,14 +61,15 @@ class _Body:
         self._over = False
 
     async def receive(self) -> Message:
-        """The next message, for the app. The app holds the same bytes, or has refused them."""
+        """The next message, for the app. Keeping the bytes costs no memory: the app holds them, too, or has refused
+        them."""
         message = await self._receive()
         self._chunks.append(message.get("body", b""))
         self._over = self._over or message["type"] == "http.disconnect" or not message.get("more_body", False)
         return message
 
     async def ids(self) -> list[str]:
-        """The job ids in it. Reads on until there is one, as far as that is reasonable."""
+        """The job ids in the body. Reads on until there is one, within the limits above."""
         tail = b"".join(self._chunks)
         found = _NAMED.findall(tail)
         if found or self._over or self._too_long:
@@ -91,7 +92,7 @@ class _Body:
 
 
 async def _ids_of(scope: Scope, body: _Body) -> list[str]:
-    """A request's job ids: on the OpenAI-compatible API they stand in a header."""
+    """A request's job ids. On the OpenAI-compatible API the id is in a header."""
     if scope["path"] == "/execute":
         return await body.ids()
     named = Headers(scope=scope).get("x-job-id")

@@ -1,6 +1,6 @@
-"""Pieces of the OpenAPI description that FastAPI cannot see, because bodies are read whatever their Content-Type.
+"""Parts of the OpenAPI description that FastAPI cannot generate, because bodies are read whatever their Content-Type.
 
-docs/contributing.md says why FastAPI does not read them.
+docs/contributing.md explains why FastAPI does not read them.
 """
 
 from typing import Any
@@ -28,11 +28,11 @@ _ERROR = {
 
 
 def body(model: type[BaseModel], example: dict[str, object], **bounds: dict[str, int]) -> dict[str, Any]:
-    """The `requestBody` of an operation. `bounds` are this worker's own, for each field in JSON Schema's words."""
+    """The `requestBody` of an operation. `bounds`: by field, this worker's bounds as JSON Schema keywords."""
     schema = _whole(model.model_json_schema())
     for name, bound in bounds.items():
         described = schema["properties"][name]
-        # One that may be null is described by its alternatives.
+        # A field that may be null has alternatives in its description.
         described.get("anyOf", [described])[0].update(bound)
     return {
         "requestBody": {
@@ -43,7 +43,7 @@ def body(model: type[BaseModel], example: dict[str, object], **bounds: dict[str,
 
 
 def bound(name: str, value: int | None) -> dict[str, int]:
-    """A bound in JSON Schema's words, where the worker has one."""
+    """A bound as a JSON Schema keyword, if the worker has one."""
     return {} if value is None else {name: value}
 
 
@@ -66,11 +66,11 @@ def _whole(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def errors(*statuses: int) -> Responses:
-    """The error answers of an operation."""
+    """The error responses of an operation."""
     described = {
-        400: "`INVALID_REQUEST`, with the field at fault in `param`",
-        401: "`UNAUTHORIZED`: keys are configured, and none fits",
-        403: "`UNAUTHORIZED`: the key is a tenant's, and this is for operators",
+        400: "`INVALID_REQUEST`, with the faulty field in `param`",
+        401: "`UNAUTHORIZED`: the worker has keys, and the request has none of them",
+        403: "`UNAUTHORIZED`: the key is a tenant's, and this endpoint is for operators",
         404: "`JOB_NOT_FOUND`",
         409: "`JOB_ID_IN_USE`",
         413: "`INVALID_REQUEST`: the body is over 1 MiB",
@@ -81,7 +81,7 @@ def errors(*statuses: int) -> Responses:
     answers: Responses = {
         status: {"description": described[status], "content": content} for status in statuses
     }
-    # Saying so also keeps FastAPI from describing its own 422, which is never answered.
+    # This also keeps FastAPI from describing its own 422, which never occurs.
     answers["default"] = {"description": "Any other error, in the same shape", "content": content}
     return answers
 
@@ -92,12 +92,12 @@ def answer(status: int, description: str, content_type: str, **content: object) 
 
 
 def nothing(status: int, description: str) -> Responses:
-    """An answer without a body."""
+    """A response without a body."""
     return {status: {"description": description}}
 
 
 def stream(status: int, description: str) -> Responses:
-    """An answer of a job's server-sent events; FastAPI describes those of its own making the same way."""
+    """A response of a job's server-sent events, described like FastAPI's own ones."""
     event = {
         "type": "object",
         "required": ["event", "id", "data"],
@@ -115,16 +115,16 @@ def stream(status: int, description: str) -> Responses:
 
 
 def query(name: str, description: str, most: int) -> dict[str, Any]:
-    """An optional parameter of the query, a whole number."""
+    """An optional query parameter: a whole number up to `most`."""
     schema = {"type": "integer", "minimum": 0, "maximum": most}
     return {"parameters": [{"name": name, "in": "query", "description": description, "schema": schema}]}
 
 
 POSITION = "^([0-9a-f]{20}\\.[0-9]{1,18})?$"
-"""An event's id, or nothing."""
+"""An event's id, or empty."""
 
 
 def header(name: str, description: str, pattern: str | None = POSITION) -> dict[str, Any]:
-    """An optional header; an empty one counts for none. An event's id, unless another pattern is given, or none."""
+    """An optional header, by default an event's id. An empty header counts as left out. `pattern` None: any value."""
     schema = {"type": "string"} if pattern is None else {"type": "string", "pattern": pattern}
     return {"parameters": [{"name": name, "in": "header", "description": description, "schema": schema}]}

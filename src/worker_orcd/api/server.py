@@ -1,5 +1,4 @@
-"""The HTTP server: uvicorn, with its habits changed that would get in the way of a drain, of bounds, and of our error
-shape."""
+"""The HTTP server: uvicorn, adapted to the worker's drain, bounds and error responses."""
 
 import contextlib
 import logging
@@ -18,22 +17,22 @@ from worker_orcd.api.connections import Connections
 
 SEND_BUFFER_BYTES = 64 * 1024
 FLUSH_SEC = 1.0
-"""How long streams may take to send what they have when the server goes down."""
+"""How long streams may take to send pending data when the server shuts down."""
 _LEAVING_SEC = 0.35
-"""Additional time for uvicorn's ticks and the end of the process."""
+"""Additional time for uvicorn's own timing and the end of the process."""
 
 
 class Server(uvicorn.Server):
-    """Leaves signals to us: uvicorn would close its listeners first, and `/cancel` with them, while jobs drain."""
+    """Does not handle signals: uvicorn would close its listeners first, so `/cancel` would fail while jobs drain."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Load what the first stream would otherwise stop the whole front for (about 100 ms), then listen."""
+        """Load modules for which the first stream would otherwise block the front (about 100 ms), then listen."""
         async with anyio.create_task_group():
             pass
         await super().startup(sockets)
 
     def exit_within(self, sec: float) -> None:
-        """Go down; what streams have to send is given up when that takes too long."""
+        """Shut down. Streams that have not sent their pending data within this time are cut off."""
         flush_sec = max(0.0, min(FLUSH_SEC, sec - _LEAVING_SEC))
         self.config.timeout_graceful_shutdown = flush_sec  # type: ignore[assignment]  # asyncio takes it as it is.
         self.should_exit = True
@@ -45,14 +44,14 @@ class Server(uvicorn.Server):
 
 
 def make_server(app: FastAPI, keep_alive_sec: float) -> Server:
-    """A server for the app; narration takes the place of uvicorn's log.
+    """A server for the app. Log events replace uvicorn's log.
 
     Args:
-        app: what is served.
+        app: the app to serve.
         keep_alive_sec: how long an idle connection is kept.
     """
     log = logging.getLogger("uvicorn")
-    log.propagate = False  # Its lines are no narration, and say nothing that is not narrated.
+    log.propagate = False  # The worker logs the same facts as events.
     log.addHandler(logging.NullHandler())
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_CONNECTIONS + SPARE_DESCRIPTORS
@@ -77,17 +76,17 @@ def make_server(app: FastAPI, keep_alive_sec: float) -> Server:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take the port before anything is loaded.
+    """Bind the port, before anything is loaded.
 
     Raises:
-        OSError: it is in use, or the host is not this machine's.
+        OSError: the port is in use, or the host is not an address of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Connections take both over: a client that does not read is found out before the kernel has swallowed
-        # megabytes, and also if all there is for it fits in there.
+        # Connections inherit both options. A client that does not read is then noticed before the kernel has buffered
+        # megabytes, and also if all its data fit into the buffer.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         patience_ms = round(connection.STALL_SEC * 1000)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience_ms)

@@ -21,7 +21,7 @@ _encoder = msgspec.json.Encoder()
 
 
 def encode(events: Sequence[Numbered], incarnation: str) -> bytes:
-    """Events in SSE framing, each with its position as `id:`. Control characters in text are escaped by JSON."""
+    """Events in SSE framing, each with its position as `id:`. JSON escapes control characters in text."""
     ids = str(Position(incarnation, 0)).removesuffix("0").encode()
     return b"".join(
         [
@@ -33,8 +33,8 @@ def encode(events: Sequence[Numbered], incarnation: str) -> bytes:
 
 
 class Readers:
-    """One reader of each of these jobs, while it is open. When the reader whose request executes a job leaves, the job
-    is stopped; a follower's leaving stops nothing."""
+    """One reader of each of these jobs, while it is open. A job is stopped when the reader leaves whose request made
+    the job, but not when a follower leaves."""
 
     def __init__(
         self, worker: WorkerInterface, streams: Sequence[JobStream], *, follows: bool = False
@@ -45,10 +45,10 @@ class Readers:
         self._joined: list[JobStream] = []
 
     def __enter__(self) -> Self:
-        """Join them.
+        """Join the jobs' readers.
 
         Raises:
-            JobError: one of them has too many.
+            JobError: one of the jobs has too many readers.
         """
         try:
             for stream in self._streams:
@@ -77,10 +77,10 @@ Chunks = Callable[[KeepAlive], AsyncIterator[bytes]]
 
 
 class ReaderResponse(EventSourceResponse):
-    """One reader's answer. However it ends, also before its first byte, the reader is counted out: that is how a job
-    whose client went away is stopped. A follower's going stops nothing.
+    """One reader's response. However it ends, even before its first byte, the reader leaves its jobs: this stops a job
+    whose client has disconnected. A follower's leaving stops nothing.
 
-    Whatever the jobs do, something is sent every `KEEP_ALIVE_SEC`: proxies on the way count bytes, not progress.
+    Bytes are sent at least every `KEEP_ALIVE_SEC`, whatever the jobs do, because proxies close idle connections.
     """
 
     def __init__(
@@ -89,9 +89,9 @@ class ReaderResponse(EventSourceResponse):
         """Join the jobs' readers.
 
         Args:
-            worker: whose jobs they are.
-            streams: those jobs.
-            chunks: makes what is sent: whole events, or nothing when there is no event to send.
+            worker: the worker of the jobs.
+            streams: the jobs' streams.
+            chunks: makes the chunks to send: whole events, or nothing when there is no event to send.
             follows: whether the jobs are those of other requests.
         """
         self._readers = Readers(worker, streams, follows=follows).__enter__()
@@ -103,7 +103,7 @@ class ReaderResponse(EventSourceResponse):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Stream until the last terminal event is sent or the reader is gone."""
+        """Stream until the last terminal event is sent or the reader leaves."""
         takes_comments(scope)
         self._send_body = scope["state"].get(SEND_BODY)
         try:
@@ -112,7 +112,7 @@ class ReaderResponse(EventSourceResponse):
             self._readers.close()
 
     async def stream_response(self, send: Send) -> None:
-        """Send the head, each chunk, or a comment where one is due, and the end."""
+        """Send the head, the chunks, comments when they are due, and the end."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         send = self._send_body or send
         async for chunk in self.body_iterator:
@@ -124,7 +124,7 @@ class ReaderResponse(EventSourceResponse):
 
 
 class JobStreamResponse(ReaderResponse):
-    """One reader of one job's own events, from number `start` on."""
+    """One reader of one job's events, from number `start` on."""
 
     def __init__(
         self, worker: WorkerInterface, stream: JobStream, start: int = 0, *, follows: bool = False
@@ -141,15 +141,15 @@ class JobStreamResponse(ReaderResponse):
 
 
 def named(streams: Sequence[JobStream]) -> dict[str, str]:
-    """The header that tells a client its job's id: of several the first, with which the request ends."""
+    """The header with the job's id. Of several jobs it names the first one, whose stop ends the request."""
     return {"X-Job-Id": streams[0].job.job_id}
 
 
 def last_event_id(request: Request) -> Position | None:
-    """The position of the last event that a reader has seen, out of its `Last-Event-ID`; None if it sent none.
+    """The position of the last event that a reader has received, from its `Last-Event-ID`; None without this header.
 
     Raises:
-        JobError: `INVALID_REQUEST`, it is not the id of an event.
+        JobError: `INVALID_REQUEST`: the header is not the id of an event.
     """
     given = request.headers.get("last-event-id", "")
     if not given:
@@ -161,10 +161,10 @@ def last_event_id(request: Request) -> Position | None:
 
 
 def whole_number(given: str | None, name: str) -> int | None:
-    """A number of an event, out of the query; None if there is none.
+    """The number of an event, from the query; None if it is left out.
 
     Raises:
-        JobError: `INVALID_REQUEST`, it is something else.
+        JobError: `INVALID_REQUEST`: the value is not a whole number.
     """
     if given is None or given == "":
         return None

@@ -1,4 +1,4 @@
-"""Submit the jobs of one request: all of them or none."""
+"""Submits the jobs of one request: all of them or none."""
 
 import asyncio
 import time
@@ -19,29 +19,29 @@ from worker_orcd.worker.interface import WorkerInterface
 from worker_orcd.worker.streams import JobStream
 
 MEASURE_PATIENCE_SEC = 1.0
-"""How long the answer waits to learn whether the prompts fit, so that a 400 can still be one."""
+"""How long the response waits for the prompts to be counted, so that a prompt that does not fit can still get a 400."""
 T = TypeVar("T")
 
 
 async def submit(
     worker: WorkerInterface, request: Request, asked: Sequence[JobRequest], *, may_retry: bool = False
 ) -> list[JobStream]:
-    """Submit jobs, and wait a while for the result of counting their prompts.
+    """Submit jobs, and wait a short time until their prompts are counted.
 
-    The client is a reader of each meanwhile, so that no other reader's leaving stops them; the caller makes it one for
-    good, at once.
+    Meanwhile the client is a reader of each job, so that no other reader's leaving stops the jobs. The caller must make
+    it a permanent reader at once.
 
     Args:
-        worker: takes the jobs in.
-        request: brings them.
+        worker: runs the jobs.
+        request: the request with the jobs.
         asked: the jobs.
-        may_retry: whether clients of this API send a cancelled request again by themselves. Then one with the id of
-            a job that a client cancelled a short time ago is such a retry: its first job ends at once, and there are no
-            others.
+        may_retry: whether clients of this API automatically retry a cancelled request. Then a request with the id of a
+            job that a client cancelled a short time ago counts as a retry: its first job ends at once, and no others
+            are submitted.
 
     Raises:
-        JobError: one of them is refused; there are no others then, or they are stopped.
-        ClientDisconnect: the client has left; so are all.
+        JobError: one job is refused; then the others are not submitted, or are stopped.
+        ClientDisconnect: the client has left; then all jobs are stopped.
     """
     streams: list[JobStream] = []
     try:
@@ -70,10 +70,10 @@ async def submit(
 
 
 async def _measured(worker: WorkerInterface, streams: Sequence[JobStream]) -> None:
-    """Wait until the prompts are known to fit, but only while an engine can count them.
+    """Wait until the prompts are counted, but only while an engine can count them.
 
     Raises:
-        EndedBeforeStart: one was refused in that time.
+        EndedBeforeStart: a job was refused in that time.
     """
     until = time.monotonic() + MEASURE_PATIENCE_SEC
     for stream in streams:
@@ -89,7 +89,7 @@ async def unless_disconnected(request: Request, waiting: Coroutine[Any, Any, T])
     """Await a coroutine, unless the client disconnects first.
 
     Raises:
-        ClientDisconnect: it has left.
+        ClientDisconnect: the client has disconnected.
     """
     done = asyncio.ensure_future(waiting)
     left = asyncio.ensure_future(_left(request))

@@ -1,4 +1,4 @@
-"""`POST /tokenize`, `/detokenize` and `/apply-template`, in the words of llama-server and of vLLM."""
+"""`POST /tokenize`, `/detokenize` and `/apply-template`, compatible with llama-server and vLLM."""
 
 import json
 from typing import Any, Literal
@@ -24,25 +24,25 @@ from worker_orcd.worker.tokenizing import no_engine
 
 
 class TokenizeRequest(ConversationEnd):
-    """What is to be tokenized: a text, which llama-server calls `content` and vLLM `prompt`, or a conversation."""
+    """The body of `POST /tokenize`: a text (llama-server's `content` or vLLM's `prompt`), or a conversation."""
 
     model_config = ConfigDict(extra="ignore")
 
     content: str | None = None
     prompt: str | None = None
     messages: list[ChatMessage] | None = Field(default=None, min_length=1)
-    add_special: bool | None = Field(default=None, description="of a `content`, left out: false")
-    add_special_tokens: bool | None = Field(default=None, description="of a `prompt`, left out: true")
+    add_special: bool | None = Field(default=None, description="for `content`; default: false")
+    add_special_tokens: bool | None = Field(default=None, description="for `prompt`; default: true")
     parse_special: Literal[True] | None = None
     with_pieces: bool | None = None
     return_token_strs: bool | None = None
 
     @property
     def asks_for(self) -> tuple[str, Template]:
-        """The prompt, and what it is.
+        """The prompt, and its template.
 
         Raises:
-            JobError: `INVALID_REQUEST`, there is not exactly one text or conversation.
+            JobError: `INVALID_REQUEST`: the body does not have exactly one text or conversation.
         """
         name = self.field
         if self.messages is not None:
@@ -53,10 +53,10 @@ class TokenizeRequest(ConversationEnd):
 
     @property
     def field(self) -> str:
-        """The field that has it.
+        """The name of the field with the text or conversation.
 
         Raises:
-            JobError: `INVALID_REQUEST`, there is not exactly one.
+            JobError: `INVALID_REQUEST`: the body does not have exactly one such field.
         """
         texts = {"content": self.content, "prompt": self.prompt, "messages": self.messages}
         given = [name for name, value in texts.items() if value is not None]
@@ -68,7 +68,7 @@ class TokenizeRequest(ConversationEnd):
 
 
 class DetokenizeRequest(Body):
-    """Token ids whose text is wanted."""
+    """The body of `POST /detokenize`: token ids."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -76,7 +76,7 @@ class DetokenizeRequest(Body):
 
 
 class ApplyTemplateRequest(ConversationEnd):
-    """A conversation, of which the prompt is wanted."""
+    """The body of `POST /apply-template`: a conversation."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -129,7 +129,7 @@ def router(worker: WorkerInterface) -> APIRouter:
 
     @routes.get(
         "/tokenizer_info",
-        summary="The tokens that begin and end a sequence, as vLLM has it",
+        summary="The tokens that begin and end a sequence, as in vLLM",
         responses=schema.answer(
             200,
             "`bos_token`, `eos_token` and `model_max_length`",
@@ -153,8 +153,8 @@ def router(worker: WorkerInterface) -> APIRouter:
 
     @routes.post(
         "/apply-template",
-        summary="The prompt that a conversation becomes",
-        responses=_answer("The `prompt`, as the model reads it"),
+        summary="The prompt of a conversation",
+        responses=_answer("The `prompt`, as the model receives it"),
         openapi_extra=schema.body(ApplyTemplateRequest, {"messages": [{"role": "user", "content": "Hello"}]}),
     )
     async def apply_template(request: Request) -> JSONResponse:
@@ -166,7 +166,7 @@ def router(worker: WorkerInterface) -> APIRouter:
 
 
 def _piece(piece: bytes) -> str | list[int]:
-    """A token as llama-server shows it: its bytes if they are no whole characters."""
+    """A token in llama-server's format: its text, or its bytes if they are not whole characters."""
     try:
         return piece.decode()
     except UnicodeDecodeError:

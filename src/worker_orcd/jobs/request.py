@@ -52,7 +52,7 @@ class Body(BaseModel):
         """Read a body, whatever its Content-Type.
 
         Raises:
-            JobError: `INVALID_REQUEST` naming the first field at fault.
+            JobError: `INVALID_REQUEST` naming the first faulty field.
         """
         try:
             return cls.model_validate_json(raw)
@@ -64,7 +64,7 @@ class Body(BaseModel):
         """One of these values, checked as a body is.
 
         Raises:
-            JobError: `INVALID_REQUEST` naming the first field at fault.
+            JobError: `INVALID_REQUEST` naming the first faulty field.
         """
         try:
             return cls.model_validate(fields)
@@ -181,7 +181,7 @@ class JobRequest(Body, SamplingParams):
         """This request, checked against the worker's ceilings.
 
         Raises:
-            JobError: `INVALID_REQUEST` naming the field at fault.
+            JobError: `INVALID_REQUEST` naming the faulty field.
         """
         if ceilings.max_prompt_chars is not None and len(self.text) > ceilings.max_prompt_chars:
             raise invalid(
@@ -291,7 +291,7 @@ class CancelRequest(Body):
         """Read a body: exactly one of the two.
 
         Raises:
-            JobError: `INVALID_REQUEST` naming the field at fault.
+            JobError: `INVALID_REQUEST` naming the faulty field.
         """
         request = super().parse(raw)
         if request.job_id is not None and request.group is not None:

@@ -1,4 +1,4 @@
-"""Content blocks of Anthropic's messages, and the messages for the model that they become."""
+"""Content blocks of Anthropic's messages, and their conversion to messages for the model."""
 
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
@@ -10,11 +10,11 @@ from worker_orcd.jobs.errors import invalid
 from worker_orcd.jobs.request import Body
 
 BLOCKS = frozenset({"text", "tool_use", "tool_result", "thinking", "redacted_thinking"})
-"""The content blocks that a message may have."""
+"""The supported types of content blocks."""
 
 
 class ToolUse(Body):
-    """A call of a tool in an earlier answer."""
+    """A tool call in an earlier message."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -25,7 +25,7 @@ class ToolUse(Body):
 
 
 class ToolResult(Body):
-    """What a tool that was called returned."""
+    """The result of a tool call."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -35,7 +35,7 @@ class ToolResult(Body):
 
 
 class Thinking(Body):
-    """Reasoning of an earlier answer."""
+    """Reasoning of an earlier message."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -44,7 +44,7 @@ class Thinking(Body):
 
 
 class RedactedThinking(Body):
-    """Reasoning of another service, which nothing here can read."""
+    """Encrypted reasoning of another service, which is ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -76,10 +76,10 @@ class InputMessage(Body):
 
 
 def messages_of(given: Sequence[InputMessage]) -> list[ChatMessage]:
-    """These messages as the model gets them: each result of a tool is a message.
+    """Convert to messages for the model, in which each tool result is a message.
 
     Raises:
-        JobError: `INVALID_REQUEST`, a result is there and its call is not, or a block does not fit its message's role.
+        JobError: `INVALID_REQUEST`: a result without its call, or a block that does not fit its message's role.
     """
     names: dict[str, str] = {}
     messages: list[ChatMessage] = []
@@ -108,7 +108,7 @@ def _answer(blocks: Sequence[Block], names: dict[str, str]) -> ChatMessage:
                 function = PastFunction(name=block.name, arguments=block.input)
                 calls.append(PastCall(id=block.id, function=function))
             case ToolResult():
-                raise invalid("a message of the assistant has no tool_result", "messages")
+                raise invalid("a message of the assistant cannot have tool_result", "messages")
     reasoning = "\n".join(thoughts) or None
     return ChatMessage(role="assistant", content=texts, reasoning_content=reasoning, tool_calls=calls or None)
 
@@ -131,6 +131,6 @@ def _of_user(blocks: Sequence[Block], names: dict[str, str]) -> Iterator[ChatMes
                     role="tool", content=block.content, tool_call_id=block.tool_use_id, name=name
                 )
             case _:
-                raise invalid(f"a message of the user has no {block.type}", "messages")
+                raise invalid(f"a message of the user cannot have {block.type}", "messages")
     if texts or not blocks:
         yield ChatMessage(role="user", content=texts)

@@ -1,4 +1,4 @@
-"""Jobs as Anthropic's clients expect them: whole messages, and the events of a stream."""
+"""Jobs in Anthropic's format: whole messages, and the events of a stream."""
 
 import json
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
@@ -30,11 +30,11 @@ _DELTAS: dict[ItemKind, tuple[str, str]] = {
     "reasoning": ("thinking_delta", "thinking"),
     "function_call": ("input_json_delta", "partial_json"),
 }
-"""Of each kind of item the type of its deltas, and the field with their text."""
+"""By kind of item: the type of its deltas, and the field with their text."""
 
 
 def usage_of(job: Job) -> dict[str, int]:
-    """Tokens in and out. As in Anthropic's API, `input_tokens` does not count those that were taken from the cache."""
+    """The API's `usage`. As in Anthropic's API, `input_tokens` does not include cached tokens."""
     prompt_tokens = job.prompt_processed or job.prompt_length or 0
     return {
         "input_tokens": prompt_tokens - job.prompt_cached,
@@ -45,7 +45,7 @@ def usage_of(job: Job) -> dict[str, int]:
 
 
 def failure(job: Job, terminal: Error) -> JobError:
-    """Why a job did not come to its natural end."""
+    """The error for a job that did not reach its natural end."""
     return failure_of(terminal, NAMES, usage_of(job))
 
 
@@ -54,10 +54,10 @@ class MessageEvents:
     """A message and the events of its stream.
 
     Attributes:
-        job: the job behind it.
-        model: what the request calls the model.
+        job: the message's job.
+        model: the model's name in the request.
         asked: the request.
-        formats: returns how the model writes calls of tools, once it is loaded.
+        formats: returns the model's formats of tool calls, once it is loaded.
     """
 
     job: Job
@@ -67,17 +67,17 @@ class MessageEvents:
     _output: Output = field(init=False)
 
     def __post_init__(self) -> None:
-        """Begin with no output."""
+        """Begin with an empty output."""
         self._output = self._new_output(streams=self.asked.streams_calls)
 
     def message(self) -> dict[str, Any]:
-        """The message, once the job has come to its natural end."""
+        """The message, once the job has reached its natural end."""
         output = self._new_output(streams=False)
         output.take_all(self.job)
         return self._head([self._block(item) for item in output.items]) | self._end(output.calls)
 
     def emit(self, event: Event) -> Iterator[bytes]:
-        """What one event of the job's amounts to. The message ends with `message_stop` only at its natural end."""
+        """The events for one event of the job. Only a natural end adds `message_stop`."""
         for change in self._output.take(event):
             yield self._change(change)
         match event:
@@ -102,7 +102,7 @@ class MessageEvents:
                 return _event("content_block_stop", index=item.place)
 
     def _block(self, item: OutputItem) -> dict[str, Any]:
-        """An item as a content block. The input of a call that is not complete is empty."""
+        """An item as a content block. The input of an incomplete call is empty."""
         match item.kind:
             case "message":
                 return {"type": "text", "text": item.text}
@@ -131,7 +131,7 @@ class MessageEvents:
         }
 
     def _end(self, calls: int) -> dict[str, str | None]:
-        """Why the message ended. Which of several stop sequences it was is not known."""
+        """The reason of the message's end. Which of several stop sequences occurred is not known."""
         terminal = self.job.terminal
         reason = terminal.stop_reason if isinstance(terminal, End) else "stop"
         sequences = [text for text in self.asked.stop_sequences or () if text]

@@ -1,4 +1,4 @@
-"""`POST /v1/messages` and `/v1/messages/count_tokens`, as Anthropic's clients use them."""
+"""`POST /v1/messages` and `/v1/messages/count_tokens`, for Anthropic's clients."""
 
 from functools import partial
 
@@ -22,12 +22,12 @@ _EXAMPLE: dict[str, object] = {"max_tokens": 64, **_COUNTED}
 
 
 def router(worker: WorkerInterface) -> APIRouter:
-    """The routes of this resource."""
+    """The routes of these resources."""
     routes = APIRouter(prefix="/v1/messages", tags=["Anthropic-compatible"])
 
     @routes.post(
         "",
-        summary="Answer a conversation, at once or as a stream",
+        summary="Continue a conversation, at once or as a stream",
         response_class=Response,
         responses=_answers() | schema.errors(400, 401, 404, 409, 413, 429, 503),
         openapi_extra=schema.body(MessagesRequest, _EXAMPLE),
@@ -51,7 +51,7 @@ def router(worker: WorkerInterface) -> APIRouter:
 
     @routes.post(
         "/count_tokens",
-        summary="The number of tokens that a conversation becomes",
+        summary="The number of tokens of a conversation",
         responses=schema.answer(200, "`input_tokens`", "application/json", schema={"type": "object"})
         | schema.errors(400, 401, 404, 413, 429, 503),
         openapi_extra=schema.body(CountRequest, _COUNTED),

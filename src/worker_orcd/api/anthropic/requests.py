@@ -1,7 +1,7 @@
-"""Requests of Anthropic's API, and the job that is made of each.
+"""Requests of Anthropic's API, and the jobs made from them.
 
-As on OpenAI's API, fields that would change the answer and are not supported are refused by name, and those that change
-nothing here (`metadata`, `service_tier`, `cache_control` …) are taken and ignored.
+As on OpenAI's API, unsupported fields that would change the output are refused by name, and fields without effect here
+(`metadata`, `service_tier`, `cache_control` …) are ignored.
 """
 
 from functools import cached_property
@@ -29,17 +29,17 @@ _REFUSED: unsupported.Fields = unsupported.ANY | {
     "logprobs": (False,),
 }
 NAMES = {"prompt": "messages", "stop": "stop_sequences", "json_schema": "tools"}
-"""What a request calls a job's fields, where the names differ."""
+"""This API's names of a job's fields, where they differ."""
 
 
 class Conversation(Body):
-    """What a message is made of: all that `POST /v1/messages/count_tokens` reads."""
+    """The conversation in a request: all fields that `POST /v1/messages/count_tokens` reads."""
 
     model_config = ConfigDict(extra="ignore")
 
     model: str | None = Field(default=None, description="as in `GET /v1/models`")
     messages: list[InputMessage] = Field(
-        min_length=1, description="a last one of the assistant's is continued, as Anthropic's API has it"
+        min_length=1, description="a last message of the assistant is continued, as in Anthropic's API"
     )
     system: str | list[ContentPart] | None = None
     tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
@@ -50,16 +50,16 @@ class Conversation(Body):
         """The tools that may be called, and whether one must be.
 
         Raises:
-            JobError: `INVALID_REQUEST`, the choice names none of them.
+            JobError: `INVALID_REQUEST`: the choice names an unknown tool.
         """
         return offer_of(self.tools or (), self.tool_choice)
 
     @property
     def prompt(self) -> str:
-        """The conversation as a prompt. An assistant's last message is left open.
+        """The conversation as a prompt. The output continues a last message of the assistant.
 
         Raises:
-            JobError: `INVALID_REQUEST`, a part of it is no text, or the results of its last calls are missing.
+            JobError: `INVALID_REQUEST`: a part is not text, or the results of the last calls are missing.
         """
         said = [ChatMessage(role="system", content=self.system)] if self.system else []
         said += messages_of(self.messages)
@@ -73,10 +73,10 @@ class Conversation(Body):
 
     @classmethod
     def refuse_unsupported(cls, given: dict[str, Any]) -> None:
-        """Refuse what cannot be kept by its name, before types are checked.
+        """Refuse unsupported fields by name, before types are checked.
 
         Raises:
-            JobError: `INVALID_REQUEST` naming the field at fault.
+            JobError: `INVALID_REQUEST` naming the faulty field.
         """
         if given.get("thread") is not None:
             raise _no_threads()
@@ -93,7 +93,7 @@ class CountRequest(Conversation):
         """Read a body.
 
         Raises:
-            JobError: `INVALID_REQUEST` naming the field at fault.
+            JobError: `INVALID_REQUEST` naming the faulty field.
         """
         if (given := unsupported.object_in(raw)) is not None:
             cls.refuse_unsupported(given)
@@ -105,22 +105,22 @@ class MessagesRequest(Generation, Conversation):
 
     refused: ClassVar = _REFUSED
 
-    max_tokens: int = Field(ge=1, description="cut to what fits beside the prompt")
+    max_tokens: int = Field(ge=1, description="reduced to what fits into the context after the prompt")
     stop_sequences: list[str] | None = Field(default=None, max_length=MAX_STOP_STRINGS)
 
     @classmethod
     def refuse(cls, given: dict[str, Any]) -> None:
-        """Refuse also messages with what is no text.
+        """Refuse unsupported fields, and messages with content other than text.
 
         Raises:
-            JobError: `INVALID_REQUEST` naming the field at fault.
+            JobError: `INVALID_REQUEST` naming the faulty field.
         """
         cls.refuse_unsupported(given)
 
     @property
     def streams_calls(self) -> bool:
-        """Whether a stream has the input of calls while it is written. Anthropic's packages take any part of it for a
-        whole input."""
+        """Whether a stream sends the input of calls in parts, while it is generated. Not the default, because
+        Anthropic's packages treat any part as a whole input."""
         return any(tool.eager_input_streaming for tool in self.tools or ())
 
     def wanted(self, name: str) -> OpenAIJob:
@@ -141,7 +141,7 @@ class MessagesRequest(Generation, Conversation):
 
 
 def _no_threads() -> JobError:
-    """The refusal by which Anthropic's packages know that they have to send the whole conversation each time."""
+    """The refusal of `thread`. Anthropic's packages recognize it, and then send the whole conversation each time."""
     reason = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
     return JobError(
         ErrorCode.INVALID_REQUEST, "thread is not supported", param="thread", details={"details": reason}

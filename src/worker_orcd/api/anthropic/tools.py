@@ -1,4 +1,4 @@
-"""Tools in the words of Anthropic's API."""
+"""Tools in the format of Anthropic's API."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from worker_orcd.jobs.request import Body
 
 
 class Tool(Body):
-    """One tool, which the client runs."""
+    """One tool. The client runs it."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -21,12 +21,12 @@ class Tool(Body):
     input_schema: dict[str, Any] = Field(description="a JSON Schema of an object")
     strict: bool | None = None
     eager_input_streaming: bool | None = Field(
-        default=None, description="stream the input of calls while it is written"
+        default=None, description="stream the input of calls while it is generated"
     )
 
     @property
     def function(self) -> Function:
-        """The function that it is."""
+        """The tool's function."""
         return Function(
             name=self.name,
             description=self.description,
@@ -43,7 +43,7 @@ class ToolChoice(Body):
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = Field(default=None, description="with the type `tool`")
     disable_parallel_tool_use: bool | None = Field(
-        default=None, description="`true`: at most one call in an answer"
+        default=None, description="`true`: at most one call in a response"
     )
 
 
@@ -51,7 +51,7 @@ def offer_of(tools: Sequence[Tool], choice: ToolChoice | None) -> Offer:
     """The offer of a request.
 
     Raises:
-        JobError: `INVALID_REQUEST`, two tools have one name, or none has the one that the choice says.
+        JobError: `INVALID_REQUEST`: two tools have the same name, or the choice names an unknown tool.
     """
     functions = [tool.function for tool in tools]
     parallel = choice is None or not choice.disable_parallel_tool_use

@@ -1,4 +1,4 @@
-"""Answers and chunks of chat completions: text, reasoning and calls of tools."""
+"""Response bodies and chunks of chat completions: text, reasoning and tool calls."""
 
 import secrets
 from collections.abc import Iterator, Sequence
@@ -19,24 +19,24 @@ from worker_orcd.tool_calls.parser import Parser
 
 
 class ParserFactory(Protocol):
-    """Makes a parser for one choice, once the model is known."""
+    """Makes a parser for one choice, once the model is loaded."""
 
     def __call__(self, *, streams: bool) -> Parser:
-        """`streams`: calls come in parts."""
+        """`streams`: return calls in parts."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatCompletion(Completion):
-    """The words of `POST /v1/chat/completions`."""
+    """The response bodies of `POST /v1/chat/completions`."""
 
     parser: ParserFactory = field(kw_only=True)
     parsers: dict[int, Parser] = field(default_factory=dict, kw_only=True)
-    """By choice, of a stream."""
+    """By choice, the parser of a stream."""
     begun: dict[int, int] = field(default_factory=dict, kw_only=True)
-    """By choice, the calls that have begun in a stream."""
+    """By choice, the number of calls that have begun in a stream."""
 
     def chunks(self, place: int, event: Event) -> Iterator[dict[str, Any]]:
-        """What one event of one choice adds to the stream."""
+        """The chunks of one event of one choice."""
         match event:
             case Token(t=text, logprobs=logprobs):
                 deltas = list(self._deltas(place, self._parser(place).feed(text)))
@@ -55,7 +55,7 @@ class ChatCompletion(Completion):
                 yield from super(ChatCompletion, self).chunks(place, event)
 
     def held(self) -> Iterator[dict[str, Any]]:
-        """Text that only looked like the mark of a call until the stream was broken off; no more of a call."""
+        """Chunks with held-back text that could have become the mark of a call. An unfinished call is dropped."""
         for place, parser in self.parsers.items():
             for delta in self._deltas(place, parser.abandon()):
                 yield self._chunk(place, {"delta": delta}, None)
@@ -115,6 +115,6 @@ class ChatCompletion(Completion):
 
 
 def _call(name: str, arguments: str) -> dict[str, Any]:
-    """A call with an id of its own: nine letters and digits, as Mistral's templates demand."""
+    """A call with a new id: nine letters and digits, as Mistral's templates demand."""
     function = {"name": name, "arguments": arguments}
     return {"id": secrets.token_hex(5)[:9], "type": "function", "function": function}

@@ -25,14 +25,14 @@ class ChatRequest(Completions, ConversationEnd):
     tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = Field(
-        default=None, description="`false`: at most one call in an answer"
+        default=None, description="`false`: at most one call in a response"
     )
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = Field(
-        default=None, description="log probabilities of the tokens, by the raw logits"
+        default=None, description="log probabilities of the tokens, from the raw logits"
     )
     top_logprobs: int | None = Field(
-        default=None, ge=0, le=MAX_LOGPROBS, description="with each token, so many of the likeliest"
+        default=None, ge=0, le=MAX_LOGPROBS, description="number of most likely tokens with each token"
     )
 
     @classmethod
@@ -40,12 +40,12 @@ class ChatRequest(Completions, ConversationEnd):
         """Read a body.
 
         Raises:
-            JobError: `INVALID_REQUEST` naming the field at fault.
+            JobError: `INVALID_REQUEST` naming the faulty field.
         """
         wanted = super().parse(raw)
         if wanted.top_logprobs and not wanted.logprobs:
             raise invalid("top_logprobs can only be given with logprobs", "top_logprobs")
-        _ = wanted.offer  # Refused here, if at all.
+        _ = wanted.offer  # Raises if the tools are invalid.
         return wanted
 
     @cached_property
@@ -53,7 +53,7 @@ class ChatRequest(Completions, ConversationEnd):
         """The tools that may be called, and whether one must be.
 
         Raises:
-            JobError: `INVALID_REQUEST`, the choice names none of them, or a schema is out of bounds.
+            JobError: `INVALID_REQUEST`: the choice names an unknown tool, or a schema is out of bounds.
         """
         functions = [tool.function for tool in self.tools or ()]
         choice = self.tool_choice.function if isinstance(self.tool_choice, NamedTool) else self.tool_choice
@@ -65,7 +65,7 @@ class ChatRequest(Completions, ConversationEnd):
         the text, of which an answer with a forced call has none.
 
         Raises:
-            JobError: `INVALID_REQUEST`, there are two.
+            JobError: `INVALID_REQUEST`: there are two constraints.
         """
         given, forced = super().constraint, self.offer.constraint
         if forced is None:
@@ -76,22 +76,22 @@ class ChatRequest(Completions, ConversationEnd):
 
     @property
     def wanted_logprobs(self) -> int | None:
-        """As `logprobs` and `top_logprobs` say."""
+        """From `logprobs` and `top_logprobs`."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @classmethod
     def refuse(cls, given: dict[str, Any]) -> None:
-        """Refuse also messages with what is no text.
+        """Refuse unsupported fields, and messages with content other than text.
 
         Raises:
-            JobError: `INVALID_REQUEST` naming the field at fault.
+            JobError: `INVALID_REQUEST` naming the faulty field.
         """
         super().refuse(given)
         unsupported.refuse_unsupported_items(given.get("messages"), "messages")
 
     @property
     def names(self) -> dict[str, str]:
-        """What this request calls a job's fields, where the names differ."""
+        """This API's names of a job's fields, where they differ."""
         most = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
         return {"prompt": "messages", "max_tokens": most, **self.constraint_names}
 

@@ -11,7 +11,7 @@ from worker_orcd.jobs.errors import invalid
 from worker_orcd.jobs.request import JobRequest
 
 DEFAULT_COMPLETION_TOKENS = 16
-"""What OpenAI and vLLM give a completion that does not say."""
+"""The default of OpenAI and vLLM."""
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
@@ -23,7 +23,7 @@ def infill_prompt(
     extra: list[dict[str, str]] | None = None,
     reserve: int | None = None,
 ) -> str:
-    """A prompt of the template `infill`, as the engine reads it (`engine/infill.py`)."""
+    """A prompt with the template `infill`, in the engine's format (`engine/infill.py`)."""
     return json.dumps(
         {"prefix": prefix, "suffix": suffix, "prompt": prompt, "extra": extra, "reserve": reserve}
     )
@@ -34,16 +34,16 @@ class CompletionRequest(Completions):
 
     refused: ClassVar = unsupported.COMPLETION
 
-    max_tokens: int | None = Field(default=None, ge=0, description="0 goes with `echo` only")
+    max_tokens: int | None = Field(default=None, ge=0, description="0 requires `echo`")
     echo: bool | None = Field(
-        default=None, description="begin the answer with the prompt, also its `logprobs`"
+        default=None, description="begin the response with the prompt, and with its log probabilities"
     )
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]] = Field(
         description="one text or several, or the token ids of one or several"
     )
     suffix: str | None = Field(
         default=None,
-        description="the text behind the gap that is to be filled, where the model has tokens for that",
+        description="the text after the gap to fill, if the model has tokens for infilling",
     )
 
     @classmethod
@@ -51,20 +51,20 @@ class CompletionRequest(Completions):
         """Read a body.
 
         Raises:
-            JobError: `INVALID_REQUEST` naming the field at fault.
+            JobError: `INVALID_REQUEST` naming the faulty field.
         """
         wanted = super().parse(raw)
         if wanted.max_tokens == 0 and not wanted.echo:
-            raise invalid("max_tokens is 0, which goes with echo only", "max_tokens")
+            raise invalid("max_tokens 0 requires echo", "max_tokens")
         if wanted.suffix and not all(isinstance(prompt, str) for prompt in wanted.prompts):
-            raise invalid("suffix goes with prompts of text, not of token ids", "suffix")
+            raise invalid("suffix cannot be combined with prompts of token ids", "suffix")
         if wanted.suffix and wanted.echo and wanted.logprobs is not None:
-            raise invalid("suffix does not go with both echo and logprobs", "suffix")
+            raise invalid("suffix cannot be combined with both echo and logprobs", "suffix")
         return wanted
 
     @property
     def prompts(self) -> list[Any]:
-        """Each prompt, a text or token ids."""
+        """The prompts: texts or token ids."""
         one = isinstance(self.prompt, str) or isinstance(next(iter(self.prompt), None), int)
         return [self.prompt] if one else list(self.prompt)
 
@@ -79,13 +79,14 @@ class CompletionRequest(Completions):
             return self.jobs(name, gaps, template="infill", max_tokens=most)
         texts = [prompt if isinstance(prompt, str) else json.dumps(prompt) for prompt in prompts]
         template = "none" if isinstance(prompts[0], str) else "tokens"
-        # Of token ids, the engine knows the text.
+        # Only the engine can turn token ids into text.
         shows_tokens = self.echo and (self.logprobs is not None or template == "tokens")
         scored = (self.logprobs or 0) if shows_tokens else None
         return self.jobs(name, texts, template=template, max_tokens=most, prompt_logprobs=scored)
 
     @property
     def echoed(self) -> list[str | None]:
-        """By choice, the text that the answer begins with; None: as its tokens are shown. Empty without `echo`."""
+        """By choice, the text with which the response begins; None: the text of the prompt's tokens. Empty without
+        `echo`."""
         texts = [prompt if isinstance(prompt, str) else None for prompt in self.prompts if self.echo]
         return [text for text in texts for _ in range(self.n or 1)]

@@ -72,10 +72,10 @@ def router(worker: WorkerInterface) -> APIRouter:
 
 
 def model_of(worker: WorkerInterface, model: str | None) -> str:
-    """What a request's model is called: as it was asked for, or by its name.
+    """The model's name for the response: as in the request, or its own name.
 
     Raises:
-        JobError: `INVALID_REQUEST` with 404, another is asked for.
+        JobError: `INVALID_REQUEST` with 404: the request names another model.
     """
     if model is not None and model not in worker.model_names:
         raise invalid(f"the model {model[:100]!r} does not exist; see /v1/models", "model", http_status=404)
@@ -89,7 +89,7 @@ async def answer(
     words: Callable[..., Completion],
     prefix: str,
 ) -> Response:
-    """Submit a request's jobs and answer it, whole or as a stream, in the words of its API."""
+    """Submit a request's jobs, and respond with one JSON object or a stream, in the API's format."""
     model = model_of(worker, asked.model)
     asked = asked.superseding(request.headers.get("x-supersedes"))
     name = fresh_name(prefix, request.headers.get("x-job-id"))
@@ -110,14 +110,14 @@ async def answer(
 
 
 def failed(failure: JobError, streams: Sequence[JobStream], request: Request) -> Response:
-    """The answer to a request one of whose jobs did not come to its natural end."""
+    """The response to a request when one of its jobs did not reach its natural end."""
     headers = {**named(streams), **error_headers(failure, request.url.path)}
     content = error_content(failure, request.url.path)
     return JSONResponse(content, status_code=failure.http_status, headers=headers)
 
 
 async def ended(streams: Sequence[JobStream]) -> None:
-    """Wait until all have come to their natural end, or one to another."""
+    """Wait until all jobs have reached their natural end, or one has ended otherwise."""
     while any(one.job.live for one in streams) and not any(
         isinstance(one.job.terminal, Error) for one in streams
     ):

@@ -1,4 +1,4 @@
-"""Messages of a conversation, and the prompt that is made of them."""
+"""Messages of a conversation, and the prompt made from them."""
 
 import contextlib
 import json
@@ -11,11 +11,11 @@ from worker_orcd.jobs.errors import invalid
 from worker_orcd.jobs.request import Body
 
 MAX_NESTED = 64
-"""Objects and arrays within each other, in tools and in the arguments of calls."""
+"""Maximum nesting depth of JSON in tools and in the arguments of calls."""
 
 
 class ContentPart(Body):
-    """A part of a message. Text is all there is."""
+    """A part of a message. Only text is supported."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -24,7 +24,7 @@ class ContentPart(Body):
 
 
 class PastFunction(Body):
-    """What was called. `arguments` is the text of a JSON object."""
+    """The called function. `arguments` is the text of a JSON object."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -33,7 +33,7 @@ class PastFunction(Body):
 
 
 class PastCall(Body):
-    """A call of a tool in an earlier answer."""
+    """A tool call in an earlier message."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -49,24 +49,24 @@ class ChatMessage(Body):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
-    reasoning_content: str | None = Field(default=None, description="of an earlier answer")
-    tool_calls: list[PastCall] | None = Field(default=None, description="of an earlier answer")
+    reasoning_content: str | None = Field(default=None, description="of an earlier message")
+    tool_calls: list[PastCall] | None = Field(default=None, description="of an earlier message")
     tool_call_id: str | None = None
     name: str | None = None
 
 
 def conversation(messages: list[ChatMessage], param: str, tools: Sequence[dict[str, Any]] = ()) -> str:
-    """Messages as a prompt that is a conversation, with the tools that may be called in it.
+    """The prompt of a conversation, with the tools that may be called.
 
     Raises:
-        JobError: `INVALID_REQUEST`, a part of one is no text.
+        JobError: `INVALID_REQUEST`: a part of a message is not text.
     """
     said = []
     for message in messages:
         content = message.content or ""
         if not isinstance(content, str):
             if any(part.text is None for part in content):
-                raise invalid("only text is understood", param)
+                raise invalid("only text is supported", param)
             content = "\n".join(part.text or "" for part in content)
         role = "system" if message.role == "developer" else message.role
         said.append({"role": role, "content": content, **_of_tools(message, param)})
@@ -77,7 +77,7 @@ def conversation(messages: list[ChatMessage], param: str, tools: Sequence[dict[s
 
 
 def bounded(value: object, param: str) -> None:
-    """Refuse JSON that is nested too deeply for a chat template.
+    """Refuse JSON that is too deeply nested for a chat template.
 
     Raises:
         JobError: `INVALID_REQUEST` naming the field.
@@ -97,7 +97,7 @@ def _within(value: object) -> list[object]:
 
 
 def _of_tools(message: ChatMessage, param: str) -> dict[str, Any]:
-    """What chat templates read beside role and content. They expect the arguments of calls as objects."""
+    """The fields of a message besides role and content. Chat templates expect the arguments of calls as objects."""
     more: dict[str, Any] = {}
     if message.role == "assistant" and message.reasoning_content:
         more["reasoning_content"] = message.reasoning_content
@@ -112,7 +112,7 @@ def _of_tools(message: ChatMessage, param: str) -> dict[str, Any]:
 def _past_call(call: PastCall, param: str) -> dict[str, Any]:
     arguments: object = call.function.arguments
     if isinstance(arguments, str):
-        # What is no JSON stays the text that it is.
+        # Text that is not JSON stays unchanged.
         with contextlib.suppress(ValueError, RecursionError):
             arguments = json.loads(arguments or "{}")
     bounded(arguments, param)

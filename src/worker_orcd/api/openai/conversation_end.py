@@ -1,4 +1,4 @@
-"""How the prompt of a conversation ends, in the words of vLLM and `transformers`."""
+"""How the prompt of a conversation ends, with the field names of vLLM and `transformers`."""
 
 import json
 
@@ -9,7 +9,7 @@ from worker_orcd.jobs.request import Body
 
 
 class ConversationEnd(Body):
-    """Whether the prompt ends with the beginning of a new answer, as it does unless a request says otherwise."""
+    """Whether the prompt ends with the beginning of a new message (the default), or with the last message."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -17,14 +17,14 @@ class ConversationEnd(Body):
         default=None, description="`false`: the prompt ends with the last message"
     )
     continue_final_message: bool | None = Field(
-        default=None, description="the output continues the last message, which is left open"
+        default=None, description="the output continues the last message"
     )
 
     def ended(self, prompt: str) -> str:
-        """A conversation's prompt with this end.
+        """The prompt of a conversation with this end.
 
         Raises:
-            JobError: `INVALID_REQUEST`, a new answer and the last message cannot both be begun.
+            JobError: `INVALID_REQUEST`: both fields are true.
         """
         if self.continue_final_message and self.add_generation_prompt:
             raise invalid(
@@ -37,7 +37,7 @@ class ConversationEnd(Body):
 
 
 def with_end(prompt: str, end: str) -> str:
-    """A conversation's prompt whose last message says how it ends, as the engine's templates read it."""
+    """The prompt of a conversation with an `end` in its last message, for the engine's templates."""
     given = json.loads(prompt)
     messages = given if isinstance(given, list) else given["messages"]
     messages[-1]["end"] = end

@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings`: each input is a job of one prompt and no tokens, which gives a vector."""
+"""`POST /v1/embeddings`: each input is a job that computes a prompt's embedding and generates no tokens."""
 
 import base64
 from collections import deque
@@ -25,13 +25,13 @@ from worker_orcd.worker.interface import WorkerInterface
 from worker_orcd.worker.streams import JobStream, any_changed
 
 WINDOW = 64
-"""Jobs of one request that are live at a time: a large request leaves the queue to others."""
+"""Maximum number of live jobs of one request, so that a large request does not fill the queue."""
 _EXAMPLE: dict[str, object] = {"input": ["The sea is calm.", "A ship came in."]}
 _encoder = msgspec.json.Encoder()
 
 
 class _Inputs:
-    """The inputs of one request: those that wait, those whose jobs are live, and the vectors of those that are done."""
+    """The inputs of one request: waiting inputs, live jobs, and the embeddings computed so far."""
 
     def __init__(
         self, worker: WorkerInterface, request: Request, jobs: Sequence[EmbeddingJob], *, as_base64: bool
@@ -44,15 +44,15 @@ class _Inputs:
         self._window = min(WINDOW, worker.policy.max_queue)
         self._live: list[JobStream] = []
         self.first: list[JobStream] = []
-        """The stream of the first one, which names the request."""
+        """The stream of the first input's job, which has the request's name."""
         self.vectors: list[msgspec.Raw] = [msgspec.Raw()] * len(jobs)
         self.prompt_tokens = 0
 
     async def computed(self) -> Error | None:
-        """Compute all of them, a window at a time. Returns the end of the first one that did not come to a natural end.
+        """Compute all embeddings. Returns the terminal event of the first job that did not reach its natural end.
 
         Raises:
-            JobError: one is refused.
+            JobError: a job is refused.
             ClientDisconnect: the client has left.
         """
         with ExitStack() as readers:
@@ -76,8 +76,8 @@ class _Inputs:
         return None
 
     async def _submit_more(self) -> list[JobStream]:
-        """Submit as many of those that wait as the window has room for; none while the queue is full, if others of
-        them are live."""
+        """Submit waiting inputs up to the maximum. While the queue is full, submits none as long as other jobs of this
+        request are live."""
         more = [
             self._waiting.popleft() for _ in range(min(self._window - len(self._live), len(self._waiting)))
         ]
@@ -95,7 +95,7 @@ class _Inputs:
             return []
 
     def _take(self, stream: JobStream) -> None:
-        """Keep a vector, written out as the answer has it: one at a time, so that no long answer holds up the rest."""
+        """Keep an embedding in its JSON form. Encoding one at a time avoids blocking the front for a long response."""
         job = stream.job
         raw, job.embedding = job.embedding, b""
         vector: Any = (
@@ -108,7 +108,7 @@ class _Inputs:
 
     @property
     def usage(self) -> dict[str, int]:
-        """The tokens of the prompts."""
+        """The number of prompt tokens, as the API's `usage`."""
         return {"prompt_tokens": self.prompt_tokens, "total_tokens": self.prompt_tokens}
 
 
@@ -118,7 +118,7 @@ def router(worker: WorkerInterface) -> APIRouter:
 
     @routes.post(
         "/embeddings",
-        summary="Embed texts, where the model can",
+        summary="Embed texts, if the model supports it",
         response_class=Response,
         responses=schema.answer(
             200, "A list of embeddings of length one", "application/json", schema={"type": "object"}

@@ -1,4 +1,4 @@
-"""The body of `POST /v1/embeddings`, and the jobs that are made of it."""
+"""The body of `POST /v1/embeddings`, and the jobs made from it."""
 
 import json
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -12,7 +12,7 @@ from worker_orcd.jobs.errors import invalid
 from worker_orcd.jobs.request import JobRequest
 
 MAX_INPUTS = 2048
-"""Of one request, as OpenAI has it."""
+"""The most inputs of one request, as in OpenAI's API."""
 MAX_DIMENSIONS = 2**20
 
 Tokens = Annotated[list[TokenId], Field(min_length=1)]
@@ -24,20 +24,20 @@ class EmbeddingsRequest(JobOptions):
     model_config = ConfigDict(extra="ignore")
 
     names: ClassVar = {"prompt": "input"}
-    """What this request calls a job's fields, where the names differ."""
+    """This API's names of a job's fields, where they differ."""
 
     input: str | list[str] | list[TokenId] | list[Tokens] = Field(
         description=f"one text or several, or the token ids of one or several; at most {MAX_INPUTS}"
     )
     model: str | None = Field(default=None, description="as in `GET /v1/models`")
     encoding_format: Literal["float", "base64"] | None = Field(
-        default=None, description="`base64`: 32-bit floats in little-endian order; left out: `float`"
+        default=None, description="`base64`: 32-bit floats in little-endian order; default: `float`"
     )
     dimensions: int | None = Field(
         default=None,
         ge=1,
         le=MAX_DIMENSIONS,
-        description="the first so many dimensions, brought to length one again; for models that are trained for it",
+        description="return only this many leading dimensions, normalized again; for models trained for it",
     )
     timeout_ms: int | None = Field(default=None, ge=1, description="as in `POST /execute`, for each input")
 
@@ -46,7 +46,7 @@ class EmbeddingsRequest(JobOptions):
         """Read a body.
 
         Raises:
-            JobError: `INVALID_REQUEST` naming the field at fault.
+            JobError: `INVALID_REQUEST` naming the faulty field.
         """
         if (given := unsupported.object_in(raw)) is not None:
             unsupported.refuse_unsupported(given, unsupported.EMBEDDINGS)
@@ -54,10 +54,10 @@ class EmbeddingsRequest(JobOptions):
 
     @property
     def inputs(self) -> list[Any]:
-        """Each input, a text or token ids.
+        """The inputs: texts or token ids.
 
         Raises:
-            JobError: `INVALID_REQUEST`, there is none, one is empty, or there are too many.
+            JobError: `INVALID_REQUEST`: there are no inputs or too many, or one is empty.
         """
         one = isinstance(self.input, str) or isinstance(next(iter(self.input), None), int)
         inputs = [self.input] if one else list(self.input)
@@ -68,7 +68,8 @@ class EmbeddingsRequest(JobOptions):
         return inputs
 
     def wanted(self, name: str) -> list["EmbeddingJob"]:
-        """One job for each input. They are of one group, and parts of the request that is named like the first."""
+        """One job for each input. They have the same group, and are parts of the request, whose name the first job
+        has."""
         inputs = self.inputs
         several = len(inputs) > 1
         return [
@@ -86,7 +87,7 @@ class EmbeddingsRequest(JobOptions):
 
 
 class EmbeddingJob(JobRequest):
-    """A job of one prompt and no tokens."""
+    """A job that computes the embedding of one prompt."""
 
     cuts_max_tokens: ClassVar = True
 
@@ -96,15 +97,15 @@ class EmbeddingJob(JobRequest):
 
     @property
     def dimensions_wanted(self) -> int:
-        """As the request says."""
+        """The request's number of dimensions."""
         return self.dimensions
 
     @property
     def part_of(self) -> str | None:
-        """The request, if it has several inputs."""
+        """The request's name, if it has several inputs."""
         return self.request_id
 
     @property
     def stored(self) -> bool:
-        """It has nothing to show but its record."""
+        """False: an embedding job has no output to retrieve."""
         return False

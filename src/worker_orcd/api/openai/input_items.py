@@ -1,4 +1,4 @@
-"""The input items of a response, and those of the responses that it continues."""
+"""The input items of a response, including those of the responses that it continues."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from fastapi import Request
 from worker_orcd.jobs.errors import invalid
 
 Item = dict[str, Any]
-"""An item as clients see it, with an id."""
+"""An item as the API returns it, with an id."""
 MAX_PAGE = 100
 DEFAULT_PAGE = 20
 PARAMETERS: dict[str, Any] = {
@@ -18,45 +18,45 @@ PARAMETERS: dict[str, Any] = {
         {
             "name": "limit",
             "in": "query",
-            "description": f"items of a page; left out: {DEFAULT_PAGE}",
+            "description": f"items per page; default: {DEFAULT_PAGE}",
             "schema": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE},
         },
         {
             "name": "order",
             "in": "query",
-            "description": "`desc`, the latest item first, unless it is `asc`",
+            "description": "`desc` (default): the latest item first; or `asc`",
             "schema": {"enum": ["asc", "desc"]},
         },
         {
             "name": "after",
             "in": "query",
-            "description": "the `id` of the last item of the page before; of no item: 400",
+            "description": "the `id` of the last item of the previous page; an unknown id: 400",
             "schema": {"type": "string"},
         },
     ]
 }
-"""Of the query, as `page_of` reads them."""
+"""The query parameters that `page_of` reads."""
 _ITEM_BYTES = 2048
-"""Of an item in memory, beyond its text."""
+"""Memory of an item in addition to its text."""
 
 
 def without_logprobs(item: Item) -> Item:
-    """An item of an output, as an item of an input: nothing reads its log probabilities again."""
+    """An output item as an input item. Its log probabilities are not needed any more."""
     if item["type"] != "message":
         return item
     return {**item, "content": [{**part, "logprobs": []} for part in item["content"]]}
 
 
 def kept_bytes(items: Sequence[Item]) -> int:
-    """Of these items in memory, at most about."""
+    """Approximate upper bound of these items' memory."""
     return sum(_ITEM_BYTES + sys.getsizeof(json.dumps(item, ensure_ascii=False)) for item in items)
 
 
 def page_of(items: Sequence[Item], request: Request) -> dict[str, Any]:
-    """The items that `order`, `after` and `limit` of the query ask for; without these the 20 latest, latest first.
+    """The page of items selected by the query's `order`, `after` and `limit`; by default the 20 latest, latest first.
 
     Raises:
-        JobError: `INVALID_REQUEST` naming the parameter at fault.
+        JobError: `INVALID_REQUEST` naming the faulty parameter.
     """
     ordered = list(items) if _order(request.query_params.get("order")) == "asc" else list(reversed(items))
     limit = _limit(request.query_params.get("limit"))

@@ -41,13 +41,13 @@ class InfillRequest(LlamaServerRequest):
     """The body of `POST /infill`, as llama-server has it."""
 
     input_prefix: str = Field(description="the text before the gap")
-    input_suffix: str = Field(description="the text behind the gap")
+    input_suffix: str = Field(description="the text after the gap")
     input_extra: list[Chunk] = Field(default=[], description="other files, the most important one last")
-    prompt: str = Field(default="", description="what the gap begins with")
+    prompt: str = Field(default="", description="the beginning of the text in the gap")
 
     @property
     def names(self) -> dict[str, str]:
-        """What this request calls a job's fields, where the names differ."""
+        """This API's names of a job's fields, where they differ."""
         return {"suffix": "input_suffix", "prompt": "input_prefix"} | self.constraint_names
 
     def wanted(self, name: str) -> list[JobRequest]:

@@ -1,4 +1,4 @@
-"""What a request calls its job and its fields."""
+"""Names of a request's job, and this API's names of a job's fields."""
 
 import json
 import secrets
@@ -11,7 +11,7 @@ from worker_orcd.jobs.request import Body, JobId
 
 @contextmanager
 def error_style(request: dict[str, str]) -> Iterator[None]:
-    """Name the field at fault as this request calls it."""
+    """In this block, errors use the request's name of the faulty field."""
     try:
         yield
     except JobError as error:
@@ -20,10 +20,10 @@ def error_style(request: dict[str, str]) -> Iterator[None]:
 
 
 def fresh_name(prefix: str, offered: str | None) -> str:
-    """The id of a request's job: the client's own (`X-Job-Id`), or a new one.
+    """The id of a request's job: the client's (`X-Job-Id`), or a new one.
 
     Raises:
-        JobError: `INVALID_REQUEST`, the offered one is none.
+        JobError: `INVALID_REQUEST`: the client's id is not valid.
     """
     if offered is None:
         return f"{prefix}{secrets.token_hex(12)}"
@@ -34,7 +34,7 @@ def id_in_header(header: str, value: str) -> str:
     """The id in a header.
 
     Raises:
-        JobError: `INVALID_REQUEST`, it is none.
+        JobError: `INVALID_REQUEST`: the id is not valid.
     """
     try:
         return _Named.parse(json.dumps({"job_id": value}).encode()).job_id

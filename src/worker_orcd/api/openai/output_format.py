@@ -1,4 +1,4 @@
-"""What a request of OpenAI's API says about the form of its output, in the words of OpenAI, vLLM and llama-server."""
+"""Fields for the format of the output, in the variants of OpenAI, vLLM and llama-server."""
 
 from typing import Any, Literal
 
@@ -12,10 +12,10 @@ _ANY_OBJECT: Schema = {"type": "object"}
 
 
 class NamedSchema(Body):
-    """A JSON Schema with a name, which changes nothing.
+    """A JSON Schema with a name, which has no effect.
 
-    `strict` left out counts as true: a schema that cannot be enforced is refused. With false, what cannot be enforced
-    of it is ignored.
+    `strict` is true by default: a schema that cannot be enforced is refused. With false, the parts that cannot be
+    enforced are ignored.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -36,14 +36,14 @@ class ResponseFormat(Body):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = None
     schema_: dict[str, Any] | bool | None = Field(
-        default=None, alias="schema", description="of `json_object`, as llama-server has it"
+        default=None, alias="schema", description="of `json_object`, as in llama-server"
     )
 
     def constraint(self, param: str) -> Constraint | None:
-        """The constraint, if the output is not any text.
+        """The constraint; None: the output is free text.
 
         Raises:
-            JobError: `INVALID_REQUEST`, there is no schema, or it is out of bounds.
+            JobError: `INVALID_REQUEST`: the schema is missing or out of bounds.
         """
         if self.type == "text":
             return None
@@ -73,19 +73,19 @@ class TextOptions(Body):
 
     @property
     def kept_bytes(self) -> int:
-        """Of it in memory, about: JSON's values take several times the bytes of their text."""
+        """Approximate memory of these options. JSON values take several times their text's size."""
         return 8 * len(self.model_dump_json())
 
     def shown(self) -> dict[str, Any]:
-        """As it is shown with the response."""
+        """These options in the response object."""
         given = self.format or TextFormat(type="text")
         return {"format": given.model_dump(by_alias=True, exclude_none=True)}
 
     def constraint(self) -> Constraint | None:
-        """The constraint, if the output is not any text.
+        """The constraint; None: the output is free text.
 
         Raises:
-            JobError: `INVALID_REQUEST`, there is no schema, or it is out of bounds.
+            JobError: `INVALID_REQUEST`: the schema is missing or out of bounds.
         """
         given = self.format
         if given is None or given.type == "text":
@@ -111,7 +111,7 @@ class StructuredOutputs(Body):
 
 
 class OutputFormat(Body):
-    """The fields of a completion that constrain its output; at most one of them may be given."""
+    """The fields of a completion that constrain its output. A request may have at most one of them."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -130,10 +130,10 @@ class OutputFormat(Body):
 
     @property
     def constraint(self) -> tuple[str, Constraint] | None:
-        """The field that constrains the output, and how.
+        """The field that constrains the output, and the constraint.
 
         Raises:
-            JobError: `INVALID_REQUEST`, there are two, or one is out of bounds.
+            JobError: `INVALID_REQUEST`: there are two constraints, or one is out of bounds.
         """
         outputs = self.structured_outputs or StructuredOutputs()
         form = self.response_format
@@ -157,12 +157,12 @@ class OutputFormat(Body):
         constraints = [(name, one) for name, one in given if one is not None]
         if len(constraints) > 1:
             first, second = constraints[0][0], constraints[1][0]
-            raise invalid(f"{first} and {second} cannot both be given", second)
+            raise invalid(f"{first} and {second} cannot be combined", second)
         return constraints[0] if constraints else None
 
 
 def _schema(given: dict[str, Any] | bool | str | None, param: str) -> Constraint | None:
-    """Of a JSON Schema, which may come as text; the engine then says what is wrong with the text."""
+    """The constraint of a JSON Schema. The schema may be a text, which the engine checks."""
     if given is None or given == "":
         return None
     return (

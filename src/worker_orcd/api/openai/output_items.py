@@ -1,4 +1,4 @@
-"""The items of an output: messages, reasoning and calls of tools, found while the job generates."""
+"""The items of an output (messages, reasoning and tool calls), parsed while the job generates."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -17,15 +17,15 @@ ItemKind = Literal["message", "reasoning", "function_call"]
 
 @dataclass(slots=True)
 class OutputItem:
-    """One item. A call whose status is not `completed` may be malformed, and its arguments lack their last brace.
+    """One item. A call whose status is not `completed` may be malformed, and its arguments lack the closing brace.
 
     Attributes:
-        kind: what it is.
-        place: of the item in the output.
-        name: of the tool that is called.
-        pieces: its text, or the arguments of a call.
-        logprobs: of a message's tokens, if the job reports them.
-        status: `in_progress` while it may grow.
+        kind: the item's kind.
+        place: the item's index in the output.
+        name: the name of the called tool.
+        pieces: the item's text, or the arguments of a call.
+        logprobs: log probabilities of a message's tokens, if the job reports them.
+        status: `in_progress` while the item may grow.
     """
 
     kind: ItemKind
@@ -37,13 +37,13 @@ class OutputItem:
 
     @property
     def text(self) -> str:
-        """Its text so far, or the arguments of a call."""
+        """The text so far, or the arguments of a call."""
         return "".join(self.pieces)
 
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """An item begins."""
+    """A new item begins."""
 
     item: OutputItem
 
@@ -59,7 +59,7 @@ class Grown:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """An item has all its text. A call is complete then; one that is not is never done."""
+    """An item is complete. An incomplete call never gets this change."""
 
     item: OutputItem
 
@@ -69,29 +69,29 @@ _KINDS: dict[type[Part], ItemKind] = {Text: "message", Reasoning: "reasoning"}
 
 
 class Output:
-    """The items of one job's output. The same events make the same items, whoever reads them, and whenever."""
+    """The items of one job's output. They depend only on the job's events, so every reader gets the same items."""
 
     def __init__(self, parser: Callable[[], Parser], *, never_empty: bool = False) -> None:
-        """Begin.
+        """Begin an empty output.
 
         Args:
-            parser: makes the parser, once the job has tokens.
-            never_empty: whether an output without any text is an empty message.
+            parser: makes the parser. Called when the job has tokens.
+            never_empty: whether an output without text has an empty message.
         """
         self.items: list[OutputItem] = []
         self._make_parser = parser
         self._never_empty = never_empty
         self._parser: Parser | None = None
         self._logprobs: list[Logprobs] = []
-        """Of tokens whose text the parser still holds."""
+        """Log probabilities of tokens whose text the parser holds back."""
 
     @property
     def calls(self) -> int:
-        """Complete calls so far."""
+        """Number of complete calls so far."""
         return sum(item.kind == "function_call" and item.status == "completed" for item in self.items)
 
     def take(self, event: Event) -> Iterator[Change]:
-        """What one event of the job changes."""
+        """The changes that one event of the job makes."""
         self._parser = parser = self._parser or self._make_parser()
         match event:
             case Token(t=text, logprobs=logprobs):
@@ -108,7 +108,7 @@ class Output:
                     item.status = "incomplete"
 
     def take_all(self, job: Job) -> None:
-        """All events of a job that has ended."""
+        """Apply all events of a job that has ended."""
         scored = job.request.logprobs is not None
         tokens = [event for event in job.events if isinstance(event, Token)] if scored else []
         for event in (*(tokens or [Token(text_of(job), 0)]), job.terminal):
@@ -150,7 +150,7 @@ class Output:
         return Grown(item, text, logprobs)
 
     def _end(self, status: Literal["completed", "incomplete"]) -> Iterator[Change]:
-        """The item that may grow does so no more."""
+        """End the item that may grow."""
         item = self._open()
         if item is None:
             return
@@ -164,5 +164,5 @@ class Output:
 
 
 def call_id(job: Job, item: OutputItem) -> str:
-    """The id of a call: nine letters and digits, as Mistral's templates demand, the same whenever it is shown."""
+    """The id of a call: nine letters and digits, as Mistral's templates demand. Always the same for the same call."""
     return hashlib.blake2b(f"{job.incarnation} {item.place}".encode(), digest_size=8).hexdigest()[:9]

@@ -1,7 +1,7 @@
-"""Requests of OpenAI's API, and the jobs that are made of them.
+"""Requests of OpenAI's API, and the jobs made from them.
 
-Fields that change what is generated and cannot be kept are refused by name; those that change nothing here (`user`,
-`store`, `metadata` …) and unknown ones are taken and ignored, as vLLM does.
+Unsupported fields that would change the output are refused by name. Fields without effect here (`user`, `store`,
+`metadata` …) and unknown fields are ignored, as in vLLM.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from worker_orcd.sampling import SAMPLING_FIELDS, SamplingParams, sampling_of
 from worker_orcd.tool_calls.formats import Marks
 
 MAX_CHOICES = 16
-"""`n`, and prompts of one request times `n`."""
+"""The most choices of a request: `n` times the number of prompts."""
 
 StopRequest = str | list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]]
 
@@ -34,7 +34,7 @@ class StreamOptions(Body):
 
 
 def _with_null(schema: dict[str, Any]) -> None:
-    """Describe that a sampling field may be null, too."""
+    """Describe in the schema that a sampling field may also be null."""
     for name in SAMPLING_FIELDS:
         described = schema["properties"][name]
         if "anyOf" not in described:
@@ -45,7 +45,7 @@ def _with_null(schema: dict[str, Any]) -> None:
 
 
 class JobOptions(Body):
-    """Options that jobs of all kinds have, whatever they compute."""
+    """Options of jobs of all kinds."""
 
     timeout_ms: int | None = Field(default=None, ge=1, description="as in `POST /execute`")
     group: JobId | None = Field(default=None, description="as in `POST /execute`")
@@ -55,7 +55,7 @@ class JobOptions(Body):
 
     @property
     def job_options(self) -> dict[str, Any]:
-        """These, as a job has them, but its group, which is the request's own if none is given."""
+        """These options as fields of a job, without the group, whose default is the request's own group."""
         return {
             "timeout_ms": self.timeout_ms,
             "priority": self.priority,
@@ -65,20 +65,20 @@ class JobOptions(Body):
 
 
 class Generation(JobOptions, SamplingParams):
-    """Options of generation that all requests share. A sampling field that is null counts as left out."""
+    """Options of generation that all requests share. A sampling field with null counts as left out."""
 
     model_config = ConfigDict(extra="ignore", json_schema_extra=_with_null)
 
     refused: ClassVar[unsupported.Fields] = {}
-    """Fields that cannot be kept."""
+    """Unsupported fields, which are refused."""
     other_names: ClassVar[dict[str, str]] = {"repeat_penalty": "repetition_penalty"}
-    """llama-server's names of fields that mean the same here; there, -1 is off."""
+    """llama-server's names of fields that mean the same here. In llama-server, -1 is off."""
 
     model: str | None = Field(default=None, description="as in `GET /v1/models`")
     stream: bool | None = None
     top_k: int = Field(default=0, ge=-1, le=2**31 - 1, description="0 and -1 are off")
     seed: int | None = Field(
-        default=None, ge=-(2**63), le=2**64 - 1, description="a negative one is taken modulo 2^64"
+        default=None, ge=-(2**63), le=2**64 - 1, description="negative values are taken modulo 2^64"
     )
     supersedes: JobId | None = Field(
         default=None, description="as in `POST /execute`; or the header `X-Supersedes`"
@@ -89,7 +89,7 @@ class Generation(JobOptions, SamplingParams):
         """Read a body.
 
         Raises:
-            JobError: `INVALID_REQUEST` naming the field at fault.
+            JobError: `INVALID_REQUEST` naming the faulty field.
         """
         given = unsupported.object_in(raw)
         if given is None:
@@ -106,10 +106,10 @@ class Generation(JobOptions, SamplingParams):
             return super().parse(raw)
 
     def superseding(self, key: str | None) -> Self:
-        """This request with the key of its `X-Supersedes` header, if it has one and its body has none.
+        """This request with the key of the `X-Supersedes` header, unless the body has a key.
 
         Raises:
-            JobError: `INVALID_REQUEST`, the header is not a key.
+            JobError: `INVALID_REQUEST`: the header is not a key.
         """
         if key is None or self.supersedes is not None:
             return self
@@ -120,22 +120,22 @@ class Generation(JobOptions, SamplingParams):
         """Refuse unsupported fields by name, before the body's types are checked.
 
         Raises:
-            JobError: `INVALID_REQUEST` naming the field at fault.
+            JobError: `INVALID_REQUEST` naming the faulty field.
         """
         unsupported.refuse_unsupported(given, cls.refused)
 
     @property
     def reports_progress(self) -> bool:
-        """Whether its jobs report the progress of their prompts."""
+        """Whether the jobs report the progress of their prompts."""
         return False
 
     @property
     def wanted_logprobs(self) -> int | None:
-        """How many of the likeliest tokens are wanted with each token; None: not even its own log probability."""
+        """Number of most likely tokens reported with each token; None: no log probabilities at all."""
         return self.logprobs
 
     def job(self, job_id: str, group: str | None, *, place: int = 0, **more: Any) -> "OpenAIJob":
-        """The job of this request's choice number `place`, which has the seed plus its place."""
+        """The job of choice number `place`. Its seed is the request's seed plus `place`."""
         seed = None if self.seed is None else (self.seed + place) % 2**64
         sampling = sampling_of(self, top_k=max(0, self.top_k), seed=seed, logprobs=self.wanted_logprobs)
         return OpenAIJob.of(
@@ -150,7 +150,7 @@ class Generation(JobOptions, SamplingParams):
 
 
 class Completions(Generation, OutputFormat):
-    """What `POST /v1/completions` and `POST /v1/chat/completions` have in common."""
+    """The common fields of `POST /v1/completions` and `POST /v1/chat/completions`."""
 
     other_names: ClassVar = Generation.other_names | {"n_predict": "max_tokens"}
 
@@ -162,7 +162,7 @@ class Completions(Generation, OutputFormat):
     stream_options: StreamOptions | None = None
     return_progress: bool | None = Field(
         default=None,
-        description="chunks with `prompt_progress` while the prompt is computed, as of llama-server",
+        description="chunks with `prompt_progress` while the prompt is computed, as in llama-server",
     )
 
     @classmethod
@@ -170,11 +170,11 @@ class Completions(Generation, OutputFormat):
         """Read a body.
 
         Raises:
-            JobError: `INVALID_REQUEST` naming the field at fault.
+            JobError: `INVALID_REQUEST` naming the faulty field.
         """
         wanted = super().parse(raw)
         if wanted.stream_options is not None and not wanted.stream:
-            raise invalid("stream_options can only be given with stream", "stream_options")
+            raise invalid("stream_options requires stream", "stream_options")
         if isinstance(wanted.stop, list) and len(wanted.stop) > MAX_STOP_STRINGS:
             raise invalid(f"stop may have at most {MAX_STOP_STRINGS} strings", "stop")
         return wanted
@@ -190,17 +190,17 @@ class Completions(Generation, OutputFormat):
 
     @property
     def echoed(self) -> list[str | None]:
-        """What the answers begin with, if a completion asks for it."""
+        """By choice, the text with which the response begins, if the request asks for an echo."""
         return []
 
     @property
     def include_usage(self) -> bool:
-        """Whether a stream ends with what was used."""
+        """Whether a stream ends with `usage`."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
     def constraint_names(self) -> dict[str, str]:
-        """The field that constrains the output, for what a job calls it."""
+        """This API's name for the job's field that constrains the output."""
         constraint = self.constraint
         return {} if constraint is None else dict.fromkeys(("json_schema", "grammar"), constraint[0])
 
@@ -212,11 +212,11 @@ class Completions(Generation, OutputFormat):
     def jobs(self, name: str, prompts: list[str], **more: Any) -> list[JobRequest]:
         """One job for each choice of each prompt.
 
-        Siblings are of one group. The first has the request's own name: stopping it ends the request, and with that
-        the others, also when the cancel came before the request.
+        All jobs of a request have the same group. The first job has the request's own name: stopping it ends the
+        request, which stops the others. This also works for a cancel that arrives before the request.
 
         Raises:
-            JobError: `INVALID_REQUEST`, they would be too many.
+            JobError: `INVALID_REQUEST`: too many choices.
         """
         number = len(prompts) * (self.n or 1)
         if number > MAX_CHOICES:
@@ -238,7 +238,7 @@ class Completions(Generation, OutputFormat):
 
 
 class OpenAIJob(JobRequest):
-    """A job that was asked for in OpenAI's words."""
+    """A job of a request of OpenAI's API."""
 
     cuts_max_tokens: ClassVar = True
 
@@ -249,19 +249,20 @@ class OpenAIJob(JobRequest):
 
     @property
     def shown_marks(self) -> Marks:
-        """As its output is parsed."""
+        """The control tokens that the output's parser needs."""
         return self.marks
 
     @property
     def scored_prompt(self) -> int | None:
-        """As an echo wants it."""
+        """Number of most likely tokens for each prompt token, if the request asks for an echo with log
+        probabilities."""
         return self.prompt_logprobs
 
     @property
     def constraint(self) -> Constraint | None:
-        """What the output must be."""
+        """The constraint of the output."""
         return self.constrained
 
     def without_prompt(self) -> Self:
-        """This request, as far as it is kept when its job has ended."""
+        """The part of this request that is kept when the job has ended."""
         return super().without_prompt().model_copy(update={"constrained": None})

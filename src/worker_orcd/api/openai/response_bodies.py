@@ -1,4 +1,4 @@
-"""Jobs as OpenAI's clients expect them: complete response bodies, and the chunks of a stream."""
+"""Jobs in OpenAI's format: complete response bodies, and the chunks of a stream."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,10 +25,10 @@ def text_of(job: Job) -> str:
 
 
 def usage_of(jobs: Sequence[Job], choices: int = 1) -> dict[str, Any]:
-    """Tokens in and out, of several jobs together; of one that was stopped, those that were computed.
+    """The numbers of prompt and output tokens of several jobs. Of a stopped job, only computed prompt tokens count.
 
-    Of every `choices` jobs in a row, which have their prompt in common, it counts once: `cached_tokens` are those that
-    not even the first of them had computed.
+    Every `choices` consecutive jobs have the same prompt, which counts once. `cached_tokens` are the prompt tokens that
+    even the first of these jobs did not compute.
     """
     prompts = [jobs[n : n + choices] for n in range(0, len(jobs), choices)]
     tokens_in = sum(max(job.prompt_processed for job in siblings) for siblings in prompts)
@@ -43,12 +43,12 @@ def usage_of(jobs: Sequence[Job], choices: int = 1) -> dict[str, Any]:
 
 
 def logprobs_content(events: Sequence[Event]) -> list[dict[str, object]]:
-    """Log probabilities of the tokens among these events, in the words of chat completions and responses."""
+    """Log probabilities of the tokens among these events, in the format of chat completions and responses."""
     return [logprobs_data(event.logprobs) for event in events if isinstance(event, Token) and event.logprobs]
 
 
 def _by_text(logprobs: Logprobs) -> dict[str, float | None]:
-    """The likeliest tokens and the chosen one, as vLLM has them."""
+    """The most likely tokens and the chosen one, by their text, as in vLLM."""
     return {one.text: one.logprob for one in (*logprobs[1:], logprobs[0])}
 
 
@@ -59,20 +59,19 @@ def frame(data: dict[str, Any], event: str | None = None) -> bytes:
 
 
 def failure_of(terminal: Error, names: Mapping[str, str], usage: dict[str, Any]) -> JobError:
-    """Why a job did not come to its natural end, as the answer to a request that is not streamed.
+    """The error response for a job that did not reach its natural end, if the request is not streamed.
 
     Args:
-        terminal: how the job ended.
-        names: what the request calls a job's fields, where the names differ.
-        usage: what was used until then, in the words of the API.
+        terminal: the job's terminal event.
+        names: the API's names of a job's fields, where they differ.
+        usage: the `usage` until then.
     """
     at_fault = terminal.details.get("param")
     return JobError(
         terminal.code,
         terminal.message,
         param=None if at_fault is None else names.get(str(at_fault), str(at_fault)),
-        # LangChain.js and LiteLLM's router send a request again that was answered with 499; of these, LangChain.js does
-        # not with 400.
+        # LangChain.js and LiteLLM's router retry after 499. After 400, LangChain.js does not.
         http_status=400 if terminal.code is ErrorCode.CANCELLED else None,
         details={"usage": usage},
         openai_code=terminal.openai_code,
@@ -81,7 +80,7 @@ def failure_of(terminal: Error, names: Mapping[str, str], usage: dict[str, Any])
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The words of `POST /v1/completions`."""
+    """The response bodies of `POST /v1/completions`."""
 
     name: str
     model: str
@@ -89,21 +88,21 @@ class Completion:
     choices: int
     include_usage: bool
     names: Mapping[str, str] = field(default_factory=dict)
-    """What this request calls a job's fields, where the names differ."""
+    """The API's names of a job's fields, where they differ."""
     echo: Sequence[str | None] = ()
-    """By choice, the prompt that it begins with; None: as its tokens are shown."""
+    """By choice, the prompt with which it begins; None: the text of the prompt's tokens."""
     offsets: dict[int, int] = field(default_factory=dict)
-    """By choice, the characters of the tokens whose log probabilities were given."""
+    """By choice, the number of characters of the tokens whose log probabilities were sent."""
     last: ClassVar[bytes] = DONE
-    """What ends a stream that came to its natural end."""
+    """The last bytes of a stream with a natural end."""
 
     def whole(self, jobs: Sequence[Job]) -> dict[str, Any]:
-        """The answer to a request that is not streamed, once all have ended."""
+        """The non-streaming response, once all jobs have ended."""
         choices = [self._whole(place, job) for place, job in enumerate(jobs)]
         return {**self._head(""), "choices": choices, "usage": usage_of(jobs, self.choices)}
 
     def chunks(self, place: int, event: Event) -> Iterator[dict[str, Any]]:
-        """What one event of one choice adds to the stream."""
+        """The chunks of one event of one choice."""
         match event:
             case Started():
                 yield from self._opening(place)
@@ -115,20 +114,20 @@ class Completion:
                 yield self._chunk(place, self._delta(""), FINISH_REASONS[reason])
 
     def held(self) -> Iterator[dict[str, Any]]:
-        """What the words held back, of a stream that is broken off."""
+        """Chunks with held-back text, for a stream that ends with an error."""
         return iter(())
 
     def failure(self, terminal: Error, jobs: Sequence[Job]) -> JobError:
-        """Why one of a request's jobs did not come to its natural end; what all used until then goes with it."""
+        """The error response for a job that did not reach its natural end, with the `usage` of all jobs."""
         return failure_of(terminal, self.names, usage_of(jobs, self.choices))
 
     def closing(self, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
-        """What a stream ends with when every choice came to its natural end."""
+        """The last chunks of a stream in which every choice reached its natural end."""
         if self.include_usage:
             yield self.usage(jobs)
 
     def usage(self, jobs: Sequence[Job]) -> dict[str, Any]:
-        """The chunk that says what was used."""
+        """The chunk with `usage`."""
         return {**self._head(".chunk"), "choices": [], "usage": usage_of(jobs, self.choices)}
 
     def _object(self, chunk: str) -> str:  # noqa: ARG002  # Chunks of completions are called the same.
@@ -144,12 +143,12 @@ class Completion:
         return {"index": place, "text": text, "logprobs": logprobs, "finish_reason": finish_reason(job)}
 
     def echo_chunk(self, place: int, job: Job) -> dict[str, Any]:
-        """The prompt, once it is computed."""
+        """The chunk with the prompt, once it is computed."""
         prompt, scored = self._echoed(place, job)
         return self._chunk(place, self._delta(prompt), None, scored)
 
     def _echoed(self, place: int, job: Job) -> tuple[str, list[Event]]:
-        """The prompt's text that a choice begins with, and its tokens' log probabilities, as events."""
+        """The prompt's text with which a choice begins, and its tokens' log probabilities, as events."""
         if not self.echo:
             return "", []
         pieces = b"".join(logprobs[0].piece for logprobs in job.prompt_logprobs)
@@ -166,7 +165,7 @@ class Completion:
         return {"text": text}
 
     def _logprobs(self, place: int, events: Sequence[Event]) -> dict[str, Any] | None:
-        """Log probabilities of the tokens among these events; a choice's events come in order."""
+        """Log probabilities of the tokens among these events. Called with a choice's events in order."""
         found = [event.logprobs for event in events if isinstance(event, Token) and event.logprobs]
         if not found:
             return None
@@ -196,8 +195,8 @@ class Completion:
 async def stream(
     body: Completion, streams: Sequence[JobStream], keep_alive: KeepAlive
 ) -> AsyncIterator[bytes]:
-    """A request's stream. It ends with its `last` words (`[DONE]`) only if every choice came to its natural end: the
-    first that did not ends it with one error chunk."""
+    """A request's stream. If every choice reaches its natural end, the stream ends with `last` (`[DONE]`). The first
+    choice with another end ends the stream with one error chunk."""
     jobs = [one.job for one in streams]
     to_echo = set(range(len(body.echo)))
     async for batch in read_together(streams, keep_alive):
@@ -221,7 +220,7 @@ async def stream(
 
 
 def progress_data(event: Progress) -> dict[str, Any]:
-    """In the words of llama-server: `processed` includes what came from the cache."""
+    """Prompt progress in llama-server's format, in which `processed` includes cached tokens."""
     return {
         "total": event.prompt_tokens,
         "cache": event.cached,
@@ -231,5 +230,5 @@ def progress_data(event: Progress) -> dict[str, Any]:
 
 
 def finish_reason(job: Job) -> str | None:
-    """Why a job came to its natural end, in OpenAI's words; None: it did not."""
+    """The reason of a job's natural end, in OpenAI's terms; None for another end."""
     return FINISH_REASONS[job.terminal.stop_reason] if isinstance(job.terminal, End) else None

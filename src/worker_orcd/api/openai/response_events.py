@@ -13,17 +13,17 @@ from worker_orcd.jobs.events import End, Error, Event, Started
 from worker_orcd.jobs.job import Job
 
 NUMBERS_PER_USE = 1 << 23
-"""Sequence numbers of one use of an id: more than a context has tokens."""
+"""Number of sequence numbers for one use of an id: more than a context has tokens."""
 _USES = 1 << 30
-"""With these, all sequence numbers are whole numbers of JavaScript's."""
+"""With this many uses, all sequence numbers are exact integers in JavaScript."""
 
 
 def first_number(job: Job) -> int:
     """The first sequence number of a response.
 
-    An id that the worker drew is used once, and numbers begin at 0. An id that a client chose may be used again, also
-    after a restart of the worker: numbers of each use begin at another place, so that none of them continues the
-    events of another job.
+    An id made by the worker is used once, and its numbers begin at 0. An id chosen by a client may be used again, also
+    after a restart of the worker. So the numbers of each use begin at another value, and a reader can never continue
+    with the events of another job.
     """
     if not cast("ResponseJob", job.request).named_by_client:
         return 0
@@ -32,16 +32,16 @@ def first_number(job: Job) -> int:
 
 
 class ResponseEvents:
-    """The events of a response, numbered from `first_number`; those up to `seen` are left out.
+    """The events of a response, numbered from `first_number`. Events up to `seen` are left out.
 
-    A reader that comes while the job is live gets its end also if `seen` lies beyond, as with the job's own stream.
+    As in the job's own stream, a reader that comes while the job is live always gets the end, even if `seen` is higher.
     """
 
     def __init__(self, shown: ResponseObject, seen: int | None = None) -> None:
-        """Begin.
+        """Begin the events.
 
         Raises:
-            JobError: `JOB_NOT_FOUND`, the number belongs to another use of the id.
+            JobError: `JOB_NOT_FOUND`: the number belongs to another use of the id.
         """
         first = first_number(shown.job)
         if seen is not None and seen // NUMBERS_PER_USE != first // NUMBERS_PER_USE:
@@ -55,11 +55,11 @@ class ResponseEvents:
         self._output = shown.new_output()
 
     def opening(self) -> Iterator[bytes]:
-        """What comes before the job's first event."""
+        """The events before the job's first event."""
         yield from self._emit("response.created", response={**self._shown.head("queued"), "output": []})
 
     def emit(self, event: Event) -> Iterator[bytes]:
-        """What one event of the job's amounts to."""
+        """The events for one event of the job."""
         shown = self._shown
         for change in self._output.take(event):
             yield from self._change(change)
@@ -114,7 +114,7 @@ class ResponseEvents:
     def _item_event(self, what: str, item: OutputItem) -> Iterator[bytes]:
         shown = self._shown.item(item)
         if what == "added" and "content" in shown:
-            shown["content"] = []  # Its part follows.
+            shown["content"] = []  # The part follows in its own event.
         yield from self._emit(f"response.output_item.{what}", output_index=item.place, item=shown)
 
     def _closing_events(self, events: int) -> None:

@@ -1,4 +1,4 @@
-"""The input of a response: its items as clients send them, as they are shown again, and as messages for the model."""
+"""The input of a response: items as clients send them, as the API returns them, and as messages for the model."""
 
 import secrets
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class InputMessage(Body):
 
 
 class InputCall(Body):
-    """A call of a tool in an earlier answer."""
+    """A tool call in an earlier output."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -35,7 +35,7 @@ class InputCall(Body):
 
 
 class InputCallOutput(Body):
-    """What a tool that was called returned."""
+    """The result of a tool call."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -45,7 +45,7 @@ class InputCallOutput(Body):
 
 
 class InputReasoning(Body):
-    """Reasoning of an earlier answer."""
+    """Reasoning of an earlier output."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -68,10 +68,10 @@ InputItem = Annotated[
 
 
 def item_of(given: InputItem) -> Item:
-    """An item of the input, as an item with a new id.
+    """An input item with a new id, as the API returns it.
 
     Raises:
-        JobError: `INVALID_REQUEST`, a part of it is no text.
+        JobError: `INVALID_REQUEST`: a part of it is not text.
     """
     match given:
         case InputMessage():
@@ -94,13 +94,13 @@ def item_of(given: InputItem) -> Item:
 
 
 def messages_of(items: Sequence[Item]) -> list[ChatMessage]:
-    """The messages that items amount to.
+    """Convert items to messages for the model.
 
-    Reasoning, text and calls that follow each other are one message. A call that is not complete is left out, unless
-    the client says what it returned.
+    Reasoning, text and calls that follow each other become one message. An incomplete call is left out, unless the
+    client sends its result.
 
     Raises:
-        JobError: `INVALID_REQUEST`, the output of a call is there and the call is not.
+        JobError: `INVALID_REQUEST`: the result of a call is there without the call.
     """
     outputs = {item["call_id"] for item in items if item["type"] == "function_call_output"}
     names: dict[str, str] = {}
@@ -144,5 +144,5 @@ def _texts(content: str | Sequence[ContentPart]) -> list[str]:
     if isinstance(content, str):
         return [content]
     if any(part.text is None for part in content):
-        raise invalid("only text is understood", "input")
+        raise invalid("only text is supported", "input")
     return [part.text or "" for part in content]

@@ -1,4 +1,4 @@
-"""A job as a response object, and the items of its output."""
+"""A job as a response object of the API, and the items of its output."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ _PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc"}
 
 
 def asked_of(job: Job) -> ResponseRequest:
-    """What was asked."""
+    """The request that made the job."""
     return cast("ResponseJob", job.request).asked
 
 
 def response_usage(job: Job) -> dict[str, Any]:
-    """Tokens in and out, in the words of the API."""
+    """The numbers of input and output tokens, as the API's `usage`."""
     used = usage_of([job])
     return {
         "input_tokens": used["prompt_tokens"],
@@ -36,25 +36,25 @@ def response_usage(job: Job) -> dict[str, Any]:
 
 
 def text_part(kind: str, text: str, logprobs: Sequence[Logprobs] = ()) -> dict[str, Any]:
-    """The content of a message, or of reasoning."""
+    """A content part of a message or of reasoning."""
     if kind == "reasoning":
         return {"type": "reasoning_text", "text": text}
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs_shown(logprobs)}
 
 
 def logprobs_shown(logprobs: Sequence[Logprobs]) -> list[dict[str, object]]:
-    """Log probabilities of tokens, in the words of the API."""
+    """Log probabilities of tokens, in the API's format."""
     return [logprobs_data(one) for one in logprobs]
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseObject:
-    """What clients see of a job behind a response.
+    """A job in the API's format for responses.
 
     Attributes:
         job: the job.
-        model: what the request calls the model.
-        formats: returns how the model writes calls of tools, once it is loaded.
+        model: the model's name in the request.
+        formats: returns the model's formats of tool calls, once it is loaded.
     """
 
     job: Job
@@ -62,12 +62,12 @@ class ResponseObject:
     formats: Callable[[], Collection[ToolFormat]]
 
     def whole(self, *, with_output: bool = True) -> dict[str, Any]:
-        """The response object, as the job is now."""
+        """The response object in the job's current state."""
         return {**self.head(self.status), "output": self.output() if with_output else []}
 
     @property
     def status(self) -> str:
-        """Its status, in the words of the API."""
+        """The response's status, in the API's terms."""
         match self.job.terminal:
             case End(stop_reason="length"):
                 return "incomplete"
@@ -81,7 +81,7 @@ class ResponseObject:
                 return "queued" if self.job.started_at is None else "in_progress"
 
     def head(self, status: str) -> dict[str, Any]:
-        """All of a response object but its output."""
+        """The response object without its output."""
         job, asked, terminal = self.job, asked_of(self.job), self.job.terminal
         final = status not in ("queued", "in_progress")
         error = None
@@ -113,18 +113,18 @@ class ResponseObject:
         }
 
     def new_output(self) -> Output:
-        """The items of its output, before its job's first event."""
+        """The output before the job's first event."""
         return Output(self._parser, never_empty=True)
 
     def output(self) -> list[Item]:
-        """The items of its output; none while the job is live."""
+        """The items of the output; none while the job is live."""
         output = self.new_output()
         if not self.job.live:
             output.take_all(self.job)
         return [self.item(one) for one in output.items]
 
     def item(self, item: OutputItem) -> Item:
-        """The present state of an item."""
+        """An item in its current state."""
         shown: Item = {"id": self.item_id(item), "type": item.kind, "status": item.status}
         match item.kind:
             case "function_call":
@@ -146,7 +146,7 @@ class ResponseObject:
         return f"{_PREFIXES[item.kind]}_{self.job.job_id.removeprefix('resp_')}{place}"
 
     def empty_message(self) -> Item:
-        """A message without text behind its output."""
+        """An item for a message without text."""
         return self.item(OutputItem("message", len(self.output()), status="incomplete"))
 
     def _parser(self) -> Parser:

@@ -1,4 +1,4 @@
-"""Requests of responses, and the job behind a response."""
+"""Requests for responses, and a response's job."""
 
 import sys
 from collections.abc import Sequence
@@ -32,11 +32,11 @@ class ResponseRequest(Generation):
     input: str | list[InputItem]
     instructions: str | None = None
     previous_response_id: str | None = Field(
-        default=None, description="the response to continue, which has ended and is still kept"
+        default=None, description="the response to continue; it must have ended and still be stored"
     )
     max_output_tokens: int | None = Field(default=None, ge=1)
     background: bool | None = None
-    store: bool | None = Field(default=None, description="false: it cannot be retrieved after its end")
+    store: bool | None = Field(default=None, description="false: cannot be retrieved after its end")
     metadata: dict[str, str] | None = None
     text: TextOptions | None = Field(default=None, description="`format`: the form of the output")
     tools: list[FunctionTool] | None = Field(default=None, max_length=MAX_TOOLS)
@@ -45,15 +45,15 @@ class ResponseRequest(Generation):
         default=None, description="`false`: at most one call in a response"
     )
     include: list[str] | None = Field(
-        default=None, description=f"`{INCLUDE_LOGPROBS}`: log probabilities of the tokens, by the raw logits"
+        default=None, description=f"`{INCLUDE_LOGPROBS}`: log probabilities of tokens, from the raw logits"
     )
     top_logprobs: int | None = Field(
-        default=None, ge=0, le=MAX_LOGPROBS, description="with each token, so many of the likeliest"
+        default=None, ge=0, le=MAX_LOGPROBS, description="number of most likely tokens with each token"
     )
 
     @property
     def wanted_logprobs(self) -> int | None:
-        """As `include` and `top_logprobs` say."""
+        """From `include` and `top_logprobs`."""
         return (self.top_logprobs or 0) if INCLUDE_LOGPROBS in (self.include or ()) else None
 
     @classmethod
@@ -61,27 +61,27 @@ class ResponseRequest(Generation):
         """Read a body.
 
         Raises:
-            JobError: `INVALID_REQUEST` naming the field at fault.
+            JobError: `INVALID_REQUEST` naming the faulty field.
         """
         wanted = super().parse(raw)
         if wanted.background and not wanted.stored:
-            raise invalid("a response in the background has to be stored", "store")
-        _ = wanted.offer  # Refused here, if at all.
+            raise invalid("a response with background requires store", "store")
+        _ = wanted.offer  # Raises if the tools are invalid.
         return wanted
 
     @classmethod
     def refuse(cls, given: dict[str, Any]) -> None:
-        """Refuse also input that is no text.
+        """Refuse unsupported fields, and input other than text.
 
         Raises:
-            JobError: `INVALID_REQUEST` naming the field at fault.
+            JobError: `INVALID_REQUEST` naming the faulty field.
         """
         super().refuse(given)
         unsupported.refuse_unsupported_items(given.get("input"), "input", unsupported.RESPONSE_ITEMS)
 
     @property
     def stored(self) -> bool:
-        """Whether it can be retrieved after its end."""
+        """Whether the response can be retrieved after its end."""
         return self.store is not False
 
     @cached_property
@@ -89,24 +89,24 @@ class ResponseRequest(Generation):
         """The tools that may be called, and whether one must be.
 
         Raises:
-            JobError: `INVALID_REQUEST`, the choice names none of them.
+            JobError: `INVALID_REQUEST`: the choice names an unknown tool.
         """
         return offer_of(self.tools or (), self.tool_choice, parallel=self.parallel_tool_calls is not False)
 
     @property
     def shown_choice(self) -> Any:
-        """`tool_choice` as it is shown with the response."""
+        """`tool_choice` in the response object."""
         choice = self.tool_choice
         return choice.model_dump() if isinstance(choice, Body) else choice or "auto"
 
     @property
     def names(self) -> dict[str, str]:
-        """What this request calls a job's fields, where the names differ."""
+        """This API's names of a job's fields, where they differ."""
         constraint = "tools" if self.offer.forced else "text.format"
         return {"prompt": "input", "max_tokens": "max_output_tokens", "json_schema": constraint}
 
     def wanted(self, name: str, earlier: Sequence[Item] = (), *, named_by_client: bool) -> "ResponseJob":
-        """Its job. `earlier`: the items of the response that it continues."""
+        """The request's job. `earlier`: the items of the response that it continues."""
         given = [InputMessage(role="user", content=self.input)] if isinstance(self.input, str) else self.input
         if not given and not self.instructions:
             raise invalid("input must not be empty", "input")
@@ -135,7 +135,7 @@ class ResponseRequest(Generation):
 
     @property
     def kept_bytes(self) -> int:
-        """Of its strings, tools and text options in memory: values of JSON take several times their text."""
+        """Memory of the request's strings, tools and text options. JSON values take several times their text's size."""
         metadata = self.metadata or {}
         strings = (self.instructions, *metadata, *metadata.values())
         tools = sum(8 * len(tool.model_dump_json()) for tool in self.tools or ())
@@ -144,16 +144,16 @@ class ResponseRequest(Generation):
 
 
 class ResponseJob(OpenAIJob):
-    """A job behind a response; what was asked is shown with it as long as the job is remembered."""
+    """A response's job. It keeps the request, which is part of the response object."""
 
     asked: ResponseRequest
     items: tuple[Item, ...] = ()
-    """What it was made of: the items of all responses that it continues, and of its own input. Kept with its text."""
+    """The input items: those of all responses that it continues, and its own. Kept as long as the text."""
     named_by_client: bool
-    """Whether the client chose its id, which then may be used more than once."""
+    """Whether the client chose the id, which may then be used more than once."""
 
     def without_prompt(self) -> Self:
-        """Its items and instructions are shown again, its input as it came is not."""
+        """The same request without its raw input. Items and instructions are kept, because the API returns them."""
         kept = {
             "asked": self.asked.model_copy(update={"input": ""}),
             "items": self.items if self.stored else (),
@@ -162,10 +162,10 @@ class ResponseJob(OpenAIJob):
 
     @property
     def stored(self) -> bool:
-        """As `store` says."""
+        """From `store`."""
         return self.asked.stored
 
     @property
     def kept_bytes(self) -> int:
-        """Of its items and what was asked. Items that several responses share count for each of them."""
+        """Memory of the items and the request. Items shared by several responses count for each of them."""
         return kept_bytes(self.items) + self.asked.kept_bytes

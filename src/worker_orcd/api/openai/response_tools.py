@@ -1,4 +1,4 @@
-"""Tools of a response's request, whose functions are written without an object around them."""
+"""Tools in a response's request. Unlike chat completions, a tool's function has no enclosing object."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -22,7 +22,7 @@ class ChosenTool(NamedFunction):
 
 
 class AllowedTools(Body):
-    """The tools that may be called, out of those that are given."""
+    """The tools that may be called, a subset of `tools`."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -35,10 +35,10 @@ ResponseToolChoice = Literal["none", "auto", "required"] | AllowedTools | Chosen
 
 
 def offer_of(tools: Sequence[FunctionTool], choice: ResponseToolChoice | None, *, parallel: bool) -> Offer:
-    """The offer of a request. The model sees no tools but those that may be called.
+    """The offer of a request. Only the tools that may be called are in the prompt.
 
     Raises:
-        JobError: `INVALID_REQUEST`, two tools have one name, or none has the one that the choice says.
+        JobError: `INVALID_REQUEST`: two tools have the same name, or the choice names an unknown tool.
     """
     if not isinstance(choice, AllowedTools):
         return Offer.of(tools, choice, parallel=parallel)

@@ -1,6 +1,6 @@
-"""`POST /v1/responses` and what belongs to it.
+"""`POST /v1/responses` and the endpoints of a response.
 
-A response is a job; all that is shown of it follows from the job's record, so a stream picked up again is the same.
+A response is a job. Everything that clients receive of it is derived from the job, so a resumed stream is identical.
 """
 
 from collections.abc import AsyncIterator
@@ -32,7 +32,7 @@ def router(worker: WorkerInterface) -> APIRouter:
 
     @routes.post(
         "",
-        summary="Answer, at once, as a stream or in the background",
+        summary="Generate a response: at once, as a stream or in the background",
         response_class=Response,
         responses=_answers() | schema.errors(400, 401, 404, 409, 413, 429, 503),
         openapi_extra=schema.body(ResponseRequest, _EXAMPLE),
@@ -60,12 +60,12 @@ def router(worker: WorkerInterface) -> APIRouter:
 
     @routes.get(
         "/{response_id}",
-        summary="A response; with `stream` its events, after `starting_after`",
+        summary="A response; with `stream`, its events after `starting_after`",
         response_class=Response,
         responses=_answers() | schema.errors(400, 404, 429),
         openapi_extra=schema.query(
             "starting_after",
-            "the last `sequence_number` that was seen; of another use of the id: 404",
+            "the last `sequence_number` received; from another use of the id: 404",
             2**53 - 1,
         ),
     )

@@ -1,4 +1,4 @@
-"""Responses that are kept: continuing them, stopping them, forgetting them, and what they were made of."""
+"""Stored responses: continue, cancel and delete them, and list their input items."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -21,14 +21,14 @@ from worker_orcd.worker.interface import WorkerInterface
 from worker_orcd.worker.streams import JobStream
 
 CANCEL_MARGIN_SEC = 1.0
-"""A cancel is finished within its deadline; the answer waits no longer than this beyond it."""
+"""A cancel is finished within its deadline. The response waits at most this much longer."""
 
 
 async def stream_of(worker: WorkerInterface, request: Request, response_id: str) -> JobStream:
-    """The job of a response of the request's owner, live or kept.
+    """The job of a response of the request's owner. The job may be live or ended.
 
     Raises:
-        JobError: `JOB_NOT_FOUND`, there is none.
+        JobError: `JOB_NOT_FOUND`: the owner has no such response.
     """
     stream = await worker.stream_of(response_id, owner_of(request))
     if not isinstance(stream.job.request, ResponseJob):
@@ -37,10 +37,10 @@ async def stream_of(worker: WorkerInterface, request: Request, response_id: str)
 
 
 async def shown_stream_of(worker: WorkerInterface, request: Request, response_id: str) -> JobStream:
-    """The same, if the response is live or is to be stored.
+    """The same, but only if the response is live or has `store`.
 
     Raises:
-        JobError: `JOB_NOT_FOUND`, there is none.
+        JobError: `JOB_NOT_FOUND`: the owner has no such response.
     """
     stream = await stream_of(worker, request, response_id)
     if not (stream.job.live or asked_of(stream.job).stored):
@@ -49,10 +49,10 @@ async def shown_stream_of(worker: WorkerInterface, request: Request, response_id
 
 
 def shown_of(worker: WorkerInterface, job: Job) -> ResponseObject:
-    """What clients see of a response.
+    """A response in the API's format.
 
     Raises:
-        JobError: `INVALID_REQUEST` with 404, its model has another name by now.
+        JobError: `INVALID_REQUEST` with 404: the request's model name is no longer valid.
     """
     return ResponseObject(job, model_of(worker, asked_of(job).model), lambda: worker.tool_formats)
 
@@ -60,13 +60,13 @@ def shown_of(worker: WorkerInterface, job: Job) -> ResponseObject:
 async def continued(
     worker: WorkerInterface, request: Request, previous_id: str | None
 ) -> Sequence[input_items.Item]:
-    """The items of the response that a request continues: what it was made of, and what it said until its end.
+    """The items of the response that a request continues: its input and its output.
 
-    Whatever its end was: what its reader saw is what the model sees. One without text and complete calls has an empty
-    message, too, since many templates want the roles to alternate.
+    This does not depend on how the response ended: the model gets the output that the reader received. An output
+    without text and complete calls becomes an empty message, because many templates require alternating roles.
 
     Raises:
-        JobError: `INVALID_REQUEST`, it has not ended, or it is not kept, not this owner's, or not to be stored.
+        JobError: `INVALID_REQUEST`: the response has not ended, is not stored, or belongs to another owner.
     """
     if previous_id is None:
         return ()
@@ -102,11 +102,9 @@ def router(worker: WorkerInterface) -> APIRouter:
 
     @routes.post(
         "/{response_id}/cancel",
-        summary="Stop a response (idempotent)",
+        summary="Cancel a response (idempotent)",
         response_class=Response,
-        responses=schema.answer(
-            200, "The response as it then is", "application/json", schema={"type": "object"}
-        )
+        responses=schema.answer(200, "The response afterwards", "application/json", schema={"type": "object"})
         | schema.errors(404),
     )
     async def cancel(request: Request, response_id: str) -> Response:
@@ -117,11 +115,9 @@ def router(worker: WorkerInterface) -> APIRouter:
 
     @routes.delete(
         "/{response_id}",
-        summary="Forget a response; one that is live is stopped first",
+        summary="Delete a response; a live one is stopped first",
         response_class=Response,
-        responses=schema.answer(
-            200, "It is deleted: `id`, `deleted`", "application/json", schema={"type": "object"}
-        )
+        responses=schema.answer(200, "`id` and `deleted`", "application/json", schema={"type": "object"})
         | schema.errors(404),
     )
     async def delete(request: Request, response_id: str) -> Response:
@@ -134,7 +130,7 @@ def router(worker: WorkerInterface) -> APIRouter:
 
     @routes.get(
         "/{response_id}/input_items",
-        summary="What a response was made of, the latest item first",
+        summary="The input items of a response, the latest first",
         response_class=Response,
         responses=schema.answer(200, "A page of items", "application/json", schema={"type": "object"})
         | schema.errors(400, 404),
@@ -159,4 +155,4 @@ def _refused(job: Job) -> bool:
 
 
 def _unknown() -> JobError:
-    return JobError(ErrorCode.JOB_NOT_FOUND, "no response with this id is live or remembered")
+    return JobError(ErrorCode.JOB_NOT_FOUND, "no live or stored response has this id")

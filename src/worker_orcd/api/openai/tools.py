@@ -1,4 +1,4 @@
-"""Tools that a request offers to the model, and what its choice of them means for the output."""
+"""Tools that a request offers to the model, and the effect of its `tool_choice` on the output."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -64,9 +64,9 @@ class Offer:
     """The tools of a request.
 
     Attributes:
-        functions: those that the model may call.
-        forced: those of which one must be called; empty: the model decides.
-        parallel: whether one answer may have several calls.
+        functions: the functions that the model may call.
+        forced: the functions of which one must be called; empty: the model decides.
+        parallel: whether one output may have several calls.
     """
 
     functions: tuple[Function, ...] = ()
@@ -84,7 +84,7 @@ class Offer:
         """The offer of a request.
 
         Raises:
-            JobError: `INVALID_REQUEST`, two tools have one name, or none has the one that the choice says.
+            JobError: `INVALID_REQUEST`: two tools have the same name, or the choice names an unknown tool.
         """
         functions = tuple(functions)
         names = [function.name for function in functions]
@@ -99,17 +99,17 @@ class Offer:
         else:
             forced = functions
         if not forced:
-            raise invalid("tool_choice asks for a tool that is not in tools", "tool_choice")
+            raise invalid("tool_choice names a tool that is not in tools", "tool_choice")
         return cls(functions, forced, parallel)
 
     @property
     def marks(self) -> Marks:
-        """What the output is searched for."""
+        """The marks for which the output is parsed."""
         return "calls" if self.functions else "reasoning"
 
     @property
     def shown(self) -> list[dict[str, Any]]:
-        """The tools as chat templates take them."""
+        """The tools in the format of chat templates."""
         return [
             {"type": "function", "function": function.model_dump(include=_SHOWN, exclude_none=True)}
             for function in self.functions
@@ -117,11 +117,11 @@ class Offer:
 
     @property
     def constraint(self) -> Constraint | None:
-        """What the output must be for a forced call: its arguments, or its name and arguments where several may be
-        called.
+        """The output's constraint for a forced call: the call's arguments, or name and arguments if several functions
+        may be called.
 
         Raises:
-            JobError: `INVALID_REQUEST`, the schemas are out of bounds.
+            JobError: `INVALID_REQUEST`: the schemas are out of bounds.
         """
         if not self.forced:
             return None
@@ -147,8 +147,8 @@ class Offer:
         """A parser of one output.
 
         Args:
-            formats: the model's; empty: not known.
-            streams: calls are given out while they are written.
+            formats: the model's formats; empty: unknown.
+            streams: return calls in parts, while they are generated.
         """
         names = frozenset(function.name for function in self.functions)
         if "harmony" in formats and not self.forced:
@@ -163,9 +163,9 @@ _SHOWN = {"name", "description", "parameters"}
 
 
 def _moved(schema: Any, place: str, depth: int = 0) -> Any:
-    """A JSON Schema with its references to itself as they must be where it stands inside another one."""
+    """A JSON Schema whose references to itself are adjusted to its place inside another schema."""
     if depth > MAX_DEPTH:
-        return schema  # Refused for its depth.
+        return schema  # Such a depth is refused later.
     if isinstance(schema, list):
         return [_moved(one, place, depth + 1) for one in schema]
     if not isinstance(schema, dict):

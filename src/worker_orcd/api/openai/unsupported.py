@@ -1,6 +1,6 @@
-"""What OpenAI's clients may ask that would change the answer and is not supported: refused by its own name.
+"""Fields of OpenAI's API that would change the output and are not supported. They are refused by name.
 
-Each field is listed with the values that ask for nothing, beside null.
+Each field is listed with its values that have no effect, in addition to null.
 """
 
 import json
@@ -82,13 +82,14 @@ RESPONSE: Fields = ANY | {
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text", "reasoning_text", "summary_text"})
 _MESSAGES = frozenset({"message"})
 RESPONSE_ITEMS = _MESSAGES | {"function_call", "function_call_output", "reasoning"}
-"""The items that a response's input may have."""
+"""The kinds of items that a response's input may have."""
 _IN_MESSAGES: Fields = {"function_call": (), "audio": (), "prefix": (False,)}
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 
 def object_in(raw: bytes) -> dict[str, Any] | None:
-    """The JSON object that a body is, before its types are checked; None if it is none, which is refused afterwards."""
+    """The JSON object in a body, before its types are checked. None if the body is something else, which is refused
+    later."""
     try:
         given = json.loads(raw)
     except (ValueError, RecursionError):
@@ -97,11 +98,11 @@ def object_in(raw: bytes) -> dict[str, Any] | None:
 
 
 def refuse_unsupported(given: dict[str, Any], unsupported: Fields) -> None:
-    """Refuse a body that asks for what cannot be kept.
+    """Refuse a body with unsupported fields.
 
     Args:
-        given: the body as it came.
-        unsupported: the fields that it must not have.
+        given: the body as received.
+        unsupported: the unsupported fields.
 
     Raises:
         JobError: `INVALID_REQUEST` naming the field.
@@ -113,18 +114,18 @@ def refuse_unsupported(given: dict[str, Any], unsupported: Fields) -> None:
 def refuse_unsupported_items(
     given: object, param: str, kinds: Collection[str] = _MESSAGES, parts: Collection[str] = _TEXT_PARTS
 ) -> None:
-    """Refuse what a conversation may not hold: items of other kinds, other parts than text.
+    """Refuse unsupported items and parts in a conversation.
 
-    What is malformed passes; it is refused for that afterwards.
+    Malformed items are ignored here; they are refused later.
 
     Args:
-        given: messages, or a response's input, as they came.
-        param: the field that they came in.
-        kinds: the items that it may hold.
-        parts: the parts that an item's content may have.
+        given: messages, or a response's input, as received.
+        param: the field's name.
+        kinds: the supported kinds of items.
+        parts: the supported types of parts of an item's content.
 
     Raises:
-        JobError: `INVALID_REQUEST` saying which item, and what of it.
+        JobError: `INVALID_REQUEST` naming the item and what is not supported.
     """
     for place, item in enumerate(given if isinstance(given, list) else ()):
         if isinstance(item, dict) and (what := _unsupported_of(item, kinds, parts)) is not None:
@@ -134,7 +135,7 @@ def refuse_unsupported_items(
 def _asked(given: dict[str, Any], unsupported: Fields) -> Iterator[str]:
     for name, nothing in unsupported.items():
         value = given.get(name)
-        # By type as well: `logprobs: 0` asks for something, `logprobs: false` does not, and 0 == False.
+        # Compares types as well, because 0 == False: `logprobs: 0` has an effect, `logprobs: false` has none.
         if value is not None and not any(type(value) is type(no) and value == no for no in nothing):
             yield name
 
