@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line, or say in one line what is missing where only the client library is installed."""
+    """Run the command line, or print one line if only the client library is installed."""
     try:
         from worker_orcd.cli.main import main as command_line  # noqa: PLC0415  # Only the extra `worker` has what it needs.
     except ModuleNotFoundError as missing:

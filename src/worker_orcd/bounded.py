@@ -1,11 +1,11 @@
-"""A bound that several owners share fairly: no owner can push out what another one keeps.
+"""A bounded store that several owners share fairly: no owner's values displace another owner's.
 
 For example:
 
     kept: BoundedByOwner[str, int] = BoundedByOwner(3)
     for number in range(3):
         kept.add("anna", f"job-{number}", number)
-    kept.add("berta", "job-0", 7)  # Anna holds most: her oldest goes.
+    kept.add("berta", "job-0", 7)  # Anna holds the most, so her oldest value is dropped.
 """
 
 from collections import OrderedDict
@@ -16,11 +16,11 @@ from typing import Generic, NamedTuple, TypeVar
 Name = TypeVar("Name")
 Value = TypeVar("Value")
 Owner = str | None
-"""A tenant's name; None holds what belongs to no tenant."""
+"""A tenant's name; None for values that belong to no tenant."""
 
 
 class Entry(NamedTuple, Generic[Name, Value]):
-    """One value that is kept, and what it takes of the bound."""
+    """One value, and its size."""
 
     owner: Owner
     name: Name
@@ -29,12 +29,12 @@ class Entry(NamedTuple, Generic[Name, Value]):
 
 
 class BoundedByOwner(Generic[Name, Value]):
-    """Values by owner and name, in the order in which they were added; their sizes together are bounded.
+    """Values by owner and name, in the order in which they were added. The sum of their sizes is bounded.
 
-    What is over the bound is taken from the owner that holds most, its oldest first. So an owner that holds at most
-    bound / owners never loses anything, whatever the others do. With one owner the oldest go.
+    Beyond the bound, the owner with the most loses its oldest values. So an owner that holds at most bound / owners
+    never loses a value, whatever the others do.
 
-    Adding over the bound looks at each owner; everything else takes constant time.
+    Adding beyond the bound takes time proportional to the number of owners; everything else takes constant time.
     """
 
     def __init__(self, bound: int) -> None:
@@ -45,7 +45,7 @@ class BoundedByOwner(Generic[Name, Value]):
         self._held: dict[Owner, int] = {}
 
     def __len__(self) -> int:
-        """How many values are kept."""
+        """Number of values."""
         return len(self._all)
 
     def __iter__(self) -> Iterator[Entry[Name, Value]]:
@@ -54,15 +54,15 @@ class BoundedByOwner(Generic[Name, Value]):
 
     @property
     def total(self) -> int:
-        """The sizes of all values together."""
+        """The sum of all sizes."""
         return self._total
 
     def held(self, owner: Owner) -> int:
-        """The sizes of an owner's values together."""
+        """The sum of the sizes of an owner's values."""
         return self._held.get(owner, 0)
 
     def get(self, owner: Owner, name: Name) -> Value | None:
-        """The value an owner keeps under this name."""
+        """An owner's value with this name."""
         entry = self._all.get((owner, name))
         return None if entry is None else entry.value
 
@@ -71,24 +71,24 @@ class BoundedByOwner(Generic[Name, Value]):
         return self._of.get(owner, OrderedDict()).values()
 
     def drop_while(self, is_old: Callable[[Value], bool]) -> list[Entry[Name, Value]]:
-        """Drop the oldest entries for as long as this is true of their values. Returns them."""
+        """Drop and return the oldest entries, up to the first one for whose value `is_old` is false."""
         old = list(takewhile(lambda entry: is_old(entry.value), self._all.values()))
         for entry in old:
             self.remove(entry.owner, entry.name)
         return old
 
     def is_full_for(self, owner: Owner, size: int = 1) -> bool:
-        """Whether a new value of this size would cost the owner one of its own."""
+        """Whether adding a value of this size would drop another value of this owner."""
         if self._total + size <= self._bound:
             return False
         others = (held for other, held in self._held.items() if other != owner)
         return self.held(owner) + size >= max(others, default=0)
 
     def add(self, owner: Owner, name: Name, value: Value, size: int = 1) -> list[Entry[Name, Value]]:
-        """Keep a value as the owner's newest, in place of one with the same name.
+        """Add a value as the owner's newest. Replaces a value with the same name.
 
         Returns:
-            What is not kept any more for the bound's sake; the value itself is among it if it alone is over the bound.
+            The entries dropped because of the bound. Includes the new one if it alone is larger than the bound.
         """
         self.remove(owner, name)
         entry = Entry(owner, name, value, size)
@@ -102,7 +102,7 @@ class BoundedByOwner(Generic[Name, Value]):
         return lost
 
     def remove(self, owner: Owner, name: Name) -> Value | None:
-        """Keep this value no longer. Returns it, if it was kept."""
+        """Remove and return a value, if there is one."""
         entry = self._all.pop((owner, name), None)
         if entry is None:
             return None
@@ -115,7 +115,7 @@ class BoundedByOwner(Generic[Name, Value]):
         return entry.value
 
     def _holds_most(self, adding: Owner) -> Owner:
-        """Of owners that hold equally much, the one that adds."""
+        """The owner that holds the most; among equals, the one that adds."""
         return max(self._held, key=lambda owner: (self._held[owner], owner == adding))
 
     def _take_from(self, owner: Owner) -> Entry[Name, Value]:

@@ -1,4 +1,4 @@
-"""A worker as a child process: a port for it, waiting for it, and ending it."""
+"""Helpers for a worker as a child process: find a port, wait, and end it."""
 
 import socket
 import subprocess
@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 _LOOK_EVERY_SEC = 0.02
-"""Looking takes CPU time from the worker."""
+"""Interval of polling, which takes CPU time from the worker."""
 
 
 class Process(Protocol):
@@ -21,7 +21,7 @@ class Process(Protocol):
 
     @property
     def returncode(self) -> Any:
-        """The exit code once `poll` or `wait` has seen the end; negative if it was a signal."""
+        """The exit code, once `poll` or `wait` has found that the process ended; negative for a signal."""
 
     def poll(self) -> int | None:
         """The exit code; None while the process runs."""
@@ -48,10 +48,10 @@ def free_port() -> int:
 
 
 def wait_until(look: Callable[[], T | None], *, within_sec: float = 10.0, what: str = "it") -> T:
-    """Look again and again until there is something (not None, not False) and return that.
+    """Call `look` repeatedly until it returns something other than None or False, and return that.
 
     Raises:
-        TimeoutError: nothing in time.
+        TimeoutError: the time is over.
     """
     deadline = time.monotonic() + within_sec
     while True:

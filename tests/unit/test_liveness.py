@@ -185,7 +185,7 @@ def test_tokenizing_is_watched_by_the_head_of_the_line() -> None:
     while (stuck := watch.look(None)) is None:
         watch.liveness.on_message(watch.now)
         looks += 1
-    assert stuck.why == f"it has been at one prompt for {PREPARE_SEC:.0f} s"
+    assert stuck.why == f"it has prepared one prompt for {PREPARE_SEC:.0f} s"
     assert looks == pytest.approx(PREPARE_SEC, abs=2)
 
 

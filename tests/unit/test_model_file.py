@@ -186,12 +186,12 @@ def test_a_path_with_a_nul_is_refused() -> None:
     """What the system can't even look up is refused like the rest, in one printable line."""
     with pytest.raises(ModelFileError) as caught:
         model_file.inspect(Path("a\0b"))
-    assert caught.value.message.startswith("model file a\\x00b: can't be read: ")
+    assert caught.value.message.startswith("model file a\\x00b: cannot be read: ")
 
 
 def test_an_over_long_path_is_refused(tmp_path: Path) -> None:
     """Any other error of the system is reported in its own words."""
-    assert refusal(tmp_path / ("x" * 300)).startswith("can't be read: ")
+    assert refusal(tmp_path / ("x" * 300)).startswith("cannot be read: ")
 
 
 def test_an_empty_file_is_refused(path: Path) -> None:
@@ -309,7 +309,7 @@ def test_a_huge_sparse_file_of_empty_strings_is_refused_in_bounded_time(path: Pa
 
 def test_too_many_keys_are_refused(path: Path) -> None:
     """Real models have some dozens."""
-    assert refusal(path, Gguf(key_count=2**40)).endswith("metadata keys; at most 65,535 are taken")
+    assert refusal(path, Gguf(key_count=2**40)).endswith("metadata keys; at most 65,535 are accepted")
 
 
 def test_recommended_sampling_is_read(path: Path) -> None:
@@ -619,7 +619,7 @@ def test_parts_with_too_few_tensors_are_refused(split: list[Path]) -> None:
     short = part(3)
     short.tensors.pop()
     split[2].write_bytes(short.bytes())
-    assert refused_part(split[0]) == (split[0], "says that its 3 parts have 4 tensors; they have 3")
+    assert refused_part(split[0]) == (split[0], "declares 4 tensors in its 3 parts; they have 3")
 
 
 def test_a_start_with_another_part_says_which_is_first(split: list[Path]) -> None:

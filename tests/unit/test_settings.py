@@ -156,7 +156,7 @@ def test_loopback_hosts_are_accepted(host: str) -> None:
 def test_other_hosts_are_refused_without_keys(host: str) -> None:
     """Listening beyond this machine without keys would give every job to everyone."""
     line = refusal(host=host)
-    assert f"--host {host} can be reached from elsewhere: it requires --api-key-file" in line
+    assert f"--host {host} is reachable from other machines: it requires --api-key-file" in line
 
 
 def test_another_host_needs_keys_or_a_decision_without(tmp_path: Path) -> None:

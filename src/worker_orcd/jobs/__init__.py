@@ -1,5 +1,5 @@
-"""The pure core: what a job is, and what may happen to it.
+"""The pure core: jobs, and everything that can happen to them.
 
-No I/O, no clock, no asyncio and nothing of ours is imported here.
-Time comes in as an argument (seconds of a monotonic clock), decisions go out as values (`effects`).
+It uses no I/O, no clock, no asyncio and no other package of the worker. Time is an argument (seconds of a monotonic
+clock); decisions are returned as values (`effects`).
 """

@@ -1,11 +1,11 @@
-"""A point in time, as the core gets it from its caller."""
+"""A point in time, which callers pass to the core."""
 
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 
 class Timestamp(NamedTuple):
-    """Now, on two clocks: durations are taken from `mono`, dates shown to people from `unix` (both seconds)."""
+    """A point in time on two clocks, in seconds: `mono` for durations, `unix` for dates."""
 
     mono: float
     unix: float

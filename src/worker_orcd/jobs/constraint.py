@@ -1,4 +1,4 @@
-"""What a job's output must be: a JSON Schema, a grammar or a regular expression (contract, sections 2 and 10)."""
+"""Constraints of a job's output: a JSON Schema, a grammar or a regular expression."""
 
 import json
 import re
@@ -8,16 +8,16 @@ from typing import Literal, Self
 from worker_orcd.jobs.errors import invalid
 
 MAX_CHARS = 131_072
-"""Characters of a constraint's text."""
+"""The most characters of a constraint's text."""
 MAX_DEPTH = 64
-"""How deep objects and arrays of a JSON Schema may be nested."""
+"""Maximum nesting depth of objects and arrays in a JSON Schema."""
 
 Schema = dict[str, object] | bool
 
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """A constraint within its bounds. The engine finds out whether it can be enforced.
+    """A constraint within its bounds. The engine checks whether it can be enforced.
 
     Attributes:
         kind: what `text` is: a JSON Schema, a grammar in GBNF or Lark, or a regular expression for the whole output.
@@ -31,10 +31,10 @@ class Constraint:
 
     @classmethod
     def json_schema(cls, schema: Schema, param: str, *, lenient: bool = False) -> Self:
-        """A JSON Schema that came in the field `param`.
+        """A JSON Schema from the request field `param`.
 
         Raises:
-            JobError: `INVALID_REQUEST`, it is too deep or too long.
+            JobError: `INVALID_REQUEST`: the schema is too deep or too long.
         """
         depth = 0
         level: list[object] = [schema]
@@ -49,7 +49,7 @@ class Constraint:
         """A JSON Schema as text.
 
         Raises:
-            JobError: `INVALID_REQUEST`, it is no JSON Schema, too deep or too long.
+            JobError: `INVALID_REQUEST`: the text is not a JSON Schema, too deep or too long.
         """
         try:
             schema = json.loads(_bounded(text, param))
@@ -64,7 +64,7 @@ class Constraint:
         """A grammar in GBNF.
 
         Raises:
-            JobError: `INVALID_REQUEST`, it is too long.
+            JobError: `INVALID_REQUEST`: the text is too long.
         """
         return cls("gbnf", _bounded(text, param))
 
@@ -73,7 +73,7 @@ class Constraint:
         """A regular expression for the whole output.
 
         Raises:
-            JobError: `INVALID_REQUEST`, it is too long.
+            JobError: `INVALID_REQUEST`: the text is too long.
         """
         return cls("regex", _bounded(text, param))
 
@@ -82,7 +82,7 @@ class Constraint:
         """One of these texts.
 
         Raises:
-            JobError: `INVALID_REQUEST`, they are too long.
+            JobError: `INVALID_REQUEST`: the texts are too long.
         """
         return cls.regex("|".join(f"({re.escape(text)})" for text in texts), param)
 

@@ -6,24 +6,24 @@ from collections.abc import Iterable
 from worker_orcd.jobs.job import Job
 
 _SPARE = 64
-"""Entries of ended jobs are dropped when there are more of them than of live jobs, and more than this."""
+"""Entries of ended jobs are dropped when they are more than the live jobs, and more than this."""
 
 
 class Deadlines:
-    """Live jobs without a stop request, by their deadlines.
+    """Live jobs without a stop request, by deadline.
 
-    A job that ends or is stopped leaves its entry behind; it is dropped when it comes first, or with many others.
+    The entry of a job that ends or is stopped stays until it comes first, or until it is dropped with many others.
     """
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Job]] = []
 
     def __len__(self) -> int:
-        """Entries, those of ended jobs included."""
+        """Number of entries, including those of ended jobs."""
         return len(self._heap)
 
     def add(self, job: Job, live: int) -> None:
-        """A job is accepted; `live` is how many there are then."""
+        """Add an accepted job; `live` is the number of live jobs, including this one."""
         if len(self._heap) > 2 * live + _SPARE:
             self._heap = [entry for entry in self._heap if _counts(entry[2])]
             heapq.heapify(self._heap)
@@ -36,7 +36,7 @@ class Deadlines:
         return self._heap[0][0] if self._heap else None
 
     def passed(self, now: float) -> Iterable[Job]:
-        """Take out the jobs whose deadline is not after `now`, oldest job first."""
+        """Remove and return the jobs whose deadline is not after `now`, oldest job first."""
         late = []
         while (at := self.next()) is not None and at <= now:
             late.append(heapq.heappop(self._heap)[2])

@@ -1,6 +1,6 @@
-"""The entry point of the pure core: takes facts, returns effects.
+"""The entry point of the pure core: takes events, returns effects.
 
-Facts are client requests, engine messages and the time. Nothing here waits, sleeps or does I/O.
+Events are client requests, engine messages and the time. Nothing here waits, sleeps or does I/O.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from worker_orcd.sampling import Logprobs
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """The jobs of a client's request, and the older jobs that they supersede."""
+    """The jobs of a client's request, and the older jobs that they superseded."""
 
     jobs: list[Job]
     superseded: list[Job]
@@ -38,20 +38,20 @@ class Submitted:
 
 
 class Dispatcher:
-    """Accepts jobs, hands them to the engine in order when they fit, and ends each exactly once."""
+    """Accepts jobs, hands them to the engine in order, and ends each exactly once."""
 
     def __init__(
         self, ceilings: Ceilings, max_queue: int, cancel_memory_sec: float = 5.0, *, epoch: str = "0"
     ) -> None:
-        """Begin without an engine. `epoch` is a secret of this start of the worker, so that incarnations are unique
-        across restarts."""
+        """Begin without an engine. `epoch` is a secret value of this start of the worker, which makes incarnations
+        unique across restarts."""
         self._epoch = epoch.encode()
         self.tracker = JobTracker()
         self.queue = JobQueue()
         self.remembered = PendingCancels(cancel_memory_sec)
         self._refused = RefusedRequests()
         self._cancelled = PendingCancels(cancel_memory_sec)
-        """Clients' cancels that reached a live job: on `/v1` a request with its id is a retry for a while."""
+        """Clients' cancels of live jobs. On `/v1`, a request with the same id counts as a retry for a while."""
         self.draining = False
         self._ceilings = ceilings
         self._max_queue = max_queue
@@ -61,13 +61,13 @@ class Dispatcher:
         self._deadlines = Deadlines()
         self._preparing = Preparing()
         self._kept: set[int] = set()
-        """Runs that the engine has accepted, and keeps until they begin."""
+        """Runs that the engine has accepted and keeps until they begin."""
         self._suspects = Suspects()
 
     # Clients.
 
     def cancelled_lately(self, job_id: str, now: Timestamp, owner: str = "") -> StopRequest | None:
-        """The cancel by which a client stopped the latest job with this id, if that is not long ago."""
+        """The cancel with which a client stopped the latest job with this id, if it is recent."""
         return self._cancelled.of((owner, job_id), now)
 
     def submit(
@@ -81,14 +81,15 @@ class Dispatcher:
     ) -> Submitted:
         """Accept the jobs of one client's request, all of them or none, and stop the jobs that they supersede.
 
-        A job whose cancel arrived first has already ended when this returns; so has a retry of the job that the cancel
-        `retry_of` stopped. If that is the first one, none is superseded.
+        When this returns, a job whose cancel arrived first has already ended, and so has a retry of the job that the
+        cancel `retry_of` stopped. If that is the first job of the request, no job is superseded.
 
-        Superseded jobs leave their place in the queue to the new ones, as long as the first of them to have it might
-        have had it. In the effects their stops come first: the engine frees what they hold before it gets a new run.
+        The new jobs take over the place in the queue of the superseded ones, until the first job that had this place
+        would have timed out. In the effects, their stops come first, so the engine frees their cells before it gets a
+        new run.
 
         Raises:
-            JobError: `DRAINING`, `JOB_ID_IN_USE` or `QUEUE_FULL`; no job has changed then.
+            JobError: `DRAINING`, `JOB_ID_IN_USE` or `QUEUE_FULL`. Then no job has changed.
         """
         cancels = [retry_of or self.remembered.of((owner, request.job_id), now) for request in requests]
         superseded = [] if cancels[0] else self.tracker.superseded_by(requests[0], owner)
@@ -100,7 +101,7 @@ class Dispatcher:
             self.tracker.refuse_live(request.job_id, owner)
         if None in cancels and waiting + cancels.count(None) > self._max_queue:
             self.refused(requests[0].job_id, now, owner)
-            # The message hides the queue's length: it would show a tenant how busy other tenants are.
+            # The message does not contain the queue's length, which would reveal other tenants' load.
             raise JobError(ErrorCode.QUEUE_FULL, "the queue is full", retry_after_sec=1)
         stop = StopRequest(StopReason.SUPERSEDED, now.mono, correlation_id, requests[0].job_id)
         effects = self._stop_together([(job, stop) for job in superseded], now)[1] if superseded else []
@@ -125,7 +126,7 @@ class Dispatcher:
         )
 
     def _enqueued(self, job: Job, now: Timestamp, cancel: StopRequest | None, *, retry: bool) -> list[Effect]:
-        """Queue a job, or end it because of a cancel that was there first."""
+        """Queue a job, or end it because its cancel arrived first."""
         self.tracker.register(job)
         self._refused.accepted(job.key)
         self.queue.append(job)
@@ -143,7 +144,7 @@ class Dispatcher:
         return self._ended(job, now)
 
     def _incarnation(self, run: int) -> str:
-        """Unique and opaque: a plain number would show each tenant how many jobs the others start."""
+        """A unique and opaque name. A plain number would reveal how many jobs other tenants start."""
         return hashlib.blake2b(b"%d" % run, key=self._epoch, digest_size=10).hexdigest()
 
     def refused(self, job_id: str, now: Timestamp, owner: str = "") -> None:
@@ -153,10 +154,10 @@ class Dispatcher:
     def cancel(
         self, job_id: str, stop: StopRequest, now: Timestamp, owner: str = ""
     ) -> tuple[Target, list[Effect]]:
-        """Stop the live job with this id for a client, or the live ones of the request that has this id.
+        """Stop the live job with this id for a client, or the live jobs of the request with this id.
 
-        A cancel of an unknown id is kept for a while, in case its job arrives later; a cancel that follows a refused
-        request is for that request and is not kept.
+        A cancel of an unknown id is kept for a while, because its job may arrive later. A cancel that follows a refused
+        request is meant for that request and is not kept.
         """
         job = self.tracker.live(job_id, owner)
         if job is not None:
@@ -173,7 +174,7 @@ class Dispatcher:
         return Target(TargetState.UNKNOWN), []
 
     def stop(self, job: Job, stop: StopRequest, now: Timestamp) -> tuple[Target, list[Effect]]:
-        """Stop a live job. Every stop goes through here; of several for one job only the first has an effect."""
+        """Stop a live job. Every stop goes through this method. Of several stops of one job, only the first counts."""
         if stop.reason is StopReason.CLIENT:
             self._cancelled.add(job.key, stop)
         if not job.request_stop(stop):
@@ -193,7 +194,7 @@ class Dispatcher:
     # Time.
 
     def expire(self, now: Timestamp) -> tuple[list[Job], list[Effect]]:
-        """Stop the jobs whose time limit has passed. Returns the jobs too, for log events."""
+        """Stop the jobs whose time limit has passed. Returns these jobs, too, for log events."""
         late = list(self._deadlines.passed(now.mono))
         stops = [(job, StopRequest(StopReason.TIMEOUT, now.mono, job.correlation_id)) for job in late]
         _, effects = self._stop_together(stops, now)
@@ -203,7 +204,7 @@ class Dispatcher:
     def _stop_together(
         self, stops: Iterable[tuple[Job, StopRequest]], now: Timestamp
     ) -> tuple[list[Target], list[Effect]]:
-        """Stop several live jobs at once; none of them is started in the place of another one."""
+        """Stop several live jobs together, so that none of them is started in the place of another."""
         targets: list[Target] = []
         effects: list[Effect] = []
         self._stopping_together = True
@@ -215,7 +216,7 @@ class Dispatcher:
         return targets, effects + self.start_next()
 
     def next_deadline(self) -> float | None:
-        """Time of the next deadline, when `expire` has to be called."""
+        """Time of the next deadline, when `expire` must be called."""
         return self._deadlines.next()
 
     def give_up(self, job: Job, now: Timestamp) -> list[Effect]:
@@ -223,14 +224,14 @@ class Dispatcher:
         if job.state is not State.STOPPING:
             return []
         job.give_up(now)
-        # The cells that this engine still holds are unknown: waiting jobs wait for the next engine.
+        # How many cells this engine still holds is unknown, so waiting jobs wait for the next engine.
         self._engine = None
         return self._ended(job, now)
 
     # The engine.
 
     def engine_ready(self, engine: ReadyEngine) -> list[Effect]:
-        """An engine is ready: start the jobs that wait."""
+        """An engine is ready: start waiting jobs."""
         self._engine = engine
         for job in self.queue:
             job.phase = self._waiting_phase()
@@ -238,13 +239,13 @@ class Dispatcher:
         return self.start_next()
 
     def engine_lost(self, why: str, now: Timestamp) -> list[Effect]:
-        """The engine is dead: jobs that were being stopped have stopped, all others wait for the next engine.
+        """The engine is dead: jobs that were being stopped have stopped, and all others wait for the next engine.
 
-        The death counts against the jobs it ran and the one whose prompt it was preparing: each may be the cause.
+        The death counts for the jobs that it ran and for the job whose prompt it was preparing: each may be the cause.
         """
         was_ready, self._engine = self._engine is not None, None
         reading = self.tracker.by_run(self._preparing.oldest or 0) if was_ready else None
-        # What the engine has not prepared waits for the next one (`engine_ready`).
+        # Prompts that the engine has not prepared wait for the next one (`engine_ready`).
         self._preparing = Preparing()
         self._kept.clear()
         effects: list[Effect] = []
@@ -258,7 +259,7 @@ class Dispatcher:
             job.deaths += was_running or job is reading
             self._suspects.add_if_suspect(job)
             if job.deaths >= MAX_DEATHS:
-                message = f"The engine died {job.deaths} times with this job, at last because {why}"
+                message = f"The engine died {job.deaths} times with this job, the last time because {why}"
                 effects += self._failed(
                     job, JobError(ErrorCode.ENGINE_LOST, message), Release(now.mono, now.mono), now
                 )
@@ -266,21 +267,21 @@ class Dispatcher:
         return effects
 
     def preempted(self, run: int) -> None:
-        """The engine has preempted a job, because others need its cells or its slot: it waits there for its turn."""
+        """The engine has preempted a job, because others need its cells or its slot. The job waits in the engine."""
         if (job := self.tracker.by_run(run)) is not None:
             job.preempted()
             if job.state is State.WAITING:
                 job.phase = self._waiting_phase()
 
     def returned(self, runs: Iterable[int]) -> None:
-        """The engine has given back jobs that waited there, because many more urgent ones wait there."""
+        """The engine has returned waiting jobs, because many more urgent ones wait there."""
         for job in map(self.tracker.by_run, runs):
             if job is not None:
                 job.returned()
                 self.queue.returned(job)
 
     def accepted(self, run: int, prompt_tokens: tuple[int, ...], now: Timestamp) -> list[Effect]:
-        """The engine has counted a prompt and keeps it: does the job fit at all, and is it its turn?"""
+        """The engine has counted a prompt and keeps it. End the job if it can never fit, or start the next job."""
         self._preparing.prepared(run)
         job = self.tracker.by_run(run)
         if job is None or job.state is not State.QUEUED or self._engine is None:
@@ -300,10 +301,10 @@ class Dispatcher:
         return self.start_next()
 
     def start_next(self) -> list[Effect]:
-        """Have prompts prepared and hand jobs over, as many as the engine is to have. May be called at any time.
+        """Have prompts prepared, and hand over as many jobs as the engine should have. May be called at any time.
 
-        While a job is suspected of killing engines, no other job is handed over: until its first token it may kill
-        the engine, and no other job should die with it.
+        While there is a suspect (`suspects.py`), only this job is handed over, until its first token: it may kill the
+        engine, and no other job should be affected.
         """
         engine = self._engine
         if engine is None or self._stopping_together:
@@ -325,18 +326,19 @@ class Dispatcher:
         return effects
 
     def _handed_over(self, job: Job) -> list[Effect]:
-        """Hand a job over. If an earlier engine has counted its prompt, this one gets the tokens and checks nothing."""
+        """Hand a job over. If an earlier engine has counted the prompt, this one gets the tokens, without new
+        checks."""
         submits: list[Effect] = [] if job.run in self._kept else [Submit(job)]
         self._kept.discard(job.run)
         job.handed_over()
         return [*submits, Begin(job)]
 
     def started(self, run: int, now: Timestamp) -> Job | None:
-        """The engine gives a job a slot. Returns the job, if it runs now."""
+        """The engine has given a job a slot. Returns the job if it runs now."""
         job, engine = self.tracker.by_run(run), self._engine
         return job if job is not None and engine is not None and job.started(now, engine.model) else None
 
-    def token(  # as `TokenOut` has them
+    def token(  # The arguments are those of `TokenOut`.
         self,
         run: int,
         token: int | None,
@@ -345,25 +347,25 @@ class Dispatcher:
         held: str = "",
         logprobs: Logprobs = (),
     ) -> Job | None:
-        """The engine reports a token. Returns the job whose readers have something new."""
+        """The engine reports a token. Returns the job if its readers have a new event."""
         job = self.tracker.by_run(run)
         return job if job is not None and job.token(now, token, text, held, logprobs) else None
 
     def progress(self, run: int, prompt_processed: int, cached: int = 0) -> None:
-        """The engine has computed a job's prompt up to this many tokens; `cached` of them were reused."""
+        """The engine has computed this many tokens of a job's prompt; `cached` of them were reused."""
         job = self.tracker.by_run(run)
         if job is not None:
             job.in_cells(prompt_processed, cached)
 
     def report_progress(self, run: int, now: Timestamp) -> Job | None:
-        """All progress of a step is noted. Returns the job whose readers have something new."""
+        """Called after all progress of a step. Returns the job if its readers have a new event."""
         job = self.tracker.by_run(run)
         return job if job is not None and job.report_progress(now) else None
 
     def finished(
         self, run: int, reason: EndReason, freed: Release, now: Timestamp, embedding: bytes = b""
     ) -> list[Effect]:
-        """The engine reports a job's natural end; its cells are free."""
+        """The engine reports a job's natural end. Its cells are free."""
         job = self.tracker.by_run(run)
         if job is None:
             return []
@@ -371,13 +373,13 @@ class Dispatcher:
         return self._ended(job, now)
 
     def failed(self, run: int, error: JobError, freed: Release, now: Timestamp) -> list[Effect]:
-        """The engine failed to continue or to prepare a job; its cells are free."""
+        """The engine failed to prepare or to compute a job. Its cells are free."""
         self._preparing.prepared(run)
         job = self.tracker.by_run(run)
         return self.start_next() if job is None else self._failed(job, error, freed, now)
 
     def stopped(self, run: int, freed: Release, now: Timestamp) -> list[Effect]:
-        """The engine confirms a stop. A confirmation for a job that has ended meanwhile is ignored."""
+        """The engine confirms a stop. Ignored if the job has already ended."""
         job = self.tracker.by_run(run)
         if job is None or job.state is not State.STOPPING:
             return []

@@ -1,4 +1,4 @@
-"""Effects: what the core asks the worker to do. A closed set of values, carried out in order."""
+"""Effects: a closed set of values that tell the worker what to do, in this order."""
 
 from dataclasses import dataclass
 
@@ -14,14 +14,14 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Have the engine forget this job's prompt: the job has ended before it was to begin."""
+    """Have the engine drop this job's prompt, because the job has ended before `Begin`."""
 
     job: Job
 
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Hand this job to the engine, which continues after the tokens generated so far as soon as it is its turn."""
+    """Hand this job to the engine, which generates when it is the job's turn, after the tokens generated so far."""
 
     job: Job
 
@@ -35,7 +35,7 @@ class SendStop:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """This job has its terminal event, and its cells are free."""
+    """The job has its terminal event, and its cells are free."""
 
     job: Job
 

@@ -1,6 +1,6 @@
-"""Errors, sorted by who is at fault (contract, section 8).
+"""Errors that clients receive, classified by whose fault they are.
 
-One table knows each code's HTTP status, whether a retry can help, and who is at fault.
+One table has each code's HTTP status, whether a retry can help, and whose fault the error is.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class Fault(StrEnum):
-    """Who has to change something to avoid the error."""
+    """Who must change something to avoid the error."""
 
     CLIENT = "client"
     WORKER = "worker"
@@ -17,7 +17,7 @@ class Fault(StrEnum):
 
 
 class ErrorCode(StrEnum):
-    """The closed set of codes that a client can see."""
+    """The closed set of codes that clients can receive."""
 
     INVALID_REQUEST = "INVALID_REQUEST"
     UNAUTHORIZED = "UNAUTHORIZED"
@@ -37,11 +37,11 @@ class ErrorCode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ErrorKind:
-    """What a code means to a client.
+    """The meaning of a code for a client.
 
     Attributes:
-        http_status: the status an HTTP answer with this code has; for codes that only occur inside a
-            stream it is the status that metrics count them under.
+        http_status: the status of an HTTP response with this code. Codes that only occur in streams are counted under
+            this status in metrics.
         retriable: whether the same request may succeed later.
         fault: whose fault it is.
     """
@@ -70,16 +70,16 @@ KINDS: dict[ErrorCode, ErrorKind] = {
 
 
 class JobError(Exception):
-    """A refusal or failure that a client sees, in the shape of contract section 8.
+    """A refusal or failure that a client receives.
 
     Args:
-        code: which error it is; status and retriability follow from it.
-        message: one sentence for people.
-        param: the request field at fault, if one is.
+        code: the error's code, which determines HTTP status and retriability.
+        message: one sentence.
+        param: the faulty request field, if any.
         http_status: overrides the code's status (413, 405 and 404 share `INVALID_REQUEST`).
-        retry_after_sec: sent as `Retry-After`, seconds.
-        details: further fields of the answer.
-        openai_code: the code that OpenAI's clients look for, where it is not `code`.
+        retry_after_sec: value of `Retry-After`, in seconds.
+        details: further fields of the response.
+        openai_code: the code that OpenAI's clients expect, if it is not `code`.
     """
 
     def __init__(  # noqa: PLR0913  # all that an answer says
@@ -108,7 +108,7 @@ class JobError(Exception):
         return KINDS[self.code].retriable
 
     def body(self) -> dict[str, object]:
-        """The `error` object of an HTTP answer: `code`, `message`, `retriable` and, if known, `param` and details."""
+        """The `error` object of a response: `code`, `message`, `retriable`, and `param` and details if known."""
         error: dict[str, object] = {
             "code": self.code.value,
             "message": self.message,
@@ -120,5 +120,5 @@ class JobError(Exception):
 
 
 def invalid(message: str, param: str | None = None, *, http_status: int = 400) -> JobError:
-    """A malformed request: the client has to change it."""
+    """An invalid request, which the client must change."""
     return JobError(ErrorCode.INVALID_REQUEST, message, param=param, http_status=http_status)

@@ -1,6 +1,6 @@
-"""The events of a job's stream: `started progress* token* (end|error)` or just `error` (contract, section 2).
+"""The events of a job's stream: `started progress* token* (end|error)` or just `error`.
 
-An event's number (`Position.number`, in the SSE `id:`) is its place in the job's list of events.
+An event's number (`Position.number`, in the SSE `id:`) is its index in the job's list of events.
 """
 
 from array import array
@@ -34,10 +34,10 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """So many of the prompt's tokens are computed; `cached` of them were reused. Only in jobs that ask for it.
+    """Number of computed prompt tokens; `cached` of them were reused. Only in jobs that request it.
 
     Attributes:
-        time_ms: time since the job was handed to the engine, for APIs that report it.
+        time_ms: time since the job's start, for APIs that report it.
     """
 
     name: ClassVar[str] = "progress"
@@ -52,14 +52,13 @@ class Progress:
 
 
 class Token(msgspec.Struct, frozen=True, gc=False):
-    """Token number `i` of the job (0, 1, 2 …) and the text that became certain with it, possibly none."""
+    """Token number `i` of the job (0, 1, 2 …) and the text that became final with it, possibly empty."""
 
     name: ClassVar[str] = "token"
     t: str
     i: int
     logprobs: Logprobs = ()
-    """Log probabilities of the token and of the likeliest tokens, if the request asks for them; none for text that was
-    held back."""
+    """Log probabilities of the token and of the most likely tokens, if requested; none for text that was held back."""
 
     def data(self) -> dict[str, object]:
         """The event's JSON object."""
@@ -71,7 +70,7 @@ class Token(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The job came to its natural end. `decode_time_ms` runs from the first token to the last."""
+    """The job reached its natural end. `decode_time_ms` is the time from the first token to the last."""
 
     name: ClassVar[str] = "end"
     tokens_out: int
@@ -89,14 +88,14 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Error:
-    """The job was stopped or failed. The JSON object has `code`, `message`, `retriable` and the fields of `details`."""
+    """The job was stopped or failed. The JSON object has `code`, `message`, `retriable` and the fields in `details`."""
 
     name: ClassVar[str] = "error"
     code: ErrorCode
     message: str
     details: dict[str, object] = field(default_factory=dict)
     openai_code: str | None = None
-    """The code that OpenAI's clients look for, where it is not `code`."""
+    """The code that OpenAI's clients expect, if it is not `code`."""
 
     def data(self) -> dict[str, object]:
         """The event's JSON object."""
@@ -108,13 +107,13 @@ Terminal = End | Error
 Event = Started | Progress | Token | End | Error
 
 LOGPROB_BYTES = 200
-"""A `TokenLogprob` in memory."""
+"""Bytes of a `TokenLogprob` in memory."""
 _PROGRESS_BYTES = 256
-"""A `Progress` in memory, with its numbers."""
+"""Bytes of a `Progress` in memory, with its numbers."""
 
 
 def outcome_of(terminal: Terminal) -> str:
-    """How a job ended, as a record names it."""
+    """The outcome of a job in its record."""
     match terminal:
         case End():
             return "completed"
@@ -127,9 +126,9 @@ def outcome_of(terminal: Terminal) -> str:
 
 
 class EndedEvents(Sequence[Event]):
-    """The events of a job that has ended, in a tenth of their room: all text as one piece, and where each token's ends.
+    """The events of an ended job in a tenth of their memory: all text as one string, and where each token's text ends.
 
-    Reads like the list that it is made of, `started progress* token* (end|error)` or just `error`.
+    Reads like the original list: `started progress* token* (end|error)` or just `error`.
     """
 
     __slots__ = ("_before", "_ends", "_last", "_logprobs", "_text")
@@ -167,7 +166,7 @@ class EndedEvents(Sequence[Event]):
 
     @property
     def size(self) -> int:
-        """Bytes that grow with the job's output."""
+        """Number of bytes that depend on the job's output."""
         progress = _PROGRESS_BYTES * max(0, len(self._before) - 1)
         logprobs = LOGPROB_BYTES * sum(map(len, self._logprobs))
         return len(self._text) + self._ends.itemsize * len(self._ends) + progress + logprobs

@@ -28,7 +28,7 @@ from worker_orcd.sampling import Logprobs
 
 
 class Phase(StrEnum):
-    """What a live job is waiting for or doing."""
+    """What a live job waits for or does."""
 
     QUEUED = "queued"
     LOADING = "loading"
@@ -40,19 +40,19 @@ JobKey = tuple[str, str]
 """Owner and job id. Equal ids of two owners are different jobs."""
 
 PROGRESS_EVERY_SEC = 0.25
-"""Least time between two `progress` events of a job."""
+"""Minimum time between two `progress` events of a job."""
 
 
 @dataclass(eq=False, slots=True)
 class Job:
     """The state of one job. Times are seconds of the front's monotonic clock.
 
-    It holds all that another engine needs to continue the job: prompt tokens, parameters, seed and the tokens
-    so far. `run` names this use of the job id towards the engine, `incarnation` towards clients, so that
-    nothing meant for one use of an id can reach another.
+    It contains everything that another engine needs to continue the job: prompt tokens, parameters, seed and the tokens
+    so far. `run` identifies this use of the job id for the engine, and `incarnation` for clients, so that no message
+    for one use of an id can affect another use.
 
-    Each method of "what happens to it" is one row of the lifecycle table: it raises IllegalTransition, leaving
-    the job as it was, when the table does not have that row.
+    Each method under "Transitions" is one row of the lifecycle table. It raises IllegalTransition, and leaves the job
+    unchanged, if the table does not have that row.
     """
 
     request: JobRequest
@@ -64,35 +64,35 @@ class Job:
     owner: str = ""
     """The owner: an API key's name, or "" without keys."""
     incarnation: str = ""
-    """Unique across all uses of job ids and across restarts of the worker; the first part of its events' ids."""
+    """Unique for each use of a job id, also across restarts of the worker. The first part of its events' ids."""
     waits_since: float = 0.0
-    """Its place in the queue: when it was accepted, or when the first of the jobs that it superseded was."""
+    """Its place in the queue: the time of its acceptance, or that of the first job that it superseded."""
     state: State = State.QUEUED
     stop: StopRequest | None = None
-    """The first stop request, which is the one that counts."""
+    """The first stop request; later ones do not count."""
     phase: Phase = Phase.LOADING
-    """What the job waits for or does; frozen at its stop, or at its end."""
+    """What the job waits for or does. Does not change after its stop or end."""
     prompt_tokens: tuple[int, ...] | None = None
-    """Token ids, once the engine has counted them."""
+    """The prompt's token ids, once the engine has counted them."""
     prompt_length: int | None = None
-    """Their number; kept when the ids are dropped."""
+    """Their number, which is kept when the ids are dropped."""
     prompt_logprobs: list[Logprobs] = field(default_factory=list)
     """Log probabilities of the prompt tokens scored so far, if the request asks for them."""
     deaths: int = 0
     """Engine deaths while the engine held this job, since its last token."""
     requeues: int = 0
-    """How often it was requeued after it had been started."""
+    """How often it was requeued after its start."""
     max_tokens: int = 0
-    """Tokens it may generate, once its prompt is measured."""
+    """The most tokens that it may generate, once its prompt is counted."""
     prompt_processed: int = 0
     prompt_cached: int = 0
-    """Prompt tokens that were reused when the job was first started."""
+    """Number of prompt tokens reused at the job's first start."""
     tokens: list[int] = field(default_factory=list)
     """Ids of the tokens sent so far."""
     tokens_out: int = 0
-    """Their number; kept when the ids are dropped."""
+    """Their number, which is kept when the ids are dropped."""
     held: str = ""
-    """Text of these tokens that the engine holds back, as a stop sequence may begin with it."""
+    """Text of these tokens that the engine holds back, because a stop sequence may begin with it."""
     _events: list[Event] = field(default_factory=list)
     _ended_events: EndedEvents | None = None
     started_at: float | None = None
@@ -103,24 +103,24 @@ class Job:
     ended_at: float | None = None
     receipt: Receipt | None = None
     embedding: bytes = b""
-    """Of its prompt, if that was wanted, as 32-bit floats. Only for the request's own answer: no ended job is kept with
-    one (`JobRequest.stored`)."""
+    """The prompt's embedding as 32-bit floats, if requested. Only for the request's own response: ended jobs are kept
+    without it (`JobRequest.stored`)."""
 
     @property
     def job_id(self) -> str:
-        """The client's name for the job."""
+        """The job's id, which the client chose."""
         return self.request.job_id
 
     @property
     def events(self) -> Sequence[Event]:
-        """The job's events in order; an event's index is the number in its id."""
+        """The job's events in order. An event's index is the number in its id."""
         return self._events if self._ended_events is None else self._ended_events
 
     def place_after(self, seen: Position | None) -> int:
-        """The number of the first event after the position `seen`, the last one that a reader has.
+        """The number of the first event after `seen`, the last position that a reader has received.
 
         Raises:
-            JobError: `JOB_NOT_FOUND`, the position belongs to another use of the job id.
+            JobError: `JOB_NOT_FOUND`: the position belongs to another use of the job id.
         """
         if seen is None:
             return 0
@@ -142,7 +142,7 @@ class Job:
 
     @property
     def terminal(self) -> Terminal | None:
-        """The one terminal event, once decided."""
+        """The terminal event, once decided."""
         last = self.events[-1] if self.events else None
         return last if isinstance(last, End | Error) else None
 
@@ -153,21 +153,21 @@ class Job:
 
     @property
     def order(self) -> tuple[float, int]:
-        """Sorts jobs; the least is the next to run, and the last to be preempted."""
+        """Sort key of jobs: the lowest is the next to run, and the last to be preempted."""
         return self.waits_since + handicap_sec(self.request.priority), self.run
 
     def may_preempt(self, other: "Job") -> bool:
-        """Whether the other job may be preempted for this one: it is less urgent, even with its wait."""
+        """Whether `other` may be preempted for this job: it is less urgent, even counting the time it has waited."""
         return self.request.priority < other.request.priority and self.order < other.order
 
     @property
     def in_slot(self) -> bool:
-        """Whether the engine has given it a slot; of a job that is being stopped, whether it had one then."""
+        """Whether the engine has given it a slot. For a job that is being stopped: whether it had one at the stop."""
         return self.live and self.phase in (Phase.PREFILL, Phase.DECODE)
 
     @property
     def cells_held(self) -> int:
-        """KV cells that the job holds, as the engine reported; its newest token has no cell yet."""
+        """Number of KV cells that the job holds, as reported by the engine. Its newest token has no cell yet."""
         return self.prompt_processed + max(0, self.tokens_out - 1) if self.in_slot else 0
 
     @property
@@ -178,16 +178,16 @@ class Job:
         return millis(self.first_token_at, self.last_token_at)
 
     def take_place_of(self, superseded: Sequence["Job"]) -> None:
-        """Take over the place in the queue of the oldest of these jobs. A place is handed on no longer than one job may
-        have it: otherwise a chain of jobs would keep others waiting without end."""
+        """Take over the place in the queue of the oldest of these jobs. A place can be passed on only for the time
+        limit of one job; otherwise a chain of jobs would keep others waiting forever."""
         now = self.accepted.mono
         kept = [old.waits_since for old in superseded if now - old.waits_since < self.timeout_sec]
         self.waits_since = min(kept, default=now)
 
-    # What happens to it.
+    # Transitions.
 
     def measured(self, prompt_tokens: tuple[int, ...], max_tokens: int) -> None:
-        """The engine has counted the prompt's tokens, and they fit."""
+        """The engine has counted the prompt's tokens, and the job fits."""
         self.deaths = 0
         self.prompt_tokens = prompt_tokens
         self.prompt_length = len(prompt_tokens)
@@ -198,10 +198,10 @@ class Job:
         self.state = following(self.state, Trigger.HAND_OVER)
 
     def started(self, now: Timestamp, model: str) -> bool:
-        """The engine gives the job a slot; the first time, `started` is added to its events.
+        """The engine gives the job a slot. The first time, `started` is added to the events.
 
         Returns:
-            Whether it runs now; one that is being stopped does not.
+            Whether the job runs now. A job that is being stopped does not.
         """
         self.state = following(self.state, Trigger.START)
         if self.state is State.STOPPING:
@@ -215,10 +215,10 @@ class Job:
     def token(
         self, now: Timestamp, token: int | None, text: str, held: str = "", logprobs: Logprobs = ()
     ) -> bool:
-        """Add a token (None: only text that was held back until the end), and note the text that is held back now.
+        """Add a token (None: only text that was held back), and set the text that is held back now.
 
         Returns:
-            Whether the token became an event; tokens that arrive after a stop request do not.
+            Whether the token became an event. Tokens that arrive after a stop request do not.
         """
         self.state = following(self.state, Trigger.TOKEN)
         if self.state is State.STOPPING:
@@ -236,10 +236,10 @@ class Job:
         return True
 
     def request_stop(self, stop: StopRequest) -> bool:
-        """Request a stop. A queued job ends at once; one that the engine has waits for its confirmation.
+        """Request a stop. A queued job ends at once; a job in the engine waits for the engine's confirmation.
 
         Returns:
-            Whether this stop request is the first, and so the one that counts.
+            Whether this stop request is the first, so that it counts.
         """
         if self.state is State.QUEUED:
             self.stop = stop
@@ -253,19 +253,19 @@ class Job:
         return True
 
     def in_cells(self, prompt_processed: int, cached: int) -> None:
-        """Note how many prompt tokens are in KV cells, and how many of them were reused at the start.
+        """Set how many prompt tokens are in KV cells, and how many of them were reused at the start.
 
-        A requeued job reuses cells that it has computed itself: these are not counted as cached.
+        Cells that a requeued job has computed itself before do not count as cached.
         """
         if self.prompt_processed == 0:
             self.prompt_cached = cached
         self.prompt_processed = max(self.prompt_processed, prompt_processed)
 
     def report_progress(self, now: Timestamp) -> bool:
-        """Add a `progress` event, if the request asks for them and the latest one is not too recent.
+        """Add a `progress` event, if the request asks for them and the last one is not too recent.
 
         Returns:
-            Whether one was added.
+            Whether an event was added.
         """
         reports = self.request.progress and self.state is State.RUNNING and self.first_token_at is None
         if not reports or self.started_at is None or self.prompt_length is None:
@@ -278,7 +278,7 @@ class Job:
         return True
 
     def stopped(self, now: Timestamp, freed: Release) -> None:
-        """The engine confirms the stop: no computing, no cells."""
+        """The engine confirms the stop: it computes and holds nothing for the job."""
         self._end(Trigger.STOPPED, now.mono, freed)
 
     def finished(self, now: Timestamp, reason: EndReason, freed: Release, embedding: bytes = b"") -> None:
@@ -294,7 +294,7 @@ class Job:
         self._end(Trigger.FAIL, now.mono, freed, replace(failed, openai_code=error.openai_code))
 
     def engine_lost(self, now: Timestamp) -> None:
-        """The engine is dead: a job that was being stopped has stopped, any other is queued for the next engine."""
+        """The engine is dead. A job that was being stopped has stopped; any other job waits for the next engine."""
         state = following(self.state, Trigger.ENGINE_LOST)
         if state is State.ENDED:
             freed = Release(now.mono, now.mono, self.cells_held, prompt_processed=self.prompt_processed)
@@ -305,27 +305,28 @@ class Job:
         self.state = state
 
     def preempted(self) -> None:
-        """The engine has preempted the job: it waits again, unless it is being stopped."""
+        """The engine has preempted the job. It waits again, unless it is being stopped."""
         if self.state is State.RUNNING:
             self.requeues += 1
         self.state = following(self.state, Trigger.PREEMPT)
 
     def returned(self) -> None:
-        """The engine has given the job back: it waits in the front's queue, unless it is being stopped."""
+        """The engine has returned the job. It waits in the front's queue, unless it is being stopped."""
         self.state = following(self.state, Trigger.RETURN)
 
     def give_up(self, now: Timestamp) -> None:
-        """Not even the engine's death was confirmed in time: write the terminal event without a confirmation."""
+        """Write the terminal event without a confirmation, because not even the engine's death was confirmed in
+        time."""
         freed = Release(now.mono, None, self.cells_held, None, self.prompt_processed)
         self._end(Trigger.GIVE_UP, now.mono, freed)
 
     def _end(self, trigger: Trigger, now: float, freed: Release, otherwise: Terminal | None = None) -> None:
-        """The only place that decides a terminal event: the first stop request wins over any other end."""
+        """Decide the terminal event. The first stop request takes precedence over any other end."""
         state = following(self.state, trigger)
         stop = self.stop
         self.in_cells(freed.prompt_processed, freed.prompt_cached)
         if self.held:
-            # Nothing follows that could complete a stop sequence: the text is certain.
+            # No token follows that could complete a stop sequence, so the text is final.
             self._events.append(Token(self.held, self.tokens_out))
             self.held = ""
         if stop is not None:
@@ -333,8 +334,8 @@ class Job:
             self.receipt = self._receipt(stop, freed, terminal_at=now)
         elif otherwise is not None:
             self._events.append(otherwise)
-        else:  # The table ends a job that nobody stopped only by triggers that bring their own terminal event.
-            raise AssertionError(f"{trigger} ended a job that nobody asked to stop")
+        else:  # Without a stop request, only triggers with their own terminal event end a job.
+            raise AssertionError(f"{trigger} ended a job without a stop request")
         self.state = state
         self.ended_at = now
 
@@ -370,7 +371,7 @@ class Job:
         )
 
     def drop_run_data(self) -> None:
-        """Drop what only a requeue needs, once the job has ended. Record and events stay, in less space."""
+        """Drop the data that only a requeue needs, once the job has ended. Record and events stay, in less memory."""
         self.request = self.request.without_prompt()
         self.prompt_tokens = None
         self.tokens = []
@@ -379,7 +380,7 @@ class Job:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes that are kept after the end and depend on the job."""
+        """Number of bytes kept after the end, without a constant."""
         said = 0 if self._ended_events is None else self._ended_events.size
         scored = LOGPROB_BYTES * sum(map(len, self.prompt_logprobs))
         return said + scored + self.request.kept_bytes

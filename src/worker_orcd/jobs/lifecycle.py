@@ -1,13 +1,12 @@
-"""The life of a job as one table, which has every transition of a job's state.
+"""The lifecycle of a job: one table with every transition of its state.
 
-This file knows neither clients nor readers. A trigger that a state does not list is illegal:
-it raises and leaves the job as it was.
+A trigger that is not in a state's row is illegal: it raises an exception and leaves the job unchanged.
 
-Two facts are kept apart. *Asked to stop* (`STOP`) moves a running job to `STOPPING`. *Has stopped*
-(`STOPPED`, `ENGINE_LOST`) is stated by the engine or by its death alone, and only that ends the job:
-whatever a job held is free before it is `ENDED` (guarantee G4). A job that loses its engine is queued again, one that
-loses its cells waits again; both continue after their last token (G7). `GIVE_UP` is the one exception, for an engine
-whose death could not be confirmed in time (contract, section 3).
+The request to stop and the stop are different facts. A stop request (`STOP`) moves a running job to `STOPPING`. Only
+the engine's confirmation (`STOPPED`) or its death (`ENGINE_LOST`) ends the job, so everything that a job held is free
+before it is `ENDED` (guarantee G4). A job that loses its engine is queued again, and a job that loses its cells waits
+again; both continue after their last token (G7). `GIVE_UP` is the only exception, for an engine whose death was not
+confirmed in time.
 """
 
 from enum import StrEnum
@@ -17,42 +16,42 @@ class State(StrEnum):
     """The state of a job."""
 
     QUEUED = "queued"
-    """Accepted but not handed to the engine, or requeued; can be ended locally."""
+    """Accepted but not handed over, or requeued. Can be ended locally."""
     WAITING = "waiting"
-    """Handed to the engine, where it waits for its turn and holds no cells. Clients see it as queued."""
+    """Handed over: waits in the engine and holds no cells. Shown as queued to clients."""
     RUNNING = "running"
-    """The engine holds a sequence and KV cells for it."""
+    """The engine holds a sequence and KV cells for the job."""
     STOPPING = "stopping"
-    """Asked to stop; the engine has not yet confirmed."""
+    """Stop requested but not yet confirmed by the engine."""
     ENDED = "ended"
-    """The terminal event is decided, and no cells are held."""
+    """The job has its terminal event and holds no cells."""
 
 
 class Trigger(StrEnum):
-    """What can happen to a job."""
+    """The events that change a job's state."""
 
     HAND_OVER = "hand_over"
-    """The job is handed to the engine, which continues after the tokens generated so far when it is its turn."""
+    """The job is handed to the engine."""
     START = "start"
-    """The engine has given it a slot."""
+    """The engine has given the job a slot."""
     TOKEN = "token"
     """The engine reports a token."""
     STOP = "stop"
-    """A stop request, for any of the reasons of `StopReason`. The first one counts."""
+    """A stop request with any `StopReason`. The first one counts."""
     STOPPED = "stopped"
     """The engine confirms that it computes nothing and holds no cells for the job."""
     FINISH = "finish"
-    """The engine reports the job's natural end; its cells are free."""
+    """The engine reports the job's natural end. Its cells are free."""
     FAIL = "fail"
-    """The job cannot continue: the engine failed on it (its cells are free), or its prompt can never fit."""
+    """The job cannot continue: the engine failed to compute it (its cells are free), or its prompt can never fit."""
     ENGINE_LOST = "engine_lost"
-    """The engine process is dead; its cells are gone."""
+    """The engine process is dead, and its cells are gone."""
     PREEMPT = "preempt"
-    """The engine has preempted the job: others need its cells or its place."""
+    """The engine has preempted the job, because others need its cells or its slot."""
     RETURN = "return"
-    """The engine gives a waiting job back to the front, because many more urgent ones wait in the engine."""
+    """The engine has returned a waiting job to the front, because many more urgent ones wait in the engine."""
     GIVE_UP = "give_up"
-    """The cancel deadline passed and not even the engine's death is confirmed."""
+    """The cancel deadline has passed, and not even the engine's death is confirmed."""
 
 
 TRANSITIONS: dict[State, dict[Trigger, State]] = {
@@ -96,19 +95,19 @@ TRANSITIONS: dict[State, dict[Trigger, State]] = {
 
 
 def shown_as(state: State) -> State:
-    """The state of a live job as clients see it: whether it waits here or in the engine does not matter to them."""
+    """The state of a live job for clients, for whom waiting here and in the engine are the same."""
     return State.QUEUED if state is State.WAITING else state
 
 
 class IllegalTransition(Exception):
-    """The lifecycle table has no such row; the job is unchanged."""
+    """The lifecycle table has no such transition. The job is unchanged."""
 
 
 def following(state: State, trigger: Trigger) -> State:
     """The state that `trigger` leads to from `state`.
 
     Raises:
-        IllegalTransition: the table has no such row.
+        IllegalTransition: the table has no such transition.
     """
     try:
         return TRANSITIONS[state][trigger]
@@ -119,7 +118,7 @@ def following(state: State, trigger: Trigger) -> State:
 def mermaid() -> str:
     """The table as a Mermaid state diagram, for the docs.
 
-    Triggers that keep a state are listed in its box, because Mermaid draws loops over other labels.
+    Triggers that do not change a state are listed in its box, because Mermaid draws loops over other labels.
     """
     boxes, arrows = [], []
     for state, row in TRANSITIONS.items():

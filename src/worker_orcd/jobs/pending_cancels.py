@@ -1,4 +1,4 @@
-"""Cancels that overtook their `/execute`: kept for a few seconds, used once (contract, section 3)."""
+"""Cancels that arrived before their `/execute`. They are kept for a few seconds and used once."""
 
 from worker_orcd.bounded import BoundedByOwner
 from worker_orcd.jobs.clock import Timestamp
@@ -9,8 +9,8 @@ MAX_PENDING_CANCELS = 10_000
 
 
 class PendingCancels:
-    """The first cancel of each id that was never seen, for `keep_sec` seconds; beyond the bound, the oldest of
-    the owner that has most are dropped."""
+    """The first cancel of each unknown id, kept for `keep_sec` seconds. Beyond the bound, the oldest cancels of the
+    owner with the most are dropped."""
 
     def __init__(self, keep_sec: float, *, bound: int = MAX_PENDING_CANCELS) -> None:
         self._keep_sec = keep_sec
@@ -20,18 +20,18 @@ class PendingCancels:
         return len(self._stops)
 
     def add(self, key: JobKey, stop: StopRequest) -> None:
-        """Remember a cancel. A second one for the same id neither replaces the first nor makes it last longer."""
+        """Keep a cancel. A second one for the same id neither replaces the first nor extends its time."""
         self._forget_old(stop.accepted_at)
         if self._stops.get(*key) is None:
             self._stops.add(*key, stop)
 
     def of(self, key: JobKey, now: Timestamp) -> StopRequest | None:
-        """The cancel that waits for this id, if one does."""
+        """The cancel that is kept for this id, if any."""
         self._forget_old(now.mono)
         return self._stops.get(*key)
 
     def use(self, key: JobKey) -> None:
-        """Drop the cancel of this id: its job has arrived."""
+        """Drop the cancel of this id, because its job has arrived."""
         self._stops.remove(*key)
 
     def _forget_old(self, now: float) -> None:

@@ -1,4 +1,4 @@
-"""The position of an event in a job's stream: its SSE `id:`, `<incarnation>.<number>` (contract, section 2)."""
+"""The position of an event in a job's stream: its SSE `id:`, `<incarnation>.<number>`."""
 
 import re
 from typing import NamedTuple, Self
@@ -7,11 +7,11 @@ _POSITION = re.compile(r"([0-9a-f]{20})\.([0-9]{1,18})")
 
 
 class Position(NamedTuple):
-    """One event of one use of a job id.
+    """The position of one event of one use of a job id.
 
     Attributes:
-        incarnation: names this use of the job id; unique across uses and across restarts of the worker.
-        number: the event's place in the stream: 0, 1, 2 …
+        incarnation: identifies the use of the job id. Unique across uses and across restarts of the worker.
+        number: the event's index in the stream: 0, 1, 2 …
     """
 
     incarnation: str
@@ -25,7 +25,7 @@ class Position(NamedTuple):
         """Read an event's id.
 
         Raises:
-            ValueError: it is not one.
+            ValueError: the text is not an event's id.
         """
         found = _POSITION.fullmatch(text)
         if found is None:

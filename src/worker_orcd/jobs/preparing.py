@@ -1,4 +1,4 @@
-"""Chooses the prompt that the engine prepares next. Fair: one owner's prompts do not delay another owner's for long."""
+"""Chooses the next prompt for the engine to prepare. It is fair: an owner's prompts do not delay others for long."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -6,23 +6,23 @@ from collections.abc import Iterable
 from worker_orcd.jobs.job import Job
 
 MAX_PREPARING = 16
-"""Prompts that the engine renders and tokenizes at a time: more than keep it busy, as some may be slow to render."""
+"""The most prompts in preparation at a time: more than necessary to keep the engine busy, since some render slowly."""
 
 
 class Preparing:
-    """Jobs whose prompts are not prepared yet, and those that the engine prepares now.
+    """Jobs whose prompts wait for preparation, and prompts that the engine prepares now.
 
-    Whether a prompt takes long to render shows only while it is being rendered. So an owner gets another place only if
-    it holds fewer than are free: at most 8 of 16, the next owner 4 of the rest, then 2, and so on. A place goes to the
-    owner that holds fewest, and among those to the oldest job. So an owner that holds none waits for a place only while
-    five others hold them all, and then until one of their prompts is prepared.
+    Whether a prompt renders slowly is unknown before it is rendered. So an owner gets another place only while it holds
+    fewer than are free: at most 8 of 16, the next owner 4 of the rest, then 2, and so on. A place goes to the owner
+    that holds the fewest, and among these to the oldest job. So an owner without a place waits only while five others
+    hold all places, and only until one of their prompts is prepared.
     """
 
     def __init__(self, waiting: Iterable[Job] = ()) -> None:
         self._waiting: dict[str, dict[int, Job]] = {}
-        """Jobs whose prompts are not prepared yet, by owner, in order."""
+        """By owner: jobs whose prompts wait for preparation, in order."""
         self._given: dict[int, str] = {}
-        """Runs whose prompts the engine has been given, in order, and their owners; of jobs that have ended, too."""
+        """By run: owners of the prompts that were sent to the engine, in order, including those of ended jobs."""
         self._places: Counter[str] = Counter()
         for job in waiting:
             self.add(job)
@@ -33,21 +33,21 @@ class Preparing:
 
     @property
     def oldest(self) -> int | None:
-        """Of the runs whose prompts the engine prepares, the one it was handed first."""
+        """The run whose prompt has been in preparation for longest."""
         return next(iter(self._given), None)
 
     def add(self, job: Job) -> None:
-        """A job's prompt waits to be prepared."""
+        """Add a job whose prompt is to be prepared."""
         self._waiting.setdefault(job.owner, {})[job.run] = job
 
     def remove(self, job: Job) -> None:
-        """A job has ended: its prompt no longer waits. The engine may still be preparing it."""
+        """Remove a job that has ended. The engine may still be preparing its prompt."""
         own = self._waiting.get(job.owner)
         if own is not None and own.pop(job.run, None) is not None and not own:
             del self._waiting[job.owner]
 
     def next(self, only: Job | None = None) -> Job | None:
-        """Remove and return the job whose prompt the engine gets next, if there is one; with `only`, no other job."""
+        """Remove and return the job whose prompt is prepared next, if any. With `only`, no other job is considered."""
         free = MAX_PREPARING - len(self._given)
         if not free or not self._waiting:
             return None
@@ -67,7 +67,7 @@ class Preparing:
         return job
 
     def prepared(self, run: int) -> None:
-        """The engine has prepared this run's prompt, or refused it. Harmless if it was not given it."""
+        """The engine has prepared or refused this run's prompt. Harmless if the prompt is unknown."""
         owner = self._given.pop(run, None)
         if owner is not None:
             self._places[owner] -= 1

@@ -1,4 +1,4 @@
-"""The queue in front of the engine, and which of its jobs the engine is handed."""
+"""The queue in front of the engine. Decides which jobs are handed over."""
 
 import heapq
 from collections import OrderedDict
@@ -11,10 +11,9 @@ from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.lifecycle import State
 
 AHEAD = 2
-"""How many more jobs the engine is handed than it has slots, besides jobs that wait there for another one's prefix."""
+"""How many jobs beyond its slots are handed to the engine, not counting jobs that wait for another one's prefix."""
 _SPARE = 64
-"""Entries of jobs that no longer wait are dropped when there are more of them than of waiting jobs, and more than
-this."""
+"""Entries of jobs that no longer wait are dropped when they are more than the waiting jobs, and more than this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,7 @@ class Capacity:
 
     Attributes:
         cells: KV cells in all.
-        cells_per_job: KV cells that any one job may use: the context it has to fit.
+        cells_per_job: KV cells that one job may use: its context.
         sequences: jobs decoded together.
     """
 
@@ -34,21 +33,21 @@ class Capacity:
     def max_tokens_for(
         self, prompt_tokens: int, asked: int | None, ceiling: int | None, *, cut: bool = False
     ) -> int:
-        """How many tokens a job with such a prompt may generate: what it asked for, or as many as fit.
+        """How many tokens a job with such a prompt may generate: as requested, or as many as fit.
 
         Args:
             prompt_tokens: the prompt's length.
             asked: the request's `max_tokens`.
             ceiling: the worker's `--max-tokens-out`, if it has one.
-            cut: whether `asked` is cut to what fits, instead of refused.
+            cut: reduce `asked` to what fits, instead of refusing it.
 
         Raises:
-            JobError: `INVALID_REQUEST`, it can never fit.
+            JobError: `INVALID_REQUEST`: the job can never fit.
         """
         room = self.cells_per_job - prompt_tokens
         least = 0 if asked == 0 else 1
         if room < least:
-            # LiteLLM and coding agents recognize these words, and shorten the conversation then.
+            # LiteLLM and coding agents recognize these words, and then shorten the conversation.
             raise JobError(
                 ErrorCode.INVALID_REQUEST,
                 f"This model's maximum context length is {self.cells_per_job} tokens. However, your prompt has "
@@ -63,7 +62,7 @@ class Capacity:
         if asked > room:
             raise invalid(
                 f"prompt ({prompt_tokens} tokens) and max_tokens ({asked}) need {prompt_tokens + asked} tokens of "
-                f"context, a job has {self.cells_per_job}",
+                f"context; a job has {self.cells_per_job}",
                 "max_tokens",
             )
         return asked
@@ -80,22 +79,22 @@ class ReadyEngine:
 class JobQueue:
     """Waiting jobs by urgency and arrival, and the jobs in the engine.
 
-    The engine decides which job gets a slot. It is handed the first jobs in order, a few more than it has slots: so it
-    always has the next one, and all others can be ended here, without asking it. The head is the first job in order
-    whose prompt is counted: a prompt that takes long to render delays no other job.
+    The engine decides which job gets a slot. The first jobs in order are handed to it, a few more than it has slots, so
+    that it always has the next one; all other jobs can be ended locally. The head is the first job in order whose
+    prompt is counted, so a prompt that renders slowly delays no other job.
     """
 
     def __init__(self) -> None:
         self._waiting: OrderedDict[int, Job] = OrderedDict()
         self._in_engine: dict[int, Job] = {}
         self._counted: list[tuple[tuple[float, int], int]] = []
-        """A heap of the runs whose prompts are counted, by `Job.order`; jobs that no longer wait may still have
-        entries."""
+        """A heap of runs whose prompts are counted, by `Job.order`. It may have entries of jobs that no longer wait."""
         self.followers = 0
-        """Jobs in the engine that wait for another one's prefix, as it last reported: others can use the slots."""
+        """Number of jobs in the engine that wait for another one's prefix, as last reported. Others can use their
+        slots."""
 
     def __len__(self) -> int:
-        """Jobs that wait, here or in the engine."""
+        """Number of waiting jobs, here and in the engine."""
         return len(self._waiting) + sum(job.state is State.WAITING for job in self._in_engine.values())
 
     def __iter__(self) -> Iterator[Job]:
@@ -104,12 +103,12 @@ class JobQueue:
 
     @property
     def in_engine(self) -> tuple[Job, ...]:
-        """Jobs that the engine was handed."""
+        """Jobs that were handed over."""
         return tuple(self._in_engine.values())
 
     @property
     def in_slots(self) -> tuple[Job, ...]:
-        """Those of them that have a slot, as far as is known here."""
+        """Jobs that have a slot, as far as the front knows."""
         return tuple(job for job in self._in_engine.values() if job.in_slot)
 
     @property
@@ -123,7 +122,7 @@ class JobQueue:
         if last is None or last.order < job.order:
             self._waiting[job.run] = job
             return
-        # Those that wait are in order, so this looks at the earlier ones only.
+        # Waiting jobs are in order, so only the earlier ones are visited.
         earlier = [other.run for other in takewhile(lambda o: o.order < job.order, self._waiting.values())]
         self._waiting[job.run] = job
         for run in (job.run, *reversed(earlier)):
@@ -144,8 +143,8 @@ class JobQueue:
         self._in_engine.clear()
 
     def returned(self, job: Job) -> None:
-        """The engine does not have a job any more. If it can continue, it is queued again, in front of all jobs that
-        come later in order."""
+        """The engine does not have a job any more. If the job can continue, it is queued again, in front of all jobs
+        that come later in order."""
         if job.state is State.QUEUED:
             del self._in_engine[job.run]
             self.append(job)
@@ -157,7 +156,7 @@ class JobQueue:
         self._in_engine.pop(job.run, None)
 
     def next_to_hand_over(self, capacity: Capacity) -> Job | None:
-        """Take the head of the queue, if the engine is to have it; it stays in the engine until it is removed."""
+        """Take the head of the queue if it can be handed over. The job counts as in the engine until it is removed."""
         while self._counted and self._counted[0][1] not in self._waiting:
             heapq.heappop(self._counted)
         if not self._counted:
@@ -166,8 +165,8 @@ class JobQueue:
         return head if self.hand_over(head, capacity) else None
 
     def hand_over(self, job: Job, capacity: Capacity) -> bool:
-        """Count a job as in the engine, even if others are ahead of it, unless the engine has enough jobs that do not
-        give way to it."""
+        """Count a job as in the engine, even if others are ahead of it, unless the engine has enough jobs that this one
+        may not preempt."""
         staying = sum(not job.may_preempt(other) for other in self._in_engine.values())
         enough = capacity.sequences + AHEAD
         if staying >= enough + min(self.followers, enough):

@@ -1,4 +1,4 @@
-"""What a stop did and when: the proof that a client can look up (contract, section 5)."""
+"""Receipts: what a stop did and when, as proof for clients."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,16 @@ from worker_orcd.jobs.stop_request import StopReason
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The engine's confirmation (or its death): nothing is computed or held for a job any more.
+    """The engine's confirmation (or death) that it computes and holds nothing for a job any more.
 
     Attributes:
-        stopped_at: when computing ended, seconds of the front's monotonic clock.
-        freed_at: when its cells and sequence were free, same clock; None if that could not be confirmed.
-        cells_before: KV cells it held when asked.
-        cells_after: KV cells it holds now, by the engine's own count; None if that could not be confirmed.
+        stopped_at: when computing ended, in seconds of the front's monotonic clock.
+        freed_at: when its cells and sequence were freed, on the same clock; None if that is not confirmed.
+        cells_before: KV cells that it held before the stop.
+        cells_after: KV cells that it holds now, by the engine's own count; None if that is not confirmed.
         prompt_processed: prompt tokens that were in KV cells.
-        prompt_cached: how many of these were in KV cells already when the job began.
-        cells_warm: of the job's KV cells, those that a later job need not compute.
+        prompt_cached: how many of these were reused instead of computed.
+        cells_warm: how many of the job's KV cells later jobs can reuse.
     """
 
     stopped_at: float
@@ -30,7 +30,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a stop did. All times are milliseconds from the acceptance of the first stop request."""
+    """The result of a stop. All times are milliseconds from the acceptance of the first stop request."""
 
     reason: StopReason
     phase: str

@@ -1,4 +1,4 @@
-"""Records: what is shown of a job, and lasts after its end."""
+"""Records: the facts about a job that are kept after its end."""
 
 from worker_orcd.jobs.clock import millis, rfc3339
 from worker_orcd.jobs.events import End, Error, outcome_of
@@ -7,7 +7,7 @@ from worker_orcd.jobs.lifecycle import shown_as
 
 
 def record_of(job: Job) -> dict[str, object]:
-    """The record as `GET /jobs/{job_id}` shows it; times in milliseconds from the job's acceptance."""
+    """The record in `GET /jobs/{job_id}`. Times are milliseconds from the job's acceptance."""
     terminal = job.terminal
 
     def since_accepted(at: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""Ids of requests that were refused: a cancel that follows is for that request, not for the corrected one."""
+"""Ids of refused requests. A cancel that follows is meant for the refused request, not for the corrected one."""
 
 from worker_orcd.bounded import BoundedByOwner
 from worker_orcd.jobs.clock import Timestamp
@@ -6,11 +6,11 @@ from worker_orcd.jobs.job import JobKey
 
 MAX_REFUSED = 10_000
 REFUSED_KEPT_SEC = 300.0
-"""As long as the records of jobs that ended: a cancel that follows one of those is not remembered either."""
+"""As long as records of ended jobs: cancels of those jobs are not remembered either."""
 
 
 class RefusedRequests:
-    """The ids whose latest request was refused; beyond the bound, the oldest of the owner that has most are
+    """The ids whose latest request was refused. Beyond the bound, the oldest ids of the owner with the most are
     dropped."""
 
     def __init__(self, *, keep_sec: float = REFUSED_KEPT_SEC, bound: int = MAX_REFUSED) -> None:
@@ -22,16 +22,16 @@ class RefusedRequests:
         return len(self._refused)
 
     def add(self, key: JobKey, now: Timestamp) -> None:
-        """A request with this id is refused."""
+        """Note that a request with this id was refused."""
         self._forget_old(now)
         self._refused.add(*key, now.mono)
 
     def accepted(self, key: JobKey) -> None:
-        """A request with this id is accepted: from now on a cancel is for that one."""
+        """Note that a request with this id was accepted: cancels are meant for that one now."""
         self._refused.remove(*key)
 
     def has(self, key: JobKey, now: Timestamp) -> bool:
-        """Whether the latest request with this id was refused, not too long ago."""
+        """Whether the latest request with this id was refused, and recently."""
         self._forget_old(now)
         return self._refused.get(*key) is not None
 

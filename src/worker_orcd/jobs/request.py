@@ -1,4 +1,4 @@
-"""Requests: the bodies of `POST /execute` and `POST /cancel`, and their checks (contract, 2 and 3)."""
+"""Requests: the bodies of `POST /execute` and `POST /cancel`, and their checks."""
 
 import json
 import secrets
@@ -27,13 +27,13 @@ CacheSalt = Annotated[str, Field(min_length=1, max_length=256)]
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKENS = 32
-"""Tokens of one stop string, in the model's own tokenization; only the engine can count them."""
+"""The most tokens of one stop string in the model's tokenization, which only the engine can count."""
 MAX_STOP_CHARS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """Limits of any one job: tokens out, prompt characters, seconds. None: what fits the context."""
+    """Limits of each job: output tokens, prompt characters, seconds. None: what fits the context."""
 
     max_tokens_out: int | None = None
     max_prompt_chars: int | None = None
@@ -61,7 +61,7 @@ class Body(BaseModel):
 
     @classmethod
     def of(cls, **fields: object) -> Self:
-        """One of these values, checked as a body is.
+        """Make a body from these values, with the same checks.
 
         Raises:
             JobError: `INVALID_REQUEST` naming the first faulty field.
@@ -73,10 +73,10 @@ class Body(BaseModel):
 
 
 class JobRequest(Body, SamplingParams):
-    """One inference job, whichever API it came by. Its sampling fields are those of `SamplingParams`."""
+    """One inference job of any API. Its sampling fields are those of `SamplingParams`."""
 
     cuts_max_tokens: ClassVar[bool] = False
-    """Whether `max_tokens` is cut to what fits, instead of refused: on `/v1`, where clients send defaults."""
+    """Whether `max_tokens` is reduced to what fits, instead of refused: on `/v1`, where clients send defaults."""
 
     job_id: JobId
     prompt: str = Field(
@@ -90,13 +90,13 @@ class JobRequest(Body, SamplingParams):
     max_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="at most this many tokens; left out: as many as fit beside the prompt, and `--max-tokens-out`",
+        description="the most tokens to generate; default: what fits after the prompt, and `--max-tokens-out`",
     )
     stop: tuple[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)], ...] = Field(
         default=(),
         max_length=MAX_STOP_STRINGS,
         strict=False,
-        description=f"strings that end the text before them; at most {MAX_STOP_TOKENS} tokens each",
+        description=f"strings before which the text ends; at most {MAX_STOP_TOKENS} tokens each",
     )
     json_schema: dict[str, Any] | bool | None = Field(
         default=None,
@@ -106,7 +106,7 @@ class JobRequest(Body, SamplingParams):
         default=None,
         min_length=1,
         description=f"the output is what this grammar allows, in GBNF (llama.cpp's notation); at most {MAX_CHARS} "
-        "characters; not beside `json_schema`",
+        "characters; cannot be combined with `json_schema`",
     )
     progress: bool = Field(
         default=False,
@@ -119,24 +119,24 @@ class JobRequest(Body, SamplingParams):
     )
     on_disconnect: Literal["cancel", "continue"] = Field(
         default="cancel",
-        description="what happens when this request's connection is closed: the job is cancelled, or it continues and "
-        "its stream can be picked up again",
+        description="when this request's connection is closed: the job is cancelled, or continues and its stream can "
+        "be resumed",
     )
     group: JobId | None = Field(default=None, description="jobs of one group can be cancelled together")
     priority: int = Field(
         default=0,
         ge=-(2**31),
         le=2**31 - 1,
-        description="lower runs first, and may preempt a running job with a higher one, which continues later",
+        description="lower priorities run first, and may preempt running jobs with higher ones, which continue later",
     )
     supersedes: JobId | None = Field(
         default=None,
-        description="a key: this job replaces the live jobs with the same key, which are stopped with reason "
-        "`superseded`, and starts from what they computed",
+        description="a key: live jobs with the same key are stopped with reason `superseded`, and this job starts from "
+        "what they computed",
     )
     cache_prompt: bool = Field(
         default=True,
-        description="`false`: the job starts from nothing that was computed before, and leaves nothing for later jobs",
+        description="`false`: the job reuses no computed prefix, and leaves none for later jobs",
     )
     cache_salt: CacheSalt | None = Field(
         default=None,
@@ -145,9 +145,9 @@ class JobRequest(Body, SamplingParams):
 
     @property
     def text(self) -> str:
-        """The text that the client sent: the prompt, or the contents of all messages or files one after the other.
+        """The text that the client sent: the prompt, or the concatenated contents of all messages or files.
 
-        Token ids are not text before the engine has seen them; they count as they were sent, as JSON.
+        Only the engine can turn token ids into text, so they count in their JSON form.
         """
         if self.template not in ("messages", "infill"):
             return self.prompt
@@ -166,13 +166,13 @@ class JobRequest(Body, SamplingParams):
 
     @property
     def constraint(self) -> Constraint | None:
-        """What the output must be.
+        """The constraint of the output.
 
         Raises:
-            JobError: `INVALID_REQUEST`, two constraints are given, or one is out of bounds.
+            JobError: `INVALID_REQUEST`: there are two constraints, or one is out of bounds.
         """
         if self.json_schema is not None and self.grammar is not None:
-            raise invalid("json_schema and grammar cannot both be given", "grammar")
+            raise invalid("json_schema and grammar cannot be combined", "grammar")
         if self.grammar is not None:
             return Constraint.grammar(self.grammar, "grammar")
         return None if self.json_schema is None else Constraint.json_schema(self.json_schema, "json_schema")
@@ -204,19 +204,19 @@ class JobRequest(Body, SamplingParams):
             )
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise invalid(
-                f"min_tokens is {self.min_tokens}, above max_tokens, which is {self.max_tokens}", "min_tokens"
+                f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens})", "min_tokens"
             )
         return self
 
     def timeout_within(self, ceilings: Ceilings) -> float:
-        """Seconds this job may take from its acceptance on: its own time limit, or the worker's if that is shorter."""
+        """The job's time limit in seconds from acceptance: its own, or the worker's if that is shorter."""
         if self.timeout_ms is None:
             return ceilings.inference_timeout_sec
-        # Compared before it is divided: a whole number may be too large for a float.
+        # Compare before dividing, because a whole number may be too large for a float.
         return min(self.timeout_ms, ceilings.inference_timeout_sec * 1000) / 1000
 
     def without_prompt(self) -> Self:
-        """What is kept of this request when its job has ended."""
+        """The part of this request that is kept when its job has ended."""
         nothing = {"stop": (), "logit_bias": None, "stop_token_ids": (), "json_schema": None, "grammar": None}
         return self.model_copy(update={"prompt": "", **nothing})
 
@@ -227,30 +227,30 @@ class JobRequest(Body, SamplingParams):
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of the request that are kept when its job has ended, beyond a few."""
+        """Bytes of this request that are kept when its job has ended, without a constant."""
         return 0
 
     @property
     def scored_prompt(self) -> int | None:
-        """Number of likeliest tokens to report with each prompt token; None: prompt tokens are not scored."""
+        """Number of most likely tokens to report with each prompt token; None: prompt tokens are not scored."""
         return None
 
     @property
     def part_of(self) -> str | None:
-        """The id of the request that this job is a part of: a cancel of that id stops all its parts."""
+        """The id of the request that this job is a part of. A cancel of that id stops all parts."""
         return None
 
     @property
     def dimensions_wanted(self) -> int | None:
-        """Dimensions of the prompt's embedding, if that is what is wanted instead of text; 0: all."""
+        """Number of dimensions if the job computes the prompt's embedding instead of text; 0: all."""
         return None
 
     def sampling(self, seed: int) -> SamplingParams:
-        """The sampling parameters, with the seed that was drawn for the job."""
+        """The sampling parameters with the job's seed."""
         return sampling_of(self, seed=seed)
 
     def seed_or_drawn(self) -> int:
-        """The seed to use: the client's, or a fresh one."""
+        """The seed to use: the client's, or a new random one."""
         return secrets.randbits(64) if self.seed is None else self.seed
 
 
@@ -259,15 +259,15 @@ class ExecuteRequest(JobRequest):
 
     template: Literal["auto", "none"] = Field(
         default="auto",
-        description="`auto`: the model's own chat template, the prompt as one user message whose special tokens "
-        "are not parsed; `none`: the prompt as it is",
+        description="`auto`: the prompt as one user message in the model's chat template, without parsing special "
+        "tokens in it; `none`: the unchanged prompt",
     )
 
 
 class CancelRequest(Body):
-    """Stop the job with this id, or the live jobs of this group, whatever state they are in.
+    """Stop the job with this id, or the live jobs of this group, in any state.
 
-    Unknown fields are ignored: a cancel that says more than it has to is still one.
+    Unknown fields are ignored, because a cancel must not fail for them.
     """
 
     model_config = ConfigDict(
@@ -288,14 +288,14 @@ class CancelRequest(Body):
 
     @classmethod
     def parse(cls, raw: bytes) -> Self:
-        """Read a body: exactly one of the two.
+        """Read a body, which must have exactly one of the two fields.
 
         Raises:
             JobError: `INVALID_REQUEST` naming the faulty field.
         """
         request = super().parse(raw)
         if request.job_id is not None and request.group is not None:
-            raise invalid("job_id and group cannot both be given", "group")
+            raise invalid("job_id and group cannot be combined", "group")
         if request.job_id is None and request.group is None:
             raise invalid("job_id is required", "job_id")
         return request
@@ -307,7 +307,7 @@ class CancelRequest(Body):
 
 
 def _refusal(error: ValidationError) -> JobError:
-    """The first thing wrong with a body, in one sentence, with the field's name."""
+    """The first fault of a body, as one sentence with the field's name."""
     problems = error.errors(include_url=False, include_input=False)
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     where = problem["loc"]

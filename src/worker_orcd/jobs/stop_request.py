@@ -5,7 +5,7 @@ from enum import StrEnum
 
 
 class StopReason(StrEnum):
-    """Why a job is stopped before its natural end. All are handled alike; only the terminal event differs."""
+    """Why a job is stopped before its natural end. Only the terminal event depends on the reason."""
 
     CLIENT = "client"
     DISCONNECT = "disconnect"
@@ -20,9 +20,9 @@ class StopRequest:
     """One request to stop a job.
 
     Attributes:
-        reason: why.
-        accepted_at: when it was accepted, seconds of the monotonic clock; a receipt counts from here.
-        correlation_id: of the request that asked, if one did.
+        reason: why the job is stopped.
+        accepted_at: when it was accepted, in seconds of the monotonic clock. A receipt's times count from here.
+        correlation_id: the correlation id of the client's request, if any.
         superseded_by: the id of the newer job, if the reason is `superseded`.
     """
 
@@ -36,5 +36,5 @@ STOP_MESSAGES = {
     StopReason.CLIENT: "Job cancelled by client request",
     StopReason.DISCONNECT: "Job cancelled because its last reader left",
     StopReason.SHUTDOWN: "Job cancelled because the worker shuts down",
-    StopReason.SUPERSEDED: "Job cancelled because a newer one replaced it",
+    StopReason.SUPERSEDED: "Job cancelled because a newer job superseded it",
 }

@@ -1,4 +1,4 @@
-"""Targets of stop requests: what the dispatcher knew of them when the request arrived."""
+"""Targets of stop requests, in their state when the request arrived."""
 
 from enum import StrEnum
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class TargetState(StrEnum):
 
 
 class Target(NamedTuple):
-    """The state of a job id when a stop request for it arrives, and its job, if that is live."""
+    """The state of a job id when a stop request for it arrives, and its job if that is live."""
 
     state: TargetState
     job: Job | None = None

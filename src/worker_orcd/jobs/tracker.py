@@ -1,4 +1,4 @@
-"""Live jobs by id, and a bounded store of ended ones."""
+"""Live jobs by id, and a bounded store of ended jobs."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -14,25 +14,25 @@ from worker_orcd.jobs.request import JobRequest
 RECORDS_KEPT = 10_000
 RECORDS_KEPT_SEC = 300.0
 KEPT_BYTES = 32 << 20
-"""Bytes of the events of all ended jobs together, some four million tokens. Beyond that, jobs of the owner that
-keeps most lose theirs, the oldest first; their records stay."""
+"""The most bytes of events of all ended jobs together: about four million tokens. Beyond this, the oldest jobs of the
+owner with the most bytes lose their events. Their records stay."""
 
 
 class _Record(NamedTuple):
-    """What is shown of an ended job, and when it ended (monotonic seconds)."""
+    """The record of an ended job, and when it ended (monotonic seconds)."""
 
     ended_at: float
     shown: dict[str, object]
 
 
 class _Named:
-    """Live jobs by owner and a name that several of them may have."""
+    """Live jobs by owner and a name that several jobs may share."""
 
     def __init__(self) -> None:
         self._jobs: dict[tuple[str, str], dict[int, Job]] = {}
 
     def add(self, job: Job, name: str | None) -> None:
-        """Add a job, if it has such a name."""
+        """Add a job, unless its name is None."""
         if name is not None:
             self._jobs.setdefault((job.owner, name), {})[job.run] = job
 
@@ -50,12 +50,11 @@ class _Named:
 
 
 class JobTracker:
-    """Register a job, find it by id, by run or by group, unregister it when it has ended.
+    """Finds live jobs by id, run or group, and keeps ended ones.
 
-    An id has at most one live job for each owner; without API keys all jobs are of the owner "". Of ended jobs the
-    latest record of each id is kept for five minutes, at most 10,000 of them; its stream can be read again as long
-    as its events are kept. What is over a bound is taken from the owner that keeps most, so no owner's jobs push out
-    another's.
+    An id has at most one live job for each owner. Without API keys, the owner of all jobs is "". The latest record of
+    each id is kept for five minutes after the job's end, at most 10,000 records; its stream can be read as long as its
+    events are kept. Beyond a bound, the owner with the most loses the oldest, so no owner's jobs displace another's.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class JobTracker:
         """Add a live job.
 
         Raises:
-            JobError: `JOB_ID_IN_USE`, a live job has this id.
+            JobError: `JOB_ID_IN_USE`: a live job has this id.
         """
         self.refuse_live(job.job_id, job.owner)
         self._live[job.key] = job
@@ -95,13 +94,13 @@ class JobTracker:
         """Check that no live job has this id.
 
         Raises:
-            JobError: `JOB_ID_IN_USE`, one has.
+            JobError: `JOB_ID_IN_USE`: a live job has this id.
         """
         if (owner, job_id) in self._live:
             raise JobError(ErrorCode.JOB_ID_IN_USE, "a live job has this job_id", param="job_id")
 
     def unregister(self, job: Job, now: Timestamp) -> None:
-        """A job has ended: its id is free again and its record is kept. Harmless if it is not registered."""
+        """Remove a job that has ended: its id is free again, and its record is kept. Harmless if it is unknown."""
         if self._live.get(job.key) is not job:
             return
         del self._live[job.key]
@@ -131,29 +130,29 @@ class JobTracker:
         return self._parts.of(request_id, owner)
 
     def superseded_by(self, request: JobRequest, owner: str) -> list[Job]:
-        """The live jobs that a job of this request replaces, oldest first; none of them is being stopped already."""
+        """The live jobs that a job of this request supersedes, oldest first, without jobs that are being stopped."""
         if request.supersedes is None:
             return []
         return [job for job in self._supersedable.of(request.supersedes, owner) if not job.stop]
 
     def by_run(self, run: int) -> Job | None:
-        """The live job that the engine knows as `run`."""
+        """The live job with this run number."""
         return self._by_run.get(run)
 
     def ended(self, job_id: str, owner: str = "") -> bool:
-        """Whether the last use of this id is remembered as ended."""
+        """Whether a record of an ended job with this id is kept."""
         return (owner, job_id) not in self._live and self._records.get(owner, job_id) is not None
 
     def ended_job(self, job_id: str, owner: str = "") -> Job | None:
-        """The last job with this id that ended, while its events are kept."""
+        """The last ended job with this id, as long as its events are kept."""
         return self._whole.get(owner, job_id)
 
     def drop_events(self, job_id: str, owner: str = "") -> None:
-        """Keep the events of the last job with this id that ended no longer. Its record stays."""
+        """Drop the events of the last ended job with this id. Its record stays."""
         self._whole.remove(owner, job_id)
 
     def record(self, job_id: str, owner: str = "") -> dict[str, object] | None:
-        """The record of the live job with this id, or else of the last one that ended."""
+        """The record of the live job with this id, or else of the last ended one."""
         job = self._live.get((owner, job_id))
         if job is not None:
             return record_of(job)
@@ -161,7 +160,7 @@ class JobTracker:
         return None if kept is None else kept.shown
 
     def records(self, owner: str = "", limit: int = RECORDS_KEPT) -> list[dict[str, object]]:
-        """An owner's records: live jobs oldest first, then ended ones, latest first, at most `limit` of these."""
+        """An owner's records: live jobs, oldest first, then at most `limit` ended jobs, latest first."""
         live = [record_of(job) for job in self if job.owner == owner]
         ended = (entry.value.shown for entry in reversed(self._records.of(owner)))
         return live + list(islice(ended, limit))

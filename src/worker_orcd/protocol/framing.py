@@ -1,4 +1,4 @@
-"""Messages to bytes and back: a 4-byte little-endian length, then MessagePack."""
+"""Frames of messages: a 4-byte little-endian length, then MessagePack."""
 
 import struct
 from typing import Generic, TypeVar
@@ -9,14 +9,14 @@ from worker_orcd.protocol.messages import FromEngine, Message, ToEngine
 
 _LENGTH = struct.Struct("<I")
 MAX_FRAME_BYTES = 8 * 1024 * 1024
-"""A frame that claims to be longer is a broken peer. The largest real one is a prompt of 1 MiB as token ids."""
+"""Longer frames mean that the peer is broken. The largest valid message is a prompt of 1 MiB as token ids."""
 
 _encoder = msgspec.msgpack.Encoder()
 M = TypeVar("M")
 
 
 class BrokenFrame(Exception):
-    """The peer sent what is no frame, or no message; the connection is of no more use."""
+    """The peer sent an invalid frame or message. The connection cannot be used any more."""
 
 
 def encode(message: Message) -> bytes:
@@ -26,17 +26,17 @@ def encode(message: Message) -> bytes:
 
 
 class FrameReader(Generic[M]):
-    """Takes bytes in any pieces, gives back whole messages."""
+    """Assembles messages from bytes in any pieces."""
 
     def __init__(self, decoder: "msgspec.msgpack.Decoder[M]") -> None:
         self._decoder = decoder
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[M]:
-        """Messages that `data` completes.
+        """Return the messages that `data` completes.
 
         Raises:
-            BrokenFrame: the bytes are no frame of a known message.
+            BrokenFrame: the bytes are not a frame with a known message.
         """
         self._buffer += data
         messages: list[M] = []

@@ -1,10 +1,9 @@
-"""The interrupt byte: one byte of memory shared by front and engine, and a second one for overdue stops.
+"""The interrupt byte: a byte in memory shared by front and engine, and a second byte for overdue stops.
 
-The front sets a byte (after its message is in the socket) to say "look at your messages now"; the engine clears both,
-*then* looks. ggml asks before every graph node whether the byte that may abort this step is set, so a running step
-ends within milliseconds. A protected step looks at the second byte only, which the front sets when a
-stop has waited for nearly as long as it may. The bytes carry no meaning of their own: a needless one costs a step, a
-lost one cannot happen.
+The front sets a byte after its message is in the socket. The engine clears both bytes, and *then* reads its messages.
+Before every graph node, ggml checks the byte that may abort the running step, so the step ends within milliseconds. A
+protected step checks only the second byte, which the front sets when a stop has waited for nearly its whole time limit.
+The bytes only mean "read your messages now": an unnecessary one costs a step, and none can be lost.
 """
 
 import ctypes
@@ -14,11 +13,11 @@ import os
 from worker_orcd.protocol.memory_file import memory_file
 
 _OVERDUE = 2
-"""Where the second flag lies."""
+"""Offset of the second byte."""
 
 
 class InterruptByte:
-    """A memory file that both processes map. Two bytes of it are flags; all others stay zero."""
+    """A memory file that both processes map. Two of its bytes are flags; all others stay zero."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -27,41 +26,41 @@ class InterruptByte:
 
     @classmethod
     def create(cls) -> "InterruptByte":
-        """A fresh one, cleared. Its `fd` is handed to the engine process."""
+        """Make a new one, cleared. Its `fd` is passed to the engine process."""
         return cls(memory_file("worker-orcd-interrupt", mmap.PAGESIZE))
 
     @property
     def address(self) -> int:
-        """Where the flag byte lies in this process; a NUL follows it."""
+        """Address of the interrupt byte in this process. A NUL follows it."""
         return ctypes.addressof(self._anchor)
 
     @property
     def overdue_address(self) -> int:
-        """The same of the flag for overdue stops."""
+        """Address of the byte for overdue stops."""
         return self.address + _OVERDUE
 
     def set(self) -> None:
-        """Ask the engine to look at its messages now."""
+        """Have the engine read its messages now, unless it computes a protected step."""
         self._memory[0] = 1
 
     def set_overdue(self) -> None:
-        """Ask the engine to look at its messages now, also if it computes a protected step."""
+        """Have the engine read its messages now, even if it computes a protected step."""
         self._memory[0] = self._memory[_OVERDUE] = 1
 
     def clear(self) -> None:
-        """Say that messages are about to be looked at."""
+        """Clear both bytes, before the messages are read."""
         self._memory[0] = self._memory[_OVERDUE] = 0
 
     def is_set(self) -> bool:
-        """Whether a look is asked for."""
+        """Whether the interrupt byte is set."""
         return self._memory[0] != 0
 
     def is_overdue(self) -> bool:
-        """Whether an overdue stop has set the second byte."""
+        """Whether the byte for overdue stops is set."""
         return self._memory[_OVERDUE] != 0
 
     def close(self) -> None:
-        """Unmap it and close its file."""
+        """Unmap the memory and close the file."""
         del self._anchor
         self._memory.close()
         os.close(self.fd)

@@ -4,17 +4,18 @@ import fcntl
 import os
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-"""An engine that could cut a file would end the front by SIGBUS."""
+"""Seals. An engine that could shorten a file could end the front with SIGBUS."""
 
 
 def memory_file(name: str, size: int) -> int:
-    """An empty file of this many bytes that cannot be cut or extended. It takes memory only as it is filled.
+    """A zero-filled file of this many bytes that cannot be shortened or extended. It takes memory only as it is
+    written.
 
     Returns:
-        Its descriptor, which programs that this process starts do not inherit by themselves.
+        Its descriptor, which child processes do not inherit by default.
 
     Raises:
-        OSError: there cannot be such a file.
+        OSError: the file cannot be made.
     """
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, size)

@@ -1,1 +1,1 @@
-"""Starts, watches, kills and restarts the engine process; the engine as the front sees it."""
+"""Starts, monitors, kills and restarts the engine process, and defines the front's interface of an engine."""

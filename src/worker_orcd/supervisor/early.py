@@ -1,4 +1,4 @@
-"""An engine process that is started before the front's server is imported, on another core: each takes a second."""
+"""Starts an engine process before the server is imported: each takes a second, on different cores."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ STDERR = 2
 
 
 class EarlyProcess:
-    """A child of this process, started without an event loop and waited for in one."""
+    """A child process that is started without an event loop, but awaited in one."""
 
     def __init__(self, command: list[str], descriptors: list[int]) -> None:
         self._child = subprocess.Popen(  # noqa: S603  # Our own module.
@@ -39,12 +39,12 @@ class EarlyProcess:
         self._child.kill()
 
     def end(self) -> None:
-        """SIGKILL, and wait for its end, which is near."""
+        """Send SIGKILL, and wait for the end, which comes soon."""
         self._child.kill()
         self._child.wait()
 
     async def wait(self) -> int:
-        """Wait for its end."""
+        """Wait for the end."""
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
         descriptor = os.pidfd_open(self.pid)
         loop.add_reader(descriptor, ended.set)
@@ -58,12 +58,12 @@ class EarlyProcess:
 
 @dataclass(frozen=True, slots=True)
 class EarlyEngine:
-    """A process that loads a model, and what connects it with this one.
+    """An engine process that loads a model, and its connection to this process.
 
     Attributes:
-        process: the engine's.
-        connection: its socket. The first message is sent.
-        interrupt: its interrupt byte.
+        process: the engine's process.
+        connection: the engine's socket. The first message is already sent.
+        interrupt: the engine's interrupt byte.
         store: the file of the prefix store, which outlives this engine.
     """
 
@@ -77,7 +77,7 @@ class EarlyEngine:
         """Start the process and have it load the model.
 
         Raises:
-            OSError: it cannot be started.
+            OSError: the process cannot be started.
         """
         ours, theirs = socket.socketpair()
         interrupt = InterruptByte.create()
@@ -89,7 +89,7 @@ class EarlyEngine:
         return cls(process, ours, interrupt, store)
 
     def end(self) -> None:
-        """End the process: the worker cannot start."""
+        """End the process, because the worker cannot start."""
         self.process.end()
         self.connection.close()
 

@@ -1,4 +1,4 @@
-"""The interface between front and engine. It does not say whether the engine is a local process."""
+"""The interface between front and engine. The engine need not be a local process."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from worker_orcd.supervisor.liveness import Activity
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """How an engine ended. `exit_code` or `signal` (its name), as far as known; `why` for people."""
+    """How an engine ended: `exit_code` or the name of the `signal`, if known, and `why` as text."""
 
     why: str
     pid: int | None = None
@@ -23,25 +23,25 @@ class Engine(Protocol):
 
     @property
     def pid(self) -> int | None:
-        """Process id, if the engine is a local process."""
+        """The process id, if the engine is a local process."""
 
     def prepare(self, message: Submit | Tokenize) -> None:
         """Have a prompt rendered and tokenized."""
 
     def drop(self, run: int) -> None:
-        """Forget a prompt that has not begun. If the engine prepares it now, it still answers."""
+        """Drop a prompt before `begin`. If the engine is preparing the prompt, it still answers."""
 
     def begin(self, message: Begin) -> None:
-        """Generate, starting after the tokens generated so far."""
+        """Generate a run, starting after the tokens generated so far."""
 
     def stop(self, run: int) -> None:
         """Stop a run now, in any phase. The confirmation is a `Stopped` message, or the engine's death."""
 
     def ping(self, runs: tuple[int, ...]) -> None:
-        """Ask for a sign of life. `runs` are all runs that it should hold."""
+        """Ping the engine. `runs` are all runs that it should hold."""
 
     def activity(self) -> Activity | None:
-        """What the engine's process has done until now; None if that cannot be observed from here."""
+        """The activity of the engine's process so far; None if it cannot be observed."""
 
     def kill(self, why: str) -> None:
         """Kill the engine; `why` is for log events. The listener's `lost` is called once the death is confirmed."""

@@ -1,8 +1,8 @@
-"""The escalation of a stop: asked → interrupted → judged stuck → killed → given up (G5: five seconds). Pure.
+"""The escalation of a stop: requested → interrupted → judged stuck → killed → given up (G5: five seconds). Pure.
 
-An engine that has not confirmed a stop within its patience is stuck. Patience is the engine's own time (`liveness`), so
-that a starved engine gets longer; but the client waits in wall time: at least two seconds before the deadline the
-engine is killed whatever the reason, so that its death can be confirmed in time.
+An engine that does not confirm a stop within the patience is stuck. Patience is measured in the engine's own time
+(`liveness`), so a starved engine gets longer. But the client waits in wall time: at least two seconds before the
+deadline, the engine is killed whatever the reason, so that its death can be confirmed in time.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from worker_orcd.supervisor.liveness import STEPS_OF_PATIENCE, Spent, Stopwatch
 MIN_PATIENCE_SEC = 1.0
 KILL_BEFORE_DEADLINE_SEC = 2.0
 _LOOK_INTERVAL_SEC = 0.05
-"""A starved engine's own time may hardly advance: look no more often than this."""
+"""Minimum interval of checks, because a starved engine's own time may hardly advance."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What to do now, and when to look again (seconds of the monotonic clock; None: no stop is outstanding)."""
+    """What to do now, and when to check again (seconds of the monotonic clock; None: no stop is outstanding)."""
 
     stuck: bool
     given_up: tuple[int, ...]
@@ -25,7 +25,7 @@ class Verdict:
 
 
 class StopEscalation:
-    """Keeps the stops that an engine has not confirmed yet."""
+    """Tracks the stops that an engine has not confirmed yet."""
 
     def __init__(self, deadline_sec: float) -> None:
         self._deadline_sec = deadline_sec
@@ -34,7 +34,7 @@ class StopEscalation:
 
     @property
     def patience_sec(self) -> float:
-        """How long, in the engine's own time, a stop may go unconfirmed before the engine is judged stuck."""
+        """How long a stop may be unconfirmed, in the engine's own time, before the engine is judged stuck."""
         wanted = max(MIN_PATIENCE_SEC, STEPS_OF_PATIENCE * self._step_sec)
         return min(wanted, self._kill_sec)
 
@@ -43,15 +43,15 @@ class StopEscalation:
         return self._deadline_sec - KILL_BEFORE_DEADLINE_SEC
 
     def predict(self, step_ms: float) -> None:
-        """The engine predicts that its steps take so long."""
+        """Set the predicted duration of the engine's steps."""
         self._step_sec = step_ms / 1000
 
     def asked(self, run: int, now: float) -> None:
-        """The engine is asked to stop this run. Asking again changes nothing."""
+        """A stop was sent to the engine. A second one for the same run has no effect."""
         self._asked.setdefault(run, Stopwatch(now))
 
     def confirmed(self, run: int) -> None:
-        """Nothing is computed or held for this run any more."""
+        """A run's stop was confirmed."""
         self._asked.pop(run, None)
 
     def engine_lost(self) -> None:
@@ -60,7 +60,7 @@ class StopEscalation:
         self._step_sec = 0.0
 
     def advance(self, spent: Spent, now: float) -> None:
-        """What the engine did since the last call."""
+        """Add the engine's activity since the last call."""
         for watch in self._asked.values():
             watch.add(spent, now)
 

@@ -1,8 +1,8 @@
-"""The GGUF file format, as far as a start-up check needs it: a reader that never leaves the file.
+"""A reader of the GGUF file format, as far as the start-up check needs it. It never reads past the end of the file.
 
-Facts from llama.cpp's gguf.cpp. Little-endian, versions 2 and 3, which do not differ in what is read here. The `gguf`
-package is no substitute: its reader maps the file, and importing it takes half a second. A unit test compares the
-tensor types with the package's.
+The format follows llama.cpp's gguf.cpp: little-endian, versions 2 and 3, which do not differ in the parts read here.
+The `gguf` package cannot be used: its reader maps the file, and importing it takes half a second. A unit test compares
+the tensor types with those of the package.
 """
 
 import os
@@ -15,9 +15,9 @@ DEFAULT_ALIGNMENT = 32
 TENSOR_NAME_MAX_BYTES = 63
 TENSOR_DIMENSIONS_MAX = 4
 TEXT_MAX_BYTES = 256
-"""Most bytes of a string that are kept."""
+"""The most bytes kept of a string."""
 WINDOW_BYTES = 1 << 16
-"""Most bytes of one read."""
+"""The most bytes of one read."""
 
 STRING, ARRAY = 8, 9
 _FORMATS = zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True)
@@ -33,23 +33,22 @@ TENSOR_SIZES = {
     40: (64, 36), 41: (128, 18), 42: (64, 18),
 }
 # fmt: on
-"""Tensor type → elements and bytes of a block, to see that a file is whole before an engine is started. A type that is
-not here is only checked for where its data begins; llama.cpp checks the end."""
+"""Tensor type → elements and bytes of a block, to check that a file is complete before an engine is started. For other
+types only the beginning of the data is checked; llama.cpp checks the end."""
 
 Value = int | float | str | None
 
 
 class Malformed(Exception):
-    """The file is not well-formed GGUF; the message says where and how."""
+    """The file is not well-formed GGUF. The message says where and why."""
 
 
 class Reader:
-    """Reads forward in a file, never past its end, and only so many items.
+    """Reads forward in a file, never past its end, and only a bounded number of items.
 
-    A length in the file is believed only as far as the file could hold it, and `items_max` bounds the work in all:
-    a crafted file costs neither memory nor much time. The file is read and not mapped, because a mapped file that
-    another process cuts ends its reader by SIGBUS. Every method raises `Malformed`, and `OSError` where the disk fails;
-    `what` names for its message the thing being read.
+    A length must fit into the file, and `items_max` bounds the total work, so a crafted file costs neither memory nor
+    much time. The file is read, not mapped, because truncating a mapped file kills the reader with SIGBUS. Every method
+    raises `Malformed`, and `OSError` if the disk fails; `what` names the item being read in the message.
     """
 
     def __init__(self, descriptor: int, items_max: int = 4_000_000) -> None:
@@ -61,7 +60,7 @@ class Reader:
         self.position = 0
 
     def skip(self, count: int, what: str) -> int:
-        """Go `count` bytes ahead; returns where they began."""
+        """Skip `count` bytes. Returns the position before."""
         begin = self.position
         if count > self.size - begin:
             raise Malformed(
@@ -79,18 +78,18 @@ class Reader:
         return int(self._scalar(10, what))
 
     def text(self, what: str) -> str:
-        """A string, of which at most `TEXT_MAX_BYTES` are kept, printable."""
+        """A string, printable, of which at most `TEXT_MAX_BYTES` are kept."""
         length = self.u64(what)
         begin = self.skip(length, what)
         kept = self._read(begin, min(length, TEXT_MAX_BYTES)).decode("utf-8", "replace")
         return printable(kept)[:TEXT_MAX_BYTES]
 
     def peek(self, count: int) -> bytes:
-        """The next bytes, fewer where the file ends before. The position stays."""
+        """The next bytes, fewer at the end of the file. Does not change the position."""
         return self._read(self.position, min(count, self.size - self.position))
 
     def value(self, value_type: int, what: str) -> Value:
-        """A metadata value of any type; arrays are only passed, and are None."""
+        """A metadata value of any type. Arrays are skipped, and are None."""
         if value_type == STRING:
             return self.text(what)
         if value_type != ARRAY:
@@ -100,7 +99,7 @@ class Reader:
         if item_type == STRING:
             self._skip_strings(count, what)
         else:
-            # An array of arrays is an unknown type here, as it is for llama.cpp.
+            # As in llama.cpp, arrays of arrays are not supported.
             self.skip(count * _form(item_type, what).size, what)
         return None
 
@@ -111,7 +110,7 @@ class Reader:
         return number
 
     def _read(self, begin: int, count: int) -> bytes:
-        """At most `WINDOW_BYTES`, all of which lay in the file when it was opened."""
+        """At most `WINDOW_BYTES`, all within the size that the file had when it was opened."""
         offset = begin - self._window_begin
         if not 0 <= offset <= len(self._window) - count:
             self._window = os.pread(self._descriptor, WINDOW_BYTES, begin)
@@ -121,7 +120,7 @@ class Reader:
         return self._window[offset : offset + count]
 
     def _skip_strings(self, count: int, what: str) -> None:
-        # Each has at least its length: a count that can't be true is seen before walking.
+        # Each string has at least its length field, so an impossible count is found without reading all strings.
         if count * 8 > self.size - self.position:
             self.skip(count * 8, what)
         self._items_left -= count

@@ -1,22 +1,22 @@
-"""When a stop interrupts the engine's step. Pure but for the timers.
+"""Decides when a stop interrupts the engine's step. Pure except for timers.
 
-The engine sees a stop at the end of the running step at the latest. Most steps are short, and a step that is
-interrupted has to be computed again for all other jobs in it. So the front sets the interrupt byte only for a stop that
-the engine does not confirm within `INTERRUPT_AFTER_SEC`, however long the step was predicted to take. After
-`OVERDUE_AFTER_SEC` it sets the byte for overdue stops, which also aborts protected steps.
+The engine reads a stop at the latest at the end of the running step. Most steps are short, and an interrupted step must
+be computed again for all other jobs in it. So the front sets the interrupt byte only for a stop that the engine does
+not confirm within `INTERRUPT_AFTER_SEC`, however long the step was predicted to take. After `OVERDUE_AFTER_SEC` it sets
+the byte for overdue stops, which also aborts protected steps.
 """
 
 from collections.abc import Callable
 from typing import Protocol
 
 INTERRUPT_AFTER_SEC = 0.005
-"""An abort takes 4 to 6 ms more (17 ms at most, measured): together 9 to 11 ms of the 20 that are promised."""
+"""An abort takes 4 to 6 ms more (at most 17 ms, measured). Together this is 9 to 11 ms of the promised 20."""
 OVERDUE_AFTER_SEC = 0.085
-"""With the time that an abort takes, a stop stays within 100 ms."""
+"""Including the time of an abort, a stop then takes less than 100 ms."""
 
 
 class Timer(Protocol):
-    """What `call_later` returns."""
+    """The type that `call_later` returns."""
 
     def cancel(self) -> object:
         """Cancel the call."""
@@ -31,14 +31,14 @@ class Interrupter:
         interrupt: Callable[[], None],
         interrupt_overdue: Callable[[], None],
     ) -> None:
-        """Interrupt by these calls. Each must put the stop's message into the socket first."""
+        """Interrupt with these calls. Each must first put the stop's message into the socket."""
         self._call_later = call_later
         self._interrupt = interrupt
         self._interrupt_overdue = interrupt_overdue
         self._timers: dict[int, tuple[Timer, Timer]] = {}
 
     def stop_sent(self, run: int) -> None:
-        """A stop was sent to the engine. Another one for the same run changes nothing."""
+        """A stop was sent to the engine. A second one for the same run has no effect."""
         if run not in self._timers:
             self._timers[run] = (
                 self._call_later(INTERRUPT_AFTER_SEC, self._interrupt),

@@ -1,13 +1,14 @@
-"""Whether an engine makes progress, also when no client wants anything stopped (G11, G16). Pure.
+"""Judges whether an engine makes progress, also when there are no stop requests (G11, G16). Pure.
 
-The supervisor pings the engine each second. An engine that does not answer is stuck, or the machine is too busy to run
-it. The two differ in what the engine's threads did meanwhile, so silence is measured in three ways:
+The supervisor pings the engine each second. If the engine does not answer, it is stuck, or the machine is too busy to
+run it. The two differ in the activity of the engine's threads, so the time without an answer is measured in three
+parts:
 
-- *computing*: the time that its busiest thread computed. A starved engine computes little, however long it is silent.
+- *computing*: the time that its busiest thread computed. A starved engine computes little, even in a long time.
 - *idle*: the time in which no thread computed and none was waiting for the machine: blocked, deadlocked or stopped.
-- *disk*: the time in which a thread waited for a disk that delivered nothing.
+- *disk*: the time in which a thread waited for a disk that delivered no data.
 
-The time in which its threads were only waiting for a CPU, or for a disk that delivers, counts for nothing.
+Time in which its threads only waited for a CPU, or for a disk that delivered data, does not count.
 """
 
 from dataclasses import dataclass
@@ -15,19 +16,19 @@ from enum import Enum
 
 PING_INTERVAL_SEC = 1.0
 PREPARE_SEC = 10.0
-"""Preparing a prompt takes milliseconds; the engine may be at the same prompts for this long, without making progress.
-Prompts that take long to render do not count: the engine waits for a process that ends by itself (`Rendering`)."""
+"""How long the engine may prepare the same prompts without progress; one normally takes milliseconds. Prompts that
+render slowly do not count, because the engine then waits for a process with limits of its own (`Rendering`)."""
 STEPS_OF_PATIENCE = 10
-"""An engine is given the time of ten predicted steps before it is judged stuck."""
+"""An engine is not judged stuck before the time of ten predicted steps has passed."""
 _COMPUTING_SHARE = 0.02
-"""Threads that computed for less than this share of an interval were not computing: answering pings takes less."""
+"""Threads that used less than this share of an interval count as not computing: answering pings takes less."""
 
 
 class Waiting(Enum):
-    """What the threads of an engine that does not compute are waiting for."""
+    """What the threads of an engine wait for while they do not compute."""
 
     CPU = "cpu"
-    """At least one thread can run and has no CPU."""
+    """At least one thread is runnable but has no CPU."""
     DISK = "disk"
     """At least one thread waits for a disk (or for swapped memory)."""
     NOTHING = "nothing"
@@ -36,12 +37,12 @@ class Waiting(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What the engine has done until now.
+    """The activity of the engine's process so far.
 
     Attributes:
-        computed_sec: how long its busiest thread has computed. Only differences mean anything.
-        disk_reads: grows with each delivery from a disk.
-        waiting: what its threads wait for at this moment, if they do not compute.
+        computed_sec: how long its busiest thread has computed. Only differences are meaningful.
+        disk_reads: increases with each delivery from a disk.
+        waiting: what the threads wait for at this moment, if they do not compute.
     """
 
     computed_sec: float
@@ -51,7 +52,7 @@ class Activity:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Seconds of an engine's time, by what it did. Also a limit, which is reached when one of the three is."""
+    """Seconds of an engine's time, by activity. Also used as a limit, which is reached when one of the three is."""
 
     computing: float
     idle: float
@@ -63,26 +64,26 @@ class Spent:
 
 
 LOADING_PATIENCE = Spent(computing=60.0, idle=60.0, disk=300.0)
-"""Between two signs of progress while the model is loaded and warmed up."""
+"""Limit between two signs of progress while the model is loaded and warmed up."""
 FIRST_STEP_PATIENCE = Spent(computing=60.0, idle=3.0, disk=60.0)
-"""Until the first step has run: nothing is known of how long the model's steps take."""
+"""Limit before the first step, because nothing is known about the duration of steps."""
 SILENCE_PATIENCE = Spent(computing=10.0, idle=3.0, disk=60.0)
-"""Between two answers of a ready engine. The CPU time also holds what its threads burn at barriers while they wait for
-a sibling that has no CPU."""
+"""Limit between two answers of a ready engine. Its CPU time includes busy waiting of threads at barriers for a thread
+that has no CPU."""
 
 
 class OwnTime:
-    """Measures what an engine did between two observations."""
+    """Measures an engine's activity between two observations."""
 
     def __init__(self, now: float) -> None:
         self._looked_at = now
         self._activity: Activity | None = None
 
     def advance(self, now: float, activity: Activity | None) -> Spent:
-        """What it did since the last look; `None` is an engine elsewhere, whose silence is wall time.
+        """The engine's activity since the last observation. With `activity` None (a remote engine), wall time counts.
 
-        Look each second. A look that comes much later shows that the front itself was away (its machine was suspended,
-        or starves it too): then at most one second counts.
+        Call it each second. A much later call shows that the front itself did not run (the machine was suspended, or
+        starves the front, too); then at most one second counts.
         """
         wall = now - self._looked_at
         wall = PING_INTERVAL_SEC if wall > 2 * PING_INTERVAL_SEC else max(0.0, wall)
@@ -101,7 +102,7 @@ class OwnTime:
 
 
 class Stopwatch:
-    """Adds up what an engine did since `since`."""
+    """Adds up an engine's activity since `since`."""
 
     def __init__(self, since: float) -> None:
         self.since = since
@@ -113,19 +114,19 @@ class Stopwatch:
         return self._computing + self._idle + self._disk
 
     def add(self, spent: Spent, now: float) -> None:
-        """The engine did this until `now`. The watch may have been started in the middle of that time."""
+        """Add activity until `now`. Only the part after `since` counts."""
         most = now - self.since
         self._computing += min(spent.computing, most)
-        # Sleep and a dead disk count without a break only: a starved engine may be seen asleep now and then.
+        # Idle and disk time only count without interruption: a starved engine may be seen sleeping now and then.
         self._idle = self._idle + min(spent.idle, most) if spent.idle else 0.0
         self._disk = self._disk + min(spent.disk, most) if spent.disk else 0.0
 
     def exceeded(self, limit: Spent) -> "Stuck | None":
-        """Which limit is reached, if one is."""
+        """The limit that is reached, if any."""
         if self._idle >= limit.idle:
             return Stuck(f"it has not answered for {self._idle:.0f} s")
         if self._computing >= limit.computing:
-            return Stuck(f"it has computed for {self._computing:.0f} s without an answer", computing=True)
+            return Stuck(f"it has computed for {self._computing:.0f} s without answering", computing=True)
         if self._disk >= limit.disk:
             return Stuck(f"it has waited {self._disk:.0f} s for a disk")
         return None
@@ -133,33 +134,34 @@ class Stopwatch:
 
 @dataclass(frozen=True, slots=True)
 class Stuck:
-    """Why an engine is judged stuck. `computing`: it computes without end, as its successor would at the same place."""
+    """Why an engine is judged stuck. `computing`: it computes endlessly, and its successor would do the same."""
 
     why: str
     computing: bool = False
 
 
 class Liveness:
-    """Keeps how long one engine's loop has been silent, and how long its side threads have been at one prompt."""
+    """Measures how long an engine's loop has not answered, and how long its tokenizer threads have worked on one
+    prompt."""
 
     def __init__(self, now: float) -> None:
         self._silence = Stopwatch(now)
         self._preparing: set[int] = set()
-        """Runs whose prompts the engine prepares, without those that take long to render."""
+        """Runs whose prompts the engine prepares, without slowly rendering ones."""
         self._at_prompt = Stopwatch(now)
 
     def on_message(self, now: float) -> None:
-        """The engine's loop sent a message, or the model is loaded further."""
+        """The engine's loop sent a message, or loading made progress."""
         self._silence = Stopwatch(now)
 
     def prepare(self, run: int, now: float) -> None:
-        """The engine was given a prompt to tokenize."""
+        """A prompt was sent to the engine."""
         if not self._preparing:
             self._at_prompt = Stopwatch(now)
         self._preparing.add(run)
 
     def rendering(self, run: int, now: float, *, slow: bool) -> None:
-        """The rendering of a prompt turns out to be slow, or has ended."""
+        """A prompt turned out to render slowly, or its rendering has ended."""
         if slow:
             self._preparing.discard(run)
         else:
@@ -172,7 +174,7 @@ class Liveness:
         self._at_prompt = Stopwatch(now)
 
     def advance(self, spent: Spent, now: float) -> None:
-        """What the engine did since the last call."""
+        """Add the engine's activity since the last call."""
         self._silence.add(spent, now)
         self._at_prompt.add(spent, now)
 
@@ -182,5 +184,5 @@ class Liveness:
         if silent is not None:
             return silent
         if self._preparing and self._at_prompt.counted_sec >= PREPARE_SEC:
-            return Stuck(f"it has been at one prompt for {PREPARE_SEC:.0f} s")
+            return Stuck(f"it has prepared one prompt for {PREPARE_SEC:.0f} s")
         return None

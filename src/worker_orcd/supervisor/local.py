@@ -1,4 +1,4 @@
-"""An engine as a child process on this machine: a socketpair, an interrupt byte, and a process to kill."""
+"""An engine as a child process on this machine, with a socketpair and an interrupt byte."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ _DYING_SEC = 0.1
 
 
 class EngineProcess(Protocol):
-    """A child of this process."""
+    """A child process."""
 
     @property
     def pid(self) -> int:
@@ -40,7 +40,7 @@ class EngineProcess(Protocol):
 
 
 StartModule = Callable[[str, Sequence[str], Sequence[int]], Awaitable[EngineProcess]]
-"""Run a Python module with these arguments and descriptors as a child, in a session of its own."""
+"""Runs a Python module with these arguments and descriptors as a child process, in a new session."""
 
 
 async def start_module(module: str, arguments: Sequence[str], descriptors: Sequence[int]) -> EngineProcess:
@@ -85,13 +85,13 @@ class LocalEngine(asyncio.Protocol):
         """Start the process and have it load the model.
 
         Args:
-            load: its first message.
-            listener: receives its messages, and its death.
-            module: the Python module to run, which speaks `worker_orcd.protocol`.
-            start: runs it.
+            load: the first message.
+            listener: receives the engine's messages and its death.
+            module: the Python module to run, which implements `worker_orcd.protocol`.
+            start: starts the module.
             store: the file of the prefix store, which outlives this engine.
         """
-        greeting = encode(load)  # It may not be encodable, which must be known before a process is there.
+        greeting = encode(load)  # May fail, which must happen before a process is started.
         ours, theirs = socket.socketpair()
         interrupt = InterruptByte.create()
         try:
@@ -107,7 +107,7 @@ class LocalEngine(asyncio.Protocol):
 
     @classmethod
     async def adopt(cls, early: EarlyEngine, listener: EngineListener) -> "LocalEngine":
-        """Connect with a process that was started before."""
+        """Connect to a process that was started earlier."""
         return await cls._connected(early.process, early.connection, early.interrupt, listener)
 
     @classmethod
@@ -128,7 +128,7 @@ class LocalEngine(asyncio.Protocol):
             ours.close()
             interrupt.close()
             raise
-        # With these marks `resume_writing` means: every byte is in the socket.
+        # With these limits, `resume_writing` means that every byte is in the socket.
         transport.set_write_buffer_limits(high=0, low=0)
         engine._death = asyncio.create_task(engine._watch(), name="engine-watch")
         transport.write(greeting)
@@ -136,7 +136,7 @@ class LocalEngine(asyncio.Protocol):
 
     @property
     def pid(self) -> int | None:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
     def prepare(self, message: Submit | Tokenize) -> None:
@@ -144,7 +144,7 @@ class LocalEngine(asyncio.Protocol):
         self._send(message)
 
     def drop(self, run: int) -> None:
-        """Have a prompt forgotten."""
+        """Have the engine drop a prompt."""
         self._send(Drop(run))
 
     def begin(self, message: Begin) -> None:
@@ -157,11 +157,11 @@ class LocalEngine(asyncio.Protocol):
         self._interrupter.stop_sent(run)
 
     def ping(self, runs: tuple[int, ...]) -> None:
-        """Ask the engine for a sign of life."""
+        """Ping the engine."""
         self._send(Ping(runs))
 
     def activity(self) -> Activity | None:
-        """What its threads have done until now."""
+        """The activity of the engine's threads so far."""
         return self._activity.look()
 
     def kill(self, why: str) -> None:
@@ -170,8 +170,8 @@ class LocalEngine(asyncio.Protocol):
         self._kill()
 
     async def close(self) -> None:
-        """Close the socket, upon which the engine exits by itself; kill it if it does not. The wait
-        for its death is bounded: a process in an uninterruptible sleep dies only when it wakes up."""
+        """Close the socket, which makes the engine exit; kill the engine if it does not. The wait for its death is
+        bounded, because a process in uninterruptible sleep dies only when it wakes up."""
         if self._transport is not None:
             self._transport.close()
         if self._death is not None:
@@ -185,10 +185,10 @@ class LocalEngine(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is ready."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without saying so.
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in effect.
 
     def data_received(self, data: bytes) -> None:
-        """Pass the engine's messages on. Bytes that are no message mean that the engine is broken."""
+        """Deliver the engine's messages. Bytes that are not a message mean that the engine is broken."""
         try:
             messages = self._reader.feed(data)
         except BrokenFrame as error:
@@ -201,8 +201,8 @@ class LocalEngine(asyncio.Protocol):
                     self._interrupter.stopped(message.run)
                 self._listener.on_message(message)
         except Exception:
-            # The message is invalid here: the engine ends with its jobs, and the next one starts from a clean state.
-            self.kill("what it says cannot be followed")
+            # The message is invalid in this state. The next engine starts from a clean state.
+            self.kill("it sent a message that is invalid in this state")
             raise
 
     def resume_writing(self) -> None:
@@ -214,7 +214,7 @@ class LocalEngine(asyncio.Protocol):
     # The process.
 
     def _when_flushed(self, set_byte: Callable[[], None]) -> None:
-        """Set the byte once the message is in the socket: an engine that sees the byte finds the message."""
+        """Set the byte once the message is in the socket, so that an engine that reads the byte finds the message."""
         if self._transport is not None and self._transport.get_write_buffer_size() > 0:
             self._interrupts_when_flushed.add(set_byte)
         else:
@@ -230,7 +230,7 @@ class LocalEngine(asyncio.Protocol):
                 self._process.kill()
 
     async def _watch(self) -> None:
-        """Wait for its death, deliver its last messages, then report the death."""
+        """Wait for the engine's death, deliver its last messages, then report the death."""
         code = await self._process.wait()
         await asyncio.sleep(0)
         if self._transport is not None:
@@ -242,7 +242,7 @@ class LocalEngine(asyncio.Protocol):
 
 
 def _death(pid: int, code: int, killed_because: str | None) -> Death:
-    """What a return code says; a negative one is the number of a signal."""
+    """A process's death by its return code; a negative code is the number of a signal."""
     if code >= 0:
         return Death(killed_because or f"it exited with code {code}", pid, exit_code=code)
     try:

@@ -1,10 +1,10 @@
-"""Checks at start-up, before anything is loaded, whether a file is a model that can be loaded.
+"""Checks at start-up, before anything is loaded, whether a file is a loadable model.
 
-The check reads everything before the tensors' data and compares the end of the last tensor with the end of the file, in
-each part of a split model, so a download that stopped half-way is refused here, with one clear line. What only
-llama.cpp knows (which architectures generate text, whether the tensors are the right ones) the engine says.
+For each part of a split model, the check reads everything before the tensors' data, and compares the end of the last
+tensor with the end of the file. So an incomplete download is refused here, with one clear line. The engine makes the
+checks that need llama.cpp: which architectures generate text, and whether the tensors are the right ones.
 
-Source: the contract, section 1 (M0-W-1500).
+Requirement: M0-W-1500.
 """
 
 import os
@@ -23,18 +23,18 @@ TENSORS_MAX = 9_999
 KEYS_MAX = 65_535
 ALIGNMENT_MAX = 1 << 20
 NOT_MODELS = {"adapter": "an adapter (LoRA)", "imatrix": "an importance matrix", "mmproj": "a projector"}
-"""`general.type` of files that belong to a model but are none themselves."""
+"""`general.type` of files that belong to a model but are not models."""
 SAMPLING_KEYS = "general.sampling."
-"""Numbers below are what the model's makers recommend."""
+"""Prefix of the keys with sampling values that the model's authors recommend."""
 NO_VOCABULARY = ("none", "no_vocab")
 """`tokenizer.ggml.model` of models without a vocabulary."""
 RERANKS = 4
-"""The `pooling_type` of models that give a score instead of an embedding."""
+"""The `pooling_type` of models that return a score instead of an embedding."""
 _FIRST_PART = re.compile(r"(?P<prefix>.*)-00001-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
 
 class ModelFileError(Exception):
-    """The model file can't be used. The message is one line: the path, what was required, what was found."""
+    """The model file cannot be used. The message is one line: the path, what was required, and what was found."""
 
     code: ClassVar[Literal["MODEL_LOAD_FAILED"]] = "MODEL_LOAD_FAILED"
 
@@ -46,9 +46,9 @@ class ModelFileError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """What a GGUF file says about itself; of a split model, all parts together.
+    """The facts in a GGUF file; for a split model, those of all parts together.
 
-    `name` is printable, and falls back to the file's name. `sampling` has the numbers below `general.sampling`.
+    `name` is printable; its default is the file's name. `sampling` has the numbers under `general.sampling`.
     """
 
     path: Path
@@ -60,11 +60,10 @@ class ModelFile:
 
 
 def inspect(path: Path, *, encoders: bool = False) -> ModelFile:
-    """Read what comes before the tensors' data and check that all of that data is there.
+    """Read everything before the tensors' data, and check that the data are complete.
 
-    Takes about 0.1 s for a vocabulary of 49,000 tokens, and bounded time and memory for any file.
-    `encoders`: whether a model without a causal decoder will do, for embeddings.
-    Raises `ModelFileError`; its path is that of the part at fault.
+    Takes about 0.1 s for a vocabulary of 49,000 tokens, and bounded time and memory for any file. `encoders`: accept a
+    model without a causal decoder, for embeddings. Raises `ModelFileError` with the path of the faulty part.
     """
     first = _Part.read(path)
     count = first.number("split.count") or 1
@@ -75,7 +74,7 @@ def inspect(path: Path, *, encoders: bool = False) -> ModelFile:
     tensors = sum(part.tensor_count for part in parts)
     expected = first.number("split.tensors.count")
     if count > 1 and expected is not None and expected != tensors:
-        first.refuse(f"says that its {count} parts have {expected:,} tensors; they have {tensors:,}")
+        first.refuse(f"declares {expected:,} tensors in its {count} parts; they have {tensors:,}")
     if not 1 <= tensors <= TENSORS_MAX:
         first.refuse(f"has {tensors:,} tensors; 1 to {TENSORS_MAX:,} are required")
     return ModelFile(
@@ -90,7 +89,7 @@ def inspect(path: Path, *, encoders: bool = False) -> ModelFile:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One file: the whole model, or a part of it. `metadata` holds what is no array."""
+    """One file: the whole model or a part of it. `metadata` has all values except arrays."""
 
     path: Path
     metadata: dict[str, gguf.Value]
@@ -112,12 +111,12 @@ class _Part:
             _refuse(path, _opening_fault(fault))
 
     def text(self, key: str) -> str:
-        """A string of the metadata, "" if there is none of that name."""
+        """A string of the metadata, "" if there is none with this name."""
         value = self.metadata.get(key)
         return value if isinstance(value, str) else ""
 
     def number(self, key: str) -> int | None:
-        """A whole number of the metadata; None if there is none of that name."""
+        """A whole number of the metadata; None if there is none with this name."""
         value = self.metadata.get(key)
         return value if isinstance(value, int) else None
 
@@ -127,7 +126,7 @@ class _Part:
 
 
 def _open(path: Path) -> int:
-    # O_NONBLOCK: opening a named pipe must not wait for someone to write into it.
+    # O_NONBLOCK: opening a named pipe must not wait for a writer.
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
@@ -152,9 +151,9 @@ def _opening_fault(fault: OSError | ValueError) -> str:
         case PermissionError():
             return "is not readable by this user"
         case OSError(strerror=str(words)):
-            return f"can't be read: {words}"
+            return f"cannot be read: {words}"
         case _:
-            return f"can't be read: {fault}"
+            return f"cannot be read: {fault}"
 
 
 def _refuse(path: Path, fault: str) -> NoReturn:
@@ -162,7 +161,7 @@ def _refuse(path: Path, fault: str) -> NoReturn:
 
 
 def _sampling(first: _Part) -> dict[str, float]:
-    """What is no whole number is rounded to six significant digits, as many as an F32 holds."""
+    """The recommended sampling values. Fractions are rounded to six significant digits, the precision of an F32."""
     return {
         key.removeprefix(SAMPLING_KEYS): float(f"{value:.6g}") if isinstance(value, float) else value
         for key, value in first.metadata.items()
@@ -170,17 +169,17 @@ def _sampling(first: _Part) -> dict[str, float]:
     }
 
 
-# What kind of model it is.
+# The kind of model.
 
 
 def _require_generative(first: _Part, *, encoders: bool) -> str:
-    """Refuse a file whose metadata says that it generates no text. Returns its architecture."""
+    """Refuse a model whose metadata show that it generates no text. Returns the architecture."""
     kind = first.text("general.type")
     if kind in NOT_MODELS:
         first.refuse(f"is {NOT_MODELS[kind]} (general.type {kind}); a whole model is required")
     architecture = first.text("general.architecture")
     if not architecture:
-        first.refuse("does not say its architecture; metadata key general.architecture is required")
+        first.refuse("does not name its architecture; metadata key general.architecture is required")
     required = f"(architecture {architecture}); a model that generates text is required"
     vocabulary = first.text("tokenizer.ggml.model")
     if vocabulary in NO_VOCABULARY:
@@ -206,7 +205,7 @@ def _require_first_part(part: _Part, count: int) -> None:
 
 
 def _all_parts(first: _Part, count: int) -> list[_Part]:
-    """Read and check the others. llama.cpp finds them by name, and looks only at their numbers."""
+    """Read and check the other parts. llama.cpp finds them by name, and checks only their numbers."""
     prefix = first.path.name.removesuffix(f"-00001-of-{count:05}.gguf")
     parts = [first]
     for number in range(2, count + 1):
@@ -236,7 +235,7 @@ def _read(path: Path, reader: gguf.Reader) -> _Part:
     if tensor_count > TENSORS_MAX:
         raise gguf.Malformed(f"has {tensor_count:,} tensors; 1 to {TENSORS_MAX:,} are required")
     if key_count > KEYS_MAX:
-        raise gguf.Malformed(f"has {key_count:,} metadata keys; at most {KEYS_MAX:,} are taken")
+        raise gguf.Malformed(f"has {key_count:,} metadata keys; at most {KEYS_MAX:,} are accepted")
     metadata: dict[str, gguf.Value] = {}
     for index in range(key_count):
         key = reader.text(f"metadata key {index}")
@@ -270,7 +269,7 @@ def _alignment(metadata: dict[str, gguf.Value]) -> int:
 
 
 def _require_data(reader: gguf.Reader, count: int, alignment: int) -> None:
-    """Walk the tensor descriptions and check that the file holds all their data."""
+    """Read the tensor descriptions, and check that the file contains all their data."""
     data_end, last_name = 0, ""
     for index in range(count):
         name, end = _tensor(reader, index)
@@ -285,7 +284,7 @@ def _require_data(reader: gguf.Reader, count: int, alignment: int) -> None:
 
 
 def _tensor(reader: gguf.Reader, index: int) -> tuple[str, int]:
-    """Read one description: the tensor's name, and where within the data it ends."""
+    """Read one description: the tensor's name, and its end within the data."""
     begin = reader.position
     name = reader.text(f"the name of tensor {index}")
     what = f"tensor {name}"

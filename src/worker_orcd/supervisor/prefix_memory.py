@@ -4,9 +4,9 @@ from worker_orcd.protocol.memory_file import memory_file
 
 
 def prefix_memory(mib: int) -> int:
-    """Make a memory file of so many MiB. Returns its descriptor.
+    """Make a memory file of this many MiB. Returns its descriptor.
 
     Raises:
-        OSError: there cannot be such a file.
+        OSError: the file cannot be made.
     """
     return memory_file("worker-orcd-prefixes", mib << 20)

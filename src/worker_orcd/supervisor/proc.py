@@ -1,4 +1,4 @@
-"""Reads what a process of this machine does from `/proc` (Linux)."""
+"""Reads the activity of a process on this machine from `/proc` (Linux)."""
 
 import os
 from pathlib import Path
@@ -7,12 +7,12 @@ from worker_orcd.supervisor.liveness import Activity, Waiting
 
 _TICKS_PER_SEC = os.sysconf("SC_CLK_TCK")
 _STATE, _MAJOR_FAULTS, _USER_TICKS, _SYSTEM_TICKS = 0, 9, 11, 12
-"""Places in `stat` behind the command's name (proc_pid_stat(5): fields 3, 12, 14 and 15)."""
+"""Indices in `stat` after the command's name (proc_pid_stat(5): fields 3, 12, 14 and 15)."""
 _WAITING = {"R": Waiting.CPU, "D": Waiting.DISK}
 
 
 class ProcessActivity:
-    """Watches all threads of one process."""
+    """Observes all threads of one process."""
 
     def __init__(self, pid: int) -> None:
         self._process = Path("/proc") / str(pid)
@@ -20,7 +20,7 @@ class ProcessActivity:
         self._computed_ticks = 0
 
     def look(self) -> Activity | None:
-        """What the process has done until now. None if that cannot be read: it is dead, or this is no Linux."""
+        """The activity of the process so far. None if it cannot be read: the process is dead, or this is not Linux."""
         ticks: dict[str, int] = {}
         states: set[str] = set()
         faults = 0
@@ -33,7 +33,7 @@ class ProcessActivity:
                     states.add(fields[_STATE])
         except OSError:
             return None
-        # Not the sum over all threads: how long a step takes does not depend on how many threads compute it.
+        # Not the sum over all threads, because the duration of a step does not depend on the number of its threads.
         self._computed_ticks += max((now - self._ticks.get(tid, 0) for tid, now in ticks.items()), default=0)
         self._ticks = ticks
         waiting = next((w for state, w in _WAITING.items() if state in states), Waiting.NOTHING)
@@ -43,12 +43,12 @@ class ProcessActivity:
         try:
             lines = (self._process / "io").read_text().splitlines()
         except OSError:
-            return 0  # Hardened systems keep this file to debuggers.
+            return 0  # Hardened systems restrict this file to debuggers.
         return next((int(line.split()[1]) for line in lines if line.startswith("read_bytes:")), 0)
 
 
 def _stat(thread: Path) -> list[str] | None:
-    """The fields behind the command's name, which may hold anything."""
+    """The fields after the command's name, which may contain any characters."""
     try:
         return (thread / "stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:

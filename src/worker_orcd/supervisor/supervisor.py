@@ -35,17 +35,17 @@ from worker_orcd.supervisor.liveness import (
 )
 
 STARTS_BEFORE_GIVING_UP = 5
-"""Starts in a row that never became ready."""
+"""The most failed starts in a row."""
 STEADY_SEC = 2.0
 """An engine that was ready for this long counts as healthy: its successor is started without a pause."""
 AWAY_SEC = 0.5
-"""Timers that fire this late show that the front was suspended or stopped."""
+"""A timer that fires this late shows that the front was suspended or stopped."""
 HEARING_SEC = 0.1
-"""For this long it then reads the engine's messages before it judges the engine."""
+"""After that, the front reads the engine's messages for this long before it judges the engine."""
 _FROM_SIDE_THREADS = (NarrationEvent, Accepted, Tokenized, Rejected, Rendering)
-"""Messages of side threads: they may come from an engine whose loop is stuck."""
+"""Messages of other threads, which may come from an engine whose loop is stuck."""
 CRASHES = frozenset({"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV"})
-"""Signals of crashes. An engine that crashed while loading a model would crash again."""
+"""Signals of crashes. An engine that crashed while it loaded a model would crash again."""
 _FIRST_PAUSE_SEC = 0.1
 _LONGEST_PAUSE_SEC = 5.0
 
@@ -65,18 +65,18 @@ class SupervisorListener(EngineListener, Protocol):
     """Receives engines' messages and deaths, a permanent failure, and stops that are overdue."""
 
     def on_permanent_failure(self, reason: str, code: str) -> None:
-        """No engine can be started any more. `code` is an error code of the contract."""
+        """No engine can be started any more. `code` is an error code of the API."""
 
     def held(self) -> tuple[int, ...]:
-        """The runs that were given to the engine and have not come back."""
+        """The runs that were handed to the engine and have not ended or been returned."""
 
     def give_up(self, run: int) -> None:
-        """This run's stop could not be confirmed by the deadline, not even by the engine's death."""
+        """A run's stop was not confirmed by the deadline, not even by the engine's death."""
 
 
 class Supervisor:
-    """The front's only connection to engines. Messages sent while no engine is ready are dropped and sent again by
-    the worker, which holds the jobs, once `on_message` brings the next `Ready`."""
+    """The front's only connection to engines. Messages sent while no engine is ready are dropped. The worker, which has
+    the jobs, sends them again after the next `Ready`."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Supervisor:
         self._own_time = OwnTime(time.monotonic())
         self._liveness = Liveness(time.monotonic())
         self._step_sec: float | None = None
-        """Predicted duration of its steps; None before the first step."""
+        """Predicted duration of the engine's steps; None before the first step."""
         self._pausing = False
         self._failed_starts = 0
         self._short_lives = 0
@@ -121,7 +121,7 @@ class Supervisor:
         self._starting = asyncio.create_task(self._start(pause=0.0), name="engine-start")
 
     def prepare(self, message: Submit | Tokenize) -> None:
-        """Have a prompt rendered and tokenized; an earlier engine may have done that."""
+        """Have a prompt rendered and tokenized. An earlier engine may already have done that."""
         if self._engine is None:
             return
         if isinstance(message, Tokenize) or message.tokens is None:
@@ -129,7 +129,7 @@ class Supervisor:
         self._engine.prepare(message)
 
     def drop(self, run: int) -> None:
-        """Have a prompt forgotten that is not wanted any more."""
+        """Have the engine drop a prompt that is not needed any more."""
         if self._engine is not None:
             self._engine.drop(run)
 
@@ -233,7 +233,7 @@ class Supervisor:
         self.restarts += 1
         self._starting = asyncio.create_task(self._start(pause), name="engine-start")
 
-    # Inside.
+    # Internals.
 
     async def _start(self, pause: float) -> None:
         self._pausing = True
@@ -277,7 +277,7 @@ class Supervisor:
         self._liveness_timer = asyncio.get_running_loop().call_later(PING_INTERVAL_SEC, self._check_liveness)
 
     def _advance(self, engine: Engine) -> None:
-        """Report the engine's activity to all watches."""
+        """Report the engine's activity to all time measurements."""
         now = time.monotonic()
         spent = self._own_time.advance(now, engine.activity())
         self._liveness.advance(spent, now)
@@ -296,7 +296,7 @@ class Supervisor:
         engine.kill(why)
 
     def _check_stops(self) -> None:
-        """Judge the engine by its unconfirmed stops, act, and look again when the next stage is due."""
+        """Judge the engine by its unconfirmed stops, act, and schedule the next check."""
         if self._stop_timer is not None:
             self._stop_timer.cancel()
             self._stop_timer = None
@@ -312,7 +312,8 @@ class Supervisor:
             self._stop_timer = loop.call_later(due - now, self._stop_check_due, due)
 
     def _stop_check_due(self, due: float) -> None:
-        """A timer that fires late shows that the front itself was away; the confirmation may be in the socket."""
+        """Check the stops. If the timer fired late, the front itself was suspended, and confirmations may still be in
+        the socket."""
         if time.monotonic() - due < AWAY_SEC:
             self._check_stops_now()
         else:

@@ -1,4 +1,4 @@
-"""Loading the model: `Load`, and its answers."""
+"""Messages about loading the model: `Load`, and its answers."""
 
 from typing import Literal
 
@@ -6,11 +6,12 @@ from worker_orcd.protocol.messages.message import Message
 from worker_orcd.tool_calls.formats import ToolFormat
 
 Pooling = Literal["none", "mean", "cls", "last"]
-"""Which tokens' embeddings make a prompt's one: all of them, the first or the last one, or none."""
+"""How the embeddings of a prompt's tokens become the prompt's: the mean of all, the first or last one, or none at
+all."""
 
 
 class Load(Message, frozen=True):
-    """The first message: which model, and how. Answered by `Loading`*, then `Ready` or `LoadFailed`.
+    """The first message: load a model. Answered by `Loading`*, then `Ready` or `LoadFailed`.
 
     Attributes:
         model_path: a GGUF file.
@@ -21,12 +22,12 @@ class Load(Message, frozen=True):
         exact: byte-identical streams whatever runs beside them.
         threads: compute threads.
         log_format: how the engine writes its log events, `json` or `pretty`.
-        self_check: whether to prove exactness before `Ready`. One proof holds for the successors on the same machine,
-            too.
+        self_check: whether to check exactness before `Ready`. One check is enough for later engines on the same
+            machine.
         prefix_cache: whether computed prefixes are kept for later runs.
         model_bytes: the size of the file, or of all parts of a split model.
-        embeddings: whether an encoder may be loaded, which generates no text.
-        pooling: which tokens make a prompt's embedding; None: as the model file says.
+        embeddings: whether an encoder, which generates no text, may be loaded.
+        pooling: how a prompt's embedding is made; None: as in the model file.
     """
 
     model_path: str
@@ -48,7 +49,7 @@ Percent = Literal[0, 25, 50, 75, 100]
 
 
 class Loading(Message, frozen=True):
-    """The model is loaded to so many percent."""
+    """Progress of loading, in percent."""
 
     percent: Percent
 
@@ -59,19 +60,19 @@ class Ready(Message, frozen=True):
     Attributes:
         model: the model's name in its file.
         device: `cpu`, or the GPU's name.
-        resident: whether all weights are where they compute.
+        resident: whether all weights are in the device's memory.
         vram_bytes: bytes of device memory in use, 0 on CPU.
         quant_kind: the file's quantization, for example `Q4_K_M`.
-        tokenizer_kind: the kind of its tokenizer, in llama.cpp's word.
-        vocab_size: tokens of the vocabulary.
-        cells: KV cells in all.
+        tokenizer_kind: llama.cpp's name for the kind of tokenizer.
+        vocab_size: number of tokens in the vocabulary.
+        cells: total number of KV cells.
         cells_per_job: the most cells that one job may use.
-        sequences: sequences that can be decoded together.
-        exact: whether streams are byte-identical whatever runs beside them, as the self-check found.
+        sequences: number of sequences that can be decoded together.
+        exact: whether the self-check found that streams are byte-identical whatever runs beside them.
         load_ms: time from `Load` to `Ready`.
-        next_ms: how long the first step of a long prompt is predicted to take.
-        tool_formats: the formats of tools' calls that the model's chat template names.
-        bos, eos: the texts of the tokens that begin and end a sequence, "" where there is none.
+        next_ms: predicted duration of the first step of a long prompt.
+        tool_formats: the formats of tool calls that the model's chat template contains.
+        bos, eos: the texts of the tokens that begin and end a sequence, "" without such a token.
     """
 
     model: str
@@ -93,7 +94,7 @@ class Ready(Message, frozen=True):
 
 
 class LoadFailed(Message, frozen=True):
-    """The model cannot be loaded; the engine exits. `code` is an error code of the contract."""
+    """The model cannot be loaded, and the engine exits. `code` is an error code of the API."""
 
     code: str
     message: str

@@ -1,14 +1,14 @@
-"""What the front watches beside the runs: signs of life, audits, the prefix store, and log events."""
+"""Messages for monitoring: pings, audits, the prefix store, and log events."""
 
 from worker_orcd.protocol.messages.message import Message
 
 
 class Ping(Message, frozen=True):
-    """Ask for a sign of life. Answered by `Pong` between two steps; while the model loads, only if loading has made
-    progress since the last `Pong`.
+    """Check that the engine is alive. Answered by `Pong` between two steps. While the model loads, answered only if
+    loading has made progress since the last `Pong`.
 
     Attributes:
-        runs: the runs that the front has handed to the engine and not got back.
+        runs: the runs that the front has handed to the engine and that have not ended or been returned.
     """
 
     runs: tuple[int, ...] = ()
@@ -19,12 +19,12 @@ class Pong(Message, frozen=True):
 
 
 class AuditFault(Message, frozen=True):
-    """The ledger disagreed with the model's own count of KV cells, or the engine's runs with the front's.
+    """The ledger differed from the model's own count of KV cells, or the engine's runs from the front's.
 
     Attributes:
-        run: the run of the sequence, or its last one; None if there was none.
-        message: what was found, for people.
-        repaired: whether it is repaired. If not, the sequence is not used until it is clean.
+        run: the run of the sequence, or its last run; None if there was none.
+        message: the difference, as text.
+        repaired: whether the difference is repaired. If not, the sequence is not used until its cells are free.
     """
 
     run: int | None
@@ -33,13 +33,13 @@ class AuditFault(Message, frozen=True):
 
 
 class Stored(Message, frozen=True):
-    """The size of the prefix store has changed. `bytes`: its size now."""
+    """The size of the prefix store has changed. `bytes`: the new size."""
 
     bytes: int
 
 
 class NarrationEvent(Message, frozen=True):
-    """A log event of the engine, for listeners at the front. `owner`: the owner of its job."""
+    """A log event of the engine, for the front's listeners. `owner`: the owner of the event's job."""
 
     event: dict[str, str | int | float | bool | None]
     owner: str | None

@@ -1,7 +1,7 @@
-"""A run: preparing it, beginning it, stopping it, and what the engine answers.
+"""Messages about runs: prepare, begin and stop them, and the engine's answers.
 
-`run` is the front's number for one use of a job id. An engine never sees job ids as identities: `job_id`,
-`correlation_id` and `owner` travel along for narration only.
+`run` is the front's number for one use of a job id, and the only identity for the engine: `job_id`, `correlation_id`
+and `owner` are only for log events.
 """
 
 from typing import Literal
@@ -13,20 +13,20 @@ from worker_orcd.sampling import SamplingParams
 from worker_orcd.tool_calls.formats import Marks
 
 Template = Literal["auto", "none", "plain", "messages", "tokens", "infill"]
-"""What a prompt is.
+"""The form of a prompt.
 
 - `auto`: one user message for the model's chat template.
 - `none`: raw text.
-- `plain`: raw text, without the tokens that the model adds.
+- `plain`: raw text, without the tokens that the model adds at its beginning and end.
 - `messages`: a conversation for the chat template: a JSON list of objects with `role` and `content`, or an object with
   such `messages` and `tools`. The last message may have an `end`, `open` or `closed`.
 - `tokens`: token ids, a JSON list.
-- `infill`: two texts with a gap between them, a JSON object (see `engine/infill.py`).
+- `infill`: two texts with a gap between them, as a JSON object (see `engine/infill.py`).
 """
 
 
 class Constraint(msgspec.Struct, frozen=True, array_like=True):
-    """What a job's output must be.
+    """A constraint of a job's output.
 
     Attributes:
         kind: what `text` is: a JSON Schema, a grammar in GBNF (llama.cpp's notation) or Lark, or a regular expression
@@ -44,26 +44,26 @@ class Constraint(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Submit(Message, frozen=True):
-    """Prepare a run: render and tokenize its prompt, and check what only the model can check.
+    """Prepare a run: render and tokenize its prompt, and make the checks that need the model.
 
     Answered by `Accepted` or `Rejected`. The engine keeps an accepted run until `Begin`, `Drop` or its own end.
 
     Attributes:
-        prompt: its text; not used if there are `tokens`.
+        prompt: its text. Not used with `tokens`.
         template: what `prompt` is.
         stop: stop strings: the output ends before the first of them.
         max_stop_tokens: the most tokens that a stop string may have.
-        prompt_chars, prompt_sha256: what log events say of the prompt instead of the prompt.
+        prompt_chars, prompt_sha256: the prompt's length and hash, for log events.
         tokens: the prompt's token ids, if an earlier engine has accepted it; then there is no answer.
-        cache: the namespace whose computed prefixes the run uses and adds to; None: it uses none and leaves none.
-        prompt_logprobs: report the log probabilities of the prompt's tokens, each with those of this many likeliest
-            tokens. All of the prompt is computed then, so `cache` must be None.
-        constraint: what the output must be.
+        cache: the namespace whose computed prefixes the run uses and extends; None: it uses none and leaves none.
+        prompt_logprobs: report the log probabilities of the prompt's tokens, each with this many most likely tokens.
+            The whole prompt is computed then, so `cache` must be None.
+        constraint: the constraint of the output.
         priority: the run may take the slot of a run with a higher priority, if `order` allows.
-        order: the run with the lowest order gets a slot first and is preempted last; of equal ones the one with the
+        order: the run with the lowest order gets a slot first and is preempted last; among equal ones, the run with the
             lowest `run`.
         marks: which control tokens are part of the text.
-        embed: only the prompt's embedding is wanted, with so many dimensions (0: all); None: text is.
+        embed: compute only the prompt's embedding, with this many dimensions (0: all); None: generate text.
     """
 
     run: int
@@ -98,19 +98,19 @@ class Tokenize(Message, frozen=True):
 
 
 class Drop(Message, frozen=True):
-    """Forget a `Submit` without `Begin`, or a `Tokenize`. The engine still answers it, if it has not yet."""
+    """Drop a `Submit` without `Begin`, or a `Tokenize`. The engine still answers it, if it has not done so."""
 
     run: int
 
 
 class Begin(Message, frozen=True):
-    """Generate an accepted run, from where `generated` ends, as soon as the scheduler gives it a slot.
+    """Generate an accepted run, continuing after `generated`, as soon as the scheduler gives it a slot.
 
     `Started` reports the slot, `Step` the progress. The run ends in a `Step` or by `Stopped`.
 
     Attributes:
-        max_tokens: tokens in all, `generated` included.
-        generated: ids of the tokens generated before; numbering and randomness continue from there.
+        max_tokens: the most tokens in all, `generated` included.
+        generated: ids of the tokens generated before. Their numbers and random draws continue from there.
     """
 
     run: int
@@ -128,14 +128,14 @@ class Stop(Message, frozen=True):
 
 
 class Accepted(Message, frozen=True):
-    """The run can begin. `prompt`: its prompt's token ids."""
+    """The run can begin. `prompt`: the prompt's token ids."""
 
     run: int
     prompt: tuple[int, ...]
 
 
 class Tokenized(Message, frozen=True):
-    """A prompt's token ids, and how each is shown."""
+    """A prompt's token ids, and the bytes that show each token."""
 
     run: int
     prompt: tuple[int, ...]
@@ -143,7 +143,7 @@ class Tokenized(Message, frozen=True):
 
 
 class Rejected(Message, frozen=True):
-    """The prompt cannot be prepared: a client's fault when `param` names a field, otherwise the worker's."""
+    """The prompt cannot be prepared. The fault is the client's if `param` names a field, otherwise the worker's."""
 
     run: int
     message: str
@@ -151,8 +151,8 @@ class Rejected(Message, frozen=True):
 
 
 class Rendering(Message, frozen=True):
-    """The prompt takes long to render (`slow`), or its rendering is over. In between, the engine waits for a process
-    that has limits of its own, so it is not stuck."""
+    """The prompt renders slowly (`slow`), or its rendering is over. In between, the engine waits for a process with
+    limits of its own, so it is not stuck."""
 
     run: int
     slow: bool
@@ -168,16 +168,16 @@ class Started(Message, frozen=True):
 class Stopped(Message, frozen=True):
     """The run is stopped and holds no cells (also if it was unknown or had ended).
 
-    Ages instead of times, so that two machines' clocks need not agree.
+    Contains ages instead of times, because the clocks of two machines may differ.
 
     Attributes:
-        stopped_ago_ms: how long ago computing ended, when this was sent.
-        freed_ago_ms: how long ago its cells were freed, when this was sent; None: they cannot be freed.
-        cells_before, cells_after: KV cells that it held and holds, by the engine's own count.
+        stopped_ago_ms: time from the end of computing to the sending of this message.
+        freed_ago_ms: time from the freeing of its cells to the sending of this message; None: they cannot be freed.
+        cells_before, cells_after: KV cells that it held before and holds now, by the engine's own count.
         prompt_processed: prompt tokens in KV cells when it was stopped.
         cells_used, sequences_used, cells_cached: as in `Step`, after it.
-        cells_warm: of its cells, or those that it had when it was preempted, how many a later run need not compute.
-        prompt_cached: of the prompt tokens processed, how many were in KV cells already when the run began.
+        cells_warm: how many of its cells, or of those that it had when it was preempted, later runs can reuse.
+        prompt_cached: how many of the processed prompt tokens were reused instead of computed.
     """
 
     run: int

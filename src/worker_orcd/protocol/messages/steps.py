@@ -1,4 +1,4 @@
-"""A step of the engine: `Step`, and what it brings to runs."""
+"""`Step`: the results of one step of the engine."""
 
 from typing import Literal
 
@@ -9,13 +9,13 @@ from worker_orcd.sampling import Logprobs
 
 
 class TokenOut(msgspec.Struct, frozen=True, array_like=True):
-    """One token of a run and the text that became certain with it.
+    """One token of a run, and the text that became final with it.
 
     Attributes:
-        token: its id; None when the run's end only releases text that was held back.
-        text: the text that became certain.
-        held: all text that is still held back after this token; it is released if the run ends here.
-        logprobs: if requested, its own log probability and those of the likeliest tokens.
+        token: its id; None if the run's end only releases text that was held back.
+        text: the text that became final.
+        held: all text that is still held back after this token. It is released if the run ends here.
+        logprobs: if requested, the log probabilities of the token and of the most likely tokens.
     """
 
     run: int
@@ -26,11 +26,11 @@ class TokenOut(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True):
-    """How much of a run's prompt is in KV cells.
+    """The progress of a run's prompt.
 
     Attributes:
         prompt_processed: prompt tokens in KV cells.
-        cached: how many of them were there already when the run got its slot; 0 in later reports.
+        cached: how many of them were reused when the run got its slot; 0 in later reports.
     """
 
     run: int
@@ -42,12 +42,12 @@ class EndOfRun(msgspec.Struct, frozen=True, array_like=True):
     """The end of a run that was not stopped. Its sequence and cells were freed before this was sent.
 
     Attributes:
-        reason: which natural end; None after an error.
-        cells_before, cells_after: KV cells that it held and holds, by the engine's own count.
-        error_code: an error code of the contract; None for a natural end.
+        reason: the kind of natural end; None after an error.
+        cells_before, cells_after: KV cells that it held before and holds now, by the engine's own count.
+        error_code: an error code of the API; None for a natural end.
         error_message: what failed.
-        cells_warm: of its cells, or those that it had when it was preempted, how many a later run need not compute.
-        embedding: the prompt's, if requested: 32-bit floats of a vector of length one.
+        cells_warm: how many of its cells, or of those that it had when it was preempted, later runs can reuse.
+        embedding: the prompt's embedding, if requested: 32-bit floats of a vector of length one.
     """
 
     run: int
@@ -69,29 +69,30 @@ class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True):
 
 
 StepOutcome = Literal["done", "aborted", "no_room", "failed"]
-"""How a step ended: computed, ended by an interrupt, without free KV cells for it, or by a fault of the device."""
+"""How a step ended: computed, aborted, too few free KV cells, or a device failure."""
 
 
 class Step(Message, frozen=True):
     """The results of one step, in order: tokens, then progress, then ends.
 
     Attributes:
-        duration_ms: how long it took.
-        tokens, progress, ended: what it brings to runs.
-        cells_used: KV cells that runs hold after it, shared ones counted once, by the audited ledger.
-        sequences_used: sequences that hold them.
-        next_ms: how long the next step is predicted to take, as the runs are now; with none left, the first step of a
-            long prompt.
-        outcome: how it ended. After any but `done`, the runs of which it reports nothing are computed again, or are
-            in `ended` or `preempted`. With `exact`, it may report results that were computed before it ended.
-        preempted: runs that were preempted because others need their cells. They hold no cells any more and wait for
-            a slot.
-        cells_cached: KV cells that are kept for later runs and held by none.
-        prompt_computed: prompt tokens that it computed.
-        prompt_logprobs: of the prompts of runs that want them.
+        duration_ms: the duration of the step.
+        tokens, progress, ended: the results for runs.
+        cells_used: KV cells that runs hold afterwards, by the audited ledger. Shared cells count once.
+        sequences_used: number of sequences that hold them.
+        next_ms: predicted duration of the next step with the current runs; without runs, of the first step of a long
+            prompt.
+        outcome: how the step ended. Unless it is `done`, the runs without results in this message are computed again,
+            or are in `ended` or `preempted`. With `exact`, the message may contain results of earlier parts of the
+            step.
+        preempted: runs that were preempted because others need their cells or slots. They hold no cells, and wait for a
+            slot.
+        cells_cached: KV cells that are warm.
+        prompt_computed: number of prompt tokens computed.
+        prompt_logprobs: log probabilities of prompts, for runs that request them.
         returned: runs that wait in the front from now on, because many more urgent ones wait here. The engine has
-            forgotten them.
-        followers: runs that wait for a live run's prefix, and leave free slots to others.
+            dropped them.
+        followers: number of runs that wait for a live run's prefix, and leave free slots to others.
     """
 
     duration_ms: float
@@ -111,5 +112,5 @@ class Step(Message, frozen=True):
 
     @property
     def aborted(self) -> bool:
-        """Whether an interrupt ended it."""
+        """Whether a stop aborted the step."""
         return self.outcome == "aborted"
