@@ -15,7 +15,7 @@ MAX_STOP_TOKEN_IDS = 128
 MAX_LOGPROBS = 20
 MAX_SAMPLERS = 16
 MAX_INFILL_CANDIDATES = 100
-"""The sampler `infill` compares all candidates with one another; with a whole vocabulary that takes minutes a token."""
+"""The sampler `infill` compares all candidates with each other. For a whole vocabulary this takes minutes per token."""
 MIN_LOGPROB = -9999.0
 """vLLM's value for minus infinity, which JSON does not have."""
 PENALTY_WINDOW = 64
@@ -24,10 +24,10 @@ PENALTY_WINDOW = 64
 SamplerName = Literal[
     "penalties", "top_k", "top_p", "min_p", "temperature", "infill", "dry", "top_n_sigma", "typ_p", "xtc"
 ]
-"""As llama-server calls its samplers. The last four may be listed and do nothing: the options that would turn them on
-are refused."""
+"""llama-server's names of samplers. The last four are accepted but have no effect, because the options that would
+enable them are refused."""
 SAMPLERS: tuple[SamplerName, ...] = ("penalties", "top_k", "top_p", "min_p", "temperature")
-"""In the order of the contract (section 2), which is also llama-server's."""
+"""The default samplers, in the documented order, which is also llama-server's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,8 @@ class SamplingParams:
         tuple[SamplerName, ...] | None,
         MaxLen(MAX_SAMPLERS),
         Doc(
-            f"only these samplers, in this order; left out: {', '.join(SAMPLERS)}. `infill` ends the output where the "
-            f"model is unsure; it needs `top_k` before it, of at most {MAX_INFILL_CANDIDATES}"
+            f"only these samplers, in this order; default: {', '.join(SAMPLERS)}. `infill` ends the output where the "
+            f"model is unsure; it requires `top_k` before it, of at most {MAX_INFILL_CANDIDATES}"
         ),
     ] = None
     n_indent: Annotated[
@@ -117,8 +117,8 @@ class SamplingParams:
         Ge(-1),
         Le(2**31 - 1),
         Doc(
-            "0 and -1 are off; the output ends with the first line break that comes more than so many milliseconds "
-            "after the first token"
+            "0 and -1 are off; the output ends with the first line break more than this many milliseconds after the "
+            "first token"
         ),
     ] = 0
     logprobs: Annotated[
@@ -133,15 +133,17 @@ class SamplingParams:
 
     @property
     def infill_fault(self) -> str | None:
-        """Why the sampler `infill` cannot be used as the request asks for it; None: it can, or is not asked for."""
+        """Why the request's sampler `infill` cannot be used; None if it can, or is not requested."""
         names = self.samplers or ()
         if "infill" not in names:
             return None
         filtered = "top_k" in names[: names.index("infill")]
         if not filtered or not 0 < self.top_k <= MAX_INFILL_CANDIDATES:
-            return f"infill needs top_k before it, with a top_k of 1 to {MAX_INFILL_CANDIDATES}"
+            return f"infill requires top_k before it, with a top_k of 1 to {MAX_INFILL_CANDIDATES}"
         return (
-            "infill may end the output early, so it does not go with min_tokens" if self.min_tokens else None
+            "infill may end the output early, so it cannot be combined with min_tokens"
+            if self.min_tokens
+            else None
         )
 
     def beyond(self, vocabulary: int) -> Iterator[tuple[str, str]]:

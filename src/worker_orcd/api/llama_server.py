@@ -1,4 +1,4 @@
-"""`POST /infill` and `POST /completion`: fill a gap, or continue a text, in the words of llama-server."""
+"""`POST /infill` and `POST /completion`: fill a gap or continue a text, compatible with llama-server."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ _STOP_TYPES: dict[StopReason, str] = {"stop": "eos", "stop_sequence": "word", "l
 
 @dataclass(frozen=True, slots=True)
 class RawCompletion(Completion):
-    """The words of these endpoints."""
+    """The response bodies of these endpoints."""
 
     fields: Sequence[str] = ()
-    """Fields of the answer that the client wants; empty: all."""
+    """The requested fields of the response; empty: all."""
     last: ClassVar[bytes] = b""
 
     def whole(self, jobs: Sequence[Job]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _rate(name: str, tokens: int, duration_ms: float) -> dict[str, float]:
 
 
 def _selected(body: dict[str, Any], paths: Sequence[str]) -> dict[str, Any]:
-    """The fields with these paths, each by its path. One that does not exist is left out, as by llama-server."""
+    """The fields with these paths, by path. As in llama-server, unknown fields are left out."""
     found: dict[str, Any] = {}
     for path in paths:
         value: Any = body
@@ -121,10 +121,10 @@ def router(worker: WorkerInterface) -> APIRouter:
         words = partial(RawCompletion, fields=asked.response_fields)
         return await answer(worker, request, asked, words, "infill-")
 
-    @routes.post("/completions", include_in_schema=False)  # llama-server's other name of the same.
+    @routes.post("/completions", include_in_schema=False)  # llama-server has both names.
     @routes.post(
         "/completion",
-        summary="Continue a text, as llama-server has it",
+        summary="Continue a text, as in llama-server",
         response_class=Response,
         responses=_answers(),
         openapi_extra=schema.body(RawCompletionRequest, _EXAMPLE),

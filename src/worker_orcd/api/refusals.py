@@ -21,7 +21,7 @@ READ_ON_SEC = 1.0
 _MAX_IDS = 8
 _OVERLAP = 512
 _NAMED = re.compile(rb'(?<!\\)"job_id"\s*:\s*"([A-Za-z0-9._:\-]{1,256})"')
-"""A member of a JSON object; inside a string, quotes are escaped. Works on bodies that are no whole JSON, too."""
+"""A member of a JSON object. Also works on bodies that are not complete JSON; quotes inside strings are escaped."""
 _JOB_PATHS = frozenset({"/execute", "/infill", "/completion", "/completions"})
 _NOT_REFUSED = frozenset({401, 409, 504})
 """Statuses that are not such refusals: no valid key; the id is live; an accepted job timed out."""

@@ -20,7 +20,7 @@ _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32
 
 
 class LlamaSampler:
-    """Masks, then a chain of llama.cpp's samplers: logit bias, those of `samplers` in their order, the draw.
+    """Masks, followed by a chain of llama.cpp's samplers: logit bias, the `samplers` in their order, and the draw.
 
     The chain is kept; the drawing sampler is created for each token, seeded by (seed, index).
     """
@@ -62,7 +62,7 @@ class LlamaSampler:
             lib.llama_sampler_accept(self._chain, token)
 
     def _links(self, sampling: SamplingParams) -> Iterable[Any]:
-        """The samplers of the chain that are on, in their order."""
+        """The enabled samplers of the chain, in order."""
         lib = self._lib
         if sampling.logit_bias:
             biases = (lib.llama_logit_bias * len(sampling.logit_bias))(*sampling.logit_bias.items())
@@ -75,7 +75,7 @@ class LlamaSampler:
             yield from self._link(name, sampling)
 
     def _link(self, name: str, sampling: SamplingParams) -> Iterable[Any]:
-        """The sampler with this name, if it is on."""
+        """The sampler with this name, if it is enabled."""
         lib = self._lib
         penalties = (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty)
         if name == "penalties" and penalties != (1.0, 0.0, 0.0):

@@ -147,11 +147,11 @@ class Sequence:
             self._matcher.close()
 
     def draw(self, row: int, model: Model, now: float) -> tuple[list[TokenOut], EndOfRun | None]:
-        """Draw its next token from row `row` of the step that just ran.
+        """Draw the next token from row `row` of the last step.
 
         Args:
-            row: the row whose logits the token is drawn from.
-            model: has computed the step.
+            row: the row from whose logits the token is drawn.
+            model: the model that computed the step.
             now: the time in seconds.
 
         Returns:
@@ -199,8 +199,8 @@ class Sequence:
         return [TokenOut(run, token, text, self._text.held, logprobs)], None
 
     def _is_late(self, text: str, now: float) -> bool:
-        """Whether the output ends with this text: a line break after the time for the output. A run that was requeued
-        has this time once more."""
+        """Whether the output ends with this text, because it has a line break after `t_max_predict_ms`. This time
+        starts again when the run is requeued."""
         if self._first_drawn_at is None:
             self._first_drawn_at = now
         most, spent_ms = self.run.sampling.t_max_predict_ms, (now - self._first_drawn_at) * 1000

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 @dataclass(slots=True)
 class Indentation:
-    """Cuts a text where a line after the first has too little indentation: before its first character that is neither
-    a space nor a tab.
+    """Cuts a text at the first line (after the first one) with too little indentation, before the line's first
+    character that is neither a space nor a tab.
 
     Attributes:
-        least: spaces and tabs that each line must begin with; 0: any number.
-        blanks: of the last line so far; None: the line is indented enough.
+        least: minimum number of spaces and tabs at the beginning of each line; 0: no minimum.
+        blanks: number of spaces and tabs at the beginning of the last line so far; None: the line is indented enough.
         cut: whether the text was cut.
     """
 
@@ -20,7 +20,7 @@ class Indentation:
     cut: bool = False
 
     def feed(self, text: str) -> str:
-        """What is kept of more text."""
+        """Add text, and return the part before the cut."""
         if not self.least:
             return text
         for place, character in enumerate(text):
@@ -37,10 +37,10 @@ class Indentation:
 class TextAssembler:
     """Turns one job's token bytes into final text.
 
-    Bytes of a character that is not complete are held back; bytes that can never become one are dropped, so no
-    U+FFFD appears that the model did not write. Text that may be the start of a stop sequence is held back until
-    it is decided; the sequence itself and what follows it is never shown. Nor is a line with less indentation than
-    `n_indent`, but for its indentation.
+    Bytes of an incomplete character are held back. Bytes that can never become a character are dropped, so no U+FFFD
+    appears that the model did not write. Text that may be the start of a stop sequence is held back until that is
+    certain; a stop sequence and the text after it are never shown. A line with less indentation than `n_indent` ends
+    the text, after its indentation.
     """
 
     def __init__(self, stops: tuple[str, ...] = (), n_indent: int = 0) -> None:
@@ -52,11 +52,11 @@ class TextAssembler:
 
     @property
     def cut(self) -> bool:
-        """Whether a line had too little indentation; nothing follows the text before it."""
+        """Whether a line had too little indentation, so that the output ends."""
         return self._indentation.cut
 
     def feed(self, piece: bytes) -> str:
-        """The text that becomes certain with this token's bytes. Sets `stopped` when a stop sequence is complete."""
+        """Add a token's bytes, and return the text that becomes final. Sets `stopped` at a complete stop sequence."""
         if self.stopped or self.cut:
             return ""
         self._held += self._decoder.decode(piece)
@@ -71,14 +71,14 @@ class TextAssembler:
         return self._release(len(self._held) - self._undecided())
 
     def finish(self) -> str:
-        """Text that was held back and that nothing can follow any more."""
+        """The text that was held back, at the end of the output."""
         if self.stopped or self.cut:
             return ""
         return self._release(len(self._held))
 
     @property
     def held(self) -> str:
-        """Text that is held back now: a stop sequence may begin with it."""
+        """The text held back now, because a stop sequence may begin with it."""
         return "" if self.cut else replace(self._indentation).feed(self._held)
 
     def _release(self, length: int) -> str:

@@ -43,8 +43,7 @@ class Dispatcher:
     def __init__(
         self, ceilings: Ceilings, max_queue: int, cancel_memory_sec: float = 5.0, *, epoch: str = "0"
     ) -> None:
-        """Begin without an engine. `epoch` is a secret value of this start of the worker, which makes incarnations
-        unique across restarts."""
+        """Begin without an engine. `epoch`: a secret of this start of the worker, for unique incarnations."""
         self._epoch = epoch.encode()
         self.tracker = JobTracker()
         self.queue = JobQueue()
@@ -84,9 +83,8 @@ class Dispatcher:
         When this returns, a job whose cancel arrived first has already ended, and so has a retry of the job that the
         cancel `retry_of` stopped. If that is the first job of the request, no job is superseded.
 
-        The new jobs take over the place in the queue of the superseded ones, until the first job that had this place
-        would have timed out. In the effects, their stops come first, so the engine frees their cells before it gets a
-        new run.
+        The new jobs take over the superseded ones' place in the queue (`Job.take_place_of`). In the effects, their
+        stops come first, so the engine frees their cells before it gets a new run.
 
         Raises:
             JobError: `DRAINING`, `JOB_ID_IN_USE` or `QUEUE_FULL`. Then no job has changed.

@@ -188,10 +188,10 @@ class JobRequest(Body, SamplingParams):
                 f"prompt has {len(self.text)} characters, at most {ceilings.max_prompt_chars} are allowed",
                 "prompt",
             )
-        constraint = self.constraint  # Refused here, if at all.
+        constraint = self.constraint  # Raises if the constraint is invalid.
         fault = self.infill_fault
         if fault is None and constraint is not None and "infill" in (self.samplers or ()):
-            fault = "infill may end the output early, so it does not go with a grammar or a schema"
+            fault = "infill may end the output early, so it cannot be combined with a grammar or a schema"
         if fault is not None:
             raise invalid(f"samplers: {fault}", "samplers")
         too_many = None not in (self.max_tokens, ceilings.max_tokens_out) and (

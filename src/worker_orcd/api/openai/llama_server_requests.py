@@ -1,4 +1,4 @@
-"""The bodies of `POST /infill` and `POST /completion`, which llama-server's clients send."""
+"""The bodies of `POST /infill` and `POST /completion`, for llama-server's clients."""
 
 import json
 from typing import ClassVar, Literal
@@ -13,18 +13,18 @@ from worker_orcd.jobs.request import Body, JobRequest
 
 
 class LlamaServerRequest(Completions):
-    """What both bodies have in common."""
+    """The common fields of both bodies."""
 
     refused: ClassVar = unsupported.LLAMA_SERVER_REQUEST
 
     n: Literal[1] | None = None
     max_tokens: int | None = Field(
-        default=None, ge=0, description="or `n_predict`; with 0 the prompt is computed for later requests"
+        default=None, ge=0, description="or `n_predict`; 0: only compute the prompt, for later requests"
     )
     response_fields: list[str] = Field(
         default=[],
-        description="only these fields of the answer, or of a stream's last chunk; `timings/prompt_n` is one within "
-        "another, and is called that in the answer",
+        description="only these fields of the response, or of a stream's last chunk; a path such as `timings/prompt_n` "
+        "names a nested field, and is its name in the response",
     )
 
 
@@ -38,7 +38,7 @@ class Chunk(Body):
 
 
 class InfillRequest(LlamaServerRequest):
-    """The body of `POST /infill`, as llama-server has it."""
+    """The body of `POST /infill`, as in llama-server."""
 
     input_prefix: str = Field(description="the text before the gap")
     input_suffix: str = Field(description="the text after the gap")
@@ -51,7 +51,7 @@ class InfillRequest(LlamaServerRequest):
         return {"suffix": "input_suffix", "prompt": "input_prefix"} | self.constraint_names
 
     def wanted(self, name: str) -> list[JobRequest]:
-        """Its job."""
+        """The request's job."""
         prompt = infill_prompt(
             self.input_prefix,
             self.input_suffix,
@@ -63,14 +63,14 @@ class InfillRequest(LlamaServerRequest):
 
 
 class RawCompletionRequest(LlamaServerRequest):
-    """The body of `POST /completion`, as llama-server has it."""
+    """The body of `POST /completion`, as in llama-server."""
 
     prompt: str | list[TokenId] = Field(
         description="a text, in which special tokens are parsed, or token ids"
     )
 
     def wanted(self, name: str) -> list[JobRequest]:
-        """Its job."""
+        """The request's job."""
         if not self.prompt:
             raise invalid("prompt must not be empty", "prompt")
         is_text = isinstance(self.prompt, str)
