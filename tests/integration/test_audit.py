@@ -76,7 +76,7 @@ def test_a_sequence_that_stays_dirty_for_a_while_is_not_used_and_comes_back_when
     leaky.execute(fresh_id(), script(leak=5), max_tokens=3).finished().assert_whole()
     leaky.narrated("error")
     (message,) = reported(leaky)
-    assert message.endswith("the sequence is not used until it is clean")
+    assert message.endswith("the sequence is not used until its cells are free")
     runs_well(leaky)
     wait_until(lambda: leaky.health()["kv_cells_used"] == 0, what="a clean sequence")
     assert faults(leaky) == len(reported(leaky)) == 1

@@ -10,16 +10,16 @@ ALWAYS: Final = "always"
 """The variant of an action that has only one sentence."""
 
 OPERATORS: Final = "operators only"
-"""Marks a field that names a path, or shows how busy other tenants are."""
+"""Marks a field that only operators may see: it contains a path, or reveals other tenants' load."""
 
 
 EventFields = dict[str, str | int | float | bool | None]
-"""One event, as it is written."""
+"""The fields of one event, as written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """A level and its sentence; `{name}` stands for the field of that name."""
+    """A level and a sentence. `{name}` is replaced by the field with this name."""
 
     level: Level
     template: str
@@ -34,21 +34,21 @@ class BaseAction:
     sentences: ClassVar[Mapping[str, Sentence]]
     """The sentences by variant."""
     for_tenants: ClassVar[str | None] = None
-    """The sentence for tenants, where one of `sentences` has a field for operators."""
+    """The sentence for tenants, if one of `sentences` has a field for operators."""
     acts_on: ClassVar[str]
-    """How `target` is built, with `{name}` for a field; for the documentation too."""
+    """The template of `target`, with `{name}` for a field. Also used for the documentation."""
 
     def variant(self) -> str:
-        """Return which of `sentences` describes this event."""
+        """Return the key of the sentence in `sentences` for this event."""
         return ALWAYS
 
     def target(self) -> str:
-        """Return what is acted on, for example `job:job-7`."""
+        """Return the object of the action, for example `job:job-7`."""
         return self.acts_on
 
 
 class WorkerAction(BaseAction):
-    """An action of the worker as a whole. It belongs to no tenant; every tenant sees it, without fields for
+    """An action of the worker as a whole. It belongs to no tenant. Every tenant sees it, without fields for
     operators."""
 
     __slots__ = ()

@@ -1,4 +1,4 @@
-"""Live listeners of log events: bounded, and never waited for."""
+"""Distributes log events to live listeners. Bounded, and never waits for a listener."""
 
 import asyncio
 import secrets
@@ -11,16 +11,16 @@ from worker_orcd.narration.action import EventFields
 from worker_orcd.narration.visibility import concerns_worker, for_tenants
 
 BACKLOG = 200
-"""Past events that a new listener gets."""
+"""The most past events that a new listener gets."""
 MAX_KEPT = 2000
-"""Events kept for future listeners, of all tenants together."""
+"""The most events kept for future listeners, of all tenants together."""
 MAX_BEHIND = 1000
-"""A listener that is further behind loses the oldest."""
+"""The most events that wait for one listener. Beyond this, it loses the oldest."""
 MAX_LISTENERS = 32
 
 
 class MarkedEvent(NamedTuple):
-    """An event and its mark, after which a listener can resume.
+    """An event, and its mark, with which a listener can resume.
 
     The mark is random: a count would reveal how active other tenants are.
     """
@@ -30,16 +30,16 @@ class MarkedEvent(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """An event that is kept."""
+    """An event kept for future listeners."""
 
     mark: str
     event: EventFields
     for_tenants: EventFields | None
-    """What a tenant sees of the event if it is not the tenant's own."""
+    """The part of the event that other tenants may see."""
 
 
 class Listener:
-    """A listener: an operator gets every event, a tenant its own events and what every tenant may see."""
+    """A listener. An operator gets every event; a tenant gets its own events and those for every tenant."""
 
     def __init__(self, owner: str, *, operator: bool) -> None:
         self.owner = owner
@@ -49,7 +49,7 @@ class Listener:
         self._closed = False
 
     def seen(self, kept: _Kept, owner: str | None) -> MarkedEvent | None:
-        """What this listener may see of an owner's event; None if nothing."""
+        """The part of an owner's event that this listener may see; None if it may not see the event."""
         event = kept.event if self._operator or owner == self.owner else kept.for_tenants
         return None if event is None else MarkedEvent(kept.mark, event)
 
@@ -64,7 +64,7 @@ class Listener:
         self._news.set()
 
     async def listen(self, idle_sec: float) -> AsyncIterator[list[MarkedEvent]]:
-        """Batches of new events; an empty batch after `idle_sec` without any."""
+        """Yield batches of new events, and an empty batch after `idle_sec` without events."""
         while True:
             self._news.clear()
             received = [self._waiting.popleft() for _ in range(len(self._waiting))]
@@ -88,8 +88,8 @@ def _latest(events: list[tuple[str | None, MarkedEvent]]) -> list[MarkedEvent]:
 
 
 class Broadcast:
-    """The listeners, and the latest events. Both are bounded; what exceeds a bound is taken from the owner that has
-    most."""
+    """The listeners and the latest events. Both are bounded; beyond a bound, the owner with the most loses the
+    oldest."""
 
     def __init__(self) -> None:
         self._kept: BoundedByOwner[str, _Kept] = BoundedByOwner(MAX_KEPT)
@@ -97,7 +97,7 @@ class Broadcast:
         self._closed = False
 
     def emit(self, event: EventFields, owner: str | None) -> None:
-        """Pass an event to the listeners. `owner` is the owner of its request; None if it belongs to no owner.
+        """Pass an event to the listeners. `owner`: the owner of its request; None if it belongs to no owner.
 
         An event about the worker as a whole belongs to no owner, even if an owner's request caused it.
         """
@@ -111,15 +111,15 @@ class Broadcast:
                 listener.value.push(received)
 
     def join(self, owner: str, after: str | None = None, *, operator: bool = False) -> Listener | None:
-        """Add a listener; None if there are too many and no other owner has more of them than this one.
+        """Add a listener. Returns None if there are too many, and no other owner has more than this one.
 
-        A listener that is one too many takes the place of the oldest one of the owner that has most.
+        Beyond the bound, a new listener replaces the oldest one of the owner with the most.
 
         Args:
-            owner: who listens.
-            after: the mark of the last event that the client has. Without it, or if it is not kept any more, the
-                listener gets the latest `BACKLOG` events; of owners whose events an operator gets, each has its
-                share of these.
+            owner: the listener's owner.
+            after: the mark of the last event that the client has. Without it, or if that event is not kept any more,
+                the listener gets the latest `BACKLOG` events. For an operator, each owner's events get a share of
+                these.
             operator: whether the listener is an operator.
         """
         if self._listeners.is_full_for(owner):
@@ -144,7 +144,7 @@ class Broadcast:
         self._listeners.remove(listener.owner, listener)
 
     def close(self) -> None:
-        """End every listener's stream, and those of listeners to come."""
+        """End the streams of all listeners, and of later ones at once."""
         self._closed = True
         for listener in self._listeners:
             listener.value.close()

@@ -1,12 +1,11 @@
-"""The closed catalogue of log events (M0-W-1900; contract, "Narration").
+"""The closed catalogue of log events (M0-W-1900).
 
-One frozen class per action: its fields are what the event carries, its `sentences` what a person reads.
-The classes are the data. The documentation is rendered from them, mypy checks each use of them, and
-`Narrator.emit` refuses anything that is not one of them. To add an action, write its class and name it
-in `Action`. Tenants do not see a field that is marked `OPERATORS` in an event that belongs to none of them.
+Each action is a frozen class with the event's fields and its `sentences` for people. The documentation is generated
+from the classes, mypy checks each use of them, and `Narrator.emit` refuses any other object. To add an action, write
+its class and add it to `Action`. In an event without a tenant, tenants do not see fields that are marked `OPERATORS`.
 
-Milliseconds are numbers with a fraction. A field that defaults to None is left out of the event while it
-is None; a field that may be None without a default is always there, because its absence says something.
+Milliseconds are numbers with a fraction. A field whose default is None is left out of the event while it is None. A
+field that may be None and has no default is always present.
 """
 
 from collections.abc import Mapping
@@ -41,25 +40,25 @@ class Startup(WorkerAction):
     for_tenants: ClassVar = "Worker {version} is starting on {host}:{port}"
 
     version: Annotated[str, "of worker-orcd"]
-    host: Annotated[str, "address listened on"]
-    port: Annotated[int, "port listened on"]
+    host: Annotated[str, "the address it listens on"]
+    port: Annotated[int, "the port it listens on"]
     model: Annotated[str, "the model's name or path", OPERATORS]
-    device: Annotated[str, "where the model is to be: `cpu` or `gpu N`"]
+    device: Annotated[str, "the device for the model: `cpu` or `gpu N`"]
     parallel: Annotated[int, "sequences decoded together"]
     context_length: Annotated[int, "KV cells shared by all sequences"]
-    exact: Annotated[bool, "whether byte-identical streams are asked for"]
-    max_queue: Annotated[int, "jobs that may wait"]
-    inference_timeout_sec: Annotated[float, "s a job may take, waiting included"]
+    exact: Annotated[bool, "whether byte-identical streams are required"]
+    max_queue: Annotated[int, "the most jobs that may wait"]
+    inference_timeout_sec: Annotated[float, "s that a job may take, waiting included"]
     api_keys: Annotated[
-        int, "API keys configured, operators' included; 0 is open to all who reach it", OPERATORS
+        int, "number of API keys, operators' included; 0: open to all clients that reach it", OPERATORS
     ]
     open_key_files: Annotated[
-        str | None, "key files that every user of this machine can read, if there are any", OPERATORS
+        str | None, "key files that every user of this machine can read, if any", OPERATORS
     ] = None
-    insecure: Annotated[bool, "whether it may be reached from elsewhere without keys"] = False
+    insecure: Annotated[bool, "whether other machines may reach it without keys"] = False
 
     def variant(self) -> str:
-        """Choose by who may use the worker."""
+        """Depends on who may use the worker."""
         if self.open_key_files is not None:
             return "open key files"
         return "open to everybody" if self.insecure else "closed"
@@ -92,7 +91,7 @@ class ModelLoadProgress(WorkerAction):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelLoadComplete(WorkerAction):
-    """The model is resident and its tokenizer usable."""
+    """The model and its tokenizer are loaded."""
 
     name: ClassVar = "model_load_complete"
     acts_on: ClassVar = "model"
@@ -101,28 +100,28 @@ class ModelLoadComplete(WorkerAction):
 
     path: Annotated[str, "the model file", OPERATORS]
     load_ms: Annotated[float, "ms from the start of loading"]
-    device: Annotated[str, "where the model is: `cpu` or `gpu N`"]
-    context_length: Annotated[int, "tokens one job can have, prompt and output together"]
-    cells: Annotated[int, "KV cells in all"]
+    device: Annotated[str, "the model's device: `cpu` or `gpu N`"]
+    context_length: Annotated[int, "tokens that one job can have, prompt and output together"]
+    cells: Annotated[int, "total number of KV cells"]
     vocab_size: Annotated[int, "tokens in the vocabulary"]
     exact: Annotated[bool, "whether the self-check found streams to be byte-identical"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready(WorkerAction):
-    """The worker can take jobs and make progress with them."""
+    """The worker accepts jobs, and they make progress."""
 
     name: ClassVar = "ready"
     sentences: ClassVar = {ALWAYS: Sentence("INFO", "Worker is ready on {host}:{port}")}
 
-    host: Annotated[str, "address listened on"]
-    port: Annotated[int, "port listened on"]
+    host: Annotated[str, "the address it listens on"]
+    port: Annotated[int, "the port it listens on"]
     startup_ms: Annotated[float, "ms from the start of the process"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drain(WorkerAction):
-    """Shutdown was asked for: no new work, running jobs may finish until the drain time is over."""
+    """The worker shuts down: it accepts no new jobs, and running jobs may finish until the drain time is over."""
 
     name: ClassVar = "drain"
     sentences: ClassVar = {
@@ -134,24 +133,24 @@ class Drain(WorkerAction):
 
     jobs_running: Annotated[int, "jobs in the engine", OPERATORS]
     jobs_queued: Annotated[int, "jobs waiting", OPERATORS]
-    drain_sec: Annotated[float, "s until what still runs is cancelled"]
+    drain_sec: Annotated[float, "s until jobs that still run are cancelled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shutdown(WorkerAction):
-    """The last event of a worker's life."""
+    """The last event of a worker."""
 
     name: ClassVar = "shutdown"
     sentences: ClassVar = {ALWAYS: Sentence("INFO", "Worker is shutting down: {reason}")}
 
-    reason: Annotated[str, "who asked: `SIGTERM`, `SIGINT`, `POST /shutdown`, or what ended it"]
+    reason: Annotated[str, "the cause: `SIGTERM`, `SIGINT`, `POST /shutdown`, or the failure that ended it"]
     uptime_s: Annotated[float, "s since the process started"]
-    exit_code: Annotated[int, "what the process is about to exit with"]
+    exit_code: Annotated[int, "the exit code of the process"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecuteStart(JobAction):
-    """The engine starts a job. The event has the prompt's length and SHA-256 only (`prompt_digest`)."""
+    """The engine starts a job. The event contains only the prompt's length and SHA-256 (`prompt_digest`)."""
 
     name: ClassVar = "execute_start"
     sentences: ClassVar = {ALWAYS: Sentence("INFO", "Starting job {job_id}")}
@@ -160,7 +159,7 @@ class ExecuteStart(JobAction):
     prompt_sha256: Annotated[str, "SHA-256 of the prompt as sent, in hex"]
     prompt_tokens: Annotated[int | None, "tokens of the rendered prompt, once known"] = None
     max_tokens: Annotated[int, "tokens the job may generate"]
-    seed: Annotated[int, "given or drawn; unsigned 64-bit"]
+    seed: Annotated[int, "the client's seed or a random one; unsigned 64-bit"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,13 +174,13 @@ class ExecuteEnd(JobAction):
     tokens_out: Annotated[int, "tokens generated"]
     decode_time_ms: Annotated[float, "ms from the job's first token to its last"]
     stop_reason: Annotated[str, "`stop`, `length` or `stop_sequence`"]
-    queue_ms: Annotated[float, "ms from acceptance to the engine"]
+    queue_ms: Annotated[float, "ms from acceptance to the start in the engine"]
     first_token_ms: Annotated[float | None, "ms from acceptance to the first token, if any"] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel(BaseAction):
-    """A stop was requested. `cancel_complete` says whether it took effect."""
+    """A stop was requested. `cancel_complete` reports its effect."""
 
     name: ClassVar = "cancel"
     acts_on: ClassVar = "job:{job_id} or group:{group}"
@@ -192,28 +191,27 @@ class Cancel(BaseAction):
         "no live job in the group": Sentence("WARN", "Cancel requested for group {group} without live jobs"),
     }
 
-    job_id: Annotated[str | None, "the job; none only for a group without live jobs"] = None
-    known: Annotated[Literal["live", "finished", "unknown"], "what the worker knows of the job"]
+    job_id: Annotated[str | None, "the job; missing only for a group without live jobs"] = None
+    known: Annotated[Literal["live", "finished", "unknown"], "the state of the job"]
     reason: Annotated[str, "`client`, `disconnect`, `shutdown` or `superseded`"]
     phase: Annotated[str | None, "a live job's `queued`, `loading`, `prefill` or `decode`"] = None
-    repeated: Annotated[bool, "true when the job was already being cancelled: nothing changes"] = False
-    group: Annotated[str | None, "the group that was cancelled, if it was one"] = None
-    superseded_by: Annotated[str | None, "the job that replaces this one, if the reason is `superseded`"] = (
-        None
-    )
+    repeated: Annotated[bool, "true if the job was already being stopped, so that nothing changes"] = False
+    group: Annotated[str | None, "the cancelled group, if any"] = None
+    superseded_by: Annotated[str | None, "the newer job, if the reason is `superseded`"] = None
 
     def variant(self) -> str:
-        """Choose by what is known of the job."""
+        """Depends on the state of the job."""
         return "no live job in the group" if self.job_id is None else self.known
 
     def target(self) -> str:
-        """Return the job, or the group that had none."""
+        """Return the job, or the group without live jobs."""
         return f"group:{self.group}" if self.job_id is None else f"job:{self.job_id}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelComplete(JobAction):
-    """A stopped job's terminal event is written. The event is the receipt. All times count from the accepted cancel.
+    """A stopped job's terminal event is written. This event is the receipt. All times count from the accepted stop
+    request.
 
     The event's `correlation_id` is the job's own.
     """
@@ -221,42 +219,42 @@ class CancelComplete(JobAction):
     name: ClassVar = "cancel_complete"
     sentences: ClassVar = {
         "freed": Sentence("INFO", "Job {job_id} cancelled successfully"),
-        "at its deadline": Sentence("INFO", "Job {job_id} is stopped at its deadline"),
+        "at its time limit": Sentence("INFO", "Job {job_id} is stopped at its time limit"),
         "not confirmed": Sentence("WARN", "Job {job_id} ends as CANCELLED; its memory is not confirmed free"),
     }
 
-    reason: Annotated[str, "the first: `client`, `disconnect`, `shutdown`, `superseded` or `timeout`"]
-    phase: Annotated[str, "when it was asked to stop: `queued`, `loading`, `prefill` or `decode`"]
-    stopped_ms: Annotated[float | None, "ms until computing had stopped; null when not confirmed"]
-    freed_ms: Annotated[float | None, "ms until its memory was free; null when not confirmed"]
-    terminal_ms: Annotated[float, "ms until the terminal event was in the stream"]
+    reason: Annotated[str, "of the first stop: `client`, `disconnect`, `shutdown`, `superseded` or `timeout`"]
+    phase: Annotated[str, "at the stop request: `queued`, `loading`, `prefill` or `decode`"]
+    stopped_ms: Annotated[float | None, "ms until computing stopped; null if not confirmed"]
+    freed_ms: Annotated[float | None, "ms until its memory was freed; null if not confirmed"]
+    terminal_ms: Annotated[float, "ms until the terminal event was written"]
     prompt_tokens: Annotated[int | None, "prompt tokens processed"] = None
     tokens_out: Annotated[int, "tokens generated"]
-    cells_before: Annotated[int, "KV cells held when asked to stop"]
-    cells_after: Annotated[int | None, "KV cells held at the end; null when not confirmed"]
-    cancel_correlation_id: Annotated[str | None, "of the request that cancelled"] = None
+    cells_before: Annotated[int, "KV cells held at the stop request"]
+    cells_after: Annotated[int | None, "KV cells held at the end; null if not confirmed"]
+    cancel_correlation_id: Annotated[str | None, "correlation id of the cancel request"] = None
 
     def variant(self) -> str:
-        """Choose by whether the stop is confirmed, then by its reason."""
+        """Depends on whether the stop is confirmed, then on its reason."""
         if self.freed_ms is None:
             return "not confirmed"
-        return "at its deadline" if self.reason == "timeout" else "freed"
+        return "at its time limit" if self.reason == "timeout" else "freed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeout(JobAction):
-    """A job's deadline passed; it is stopped like a cancelled one."""
+    """A job's time limit has passed. The job is stopped like a cancelled one."""
 
     name: ClassVar = "timeout"
-    sentences: ClassVar = {ALWAYS: Sentence("WARN", "Job {job_id} exceeds its deadline of {timeout_ms} ms")}
+    sentences: ClassVar = {ALWAYS: Sentence("WARN", "Job {job_id} exceeds its time limit of {timeout_ms} ms")}
 
-    timeout_ms: Annotated[int, "ms the job had, waiting included"]
+    timeout_ms: Annotated[int, "the time limit in ms, waiting included"]
     phase: Annotated[str, "`queued`, `loading`, `prefill` or `decode`"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disconnect(JobAction):
-    """The client of a job left."""
+    """The client of a job disconnected."""
 
     name: ClassVar = "disconnect"
     sentences: ClassVar = {
@@ -265,10 +263,10 @@ class Disconnect(JobAction):
     }
 
     phase: Annotated[str, "`queued`, `loading`, `prefill` or `decode`"]
-    on_disconnect: Annotated[Literal["cancel", "continue"], "what the job asked for"] = "cancel"
+    on_disconnect: Annotated[Literal["cancel", "continue"], "the job's setting"] = "cancel"
 
     def variant(self) -> str:
-        """Choose by whether the job continues."""
+        """Depends on whether the job continues."""
         return self.on_disconnect
 
 
@@ -286,14 +284,14 @@ class Error(BaseAction):
     }
     for_tenants: ClassVar = "Worker reports {code}"
 
-    code: Annotated[str, "from the contract's table of errors"]
+    code: Annotated[str, "the error code"]
     message: Annotated[str, "message for the client or operator; never prompt or output", OPERATORS]
-    job_id: Annotated[str | None, "the job, if there is one"] = None
-    http_status: Annotated[int | None, "answered to the client; none for a failure within a stream"] = None
-    param: Annotated[str | None, "the request's field that was wrong"] = None
-    exception_type: Annotated[str | None, "qualified name of what was raised", OPERATORS] = None
+    job_id: Annotated[str | None, "the job, if any"] = None
+    http_status: Annotated[int | None, "the response's status; missing for a failure within a stream"] = None
+    param: Annotated[str | None, "the request's faulty field"] = None
+    exception_type: Annotated[str | None, "qualified name of the exception", OPERATORS] = None
     traceback: Annotated[
-        str | None, "where it was raised; without messages, they may quote a prompt", OPERATORS
+        str | None, "where it was raised; without messages, which may quote a prompt", OPERATORS
     ] = None
 
     @classmethod
@@ -318,8 +316,8 @@ class Error(BaseAction):
         )
 
     def variant(self) -> str:
-        """Choose the sentence by who has to act: the client or the operator."""
-        # 503 is DRAINING: the worker means it, nothing has failed.
+        """Depends on who must act: the client or the operator."""
+        # 503 is DRAINING, which is not a failure.
         if self.http_status is not None and (self.http_status < 500 or self.http_status == 503):
             return "refused"
         if self.job_id is None:
@@ -327,7 +325,7 @@ class Error(BaseAction):
         return "unfit" if self.code == "INVALID_REQUEST" else "job"
 
     def target(self) -> str:
-        """Return the job, else what was refused or failed."""
+        """Return the job, otherwise the request or the worker."""
         if self.job_id is not None:
             return f"job:{self.job_id}"
         return "worker" if self.http_status is None else "request"
@@ -340,18 +338,18 @@ class EngineLost(WorkerAction):
     name: ClassVar = "engine_lost"
     acts_on: ClassVar = "engine"
     sentences: ClassVar = {ALWAYS: Sentence("ERROR", "Engine process {engine_pid} is lost: {why}")}
-    for_tenants: ClassVar = "The engine is lost; it is started again"
+    for_tenants: ClassVar = "The engine is lost and is being restarted"
 
     engine_pid: Annotated[int, "process id of the lost engine", OPERATORS]
-    why: Annotated[str, "how it was noticed, or why it was killed", OPERATORS]
-    exit_code: Annotated[int | None, "if it exited", OPERATORS] = None
+    why: Annotated[str, "how it ended, or why it was killed", OPERATORS]
+    exit_code: Annotated[int | None, "the exit code, if it exited", OPERATORS] = None
     signal: Annotated[str | None, "name of the signal that ended it, for example `SIGKILL`", OPERATORS] = None
-    jobs_running: Annotated[int, "jobs that were running in it and wait for the next one", OPERATORS]
+    jobs_running: Annotated[int, "jobs that were running in it and now wait for the next engine", OPERATORS]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRestarted(WorkerAction):
-    """A new engine process has the model loaded and takes jobs."""
+    """A new engine process has loaded the model and accepts jobs."""
 
     name: ClassVar = "engine_restarted"
     acts_on: ClassVar = "engine"
@@ -361,7 +359,7 @@ class EngineRestarted(WorkerAction):
     for_tenants: ClassVar = "The engine is back after {ready_ms} ms"
 
     engine_pid: Annotated[int, "process id of the new engine", OPERATORS]
-    restarts: Annotated[int, "since the worker started"]
+    restarts: Annotated[int, "number of restarts since the worker started"]
     ready_ms: Annotated[float, "ms from the loss of the old engine"]
 
 
@@ -385,9 +383,9 @@ Action = (
 )
 
 ACTIONS: Final[tuple[type[Action], ...]] = get_args(Action)
-"""Every action there is, in the order of the contract."""
+"""All actions, in the documented order."""
 
 FIELDS: Final[Mapping[type[Action], Mapping[str, bool]]] = {
     action: {field.name: field.default is None for field in fields(action)} for action in ACTIONS
 }
-"""Each action's field names, with whether the field is left out while it is None."""
+"""By action: its field names, and whether a field is left out while it is None."""

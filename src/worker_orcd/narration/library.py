@@ -1,6 +1,7 @@
-"""Imports structlog without rich, which structlog imports where it is installed: a tenth of a second in each process.
+"""Imports structlog without rich. structlog imports rich if it is installed, which takes a tenth of a second per
+process.
 
-structlog's format for terminals can show tracebacks by rich. A log event is one line here, so it never does.
+structlog uses rich only for tracebacks on terminals, which are not needed here.
 """
 
 import sys

@@ -5,7 +5,7 @@ For example:
     narrator = Narrator.configure(worker_id)
     narrator.emit(narration.Ready(host="127.0.0.1", port=8080, startup_ms=812.4))
 
-Events go to standard error, as a server's log does; standard output stays free. There are no events per token.
+Events are written to standard error, like a server's log. There are no events per token.
 """
 
 import os
@@ -31,7 +31,7 @@ ACTOR = "worker-orcd"
 Process = Literal["front", "engine"]
 
 captures: list[list[dict[str, Any]]] = []
-"""Lists that get the events instead of the streams; see `testing.capture`."""
+"""Lists that receive the events instead of the streams; see `testing.capture`."""
 
 
 class Narrator:
@@ -54,7 +54,7 @@ class Narrator:
         stream: TextIO | None = None,
         broadcast: Broadcast | None = None,
     ) -> "Narrator":
-        """Return the narrator of this process. `stream` is standard error unless given, `broadcast` one of its own.
+        """Return the narrator of this process. By default, `stream` is standard error and `broadcast` is new.
 
         `auto` is coloured columns on a terminal and JSON lines elsewhere.
         """
@@ -74,10 +74,10 @@ class Narrator:
     def emit(self, action: Action, *, correlation_id: str | None = None, owner: str | None = None) -> None:
         """Emit an event. A failure to write it is counted in `lines_lost`, never raised.
 
-        Without a correlation id or an owner, those of the request being served are taken. The owner is not written:
-        `broadcast` uses it to choose who may see the event.
+        The defaults of correlation id and owner are those of the request being served. The owner is not written;
+        `broadcast` uses it to decide who may see the event.
 
-        Raises TypeError for what is not in the catalogue: that is a mistake in the program.
+        Raises TypeError for an action that is not in the catalogue, which is a programming error.
         """
         if type(action) not in FIELDS:
             raise TypeError(f"{type(action).__name__} is not an action of the narration catalogue")
@@ -88,12 +88,12 @@ class Narrator:
             self._sink.lost += 1
 
     def flush(self, sec: float = 0.2) -> None:
-        """Wait up to `sec` seconds for a slow reader to take pending lines, before the process exits."""
+        """Wait up to `sec` seconds until a slow reader has taken pending lines, before the process exits."""
         self._sink.flush(sec)
 
     @property
     def lines_lost(self) -> int:
-        """Events that could not be written since `configure`. From the first on, each line has the count."""
+        """Number of events that could not be written since `configure`. Once it is above 0, each line contains it."""
         return self._sink.lost
 
     def _event(self, action: Action, correlation_id: str | None) -> dict[str, object]:
@@ -122,16 +122,16 @@ ENVELOPE = {
     "level": "`INFO`, `WARN` or `ERROR`",
     "actor": f"always `{ACTOR}`",
     "action": "the name of the action",
-    "target": "what is acted on: `worker`, `model`, `engine`, `request`, `job:…` or `group:…`",
-    "human": "one sentence of at most 100 characters; what is shortened here is whole in its field",
+    "target": "the object of the action: `worker`, `model`, `engine`, `request`, `job:…` or `group:…`",
+    "human": "one sentence of at most 100 characters; values that are shortened here are whole in their fields",
     "worker_id": "which worker",
     "pid": "process id of the process that emits the event",
     "process": "`front` or `engine`",
-    "job_id": "the job, if there is one",
-    "correlation_id": "of the request, if there is one",
-    "lines_lost": "events that could not be written since the process started, once there are any",
+    "job_id": "the job, if any",
+    "correlation_id": "the request's correlation id, if any",
+    "lines_lost": "number of events that could not be written since the process started, if any",
 }
-"""What every event carries, in the order in which it is written; then the action's own fields."""
+"""The common fields of all events, in order. The action's own fields follow."""
 
 
 _OWNER = "_owner"
@@ -142,7 +142,7 @@ def _to(broadcast: Broadcast) -> Processor:
 
     def to_broadcast(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
         owner = event.pop(_OWNER, None)
-        # As it is written, but without tracebacks: those are only for readers of the log.
+        # As in the log, but without tracebacks, which are only for readers of the log.
         broadcast.emit({name: value for name, value in event.items() if name != "traceback"}, owner or None)
         return event
 

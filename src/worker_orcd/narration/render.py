@@ -1,4 +1,4 @@
-"""From an event to its line: JSON for machines, columns for a person at a terminal."""
+"""Renders events as lines: JSON for machines, columns for terminals."""
 
 import json
 import math
@@ -18,20 +18,21 @@ LogFormat = Literal["json", "pretty", "auto"]
 Render = Callable[[EventDict], str]
 
 _IDENTITIES = frozenset({"target", "human", "worker_id", "job_id", "correlation_id", "group"})
-"""Kept whole when a line gets too long: an event that cannot be found by its job is worth little."""
+"""Fields that are not shortened in long lines, because they are needed to find an event."""
 
 _NOT_FOR_TERMINALS = ("actor", "target", "worker_id", "pid")
-"""The same on every line, or said by another column."""
+"""Fields not shown in columns: the same on every line, or contained in another column."""
 
 
 class BoundedLine:
-    """The last structlog processor: renders the event, its fields bounded so that the line fits a pipe."""
+    """The last structlog processor: renders an event with bounded fields, so that the line can be written
+    atomically."""
 
     def __init__(self, render: Render) -> None:
         self._render = render
 
     def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> str:
-        """Render with the most generous limit that fits."""
+        """Render with the largest field limit that fits."""
         line = self._render(event)
         for limit in (512, 128, 32):
             if len(line) < LINE_LIMIT and len(line.encode("utf-8", "backslashreplace")) < LINE_LIMIT:
@@ -41,7 +42,7 @@ class BoundedLine:
 
 
 def plain_fields(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Reduce all fields to what JSON knows, with the most generous limit."""
+    """Convert all fields to JSON types, with the largest field limit."""
     return _bounded(event, FIELD_LIMIT)
 
 
@@ -51,17 +52,17 @@ def _bounded(event: EventDict, limit: int) -> EventDict:
 
 
 def plain(value: object, limit: int = FIELD_LIMIT) -> str | int | float | bool | None:
-    """Reduce a field to what JSON knows: text of at most `limit` characters, numbers to three places."""
+    """Convert a field to a JSON type: text of at most `limit` characters, numbers with three decimals."""
     if value is None or isinstance(value, int):
         return value
     if isinstance(value, float):
         return round(value, 3) if math.isfinite(value) else None
-    # `str.__str__` turns members of text enums into what they mean.
+    # `str.__str__` returns the value of a string enum's member.
     return shorten(str.__str__(value) if isinstance(value, str) else repr(value), limit)
 
 
 def renderer(log_format: LogFormat, stream: TextIO) -> Render:
-    """Choose the rendering: `auto` is `pretty` on a terminal and `json` elsewhere."""
+    """Choose the format: `auto` is `pretty` on a terminal and `json` elsewhere."""
     terminal = _is_terminal(stream)
     if log_format == "json" or (log_format == "auto" and not terminal):
         return render_json
@@ -69,13 +70,13 @@ def renderer(log_format: LogFormat, stream: TextIO) -> Render:
 
 
 def render_json(event: EventDict) -> str:
-    """Render as one line of ASCII, so no encoding can refuse it and no terminal obeys it."""
-    # DEL is the one control character that JSON leaves as it is.
+    """Render as one line of printable ASCII, which every encoding has and no terminal interprets."""
+    # DEL is the only control character that JSON does not escape.
     return json.dumps(event, separators=(",", ":")).replace("\x7f", "\\u007f")
 
 
 def pretty(*, colors: bool) -> Render:
-    """Return a rendering in columns. A traceback follows on lines of its own, each behind a bar."""
+    """Return a renderer for columns. A traceback follows on separate lines, each after a bar."""
     styles = ConsoleRenderer.get_default_column_styles(colors)
     level_colors = ConsoleRenderer.get_default_level_styles(colors)
     levels = {"INFO": level_colors["info"], "WARN": level_colors["warning"], "ERROR": level_colors["error"]}
@@ -90,7 +91,7 @@ def pretty(*, colors: bool) -> Render:
             Column("level", LogLevelColumnFormatter(levels, styles.reset)),
             Column("process", column(styles.timestamp, 6)),
             Column("action", column(styles.logger_name, 19)),
-            # Easier to read without quotes.
+            # Without quotes, for readability.
             Column("human", KeyValueColumnFormatter(None, styles.bright, styles.reset, _sentence, 48)),
         ],
         sort_keys=False,
@@ -107,14 +108,14 @@ def pretty(*, colors: bool) -> Render:
 
 
 def _shown(value: object) -> str:
-    """Show text bare when it cannot be misread, otherwise quoted with everything unprintable escaped."""
+    """Show simple text without quotes, and other text quoted and escaped."""
     if isinstance(value, str) and value.isprintable() and not set(value) & set(" =\"'\\"):
         return value
     return repr(value)
 
 
 def _sentence(value: object) -> str:
-    """Show a sentence without quotes. Another worker's may not be printable."""
+    """Show a sentence without quotes. It is made printable, because it may come from another worker."""
     return printable(str(value))
 
 

@@ -1,4 +1,4 @@
-"""The stream that lines are written to: one system call per line; failures are counted, never raised."""
+"""Writes log lines to a stream: one system call per line. Failures are counted, never raised."""
 
 import os
 import select
@@ -8,28 +8,28 @@ from collections import deque
 from typing import TextIO
 
 LINE_LIMIT = 4096
-"""Bytes of a line, its newline included: what POSIX lets a pipe take whole (PIPE_BUF on Linux).
+"""The most bytes of a line, newline included: POSIX guarantees atomic writes to a pipe up to this size (PIPE_BUF).
 
-The engine process writes to the same pipe, and longer lines of the two could be torn into each other.
+The engine process writes to the same pipe, so longer lines of the two processes could be interleaved.
 """
 
 PENDING_LINES = 256
-"""Lines that wait for a slow reader of the log; more are lost."""
+"""The most lines that wait for a slow reader of the log. Further lines are lost."""
 _POLL_MS = 200
 
 
 class Sink:
-    """A stream whose failures are counted in `lost` instead of raised.
+    """A stream for lines. Failures are counted in `lost` instead of raised.
 
-    Writing never waits: no cancel may depend on a reader of the log. Lines that a full pipe does not take at once are
-    queued, bounded and in order, for a thread that lives only as long as the queue; lines beyond the bound are lost.
+    Writing never waits, because a cancel must not depend on a reader of the log. If a pipe is full, lines are queued,
+    up to a bound and in order, for a thread that exists only while the queue does. Lines beyond the bound are lost.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self.lost = 0
         self._stream = stream
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
-        # Reentrant: a signal handler may emit an event while its own thread is emitting one.
+        # Reentrant: a signal handler may emit an event while the interrupted code emits one.
         self._lock = threading.RLock()
         self._pending: deque[bytes] = deque()
         self._drainer: threading.Thread | None = None
@@ -39,7 +39,7 @@ class Sink:
             self._fd = None
 
     def line(self, text: str) -> None:
-        """Write `text` and a newline, now or soon, or count it as lost."""
+        """Write `text` and a newline, now or soon, or count the line as lost."""
         with self._lock:
             try:
                 self._write((text + "\n").encode(self._encoding, "backslashreplace"))
@@ -56,14 +56,14 @@ class Sink:
         if self._fd is None:
             self._stream.write(data.decode(self._encoding))
             self._stream.flush()
-        # A closed stream's descriptor may belong to another socket by now.
+        # The descriptor of a closed stream may belong to another file now.
         elif self._stream.closed:
             self.lost += 1
         elif self._pending or not self._taken(self._fd, data):
             self._wait_for_room(data)
 
     def _taken(self, fd: int, data: bytes) -> bool:
-        """Write a line whole, if there is room for it now."""
+        """Write a whole line, if there is room for it now. Returns whether it was written."""
         if not _room(fd, 0):
             return False
         # Not through the stream: a buffer that cannot be flushed at exit would change the exit code.
@@ -91,7 +91,7 @@ class Sink:
                 try:
                     while self._pending and self._taken(fd, self._pending[0]):
                         self._pending.popleft()
-                except OSError:  # The reader is gone.
+                except OSError:  # The reader has closed the pipe.
                     self.lost += len(self._pending)
                     self._pending.clear()
                 if not self._pending or self._stream.closed:
@@ -100,8 +100,8 @@ class Sink:
 
 
 def _unblocking(fd: int) -> int:
-    """The same pipe, opened once more so that writes to it never block, whoever else writes to it; other things as
-    they are."""
+    """The same pipe, opened again in non-blocking mode, which does not affect other writers. Other descriptors are
+    returned unchanged."""
     if not stat.S_ISFIFO(os.fstat(fd).st_mode):
         return fd
     try:

@@ -1,7 +1,7 @@
-"""Text that is safe to show: bounded, on one line, without control characters.
+"""Makes text safe for log events: bounded, on one line, without control characters.
 
-Ids, paths and messages come from clients. Whatever they hold, a sentence stays one line of at most
-`SENTENCE_LIMIT` characters, and nothing in it can colour a terminal, move its cursor or reorder its text.
+Ids, paths and messages come from clients. Whatever they contain, a sentence is one line of at most `SENTENCE_LIMIT`
+characters, and cannot colour a terminal, move its cursor or reorder its text.
 """
 
 import hashlib
@@ -13,22 +13,22 @@ from string import Formatter
 from worker_orcd.printable import printable
 
 SENTENCE_LIMIT = 100
-"""Characters a human sentence may have (M0-W-1900)."""
+"""The most characters of a sentence (M0-W-1900)."""
 
 FIELD_LIMIT = 1024
-"""Characters a field keeps. The longest id the contract allows is 256."""
+"""The most characters of a field. Ids have at most 256."""
 
 _SHORTENED_AT_THE_END = frozenset({"message", "why"})
-"""Prose is cut at its end. Ids and paths differ at both ends, so they are cut in the middle."""
+"""Prose is shortened at its end, ids and paths in the middle, because they differ at both ends."""
 
 
 def prompt_digest(text: str) -> tuple[int, str]:
-    """Return what log events may have of a prompt: its length in characters and its SHA-256 in hex."""
+    """Return the facts about a prompt for log events: its length in characters and its SHA-256 in hex."""
     return len(text), hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def shorten(text: str, limit: int, *, at_end: bool = False) -> str:
-    """Cut `text` to at most `limit` characters, with "…" where something is missing."""
+    """Shorten `text` to at most `limit` characters, with "…" for the missing part."""
     if len(text) <= limit:
         return text
     if limit <= 1:
@@ -38,7 +38,7 @@ def shorten(text: str, limit: int, *, at_end: bool = False) -> str:
 
 
 def fill(template: str, values: Mapping[str, object], limit: int = SENTENCE_LIMIT) -> str:
-    """Put `values` into `template`, shortening the longest of them until the sentence fits `limit`.
+    """Insert `values` into `template`. Shortens the longest values until the sentence fits `limit`.
 
     A template names each field at most once and is itself far shorter than the limit.
     """
@@ -46,7 +46,7 @@ def fill(template: str, values: Mapping[str, object], limit: int = SENTENCE_LIMI
     texts = {name: _said(values[name], limit) for name in names}
     room = limit - literals
     if sum(map(len, texts.values())) > room:
-        # Shortest first: what a short value leaves over goes to the longer ones.
+        # Shortest first: longer values get the space that shorter ones do not need.
         for done, name in enumerate(sorted(texts, key=lambda name: len(texts[name]))):
             share = max(0, room) // (len(texts) - done)
             texts[name] = shorten(texts[name], share, at_end=name in _SHORTENED_AT_THE_END)
@@ -55,7 +55,7 @@ def fill(template: str, values: Mapping[str, object], limit: int = SENTENCE_LIMI
 
 
 def frames(exception: BaseException) -> str:
-    """Format where `exception` and what caused it were raised, oldest first, without their messages."""
+    """Format where `exception` and its causes were raised, oldest first, without their messages."""
     seen: list[str] = []
     current: BaseException | None = exception
     while current is not None and len(seen) < 5:
@@ -73,5 +73,5 @@ def _parsed(template: str) -> tuple[int, tuple[str, ...]]:
 
 def _said(value: object, limit: int) -> str:
     text = f"{value:.0f}" if isinstance(value, float) else str(value)
-    # Bounded before escaping as well, so that a huge message costs no more than a long one.
+    # Also bounded before escaping, so that a huge message costs no more than a long one.
     return printable(shorten(text, 4 * limit))

@@ -1,4 +1,4 @@
-"""What a tenant may see: its own events whole, and events about the worker without the fields for operators."""
+"""What tenants may see: their own events, and events about the worker without the fields for operators."""
 
 from collections.abc import Mapping
 from typing import get_type_hints
@@ -16,11 +16,11 @@ FOR_OPERATORS: Mapping[str, frozenset[str]] = {
     )
     for action in ACTIONS
 }
-"""Each action's fields that only operators see."""
+"""By action: the fields that only operators see."""
 
 
 def for_tenants(event: EventFields) -> EventFields | None:
-    """What every tenant may see of an event that belongs to no tenant; None if it is not about the worker."""
+    """The part of an event without a tenant that every tenant may see; None if the event is not about the worker."""
     if not concerns_worker(event):
         return None
     action = _BY_NAME[str(event["action"])]
@@ -31,7 +31,7 @@ def for_tenants(event: EventFields) -> EventFields | None:
 
 
 def concerns_worker(event: EventFields) -> bool:
-    """Whether an event is about the worker as a whole: such an event belongs to no tenant, whatever caused it."""
+    """Whether an event is about the worker as a whole. Such an event belongs to no tenant, whatever caused it."""
     action = _BY_NAME.get(str(event.get("action")))
     if action is Error:
         return "job_id" not in event and "http_status" not in event

@@ -1,1 +1,1 @@
-"""Calls of tools: how models write them, how they are found in a model's output, and how a model is asked for them."""
+"""Tool calls: their formats, parsing them from a model's output, and a generic prompt for them."""

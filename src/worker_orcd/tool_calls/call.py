@@ -1,4 +1,4 @@
-"""What a model's output consists of: text, reasoning and calls of tools."""
+"""The parts of a model's output: text, reasoning and tool calls."""
 
 import json
 import re
@@ -15,7 +15,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Reasoning:
-    """Text that the model wrote for itself."""
+    """The model's reasoning, which is not part of the answer."""
 
     text: str
 
@@ -30,22 +30,22 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class CallBegun:
-    """A call of this tool begins. Its `Arguments` follow, then `CallEnded`, unless the call turns out to be malformed
-    or the output is broken off."""
+    """A call of this tool begins. `Arguments` follow, then `CallEnded`, unless the call turns out to be malformed or
+    the output is cut off."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """More of the arguments of the call that has begun."""
+    """The next part of the current call's arguments."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class CallEnded:
-    """The call that has begun is complete: its arguments, joined, are a JSON object."""
+    """The current call is complete: its joined arguments are a JSON object."""
 
 
 Part = Text | Reasoning | Call | CallBegun | Arguments | CallEnded
@@ -60,7 +60,7 @@ _decoder = json.JSONDecoder(strict=False)  # Models write line breaks into strin
 
 
 def json_values(text: str) -> list[object] | None:
-    """The JSON values that a text consists of, with white space and semicolons between them; None: it is none such."""
+    """The JSON values in a text that consists only of them, white space and semicolons; None for another text."""
     values: list[object] = []
     place = 0
     while place < len(text):
@@ -98,19 +98,19 @@ def call_of(value: object) -> Call | None:
 
 
 def json_calls(body: str) -> list[Call] | None:
-    """Calls written as JSON objects or as a list of them; None: something else stands there."""
+    """Calls written as JSON objects or as a list of them; None for another text."""
     values = json_values(body)
     return None if values is None else all_or_none(map(call_of, _flat(values)))
 
 
 def all_or_none(calls: Iterable[Call | None]) -> list[Call] | None:
-    """These calls, if there are any and each is complete."""
+    """These calls; None if there are none or one is incomplete."""
     found = list(calls)
     return [call for call in found if call] if found and all(found) else None
 
 
 def _written(arguments: dict[str, object]) -> str:
-    """JSON that every client can read: halves of surrogate pairs stay escaped.
+    """JSON that every client can read: single surrogates stay escaped.
 
     Raises:
         ValueError: a number is not finite.
@@ -137,10 +137,10 @@ _CONTROL = re.compile(r"[\x00-\x1f]")
 
 
 class JsonScanner:
-    """Follows a JSON object or list in a text that grows, to its last bracket."""
+    """Scans a JSON object or list in a growing text, up to its last bracket."""
 
     def __init__(self, start: int) -> None:
-        """`start`: where in the text to look for it."""
+        """`start`: the position in the text where the value begins."""
         self.complete = False
         self._in_string = False
         self._place = start
@@ -148,14 +148,14 @@ class JsonScanner:
 
     @property
     def end(self) -> int:
-        """The place behind what was scanned."""
+        """The position after the scanned part."""
         return self._place
 
     def scan(self, text: str) -> str:
-        """Continue to the text's end or the value's.
+        """Continue to the end of the text or of the value.
 
         Returns:
-            What was scanned, with control characters in strings escaped; without the last bracket.
+            The newly scanned part without the last bracket. Control characters in strings are escaped.
         """
         pieces: list[str] = []
         while not self.complete and self._place < len(text):
@@ -166,7 +166,7 @@ class JsonScanner:
             else:
                 self._place = min(self._step(found), len(text))
                 if found[0] == "\\" and found.end() == len(text):
-                    self._place = found.start()  # What it escapes is not there yet.
+                    self._place = found.start()  # The escaped character has not arrived yet.
             piece = text[start : self._place - self.complete]
             pieces.append(_CONTROL.sub(_escaped, piece) if inside else piece)
             if found is not None and self._place == found.start():

@@ -1,4 +1,4 @@
-"""The formats of calls in wide use."""
+"""The common formats of tool calls."""
 
 import ast
 import re
@@ -13,15 +13,15 @@ ToolFormat = Literal["hermes", "llama3", "mistral", "deepseek", "granite", "lfm2
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How calls are written.
+    """A format of tool calls.
 
     Attributes:
-        name: its name.
-        opening: the mark before them.
-        closing: the mark behind them; "": they are one JSON value, with whose end they end.
-        read: the calls between the marks; None if something else stands there.
-        head: what comes before the arguments of the first call, with its name as the group `name`; None: arguments are
-            no JSON, so a call is known only when it is complete.
+        name: the format's name.
+        opening: the mark before the calls.
+        closing: the mark after the calls; "": the calls are one JSON value and end with it.
+        read: parses the calls between the marks; returns None for other text.
+        head: pattern of the text before the first call's arguments, with the tool's name as the group `name`; None:
+            arguments are not JSON, so a call can only be parsed when it is complete.
     """
 
     name: ToolFormat
@@ -40,7 +40,7 @@ _MISTRAL_HEAD = re.compile(f"{_JSON_HEAD.pattern}|{_NAMED.pattern.replace('?P<na
 
 
 def _mistral(body: str) -> list[Call] | None:
-    """A JSON list of calls; or, of newer models, `NAME[ARGS]{…}`."""
+    """A JSON list of calls; newer models write `NAME[ARGS]{…}`."""
     if body.lstrip().startswith(("[", "{")):
         return json_calls(body)
     named = _NAMED.match(body)
@@ -74,7 +74,7 @@ def _deepseek(body: str) -> list[Call] | None:
 
 
 def _python(body: str) -> list[Call] | None:
-    """Python's calls with literal keyword arguments, `f(a=1)` or `[f(a=1), g()]`, of LFM2 and Gemma."""
+    """Python calls with literal keyword arguments, `f(a=1)` or `[f(a=1), g()]`, as of LFM2 and Gemma."""
     body = body.strip()
     if body.startswith("[{"):
         return json_calls(body)
@@ -96,7 +96,7 @@ def _python_call(node: ast.expr) -> Call | None:
         and node.func.id == "print"
         and node.args
     ):
-        node = node.args[0]  # Gemma prints what it calls.
+        node = node.args[0]  # Gemma wraps calls in `print`.
     if not isinstance(node, ast.Call) or node.args or any(keyword.arg is None for keyword in node.keywords):
         return None
     try:
@@ -107,17 +107,17 @@ def _python_call(node: ast.expr) -> Call | None:
 
 
 BARE = Format("llama3", "", "", json_calls, _JSON_HEAD)
-"""A JSON object `{"name", "parameters"}` where an answer begins, as Llama 3 writes it."""
+"""A JSON object `{"name", "parameters"}` at the beginning of an output, as of Llama 3."""
 BARE_FIRST = ('"name"', '"type"', '"id"', '"function"', '"arguments"', '"parameters"')
-"""What such an object begins with."""
+"""The beginning of such an object."""
 
 
 BEFORE_VALUE = re.compile(rf"{_NAMED.pattern.replace('?P<name>', '')}|\s*(?=[\[{{])")
-"""What comes before the JSON value of a call that ends with it: of Mistral's newer models the name."""
+"""Text before a call's JSON value, for calls that end with this value: the name, for Mistral's newer models."""
 
 
 def arguments_of(name: str) -> Format:
-    """The output is the arguments of a call of this tool, and nothing else."""
+    """A format for outputs that consist only of the arguments of a call of this tool."""
 
     def read(body: str) -> list[Call] | None:
         values = json_values(body)
@@ -137,7 +137,7 @@ FORMATS = (
     Format("deepseek", "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", _deepseek, _DEEPSEEK_HEAD),
 )
 REASONING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
-"""The marks around what a model writes for itself, at the beginning of its answer."""
+"""The marks around reasoning at the beginning of an output."""
 HARMONY_MARKS = (
     "<|start|>",
     "<|end|>",
@@ -153,7 +153,7 @@ CALL_MARKS = REASONING_MARKS | {
     *("[ARGS]", "[CALL_ID]", _DEEPSEEK_CALL, "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
 }
 Marks = Literal["none", "reasoning", "calls"]
-"""The control tokens that are part of a job's text: none, those of reasoning, or those of reasoning and calls."""
+"""Which control tokens are part of a job's text: none, those of reasoning, or those of reasoning and calls."""
 SHOWN_MARKS: dict[Marks, frozenset[bytes]] = {
     "none": frozenset(),
     "reasoning": frozenset(mark.encode() for mark in REASONING_MARKS),
@@ -162,13 +162,13 @@ SHOWN_MARKS: dict[Marks, frozenset[bytes]] = {
 
 
 def recognized(template: str) -> tuple[ToolFormat, ...]:
-    """The formats whose marks stand in a chat template."""
+    """The formats whose marks a chat template contains."""
     if "<|channel|>" in template and "<|message|>" in template:
         return ("harmony",)
     return tuple(one.name for one in FORMATS if one.opening.strip() in template)
 
 
 def formats_of(names: Iterable[str]) -> tuple[Format, ...]:
-    """The formats with these names, and Hermes', which the generic prompt asks for; without names all."""
+    """The formats with these names, and Hermes', which the generic prompt requests; without names, all formats."""
     wanted = {*names, "hermes"} if names else set(get_args(ToolFormat))
     return tuple(one for one in FORMATS if one.name in wanted)

@@ -1,4 +1,4 @@
-"""Tools for models whose chat template knows none: described in a system message, in the format of Hermes."""
+"""Tools for models whose chat template does not support them: described in a system message, in Hermes' format."""
 
 import json
 from collections.abc import Iterable
@@ -16,7 +16,8 @@ To call a function, write a JSON object with its name and arguments in <tool_cal
 
 
 def with_tools(given: Any, *, takes_tools: bool) -> dict[str, Any]:
-    """The variables of a chat template: of a conversation that is a list of messages, or has `messages` and `tools`."""
+    """The variables of a chat template for a conversation: a list of messages, or an object with `messages` and
+    `tools`."""
     if isinstance(given, list):
         return {"messages": given}
     if takes_tools:
@@ -25,7 +26,7 @@ def with_tools(given: Any, *, takes_tools: bool) -> dict[str, Any]:
 
 
 def without_tools(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A conversation with tools as one that any chat template can render.
+    """Convert a conversation with tools to one that any chat template can render.
 
     Args:
         messages: OpenAI's messages; the arguments of calls are objects.
@@ -59,17 +60,17 @@ PROBE: dict[str, Any] = {
     ],
     "add_generation_prompt": True,
 }
-"""A conversation by which a chat template shows whether it takes tools."""
+"""A conversation for testing whether a chat template supports tools."""
 
 
 def shows_tools(rendered: Iterable[Any]) -> bool:
-    """Whether the tool of `PROBE` is among these pieces."""
+    """Whether these pieces contain the tool of `PROBE`."""
     return any(_PROBE_NAME in piece.text for piece in rendered)
 
 
 def _joined(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Results of tools that follow each other, and what the user says then, as one message: many chat templates demand
-    that the roles alternate."""
+    """Join consecutive tool results, and a user message after them, into one message, because many chat templates
+    require alternating roles."""
     joined: list[dict[str, Any]] = []
     for message in messages:
         last = joined[-1] if joined else {}

@@ -1,4 +1,4 @@
-"""Finds text, reasoning and calls in the output of gpt-oss, whose messages have channels (OpenAI's harmony format)."""
+"""Parses the output of gpt-oss, whose messages have channels (OpenAI's harmony format)."""
 
 import re
 
@@ -18,35 +18,35 @@ from worker_orcd.tool_calls.parser import Parser
 _MESSAGE = "<|message|>"
 _ENDS = re.compile(r"<\|(?:end|start|call|return|channel)\|>")
 _MARK = re.compile(r"<\|?[a-z]{0,8}\|?$")
-"""What may become a mark with more text."""
+"""Text that may become a mark with more text."""
 _HEADER = re.compile(r"\s*(?:<\||to=|(?:<|to?)?$)")
-"""What a header may begin with."""
+"""Beginnings of a header."""
 _RECIPIENT = re.compile(r"to=([^\s<]+)")
 
 
 class HarmonyParser(Parser):
-    """The parser of one output, which begins behind `<|start|>assistant`.
+    """The parser of one output, which begins after `<|start|>assistant`.
 
-    The channel `analysis` is reasoning, a message to `functions.NAME` is a call, all else is text. Calls are given out
-    as `OutputParser` does.
+    The channel `analysis` is reasoning, a message to `functions.NAME` is a call, and all else is text. Calls are
+    returned as by `OutputParser`.
     """
 
     def __init__(
         self, tools: frozenset[str] = frozenset(), *, parallel: bool = True, streams: bool = False
     ) -> None:
-        """Begin. The arguments are those of `OutputParser`."""
+        """Begin a parser. The arguments are those of `OutputParser`."""
         super().__init__()
         self._tools = tools
         self._parallel = parallel
         self._streams = streams
         self._kind: type[Text] | type[Reasoning] | None = None
-        """Of the message's content; None: it is a header or a call."""
+        """The kind of the current message's content; None in a header or a call."""
         self._name: str | None = None
-        """Of the function that is called."""
+        """The name of the called function."""
         self._arguments: JsonScanner | None = None
 
     def abandon(self) -> list[Part]:
-        """What is left of an output that was broken off: nothing of an unfinished call."""
+        """The remaining parts of an output that was cut off. An unfinished call is dropped."""
         if self._name is not None:
             self._held, self._name = "", None
         return self._parts(final=True)
@@ -68,7 +68,7 @@ class HarmonyParser(Parser):
         return found is not None
 
     def _header(self, *, final: bool) -> bool:
-        """Read what stands before a message's content."""
+        """Parse the header of a message."""
         if not _HEADER.match(self._held):
             self._kind = Text
             return True
@@ -92,7 +92,7 @@ class HarmonyParser(Parser):
         return True
 
     def _call(self, name: str, parts: list[Part], end: int | None, *, final: bool) -> None:
-        """Give out what is there of a call."""
+        """Parse a call as far as it has arrived."""
         wanted = self._parallel or not self._calls
         if self._streams and wanted:
             if self._arguments is None:

@@ -1,4 +1,4 @@
-"""Finds calls of tools and reasoning in a model's output while it is written."""
+"""Parses tool calls and reasoning from a model's output while it is generated."""
 
 from abc import ABC, abstractmethod
 
@@ -26,30 +26,30 @@ from worker_orcd.tool_calls.formats import (
 
 
 class Parser(ABC):
-    """Turns one job's text into parts. However the text is cut into pieces, the joined parts are the same."""
+    """Splits one job's text into parts. The joined parts do not depend on how the text arrives in pieces."""
 
     def __init__(self) -> None:
-        """Begin with nothing held."""
+        """Begin without held text."""
         self._held = ""
         self._calls = 0
 
     @property
     def calls(self) -> int:
-        """Complete calls found so far."""
+        """Number of complete calls so far."""
         return self._calls
 
     def feed(self, text: str) -> list[Part]:
-        """What becomes certain with this text."""
+        """Add text, and return the parts that become final."""
         self._held += text
         return self._parts(final=False)
 
     def finish(self) -> list[Part]:
-        """What is left at the output's natural end."""
+        """The remaining parts, at the output's natural end."""
         return self._parts(final=True)
 
     @abstractmethod
     def abandon(self) -> list[Part]:
-        """What is left of an output that was broken off: nothing of an unfinished call."""
+        """The remaining parts of an output that was cut off. An unfinished call is dropped."""
 
     def _parts(self, *, final: bool) -> list[Part]:
         parts: list[Part] = []
@@ -59,15 +59,15 @@ class Parser(ABC):
 
     @abstractmethod
     def _step(self, parts: list[Part], *, final: bool) -> bool:
-        """Decide on the beginning of the held text. Returns whether there may be more to decide."""
+        """Parse the beginning of the held text. Returns whether more may be parsed."""
 
 
 class OutputParser(Parser):
-    """The parser of all formats that mark calls within the text.
+    """The parser for all formats that mark calls within the text.
 
-    A stream gets a call's arguments while they are written, except for their last brace, which follows when the call is
-    complete. So the arguments of a call that is broken off are never a JSON object. Without a stream a call is given
-    out when it is complete, and a malformed one as text.
+    A stream gets a call's arguments while they are generated, except for the last brace, which follows when the call is
+    complete. So the arguments of a call that is cut off are never a JSON object. Without a stream, calls are returned
+    when they are complete, and malformed calls as text.
     """
 
     def __init__(
@@ -79,14 +79,14 @@ class OutputParser(Parser):
         formats: tuple[Format, ...] = FORMATS,
         streams: bool = False,
     ) -> None:
-        """Begin.
+        """Begin a parser.
 
         Args:
-            tools: the names of the tools that may be called; without any, no calls are looked for.
-            parallel: whether more than one call is wanted; if not, those behind the first are left out.
-            only: the output is nothing but the arguments of a call of this tool.
-            formats: the formats to find, in addition to bare JSON.
-            streams: give out calls as `CallBegun`, `Arguments` and `CallEnded`, instead of as `Call`.
+            tools: the names of the tools that may be called. If empty, calls are not parsed.
+            parallel: whether more than one call is allowed. If not, calls after the first are dropped.
+            only: the output consists only of the arguments of a call of this tool.
+            formats: the formats to parse, in addition to bare JSON.
+            streams: return calls as `CallBegun`, `Arguments` and `CallEnded`, instead of `Call`.
         """
         super().__init__()
         self._bare = BARE if only is None else arguments_of(only)
@@ -98,29 +98,29 @@ class OutputParser(Parser):
         self._thought: str | None = None
         """The mark that ends the reasoning, while the model reasons."""
         self._at_start = True
-        """Nothing but reasoning and white space came before."""
+        """Whether only reasoning and white space came before."""
         self._trims = False
-        """White space that comes next is left out if nothing but a call or the end follows it."""
+        """Whether following white space is dropped if a call or the end comes after it."""
         self._after_bare = False
-        """A call without a closing mark came before: another may follow without an opening one."""
+        """Whether a call without a closing mark came before; then another call may follow without an opening mark."""
         self._format: Format | None = None
         self._looked_at = 0
         self._value: JsonScanner | None = None
         self._arguments: JsonScanner | None = None
-        """Of the call that has begun."""
+        """The scanner of the current call's arguments."""
         self._begun = ""
         if only is not None:
             self._open(self._bare)
 
     def abandon(self) -> list[Part]:
-        """What is left of an output that was broken off: nothing of an unfinished call."""
+        """The remaining parts of an output that was cut off. An unfinished call is dropped."""
         if self._format is not None:
             self._held, self._format = "", None
         self._tools, self._formats = frozenset(), ()
         return self._parts(final=True)
 
     def _step(self, parts: list[Part], *, final: bool) -> bool:
-        """Decide on the beginning of the held text. Returns whether there may be more to decide."""
+        """Parse the beginning of the held text. Returns whether more may be parsed."""
         if self._thought is not None:
             return self._reasoning(parts, self._thought, final=final)
         if self._format is not None:
@@ -140,7 +140,7 @@ class OutputParser(Parser):
         return place >= 0
 
     def _beginning(self, *, final: bool) -> bool:
-        """Look at what follows white space at the start, reasoning or a call. Returns whether that is decided."""
+        """Parse what follows white space at the start, reasoning or a call. Returns whether that is decided."""
         rest = self._held.lstrip(" \t\r\n;" if self._after_bare else None)
         if not rest and not final:
             return False
@@ -185,13 +185,13 @@ class OutputParser(Parser):
         return first is not None
 
     def _open(self, one: Format) -> None:
-        """The held text begins with this format's opening mark."""
+        """Begin a call: the held text begins with this format's opening mark."""
         self._format, self._looked_at = one, len(one.opening)
         self._value, self._arguments, self._begun = None, None, ""
         self._at_start = self._trims = self._after_bare = False
 
     def _call(self, one: Format, parts: list[Part], *, final: bool) -> bool:
-        """Read calls whose opening mark is at the beginning of the held text."""
+        """Parse calls whose opening mark is at the beginning of the held text."""
         start = len(one.opening)
         if not self._head(one, parts):
             self._format = None
@@ -218,7 +218,7 @@ class OutputParser(Parser):
         return False
 
     def _head(self, one: Format, parts: list[Part]) -> bool:
-        """Look at the first call, and give out what is there of it. Returns False if it is no call."""
+        """Parse the first call as far as it has arrived. Returns False if it is not a call."""
         if self._arguments is None:
             head = one.head.match(self._held, len(one.opening)) if one.head else None
             if head is None or (self._calls and not self._parallel):
@@ -254,18 +254,18 @@ class OutputParser(Parser):
 
 
 def _may_be_call(text: str) -> bool:
-    """Whether an object begins as a call does."""
+    """Whether an object begins like a call."""
     return text[1:].lstrip().startswith(BARE_FIRST)
 
 
 def _may_become_call(text: str) -> bool:
-    """Whether more text may make it begin so."""
+    """Whether an object may begin like a call once more text has arrived."""
     first = text[1:].lstrip()
     return any(name.startswith(first) for name in BARE_FIRST)
 
 
 def _begun(text: str, marks: tuple[str, ...]) -> int:
-    """Length of the longest end of the text that one of the marks begins with."""
+    """Length of the longest suffix of the text that is a prefix of a mark."""
     for length in range(min(len(text), max(map(len, marks), default=1) - 1), 0, -1):
         if any(mark.startswith(text[-length:]) for mark in marks):
             return length

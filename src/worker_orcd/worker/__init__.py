@@ -1,1 +1,1 @@
-"""The asyncio shell: carries the core's decisions to the engine and to readers, and engine messages to the core."""
+"""The asyncio shell: passes the core's decisions to the engine and to readers, and engine messages to the core."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class Alarm:
-    """One timer for all deadlines: calls back at the earliest time it was set to, in monotonic seconds."""
+    """One timer for all deadlines. Calls back at the earliest time that was set, in monotonic seconds."""
 
     def __init__(self, call: Callable[[], None]) -> None:
         self._call = call
@@ -14,7 +14,7 @@ class Alarm:
         self._at = float("inf")
 
     def set(self, at: float | None) -> None:
-        """Call back at `at` (None: never), unless an earlier call is due."""
+        """Call back at `at` (None: never), unless an earlier call is pending."""
         if at is None or at >= self._at:
             return
         if self._timer is not None:

@@ -1,4 +1,4 @@
-"""Carries out the effects that the core returns: messages to the engine, and notifications of observers."""
+"""Carries out the core's effects: messages to the engine, and notifications of observers."""
 
 from collections.abc import Iterable
 
@@ -31,8 +31,8 @@ class EffectHandler:
                     self._notify(Observer.ended, job)
 
     def carry_out_stop(self, effects: Iterable[Effect], requests: Iterable[StopRequested]) -> None:
-        """Carry out what follows from stop requests, in this order: the engine gets its stops, since each millisecond
-        counts there; observers learn of the requests; then everything else, such as ends."""
+        """Carry out the effects of stop requests in this order: first send stops to the engine, because each
+        millisecond counts; then notify observers of the requests; then carry out the other effects, such as ends."""
         first: list[Effect] = []
         rest: list[Effect] = []
         for effect in effects:

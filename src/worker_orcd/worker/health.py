@@ -8,10 +8,10 @@ from worker_orcd.supervisor.supervisor import EngineState
 from worker_orcd.worker.worker import Worker
 
 _REASONS = {
-    EngineState.LOADING: "the engine is starting again",
-    EngineState.READY: "the engine is starting again",
+    EngineState.LOADING: "the engine is restarting",
+    EngineState.READY: "the engine is restarting",
     EngineState.STUCK: "the engine does not answer",
-    EngineState.LOST: "the engine is starting again",
+    EngineState.LOST: "the engine is restarting",
     EngineState.PERMANENTLY_FAILED: "the engine cannot be started any more",
 }
 """Reasons for `unhealthy`, without details for operators: paths, signals, exit codes."""
@@ -28,8 +28,8 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The body of `GET /health`. What only a loaded engine can tell is null without one, and load figures are null for
-    a client that may not see them."""
+    """The body of `GET /health`. Facts about the model are null without a loaded engine, and load figures are null for
+    clients that may not see them."""
 
     status: Status
     reason: str | None
@@ -54,7 +54,7 @@ class Health:
     uptime_seconds: float
 
     def for_everybody(self, engine: EngineState, *, private_load: bool) -> "Health":
-        """The same for a client that is no operator: the reason names no path; with `private_load`, no load figures."""
+        """The same for clients that are not operators: without paths, and with `private_load` without load figures."""
         seen = self if self.reason is None else replace(self, reason=_REASONS[engine])
         if private_load:
             seen = replace(
@@ -68,12 +68,12 @@ class Health:
         return seen
 
     def data(self) -> dict[str, object]:
-        """As a JSON object."""
+        """The JSON object."""
         return asdict(self)
 
 
 def status_of(worker: Worker) -> Status:
-    """Never `healthy` while the engine is dead or stuck."""
+    """The worker's status. Never `healthy` while the engine is dead or stuck."""
     supervisor = worker.supervisor
     if worker.dispatcher.draining:
         return Status.DRAINING
@@ -87,7 +87,7 @@ def status_of(worker: Worker) -> Status:
 
 
 def health_of(worker: Worker) -> Health:
-    """Health of this worker now."""
+    """The current health of this worker."""
     status = status_of(worker)
     engine = worker.engine
     return Health(

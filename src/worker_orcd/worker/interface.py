@@ -1,4 +1,4 @@
-"""What the HTTP layer needs of a worker. One worker implements it (`SingleWorker`), and so does a fleet's router."""
+"""The interface of a worker for the HTTP layer. Implemented by one worker (`SingleWorker`) and by a fleet's router."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -20,9 +20,9 @@ NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class WorkerInterface(Protocol):
-    """Runs jobs, stops them, shows them, and lets clients follow them.
+    """Runs and stops jobs, and gives access to their records and streams.
 
-    Whatever may have to ask another process is a coroutine; everything else answers from memory.
+    Methods that may have to query another process are coroutines; all others return values from memory.
     """
 
     @property
@@ -31,23 +31,23 @@ class WorkerInterface(Protocol):
 
     @property
     def started_unix(self) -> float:
-        """When it was started, Unix time."""
+        """When the worker was started, in Unix time."""
 
     @property
     def engine(self) -> Ready | None:
-        """What an engine that runs now has said of its model."""
+        """The model's facts from a running engine; None without one."""
 
     @property
     def model_names(self) -> ModelNames:
-        """Names by which clients may ask for the model."""
+        """The names that clients may use for the model."""
 
     @property
     def recommended_sampling(self) -> Mapping[str, float]:
-        """Fields of a job as the model's makers recommend them."""
+        """Values of a job's fields that the model's authors recommend."""
 
     @property
     def tool_formats(self) -> tuple[ToolFormat, ...]:
-        """How the model writes calls of tools; empty: unknown."""
+        """The model's formats of tool calls; empty: unknown."""
 
     async def execute(
         self,
@@ -61,13 +61,13 @@ class WorkerInterface(Protocol):
 
         Args:
             requests: the validated jobs.
-            correlation_id: of the request.
-            owner: of the jobs.
-            headers: of the request; they may say which trace it is part of.
-            retry_of: the client's cancel of the job that this request asks for again; it ends at once.
+            correlation_id: the request's correlation id.
+            owner: the jobs' owner.
+            headers: the request's headers, which may contain a trace id.
+            retry_of: the client's cancel of a job that this request retries; then the new job ends at once.
 
         Raises:
-            JobError: it is refused; nothing has changed then.
+            JobError: the request is refused; then nothing has changed.
         """
 
     async def cancel(self, job_id: str, correlation_id: str, owner: str = "") -> None:
@@ -77,52 +77,52 @@ class WorkerInterface(Protocol):
         """Cancel all live jobs of a group for a client. Returns their ids."""
 
     async def cancelled_lately(self, job_ids: list[str], owner: str) -> StopRequest | None:
-        """A recent client's cancel of one of these jobs, after all of them that are being stopped have ended."""
+        """A client's recent cancel of one of these jobs. Waits for the ends of those that are being stopped."""
 
     async def receipts(self, job_ids: list[str], owner: str, patience_sec: float) -> list[Record] | None:
-        """Wait until these jobs have ended; None if one has not in that time.
+        """Wait until these jobs have ended. Returns None if a job has not ended in time.
 
         Returns:
-            The records of those that were stopped: their receipts are in them.
+            The records of the stopped jobs, which contain their receipts.
         """
 
     async def record(self, job_id: str, owner: str) -> Record | None:
-        """The record of the live job with this id, or else of the last one that ended."""
+        """The record of the live job with this id, or else of the last ended one."""
 
     async def records(self, owner: str, limit: int) -> list[Record]:
-        """An owner's records: live jobs oldest first, then ended ones, latest first, at most `limit` of these."""
+        """An owner's records: live jobs, oldest first, then at most `limit` ended jobs, latest first."""
 
     async def stream_of(self, job_id: str, owner: str = "") -> JobStream:
-        """A job's stream, for one more reader; also of a job that has ended.
+        """The stream of a live or ended job, for a further reader.
 
         Raises:
-            JobError: `JOB_NOT_FOUND`, nothing of it is kept.
+            JobError: `JOB_NOT_FOUND`: the job's events are not kept.
         """
 
     async def drop_events(self, job: Job) -> None:
-        """Keep the events of this job no longer, if it is the last one with its id that ended. Its record stays."""
+        """Drop the events of this job, if it is the last ended one with its id. Its record stays."""
 
     async def tokenize(self, prompt: str, template: Template, correlation_id: str, owner: str) -> Tokenized:
-        """The tokens of a prompt, and how each is shown.
+        """The tokens of a prompt, and the bytes that show each token.
 
         Raises:
-            JobError: `INVALID_REQUEST`, `QUEUE_FULL`, or `ENGINE_LOST` (503) while there is no engine that answers.
+            JobError: `INVALID_REQUEST`, `QUEUE_FULL`, or `ENGINE_LOST` (503) while no engine is ready.
         """
 
     def reader_left(self, stream: JobStream) -> None:
-        """The connection that executes a job is closed: stop the job, unless its `on_disconnect` is `continue`."""
+        """Handle the closed connection of a job's request: stop the job, unless its `on_disconnect` is `continue`."""
 
     def stop(self, job: Job, reason: StopReason) -> None:
         """Stop this job, if it is still live."""
 
     def refused(self, job_id: str, owner: str = "") -> None:
-        """Note a refused request: a cancel of this id that follows is for that request."""
+        """Note a refused request: a later cancel of this id is meant for that request."""
 
     def count_refusal(self, code: ErrorCode) -> None:
-        """Count a request that was refused."""
+        """Count a refused request."""
 
     def health(self, *, operator: bool, private_load: bool) -> Health:
-        """Health now. Only operators see paths in it, and with `private_load` only they see load figures."""
+        """The current health. Paths, and with `private_load` load figures, are only for operators."""
 
     @property
     def permanently_failed(self) -> bool:

@@ -1,4 +1,4 @@
-"""Emits log events for jobs and engines, made from the core's facts."""
+"""Emits log events about jobs and engines."""
 
 import time
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _TARGET_STATES: dict[TargetState, Literal["live", "finished", "unknown"]] = {
 
 
 class JobLog(Observer):
-    """Emits each event with the correlation id of its request."""
+    """Emits log events, each with the correlation id of its request."""
 
     def __init__(self, narrator: narration.Narrator, model_path: str) -> None:
         self._narrator = narrator
@@ -32,7 +32,7 @@ class JobLog(Observer):
     # Jobs.
 
     def stop_requested(self, request: StopRequested) -> None:
-        """Emit the request, also for a target that is not live."""
+        """Log the stop request, also for a target that is not live."""
         state, job = request.target
         self._narrator.emit(
             narration.Cancel(
@@ -59,7 +59,7 @@ class JobLog(Observer):
         )
 
     def timed_out(self, job: Job) -> None:
-        """A job's deadline has passed."""
+        """A job's time limit has passed."""
         self._narrator.emit(
             narration.Timeout(
                 job_id=job.job_id, timeout_ms=round(job.timeout_sec * 1000), phase=job.phase.value
@@ -85,7 +85,7 @@ class JobLog(Observer):
         self._narrator.emit(narration.ModelLoadProgress(path=self._model_path, percent=percent))
 
     def loaded(self, ready: Ready) -> None:
-        """The first engine can take work."""
+        """The first engine is ready."""
         self._narrator.emit(
             narration.ModelLoadComplete(
                 path=self._model_path,
@@ -119,14 +119,14 @@ class JobLog(Observer):
 
     def audit_fault(self, fault: AuditFault, job: Job | None) -> None:
         """An audit of KV cells found a difference."""
-        now = "it is repaired" if fault.repaired else "the sequence is not used until it is clean"
+        now = "it is repaired" if fault.repaired else "the sequence is not used until its cells are free"
         self._narrator.emit(
             narration.Error(code="INTERNAL", message=f"{fault.message}; {now}"),
             correlation_id=job.correlation_id if job else None,
         )
 
     def narrated(self, event: NarrationEvent) -> None:
-        """Pass an event of the engine on to the listeners of this process."""
+        """Pass an event of the engine to this process's listeners."""
         self._narrator.broadcast.emit(event.event, event.owner)
 
     def permanently_failed(self, reason: str, code: str) -> None:

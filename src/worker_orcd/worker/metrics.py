@@ -1,6 +1,6 @@
 """Prometheus metrics: base units, prefix `worker_`, labels from closed sets.
 
-Every series is there from the start, because `increase()` does not see the event that a series begins with.
+Every series exists from the start, because `increase()` misses the event with which a series begins.
 """
 
 from collections.abc import Iterator
@@ -24,8 +24,8 @@ from worker_orcd.jobs.stop_target import TargetState
 from worker_orcd.protocol.messages import AuditFault, Step, StepOutcome
 from worker_orcd.worker.observer import Observer, StopRequested
 
-# Fine enough for a GPU that decodes a token in a millisecond, wide enough for a CPU that takes seconds, and with an
-# edge at each promise: 20 ms, 100 ms and 5 s (guarantees, G1 and G5).
+# Fine enough for a GPU that decodes a token in a millisecond, wide enough for a CPU that takes seconds, and with a
+# bound at each guaranteed time: 20 ms, 100 ms and 5 s (G1 and G5).
 _STEP = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _JOB = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
@@ -40,7 +40,7 @@ _FAILURES = (
 )
 """Error codes of jobs that fail after acceptance."""
 
-# Without the `_created` series, which would double the number of series.
+# The `_created` series would double the number of series.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # The library has no type for it.
 
 
@@ -61,16 +61,16 @@ class Metrics(Observer):
         )
         self.cancels = Counter(
             "worker_cancel_requests",
-            "Cancel requests, by what the worker knew of the job.",
+            "Cancel requests, by the state of the job.",
             ["known"],
             registry=into,
         )
         self.tokens = Counter(
-            "worker_tokens_generated", "Tokens generated and put into streams.", registry=into
+            "worker_tokens_generated", "Tokens generated and written to streams.", registry=into
         )
         self.prompt_tokens = Counter(
             "worker_prompt_tokens",
-            "Prompt tokens, computed or taken from the prefix cache.",
+            "Prompt tokens, by source: computed or cached.",
             ["source"],
             registry=into,
         )
@@ -80,10 +80,10 @@ class Metrics(Observer):
             "worker_engine_steps", "Steps of the engine, by how they ended.", ["outcome"], registry=into
         )
         self.preemptions = Counter(
-            "worker_preemptions", "Jobs requeued because others need their KV cells or place.", registry=into
+            "worker_preemptions", "Jobs preempted because others need their KV cells or slots.", registry=into
         )
         self.audit_faults = Counter(
-            "worker_audit_faults", "Times that an audit of KV cells found a difference.", registry=into
+            "worker_audit_faults", "Differences found by audits of KV cells.", registry=into
         )
         self.step_seconds = Histogram(
             "worker_engine_step_duration_seconds",
@@ -128,7 +128,7 @@ class Metrics(Observer):
             buckets=_STEP,
             registry=into,
         )
-        self.info = Info("worker_build", "Which worker this is.", registry=into)
+        self.info = Info("worker_build", "Version and identity of this worker.", registry=into)
         self._begin()
 
     def _begin(self) -> None:
@@ -151,7 +151,7 @@ class Metrics(Observer):
             self.queue.observe(job.started_at - job.accepted.mono)
 
     def token(self, job: Job, previous_at: float | None, *, generated: bool) -> None:
-        """Count a token, and observe how long it took."""
+        """Count a token, and observe its latency."""
         if generated:
             self.tokens.inc()
         if job.last_token_at is None or job.started_at is None:
@@ -172,7 +172,7 @@ class Metrics(Observer):
             self.cancels.labels(request.target.state.value).inc()
 
     def stepped(self, step: Step) -> None:
-        """Count a step and the prompt tokens that it computed; jobs that began with it found others cached."""
+        """Count a step, its computed prompt tokens, and the cached ones of jobs that began with it."""
         self.steps.labels(step.outcome).inc()
         self.step_seconds.observe(step.duration_ms / 1000)
         if step.progress:
@@ -209,12 +209,12 @@ class Metrics(Observer):
                 self.cancel_latency.labels(stage, receipt.phase).observe(took_ms / 1000)
 
     def render(self) -> bytes:
-        """All of it in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
 def outcome_of(terminal: Terminal, receipt: Receipt | None) -> tuple[str, str]:
-    """How a job ended and why, both out of closed sets."""
+    """The outcome and reason of a job's end, both from closed sets."""
     if isinstance(terminal, End):
         return "completed", terminal.stop_reason
     if terminal.code is ErrorCode.CANCELLED and receipt is not None:

@@ -1,4 +1,4 @@
-"""What happens to jobs and engines, for those that follow it: streams, metrics, log events, traces."""
+"""The interface of observers of jobs and engines: streams, metrics, log events and traces."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class StopRequested:
         stop: the request.
         target: its target.
         job_id: the target's id; None if no live job is in the group.
-        group: the group that it names, if any.
+        group: the request's group, if any.
     """
 
     stop: StopRequest
@@ -31,8 +31,8 @@ class StopRequested:
 
 
 class Observer:
-    """Called by the worker, in order and on its loop, right after each thing happened. Each method does nothing here:
-    an observer overrides those that concern it, and must not block."""
+    """Receives what happens to jobs and engines. The worker calls these methods in order, on its loop, right after each
+    event. Observers override the methods that they need, and must not block."""
 
     # Jobs.
 
@@ -43,28 +43,28 @@ class Observer:
         """The engine has counted a job's prompt tokens, and they fit."""
 
     def started(self, job: Job) -> None:
-        """A job was handed to the engine, for the first time or after a requeue."""
+        """A job was started in the engine, for the first time or after a requeue."""
 
     def progress(self, job: Job) -> None:
         """A job has a progress event."""
 
     def token(self, job: Job, previous_at: float | None, *, generated: bool) -> None:
-        """A job has a token event at `job.last_token_at`; the one before came at `previous_at`, if there was one.
+        """A job got a token event at `job.last_token_at`. The previous one came at `previous_at`, if there was one.
 
-        An event that only brings text that was held back is not `generated`.
+        `generated`: False for an event that only has text that was held back.
         """
 
     def preempted(self, job: Job) -> None:
-        """A job lost its KV cells to older jobs and was requeued."""
+        """A job was preempted and waits again."""
 
     def stop_requested(self, request: StopRequested) -> None:
-        """A stop was requested, of a live job or of anything else."""
+        """A stop was requested, of a live job or of another target."""
 
     def reader_left(self, job: Job) -> None:
-        """The client that executes a live job disconnected."""
+        """The client of a live job's request disconnected."""
 
     def timed_out(self, job: Job) -> None:
-        """A job's deadline has passed."""
+        """A job's time limit has passed."""
 
     def ended(self, job: Job) -> None:
         """A job has its terminal event, and its cells are free."""
@@ -75,25 +75,25 @@ class Observer:
         """The model is about to be loaded."""
 
     def load_progress(self, percent: Percent) -> None:
-        """Part of the model is loaded by the first engine."""
+        """The first engine has loaded part of the model."""
 
     def loaded(self, ready: Ready) -> None:
         """The first engine is ready."""
 
     def restarted(self, pid: int | None, restarts: int, lost_at: float) -> None:
-        """An engine replaces the one that was lost at `lost_at` (monotonic seconds)."""
+        """A new engine replaces the one that was lost at `lost_at` (monotonic seconds)."""
 
     def stepped(self, step: Step) -> None:
         """The engine has computed a step."""
 
     def audit_fault(self, fault: AuditFault, job: Job | None) -> None:
-        """An audit of KV cells found a difference, perhaps in a live job's."""
+        """An audit of KV cells found a difference. `job`: the live job that it concerns, if any."""
 
     def narrated(self, event: NarrationEvent) -> None:
         """The engine process wrote a log event."""
 
     def lost(self, death: Death, jobs: Sequence[Job]) -> None:
-        """An engine died unexpectedly, or was killed because it was stuck; it held `jobs`."""
+        """An engine with these jobs died unexpectedly, or was killed because it was stuck."""
 
     def permanently_failed(self, reason: str, code: str) -> None:
         """No engine can be started any more."""
@@ -110,17 +110,17 @@ class Observers:
     def __init__(self, *observers: Observer) -> None:
         self._observers = list(observers)
         self._concerned: dict[Callable[..., None], list[Callable[..., None]]] = {}
-        """The observers' own methods, by the method of `Observer` that they override."""
+        """The observers' methods, by the method of `Observer` that they override."""
 
     def add(self, observer: Observer) -> None:
-        """Add an observer of what happens from now on."""
+        """Add an observer, from now on."""
         self._observers.append(observer)
         self._concerned.clear()
 
     def notify(
         self, what: Callable[Concatenate[Observer, P], None], *args: P.args, **kwargs: P.kwargs
     ) -> None:
-        """Call one method of each, for example `notify(Observer.ended, job)`."""
+        """Call one method of each observer, for example `notify(Observer.ended, job)`."""
         concerned = self._concerned.get(what)
         if concerned is None:
             concerned = self._concerned[what] = self._overriding(what)

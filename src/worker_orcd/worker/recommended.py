@@ -1,4 +1,4 @@
-"""How a model's makers recommend to sample from it (`general.sampling.*` in its file), as fields of a job."""
+"""The sampling values that a model's authors recommend (`general.sampling.*` in its file), as fields of a job."""
 
 from collections.abc import Mapping
 
@@ -12,11 +12,11 @@ _FIELDS = {
     "min_p": "min_p",
     "penalty_repeat": "repetition_penalty",
 }
-"""Keys below `general.sampling`, and the fields of `POST /execute` that mean the same."""
+"""Keys under `general.sampling`, and the corresponding fields of `POST /execute`."""
 
 
 def recommended_sampling(in_file: Mapping[str, float]) -> dict[str, float]:
-    """Return the recommendations that a job can follow; a value that no job may ask for is left out."""
+    """Return the recommendations that are valid for a job. Values that jobs may not have are left out."""
     found = {field: in_file[key] for key, field in _FIELDS.items() if key in in_file}
     return {field: value for field, value in found.items() if _is_allowed(field, value)}
 

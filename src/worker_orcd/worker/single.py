@@ -17,7 +17,7 @@ from worker_orcd.worker.worker import Worker
 
 
 class SingleWorker(WorkerInterface):
-    """Passes everything on to the worker. Nothing here waits but for the ends of jobs and for tokens."""
+    """Delegates to the worker. Waits only for the ends of jobs and for tokens."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -30,27 +30,27 @@ class SingleWorker(WorkerInterface):
 
     @property
     def started_unix(self) -> float:
-        """When the worker was started, Unix time."""
+        """When the worker was started, in Unix time."""
         return self._worker.started_unix
 
     @property
     def engine(self) -> Ready | None:
-        """What the engine that runs now has said of its model."""
+        """The model's facts from the running engine; None without one."""
         return self._worker.engine
 
     @property
     def model_names(self) -> ModelNames:
-        """Names by which clients may ask for the model."""
+        """The names that clients may use for the model."""
         return self._worker.model_names
 
     @property
     def recommended_sampling(self) -> Mapping[str, float]:
-        """Fields of a job as the model's makers recommend them."""
+        """Values of a job's fields that the model's authors recommend."""
         return self._worker.recommended_sampling
 
     @property
     def tool_formats(self) -> tuple[ToolFormat, ...]:
-        """How the model writes calls of tools."""
+        """The model's formats of tool calls; empty: unknown."""
         return self._worker.tool_formats
 
     async def execute(
@@ -75,7 +75,7 @@ class SingleWorker(WorkerInterface):
         return live
 
     async def cancelled_lately(self, job_ids: list[str], owner: str) -> StopRequest | None:
-        """A recent client's cancel of one of these jobs, after their ends."""
+        """A client's recent cancel of one of these jobs, after their ends."""
         return await self._worker.cancelled_lately(job_ids, owner)
 
     async def receipts(self, job_ids: list[str], owner: str, patience_sec: float) -> list[Record] | None:
@@ -98,7 +98,7 @@ class SingleWorker(WorkerInterface):
         return self._worker.stream_of(job_id, owner)
 
     async def drop_events(self, job: Job) -> None:
-        """Keep an ended job's events no longer. The id may be in use again."""
+        """Drop an ended job's events. The id may be in use again."""
         if self._tracker.ended_job(job.job_id, job.owner) is job:
             self._tracker.drop_events(job.job_id, job.owner)
 
@@ -107,7 +107,7 @@ class SingleWorker(WorkerInterface):
         return await self._worker.tokenizing.prepare(prompt, template, correlation_id, owner)
 
     def reader_left(self, stream: JobStream) -> None:
-        """The connection that executes a job is closed."""
+        """Handle the closed connection of a job's request."""
         self._worker.reader_left(stream)
 
     def stop(self, job: Job, reason: StopReason) -> None:
@@ -119,7 +119,7 @@ class SingleWorker(WorkerInterface):
         self._worker.refused(job_id, owner)
 
     def count_refusal(self, code: ErrorCode) -> None:
-        """Count a request that was refused."""
+        """Count a refused request."""
         self._worker.metrics.refusals.labels(code.value).inc()
 
     def health(self, *, operator: bool, private_load: bool) -> Health:

@@ -1,4 +1,4 @@
-"""Metrics read on each scrape: the worker's state, under its own names and optionally under vLLM's."""
+"""Metrics of the worker's state, read on each scrape. Optionally also under vLLM's names."""
 
 import asyncio
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ def publish(worker: Worker, *, vllm_names: bool = False) -> None:
     """Add the worker's state to its metrics.
 
     Args:
-        worker: whose.
-        vllm_names: also under the names that routers made for vLLM look for.
+        worker: the worker.
+        vllm_names: also use the names that routers for vLLM expect.
     """
     worker.metrics.info.info({"version": __version__, "worker_id": worker.worker_id})
     worker.metrics.registry.register(_State(worker))
@@ -25,7 +25,7 @@ def publish(worker: Worker, *, vllm_names: bool = False) -> None:
 
 
 class _State(Collector):
-    """What `GET /health` shows, for Prometheus."""
+    """The state in `GET /health`, for Prometheus."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -36,7 +36,7 @@ class _State(Collector):
         engine, queue, supervisor = worker.engine, worker.dispatcher.queue, worker.supervisor
         now = status_of(worker)
         status = GaugeMetricFamily(
-            "worker_status", "1 for the status that `/health` shows, 0 for the others.", labels=["status"]
+            "worker_status", "1 for the current status in `/health`, 0 for the others.", labels=["status"]
         )
         for one in Status:
             status.add_metric([one.value], one is now)
@@ -46,10 +46,10 @@ class _State(Collector):
         )
         for name, help_text, value in (
             ("worker_jobs_running", "Jobs in the engine.", queue.running),
-            ("worker_jobs_running_limit", "Places in the engine.", engine.sequences if engine else 0),
-            ("worker_jobs_queued", "Jobs that wait.", len(queue)),
-            ("worker_jobs_queued_limit", "Jobs that may wait.", worker.policy.max_queue),
-            ("worker_kv_cells", "KV cells in all.", engine.cells if engine else 0),
+            ("worker_jobs_running_limit", "Slots in the engine.", engine.sequences if engine else 0),
+            ("worker_jobs_queued", "Waiting jobs.", len(queue)),
+            ("worker_jobs_queued_limit", "Maximum number of waiting jobs.", worker.policy.max_queue),
+            ("worker_kv_cells", "Total number of KV cells.", engine.cells if engine else 0),
             (
                 "worker_kv_cells_used",
                 "KV cells of live jobs, by the engine's count.",
@@ -68,24 +68,24 @@ class _State(Collector):
 
 
 class _VllmNames(Collector):
-    """The same under the names, and with the label, that routers made for vLLM look for."""
+    """The same state with the names and the label that routers for vLLM expect."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics; none until the model's name is known."""
+        """Yield the metrics. None until the model's name is known."""
         worker = self._worker
         if worker.model is None:
             return
         engine, queue = worker.engine, worker.dispatcher.queue
-        # Without an engine there is no room: a router that looked at 0 would send everything here.
+        # 1 without an engine: with 0, a router would send all requests here.
         used = worker.kv_usage.cells_used / engine.cells if engine else 1.0
         for name, help_text, value in (
             ("vllm:num_requests_running", "As worker_jobs_running.", queue.running),
             ("vllm:num_requests_waiting", "As worker_jobs_queued.", len(queue)),
-            ("vllm:kv_cache_usage_perc", "KV cells used, 1 is all.", used),
-            ("vllm:gpu_cache_usage_perc", "The same, as older versions call it.", used),
+            ("vllm:kv_cache_usage_perc", "Fraction of KV cells in use, from 0 to 1.", used),
+            ("vllm:gpu_cache_usage_perc", "The same under the name of older versions.", used),
         ):
             gauge = GaugeMetricFamily(name, help_text, labels=["model_name"])
             gauge.add_metric([worker.model], value)
@@ -97,7 +97,7 @@ class _VllmNames(Collector):
                 "Prompt tokens looked up in the prefix cache.",
                 sum(prompt_tokens.values()),
             ),
-            ("vllm:prefix_cache_hits", "Those of them that were computed already.", prompt_tokens["cached"]),
+            ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", prompt_tokens["cached"]),
         ):
             counter = CounterMetricFamily(name, help_text, labels=["model_name"])
             counter.add_metric([worker.model], value)
@@ -107,5 +107,5 @@ class _VllmNames(Collector):
 def _tasks() -> int:
     try:
         return len(asyncio.all_tasks())
-    except RuntimeError:  # Asked from outside of the loop.
+    except RuntimeError:  # Called outside of the loop.
         return 0

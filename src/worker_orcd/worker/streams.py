@@ -1,4 +1,4 @@
-"""Readers of a job: each reads the job's list of events at its own pace."""
+"""Readers of jobs. Each reads a job's list of events at its own speed."""
 
 import asyncio
 import time
@@ -12,13 +12,13 @@ from worker_orcd.jobs.job import Job
 from worker_orcd.worker.observer import Observer
 
 MAX_READERS = 32
-"""Most readers of one job."""
+"""The most readers of one job."""
 
 Numbered = tuple[int, Event]
 
 
 class KeepAlive:
-    """When a stream must send something: `idle_sec` after its last byte, whatever happens to its jobs meanwhile."""
+    """When a stream must send bytes: `idle_sec` after its last byte, whatever happens to its jobs meanwhile."""
 
     def __init__(self, idle_sec: float) -> None:
         self._idle_sec = idle_sec
@@ -30,30 +30,30 @@ class KeepAlive:
 
     @property
     def left_sec(self) -> float:
-        """Seconds until something must be sent; 0 or less when it is due."""
+        """Seconds until bytes must be sent; 0 or less if they are due."""
         return self._due_at - time.monotonic()
 
 
 class JobStream:
-    """Lets several readers follow one job. A slow reader delays no other: its unread events stay in the job's list,
-    which `max_tokens` bounds."""
+    """The stream of one job, for several readers. A slow reader does not delay others: its unread events stay in the
+    job's list, which `max_tokens` bounds."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.readers = 0
-        """Number of readers that follow the job now."""
+        """Number of current readers."""
         self.waiting: set[Changes] = set()
-        """The waits of its readers."""
+        """The waits of the readers."""
 
     def join(self) -> None:
         """Add a reader.
 
         Raises:
-            JobError: `QUEUE_FULL`, there are too many.
+            JobError: `QUEUE_FULL`: the job has too many readers.
         """
         if self.readers >= MAX_READERS:
             raise JobError(
-                ErrorCode.QUEUE_FULL, f"{self.readers} readers follow this job already", retry_after_sec=1
+                ErrorCode.QUEUE_FULL, f"the job already has {self.readers} readers", retry_after_sec=1
             )
         self.readers += 1
 
@@ -67,11 +67,11 @@ class JobStream:
             reader.wake()
 
     async def changed(self, timeout_sec: float) -> bool:
-        """Wait for a change of the job. False after `timeout_sec` without one."""
+        """Wait for a change of the job. Returns False after `timeout_sec` without a change."""
         return await any_changed([self], timeout_sec)
 
     async def ended(self, until: float) -> bool:
-        """Wait for the job's end. False if it is still live at `until` (monotonic seconds)."""
+        """Wait for the job's end. Returns False if it is still live at `until` (monotonic seconds)."""
         while self.job.live:
             left = until - time.monotonic()
             if left <= 0:
@@ -110,12 +110,12 @@ class JobStream:
 
 
 class JobStreams(Observer):
-    """Every job's stream. Wakes its readers when the job has news."""
+    """The streams of all jobs. Wakes a job's readers when the job has a new event."""
 
     def __init__(self) -> None:
         self._live: dict[int, JobStream] = {}
         self._followed: WeakValueDictionary[int, JobStream] = WeakValueDictionary()
-        """Streams in use, also of ended jobs, so that `MAX_READERS` counts all readers of a job."""
+        """Streams in use, including those of ended jobs, so that `MAX_READERS` counts all readers of a job."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -131,7 +131,7 @@ class JobStreams(Observer):
         return stream
 
     async def all_ended(self, timeout_sec: float) -> bool:
-        """Wait until no job is live. False after `timeout_sec`."""
+        """Wait until no job is live. Returns False after `timeout_sec`."""
         try:
             async with asyncio.timeout(timeout_sec):
                 await self._idle.wait()
@@ -140,7 +140,7 @@ class JobStreams(Observer):
         return True
 
     def accepted(self, job: Job, headers: Mapping[str, str]) -> None:
-        """Open its stream."""
+        """Open the job's stream."""
         self._live[job.run] = self.of(job)
         self._idle.clear()
 
@@ -149,19 +149,19 @@ class JobStreams(Observer):
         self.of(job).wake()
 
     def started(self, job: Job) -> None:
-        """Wake its readers."""
+        """Wake the job's readers."""
         self.of(job).wake()
 
     def progress(self, job: Job) -> None:
-        """Wake its readers."""
+        """Wake the job's readers."""
         self.of(job).wake()
 
     def token(self, job: Job, previous_at: float | None, *, generated: bool) -> None:
-        """Wake its readers."""
+        """Wake the job's readers."""
         self.of(job).wake()
 
     def ended(self, job: Job) -> None:
-        """Wake its readers for the last time."""
+        """Wake the job's readers for the last time."""
         self.of(job).wake()
         self._live.pop(job.run, None)
         if not self._live:
@@ -169,10 +169,9 @@ class JobStreams(Observer):
 
 
 class Changes:
-    """One reader's waits for changes of some jobs, from its first to its last.
+    """Lets one reader wait repeatedly for changes of some jobs.
 
-    All of them share one timer: to start and stop one for each wait would cost as much as all else that the front does
-    for a token.
+    All waits share one timer: a new timer for each wait would cost as much as all other work of the front for a token.
     """
 
     def __init__(self, streams: Sequence[JobStream]) -> None:
@@ -195,7 +194,7 @@ class Changes:
             self._timer.cancel()
 
     async def next(self, timeout_sec: float) -> bool:
-        """Wait for a change that comes from now on. False after the timeout without one."""
+        """Wait for the next change. Returns False after the timeout without a change."""
         self._due_at = self._loop.time() + timeout_sec
         if self._timer is None or self._timer_at > self._due_at:
             self._set_timer()
@@ -206,7 +205,7 @@ class Changes:
             self._future = None
 
     def wake(self) -> None:
-        """One of the jobs has changed. Nothing happens if the reader does not wait now."""
+        """Wake the reader, because one of the jobs has changed. Does nothing if the reader does not wait."""
         self._finish(changed=True)
 
     def _set_timer(self) -> None:
@@ -216,7 +215,7 @@ class Changes:
         self._timer = self._loop.call_at(self._due_at, self._timer_due)
 
     def _timer_due(self) -> None:
-        """The timer was set for an earlier wait, perhaps: then the present one has more time."""
+        """End the current wait, unless the timer was set for an earlier wait; then set it again."""
         self._timer = None
         if self._future is None:
             return
@@ -231,7 +230,7 @@ class Changes:
 
 
 async def any_changed(streams: Sequence[JobStream], timeout_sec: float) -> bool:
-    """Wait for a change of one of these jobs. False after the timeout without one."""
+    """Wait for a change of one of these jobs. Returns False after the timeout without a change."""
     with Changes(streams) as changes:
         return await changes.next(timeout_sec)
 

@@ -1,4 +1,4 @@
-"""Tokenizing for clients: the engine prepares a prompt that belongs to no job."""
+"""Tokenizing for clients: the engine prepares a prompt without a job."""
 
 import asyncio
 from itertools import count
@@ -9,12 +9,12 @@ from worker_orcd.supervisor.supervisor import EngineState, Supervisor
 from worker_orcd.worker.wire import refusal
 
 MAX_TOKENIZING = 4
-"""Most requests at a time; the engine has more threads than that, so jobs' prompts do not wait for these."""
+"""The most requests at a time. The engine has more threads, so jobs' prompts do not wait for these requests."""
 PATIENCE_SEC = 10.0
 
 
 class Tokenizing:
-    """Requests that the engine has not answered. Their numbers are below those of all runs."""
+    """Requests that the engine has not answered. Their numbers are lower than those of all runs."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
@@ -22,10 +22,10 @@ class Tokenizing:
         self._waiting: dict[int, asyncio.Future[Tokenized | Rejected]] = {}
 
     async def prepare(self, prompt: str, template: Template, correlation_id: str, owner: str) -> Tokenized:
-        """The tokens of a prompt, and how each is shown.
+        """The tokens of a prompt, and the bytes that show each token.
 
         Raises:
-            JobError: `INVALID_REQUEST`, `QUEUE_FULL`, or `ENGINE_LOST` (503) while there is no engine that answers.
+            JobError: `INVALID_REQUEST`, `QUEUE_FULL`, or `ENGINE_LOST` (503) while no engine is ready.
         """
         if self._supervisor.state is not EngineState.READY:
             raise no_engine()
@@ -47,7 +47,7 @@ class Tokenizing:
         return prepared
 
     def answered(self, message: Tokenized | Rejected) -> bool:
-        """Whether this answers such a request, and not a job's."""
+        """Handle an answer. Returns False if it belongs to a job."""
         waiting = self._waiting.get(message.run)
         if waiting is not None and not waiting.done():
             waiting.set_result(message)
@@ -61,5 +61,5 @@ class Tokenizing:
 
 
 def no_engine() -> JobError:
-    """The refusal of what only an engine can answer, while there is none."""
-    return JobError(ErrorCode.ENGINE_LOST, "no engine answers", http_status=503, retry_after_sec=1)
+    """The refusal of a request that needs an engine, while none is ready."""
+    return JobError(ErrorCode.ENGINE_LOST, "no engine is ready", http_status=503, retry_after_sec=1)

@@ -1,9 +1,9 @@
-"""Jobs as OpenTelemetry spans, after its semantic conventions for generative AI.
+"""Jobs as OpenTelemetry spans, following its semantic conventions for generative AI.
 
-One span for each job, from its acceptance to its terminal event, with what happened in between as its events. Never the
-prompt, the output, stop sequences or an error's message, which may quote them.
+Each job has one span, from its acceptance to its terminal event, with events in between. A span never contains the
+prompt, the output, stop sequences, or an error's message, which may quote them.
 
-The one module that knows OpenTelemetry, which is an extra: it is imported only when traces are wanted.
+Only this module imports OpenTelemetry, which is an extra, and it is imported only if traces are enabled.
 """
 
 import logging
@@ -32,22 +32,22 @@ from worker_orcd.worker.metrics import outcome_of
 from worker_orcd.worker.observer import Observer
 
 LAST_EXPORT_SEC = 0.4
-"""How long a shutdown waits for the export of the last spans, within the five seconds of a shutdown."""
+"""How long a shutdown waits for the export of the last spans, as part of its five seconds."""
 COMPLAINT_INTERVAL_SEC = 60.0
-"""Shortest time between two log events about failed exports."""
+"""Minimum time between two log events about failed exports."""
 _PROTOCOL = "http/protobuf"
 _PROTOCOL_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _REQUESTED = frozenset({StopReason.CLIENT, StopReason.DISCONNECT, StopReason.SUPERSEDED})
-"""Stops for these reasons are what the client asked for, so they are no errors."""
+"""Reasons of stops that clients requested, which are not errors."""
 _MAX_INT = 2**63 - 1
-"""A span's whole numbers are signed, a seed is not."""
+"""A span's integers are signed, but seeds are not."""
 _NS = 1e9
 
 _propagator = TraceContextTextMapPropagator()
 
 
 class Tracing(Observer):
-    """Makes one span per job. A job that is not sampled costs nothing after its acceptance."""
+    """Makes one span per job. A job that is not sampled has no cost after its acceptance."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
@@ -59,10 +59,10 @@ class Tracing(Observer):
 
     @classmethod
     def exporting(cls, worker_id: str) -> Self:
-        """Spans go where the `OTEL_…` variables say, by OTLP over HTTP, in batches and on a thread of their own.
+        """Export spans according to the `OTEL_…` variables, by OTLP over HTTP, in batches and on a separate thread.
 
         Raises:
-            ValueError: one of the variables cannot be kept.
+            ValueError: a variable has an unsupported value.
         """
         protocol = next((os.environ[name] for name in _PROTOCOL_VARIABLES if os.environ.get(name)), _PROTOCOL)
         if protocol != _PROTOCOL:
@@ -77,11 +77,11 @@ class Tracing(Observer):
         resource = Resource.create(named).merge(OTELResourceDetector().detect())
         provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-        if troubles:  # OpenTelemetry itself would use a default.
+        if troubles:  # OpenTelemetry itself would use the default.
             raise ValueError(troubles[0])
         return cls(provider)
 
-    # What happens.
+    # Events.
 
     def loaded(self, ready: Ready) -> None:
         """Note the model's name."""
@@ -143,7 +143,7 @@ class Tracing(Observer):
 
     @staticmethod
     def report_to(emit: Callable[[str], None]) -> None:
-        """Call `report` with export errors, at most once per `COMPLAINT_INTERVAL_SEC`, on the thread that has them."""
+        """Call `report` with export errors, at most once per `COMPLAINT_INTERVAL_SEC`, on the exporting thread."""
         log = logging.getLogger("opentelemetry")
         log.propagate = False
         log.handlers = [_ExportErrors(emit)]
@@ -152,19 +152,19 @@ class Tracing(Observer):
         """Begin to export the remaining spans, in the background."""
         if self._closing is None:
             self._until = time.monotonic() + LAST_EXPORT_SEC
-            # Not in asyncio's pool of threads, for whose end its loop would wait.
+            # Not in asyncio's thread pool, whose threads the loop would wait for.
             self._closing = threading.Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
             self._closing.start()
 
     def close(self) -> None:
-        """Wait for the last export, at most `LAST_EXPORT_SEC` from its beginning: the collector may hang."""
+        """Wait for the last export, at most `LAST_EXPORT_SEC` from its beginning, because the collector may hang."""
         self.begin_to_close()
         if self._closing is not None:
             self._closing.join(max(0.0, self._until - time.monotonic()))
 
 
 class _ExportErrors(logging.Handler):
-    """Reports export errors, but not each of many."""
+    """Reports export errors at a limited rate."""
 
     def __init__(self, emit: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
@@ -172,13 +172,13 @@ class _ExportErrors(logging.Handler):
         self._quiet_until = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Report it, unless the last report is recent."""
+        """Report the record, unless the last report is recent."""
         if record.created >= self._quiet_until:
             self._quiet_until = record.created + COMPLAINT_INTERVAL_SEC
             self._tell(record.getMessage())
 
 
-# The words.
+# Attributes.
 
 
 def _name(job: Job, model: str | None) -> str:
@@ -186,7 +186,7 @@ def _name(job: Job, model: str | None) -> str:
 
 
 def _operation(job: Job) -> str:
-    """`auto` is a conversation of one message."""
+    """The operation's name. A prompt with the template `auto` is a conversation of one message."""
     if job.request.dimensions_wanted is not None:
         return "embeddings"
     return "text_completion" if job.request.template in ("none", "tokens", "infill") else "chat"
@@ -222,7 +222,7 @@ def _asked(job: Job) -> dict[str, AttributeValue]:
 
 
 def _brought(job: Job, terminal: Terminal) -> dict[str, AttributeValue]:
-    """Attributes of the result; tokens are those that were computed, as clients see them."""
+    """Attributes of the result. Token counts are those that clients receive."""
     outcome, reason = outcome_of(terminal, job.receipt)
     brought: dict[str, AttributeValue] = {
         "gen_ai.usage.input_tokens": job.prompt_processed,
@@ -260,11 +260,11 @@ def _add_stop_events(span: Span, job: Job, receipt: Receipt, ended_at: float) ->
         ("freed", None if receipt.freed_ms is None else began + receipt.freed_ms / 1000, held),
         ("terminal", ended_at, None),
     ):
-        if mono is not None:  # Receipts are rounded; no event may be later than the span's end.
+        if mono is not None:  # Receipts are rounded, but no event may be later than the span's end.
             span.add_event(f"worker_orcd.cancel.{moment}", facts, _ns(job, min(mono, ended_at)))
 
 
 def _ns(job: Job, mono: float) -> int:
-    """A time of the front's monotonic clock as Unix time in ns, counted from the job's acceptance: a wall clock that is
-    set meanwhile bends no span."""
+    """A time of the front's monotonic clock as Unix time in ns. Counts from the job's acceptance, so that setting the
+    wall clock does not distort spans."""
     return round(job.accepted.unix * _NS) + round((mono - job.accepted.mono) * _NS)

@@ -1,4 +1,4 @@
-"""Jobs as messages to the engine, and messages of the engine in terms of jobs."""
+"""Converts jobs to messages for the engine, and messages of the engine to the core's types."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -13,9 +13,9 @@ from worker_orcd.protocol import messages
 
 
 def to_submit(job: Job) -> messages.Submit:
-    """The message that has a job's prompt rendered and tokenized, and kept until it begins."""
+    """The message that submits a job's prompt to the engine."""
     request = job.request
-    # A prompt is scored as a whole; in a run that is requeued behind it, not again.
+    # A run that was requeued after its whole prompt was scored is not scored again.
     scored = request.scored_prompt if len(job.prompt_logprobs) < (job.prompt_length or 1) else None
     chars, sha256 = narration.prompt_digest(request.text)
     return messages.Submit(
@@ -42,7 +42,7 @@ def to_submit(job: Job) -> messages.Submit:
 
 
 def to_begin(job: Job) -> messages.Begin:
-    """Have it generated, from its tokens so far on."""
+    """The message that starts a job's generation, after its tokens so far."""
     return messages.Begin(job.run, job.max_tokens, tuple(job.tokens))
 
 
@@ -53,12 +53,12 @@ def _constraint(job: Job) -> messages.Constraint | None:
 
 
 def _namespace(job: Job) -> str:
-    """The namespace of a job's prefixes: jobs with the same API key and the same salt share theirs."""
+    """The namespace of a job's prefixes. Jobs with the same API key and the same salt share one."""
     return f"{job.owner}\0{job.request.cache_salt or ''}"
 
 
 def released(stopped: messages.Stopped, now: Timestamp) -> Release:
-    """When and what a stopped run released, on the front's clock."""
+    """What a stopped run released, and when, on the front's clock."""
     ago_ms = stopped.freed_ago_ms
     return Release(
         stopped_at=now.mono - stopped.stopped_ago_ms / 1000,
@@ -72,24 +72,24 @@ def released(stopped: messages.Stopped, now: Timestamp) -> Release:
 
 
 def refusal(refused: messages.Rejected) -> JobError:
-    """Why the engine did not prepare a prompt: the client's fault, if it names a field."""
+    """The error for a rejected prompt. The fault is the client's if a field is named."""
     code = ErrorCode.INVALID_REQUEST if refused.param else ErrorCode.INTERNAL
     return JobError(code, refused.message, param=refused.param)
 
 
 def failure(end: messages.EndOfRun) -> JobError:
-    """Why a run failed in the engine."""
+    """The error for a run that failed in the engine."""
     return JobError(ErrorCode(end.error_code or "INTERNAL"), end.error_message)
 
 
 @dataclass(frozen=True, slots=True)
 class KvUsage:
-    """KV cells that live jobs hold, and those kept for later jobs."""
+    """KV cells that live jobs hold, and KV cells kept for later jobs."""
 
     cells_used: int = 0
     cells_cached: int = 0
 
     @classmethod
     def after(cls, report: messages.Step | messages.Stopped) -> Self:
-        """As the engine reports it with a step or a stop."""
+        """The usage that the engine reports with a step or a stop."""
         return cls(report.cells_used, report.cells_cached)
