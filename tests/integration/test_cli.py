@@ -232,7 +232,7 @@ def test_ctrl_c_cancels_a_job_that_waits_in_the_queue(worker: RunningWorker) -> 
 def test_ctrl_c_is_a_key_of_the_terminal(worker: RunningWorker) -> None:
     """In a real terminal: the receipt is shown there, and the terminal is restored."""
     with Terminal(worker, "execute", "--job-id", "cli-key", "--temperature", "0", ENDLESS) as terminal:
-        terminal.shows("job cli-key; Ctrl-C cancels it")
+        terminal.shows("job cli-key; to cancel it: Ctrl-C")
         terminal.shows("w3 ")
         terminal.type(CTRL_C)
         terminal.shows(
@@ -271,7 +271,9 @@ def test_execute_cancelled_from_elsewhere_says_so(worker: RunningWorker) -> None
     assert worker.cancel("cli-elsewhere").status_code == 202
     code, _, said = executing.end()
     assert code == 1
-    assert said.startswith("job cli-elsewhere was cancelled from elsewhere (reason client): stopped after ")
+    assert said.startswith(
+        "job cli-elsewhere was cancelled by another client (reason client): stopped after "
+    )
 
 
 def test_execute_into_a_closed_pipe_stops_the_job(worker: RunningWorker) -> None:
@@ -346,7 +348,7 @@ def test_cancel_of_a_job_that_ended_or_never_was(worker: RunningWorker) -> None:
     assert (ended.returncode, ended.stdout) == (0, "job cli-ended had already ended: completed\n")
     unknown = run("cancel", "cli-unknown", worker=worker)
     assert (unknown.returncode, unknown.stderr) == (0, "")
-    assert unknown.stdout == "no job cli-unknown is known; nothing to stop\n"
+    assert unknown.stdout == "job cli-unknown is unknown; nothing to stop\n"
 
 
 def test_cancel_of_an_id_that_looks_like_a_path(worker: RunningWorker) -> None:
@@ -375,7 +377,7 @@ def test_cancel_of_a_group(worker: RunningWorker) -> None:
         "job cli-group-2 cancelled (reason client)",
     ]
     again = run("cancel", "--group", "cli-group", worker=worker)
-    assert (again.stdout, again.returncode) == ("no live job is of group cli-group; nothing to stop\n", 0)
+    assert (again.stdout, again.returncode) == ("group cli-group has no live jobs; nothing to stop\n", 0)
     reported = json.loads(run("cancel", "--group", "cli-group", "--json", worker=worker).stdout)
     assert reported == {"status": 202, "answer": {"status": "cancelling", "group": "cli-group"}}
 

@@ -112,7 +112,7 @@ def test_an_answer_cancelled_from_elsewhere_ends_a_piped_conversation(worker: Ru
     code, _, said = chat.end()
     assert code == 1
     assert said.startswith(
-        "worker-orcd: CANCELLED: the answer was cancelled from elsewhere (reason client): "
+        "worker-orcd: CANCELLED: the answer was cancelled by another client (reason client): "
     )
     assert "KV cells" in said
 
@@ -178,7 +178,7 @@ def test_a_line_that_is_typed_while_an_answer_streams_supersedes_it(worker: Runn
         assert new["prompt_tokens"] in [tokens_of(ENDLESS, text, question) for text in said]
         chat.type("/exit\n")
         worker.cancel(new["job_id"])  # Ctrl-C would also drop what is typed and not read yet.
-        chat.shows("the answer was cancelled from elsewhere")
+        chat.shows("the answer was cancelled by another client")
         assert chat.ended() == 0
         assert chat.attributes() == chat.before
 
@@ -189,7 +189,7 @@ def test_leaving_a_conversation(worker: RunningWorker, leaving: str) -> None:
     with Terminal(worker, "chat") as chat:
         chat.shows("> ")
         chat.type("/help\n")
-        chat.shows("/reset forgets what was said.")
+        chat.shows("/reset starts a new conversation.")
         chat.shows("> ")
         chat.type(leaving)
         assert chat.ended() == 0
@@ -220,7 +220,7 @@ def test_what_goes_wrong_does_not_end_a_conversation_at_a_terminal(worker: Runni
         chat.shows("w3|[0-9] ")
         (live,) = worker.client.get("/jobs?limit=0").json()["jobs"]
         worker.cancel(live["job_id"])
-        chat.shows("worker-orcd: CANCELLED: the answer was cancelled from elsewhere")
+        chat.shows("worker-orcd: CANCELLED: the answer was cancelled by another client")
         chat.shows("> ")
         chat.type(f"{says('still here')}\n")
         chat.shows('"still here"')

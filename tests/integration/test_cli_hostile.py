@@ -60,7 +60,7 @@ def test_no_terminal_obeys_a_worker(url: str, words: tuple[str, ...]) -> None:
             terminal.shows("evil(?s:.*)> ")
             terminal.type(CTRL_D)
         else:
-            terminal.shows("evil|no job unknown is known")
+            terminal.shows("evil|job unknown is unknown")
         terminal.ended()
         assert_harmless(terminal.raw(), lines=True)
 
@@ -90,10 +90,10 @@ def test_piped_only_the_output_of_the_model_is_as_it_is(url: str, words: tuple[s
 def test_no_terminal_obeys_a_worker_that_is_watched(url: str) -> None:
     """The table, the receipts of cancelled jobs, and what is listed when the watch ends."""
     with Terminal(None, "ps", "--watch", env={"WORKER_ORCD_URL": url}) as terminal:
-        terminal.shows("q leave")
+        terminal.shows("q quit")
         for key in "cg":
             terminal.type(key)
-            terminal.shows("stopped after(?s:.*)q leave")
+            terminal.shows("stopped after(?s:.*)q quit")
         terminal.type("q")
         assert terminal.ended() == 0
         assert_harmless(terminal.raw(), lines=True)

@@ -108,7 +108,7 @@ def test_a_worker_that_restarts_is_waited_for_and_followed() -> None:
             code, said = logs.interrupted()
     assert code == 0
     assert re.fullmatch(
-        r"worker-orcd: waiting for the worker at http\S+ to come back: it has shut down\n"
+        r"worker-orcd: waiting for the worker at http\S+ to come back: it shut down\n"
         r"worker-orcd: the worker at http\S+ is back\n",
         said,
     )

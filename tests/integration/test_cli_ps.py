@@ -145,7 +145,7 @@ def test_only_a_terminal_can_watch(worker: RunningWorker, words: tuple[str, ...]
     """Without a terminal it is a usage error, exit code 2."""
     result = run("ps", *words, worker=worker)
     assert (result.returncode, result.stdout) == (2, "")
-    assert "--watch is for a terminal" in result.stderr
+    assert "--watch requires a terminal" in result.stderr
 
 
 # Watched.
@@ -211,7 +211,7 @@ def test_the_selection_stays_where_it_was_and_never_on_an_ended_job(worker: Runn
         terminal.type("c")
         terminal.shows("job ps-one cancelled")
         terminal.type("kc")
-        terminal.shows("there is no live job")
+        terminal.shows("no job is live")
         assert "\x1b[7m" not in terminal.raw().split(HOME)[-1]
         terminal.type("q")
         assert terminal.ended() == 0
@@ -298,7 +298,7 @@ def test_however_the_watch_is_left_the_terminal_is_restored(
 ) -> None:
     """By a key or by a signal."""
     with Terminal(worker, "ps", "--watch") as terminal:
-        terminal.shows("q leave")
+        terminal.shows("q quit")
         assert terminal.attributes() != terminal.before
         if isinstance(how, str):
             terminal.type(how)
@@ -328,7 +328,7 @@ def test_the_watch_of_a_worker_that_hangs_can_be_left(
 ) -> None:
     """While it waits for the worker's answer."""
     with Terminal(hanging, "ps", "--watch") as terminal:
-        terminal.shows("q leave")
+        terminal.shows("q quit")
         hanging.process.send_signal(signal.SIGSTOP)
         try:
             wait_until(lambda: asked_and_unanswered(hanging), what="a look that is not answered")
@@ -345,13 +345,13 @@ def test_the_watch_of_a_worker_that_hangs_can_be_left(
 def test_ctrl_z_gives_the_terminal_back_until_it_continues(worker: RunningWorker) -> None:
     """The shell finds its terminal restored; afterwards keys work again."""
     with Terminal(worker, "ps", "--watch") as terminal:
-        terminal.shows("q leave")
+        terminal.shows("q quit")
         terminal.type(CTRL_Z)
         process = psutil.Process(terminal.process.pid)
         wait_until(lambda: process.status() == psutil.STATUS_STOPPED, what="a process that is stopped")
         assert_restored(terminal)
         terminal.process.send_signal(signal.SIGCONT)
-        terminal.shows("q leave")
+        terminal.shows("q quit")
         terminal.type("q")
         assert terminal.ended() == 0
         assert_restored(terminal)
@@ -386,7 +386,7 @@ def test_the_selected_job_is_on_the_screen_however_many_there_are(worker: Runnin
         terminal.shows("ps-many-0 ")
         terminal.type("j" * 11)
         selected(terminal, "ps-many-11")
-        terminal.shows("ps-many-11 (?s:.*)q leave")
+        terminal.shows("ps-many-11 (?s:.*)q quit")
         terminal.type("q")
         assert terminal.ended() == 0
     for stream in streams:

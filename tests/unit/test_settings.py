@@ -170,7 +170,7 @@ def test_exact_needs_a_usable_share_of_cells_for_each_sequence() -> None:
     assert Settings(exact=True).cells_per_sequence == 1024
     assert Settings(exact=False).cells_per_sequence == 16384
     line = refusal(exact=True, context_length=2048, parallel=16)
-    assert "= 128 cells, and must give 256 or more" in line
+    assert "= 128 cells, and requires 256 or more" in line
 
 
 def test_every_option_has_a_description_and_a_requirement() -> None:

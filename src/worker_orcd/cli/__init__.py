@@ -1,1 +1,1 @@
-"""The command line: `serve` (the default), `execute`, `cancel`, `ps`, `demo`."""
+"""The command line: one module for each command."""

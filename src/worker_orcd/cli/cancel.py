@@ -14,7 +14,7 @@ from worker_orcd.client import CANCEL_SEC, DEFAULT_URL, SyncClient
 def command(
     job_id: Annotated[
         str | None,
-        typer.Argument(metavar="JOB_ID", help="the job to stop, exactly", autocompletion=live_jobs),
+        typer.Argument(metavar="JOB_ID", help="the exact id of the job to stop", autocompletion=live_jobs),
     ] = None,
     group: Annotated[
         str | None,
@@ -23,18 +23,18 @@ def command(
         ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="the answer, and the job's record, as JSON")
+        bool, typer.Option("--json", help="the response and the job's record, as JSON")
     ] = False,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Cancel a job and show its receipt.
 
-    The job stops, whatever its phase. Cancelling it again changes nothing.
+    The job stops in any phase. Cancelling it again has no effect.
 
-    Exit codes: 0 the worker has accepted it, 1 it could not be asked or has refused, 2 wrong usage.
+    Exit codes: 0 the worker has accepted the cancel; 1 it cannot be reached, or refused; 2 wrong usage.
     """
     if (job_id is None) == (group is None):
-        raise typer.BadParameter("either JOB_ID or --group is needed")
+        raise typer.BadParameter("either JOB_ID or --group is required")
     with connected(url) as client:
         if job_id is not None:
             _cancel_job(client, job_id, as_json=as_json)
@@ -64,4 +64,4 @@ def _cancel_group(client: SyncClient, group: str, *, as_json: bool) -> None:
     for record in still:
         line(what_happened(record["job_id"], record))
     if not receipts and not still:
-        line(f"no live job is of group {group}; nothing to stop")
+        line(f"group {group} has no live jobs; nothing to stop")

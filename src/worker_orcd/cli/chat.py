@@ -22,38 +22,36 @@ from worker_orcd.client import DEFAULT_URL, SyncClient, SyncJob, WorkerError
 
 PROMPT = "> "
 _HELP = (
-    "A line that you type while an answer is written stops that answer and is answered instead. Ctrl-C stops an "
-    "answer, and leaves at the prompt; so does Ctrl-D, or /exit. /reset forgets what was said."
+    "A line that you type while an answer is generated stops that answer and is answered instead. Ctrl-C stops an "
+    "answer. At the prompt, Ctrl-C, Ctrl-D or /exit quits. /reset starts a new conversation."
 )
 _COMMANDS = ("", "/exit", "/reset", "/help")
 
 
-def command(  # noqa: PLR0913  # to typer, an option is an argument
+def command(  # noqa: PLR0913  # Each option is an argument for typer.
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="system message at the beginning of the conversation")
     ] = None,
     temperature: Annotated[float | None, typer.Option(metavar="X", help="0 to 2; 0 is greedy")] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="at most so many tokens for an answer")
-    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="the most tokens of an answer")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="the same seed gives the same draws")] = None,
     json_schema: SchemaFile = None,
     grammar: GrammarFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="one answer per line, as JSON")] = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Talk with the model. When piped, each line is a message, and each is answered before the next is read.
+    """Chat with the model. With piped input, each line is a message, and is answered before the next one is read.
 
-    At a terminal, a line that you type while an answer is written supersedes that answer.
+    At a terminal, a line that you type while an answer is generated supersedes that answer.
 
-    Ctrl-C stops the answer that is being written, says how that went, and keeps what was said so far; a second one,
-    or Ctrl-D, leaves. /reset forgets the conversation, /exit leaves.
+    Ctrl-C stops the current answer, shows the receipt, and keeps the text so far; a second Ctrl-C, or Ctrl-D, quits.
+    /reset starts a new conversation, /exit quits.
 
-    Sampling that is left out is as the model's makers recommend; where its file says nothing, temperature 0.3 and
-    top-p 0.9.
+    The default sampling is that which the model's authors recommend in its file; without it, temperature 0.3 and top-p
+    0.9.
 
-    Exit codes: 0 left, or the input has ended; 1 there was no worker; piped: an answer was refused, failed, or was
-    cancelled from elsewhere; 130 left with Ctrl-C.
+    Exit codes: 0 quit, or the input has ended; 1 the worker cannot be reached; piped: an answer was refused, failed, or
+    was cancelled by another client; 130 quit with Ctrl-C.
     """
     options = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     given = {option: value for option, value in options.items() if value is not None}
@@ -63,7 +61,7 @@ def command(  # noqa: PLR0913  # to typer, an option is an argument
         health = client.health()
         if terminal:
             aside(
-                f"{health['model'] or health['status']} at {url}; Ctrl-C stops an answer, Ctrl-D leaves, /help"
+                f"{health['model'] or health['status']} at {url}; Ctrl-C stops an answer, Ctrl-D quits, /help"
             )
         sampled = with_defaults(client, given)
         sampled["return_progress"] = not as_json and sys.stderr.isatty()
@@ -86,7 +84,8 @@ class Conversation:
     said: list[dict[str, str]] = field(default_factory=list)
 
     def asking(self, question: str, latest: tuple[str, str] = ("", "")) -> list[dict[str, str]]:
-        """The messages to send: those kept, the latest question and answer if not kept yet, and a new question."""
+        """The messages to send: the kept ones, the latest question and answer if they are not kept yet, and a new
+        question."""
         before = [{"role": "system", "content": self.system}] if self.system else []
         return [*before, *self.said, *_exchange(*latest), {"role": "user", "content": question}]
 
@@ -100,7 +99,8 @@ class Conversation:
 
 
 def _exchange(question: str, answer: str) -> list[dict[str, str]]:
-    """Question and answer as messages. Without an answer, none: many templates refuse two user messages in a row."""
+    """Question and answer as messages. Empty without an answer, because many templates refuse consecutive user
+    messages."""
     if not answer:
         return []
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -113,9 +113,9 @@ class _Turn:
     question: str
     job: SyncJob
     begun: bool = False
-    """Whether the job was started because the user typed the question while another one was answered."""
+    """Whether the user typed the question while another one was being answered."""
     said: str | None = None
-    """What the job had said when the user typed the next question."""
+    """The answer's text at the time when the user typed the next question."""
     next: "_Turn | None" = None
     """That question."""
 
@@ -138,14 +138,14 @@ class _Chat:
         self._terminal = terminal
         self._as_json = as_json
         self._typed: deque[bytes] = deque()
-        """Commands that the user typed while an answer was written."""
+        """Commands that the user typed while an answer was generated."""
 
     def talk(self) -> None:
-        """Answer messages until the user leaves.
+        """Answer messages until the user quits.
 
         Raises:
             KeyboardInterrupt: with Ctrl-C.
-            WorkerError: the request failed, and no terminal is there to show it.
+            WorkerError: the request failed, and there is no terminal to show the error.
         """
         lines = self._lines_typed() if self._terminal else _piped()
         for line in lines:
@@ -200,9 +200,9 @@ class _Chat:
         self._conclude(ran, superseded=turn.next is not None)
 
     def _supersede(self, turn: _Turn, line: bytes) -> bool:
-        """Start the answer to a line that was typed while another answer is written: the worker stops that one.
+        """Start the answer to a line that was typed during another answer, which the worker then stops.
 
-        Commands, and the end of the input, wait for the end of the answer. Returns whether a new answer was started.
+        Commands and the end of the input wait for the end of the answer. Returns whether a new answer was started.
         """
         question = line.decode(errors="replace").strip()
         if not line or question in _COMMANDS:
@@ -212,9 +212,7 @@ class _Chat:
         following = self._turn(question, (turn.question, said))
         try:
             following.job.__enter__()
-        except (
-            WorkerError
-        ) as error:  # It is refused: the worker continues with the answer that is being written.
+        except WorkerError as error:  # Refused: the worker continues with the current answer.
             notice(f"worker-orcd: {error.code}: {explained(error)}")
             return False
         following.begun = True
@@ -247,7 +245,7 @@ class _Chat:
         data = ran.last.data
         if ran.last.name == "end":
             if data["stop_reason"] == "length" and self._terminal:
-                aside("cut off: that was --max-tokens, or as much as there is room for")
+                aside("cut off at --max-tokens or at the end of the context")
         elif superseded and ran.reason == "superseded":
             aside(f"superseded: {receipt_line(ran.receipt)}")
         elif ran.ours:
@@ -255,7 +253,7 @@ class _Chat:
             if not self._terminal:
                 raise KeyboardInterrupt
         elif ran.cancelled:
-            where = f"from elsewhere (reason {ran.reason})"
+            where = f"by another client (reason {ran.reason})"
             self._failed("CANCELLED", f"the answer was cancelled {where}: {receipt_line(ran.receipt)}")
         else:
             self._failed(data["code"], f"{data['message']} (correlation id {self._client.correlation_id})")

@@ -7,7 +7,7 @@ from typer.completion import get_completion_inspect_parameters, shell_complete
 
 PROGRAM = "worker-orcd"
 VARIABLE = "_WORKER_ORCD_COMPLETE"
-"""A shell sets this variable to ask for completions instead of running a command."""
+"""A shell sets this variable to request completions instead of running a command."""
 
 
 def command(
@@ -26,5 +26,5 @@ def command(
 
 
 def register() -> None:
-    """Register the shells with typer, which otherwise does so only with its own completion options."""
+    """Register the shells with typer, which otherwise registers them only with its own completion options."""
     get_completion_inspect_parameters()

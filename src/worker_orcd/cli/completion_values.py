@@ -1,4 +1,4 @@
-"""Shell completions that come from the running worker: job ids and groups. Without a quick answer there are none."""
+"""Shell completions from the running worker: job ids and groups. Empty if the worker does not answer quickly."""
 
 import asyncio
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ def known_jobs(ctx: typer.Context) -> list[tuple[str, str]]:
 
 
 def live_groups(ctx: typer.Context) -> list[tuple[str, str]]:
-    """Groups of live jobs, each with the number of these."""
+    """Groups of live jobs, each with the number of its live jobs."""
     groups = [record["group"] for record in _records(ctx, ended=0) if record["group"]]
     return [(group, f"{groups.count(group)} live") for group in dict.fromkeys(groups)]
 

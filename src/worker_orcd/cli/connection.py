@@ -1,4 +1,4 @@
-"""How commands find a running worker, and how they show its errors."""
+"""Connects commands to a running worker, and shows its errors."""
 
 import os
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ import typer
 from worker_orcd.cli.failure import fail
 from worker_orcd.client import Client, SyncClient, WorkerError, WorkerUnreachable
 
-Url = Annotated[str, typer.Option("--url", envvar="WORKER_ORCD_URL", help="where the worker listens")]
+Url = Annotated[str, typer.Option("--url", envvar="WORKER_ORCD_URL", help="address of the worker")]
 """The option `--url` of every client command."""
 
-_WHERE = "is it running? `worker-orcd serve` starts one; --url or WORKER_ORCD_URL says where it listens"
+_WHERE = "is it running? Start one with `worker-orcd serve`; set its address with --url or WORKER_ORCD_URL"
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def connected(url: str) -> Iterator[SyncClient]:
 
 
 def client_of(url: str, *, retries: int = 2) -> Client:
-    """An asynchronous client for one command, for commands that do several things at a time."""
+    """An asynchronous client for one command that does several things concurrently."""
     return Client(url, api_key=_api_key(), retries=retries)
 
 
@@ -38,16 +38,16 @@ def plainly() -> Iterator[None]:
 
 
 def explained(error: WorkerError) -> str:
-    """An error's message, with advice on what to do next."""
+    """An error's message, with advice."""
     hints = []
     if isinstance(error, WorkerUnreachable) and not error.sent:
         hints.append(_WHERE)
     if error.code == "UNAUTHORIZED":
-        hints.append("the key is read from WORKER_ORCD_API_KEY")
+        hints.append("set the key with WORKER_ORCD_API_KEY")
     reported = "; ".join([error.message, *hints])
     return f"{reported} (correlation id {error.correlation_id})" if error.correlation_id else reported
 
 
 def _api_key() -> str | None:
-    """The API key from the environment. There is no flag: every user of the machine can read command lines."""
+    """The API key from the environment. There is no flag, because every user of the machine can read command lines."""
     return os.environ.get("WORKER_ORCD_API_KEY")

@@ -11,17 +11,17 @@ from worker_orcd.cli.failure import fail
 SchemaFile = Annotated[
     Path | None,
     typer.Option(
-        "--json-schema", metavar="FILE", help="the output is JSON that the file's JSON Schema allows"
+        "--json-schema", metavar="FILE", help="the output is JSON that matches the JSON Schema in this file"
     ),
 ]
 GrammarFile = Annotated[
     Path | None,
-    typer.Option("--grammar", metavar="FILE", help="the output is what the file's grammar, in GBNF, allows"),
+    typer.Option("--grammar", metavar="FILE", help="the output matches the grammar in this file, in GBNF"),
 ]
 
 
 def constraint_in(schema: Path | None, grammar: Path | None) -> dict[str, Any]:
-    """The fields of a request for these files. A file that cannot be read ends the command."""
+    """The request fields for these files. An unreadable file ends the command."""
     fields: dict[str, Any] = {}
     try:
         if schema is not None:

@@ -1,4 +1,4 @@
-"""`worker-orcd demo`: cancel jobs on the bundled model and check each promise. It fails if one is broken."""
+"""`worker-orcd demo`: cancel jobs on the bundled model and check each promise. Fails if one is broken."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ from worker_orcd.settings import VARIABLE_PREFIX, variable
 Json = dict[str, Any]
 
 STOPPED_WITHIN_MS = 100.0
-"""What the contract promises (section 3)."""
+"""The promised time."""
 
 _WORKER = (sys.executable, "-m", "worker_orcd", "serve", "--log-format", "json", "--drain-sec", "1")
 _STORY_TOKENS = 240
@@ -49,8 +49,8 @@ def command(
 ) -> None:
     """Cancel three jobs on the bundled model and check each promise.
 
-    It starts a worker of its own and takes about 15 seconds. On a busy machine WORKER_ORCD_THREADS=1 makes it
-    quicker; all other variables of the worker are ignored.
+    The demo starts its own worker and takes about 15 seconds. On a busy machine, WORKER_ORCD_THREADS=1 makes it faster;
+    all other variables of the worker are ignored.
 
     Exit codes: 0 every promise was kept, 1 one was broken.
     """
@@ -59,7 +59,7 @@ def command(
     _end_properly_when_terminated()
     log = _new_log()
     try:
-        # The pool is left last: its threads end when the worker's streams do.
+        # The pool is closed last: its threads end when the worker's streams do.
         with ThreadPoolExecutor(1, "client") as pool, _worker(console, checks, log) as url:
             stage = _Stage(console, checks, url, pool)
             with SyncClient(url) as first, SyncClient(url) as second:
@@ -68,16 +68,16 @@ def command(
                 _unknown_job(stage, second)
     except (WorkerError, TimeoutError) as error:
         code = error.code if isinstance(error, WorkerError) else "INTERNAL"
-        fail(code, f"{error}; the worker's narration is in {log}")
+        fail(code, f"{error}; the worker's log is in {log}")
     except OutputLost:
         log.unlink()
         raise
     except (KeyboardInterrupt, SystemExit):
         log.unlink()
-        notice("worker-orcd: interrupted; the worker is stopped")
+        notice("worker-orcd: interrupted; the worker has been stopped")
         raise
     if checks.failed:
-        fail("INTERNAL", f"not as promised: {'; '.join(checks.failed)}; the worker's narration is in {log}")
+        fail("INTERNAL", f"not as promised: {'; '.join(checks.failed)}; the worker's log is in {log}")
     log.unlink()
     console.print("\n[bold green]Everything as promised.[/]")
 
@@ -100,19 +100,19 @@ class Checks:
             self.failed.append(what)
 
     def accepted(self, answer: Answer, job_id: str, what: str) -> None:
-        """Check that a cancel was answered with 202 and exactly the body of the contract."""
+        """Check that the response to a cancel was 202 with exactly the documented body."""
         expected = {"status": "cancelling", "job_id": job_id}
         self.check(answer == Answer(202, expected), f"{what}: {answer.status} {json.dumps(answer.body)}")
 
     def receipt(self, last: Event, record: Json | None) -> None:
-        """Check that the stream ended with CANCELLED, in time, and that the record shows everything freed."""
+        """Check that the stream ended with CANCELLED in time, and that the record shows all cells freed."""
         self.check(
             last.data.get("code") == "CANCELLED",
             f"the stream's last event: {last.name} {json.dumps(last.data)}",
         )
         receipt = Receipt.of_record(record) if record else None
         if receipt is None:
-            self.check(False, "the record of the job holds a receipt")
+            self.check(False, "the job's record contains a receipt")
             return
         self.check(
             receipt.stopped_ms <= STOPPED_WITHIN_MS
@@ -123,13 +123,13 @@ class Checks:
         )
 
     def cells_are_free(self, before: int, after: int) -> None:
-        """Check that the worker's own count of KV cells went down to zero."""
+        """Check that the worker's own count of KV cells decreased to zero."""
         self.check(before > 0 and after == 0, f"KV cells in /health: {before} before, {after} after")
 
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """What all acts use. The pool's one thread is the second client."""
+    """The objects that all acts use. The pool's only thread is the second client."""
 
     console: Console
     checks: Checks
@@ -175,9 +175,9 @@ def _while_generating(stage: _Stage, first: SyncClient, second: SyncClient) -> N
 
 
 def _while_reading(stage: _Stage, first: SyncClient, second: SyncClient) -> None:
-    stage.title("2. A cancel in the middle of reading a long prompt")
+    stage.title("2. A cancel in the middle of the prefill of a long prompt")
     idle_ms = sorted(_first_token_ms(second, f"demo-idle-{number}") for number in (1, 2, 3))[1]
-    # Not cached: on a worker that has shown the demo before, there would be nothing left to compute.
+    # Without the cache, because otherwise a repeated demo on the same worker would have nothing to compute.
     job = _job("demo-report", _long_prompt(), 16, template="none", cache_prompt=False)
     job_id = job["job_id"]
 
@@ -189,11 +189,11 @@ def _while_reading(stage: _Stage, first: SyncClient, second: SyncClient) -> None
     record = wait_until(
         lambda: _a_third_read(second, job_id),
         within_sec=_READ_PATIENCE_SEC,
-        what="the prompt to be a third read",
+        what="a third of the prompt to be computed",
     )
     if record["ended_ms"] is None:
         total, done = record["prompt_tokens"], record["prompt_tokens_processed"]
-        stage.console.print(f"  {done} of {total} prompt tokens are read, and it is cancelled")
+        stage.console.print(f"  {done} of {total} prompt tokens are computed when it is cancelled")
     before = second.health()["kv_cells_used"]
     answer = _cancel(second, job_id)
     seen = reading.result()
@@ -203,7 +203,7 @@ def _while_reading(stage: _Stage, first: SyncClient, second: SyncClient) -> None
     stage.checks.receipt(seen[-1], first.job(job_id))
     stage.checks.check(
         [event.name for event in seen] == ["started", "error"] and seen[-1].data.get("phase") == "prefill",
-        "it was still reading its prompt, and no token came",
+        "it was still prefilling, and there was no token",
     )
     stage.checks.cells_are_free(before, after)
     stage.console.print(
@@ -212,7 +212,7 @@ def _while_reading(stage: _Stage, first: SyncClient, second: SyncClient) -> None
 
 
 def _unknown_job(stage: _Stage, client: SyncClient) -> None:
-    stage.title("3. A cancel of a job that never was")
+    stage.title("3. A cancel of a job that never existed")
     stage.checks.accepted(_cancel(client, "demo-never-was"), "demo-never-was", "the cancel")
 
 
@@ -242,7 +242,7 @@ def _first_token_ms(client: SyncClient, job_id: str) -> float:
             if event.name == "token" and first is None:
                 first = time.monotonic()
     if first is None:
-        raise WorkerError("INTERNAL", f"{job_id} brought no token")
+        raise WorkerError("INTERNAL", f"{job_id} generated no token")
     return (first - started) * 1000
 
 
@@ -289,7 +289,7 @@ def _worker(console: Console, checks: Checks, log: Path) -> Iterator[str]:
             stdout=narration,
             stderr=narration,
             env=environment,
-            start_new_session=True,  # Ctrl-C is for the demo, which ends the worker itself.
+            start_new_session=True,  # So that Ctrl-C reaches only the demo, which ends the worker itself.
         )
     try:
         with SyncClient(url) as client:
@@ -315,7 +315,7 @@ def _worker(console: Console, checks: Checks, log: Path) -> Iterator[str]:
 
 def _healthy(client: SyncClient, process: "subprocess.Popen[bytes]", log: Path) -> Json | None:
     if process.poll() is not None:
-        lines = log.read_text(errors="replace").splitlines() or ["it said nothing"]
+        lines = log.read_text(errors="replace").splitlines() or ["without output"]
         raise WorkerError("MODEL_LOAD_FAILED", f"the worker exited with {process.returncode}: {lines[-1]}")
     with contextlib.suppress(WorkerError):
         health = client.health()
@@ -330,7 +330,7 @@ def _new_log() -> Path:
 
 
 def _end_properly_when_terminated() -> None:
-    """On a signal that ends the demo, end the worker too: it runs in its own session and does not get the signal."""
+    """Also end the worker on a signal that ends the demo. It runs in its own session and does not get the signal."""
 
     def leave(number: int, _: Any) -> NoReturn:
         sys.exit(128 + number)

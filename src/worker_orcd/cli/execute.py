@@ -1,4 +1,4 @@
-"""`worker-orcd execute PROMPT`: run a job, show its text as it comes, cancel it with Ctrl-C."""
+"""`worker-orcd execute PROMPT`: run a job, show its text as it is generated, cancel it with Ctrl-C."""
 
 import secrets
 import sys
@@ -16,14 +16,12 @@ from worker_orcd.cli.sampling import with_defaults
 from worker_orcd.client import DEFAULT_URL, Event
 
 
-def command(  # noqa: PLR0913  # to typer, an option is an argument
+def command(  # noqa: PLR0913  # Each option is an argument for typer.
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", help="the prompt; - reads it from standard input")
     ],
-    job_id: Annotated[
-        str | None, typer.Option(help="what the job is called; left out: cli- and 8 hex digits")
-    ] = None,
-    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="at most so many tokens")] = None,
+    job_id: Annotated[str | None, typer.Option(help="the job's id; default: cli- and 8 hex digits")] = None,
+    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="the most tokens to generate")] = None,
     temperature: Annotated[float | None, typer.Option(metavar="X", help="0 to 2; 0 is greedy")] = None,
     top_p: Annotated[float | None, typer.Option(metavar="X", help="0 to 1; 1 is off")] = None,
     top_k: Annotated[int | None, typer.Option(metavar="N", help="0 is off")] = None,
@@ -33,9 +31,11 @@ def command(  # noqa: PLR0913  # to typer, an option is an argument
     ] = None,
     template: Annotated[
         Literal["auto", "none"] | None,
-        typer.Option(help="auto: the model's chat template; none: the prompt as it is"),
+        typer.Option(help="auto: the model's chat template; none: the unchanged prompt"),
     ] = None,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past the model's own end")] = False,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="continue past the model's end token")
+    ] = False,
     min_p: Annotated[float | None, typer.Option(metavar="X", help="0 is off")] = None,
     repetition_penalty: Annotated[float | None, typer.Option(metavar="X", help="1 is off")] = None,
     presence_penalty: Annotated[float | None, typer.Option(metavar="X", help="-2 to 2; 0 is off")] = None,
@@ -47,24 +47,24 @@ def command(  # noqa: PLR0913  # to typer, an option is an argument
     ] = None,
     priority: Annotated[
         int | None,
-        typer.Option(metavar="N", help="lower runs first, and before running jobs with a higher one"),
+        typer.Option(metavar="N", help="lower runs first, and may preempt running jobs with a higher one"),
     ] = None,
     supersedes: Annotated[
         str | None, typer.Option(metavar="KEY", help="stop the live jobs with the same key, and replace them")
     ] = None,
-    timeout_ms: Annotated[int | None, typer.Option(metavar="MS", help="the job's own deadline")] = None,
+    timeout_ms: Annotated[int | None, typer.Option(metavar="MS", help="the job's own time limit")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one event per line, as JSON")] = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Run a job and show its text as it comes.
+    """Run a job and show its text as it is generated.
 
-    Ctrl-C cancels it and says how that went; a second one leaves at once.
+    Ctrl-C cancels the job and shows the receipt; a second Ctrl-C exits at once.
 
-    Exit codes: 0 the job ended; 1 it was refused, failed or was cancelled from elsewhere; 2 wrong usage; 130 cancelled
-    by Ctrl-C.
+    Exit codes: 0 the job ended; 1 it was refused, failed or was cancelled by another client; 2 wrong usage; 130
+    cancelled by Ctrl-C.
 
-    Sampling that is left out is as the model's makers recommend; where its file says nothing, temperature 0.3 and
-    top-p 0.9. All else that is left out is as the worker has it.
+    The default sampling is that which the model's authors recommend in its file; without it, temperature 0.3 and top-p
+    0.9. The defaults of all other options are the worker's.
     """
     options: dict[str, Any] = {
         "max_tokens": max_tokens,
@@ -90,7 +90,7 @@ def command(  # noqa: PLR0913  # to typer, an option is an argument
     given |= constraint_in(json_schema, grammar)
     with connected(url) as client:
         if not as_json and sys.stderr.isatty():
-            notice(f"job {name}; Ctrl-C cancels it, and so does `worker-orcd cancel {name}`")
+            notice(f"job {name}; to cancel it: Ctrl-C, or `worker-orcd cancel {name}`")
         sampled = with_defaults(client, given)
         sampled["progress"] = not as_json and sys.stderr.isatty()
         ran = run(
@@ -104,7 +104,7 @@ def _show_line(event: Event) -> None:
 
 
 def _conclude(job_id: str, ran: Ran, correlation_id: str) -> int:
-    """Say how the job ended, where that is not plain. Returns the exit code."""
+    """Print how the job ended, unless it is obvious. Returns the exit code."""
     data = ran.last.data
     if ran.last.name == "end":
         if ran.interrupted:
@@ -118,14 +118,14 @@ def _conclude(job_id: str, ran: Ran, correlation_id: str) -> int:
     if ran.ours:
         notice(f"job {job_id} cancelled: {receipt}")
         return EXIT_INTERRUPTED
-    notice(f"job {job_id} was cancelled from elsewhere (reason {ran.reason}): {receipt}")
+    notice(f"job {job_id} was cancelled by another client (reason {ran.reason}): {receipt}")
     return 1
 
 
 def _prompt(given: str) -> str:
     try:
         text = sys.stdin.buffer.read().decode() if given == "-" else given
-        text.encode()  # An argument that was not UTF-8 came in as surrogates.
+        text.encode()  # Fails for surrogates, which represent an argument that was not UTF-8.
     except UnicodeError:
         fail("INVALID_REQUEST", "the prompt is not valid UTF-8")
     return text

@@ -1,4 +1,4 @@
-"""How every command fails: one clear line on stderr, and exit code 1."""
+"""Failures of commands: one line on standard error, and exit code 1."""
 
 from typing import NoReturn
 
@@ -8,11 +8,11 @@ from worker_orcd.cli.output import notice
 
 
 def fail(code: str, message: str) -> NoReturn:
-    """Leave with one line.
+    """Print one line and exit with 1.
 
     Args:
-        code: an error code of the contract.
-        message: what was required against what was there.
+        code: an error code of the API.
+        message: what was required and what was found.
     """
     notice(f"worker-orcd: {code}: {' '.join(message.split())}")
     raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""The worker and its jobs, as a table or, where that is too wide, as a list."""
+"""Shows the worker and its jobs as a table, or as a list if the table is too wide."""
 
 import textwrap
 from collections.abc import Sequence
@@ -32,12 +32,12 @@ _GAP = 1
 
 
 def board(health: Json, records: Sequence[Json], width: int | None) -> RenderableType:
-    """The worker and all jobs. Nothing is cut, and lines break at words.
+    """The worker and all jobs. No value is shortened, and lines break at words.
 
     Args:
         health: the body of `GET /health`.
         records: the jobs' records.
-        width: columns of the terminal; None where there is none: then each job has a line, however long.
+        width: columns of the terminal; None without a terminal: then each job is one line, however long.
     """
     rows = _rows(records)
     if width is None or _width_of(rows) <= width:
@@ -64,19 +64,19 @@ def header(health: Json) -> Text:
 
 
 def _load(health: Json, figure: str) -> str:
-    """A load figure, or a dash where only operators may see it."""
+    """A load figure, or a dash if only operators may see it."""
     value = health.get(figure)
     return "-" if value is None else str(value)
 
 
 def fitted(records: Sequence[Json], width: int, selected: int | None) -> Table:
-    """A table of at most `width` columns with a line for each job: ids that are too long are cut, and columns that do
-    not fit are left out.
+    """A table of at most `width` columns with one line for each job. Long ids are shortened, and columns that do not
+    fit are left out.
 
     Args:
         records: the jobs' records.
         width: columns of the terminal.
-        selected: which of the jobs is shown as selected.
+        selected: index of the selected job.
     """
     rows = _rows(records)
     for heading in _DISPENSABLE:
@@ -92,7 +92,7 @@ def fitted(records: Sequence[Json], width: int, selected: int | None) -> Table:
 
 
 def wrapped(text: Text, width: int | None, indent: str = "") -> list[Text]:
-    """The lines of a text, broken at words. A word that is longer than a line stays whole."""
+    """The lines of a text, broken at words. A word that is longer than a line is not broken."""
     if width is None:
         return [_line(text)]
     lines, begin = [], 0
@@ -117,7 +117,7 @@ def _line(text: Text) -> Text:
 
 
 def _rows(records: Sequence[Json]) -> list[dict[str, str]]:
-    """Each job's cells by their headings. Groups have a column when there are any."""
+    """Each job's values by column heading. The column for groups exists only if there are groups."""
     now = datetime.now(UTC)
     with_groups = any(record["group"] for record in records)
     rows = [{"JOB": "JOB"} | {heading: heading for heading in ("STATE", "PHASE", *_NUMBERS)}]
@@ -145,7 +145,7 @@ def _row(record: Json, now: datetime) -> dict[str, str]:
 
 
 def _width_of(rows: Sequence[dict[str, str]], longest_id: int | None = None) -> int:
-    """Columns that a table of these rows takes, its ids cut to `longest_id` if that is given."""
+    """Width of a table of these rows, with ids shortened to `longest_id` if given."""
     widths = {heading: max(cell_len(row[heading]) for row in rows) for heading in rows[0]}
     if longest_id is not None:
         widths |= {heading: longest_id for heading in _IDS if heading in widths}

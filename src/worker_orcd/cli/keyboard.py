@@ -1,4 +1,4 @@
-"""Read a terminal's keys one by one, and restore the terminal afterwards."""
+"""Reads a terminal's keys one by one, and restores the terminal afterwards."""
 
 import os
 import re
@@ -12,9 +12,9 @@ _AT_ONCE = 64
 
 
 class Keyboard:
-    """A context in which keys arrive without Enter and without echo. Leaving it, in any way, restores the terminal.
+    """A context in which keys arrive without Enter and without echo. Exiting it always restores the terminal.
 
-    Ctrl-C and Ctrl-Z stay signals.
+    Ctrl-C and Ctrl-Z still send signals.
     """
 
     def __init__(self, fd: int) -> None:
@@ -26,14 +26,14 @@ class Keyboard:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # At once: output that is held up (Ctrl-S) must not keep anybody here.
+        # TCSANOW: otherwise output that is paused with Ctrl-S would block here.
         termios.tcsetattr(self.fd, termios.TCSANOW, self._before)
 
     def keys(self) -> list[str]:
-        """Wait for keys, and return those that were pressed: a character, or `up`, `down`, `left`, `right`.
+        """Wait for keys, and return the pressed ones: characters, or `up`, `down`, `left`, `right`.
 
         Raises:
-            EOFError: there is no terminal any more.
+            EOFError: the terminal is closed.
         """
         try:
             pressed = os.read(self.fd, _AT_ONCE)
@@ -45,7 +45,7 @@ class Keyboard:
 
 
 def named(pressed: bytes) -> list[str]:
-    """The names of the keys in what a terminal sent; keys that no command uses are dropped."""
+    """The names of the keys in a terminal's input. Keys that no command uses are dropped."""
     keys = []
     for key in _KEY.finditer(pressed):
         if key["arrow"]:

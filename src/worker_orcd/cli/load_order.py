@@ -1,4 +1,4 @@
-"""What an engine is started with, from the options. Imports no server, so that an engine can be started before one."""
+"""The engine's `Load` message from the options. Imports no server, so that an engine can be started before it."""
 
 import sys
 from typing import Literal
@@ -29,24 +29,24 @@ def load_order(settings: Settings, model_path: str, model_bytes: int = 0) -> Loa
 
 
 def prefix_store(settings: Settings) -> int | None:
-    """The file of the prefix store, if there is to be one.
+    """The file of the prefix store; None if it is disabled.
 
     Raises:
-        OSError: there cannot be such a file.
+        OSError: the file cannot be made.
     """
     stores = settings.prefix_cache == "on" and settings.prefix_cache_mib > 0
     return prefix_memory(settings.prefix_cache_mib) if stores else None
 
 
 def log_format(settings: Settings) -> Literal["json", "pretty"]:
-    """The log format of both processes: the option's, otherwise `pretty` on a terminal and JSON elsewhere."""
+    """The log format of both processes: as in the option, or by default `pretty` on a terminal and JSON elsewhere."""
     if settings.log_format != "auto":
         return settings.log_format
     return "pretty" if sys.stderr.isatty() else "json"
 
 
 def early_engine(settings: Settings) -> EarlyEngine | None:
-    """Start the first engine now. None where that fails: the server then says why."""
+    """Start the first engine now. Returns None if that fails; the server then reports the reason."""
     try:
         model = model_file.inspect(settings.model_path, encoders=settings.embeddings)
         load = load_order(settings, str(settings.model_path), model.size_bytes)

@@ -1,4 +1,4 @@
-"""`worker-orcd logs`: follow the worker's narration."""
+"""`worker-orcd logs`: follow the worker's log events."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from worker_orcd.printable import printable
 Level = Literal["INFO", "WARN", "ERROR"]
 _LEVELS: tuple[Level, ...] = ("INFO", "WARN", "ERROR")
 AGAIN_SEC = 0.5
-"""How long to wait before connecting again to a worker that is gone."""
+"""How long to wait before reconnecting to a lost worker."""
 
 EventFields = dict[str, Any]
 
@@ -27,24 +27,20 @@ EventFields = dict[str, Any]
 def command(
     job_id: Annotated[
         str | None,
-        typer.Option(
-            "--job", metavar="JOB_ID", help="only what belongs to this job", autocompletion=known_jobs
-        ),
+        typer.Option("--job", metavar="JOB_ID", help="only events of this job", autocompletion=known_jobs),
     ] = None,
-    level: Annotated[
-        Level, typer.Option(case_sensitive=False, help="this level and those above it")
-    ] = "INFO",
+    level: Annotated[Level, typer.Option(case_sensitive=False, help="this level and higher ones")] = "INFO",
     as_json: Annotated[
         bool, typer.Option("--json", help="one event per line, as the worker logs it")
     ] = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Follow the worker's narration.
+    """Follow the worker's log events.
 
-    Shows recent events, then new ones, until Ctrl-C. When the worker goes away, the command waits for it or its
-    successor and continues there.
+    Shows recent events, then new ones, until Ctrl-C. If the worker ends, the command waits until one is back at the
+    same address.
 
-    Exit codes: 0 left with Ctrl-C, 1 there was no worker to begin with, or it refused.
+    Exit codes: 0 ended with Ctrl-C; 1 the worker could not be reached at the start, or refused.
     """
     levels = _LEVELS[_LEVELS.index(level) :]
     show = write_json if as_json else _columns()
@@ -58,11 +54,11 @@ def command(
 
 
 def _columns() -> Callable[[EventFields], None]:
-    """A function that shows events as the worker does on a terminal, in colours if standard output is one."""
+    """A function that shows events in the worker's terminal format, with colours if standard output is a terminal."""
     line = BoundedLine(renderer("pretty", sys.stdout))
 
     def show(event: EventFields) -> None:
-        # The values are for the renderer: a traceback in it has lines.
+        # The renderer makes the values printable, because a traceback has several lines.
         named = {printable(name): value for name, value in event.items()}
         rendered(line(None, "", {"time": "", **named}))
 
@@ -70,7 +66,7 @@ def _columns() -> Callable[[EventFields], None]:
 
 
 async def _follow(client: Client, show: Callable[[EventFields], None]) -> None:
-    """Show events until cancelled, connecting again when the worker goes away.
+    """Show events until cancelled. Reconnects if the worker ends.
 
     Raises:
         WorkerError: the first connection failed, or the worker refused one.
@@ -79,7 +75,7 @@ async def _follow(client: Client, show: Callable[[EventFields], None]) -> None:
     gone = False
     async with client:
         while True:
-            why = "it has shut down"
+            why = "it shut down"
             try:
                 async for one in client.narration(after=last):
                     if gone:

@@ -1,7 +1,6 @@
 """The entry point: `worker-orcd [COMMAND]`; without a command it serves.
 
-A command's module is imported when the command is used, so that `worker-orcd cancel` does not wait for a web server
-to be imported.
+A command's module is imported only when the command is used, so that `worker-orcd cancel` does not import a web server.
 """
 
 import inspect
@@ -22,20 +21,20 @@ from worker_orcd.cli.streams import guarded
 
 COMMANDS = {
     "serve": "Load a model and serve it over HTTP.",
-    "execute": "Run a job and show its text as it comes.",
-    "chat": "Talk with the model.",
+    "execute": "Run a job and show its text as it is generated.",
+    "chat": "Chat with the model.",
     "cancel": "Cancel a job and show its receipt.",
     "ps": "Show the worker and its jobs.",
-    "logs": "Follow the worker's narration.",
+    "logs": "Follow the worker's log events.",
     "demo": "Cancel three jobs on the bundled model and check each promise.",
     "completion": "Print a script that makes a shell complete commands, options and ids of live jobs.",
 }
-"""Each command, and the first sentence of its help: the list of commands is shown without importing them."""
+"""The commands, with the first sentence of their help, so that the list of commands needs no imports."""
 _OF_THE_GROUP = ("--help", "--version")
 
 
 class _Commands(TyperGroup):
-    """The group of commands. Each is imported when it is first used."""
+    """The group of commands, which are imported when they are used."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002  # typer's signature
         return list(COMMANDS)
@@ -49,7 +48,7 @@ class _Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """`worker-orcd --port 9000` is `worker-orcd serve --port 9000`."""
-        nothing_yet = not args and not ctx.resilient_parsing  # While a shell completes, a command may follow.
+        nothing_yet = not args and not ctx.resilient_parsing  # In a completion, a command may follow.
         if nothing_yet or (args and args[0].startswith("-") and args[0] not in _OF_THE_GROUP):
             args = ["serve", *args]
         return super().parse_args(ctx, args)
@@ -67,7 +66,7 @@ class _Commands(TyperGroup):
             formatter.write_dl(list(COMMANDS.items()))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the commands, followed by the options of serve, the default command."""
+        """Write the commands, then the options of serve, the default command."""
         super().format_help(ctx, formatter)
         serve = self.get_command(ctx, "serve")
         with typer.Context(serve, info_name="[serve]", parent=ctx) as below:
@@ -76,7 +75,7 @@ class _Commands(TyperGroup):
 
 
 def _typer(**more: Any) -> typer.Typer:
-    # Help is plain text: typer's boxes cut names of variables short on a terminal of 80 columns.
+    # Plain text, because typer's boxes cut off names of variables on a terminal with 80 columns.
     return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **more)
 
 
@@ -91,14 +90,14 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def worker_orcd(
-    version: Annotated[  # acted upon by its callback
+    version: Annotated[  # Handled by its callback.
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
     """An LLM inference worker whose jobs can always be cancelled: quickly, from anywhere, and provably.
 
-    Without a command it serves.
+    Without a command, it runs serve.
     """
 
 
@@ -118,8 +117,7 @@ def _function(command: str) -> Callable[..., None]:
 def _serve() -> Callable[..., None]:
     """The `serve` command, with a flag for each field of `Settings`.
 
-    Flags are passed on as text, and only those that were given: `Settings` alone reads the environment and
-    validates values.
+    Only the flags that are given are passed on, as text: `Settings` reads the environment and validates values.
     """
     from worker_orcd import settings  # noqa: PLC0415  # client commands do without it
 
@@ -179,14 +177,14 @@ def _run(given: dict[str, Any]) -> None:
 
     from worker_orcd.cli.load_order import early_engine  # noqa: PLC0415
 
-    early = early_engine(options)  # It loads the model while the server is imported.
+    early = early_engine(options)  # Loads the model while the server is imported.
     from worker_orcd.cli.serve import StartupFailed, serve  # noqa: PLC0415
 
     try:
         code = serve(options, early=early)
     except StartupFailed as error:
         fail(error.code, str(error))
-    # Everything is closed; taking the interpreter apart would cost a part of the five seconds that an exit may take.
+    # Everything is closed. Finalizing the interpreter would take a part of the five seconds for an exit.
     sys.stderr.flush()
     os._exit(code)
 

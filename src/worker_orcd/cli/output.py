@@ -1,4 +1,4 @@
-"""All output of the commands: a job's text as it comes, lines, JSON and notices. Nothing else in `cli` prints.
+"""All output of the commands: a job's text, lines, JSON and notices. No other module of `cli` prints.
 
 Ids, names and messages come from the worker, its model file and other clients, so control characters in them are
 escaped.
@@ -16,12 +16,12 @@ import typer
 
 from worker_orcd.printable import printable, readable
 
-if TYPE_CHECKING:  # `serve` does without it.
+if TYPE_CHECKING:  # Not imported by `serve`.
     from worker_orcd.client import Event
 
 
 def write(text: str) -> None:
-    """Write and flush a piece of a job's text: unchanged to a pipe; on a terminal, control characters are replaced."""
+    """Write and flush a piece of a job's text. On a terminal, control characters are replaced."""
     sys.stdout.write(readable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
@@ -32,13 +32,13 @@ def line(text: str) -> None:
 
 
 def write_json(value: Any) -> None:
-    """Write a line of JSON in ASCII; a dataclass in it, such as a receipt, becomes an object."""
-    # DEL is the one control character that JSON leaves as it is.
+    """Write a line of JSON in ASCII. Dataclasses, such as receipts, become objects."""
+    # DEL is the only control character that JSON does not escape.
     print(json.dumps(value, default=_as_object).replace("\x7f", "\\u007f"), flush=True)
 
 
 def rendered(text: str) -> None:
-    """Write a line that was made printable, and perhaps coloured, by its renderer."""
+    """Write a line that its renderer has already made printable, and maybe coloured."""
     print(text, flush=True)
 
 
@@ -54,7 +54,7 @@ def aside(text: str) -> None:
 
 
 def ask(prompt: str) -> None:
-    """Write a prompt to standard error and stay in its line."""
+    """Write a prompt to standard error, without a line feed."""
     print(prompt, end="", file=sys.stderr, flush=True)
 
 
@@ -62,14 +62,14 @@ _ERASE_LINE = "\r\x1b[K"
 
 
 class Text:
-    """Shows a job's text piece by piece, and ends its last line."""
+    """Shows a job's text as it arrives, and ends its last line."""
 
     def __init__(self) -> None:
         self._open = False
         self._progress_shown = False
 
     def show(self, event: "Event") -> None:
-        """Show an event: text of tokens, and progress of the prefill."""
+        """Show an event: the text of a token, or the progress of the prefill."""
         if event.name == "progress":
             self._show_progress(event.data["processed"], event.data["prompt_tokens"])
             return
@@ -81,7 +81,7 @@ class Text:
             self.end()
 
     def _show_progress(self, processed: int, prompt_tokens: int) -> None:
-        """A line on a terminal that the next event erases, unless the prompt is computed already."""
+        """Show a line on a terminal, which the next event erases, unless the prompt is already computed."""
         if processed < prompt_tokens and sys.stderr.isatty():
             self._progress_shown = True
             ask(f"{_ERASE_LINE}prompt: {processed} of {prompt_tokens} tokens")
@@ -100,7 +100,7 @@ class Text:
 
 
 def _wrapped(text: str, stream: TextIO) -> str:
-    """One printable line; for a terminal, as many lines as it takes. A word that is longer than a line stays whole."""
+    """The text on one printable line, or wrapped on a terminal. A word that is longer than a line is not broken."""
     text = printable(text)
     if not stream.isatty():
         return text
@@ -117,4 +117,4 @@ def _columns(stream: TextIO) -> int:
 def _as_object(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
-    raise TypeError(f"{type(value).__name__} has no JSON")
+    raise TypeError(f"{type(value).__name__} cannot be converted to JSON")

@@ -12,33 +12,32 @@ from worker_orcd.cli.output import write_json
 from worker_orcd.client import DEFAULT_URL
 
 _ANY_WIDTH = 10_000
-"""The width without a terminal: more than any line has."""
+"""The width without a terminal: longer than any line."""
 MAX_RECENT = 1000
 """The most ended jobs that the worker returns."""
 
 
 def command(
     live: Annotated[
-        bool, typer.Option("--watch/--once", help="go on showing it, with keys to stop jobs; or look once")
+        bool, typer.Option("--watch/--once", help="show a live view, with keys to stop jobs; or show it once")
     ] = False,
     recent: Annotated[
-        int, typer.Option(min=0, max=MAX_RECENT, metavar="N", help="at most so many jobs that have ended")
+        int, typer.Option(min=0, max=MAX_RECENT, metavar="N", help="the most ended jobs to show")
     ] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="health and job records, once, as JSON")] = False,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Show the worker and its jobs.
 
-    Live ones come first, the oldest on top, then recent ones, the latest on top. Watched, on a terminal: up and
-    down or j and k select a job, c cancels it and shows its receipt, g cancels its
-    group, q leaves.
+    Live jobs come first, the oldest on top, then recently ended ones, the latest on top. With --watch, on a terminal:
+    up and down or j and k select a job, c cancels it and shows its receipt, g cancels its group, q quits.
 
-    Exit codes: 0 shown, or left; 1 there is no worker, or it refused; 2 wrong usage.
+    Exit codes: 0 shown, or quit; 1 the worker cannot be reached, or refused; 2 wrong usage.
     """
-    # A job's id may hold what is markup or an emoji to rich, as run:100:7 does: it is shown as it is.
+    # A job's id may contain text that rich would treat as markup or an emoji, such as run:100:7.
     console = Console(highlight=False, markup=False, emoji=False)
     if live and (as_json or not console.is_terminal):
-        raise typer.BadParameter("--watch is for a terminal, and not for --json")
+        raise typer.BadParameter("--watch requires a terminal, and cannot be combined with --json")
     if live:
         from worker_orcd.cli.watch import watch  # noqa: PLC0415  # only where there are terminals
 

@@ -1,4 +1,4 @@
-"""Running a job in a terminal: its events as they come, and Ctrl-C."""
+"""Runs a job in a terminal: shows its events, and handles Ctrl-C."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from worker_orcd.client import (
 )
 
 EXIT_INTERRUPTED = 130
-"""The exit code that shells use for SIGINT: 128 + 2."""
+"""Shells' exit code for SIGINT: 128 + 2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Ran:
     Attributes:
         last: its terminal event.
         interrupted: whether the user pressed Ctrl-C.
-        receipt: the job's receipt, if it was stopped and the worker could be asked for it.
+        receipt: the job's receipt, if it was stopped and the worker could be reached.
     """
 
     last: Event
@@ -50,21 +50,22 @@ class Ran:
 
     @property
     def ours(self) -> bool:
-        """Whether it was Ctrl-C that stopped it."""
+        """Whether Ctrl-C stopped it."""
         return self.cancelled and self.interrupted and self.reason == "client"
 
 
 def run(client: SyncClient, job: SyncJob, show: Callable[[Event], None], *, begun: bool = False) -> Ran:
-    """Run a job to its end. The first Ctrl-C cancels it and lets its stream end, the second one leaves at once.
+    """Run a job to its end. The first Ctrl-C cancels the job and waits for the end of its stream; the second exits at
+    once.
 
     Args:
-        client: its client.
+        client: the job's client.
         job: the job.
-        show: gets each event.
-        begun: whether the job was entered already. It is left here all the same.
+        show: called with each event.
+        begun: whether the job's context was already entered. It is exited here in any case.
 
     Raises:
-        WorkerError: the job was refused, or the connection to it was lost for good.
+        WorkerError: the job was refused, or the connection was lost permanently.
     """
     last: Event | None = None
     with CancelOnInterrupt(job) as interrupt, ExitStack() as entered:
@@ -76,7 +77,7 @@ def run(client: SyncClient, job: SyncJob, show: Callable[[Event], None], *, begu
         for last in job.events():
             show(last)
     if last is None:
-        raise WorkerUnreachable("the stream broke off before the job's end")
+        raise WorkerUnreachable("the stream was cut off before the job's end")
     ran = Ran(last, interrupt.asked, interrupt.receipt())
     if ran.cancelled and ran.receipt is None:
         record = client.job(job.job_id)
@@ -100,7 +101,8 @@ class CancelOnInterrupt:
         signal.signal(signal.SIGINT, self._previous)
 
     def begun(self) -> None:
-        """Note that the worker knows the job. A cancel sent before that may have missed it and is repeated."""
+        """Note that the worker has accepted the job. A cancel that was sent earlier may have missed it, and is
+        repeated."""
         if self.asked:
             self._start_cancel()
 
@@ -112,13 +114,13 @@ class CancelOnInterrupt:
 
     def _on_signal(self, *_: object) -> None:
         if self.asked:
-            # No waiting for a stuck engine: a job whose reader is gone is stopped in any case.
+            # Does not wait for a stuck engine, because a job without a reader is stopped in any case.
             os._exit(EXIT_INTERRUPTED)
         self.asked = True
         self._start_cancel()
 
     def _start_cancel(self) -> None:
-        # The main thread sits in the stream, and has to go on reading it.
+        # On another thread, because the main thread must continue to read the stream.
         self._cancelling = threading.Thread(target=self._cancel, daemon=True)
         self._cancelling.start()
 

@@ -1,4 +1,4 @@
-"""`worker-orcd serve`: check everything, take the port, start the engine, serve until a shutdown."""
+"""`worker-orcd serve`: check everything, bind the port, start the engine, serve until a shutdown."""
 
 import asyncio
 import contextlib
@@ -33,16 +33,16 @@ from worker_orcd.worker.single import SingleWorker
 from worker_orcd.worker.state_metrics import publish
 from worker_orcd.worker.worker import Worker
 
-if TYPE_CHECKING:  # It needs an extra.
+if TYPE_CHECKING:  # Requires an extra.
     from worker_orcd.worker.tracing import Tracing
 
 
 CLOSING_SEC = 1.0
-"""Time after the drain for everything else: stops, the end of the engine, and the rest of the streams."""
+"""Time after the drain for all else: stops, the end of the engine, and pending data of streams."""
 
 
 class StartupFailed(Exception):
-    """The worker cannot start with these options. The message is one line; `code` is an error code of the contract."""
+    """The worker cannot start with these options. The message is one line; `code` is an error code of the API."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -51,7 +51,7 @@ class StartupFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """The result of all checks that need no loaded model."""
+    """The results of all checks that need no loaded model."""
 
     settings: Settings
     model_path: str
@@ -64,10 +64,10 @@ class Opening:
 
 
 def open_up(settings: Settings, *, check_model: bool = True) -> Opening:
-    """Validate everything that can be validated without loading, and take the port.
+    """Validate everything that can be validated without loading, and bind the port.
 
     Raises:
-        StartupFailed: with one clear line.
+        StartupFailed: with a one-line message.
     """
     try:
         name, sampling, size = "", {}, 0
@@ -96,10 +96,10 @@ def open_up(settings: Settings, *, check_model: bool = True) -> Opening:
 
 
 def _check_mcp() -> None:
-    """Import what `--mcp` needs.
+    """Import the modules that `--mcp` requires.
 
     Raises:
-        StartupFailed: with one clear line.
+        StartupFailed: with a one-line message.
     """
     try:
         import worker_orcd.api.mcp_server  # noqa: F401, PLC0415  # It needs an extra.
@@ -109,10 +109,10 @@ def _check_mcp() -> None:
 
 
 def _tracing(settings: Settings) -> "Tracing | None":
-    """The tracer, if `--traces` asks for one.
+    """The tracing, if `--traces` is set.
 
     Raises:
-        StartupFailed: with one clear line.
+        StartupFailed: with a one-line message.
     """
     if not settings.traces:
         return None
@@ -124,7 +124,7 @@ def _tracing(settings: Settings) -> "Tracing | None":
         wanted = "--traces requires the extra `otel` (pip install 'worker-orcd[otel]')"
         raise StartupFailed("INVALID_REQUEST", f"{wanted}, but there is {error}") from error
     except ValueError as error:
-        wanted = "--traces requires OTEL_ variables that can be kept"
+        wanted = "--traces requires supported values of the OTEL_ variables"
         raise StartupFailed("INVALID_REQUEST", f"{wanted}, but {error}") from error
 
 
@@ -139,15 +139,15 @@ def serve(
 
     Args:
         settings: validated options.
-        engine_module: the engine to run; the scripted one for tests.
+        engine_module: the engine to run; tests use the scripted one.
         start_engine: runs that module as a process.
-        early: the first engine, if it is started already.
+        early: the first engine, if it is already started.
 
     Returns:
         The process's exit code.
 
     Raises:
-        StartupFailed: with one clear line; nothing was left behind.
+        StartupFailed: with a one-line message. Everything is cleaned up.
     """
     try:
         opening = open_up(settings, check_model=engine_module == LLAMA_ENGINE)
@@ -160,7 +160,7 @@ def serve(
 
 
 class _Serving:
-    """One run of the server, from the first line narrated to the last."""
+    """One run of the server, from the first log event to the last."""
 
     def __init__(
         self, opening: Opening, engine_module: str, start_engine: StartModule, early: EarlyEngine | None
@@ -224,7 +224,7 @@ class _Serving:
             loop.add_signal_handler(sig, self._on_signal, signal.Signals(sig).name)
         if self._opening.keys is not None:
             loop.add_signal_handler(signal.SIGHUP, self._reload_keys, self._opening.keys)
-        elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # As `nohup` leaves it.
+        elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` ignores it.
             loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
         if self._opening.tracing is not None:
             self._opening.tracing.report_to(partial(self._log_soon, loop))
@@ -252,7 +252,7 @@ class _Serving:
         )
         self._narrator.flush()
         if failure is not None:
-            # Everything is cleaned up; the one clear line comes last, where it is seen.
+            # Everything is cleaned up. The message comes last, so that it is noticed.
             raise StartupFailed(failure.code, failure.message)
         return code
 
@@ -264,7 +264,7 @@ class _Serving:
         self._shut_down(name)
 
     def _on_sighup(self) -> None:
-        """Drain when the terminal closes. Kernel and shell each send SIGHUP, so the second one changes nothing."""
+        """Drain when the terminal closes. A second SIGHUP has no effect, because both kernel and shell send one."""
         if not self._signals:
             self._on_signal("SIGHUP")
 
@@ -273,7 +273,7 @@ class _Serving:
         if self._draining is not None:
             return
         self._why = why
-        # It concerns everybody, also when one owner's request began it.
+        # Without an owner, because a shutdown concerns all, even if an owner's request began it.
         everybodys = contextvars.copy_context()
         everybodys.run(narration.context.owner.set, None)
         self._draining = asyncio.create_task(self._drain(), name="drain", context=everybodys)
@@ -287,12 +287,13 @@ class _Serving:
         self._server.exit_within(until - time.monotonic())
 
     def _stop_at_once(self) -> NoReturn:
-        self._worker.supervisor.kill("a second signal came")
+        self._worker.supervisor.kill("of a second signal")
         self._narrator.flush()
         os._exit(0)
 
     async def _stop_when_gone(self) -> None:
-        """End a worker whose model never loaded. One that loses its engine for good later stays, unhealthy."""
+        """End a worker whose model could not be loaded. If a later engine fails permanently, the worker stays
+        unhealthy."""
         await self._worker.permanently_failed.wait()
         if not self._worker.supervisor.ever_ready:
             self._why = "the model cannot be loaded"
@@ -317,7 +318,7 @@ class _Serving:
             self._log_startup()
 
     def _log_failure(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Narrate exceptions outside of any request."""
+        """Log exceptions outside of requests."""
         error = context.get("exception")
         message = str(context.get("message", "a callback failed"))
         if isinstance(error, Exception):
@@ -326,7 +327,7 @@ class _Serving:
             self._narrator.emit(narration.Error(code="INTERNAL", message=message))
 
     def _log_soon(self, loop: asyncio.AbstractEventLoop, trouble: str) -> None:
-        """Log an export error of another thread on the loop's thread, while the loop runs."""
+        """Log another thread's export error on the loop's thread, while the loop runs."""
         reported = narration.Error(code="INTERNAL", message=f"traces: {trouble}")
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(self._narrator.emit, reported)

@@ -1,7 +1,7 @@
-"""Guards for standard streams that may be closed, full, or without a reader.
+"""Handles standard streams that are closed, full, or without a reader.
 
-Output that cannot be written ends a command with one line on standard error and exit code 1; leaving the command
-cancels its job. What cannot be written to standard error is dropped: there is no other place to say so.
+If standard output cannot be written, the command ends with one line on standard error and exit code 1, which cancels
+its job. Output that cannot be written to standard error is dropped.
 """
 
 import errno
@@ -14,14 +14,14 @@ from typing import Any, TextIO, cast
 
 
 class OutputLost(Exception):
-    """Standard output cannot be written. The message says why."""
+    """Standard output cannot be written. The message gives the reason."""
 
     def __init__(self, why: str) -> None:
         super().__init__(f"cannot write to standard output: {why}")
 
 
 class GuardedStream:
-    """A standard stream that calls `lost` instead of raising an error. A closed stream is passed as None.
+    """A standard stream that calls `lost` instead of raising an error. None is passed for a closed stream.
 
     Characters that the encoding cannot express are written as "?".
     """
@@ -35,7 +35,7 @@ class GuardedStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write `text`, or report why that fails. Returns the number of its characters."""
+        """Write `text`, or report a failure. Returns the number of characters."""
         if self._closed and text:
             self._lost(os.strerror(errno.EBADF))
         else:
@@ -43,7 +43,7 @@ class GuardedStream:
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or report why that fails."""
+        """Flush, or report a failure."""
         self._try(self._stream.flush)
 
     def _encode(self, text: str) -> None:
@@ -58,16 +58,16 @@ class GuardedStream:
             action()
         except OSError as error:
             self._lost(os.strerror(error.errno) if error.errno else str(error))
-        except ValueError as error:  # A stream that was closed later.
+        except ValueError as error:  # The stream was closed later.
             self._lost(str(error))
 
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Guard the standard streams of this process for as long as a command runs.
+    """Guard the standard streams of this process while a command runs.
 
     Raises:
-        SystemExit: with 1, and a line on standard error, when standard output could not be written.
+        SystemExit: with 1, and a line on standard error, if standard output could not be written.
     """
     _occupy_descriptors()
     before = sys.stdin, sys.stdout, sys.stderr
@@ -92,16 +92,16 @@ def _raise(why: str) -> None:
 
 
 def _occupy_descriptors() -> None:
-    """Open standard descriptors that are closed: otherwise the next socket would be standard output."""
+    """Open closed standard descriptors. Otherwise a socket could become standard output."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # The lowest one that is free: this one.
+            os.open(os.devnull, os.O_RDWR)  # Gets the lowest free descriptor, which is this one.
 
 
 def _discard(stream: TextIO) -> None:
-    """Redirect what is still buffered to /dev/null, so that the interpreter's last flush does not fail."""
+    """Redirect buffered output to /dev/null, so that the interpreter's last flush does not fail."""
     null = os.open(os.devnull, os.O_WRONLY)
     with suppress(OSError, ValueError):
         os.dup2(null, stream.fileno())

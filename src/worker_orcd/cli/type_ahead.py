@@ -1,4 +1,4 @@
-"""Lines that the user types while an answer streams."""
+"""Reads lines that the user types while an answer streams."""
 
 import os
 import select
@@ -11,13 +11,14 @@ _LONGEST_LINE = 1 << 16
 
 
 class TypeAhead:
-    """Reads lines from the terminal, from when it is entered until it is left or a line was enough.
+    """A context in which lines are read from the terminal, until `on_line` returns True.
 
-    The terminal stays as it is: it shows what is typed, and gives it away line by line.
+    The terminal's mode is unchanged: it echoes input and delivers it line by line.
     """
 
     def __init__(self, on_line: Callable[[bytes], bool]) -> None:
-        """`on_line` gets each line, on a thread of its own; b"" is the end of the input. True: that was enough."""
+        """`on_line` is called with each line, on a separate thread; b"" is the end of the input. It returns True to
+        stop reading."""
         self._on_line = on_line
         self._thread = threading.Thread(target=self._read, daemon=True)
 
@@ -27,7 +28,7 @@ class TypeAhead:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Waits for `on_line`, if it is at work."""
+        """Wait for `on_line`, if it is running."""
         os.close(self._leave)
         self._thread.join()
         os.close(self._left)
@@ -42,5 +43,5 @@ class TypeAhead:
             try:
                 line = os.read(terminal, _LONGEST_LINE)
             except OSError:
-                return  # The terminal is gone.
+                return  # The terminal is closed.
             enough = self._on_line(line) or not line

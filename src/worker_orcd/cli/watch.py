@@ -23,21 +23,21 @@ from worker_orcd.printable import printable
 
 REFRESH_SEC = 0.5
 LEAVE_SEC = 1.0
-"""On leaving, how long to wait for the receipts of cancels. The cancels themselves are always sent."""
-_KEYS = "↑↓ or j k select   c cancel   g cancel its group   q leave"
+"""How long to wait for receipts of cancels before exiting. The cancels themselves are always sent."""
+_KEYS = "↑↓ or j k select   c cancel   g cancel its group   q quit"
 _BESIDE_THE_JOBS = 3
-"""Lines: the worker, the headings, the keys."""
+"""Number of fixed lines: the worker, the headings, the keys."""
 _LINES_OF_A_NOTE = 2
-"""Lines reserved for the latest results, so that the list rarely moves."""
+"""Number of lines reserved for the latest results, so that the list rarely moves."""
 
 Json = job_table.Json
 
 
 async def watch(client: Client, console: Console, recent: int) -> int:
-    """Watch until the user leaves. Returns the exit code.
+    """Watch until the user quits. Returns the exit code.
 
     Raises:
-        WorkerError: there is no worker to begin with, or it refuses.
+        WorkerError: the worker cannot be reached at the start, or refuses.
     """
     async with client:
         watching = _Watching(client, console, recent)
@@ -53,7 +53,7 @@ class _Watching:
     """The state of a watch: the jobs on screen, the selection, and the results of cancels.
 
     Attributes:
-        happened: a line for each cancel.
+        happened: one line for each cancel.
     """
 
     def __init__(self, client: Client, console: Console, recent: int) -> None:
@@ -66,7 +66,7 @@ class _Watching:
         self._selected: tuple[str, str] | None = None
         self._place = 0
         self._moved_by_itself = False
-        """The selection has left a job that ended; a key that was meant for that job may be on its way."""
+        """Whether the selection has moved because its job ended. The next key may have been meant for that job."""
         self._output_lost: OutputLost | None = None
         self._note = ""
         self._lost: str | None = None
@@ -86,12 +86,12 @@ class _Watching:
         self._moved_by_itself |= before != self._selected
 
     async def run(self) -> int:
-        """Redraw until the user leaves. Returns the exit code.
+        """Redraw until the user quits. Returns the exit code.
 
         Raises:
-            OutputLost: the terminal can no longer be written.
+            OutputLost: the terminal cannot be written any more.
         """
-        self._moved_by_itself = False  # Nothing was shown before.
+        self._moved_by_itself = False  # The screen was empty before.
         try:
             with ExitStack() as taken:
                 self._listen(taken)
@@ -134,12 +134,12 @@ class _Watching:
         taken.callback(loop.remove_signal_handler, signal.SIGTSTP)
 
     def _leave(self, code: int) -> None:
-        """Leave at once, without waiting for a request that the worker has not answered."""
+        """Quit at once, without waiting for requests that the worker has not answered."""
         self._code = code
         self._watching.cancel()
 
     def _pause(self, keyboard: Keyboard) -> None:
-        """Suspend on Ctrl-Z: restore the terminal for the shell, and take it again when the process continues."""
+        """Suspend on Ctrl-Z: restore the terminal for the shell, and set it up again when the process continues."""
         with self._leaving_without_output():
             self._live.stop()
             keyboard.__exit__()
@@ -150,7 +150,8 @@ class _Watching:
 
     @contextmanager
     def _leaving_without_output(self) -> Iterator[None]:
-        """Leave when the terminal cannot be written. Callbacks of the event loop have no caller to raise to."""
+        """Quit if the terminal cannot be written, because callbacks of the event loop have no caller for an
+        exception."""
         try:
             yield
         except OutputLost as lost:
@@ -187,8 +188,8 @@ class _Watching:
     def _select(self, step: int) -> None:
         """Move the selection by `step` live jobs.
 
-        The selection follows its job. When the job has ended, the live job that takes its place is selected; a key
-        stops that one only when it is pressed again, since it may have been meant for the job that ended.
+        The selection follows its job. When the job has ended, the live job in its place is selected. A key stops this
+        job only if it is pressed twice, because the first press may have been meant for the job that ended.
         """
         live = self._live_jobs()
         known = [_identity(record) for record in live]
@@ -198,12 +199,12 @@ class _Watching:
         self._selected = known[self._place] if live else None
 
     def _live_jobs(self) -> list[Json]:
-        """The jobs that can be cancelled. The worker lists them first."""
+        """The jobs that can be cancelled, which the worker lists first."""
         return [record for record in self._records if record["ended_ms"] is None]
 
     def _chosen(self, key: str) -> Json | None:
         if self._selected is None:
-            self._note = "there is no live job"
+            self._note = "no job is live"
             return None
         chosen = self._live_jobs()[self._place]
         if self._moved_by_itself:
@@ -240,27 +241,25 @@ class _Watching:
         task.add_done_callback(self._stopping.discard)
 
     async def _stop_job(self, record: Json) -> str:
-        """Cancel a job, unless it has ended since the last look and its id now names another one."""
+        """Cancel a job, unless it has ended since the last update and its id now belongs to another one."""
         job_id = record["job_id"]
-        with suppress(WorkerError):  # A cancel may get through where nothing else does.
+        with suppress(WorkerError):  # The cancel may succeed even if other requests fail.
             known = await self._client.job(job_id)
             if known is not None and _identity(known) != _identity(record):
-                return (
-                    f"job {job_id} had already ended, and its id is another job's by now; nothing is stopped"
-                )
+                return f"job {job_id} had already ended, and its id now belongs to another job; nothing is stopped"
         await self._client.cancel(job_id)
         return what_happened(job_id, await self._client.job(job_id))
 
     async def _stop_group(self, group: str) -> str:
         receipts = await self._client.cancel(group=group)
         if not receipts:
-            return f"no live job is of group {group}; nothing to stop"
+            return f"group {group} has no live jobs; nothing to stop"
         slowest = max(receipts, key=lambda receipt: receipt.terminal_ms)
         return (
             f"group {group}: {len(receipts)} cancelled; the last, {slowest.job_id}, {receipt_line(slowest)}"
         )
 
-    # What is seen.
+    # Display.
 
     def _draw(self) -> None:
         self._live.update(self._seen(), refresh=True)
@@ -287,5 +286,5 @@ class _Watching:
 
 
 def _identity(record: Json) -> tuple[str, str]:
-    """One use of a job id."""
+    """Identifies one use of a job id."""
     return record["job_id"], record["incarnation"]

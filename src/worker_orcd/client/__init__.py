@@ -1,4 +1,4 @@
-"""A client for programs: a job that you leave is cancelled, whichever way you leave it.
+"""The client library: leaving a job's block cancels the job, however the block is left.
 
     from worker_orcd.client import Client
 
@@ -9,9 +9,9 @@
                 if enough:
                     receipt = await job.cancel()   # or just break: leaving the block cancels it, too
 
-Leaving the inner block early, an exception, `task.cancel()`, `asyncio.timeout` and a generator that is closed all stop
-the job on the worker, by `POST /cancel` and not by closing the connection, which a proxy may hide. `SyncClient` is the
-same without `async`; there it is Ctrl-C.
+Leaving the inner block early, an exception, `task.cancel()`, `asyncio.timeout` and closing a generator all stop the job
+on the worker. The client does this with `POST /cancel`, because a proxy may hide a closed connection. `SyncClient` is
+the same without `async`; there, Ctrl-C also stops the job.
 """
 
 from worker_orcd.client.async_client import Client

@@ -17,7 +17,7 @@ _LOOK_EVERY_SEC = 0.02
 
 
 class Client:
-    """A worker, as a client sees it. Every method may raise `WorkerUnreachable` and `WorkerRefused`."""
+    """A client of one worker. Every method may raise `WorkerUnreachable` and `WorkerRefused`."""
 
     def __init__(
         self,
@@ -27,13 +27,13 @@ class Client:
         correlation_id: str | None = None,
         retries: int = 2,
     ) -> None:
-        """Make one; nothing is asked yet.
+        """Make a client. Sends no request yet.
 
         Args:
-            url: where the worker listens.
+            url: the worker's address.
             api_key: sent as `Authorization: Bearer`.
-            correlation_id: under which the worker narrates everything that this client asks; left out: drawn.
-            retries: how often a request is tried again that could not be sent, or was refused for now.
+            correlation_id: the correlation id of all requests of this client; default: random.
+            retries: how often to retry a request that could not be sent, or was refused temporarily.
         """
         self._connection = Connection(url, api_key=api_key, correlation_id=correlation_id, retries=retries)
         self.url = url
@@ -46,7 +46,7 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Close its connections."""
+        """Close the connections."""
         await self._connection.close()
 
     def execute(
@@ -58,14 +58,15 @@ class Client:
         on_progress: OnProgress | None = None,
         **parameters: Any,
     ) -> Job:
-        """A job; it begins when it is entered with `async with`, and is cancelled when that is left before its end.
+        """A job, which begins when it is entered with `async with`. If the block is left before the job's end, the job
+        is cancelled.
 
         Args:
             prompt: the prompt.
-            job_id: what it is called; left out: drawn.
-            resume: pick the stream up again when it breaks. The job then goes on without a reader: should this
-                process die, the job runs until its end or its deadline.
-            on_progress: called for each report of how much of the prompt is computed, at most four times a second.
+            job_id: the job's id; default: random.
+            resume: resume the stream if it breaks. The job then continues without a reader; so if this process dies,
+                the job runs until its end or its time limit.
+            on_progress: called with the progress of the prompt, at most four times a second.
             parameters: further fields of `POST /execute`: `max_tokens`, `temperature`, `seed`, `stop` …
         """
         body = {"job_id": job_id or _drawn_id(), "prompt": prompt, **parameters}
@@ -84,11 +85,11 @@ class Client:
         on_progress: OnProgress | None = None,
         **parameters: Any,
     ) -> Job:
-        """A job that goes on with a conversation; otherwise as `execute`.
+        """A job that continues a conversation; otherwise like `execute`.
 
         Args:
-            messages: what was said, each `{"role": "system" | "user" | "assistant", "content": …}`.
-            job_id: what it is called; left out: drawn.
+            messages: the conversation, each `{"role": "system" | "user" | "assistant", "content": …}`.
+            job_id: the job's id; default: random.
             on_progress: as in `execute`.
             parameters: further fields of `POST /v1/chat/completions`: `max_tokens`, `temperature`, `seed` …
         """
@@ -105,23 +106,24 @@ class Client:
         return Job(self._connection, name, opening, resume=False, on_progress=on_progress)
 
     def follow(self, job_id: str, *, after: str | None = None) -> Job:
-        """Another reader of a job, from its start or after the event with that id. Leaving it cancels nothing."""
+        """A further reader of a job, from its start or after the event with this id. Leaving it does not stop the
+        job."""
         return Job(self._connection, job_id, None, resume=True, after=after)
 
     async def cancel(
         self, job_id: str | None = None, *, group: str | None = None, wait_sec: int = CANCEL_SEC
     ) -> list[Receipt]:
-        """Stop a job, or all of a group; harmless whatever they are.
+        """Stop a job, or all jobs of a group. Harmless in any state.
 
         Returns:
-            What the stops did; empty if there was nothing to stop, or it took longer than `wait_sec`.
+            The receipts; empty if there was nothing to stop, or it took longer than `wait_sec`.
         """
         return await self._connection.cancel(
             {"job_id": job_id} if group is None else {"group": group}, wait_sec
         )
 
     async def health(self) -> Json:
-        """`GET /health`, however the worker is."""
+        """`GET /health`, whether the worker is healthy or not."""
         answer = await self._connection.ask("GET", "/health", allowed=(200, 503), shape=shapes.HEALTH)
         health: Json = answer.body
         return health
@@ -134,17 +136,17 @@ class Client:
         return models
 
     async def jobs(self, *, ended: int = 100) -> list[Json]:
-        """`GET /jobs`: the records of live jobs, oldest first, then of so many ended ones, latest first."""
+        """`GET /jobs`: the records of live jobs, oldest first, then of at most `ended` ended jobs, latest first."""
         answer = await self._connection.ask("GET", f"/jobs?limit={ended}", shape=shapes.RECORDS)
         records: list[Json] = answer.body["jobs"]
         return records
 
     async def job(self, job_id: str) -> Json | None:
-        """`GET /jobs/{job_id}`: a job's record, or None when no such job is known."""
+        """`GET /jobs/{job_id}`: a job's record, or None for an unknown job."""
         return await self._connection.record(job_id)
 
     async def ended(self, job_id: str, *, within_sec: float = CANCEL_SEC) -> Json | None:
-        """A job's record once it has ended, or as it is when that takes longer; None when no such job is known."""
+        """A job's record once it has ended, or its current record after `within_sec`; None for an unknown job."""
         deadline = time.monotonic() + within_sec
         while True:
             record = await self.job(job_id)
@@ -153,10 +155,10 @@ class Client:
             await anyio.sleep(_LOOK_EVERY_SEC)
 
     async def narration(self, *, after: str | None = None) -> AsyncGenerator[NarrationEvent, None]:
-        """`GET /narration`: what the worker tells of itself, the latest first, then as it happens, until it shuts down.
+        """`GET /narration`: the worker's latest log events, then new ones, until it shuts down.
 
         Args:
-            after: the `id` of the last event received, to continue after it; one that is not known any more is as none.
+            after: the `id` of the last event received, to continue after it. An id that is no longer kept is ignored.
         """
         headers = {} if after is None else {"Last-Event-ID": after}
         async with AsyncExitStack() as open_stream:
@@ -175,7 +177,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
         allowed: tuple[int, ...] = (200,),
     ) -> Answer:
-        """Any other request whose answer is JSON. Statuses that are not allowed are raised as `WorkerRefused`."""
+        """Any other request with a JSON response. Statuses that are not allowed raise `WorkerRefused`."""
         return await self._connection.ask(method, path, json=body, headers=headers, allowed=allowed)
 
 

@@ -1,4 +1,4 @@
-"""The wire to a worker: requests, streams, what is tried again, and whatever goes wrong as one of our errors."""
+"""The connection to a worker: requests, streams and retries. All failures are raised as client errors."""
 
 import ssl
 import uuid
@@ -15,12 +15,12 @@ from worker_orcd.client.errors import WorkerError, WorkerRefused, WorkerUnreacha
 from worker_orcd.client.model import Answer, Json, Receipt
 
 CANCEL_SEC = 7
-"""A cancel is finished within the worker's five seconds; its answer is waited for a little longer."""
+"""How long to wait for a cancel's response: a little longer than the worker's five seconds."""
 ANSWER_SEC = 10.0
 SILENCE_SEC = 60.0
-"""The longest silence of a stream; the worker sends a comment every 15 s."""
+"""The longest time without data in a stream; the worker sends a comment every 15 s."""
 LATEST_SEC = 30.0
-"""A worker that wants to be asked again later than that is not waited for."""
+"""The longest `Retry-After` for which the client waits."""
 _CANCEL_RETRIES = 2
 _FIRST_PAUSE_SEC = 0.1
 LONGEST_PAUSE_SEC = 3.0
@@ -30,11 +30,11 @@ Message = httpx2.ServerSentEvent
 
 
 class NothingMore(Exception):
-    """The stream has ended before the position that a reader came back with: it has seen everything."""
+    """The reader has already received the whole stream."""
 
 
 class Connection:
-    """A worker's address and how it is spoken to. Every method may raise `WorkerUnreachable` and `WorkerRefused`."""
+    """The connections to one worker. Every method may raise `WorkerUnreachable` and `WorkerRefused`."""
 
     def __init__(self, url: str, *, api_key: str | None, correlation_id: str | None, retries: int) -> None:
         self.url = url
@@ -50,12 +50,12 @@ class Connection:
                 timeout=ANSWER_SEC,
                 trust_env=False,
                 verify=_certificates(url),
-                # However many jobs stream, a cancel never waits for a place.
+                # Unlimited, so that a cancel never waits for a connection, however many jobs stream.
                 limits=httpx2.Limits(max_connections=None),
             )
 
     async def close(self) -> None:
-        """Close what is open."""
+        """Close all connections."""
         await self._http.aclose()
 
     async def ask(
@@ -67,7 +67,7 @@ class Connection:
         shape: Any = None,
         **more: Any,
     ) -> Answer:
-        """One request whose answer is JSON of this shape; other statuses than those allowed are refusals."""
+        """Send a request whose response is JSON of this shape. Statuses other than the allowed ones are refusals."""
         with self.clear_errors():
             answer = await self._send(method, path, more)
             if answer.status_code not in allowed:
@@ -75,7 +75,7 @@ class Connection:
             return Answer(answer.status_code, shapes.decoded(answer.text, shape))
 
     async def cancel(self, named: Json, wait_sec: int) -> list[Receipt]:
-        """`POST /cancel`; the receipts of what was stopped, as far as it was within `wait_sec`."""
+        """`POST /cancel`. Returns the receipts of the stopped jobs, if they ended within `wait_sec`."""
         headers = {"Prefer": f"wait={wait_sec}"} if wait_sec else {}
         answer = await self.ask(
             "POST",
@@ -90,7 +90,7 @@ class Connection:
         return [Receipt.of(one["receipt"], one.get("job_id") or "") for one in jobs]
 
     async def record(self, job_id: str) -> Json | None:
-        """`GET /jobs/{job_id}`, or None when no such job is known."""
+        """`GET /jobs/{job_id}`. Returns None for an unknown job."""
         answer = await self.ask("GET", f"/jobs/{in_path(job_id)}", allowed=(200, 404))
         if answer.status == 404:
             return None
@@ -101,7 +101,7 @@ class Connection:
     async def begin(
         self, open_stream: AsyncExitStack, path: str, decode: Callable[[Message], Iterable[T]], **more: Any
     ) -> AsyncIterator[T]:
-        """`POST` what begins a stream. What was certainly not taken is tried again, as often as was asked for."""
+        """`POST` a request whose response is a stream. Retries if the worker certainly did not accept the request."""
         attempt = 0
         while True:
             try:
@@ -121,10 +121,10 @@ class Connection:
         decode: Callable[[Message], Iterable[T]],
         **more: Any,
     ) -> AsyncIterator[T]:
-        """Open a stream, which is open as long as `open_stream`. Returns what `decode` makes of its messages.
+        """Open a stream, which stays open as long as `open_stream`. Returns its messages, decoded by `decode`.
 
         Raises:
-            NothingMore: there is nothing behind the position that was sent.
+            NothingMore: there is no event after the position that was sent.
         """
         with self.clear_errors():
             timeout = httpx2.Timeout(ANSWER_SEC, read=SILENCE_SEC)
@@ -140,7 +140,7 @@ class Connection:
 
     @contextmanager
     def clear_errors(self) -> Iterator[None]:
-        """Whatever goes wrong on the way is one of ours."""
+        """In this block, raise all failures as client errors."""
         try:
             yield
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
@@ -151,12 +151,12 @@ class Connection:
                 f"lost the worker at {self.url}: {what}", correlation_id=self.correlation_id
             ) from error
         except (httpx2.SSEError, KeyError, TypeError, ValueError) as error:
-            raise WorkerUnreachable(f"what answers at {self.url} is not a worker: {error!r}") from error
+            raise WorkerUnreachable(f"the server at {self.url} is not a worker: {error!r}") from error
 
     async def _send(self, method: str, path: str, more: Json) -> httpx2.Response:
-        """Connections that cannot be made are tried again; those that break, if what was asked does no harm twice.
+        """Send a request. Retries if the connection cannot be made, or if it breaks and the request is idempotent.
 
-        A cancel always is: a job must not go on because a connection had just been closed.
+        A cancel is always retried: a job must not continue because a connection had just been closed.
         """
         cancel = path == "/cancel"
         retries = max(self._retries, _CANCEL_RETRIES) if cancel else self._retries
@@ -196,17 +196,17 @@ class Connection:
 
 
 def in_path(job_id: str) -> str:
-    """A job id as one step of a path, `..` included, which an HTTP client would otherwise walk."""
+    """A job id as one segment of a path. Escapes `..`, too, which an HTTP client would otherwise resolve."""
     return quote(job_id, safe="", errors="surrogatepass").replace(".", "%2E")
 
 
 def pause_sec(attempt: int) -> float:
-    """How long to wait after so many attempts that failed."""
+    """How long to wait after this many failed attempts."""
     return min(_FIRST_PAUSE_SEC * 2.0**attempt, LONGEST_PAUSE_SEC)
 
 
 def _sec_until_again(error: WorkerError, attempt: int) -> float | None:
-    """When to ask again what failed like that; None if never."""
+    """Seconds until a retry after this error; None: no retry."""
     match error:
         case WorkerRefused(retriable=True, retry_after_sec=after):
             wait_sec = pause_sec(attempt) if after is None else after
@@ -218,5 +218,5 @@ def _sec_until_again(error: WorkerError, attempt: int) -> float | None:
 
 
 def _certificates(url: str) -> ssl.SSLContext | bool:
-    """What a connection trusts. Loading it takes 70 ms, which a plain one need not wait for."""
+    """The trusted certificates. They are not loaded for plain HTTP, because loading takes 70 ms."""
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if url.startswith("http://") else True

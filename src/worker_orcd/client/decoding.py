@@ -1,4 +1,4 @@
-"""Decodes streams: a job's events, OpenAI's chunks as events, and log events."""
+"""Decodes streams: a job's events, OpenAI's chunks (as events), and log events."""
 
 import time
 from collections.abc import Iterator
@@ -9,17 +9,17 @@ from worker_orcd.client.model import Event, Json, NarrationEvent
 
 
 def events(message: Message) -> Iterator[Event]:
-    """Of `POST /execute` and `GET /jobs/{job_id}/events`."""
+    """Events of `POST /execute` and `GET /jobs/{job_id}/events`."""
     incarnation, number = position(message.id)
     shape = shapes.EVENT_DATA.get(message.event, dict)
     yield Event(number, message.event, shapes.decoded(message.data, shape), incarnation)
 
 
 def position(event_id: str) -> tuple[str, int]:
-    """An event's id taken apart: the incarnation of its job, and its number.
+    """Split an event's id into the incarnation of its job and its number.
 
     Raises:
-        ValueError: it is not the id of an event.
+        ValueError: the text is not the id of an event.
     """
     incarnation, dot, number = event_id.rpartition(".")
     if not (incarnation and dot and number.isascii() and number.isdigit()):
@@ -28,12 +28,13 @@ def position(event_id: str) -> tuple[str, int]:
 
 
 def narrated(message: Message) -> Iterator[NarrationEvent]:
-    """Of `GET /narration`."""
+    """Log events of `GET /narration`."""
     yield NarrationEvent(message.id, shapes.decoded(message.data, shapes.LOG_EVENT))
 
 
 class Chunks:
-    """Of `POST /v1/chat/completions`: one choice, `usage` included. A piece of text counts as a token."""
+    """Events from the chunks of `POST /v1/chat/completions`, for one choice with `usage`. A piece of text counts as a
+    token."""
 
     def __init__(self, job_id: str) -> None:
         self._job_id = job_id

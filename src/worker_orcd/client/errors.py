@@ -4,11 +4,11 @@ from worker_orcd.client.model import Receipt
 
 
 class WorkerError(Exception):
-    """Base class of all client errors. `code` is an error code of the worker's, or `UNREACHABLE`.
+    """Base class of all client errors. `code` is an error code of the worker, or `UNREACHABLE`.
 
     Attributes:
-        correlation_id: under which the worker narrates it.
-        retriable: whether the same may succeed later.
+        correlation_id: the correlation id in the worker's log events.
+        retriable: whether the same request may succeed later.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class WorkerRefused(WorkerError):
     Attributes:
         status: HTTP status.
         param: the field at fault.
-        retry_after_sec: when to come back.
+        retry_after_sec: seconds after which to retry.
     """
 
     def __init__(  # noqa: PLR0913  # all that an answer says
@@ -60,16 +60,16 @@ class WorkerRefused(WorkerError):
 
 
 class JobFailed(WorkerError):
-    """A job ended with an error; its text so far is in the job."""
+    """A job ended with an error. The job has the text so far."""
 
 
 class JobCancelled(JobFailed):
     """A job was stopped.
 
     Attributes:
-        reason: `client`, `disconnect`, `shutdown` …; `unknown` if that could not be had.
-        phase: what it was doing; likewise.
-        receipt: what the stop did, if it could be had.
+        reason: `client`, `disconnect`, `shutdown` …; `unknown` if the worker could not be reached.
+        phase: the job's phase at the stop, or `unknown`.
+        receipt: the result of the stop, if the worker could be reached.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""One job, and how one client reads it."""
+"""One job of a client, and its stream."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ from worker_orcd.client.errors import JobCancelled, JobFailed, WorkerError, Work
 from worker_orcd.client.model import Ending, Event, Json, Progress, Receipt, Token
 
 RESUME_SEC = 30.0
-"""Seconds after a break in which the client tries to resume a stream."""
+"""Seconds after a break during which the client tries to resume a stream."""
 
 
 OnProgress = Callable[[Progress], object]
@@ -41,15 +41,15 @@ class Opening:
 
 
 class Job:
-    """One job and how this client reads it.
+    """One job and its stream.
 
     Attributes:
-        job_id: what it is called.
-        text: what it has said so far.
-        started: data of its `started` event: model, seed.
-        progress: how much of its prompt is computed, as the latest `progress` event says.
-        ending: its natural end, once it is there.
-        receipt: what a stop did, once there was one.
+        job_id: the job's id.
+        text: the text so far.
+        started: data of the `started` event: model, seed.
+        progress: the progress of the prompt, from the latest `progress` event.
+        ending: the natural end, once it is reached.
+        receipt: the receipt, once the job was stopped.
     """
 
     def __init__(
@@ -84,15 +84,15 @@ class Job:
         self._back = _Back()
 
     async def __aenter__(self) -> Self:
-        """Begin it.
+        """Begin the job.
 
         Raises:
-            WorkerRefused: it is refused.
+            WorkerRefused: the job is refused.
         """
         try:
             await self._begin()
         except BaseException as error:
-            # Interrupted, perhaps: then nobody knows whether it was taken.
+            # If this was interrupted, it is unknown whether the job was accepted.
             await self._leave(cancel=self._opening is not None and not _certainly_not_taken(error))
             raise
         return self
@@ -102,11 +102,11 @@ class Job:
         await self._leave(cancel=self._opening is not None and not self._over)
 
     async def __aiter__(self) -> AsyncIterator[Token]:
-        """Its tokens, as they come.
+        """The job's tokens, as they arrive.
 
         Raises:
-            JobCancelled: it was stopped, by any client.
-            JobFailed: it ended with an error.
+            JobCancelled: the job was stopped, by any client.
+            JobFailed: the job ended with an error.
         """
         async for event in self.events():
             match event.name:
@@ -116,7 +116,7 @@ class Job:
                     raise await self._failure(event.data)
 
     async def events(self) -> AsyncIterator[Event]:
-        """Its events as they come, the terminal one included."""
+        """The job's events, as they arrive, including the terminal one."""
         while not self._over:
             if self._source is None:
                 raise RuntimeError("a job begins when it is entered: async with client.execute(...) as job")
@@ -126,7 +126,7 @@ class Job:
                     yield event
                 if not self._over:
                     raise WorkerUnreachable(  # noqa: TRY301  # It is one more way in which a stream breaks.
-                        "the stream broke off before the job's end",
+                        "the stream was cut off before the job's end",
                         correlation_id=self._connection.correlation_id,
                     )
             except WorkerUnreachable as broken:
@@ -138,13 +138,13 @@ class Job:
         """Cancel the job and wait until it has stopped; harmless at any time.
 
         Returns:
-            What the stop did; None if it had ended by itself.
+            The receipt; None if the job had ended by itself.
         """
         receipts = await self._connection.cancel({"job_id": self.job_id}, CANCEL_SEC)
         self.receipt = receipts[0] if receipts else self.receipt
         return self.receipt
 
-    # Inside
+    # Internals.
 
     async def _begin(self) -> None:
         if self._opening is None:
@@ -159,7 +159,7 @@ class Job:
                 self._open, how.path, how.decode, json=how.body, headers=how.headers
             )
         except WorkerUnreachable as error:
-            # It may have been taken, and only its answer was lost: then it is there to be picked up.
+            # The job may have been accepted while only the response was lost. Then its stream can be resumed.
             if not (self._resume and error.sent):
                 raise
             await self._pick_up(error)
@@ -189,7 +189,7 @@ class Job:
     def _take(self, event: Event) -> None:
         if event.number != self._next_number or (self._incarnation or event.incarnation) != event.incarnation:
             expected = f"{self._incarnation or event.incarnation}.{self._next_number}"
-            raise WorkerError("INTERNAL", f"event {event.id or event.number} came instead of {expected}")
+            raise WorkerError("INTERNAL", f"event {event.id or event.number} arrived instead of {expected}")
         self._incarnation, self._next_number = event.incarnation, event.number + 1
         self._back.received()
         match event.name:
@@ -211,14 +211,14 @@ class Job:
         code, message, correlation_id = data["code"], data["message"], self._connection.correlation_id
         if code != "CANCELLED":
             return JobFailed(code, message, correlation_id=correlation_id, retriable=data["retriable"])
-        with suppress(WorkerError):  # That it was stopped is known; how that went may be lost.
+        with suppress(WorkerError):  # The stop is known; only the receipt may be lost.
             if self.receipt is None and (record := await self._connection.record(self.job_id)):
-                # Its id may have been used again meanwhile.
+                # The id may have been used again meanwhile.
                 ours = self._incarnation in (None, record["incarnation"])
                 self.receipt = Receipt.of_record(record) if ours else None
         return JobCancelled(
             message,
-            # OpenAI's chunks do not say.
+            # OpenAI's chunks do not contain the reason.
             reason=data.get("reason") or (self.receipt.reason if self.receipt else "unknown"),
             phase=data.get("phase") or (self.receipt.phase if self.receipt else "unknown"),
             receipt=self.receipt,
@@ -226,9 +226,9 @@ class Job:
         )
 
     async def _leave(self, *, cancel: bool) -> None:
-        """Never held up for long, and not by the cancellation that may be the reason for leaving, or by further ones.
+        """Leave the job. Takes a bounded time, and cannot be interrupted by cancellations of the task.
 
-        It is done in a task of its own: `task.cancel()` would get through any shield.
+        It runs in a separate task, because `task.cancel()` would pass any shield.
         """
         if self._leaving is None:
             self._leaving = asyncio.ensure_future(self._cancel_quietly(cancel=cancel))
@@ -239,7 +239,7 @@ class Job:
                     await asyncio.wait([self._leaving])
                 except asyncio.CancelledError as error:
                     cancelled = error
-        await self._open.aclose()  # What a beginning that was interrupted had opened meanwhile.
+        await self._open.aclose()  # Closes what an interrupted beginning had opened meanwhile.
         if cancelled is not None:
             raise cancelled
         self._leaving.result()
@@ -250,19 +250,19 @@ class Job:
                 if cancel:
                     await self.cancel()
         except WorkerError:
-            pass  # The worker cannot be reached any more; it decides itself what a job without a reader does.
+            pass  # The worker cannot be reached. It stops or continues a job without a reader by `on_disconnect`.
         finally:
             await self._open.aclose()
 
 
 def _certainly_not_taken(error: BaseException) -> bool:
-    """Nothing was begun by a request that failed like that. A cancel would find nothing, be remembered, and meet the
-    next job of this id."""
+    """Whether a request with this failure certainly started no job. Then a cancel would be remembered, and would stop
+    the next job with this id."""
     return isinstance(error, WorkerRefused) or (isinstance(error, WorkerUnreachable) and not error.sent)
 
 
 class _Back:
-    """The state of resuming a broken stream: how long it takes already, and when to try again."""
+    """The state of resuming a broken stream: how long it has taken so far, and when to try again."""
 
     def __init__(self) -> None:
         self._lost_at: float | None = None
@@ -270,21 +270,21 @@ class _Back:
         self._attempts = 0
 
     def received(self) -> None:
-        """An event came: all is well."""
+        """An event arrived, so the stream works."""
         self._lost_at = None
 
     def found(self) -> None:
-        """The stream is there again; whether it holds will be seen."""
+        """The stream is open again, but has not delivered an event yet."""
         self._found_at = time.monotonic()
 
     def lost(self) -> None:
-        """The stream broke. Once it came and went without an event, that is still the same loss."""
+        """The stream broke. If it had not delivered an event since the last break, this is the same loss."""
         held_sec = time.monotonic() - self._found_at
         if self._lost_at is None or held_sec > LONGEST_PAUSE_SEC:
             self._lost_at, self._attempts = time.monotonic(), 0
 
     async def wait(self) -> bool:
-        """Until the next attempt, the first one at once. Returns whether there is to be one."""
+        """Wait until the next attempt; the first one is made at once. Returns False if the time is over."""
         if self._lost_at is None or time.monotonic() - self._lost_at > RESUME_SEC:
             return False
         if self._attempts:

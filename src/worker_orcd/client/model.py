@@ -1,4 +1,4 @@
-"""Typed values of a worker's answers."""
+"""Typed values of a worker's responses."""
 
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
@@ -10,7 +10,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A status code and the JSON that came with it."""
+    """A response's status code and JSON."""
 
     status: int
     body: Any
@@ -29,10 +29,10 @@ class Event:
     """One event of a job's stream.
 
     Attributes:
-        number: its place in the stream: 0, 1, 2 …
+        number: its index in the stream: 0, 1, 2 …
         name: `started`, `progress`, `token`, `end` or `error`.
         data: its JSON object.
-        incarnation: names the use of the job id; None where the stream does not say (OpenAI's chunks).
+        incarnation: identifies the use of the job id; None if the stream does not contain it (OpenAI's chunks).
     """
 
     number: int
@@ -42,28 +42,28 @@ class Event:
 
     @property
     def id(self) -> str | None:
-        """The position to come back with (`Last-Event-ID`, `follow(after=…)`), if the stream has such."""
+        """The position for resuming (`Last-Event-ID`, `follow(after=…)`), if the stream has positions."""
         return None if self.incarnation is None else f"{self.incarnation}.{self.number}"
 
     @property
     def terminal(self) -> bool:
-        """Whether it is the last one."""
+        """Whether it is the terminal event."""
         return self.name in ("end", "error")
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """Token number `index` of a job (0, 1, 2 …) and the text that became certain with it, possibly none."""
+    """Token number `index` of a job (0, 1, 2 …) and the text that became final with it, possibly empty."""
 
     index: int
     text: str
     logprobs: Json | None = None
-    """Its log probability and those of the likeliest tokens, if the job was asked for them (`logprobs=N`)."""
+    """Log probabilities of the token and of the most likely tokens, if requested (`logprobs=N`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """So many of the prompt's tokens are computed; `cached` of them the worker had computed before."""
+    """Number of computed prompt tokens; `cached` of them were reused."""
 
     prompt_tokens: int
     processed: int
@@ -72,7 +72,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """A job's natural end. `decode_time_ms` runs from the first token to the last."""
+    """A job's natural end. `decode_time_ms` is the time from the first token to the last."""
 
     tokens_out: int
     decode_time_ms: int
@@ -81,9 +81,9 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a stop did. Milliseconds from its acceptance; `freed_ms` and `kv_cells_after` are None if not even the
-    engine's death could be confirmed. `prompt_tokens_cached` of the prompt tokens were taken from the prefix cache, and
-    `kv_cells_warm` cells stay there for later jobs. `job_id` says whose it is."""
+    """The result of a stop, in milliseconds from its acceptance. `freed_ms` and `kv_cells_after` are None if not even
+    the engine's death was confirmed. `prompt_tokens_cached` prompt tokens were taken from the prefix cache, and
+    `kv_cells_warm` cells stay there for later jobs. `job_id` is the stopped job."""
 
     reason: str
     phase: str
@@ -101,11 +101,11 @@ class Receipt:
 
     @classmethod
     def of(cls, data: Json, job_id: str) -> Self:
-        """Out of a record's `receipt`; what a newer worker adds is left out."""
+        """From a record's `receipt`. Fields that a newer worker adds are ignored."""
         known: dict[str, Any] = {field.name: data.get(field.name) for field in fields(cls)}
         return cls(**known | {"job_id": job_id})
 
     @classmethod
     def of_record(cls, record: Json) -> Self | None:
-        """A job's receipt, if it was stopped."""
+        """The receipt in a job's record, if the job was stopped."""
         return None if record["receipt"] is None else cls.of(record["receipt"], record["job_id"])

@@ -1,13 +1,13 @@
-"""What a client relies on in a worker's answers. `checked` lets nothing through that has another shape.
+"""The shapes of a worker's responses on which the client relies. `checked` refuses all others.
 
-A worker is another program: of another version, hostile, or no worker at all. Fields that no shape names are not looked
-at, so a newer worker may have more of them. The client library does without the worker's own packages, so shapes are
-plain values:
+A worker is another program: it may have another version, be hostile, or not be a worker at all. Fields that are not in
+a shape are ignored, so a newer worker may have more fields. The client library does not depend on the worker's
+packages, so shapes are plain values:
 
     str, int, float, bool, dict    a JSON value of this type; any number is a float
     {"name": shape}                an object with these fields
     [shape]                        an array of such values
-    OrNull(shape)                  or null
+    OrNull(shape)                  this shape, or null
     Optional(shape)                a field that may be missing
 """
 
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 MAX_NUMBER = 1e15
-"""Each number up to here can be shown with decimals."""
+"""Numbers up to this one can be shown with decimals."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ RECEIPT = {
     "kv_cells_warm": maybe(int),
     "cancel_correlation_id": maybe(str),
 }
-"""What a stop did."""
+"""A receipt."""
 
 RECORD = {
     "job_id": str,
@@ -94,7 +94,7 @@ CANCELLED = {
     "receipt": maybe(RECEIPT),
     "jobs": maybe([{"job_id": str, "receipt": RECEIPT}]),
 }
-"""The body of an answer to `POST /cancel`: a job's receipt, those of a group, or none."""
+"""The body of a response to `POST /cancel`: a job's receipt, those of a group, or none."""
 
 MODELS = {"data": [{"recommended_sampling": maybe(dict)}]}
 """The body of `GET /v1/models`."""
@@ -118,7 +118,7 @@ EVENT_DATA: dict[str, Any] = {
     "end": {"tokens_out": int, "decode_time_ms": float, "stop_reason": str},
     "error": ERROR,
 }
-"""The data of a job's events, by name. That of all others is any JSON object."""
+"""The data of a job's events, by name. The data of other events may be any JSON object."""
 
 CHUNK = {
     "choices": maybe([{"delta": {"role": maybe(str), "content": maybe(str)}, "finish_reason": maybe(str)}]),
@@ -137,11 +137,11 @@ LOG_EVENT = {
 """A log event of `GET /narration`."""
 
 
-def checked(value: T, shape: Any, where: str = "the answer") -> T:
-    """A worker's JSON as it came, if it has this shape.
+def checked(value: T, shape: Any, where: str = "the response") -> T:
+    """Return a worker's JSON unchanged, if it has this shape.
 
     Raises:
-        ValueError: it has another one. The message says where.
+        ValueError: the JSON has another shape. The message says where.
     """
     match shape:
         case OrNull():
@@ -160,15 +160,15 @@ def checked(value: T, shape: Any, where: str = "the answer") -> T:
 
 
 def decoded(text: str, shape: Any) -> Any:
-    """The same of JSON that is still text; None is any shape.
+    """Parse JSON text and check its shape; None: any shape.
 
     Raises:
-        ValueError: it is no JSON, or has another shape.
+        ValueError: the text is not JSON, or has another shape.
     """
     try:
         value = json.loads(text)
     except RecursionError as error:
-        raise ValueError("JSON that is nested too deeply") from error
+        raise ValueError("JSON is nested too deeply") from error
     return value if shape is None else checked(value, shape)
 
 

@@ -1,4 +1,4 @@
-"""The synchronous face: the asynchronous client on a thread of its own."""
+"""The synchronous client: runs the asynchronous client on a separate thread."""
 
 import atexit
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class SyncClient:
-    """A worker, as a client sees it; may be used from several threads. All is as in `Client`."""
+    """A client of one worker. Thread-safe. The methods are those of `Client`."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class SyncClient:
         self._running: AbstractContextManager[BlockingPortal] = start_blocking_portal()
         self._portal = self._running.__enter__()
         self._closed = False
-        # Its thread cannot be ended any more when the interpreter is half gone: the program would never exit.
+        # The thread cannot be ended while the interpreter finalizes; without this, the program would never exit.
         atexit.register(self.close)
         self.url = url
         self.correlation_id = self._client.correlation_id
@@ -56,7 +56,7 @@ class SyncClient:
         self.close()
 
     def close(self) -> None:
-        """Close its connections and end its thread. At the program's end that happens by itself."""
+        """Close the connections and end the thread. Called automatically at the program's end."""
         if self._closed:
             return
         self._closed = True
@@ -75,8 +75,8 @@ class SyncClient:
         on_progress: OnProgress | None = None,
         **parameters: Any,
     ) -> "SyncJob":
-        """A job; it begins when it is entered with `with`, and is cancelled when that is left before its end.
-        `on_progress` is called on the client's thread."""
+        """A job, which begins when it is entered with `with`. If the block is left before the job's end, the job is
+        cancelled. `on_progress` is called on the client's thread."""
         job = self._client.execute(
             prompt, job_id=job_id, resume=resume, on_progress=on_progress, **parameters
         )
@@ -96,13 +96,13 @@ class SyncClient:
         )
 
     def follow(self, job_id: str, *, after: str | None = None) -> "SyncJob":
-        """Another reader of a job."""
+        """A further reader of a job."""
         return SyncJob(self._portal, self._client.follow(job_id, after=after))
 
     def cancel(
         self, job_id: str | None = None, *, group: str | None = None, wait_sec: int = CANCEL_SEC
     ) -> list[Receipt]:
-        """Stop a job, or all of a group."""
+        """Stop a job, or all jobs of a group."""
         return self._wait(partial(self._client.cancel, job_id, group=group, wait_sec=wait_sec))
 
     def health(self) -> Json:
@@ -138,7 +138,7 @@ class SyncClient:
         headers: Mapping[str, str] | None = None,
         allowed: tuple[int, ...] = (200,),
     ) -> Answer:
-        """Any other request whose answer is JSON."""
+        """Any other request with a JSON response."""
         return self._wait(
             partial(self._client.ask, method, path, body=body, headers=headers, allowed=allowed)
         )
@@ -148,7 +148,7 @@ class SyncClient:
 
 
 class SyncJob:
-    """One job, as `Job`."""
+    """One job. The members are those of `Job`."""
 
     def __init__(self, portal: BlockingPortal, job: Job) -> None:
         self._portal = portal
@@ -161,60 +161,60 @@ class SyncJob:
         except WorkerError:
             raise
         except BaseException:
-            # Ctrl-C while nobody knows whether it was taken: it is left, and that is waited for.
+            # After Ctrl-C it is unknown whether the job was accepted: exit it, and wait for that.
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave it. Before its end it is cancelled."""
+        """Exit the block. A job that has not ended is cancelled."""
         _wait(self._portal, self._job.__aexit__)
 
     def __iter__(self) -> Iterator[Token]:
-        """Its tokens, as they come."""
+        """The job's tokens, as they arrive."""
         return _each(self._portal, self._job.__aiter__())
 
     def events(self) -> Iterator[Event]:
-        """Its events as they come."""
+        """The job's events, as they arrive."""
         return _each(self._portal, self._job.events())
 
     def cancel(self) -> Receipt | None:
-        """Stop it and wait until it has stopped. Also from another thread."""
+        """Stop the job and wait until it has stopped. May be called from another thread."""
         return _wait(self._portal, self._job.cancel)
 
     @property
     def job_id(self) -> str:
-        """What it is called."""
+        """The job's id."""
         return self._job.job_id
 
     @property
     def text(self) -> str:
-        """What it has said so far."""
+        """The text so far."""
         return self._job.text
 
     @property
     def started(self) -> Json | None:
-        """Data of its `started` event."""
+        """The data of the `started` event."""
         return self._job.started
 
     @property
     def progress(self) -> Progress | None:
-        """How much of its prompt is computed."""
+        """The progress of the prompt."""
         return self._job.progress
 
     @property
     def ending(self) -> Ending | None:
-        """Its natural end, once it is there."""
+        """The natural end, once it is reached."""
         return self._job.ending
 
     @property
     def receipt(self) -> Receipt | None:
-        """What a stop did, once there was one."""
+        """The receipt, once the job was stopped."""
         return self._job.receipt
 
 
 def _wait(portal: BlockingPortal, ask: Callable[[], Awaitable[T]]) -> T:
-    """Have it done on the client's thread. A wait that is interrupted (Ctrl-C) leaves nothing behind."""
+    """Run a coroutine on the client's thread. If the wait is interrupted (Ctrl-C), the coroutine is cancelled."""
     doing = portal.start_task_soon(ask)
     try:
         return doing.result()
@@ -224,28 +224,28 @@ def _wait(portal: BlockingPortal, ask: Callable[[], Awaitable[T]]) -> T:
 
 
 def _each(portal: BlockingPortal, source: AsyncIterator[T]) -> Iterator[T]:
-    """One after the other."""
+    """Iterate over an asynchronous iterator on the client's thread."""
     try:
         while found := _wait(portal, partial(_next, source)):
             yield found[0]
     finally:
-        with suppress(RuntimeError):  # Its client may be closed already.
+        with suppress(RuntimeError):  # The client may already be closed.
             portal.call(_close, source)
 
 
 async def _next(source: AsyncIterator[T]) -> list[T]:
-    """The next one, if there is one; a StopAsyncIteration cannot cross threads."""
+    """The next value in a list, empty at the end, because a StopAsyncIteration cannot cross threads."""
     async for one in source:
         return [one]
     return []
 
 
 async def _close(source: AsyncIterator[Any]) -> None:
-    """Close a generator that may still be about to be left by a cancelled wait."""
+    """Close a generator, which a cancelled wait may still be leaving."""
     for _ in range(100):
         try:
             await source.aclose()  # type: ignore[attr-defined]  # They are generators.
-        except RuntimeError:  # It is running.
+        except RuntimeError:  # The generator is still running.
             await anyio.sleep(0.01)
         else:
             return

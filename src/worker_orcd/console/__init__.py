@@ -1,1 +1,1 @@
-"""The console: the page that a worker serves for people. Served by `api.console`."""
+"""The files of the console, the worker's web page. `api.console` serves them."""

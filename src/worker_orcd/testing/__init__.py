@@ -1,1 +1,1 @@
-"""For tests, ours and yours: a scripted engine without a model, and helpers to run a real worker."""
+"""For tests of the worker and of its clients: a scripted engine without a model, and helpers to run a real worker."""

@@ -1,8 +1,8 @@
-"""Processes that need not import anything: forked off one that has imported the worker already.
+"""Processes without import time: they are forked from a process that has already imported the worker.
 
-Starting Python and importing a web server takes two CPU seconds, and an engine one more: most of what a short test
-takes. Forked ones start in a tenth of that and are processes all the same: with ids, signals, exit codes and streams of
-their own. `python -m worker_orcd.testing.forked` is the process that is forked.
+Starting Python and importing a web server takes two CPU seconds, and an engine takes one more: most of the time of a
+short test. Forked processes start in a tenth of that, and still have their own ids, signals, exit codes and streams.
+`python -m worker_orcd.testing.forked` is the process that forks.
 """
 
 import atexit
@@ -39,15 +39,15 @@ PRELOADED = (
     "worker_orcd.engine.process",
     "worker_orcd.testing.scripted",
 )
-"""What most workers and engines import; a forked one may import more."""
+"""Modules that most workers and engines import. A forked process may import more."""
 _ORDER_BYTES = 1 << 17
 _STREAMS = 3
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Those that a process ignores from its start if its parent does."""
+"""Signals that a process ignores from its start if its parent does."""
 
 
 class ForkedProcess:
-    """One of them, as `subprocess.Popen` shows a process."""
+    """A forked process, with the interface of `subprocess.Popen`."""
 
     def __init__(
         self,
@@ -58,14 +58,14 @@ class ForkedProcess:
         env: Mapping[str, str],
         terminal: bool = False,
     ) -> None:
-        """Run a module as `python -m` would, in this folder.
+        """Run a module like `python -m`, in the current folder.
 
         Args:
-            module: its name.
-            arguments: those behind the module's name.
+            module: the module's name.
+            arguments: the arguments after the module's name.
             streams: the descriptors of its stdin, stdout and stderr. The caller keeps them.
-            env: all of its environment. What begins with PYTHON comes too late, but for PYTHONIOENCODING.
-            terminal: whether its streams are a terminal, which it is to have for itself.
+            env: the whole environment. Variables that begin with PYTHON have no effect, except PYTHONIOENCODING.
+            terminal: whether the streams are a terminal, which becomes the process's controlling terminal.
         """
         self.args = [module, *arguments]
         self.returncode: int | None = None
@@ -90,17 +90,17 @@ class ForkedProcess:
         self.pid = int(self._status.readline())
 
     def poll(self) -> int | None:
-        """Its exit code, negative if it was a signal; None while it runs."""
+        """The exit code, negative for a signal; None while the process runs."""
         with self._lock:
             if self.returncode is None and _readable(self._status, 0):
                 self._ended()
             return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end.
+        """Wait for the end.
 
         Raises:
-            subprocess.TimeoutExpired: it has not come.
+            subprocess.TimeoutExpired: the process still runs.
         """
         with self._lock:
             if self.returncode is None:
@@ -111,7 +111,7 @@ class ForkedProcess:
             return self.returncode
 
     def send_signal(self, sig: int) -> None:
-        """Send it a signal, if it is still there."""
+        """Send a signal, if the process still runs."""
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, sig)
@@ -128,12 +128,12 @@ class ForkedProcess:
         word = self._status.readline()
         self._status.close()
         if not word:
-            raise RuntimeError(f"nobody knows how process {self.pid} ended")
+            raise RuntimeError(f"the exit code of process {self.pid} is unknown")
         self.returncode = int(word)
 
 
 class _Parent:
-    """The process that is forked, as its own parent sees it. It ends with it."""
+    """The process that forks, from its parent's side. It ends with its parent."""
 
     _lock = threading.Lock()
     _shared: "_Parent | None" = None
@@ -150,7 +150,7 @@ class _Parent:
 
     @classmethod
     def shared(cls) -> "_Parent":
-        """The only one of this process, started when it is wanted."""
+        """The only instance of this process, started when it is first needed."""
         with cls._lock:
             if cls._shared is None:
                 cls._shared = cls()
@@ -171,16 +171,17 @@ def _readable(stream: "IO[bytes]", timeout: float | None) -> bool:
         return bool(selector.select(timeout))
 
 
-# The process that is forked.
+# The process that forks.
 
 
 def main() -> None:
-    """Fork for each order, and say how each child ended, until nobody orders any more. A child comes out of it, too."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C means our parent.
+    """Fork for each order and report the children's exit codes, until the parent ends. Each child returns from it,
+    too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent.
     for module in PRELOADED:
         import_module(module)
     gc.collect()
-    gc.freeze()  # Pages that the collector writes to would be copied for each child.
+    gc.freeze()  # Otherwise garbage collection would copy shared pages in each child.
     ordered = _fork_for(socket.socket(fileno=int(sys.argv[1])))
     if ordered is not None:
         order, streams = ordered
@@ -189,7 +190,7 @@ def main() -> None:
 
 
 def _fork_for(control: socket.socket) -> tuple[dict, list[int]] | None:  # type: ignore[type-arg]  # JSON.
-    """Returns the order in each child, and None in the end."""
+    """Returns the order in each child, and None in the parent at the end."""
     with selectors.DefaultSelector() as selector:
         selector.register(control, selectors.EVENT_READ)
         while True:
@@ -210,14 +211,14 @@ def _fork_for(control: socket.socket) -> tuple[dict, list[int]] | None:  # type:
                     _, ended = os.waitpid(pid, 0)
                     selector.unregister(key.fd)
                     os.close(key.fd)
-                    # Nobody may be interested.
+                    # The receiver may have closed the pipe.
                     with contextlib.suppress(BrokenPipeError):
                         os.write(status, f"{os.waitstatus_to_exitcode(ended)}\n".encode())
                     os.close(status)
 
 
 def _become(order: dict, streams: list[int]) -> None:  # type: ignore[type-arg]  # JSON.
-    """Be as a fresh process would be."""
+    """Give a forked child the state of a newly started process."""
     if order["terminal"]:
         os.login_tty(os.dup(streams[0]))
     else:
@@ -255,7 +256,7 @@ def _renew_streams() -> None:
 
 
 def close_all_but(kept: Sequence[int]) -> None:
-    """Close every descriptor but the three streams and these."""
+    """Close every descriptor except the three streams and these."""
     for open_one in list(Path("/proc/self/fd").iterdir()):
         number = int(open_one.name)
         if number >= _STREAMS and number not in kept:
@@ -264,8 +265,8 @@ def close_all_but(kept: Sequence[int]) -> None:
 
 
 def run_and_exit(module: str, arguments: Sequence[str]) -> NoReturn:
-    """Run a module in a process that was just forked off a running worker, and end with it: nothing of the worker's is
-    ever returned to or cleaned up."""
+    """Run a module in a process that was just forked from a running worker, then exit without returning to or cleaning
+    up the worker's code."""
     code = 1
     try:
         gc.freeze()

@@ -1,4 +1,4 @@
-"""The scripted engine, forked off the front that launches it: the same process, without a second's import."""
+"""The scripted engine, forked from the front that launches it, which saves a second of imports."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ _STARTS = count()
 
 
 class ForkedEngine:
-    """A child of this process, as the supervisor sees a process."""
+    """A child process, with the supervisor's interface of a process."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -27,7 +27,7 @@ class ForkedEngine:
         signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
 
     async def wait(self) -> int:
-        """Wait for its end. Returns the exit code, negative if it was a signal."""
+        """Wait for the end. Returns the exit code, negative for a signal."""
         await self._ended.wait()
         assert self.returncode is not None
         return self.returncode
@@ -41,14 +41,14 @@ class ForkedEngine:
 
 
 async def fork_engine(module: str, arguments: Sequence[str], descriptors: Sequence[int]) -> ForkedEngine:
-    """Run a module in a child that has these descriptors, as `supervisor.local.start_module` does."""
-    # A first one is there at once. A later one takes as long as an interpreter's start, so that who looks now and then
-    # can see that the one before is gone.
+    """Run a module in a child that has these descriptors, like `supervisor.local.start_module`."""
+    # The first engine starts at once. A later one takes as long as an interpreter's start, so that tests which poll can
+    # observe the time without an engine.
     if next(_STARTS):
         await asyncio.sleep(_COMES_BACK_SEC)
     pid = os.fork()
     if pid == 0:
-        # Not a session: Linux shares CPU time out between sessions, and tests starve an engine by neighbours of theirs.
+        # Not a new session: Linux divides CPU time among sessions, and tests starve an engine with other processes.
         os.setpgid(0, 0)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)

@@ -1,4 +1,4 @@
-"""`worker_orcd.testing.serve` in a process that was forked: the engine is forked off it in turn."""
+"""`worker_orcd.testing.serve` in a forked process, which forks its engine in turn."""
 
 import sys
 

@@ -1,6 +1,7 @@
-"""Run a real worker process, follow its streams, and wait for things instead of sleeping.
+"""Runs a real worker process, follows its streams, and waits for events instead of sleeping.
 
-Streams are read with httpx2, not with the client library: a fault of the library must not hide a fault of the worker.
+Streams are read with httpx2 instead of the client library, so that a bug of the library cannot hide a bug of the
+worker.
 """
 
 import contextlib
@@ -40,12 +41,12 @@ EngineKind = Literal["scripted", "llama"]
 _MODULES: dict[EngineKind, str] = {"scripted": "worker_orcd.testing.serve", "llama": "worker_orcd.cli.main"}
 _FORKED = "worker_orcd.testing.forked_serve"
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""Plain HTTP is spoken here; a client that loads certificates first takes 70 ms to make."""
+"""Without certificates, because only plain HTTP is used, and loading certificates takes 70 ms."""
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One event as it arrived. `at` is `time.monotonic()` of its arrival; `id` is `<incarnation>.<number>`."""
+    """One received event. `at` is `time.monotonic()` of its arrival; `id` is `<incarnation>.<number>`."""
 
     at: float
     id: str
@@ -54,17 +55,17 @@ class Received:
 
     @property
     def incarnation(self) -> str:
-        """Names the use of the job id."""
+        """Identifies the use of the job id."""
         return self.id.rpartition(".")[0]
 
     @property
     def number(self) -> int:
-        """Its place in the stream: 0, 1, 2 …"""
+        """The event's index in the stream: 0, 1, 2 …"""
         return int(self.id.rpartition(".")[2])
 
 
 class Stream:
-    """A job's stream, read in the background from the moment it is made."""
+    """A job's stream, which is read in the background from the start."""
 
     def __init__(
         self, worker: "RunningWorker", body: dict[str, Any], headers: dict[str, str] | None = None
@@ -109,16 +110,16 @@ class Stream:
 
     @property
     def _refused_for_good(self) -> bool:
-        """Nothing will ever come."""
+        """Whether the request was refused, so that no events follow."""
         return self.refusal is not None and self.closed_at is not None
 
     def wait(
         self, ready: Callable[[Self], bool], *, within_sec: float = 30.0, what: str = "the stream"
     ) -> Self:
-        """Wait until something is true of the stream.
+        """Wait until `ready` is true for the stream.
 
         Raises:
-            TimeoutError: it is not, in time.
+            TimeoutError: it does not become true in time.
         """
         with self._changed:
             self._changed.wait_for(lambda: ready(self) or self._refused_for_good, within_sec)
@@ -131,7 +132,7 @@ class Stream:
         return self.wait(lambda s: bool(s.events), within_sec=within_sec, what="started")
 
     def events_seen(self, count: int, within_sec: float = 60.0) -> Self:
-        """Wait for so many events, or for the end if there are not as many."""
+        """Wait for this many events, or for the end if there are fewer."""
         return self.wait(
             lambda s: len(s.events) >= count or s.closed_at is not None,
             within_sec=within_sec,
@@ -139,7 +140,7 @@ class Stream:
         )
 
     def tokens_seen(self, count: int, within_sec: float = 60.0) -> Self:
-        """Wait for so many tokens."""
+        """Wait for this many tokens."""
         return self.wait(lambda s: len(s.tokens) >= count, within_sec=within_sec, what=f"{count} tokens")
 
     def finished(self, within_sec: float = 120.0) -> Self:
@@ -147,10 +148,10 @@ class Stream:
         return self.wait(lambda s: s.closed_at is not None, within_sec=within_sec, what="the end")
 
     def leave(self) -> None:
-        """Go away without a word, once there is an answer: the socket is closed, also while nothing comes."""
+        """Close the socket once there is a response, even while no data arrive."""
         self.wait(lambda s: s.status is not None, what="an answer")
         if self._socket is not None:
-            # Closing it would wait for the reading thread to let go of it.
+            # `close` would wait for the reading thread.
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -166,12 +167,12 @@ class Stream:
 
     @property
     def terminal(self) -> Received | None:
-        """The `end` or `error` event, once there."""
+        """The `end` or `error` event, once it has arrived."""
         return next((event for event in self.events if event.event in ("end", "error")), None)
 
     def assert_whole(self) -> None:
-        """`started progress* token* (end|error)` or just `error`; ids of one job and token numbers without a gap;
-        exactly one ending."""
+        """Check the stream: `started progress* token* (end|error)` or just `error`; ids of one job; token numbers
+        without gaps; exactly one terminal event."""
         names = [event.event for event in self.events]
         assert [event.number for event in self.events] == list(range(len(names))), self.events
         assert len({event.incarnation for event in self.events}) <= 1, self.events
@@ -184,7 +185,7 @@ class Stream:
 
 
 class RunningWorker:
-    """A worker process with its own port, its narration in a file."""
+    """A worker process with its own port and its log in a file."""
 
     def __init__(self, process: Process, port: int, log: Path) -> None:
         self.process = process
@@ -193,7 +194,7 @@ class RunningWorker:
         self.url = f"http://127.0.0.1:{port}"
         self.client = httpx2.Client(base_url=self.url, timeout=30.0, trust_env=False, verify=_NO_TLS)
 
-    # Asking it.
+    # Requests.
 
     def health(self) -> dict[str, Any]:
         """The body of `GET /health`."""
@@ -201,7 +202,7 @@ class RunningWorker:
         return body
 
     def ready(self, within_sec: float = 60.0) -> Self:
-        """Wait until it is healthy."""
+        """Wait until the worker is healthy."""
         wait_until(self._healthy, within_sec=within_sec, what="a healthy worker")
         return self
 
@@ -229,12 +230,12 @@ class RunningWorker:
         return body
 
     def narration(self) -> list[dict[str, Any]]:
-        """What it narrated so far, both processes."""
+        """The log events so far, of both processes."""
         lines = self.log.read_text(errors="replace").splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def narrated(self, action: str, within_sec: float = 5.0, **fields: Any) -> dict[str, Any]:
-        """Wait until it narrates an action with these fields, and return that event."""
+        """Wait for a log event of this action with these fields, and return it."""
 
         def look() -> dict[str, Any] | None:
             wanted = {"action": action, **fields}
@@ -242,7 +243,7 @@ class RunningWorker:
 
         return wait_until(look, within_sec=within_sec, what=f"narration of {action} {fields}")
 
-    # Harming it.
+    # Signals.
 
     @property
     def engine_pid(self) -> int:
@@ -256,7 +257,7 @@ class RunningWorker:
         os.kill(self.engine_pid, sig)
 
     def stop(self, within_sec: float = 15.0) -> int:
-        """SIGTERM, and wait for its end. Returns the exit code."""
+        """Send SIGTERM, and wait for the end. Returns the exit code."""
         try:
             return end(self.process, within_sec)
         finally:
@@ -276,10 +277,10 @@ def running_worker(
 
     Args:
         engine: the scripted engine, or llama.cpp with the bundled model.
-        port: where it listens; a free one if left out.
-        wait: until it is healthy.
+        port: the port to listen on; default: a free one.
+        wait: wait until the worker is healthy.
         env: further environment variables.
-        options: as on the command line, `max_queue=2` for `--max-queue 2`; True for a flag without value.
+        options: command line options, such as `max_queue=2` for `--max-queue 2`; True for a flag without value.
     """
     port = port or free_port()
     with tempfile.TemporaryDirectory(prefix="worker-orcd-") as folder:
@@ -301,7 +302,7 @@ def running_worker(
 def _start(
     engine: EngineKind, arguments: list[str], stdin: IO[bytes], said: IO[bytes], env: dict[str, str]
 ) -> Process:
-    """A scripted one is forked, unless Python itself is to be set up in some way."""
+    """Start the process. A worker with the scripted engine is forked, unless `env` configures Python itself."""
     if engine == "scripted" and not any(
         name.startswith("PYTHON") for name, _ in env.items() - os.environ.items()
     ):

@@ -1,19 +1,19 @@
-"""A model without a model: deterministic, and as slow, faulty or stuck as the prompt asks it to be.
+"""A scripted model without weights: deterministic, and slow, faulty or stuck as the prompt demands.
 
-A prompt may begin with a JSON object, its script:
+A prompt may begin with a JSON object, the script:
 
-    {"text": "Hi 👋", "token_ms": 5}   say this, one byte a token, then end; 5 ms for each
+    {"text": "Hi 👋", "token_ms": 5}   generate this text, one byte per token, then end; 5 ms per token
     {"row_ms": 1}                       1 ms for each prompt token
     {"fail_at": 3}                      the device fails on token 3
-    {"die_at": 3} / {"hang_at": 3}      the process dies / hangs for ever on token 3 (0: on the first prompt row)
-    {"spin_at": 3}                      it computes for ever on token 3
-    {"leak": 2}                         its cells outlast the first two attempts to free them
+    {"die_at": 3} / {"hang_at": 3}      the process dies / hangs forever on token 3 (0: on the first prompt row)
+    {"spin_at": 3}                      the model computes forever on token 3
+    {"leak": 2}                         the first two attempts to free the cells fail
 
-Two variables change the engine as a whole: `WORKER_ORCD_SCRIPTED_LOAD_SEC` is how long it takes to load (negative: it
-fails to), `WORKER_ORCD_SCRIPTED_UNABORTABLE` makes it a backend whose steps cannot be aborted, as GPUs are.
+Two environment variables change the whole engine: `WORKER_ORCD_SCRIPTED_LOAD_SEC` is the time of loading (negative:
+loading fails), and `WORKER_ORCD_SCRIPTED_UNABORTABLE` makes steps not abortable, as on GPUs.
 
-Without `text` it says `w0 w1 w2 …` until `max_tokens`. Like the real one it keeps cells for each sequence, and it is
-strict: positions that are not consecutive, or more rows than there is room for, end the process.
+Without `text`, the output is `w0 w1 w2 …` until `max_tokens`. Like a real model, it keeps cells for each sequence. It
+is strict: positions that are not consecutive, or too many rows, end the process.
 """
 
 import json
@@ -48,11 +48,11 @@ from worker_orcd.protocol.messages import Load, Pooling, Ready, Template
 from worker_orcd.sampling import SamplingParams
 
 END = 256
-"""The end-of-generation token. Below are bytes, above are words."""
+"""The end-of-generation token. Lower ids are bytes, higher ids are words."""
 FIRST_WORD = 257
 VOCABULARY = 50_000
 DIMENSIONS = 8
-"""Of its embeddings."""
+"""Number of dimensions of the embeddings."""
 WARM_IDS = 16
 """Sequence ids for warm prefixes."""
 _SLICE_SEC = 0.0005
@@ -60,7 +60,7 @@ _SLICE_SEC = 0.0005
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What a job is to do."""
+    """The behaviour of a job."""
 
     text: str | None = None
     token_ms: float = 2.0
@@ -74,7 +74,7 @@ class Script:
     @classmethod
     @lru_cache(maxsize=256)
     def of(cls, prompt: str) -> "Script":
-        """The script that a prompt begins with, or the plain one."""
+        """The script at the beginning of a prompt, or the default one."""
         if not prompt.startswith("{"):
             return cls()
         try:
@@ -85,7 +85,7 @@ class Script:
 
     @property
     def fails(self) -> bool:
-        """Whether something is to go wrong at some token."""
+        """Whether the script has a failure at some token."""
         return (self.fail_at, self.die_at, self.hang_at, self.spin_at) != (None, None, None, None)
 
     def token(self, index: int, seed: int) -> int:
@@ -97,7 +97,7 @@ class Script:
 
 
 def constrained(token: int, allowed: bytes | None) -> int:
-    """This token, or the first one that is allowed if it is not."""
+    """This token, or the first allowed one if this one is not allowed."""
     if allowed is None or allowed[token >> 3] >> (token & 7) & 1:
         return token
     byte = next(place for place, bits in enumerate(allowed) if bits)
@@ -105,28 +105,28 @@ def constrained(token: int, allowed: bytes | None) -> int:
 
 
 class ScriptedSampler:
-    """Draws what the script says; where that is not allowed, the first token that is."""
+    """Draws the script's tokens, or the first allowed token if the script's is not allowed."""
 
     def __init__(self, script: Script, sampling: SamplingParams) -> None:
         self._script = script
         self._seed = 0 if sampling.temperature == 0 else sampling.seed or 0
 
     def draw(self, row: int, index: int, allowed: bytes | None = None) -> int:
-        """Token number `index`."""
+        """Draw token number `index`."""
         return constrained(self._script.token(index, self._seed), allowed)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: there are no resources."""
 
 
 class ScriptedModel:
-    """Counts cells like a real model and takes the time of one."""
+    """Counts cells like a real model, and takes time like one."""
 
     def __init__(self, load: Load, interrupt: InterruptByte, progress: Callable[[float], None]) -> None:
         self._interrupt = interrupt
         self._cells: dict[int, list[int]] = {}
         self._places: dict[int, list[int]] = {}
-        """Which cell of the pool each cell of a sequence is. Sequences may share cells."""
+        """By sequence: the pool's cells that it holds, in order. Sequences may share cells."""
         self._place_numbers = count()
         self._batch = Batch([], [], [], [])
         self._leaked: dict[int, int] = {}
@@ -166,10 +166,10 @@ class ScriptedModel:
         self,
         prompt: str,
         template: Template,
-        in_hand: CurrentPrompt | None = None,  # Nothing is rendered here.
+        in_hand: CurrentPrompt | None = None,  # Not used, because nothing is rendered.
     ) -> list[int]:
-        """A token for each byte; of a conversation, the latest message first, and of a text with a gap, its extra files
-        last."""
+        """One token per byte. Of a conversation, the latest message comes first; of an infill prompt, the extra files
+        come last."""
         if template == "infill":
             given = json.loads(prompt)
             files = [f"\x1c{chunk['filename']}\n{chunk['text']}" for chunk in given["extra"] or ()]
@@ -181,25 +181,25 @@ class ScriptedModel:
         return list(prompt.encode("utf-8"))
 
     def count_tokens(self, text: str) -> int:
-        """A token for each byte."""
+        """One token per byte."""
         return len(text.encode("utf-8"))
 
     def piece(self, token: int) -> bytes:
-        """A byte, a word, or nothing."""
+        """A byte, a word, or empty."""
         if token < END:
             return bytes([token])
         return b"" if token == END else f"w{token - FIRST_WORD} ".encode()
 
     def name(self, token: int) -> bytes:
-        """Its piece; the end has a name."""
+        """The token's piece, or the end token's name."""
         return self.piece(token) or b"<end>"
 
     def _vocabulary(self) -> Vocabulary:
-        """All tokens as grammars see them."""
+        """All tokens, for grammars."""
         return Vocabulary([self.piece(token) or b"\xff<end>" for token in range(VOCABULARY)], [END])
 
     def ends_generation(self, token: int) -> bool:
-        """Whether it is the one."""
+        """Whether it is the end token."""
         return token == END
 
     def sampler(self, sampling: SamplingParams, history: list[int]) -> Sampler:
@@ -207,7 +207,7 @@ class ScriptedModel:
         return ScriptedSampler(_script(history), sampling)
 
     def decode(self, batch: Batch, *, abort_mode: AbortMode) -> Outcome:
-        """Write the cells, check the counts, take the time, and fail as the script says."""
+        """Write the cells, check the counts, take the time, and fail if the script demands it."""
         duration_ms = 0.0
         outcome = Outcome.DONE
         before = {sequence: len(self._cells.get(sequence, ())) for sequence in batch.sequences}
@@ -218,7 +218,7 @@ class ScriptedModel:
             cells.append(token)
             self._places.setdefault(sequence, []).append(next(self._place_numbers))
         if sum(map(len, self._places.values())) > self.facts.cells < self.cells_in_use():
-            raise AssertionError("more cells in use than there are")
+            raise AssertionError("more cells are in use than exist")
         for sequence, length in before.items():
             script = _script(self._cells[sequence])
             rows = batch.sequences.count(sequence)
@@ -250,22 +250,22 @@ class ScriptedModel:
         return self._interrupt.is_set() if abort_mode is AbortMode.ANY else self._interrupt.is_overdue()
 
     def _place(self, sequence: int) -> int:
-        """The number of the token that this step is to bring, for a job without `text`; 0 also while it is read."""
+        """The number of the token that this step yields, for a job without `text`; 0 also during the prefill."""
         return sum(token >= END for token in self._cells[sequence])
 
     def embedding(self, row: int) -> Vector:
-        """Something that depends on all tokens so far."""
+        """A vector that depends on all tokens so far."""
         return np.frombuffer(self.logits(row), np.float32)[:DIMENSIONS]
 
     def logits(self, row: int) -> bytes:
-        """Something that depends on all tokens so far, shaped as 32-bit floats over the vocabulary."""
+        """Bytes that depend on all tokens so far, in the form of 32-bit floats over the vocabulary."""
         cells = self._cells[self._batch.sequences[row]][: self._batch.positions[row] + 1]
         seed = int.from_bytes(blake2b(bytes(str(cells), "ascii"), digest_size=8).digest(), "little")
         return np.random.default_rng(seed).standard_normal(VOCABULARY, np.float32).tobytes()
 
     @contextmanager
     def inspection(self, sequences: int, cells: int, rows: int) -> Iterator["ScriptedModel"]:
-        """Itself: it has no graph."""
+        """Yields itself, because it has no graph."""
         yield self
 
     def recorded(self) -> dict[Operation, set[int]]:
@@ -273,7 +273,7 @@ class ScriptedModel:
         return {Operation("SCRIPTED", "scripted"): set()}
 
     def trim(self, sequence: int, length: int) -> bool:
-        """Forget what lies behind, or not: some leak."""
+        """Remove the tokens after the first `length`, unless the script leaks."""
         cells = self._cells.setdefault(sequence, [])
         if length == 0 and cells and self._leaked.get(sequence, 0) < _script(cells).leak:
             self._leaked[sequence] = self._leaked.get(sequence, 0) + 1
@@ -283,21 +283,21 @@ class ScriptedModel:
         return True
 
     def save(self, sequence: int, into: bytearray | None = None) -> bytearray:
-        """Its cells, as JSON. Only memory that cannot be trimmed is saved."""
+        """The sequence's cells, as JSON."""
         return bytearray(json.dumps(self._cells.get(sequence, [])).encode())
 
     def restore(self, sequence: int, saved: bytearray) -> bool:
-        """Hold those again."""
+        """Restore saved cells."""
         self._cells[sequence] = json.loads(saved)
         self._places[sequence] = [next(self._place_numbers) for _ in self._cells[sequence]]
         return True
 
     def state_bytes(self, sequence: int) -> int:
-        """Of its cells, as JSON."""
+        """Size of the sequence's cells, as JSON."""
         return len(self.save(sequence))
 
     def write_state(self, sequence: int, into: memoryview) -> int:
-        """Its cells, as JSON."""
+        """Write the sequence's cells, as JSON."""
         into[:] = self.save(sequence)
         return len(into)
 
@@ -311,7 +311,7 @@ class ScriptedModel:
         self._places.clear()
 
     def move(self, source: int, target: int) -> bool:
-        """Take another id."""
+        """Move the cells to another id."""
         self._cells[target] = self._cells.pop(source, [])
         self._places[target] = self._places.pop(source, [])
         return True
@@ -324,7 +324,7 @@ class ScriptedModel:
         self._places[target] = self._places[source][:length]
 
     def cells_in_use(self) -> int:
-        """Cells of the pool that any sequence holds, shared ones counted once."""
+        """Number of the pool's cells that sequences hold; shared cells count once."""
         return len({place for places in self._places.values() for place in places})
 
     def cells(self, sequence: int) -> int:
@@ -333,6 +333,6 @@ class ScriptedModel:
 
 
 def _script(tokens: list[int]) -> Script:
-    """The script at the head of a prompt, out of its byte tokens."""
+    """The script at the beginning of a prompt, from its byte tokens."""
     head = list(takewhile(END.__gt__, tokens[:400]))
     return Script.of(bytes(head).decode("utf-8", "replace"))

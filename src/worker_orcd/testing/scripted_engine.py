@@ -1,4 +1,4 @@
-"""The scripted engine as a process: the real loop, protocol and interrupt byte around a model that is none."""
+"""The scripted engine as a process: the real loop, protocol and interrupt byte with a scripted model."""
 
 from worker_orcd.engine.process import main
 from worker_orcd.testing.scripted import ScriptedModel

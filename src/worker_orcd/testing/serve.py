@@ -1,8 +1,8 @@
 """A worker on the scripted engine: `python -m worker_orcd.testing.serve --port 9000`, with the worker's own options.
 
-Two variables make its patience with slow clients short, in seconds: `WORKER_ORCD_TEST_REQUEST_SEC` for a request that
-does not get complete, `WORKER_ORCD_TEST_STALL_SEC` for an answer that is not taken. `WORKER_ORCD_TEST_CONNECTIONS` is
-how many connections it takes at a time.
+Two environment variables shorten the time limits of slow clients, in seconds: `WORKER_ORCD_TEST_REQUEST_SEC` for
+sending a request, `WORKER_ORCD_TEST_STALL_SEC` for reading a response. `WORKER_ORCD_TEST_CONNECTIONS` is the maximum
+number of connections.
 """
 
 import os
@@ -17,7 +17,7 @@ _ENGINE = "worker_orcd.testing.scripted_engine"
 
 
 def main(start_engine: StartModule = start_module) -> int:
-    """Serve with options from the command line, as `worker-orcd serve` has them. `start_engine` runs the engine."""
+    """Serve with the command line options of `worker-orcd serve`. `start_engine` starts the engine."""
     given: dict[str, str] = {"model": "scripted.gguf"}
     name = ""
     for word in sys.argv[1:]:
@@ -40,7 +40,7 @@ def main(start_engine: StartModule = start_module) -> int:
     except StartupFailed as error:
         print(f"worker-orcd: {error.code}: {error}", file=sys.stderr)
         return 1
-    os._exit(code)  # As `worker-orcd serve` does.
+    os._exit(code)  # Like `worker-orcd serve`.
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Jobs of the bundled model that are somewhere: in their decode, in a long prefill, at their first or last token.
+"""Jobs of the bundled model in different phases: decode, a long prefill, the first or the last token.
 
-For trials of stopping, which begin a job, let a random moment pass and cancel it.
+For trials of stops, which begin a job, wait a random time and cancel it.
 """
 
 import random
@@ -15,15 +15,15 @@ HAIKU = "Write a haiku about the sea."
 STORY = "Write a long story about a lighthouse keeper."
 
 Begin = Callable[[RunningWorker, str, random.Random], Stream]
-"""Starts the job with this id and returns its stream once it is where the name says."""
+"""Starts the job with this id, and returns its stream once it is in the phase of the function's name."""
 IN_TIME = 0.95
-"""The share of stops that has to be in time: other tenants of a shared machine take its cores away now and then."""
+"""The share of stops that must be in time. Below 1, because a shared machine's cores are busy now and then."""
 FAR_TOO_LATE = 5
-"""Times the bound: no stop may take so long."""
+"""No stop may take this many times the bound."""
 
 
 def long_prompt(number: int, tokens: int = 2000) -> str:
-    """About so many tokens of raw text, different for each number."""
+    """About this many tokens of raw text, different for each number."""
     ships = random.Random(number)
     sentence = (
         "On day {n} the keeper wrote down the wind, the height of the waves and {m} ships that passed by. "
@@ -32,23 +32,23 @@ def long_prompt(number: int, tokens: int = 2000) -> str:
 
 
 def decoding(worker: RunningWorker, job_id: str, moment: random.Random) -> Stream:
-    """A job somewhere in its decode."""
+    """A job in its decode."""
     stream = worker.execute(job_id, STORY, ignore_eos=True, max_tokens=200)
     return stream.tokens_seen(moment.randint(1, 6))
 
 
 def prefilling(worker: RunningWorker, job_id: str, moment: random.Random) -> Stream:
-    """A job somewhere in the first part of the prefill of a 2,000-token prompt."""
+    """A job in the first part of the prefill of a 2,000-token prompt."""
     return _reading(worker, job_id, _new_prompt(2000), moment.randint(1, 300))
 
 
 def prefilling_deep(worker: RunningWorker, job_id: str, moment: random.Random) -> Stream:
-    """A job that is reading a prompt near the limit of the context: more than 5,000 tokens are in cells."""
+    """A job in the prefill of a prompt near the limit of the context: more than 5,000 tokens are in cells."""
     return _reading(worker, job_id, _new_prompt(7000), moment.randint(5000, 5500))
 
 
 def _new_prompt(tokens: int) -> str:
-    """A prompt of which no worker has a prefix."""
+    """A prompt of which no worker has a computed prefix."""
     return f"{secrets.token_hex(4)}: {long_prompt(0, tokens)}"
 
 
@@ -61,12 +61,12 @@ def _reading(worker: RunningWorker, job_id: str, prompt: str, depth: int) -> Str
 
 
 def starting(worker: RunningWorker, job_id: str, _moment: random.Random) -> Stream:
-    """A job that has just been handed to the engine."""
+    """A job that has just been started in the engine."""
     return worker.execute(job_id, HAIKU, max_tokens=20, cache_prompt=False).started()
 
 
 def ending(worker: RunningWorker, job_id: str, _moment: random.Random) -> Stream:
-    """A job with one token to go."""
+    """A job before its last token."""
     return worker.execute(job_id, HAIKU, max_tokens=4, ignore_eos=True).tokens_seen(3)
 
 
@@ -78,13 +78,13 @@ def stop_trials(
     pause: Callable[[float], Any] | None = None,
     on_terminal: Callable[[], Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Cancel so many jobs, each at a random moment, and return the receipts of those that were stopped.
+    """Cancel `trials` jobs, each at a random moment, and return the receipts of the stopped ones.
 
-    A job that was faster than its cancel has none. Every stream is checked to be whole.
+    A job that ended before its cancel has no receipt. Checks that every stream is complete.
 
     Args:
-        pause: waits so many seconds, to hit a random moment inside a step; none: cancel right away.
-        on_terminal: called as soon as a job's terminal event is here.
+        pause: waits this many seconds, to hit a random moment inside a step; None: cancel at once.
+        on_terminal: called as soon as a job's terminal event arrives.
     """
     receipts = []
     for number in range(trials):
@@ -106,18 +106,18 @@ def stop_trials(
 
 
 _STEP_SEC: dict[Begin, float] = {prefilling: 0.4, prefilling_deep: 0.4, starting: 0.1, ending: 0.01}
-"""About as long as a step of such a job is; a step in which one token is decoded is shorter."""
+"""About as long as a step of a prefill; a step that decodes one token is shorter."""
 
 
 def stopped_in_time(what: str, stopped_ms: Sequence[float], bound_ms: float = 100.0) -> None:
-    """Print how long it took until jobs were stopped, and check it against the contract's bound.
+    """Print how long stops took, and check them against the guaranteed bound.
 
-    Half of them are well below it, 95 of 100 within it, and none is five times as late. A stop that waits for the end
-    of its step, is lost now and then, or waits for a timer, shows in one of the three. What a quiet machine makes of it
-    (20 ms for 99 of 100, never over 100 ms) is what `bench/cancel.py` judges, over hundreds of trials.
+    Half of them must be well below the bound, 95 of 100 within it, and none may take five times as long. If stops
+    waited for the end of their step or for a timer, or were sometimes lost, one of the three would fail. The times on a
+    quiet machine (20 ms for 99 of 100, never over 100 ms) are measured by `bench/cancel.py`, in hundreds of trials.
 
     Raises:
-        AssertionError: it took too long.
+        AssertionError: the stops took too long.
     """
     assert stopped_ms, f"{what}: nothing was stopped"
     ordered = sorted(stopped_ms)
