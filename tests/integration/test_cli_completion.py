@@ -162,6 +162,6 @@ def test_fish_completes_once_it_has_our_script(worker: RunningWorker, tmp_path: 
 
     assert offered("worker-orcd canc") == ["cancel\tCancel a job and show its receipt."]
     assert offered("worker-orcd cancel tab-f") == ["tab-fish\trunning, decode"]
-    assert offered("worker-orcd cancel --js") == ["--json\tthe answer, and the job's record, as JSON"]
+    assert offered("worker-orcd cancel --js") == ["--json\tthe response and the job's record, as JSON"]
     worker.cancel("tab-fish")
     stream.finished()

@@ -261,7 +261,9 @@ def test_a_key_stops_no_later_job_of_the_same_id(worker: RunningWorker) -> None:
             return await watching._stop_job(seen)
 
     streams = several(worker, "ps-again")
-    assert asyncio.run(press_c()).startswith("job ps-again had already ended, and its id is another job's")
+    assert asyncio.run(press_c()).startswith(
+        "job ps-again had already ended, and its id now belongs to another job"
+    )
     assert worker.record("ps-again")["state"] == "running"
     worker.cancel("ps-again")
     streams[1].finished()

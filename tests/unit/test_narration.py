@@ -127,7 +127,7 @@ class TestCatalogue:
                 "WARN",
                 "Job j ends as CANCELLED; its memory is not confirmed free",
             ),
-            (a_job_is_cancelled(job_id="j", reason="timeout"), "INFO", "Job j is stopped at its deadline"),
+            (a_job_is_cancelled(job_id="j", reason="timeout"), "INFO", "Job j is stopped at its time limit"),
             (
                 narration.Error(code="INVALID_REQUEST", message="no job_id", http_status=400),
                 "WARN",
