@@ -61,8 +61,8 @@ class ChatRequest(Completions, ConversationEnd):
 
     @property
     def constraint(self) -> tuple[str, Constraint] | None:
-        """The field that constrains the output, and how: a forced call, or as without tools. `response_format` is about
-        the text, of which an answer with a forced call has none.
+        """The field that constrains the output, and the constraint: that of a forced call, or that of the format.
+        `response_format` has no effect on a forced call, because it constrains only text.
 
         Raises:
             JobError: `INVALID_REQUEST`: there are two constraints.
@@ -71,7 +71,7 @@ class ChatRequest(Completions, ConversationEnd):
         if forced is None:
             return given
         if given is not None and given[0] != "response_format":
-            raise invalid(f"{given[0]} cannot be given with a forced call of a tool", given[0])
+            raise invalid(f"{given[0]} cannot be combined with a forced tool call", given[0])
         return "tools", forced
 
     @property

@@ -125,10 +125,10 @@ class ResponseRequest(Generation):
         return ResponseJob(**dict(job), asked=self, items=items, named_by_client=named_by_client)
 
     def _constraint(self) -> Constraint | None:
-        """What the output must be: a forced call, or of the form that `text` says. A forced call has no text.
+        """The constraint of the output: that of a forced call, or else that of `text`.
 
         Raises:
-            JobError: `INVALID_REQUEST`, one is out of bounds.
+            JobError: `INVALID_REQUEST`: a constraint is out of bounds.
         """
         form = None if self.text is None else self.text.constraint()
         return self.offer.constraint or form
