@@ -66,6 +66,7 @@ DEEP = (
     "real/test_demo.py",
     "real/test_exact.py",
     "real/test_exact_storm.py::test_streams_in_a_storm_are_bitwise_those_of_the_same_jobs_alone[bundled]",
+    "real/test_generating.py::test_a_scored_prompt_has_the_scores_that_generating_it_had",
     "real/test_generating.py::test_every_way_of_sampling_works",
     "real/test_generating.py::test_no_broken_characters",
     "real/test_second_model.py",
@@ -155,8 +156,7 @@ SAMPLED = (
     "unit/test_text.py::test_no_part_of_a_stop_sequence_is_ever_shown",
     "unit/test_text.py::test_the_output_is_the_text_before_the_earliest_stop_sequence",
 )
-"""Tests of random histories and inputs, which run in every lane: a sample in the quick one, another in the deep one,
-and more in the nightly one."""
+"""Tests of random histories and inputs, which run again in the nightly lane, with twenty times the examples."""
 
 _TESTS = Path(__file__).parent
 _MODELS = "models/"
@@ -170,10 +170,6 @@ def examples(quick: int) -> int:
     return quick * (20 if LANE == "nightly" else 1)
 
 
-def seeds(quick: int) -> range:
-    """The seeds of a test that is listed in `SAMPLED`. The deep lane has others than the quick one, as CI runs both."""
-    first = quick if LANE == "deep" else 0
-    return range(first, first + examples(quick))
 
 
 def _listed(name: str, places: tuple[str, ...]) -> bool:
@@ -191,7 +187,7 @@ def may_run(name: str, lane: str = LANE, group: str = GROUP) -> bool:
         return True
     if lane == "quick" and is_deep(name):
         return False
-    if lane == "deep" and not _meets(name, (*DEEP, *SAMPLED, _MODELS.rstrip("/"))):
+    if lane == "deep" and not _meets(name, (*DEEP, _MODELS.rstrip("/"))):
         return False
     return _meets(name, SERIAL) if group == "serial" else not _listed(name, SERIAL)
 

@@ -12,7 +12,7 @@ export LANE=$lane
 # llama.cpp would start a debugger on itself when it aborts.
 export GGML_NO_BACKTRACE=1
 chosen="not deep and not nightly"
-[ "$lane" != deep ] || chosen="(deep or sampled) and not nightly"
+[ "$lane" != deep ] || chosen="deep and not nightly"
 [ "$lane" != nightly ] || chosen="(nightly or sampled)"
 started=$SECONDS
 

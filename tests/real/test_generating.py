@@ -122,11 +122,12 @@ def test_logprobs_are_of_the_raw_logits(real_worker: RunningWorker) -> None:
     assert chosen["logprob"] == pytest.approx(second["logprob"], abs=0.05)  # Other rows beside it.
 
 
-def test_a_scored_prompt_has_the_scores_that_generating_it_had(real_worker: RunningWorker) -> None:
-    """Also if it is longer than a step's share, and its beginning is warm. By token ids, which are not split again."""
+def test_a_scored_prompt_has_the_scores_that_generating_it_had(exact_worker: RunningWorker) -> None:
+    """Also if it is longer than a step's share, and its beginning is warm. By token ids, which are not split again.
+    Without `--exact` they differ by up to 0.06: the number of rows in a step changes how sums are rounded."""
     prompt = [504 + n % 40 for n in range(90)]
     asked: dict[str, Any] = {"prompt": prompt, "temperature": 0, "ignore_eos": True, "logprobs": 1}
-    with httpx2.Client(base_url=real_worker.url, timeout=60, trust_env=False) as http:
+    with httpx2.Client(base_url=exact_worker.url, timeout=60, trust_env=False) as http:
         job = http.post("/v1/completions", json={**asked, "max_tokens": 8})
         said = job.raise_for_status().json()["choices"][0]["logprobs"]
         record = http.get(f"/jobs/{job.headers['x-job-id']}/events").text
@@ -138,7 +139,7 @@ def test_a_scored_prompt_has_the_scores_that_generating_it_had(real_worker: Runn
     assert len(drawn) == 8
     assert len(scored["logprobs"]["tokens"]) == 98
     assert scored["logprobs"]["tokens"][90:] == said["tokens"]
-    assert scored["logprobs"]["token_logprobs"][90:] == pytest.approx(said["token_logprobs"], abs=0.05)
+    assert scored["logprobs"]["token_logprobs"][90:] == said["token_logprobs"]
     assert scored["text"].endswith("".join(said["tokens"]))
 
 
