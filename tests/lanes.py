@@ -85,7 +85,8 @@ QUICK_MODELS = {"llama", "mamba", "jamba", "gemma3"}
 
 NIGHTLY_MODELS = {
     *("llama-moe", "gemma2", "cohere2", "exaone4", "rwkv6", "granitehybrid", "qwen35"),
-    *("kimi-linear", "lfm2moe", "nemotron_h", "qwen35moe"),
+    *("kimi-linear", "lfm2moe", "nemotron_h", "qwen35moe", "qwen3moe", "mamba2", "gemma3n"),
+    *("qwen3-embedding", "nomic-bert"),
 }
 """More models of kinds that the deep lane tries already: experts, MLA, windows, states, hybrids. `make models` aborts
 steps of all models."""
@@ -215,7 +216,8 @@ def ignored(path: Path) -> bool:
 
 def _model(item: pytest.Item) -> str | None:
     """The model that it tries, if it is a test of many."""
-    case = getattr(getattr(item, "callspec", None), "params", {}).get("case")
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    case = params.get("case", params.get("served"))
     return None if case is None else str(case)
 
 
