@@ -171,8 +171,6 @@ def examples(quick: int) -> int:
     return quick * (20 if LANE == "nightly" else 1)
 
 
-
-
 def _listed(name: str, places: tuple[str, ...]) -> bool:
     return any(name == place or name.startswith((f"{place}/", f"{place}::", f"{place}[")) for place in places)
 

@@ -104,9 +104,7 @@ def test_only_the_list_makes_a_test_deep_or_serial() -> None:
 
 
 @pytest.mark.parametrize(("lane", "tried"), [("quick", 40), ("nightly", 800)])
-def test_the_nightly_lane_tries_more_examples(
-    monkeypatch: pytest.MonkeyPatch, lane: str, tried: int
-) -> None:
+def test_the_nightly_lane_tries_more_examples(monkeypatch: pytest.MonkeyPatch, lane: str, tried: int) -> None:
     """Of what is random."""
     monkeypatch.setattr(lanes, "LANE", lane)
     assert lanes.examples(40) == tried
