@@ -125,6 +125,10 @@ class Settings(BaseSettings):
         le=1_048_576,
         description="host memory for computed prefixes, in MiB, allocated as it is filled; 0: only KV cells are kept",
     )
+    spare_engine: Literal["on", "off"] = Field(
+        default="on",
+        description="keep a second engine process without a model (about 40 MiB), which replaces one that dies sooner",
+    )
     tool_format: Literal["auto", ToolFormat] = Field(
         default="auto",
         description="format of tool calls in the output; auto: the chat template's, or all but harmony",

@@ -212,6 +212,18 @@ def test_the_time_of_the_first_step_is_predicted_from_the_warm_up(loop: HandLoop
     assert loop.next_ms == pytest.approx(800.0)
 
 
+def test_an_engine_that_gets_the_cost_of_steps_does_not_measure_it(
+    loop: HandLoop, make_loop: MakeLoop
+) -> None:
+    """A killed one's successor: it predicts the same and is ready after one row."""
+    loop.model.prefill_row_ms = 3.0
+    costs = loop.loop.warm_up()
+    successor = make_loop()
+    assert successor.loop.warm_up(known=costs) == costs
+    assert [len(step.batch.sequences) for step in successor.model.steps] == [1]
+    assert successor.next_ms == loop.next_ms != make_loop().next_ms
+
+
 def test_warming_up_holds_no_cells_and_measures_the_cost_of_steps(loop: HandLoop) -> None:
     """The first step of the first job is planned by the machine's measured speed."""
     loop.model.prefill_row_ms = 2.0

@@ -21,12 +21,15 @@ from worker_orcd.api.keys import ApiKeys, KeyFileError
 from worker_orcd.api.server import bind, make_server
 from worker_orcd.cli.load_order import load_order, log_format, prefix_store
 from worker_orcd.jobs.request import Ceilings
+from worker_orcd.protocol.messages import Ready
 from worker_orcd.settings import Settings
 from worker_orcd.supervisor import model_file
 from worker_orcd.supervisor.early import LLAMA_ENGINE, EarlyEngine
 from worker_orcd.supervisor.engine import Engine, EngineListener
-from worker_orcd.supervisor.local import LocalEngine, StartModule, start_module
+from worker_orcd.supervisor.launcher import EngineLauncher
+from worker_orcd.supervisor.local import StartModule, start_module, start_process
 from worker_orcd.worker.model_names import ModelNames
+from worker_orcd.worker.observer import Observer
 from worker_orcd.worker.policy import Policy
 from worker_orcd.worker.recommended import recommended_sampling
 from worker_orcd.worker.single import SingleWorker
@@ -159,6 +162,21 @@ def serve(
         return runner.run(_Serving(opening, engine_module, start_engine, early).run())
 
 
+class _SpareKeeper(Observer):
+    """Has a spare process started whenever an engine is ready."""
+
+    def __init__(self, launcher: EngineLauncher) -> None:
+        self._launcher = launcher
+
+    def loaded(self, _ready: Ready) -> None:
+        """The first one."""
+        self._launcher.keep_spare()
+
+    def restarted(self, _pid: int | None, _restarts: int, _lost_at: float) -> None:
+        """A later one."""
+        self._launcher.keep_spare()
+
+
 class _Serving:
     """One run of the server, from the first log event to the last."""
 
@@ -176,14 +194,16 @@ class _Serving:
         )
         load = load_order(settings, opening.model_path, opening.model_bytes)
         store = prefix_store(settings) if early is None else early.store
+        self._launcher = EngineLauncher(
+            partial(start_process, engine_module, start_engine, store),
+            first=early,
+            keeps_spare=settings.spare_engine == "on",
+        )
 
         async def launch(listener: EngineListener) -> Engine:
-            nonlocal early
-            if early is not None:
-                first, early = early, None
-                return await LocalEngine.adopt(first, listener)
-            again = msgspec.structs.replace(load, self_check=not self._worker.supervisor.ever_ready)
-            return await LocalEngine.launch(again, listener, engine_module, start_engine, store)
+            before = self._worker.supervisor
+            again = msgspec.structs.replace(load, self_check=not before.ever_ready, costs=before.step_costs)
+            return await self._launcher.launch(again, listener)
 
         self._worker = Worker(
             policy_of(settings),
@@ -193,6 +213,7 @@ class _Serving:
             model_path=opening.model_path,
             model_names=ModelNames.of(opening.model_path, settings.model_alias, opening.model_name),
         )
+        self._worker.subscribe(_SpareKeeper(self._launcher))
         if opening.tracing is not None:
             self._worker.subscribe(opening.tracing)
         self._worker.recommended_sampling = opening.sampling
@@ -238,6 +259,7 @@ class _Serving:
         if self._draining is not None:
             await self._draining
         await self._worker.supervisor.close()
+        await self._launcher.close()
         if self._opening.tracing is not None:
             self._opening.tracing.close()
         supervisor = self._worker.supervisor

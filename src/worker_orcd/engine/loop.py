@@ -35,6 +35,7 @@ from worker_orcd.protocol.messages import (
     Progress,
     Started,
     Step,
+    StepCosts,
     Stop,
     Stopped,
     Stored,
@@ -81,9 +82,9 @@ class EngineLoop:
         self._planned: Plan | None = None
         """The plan of the next step, unless a message changes it."""
 
-    def warm_up(self, progressed: Callable[[], None] = lambda: None) -> None:
-        """Measure what steps cost before the first job. Calls `progressed` after each step."""
-        warm_up(self._model, self._cost, self._clock, progressed)
+    def warm_up(self, progressed: Callable[[], None] = lambda: None, known: StepCosts = ()) -> StepCosts:
+        """Measure what steps cost before the first job: see `warm_up`."""
+        return warm_up(self._model, self._cost, self._clock, progressed, known)
 
     def turn(self) -> bool:
         """Read messages, then run one step. Returns False if there was nothing to do.

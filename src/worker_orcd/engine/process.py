@@ -67,8 +67,8 @@ def main(load_model: ModelLoader) -> None:
     )
     loop = EngineLoop(model, interrupt, mailbox.drain, mailbox.send, narrator, store=store)
     mailbox.load_progressed()
-    loop.warm_up(mailbox.load_progressed)
-    mailbox.send(msgspec.structs.replace(ready, next_ms=loop.next_ms))
+    costs = loop.warm_up(mailbox.load_progressed, load.costs)
+    mailbox.send(msgspec.structs.replace(ready, next_ms=loop.next_ms, costs=costs))
     threading.Thread(
         target=prepare_all,
         args=(mailbox.prompts, model, mailbox.send, narrator),

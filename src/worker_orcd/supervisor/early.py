@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass
+from typing import Protocol
 
 from worker_orcd.protocol.framing import encode
 from worker_orcd.protocol.interrupt import InterruptByte
@@ -14,6 +15,24 @@ from worker_orcd.protocol.messages import Load
 LLAMA_ENGINE = "worker_orcd.engine"
 """The module that is run as the engine process."""
 STDERR = 2
+
+
+class EngineProcess(Protocol):
+    """A child process."""
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, negative if it was a signal; None while the process runs."""
+
+    def kill(self) -> None:
+        """SIGKILL."""
+
+    async def wait(self) -> int:
+        """Wait for its end."""
 
 
 class EarlyProcess:
@@ -32,16 +51,11 @@ class EarlyProcess:
     @property
     def returncode(self) -> int | None:
         """The exit code, negative if it was a signal; None while the process runs."""
-        return self._child.returncode
+        return self._child.poll()
 
     def kill(self) -> None:
         """SIGKILL."""
         self._child.kill()
-
-    def end(self) -> None:
-        """Send SIGKILL, and wait for the end, which comes soon."""
-        self._child.kill()
-        self._child.wait()
 
     async def wait(self) -> int:
         """Wait for the end."""
@@ -58,23 +72,23 @@ class EarlyProcess:
 
 @dataclass(frozen=True, slots=True)
 class EarlyEngine:
-    """An engine process that loads a model, and its connection to this process.
+    """An engine process that loads a model, or waits for its first message, and its connection to this process.
 
     Attributes:
         process: the engine's process.
-        connection: the engine's socket. The first message is already sent.
+        connection: the engine's socket.
         interrupt: the engine's interrupt byte.
         store: the file of the prefix store, which outlives this engine.
     """
 
-    process: EarlyProcess
+    process: EngineProcess
     connection: socket.socket
     interrupt: InterruptByte
-    store: int | None
+    store: int | None = None
 
     @classmethod
     def start(cls, load: Load, store: int | None) -> "EarlyEngine":
-        """Start the process and have it load the model.
+        """Start the process without an event loop, and have it load the model.
 
         Raises:
             OSError: the process cannot be started.
@@ -89,9 +103,15 @@ class EarlyEngine:
         return cls(process, ours, interrupt, store)
 
     def end(self) -> None:
-        """End the process, because the worker cannot start."""
-        self.process.end()
+        """End a process that was started without an event loop, because the worker cannot start."""
+        self.process.kill()
+        os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        self.disconnect()
+
+    def disconnect(self) -> None:
+        """Close the front's side."""
         self.connection.close()
+        self.interrupt.close()
 
 
 def arguments(connection: int, interrupt: int, store: int | None = None) -> tuple[str, ...]:

@@ -6,12 +6,12 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, cast
+from typing import cast
 
 from worker_orcd.protocol.framing import BrokenFrame, encode, front_side
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import Begin, Drop, Load, Message, Ping, Stop, Stopped, Submit, Tokenize
-from worker_orcd.supervisor.early import LLAMA_ENGINE, STDERR, EarlyEngine, arguments
+from worker_orcd.protocol.messages import Begin, Drop, Message, Ping, Stop, Stopped, Submit, Tokenize
+from worker_orcd.supervisor.early import LLAMA_ENGINE, STDERR, EarlyEngine, EngineProcess, arguments
 from worker_orcd.supervisor.engine import Death, EngineListener
 from worker_orcd.supervisor.interrupter import Interrupter
 from worker_orcd.supervisor.liveness import Activity
@@ -19,24 +19,6 @@ from worker_orcd.supervisor.proc import ProcessActivity
 
 _CLOSING_SEC = 0.5
 _DYING_SEC = 0.1
-
-
-class EngineProcess(Protocol):
-    """A child process."""
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-
-    @property
-    def returncode(self) -> int | None:
-        """The exit code, negative if it was a signal; None while the process runs."""
-
-    def kill(self) -> None:
-        """SIGKILL."""
-
-    async def wait(self) -> int:
-        """Wait for its end."""
 
 
 StartModule = Callable[[str, Sequence[str], Sequence[int]], Awaitable[EngineProcess]]
@@ -52,6 +34,29 @@ async def start_module(module: str, arguments: Sequence[str], descriptors: Seque
         stdout=STDERR,
         start_new_session=True,
     )
+
+
+async def start_process(
+    module: str = LLAMA_ENGINE, start: StartModule = start_module, store: int | None = None
+) -> EarlyEngine:
+    """Start an engine process, which waits for its first message.
+
+    Args:
+        module: the Python module to run, which implements `worker_orcd.protocol`.
+        start: starts the module.
+        store: the file of the prefix store, which outlives this engine.
+    """
+    ours, theirs = socket.socketpair()
+    interrupt = InterruptByte.create()
+    try:
+        files = [theirs.fileno(), interrupt.fd, *([] if store is None else [store])]
+        return EarlyEngine(await start(module, arguments(*files), files), ours, interrupt, store)
+    except BaseException:
+        ours.close()
+        interrupt.close()
+        raise
+    finally:
+        theirs.close()
 
 
 class LocalEngine(asyncio.Protocol):
@@ -74,51 +79,17 @@ class LocalEngine(asyncio.Protocol):
         self._killed_because: str | None = None
 
     @classmethod
-    async def launch(
-        cls,
-        load: Load,
-        listener: EngineListener,
-        module: str = LLAMA_ENGINE,
-        start: StartModule = start_module,
-        store: int | None = None,
+    async def adopt(
+        cls, started: EarlyEngine, listener: EngineListener, greeting: bytes = b""
     ) -> "LocalEngine":
-        """Start the process and have it load the model.
+        """Connect to a process.
 
         Args:
-            load: the first message.
+            started: the process.
             listener: receives the engine's messages and its death.
-            module: the Python module to run, which implements `worker_orcd.protocol`.
-            start: starts the module.
-            store: the file of the prefix store, which outlives this engine.
+            greeting: the first message, if it was not sent yet.
         """
-        greeting = encode(load)  # May fail, which must happen before a process is started.
-        ours, theirs = socket.socketpair()
-        interrupt = InterruptByte.create()
-        try:
-            files = [theirs.fileno(), interrupt.fd, *([] if store is None else [store])]
-            process = await start(module, arguments(*files), files)
-        except BaseException:
-            ours.close()
-            interrupt.close()
-            raise
-        finally:
-            theirs.close()
-        return await cls._connected(process, ours, interrupt, listener, greeting)
-
-    @classmethod
-    async def adopt(cls, early: EarlyEngine, listener: EngineListener) -> "LocalEngine":
-        """Connect to a process that was started earlier."""
-        return await cls._connected(early.process, early.connection, early.interrupt, listener)
-
-    @classmethod
-    async def _connected(
-        cls,
-        process: EngineProcess,
-        ours: socket.socket,
-        interrupt: InterruptByte,
-        listener: EngineListener,
-        greeting: bytes = b"",
-    ) -> "LocalEngine":
+        process, ours, interrupt = started.process, started.connection, started.interrupt
         ours.setblocking(False)
         engine = cls(process, interrupt, listener)
         try:

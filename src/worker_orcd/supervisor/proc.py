@@ -47,6 +47,12 @@ class ProcessActivity:
         return next((int(line.split()[1]) for line in lines if line.startswith("read_bytes:")), 0)
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process is stopped (SIGSTOP, a debugger) or dead."""
+    fields = _stat(Path("/proc") / str(pid))
+    return fields is None or fields[_STATE] in "TtZX"
+
+
 def _stat(thread: Path) -> list[str] | None:
     """The fields after the command's name, which may contain any characters."""
     try:

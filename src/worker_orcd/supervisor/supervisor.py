@@ -16,6 +16,7 @@ from worker_orcd.protocol.messages import (
     Rejected,
     Rendering,
     Step,
+    StepCosts,
     Stopped,
     Submit,
     Tokenize,
@@ -107,6 +108,8 @@ class Supervisor:
         self.state = EngineState.LOADING
         self.restarts = 0
         self.ever_ready = False
+        self.step_costs: StepCosts = ()
+        """What steps cost, as the first engine measured it."""
         self.reason: str | None = None
         self.failure: LoadFailed | None = None
         self.launched_at = time.monotonic()
@@ -173,7 +176,8 @@ class Supervisor:
         if not isinstance(message, _FROM_SIDE_THREADS):
             self._liveness.on_message(now)
         match message:
-            case Ready(next_ms=next_ms):
+            case Ready(next_ms=next_ms, costs=costs):
+                self.step_costs = costs
                 self._stops.predict(next_ms)
                 self._failed_starts = 0
                 self._ready_at = now

@@ -280,13 +280,14 @@ def running_worker(
         port: the port to listen on; default: a free one.
         wait: wait until the worker is healthy.
         env: further environment variables.
-        options: command line options, such as `max_queue=2` for `--max-queue 2`; True for a flag without value.
+        options: command line options, such as `max_queue=2` for `--max-queue 2`; True for a flag without value. By
+            default there is no spare engine process.
     """
     port = port or free_port()
     with tempfile.TemporaryDirectory(prefix="worker-orcd-") as folder:
         log = Path(folder) / "narration.jsonl"
         arguments = ["--port", str(port)]
-        for name, value in {"log_format": "json", **options}.items():
+        for name, value in {"log_format": "json", "spare_engine": "off", **options}.items():
             arguments += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
         with log.open("wb") as said, Path(os.devnull).open("rb") as nothing:
             process = _start(engine, arguments, nothing, said, {**os.environ, **(env or {})})

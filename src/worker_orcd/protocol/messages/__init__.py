@@ -5,7 +5,15 @@ For example:
     from worker_orcd.protocol.messages import Stop, Stopped
 """
 
-from worker_orcd.protocol.messages.loading import Load, LoadFailed, Loading, Percent, Pooling, Ready
+from worker_orcd.protocol.messages.loading import (
+    Load,
+    LoadFailed,
+    Loading,
+    Percent,
+    Pooling,
+    Ready,
+    StepCosts,
+)
 from worker_orcd.protocol.messages.message import Message
 from worker_orcd.protocol.messages.monitoring import AuditFault, NarrationEvent, Ping, Pong, Stored
 from worker_orcd.protocol.messages.runs import (
@@ -56,6 +64,7 @@ __all__ = [
     "Rendering",
     "Started",
     "Step",
+    "StepCosts",
     "StepOutcome",
     "Stop",
     "Stopped",

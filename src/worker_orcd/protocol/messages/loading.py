@@ -9,6 +9,9 @@ Pooling = Literal["none", "mean", "cls", "last"]
 """How the embeddings of a prompt's tokens become the prompt's: the mean of all, the first or last one, or none at
 all."""
 
+StepCosts = tuple[tuple[int, float], ...]
+"""Rows and milliseconds of the steps by which an engine learned, before its first job, what steps cost."""
+
 
 class Load(Message, frozen=True):
     """The first message: load a model. Answered by `Loading`*, then `Ready` or `LoadFailed`.
@@ -28,6 +31,7 @@ class Load(Message, frozen=True):
         model_bytes: the size of the file, or of all parts of a split model.
         embeddings: whether an encoder, which generates no text, may be loaded.
         pooling: how a prompt's embedding is made; None: as in the model file.
+        costs: what an earlier engine with the same settings measured; it is not measured again.
     """
 
     model_path: str
@@ -43,6 +47,7 @@ class Load(Message, frozen=True):
     model_bytes: int = 0
     embeddings: bool = False
     pooling: Pooling | None = None
+    costs: StepCosts = ()
 
 
 Percent = Literal[0, 25, 50, 75, 100]
@@ -73,6 +78,7 @@ class Ready(Message, frozen=True):
         next_ms: predicted duration of the first step of a long prompt.
         tool_formats: the formats of tool calls that the model's chat template contains.
         bos, eos: the texts of the tokens that begin and end a sequence, "" without such a token.
+        costs: what steps cost, for its successors.
     """
 
     model: str
@@ -91,6 +97,7 @@ class Ready(Message, frozen=True):
     tool_formats: tuple[ToolFormat, ...] = ()
     bos: str = ""
     eos: str = ""
+    costs: StepCosts = ()
 
 
 class LoadFailed(Message, frozen=True):
