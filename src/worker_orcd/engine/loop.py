@@ -333,7 +333,7 @@ class EngineLoop:
 
     def _collect_results(self, part: Part, result: StepResult) -> None:
         """Record a part's results and draw the next tokens of its runs."""
-        row = 0
+        row, now = 0, self._clock()
         for share in part.shares:
             sequence = self._sequences[share.key]
             before = sequence.prompt_processed
@@ -342,11 +342,11 @@ class EngineLoop:
             sequence.pool(row, share.rows, self._model)
             row += share.rows
             self._ledger.computed(sequence.slot, share.rows)
-            result.prompt_computed += sequence.prompt_processed - before
-            if sequence.prompt_processed > before:
-                result.progress.append(Progress(share.key, sequence.prompt_processed))
+            if (processed := sequence.prompt_processed) > before:
+                result.prompt_computed += processed - before
+                result.progress.append(Progress(share.key, processed))
             if share.key in part.last_rows:
-                new, end = sequence.draw(part.last_rows[share.key], self._model, self._clock())
+                new, end = sequence.draw(part.last_rows[share.key], self._model, now)
                 result.tokens += new
                 if end is not None:
                     result.ends.append(end)

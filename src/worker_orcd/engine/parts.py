@@ -85,13 +85,14 @@ def _part(shares: list[Share], sequences: Mapping[int, Sequence]) -> Part:
     last_rows: dict[int, int] = {}
     for share in shares:
         sequence = sequences[share.key]
-        end = sequence.computed + share.rows
-        batch.tokens += sequence.tokens[sequence.computed : end]
-        batch.positions += range(sequence.computed, end)
+        begin = sequence.computed
+        end = begin + share.rows
+        batch.tokens += sequence.tokens[begin:end]
+        batch.positions += range(begin, end)
         batch.sequences += [sequence.id] * share.rows
-        batch.wanted += map(sequence.wants_logits, range(sequence.computed, end))
+        batch.wanted += map(sequence.wants_logits, range(begin, end))
         if sequence.run.embed is not None:
-            batch.embeds |= any(map(sequence.wants_embedding, range(sequence.computed, end)))
+            batch.embeds |= any(map(sequence.wants_embedding, range(begin, end)))
         if end == len(sequence.tokens):
             last_rows[share.key] = len(batch.wanted) - 1
             batch.wanted[-1] = True

@@ -59,7 +59,7 @@ class Sequence:
     @property
     def computed(self) -> int:
         """Number of tokens in KV cells."""
-        return self.slot.computed
+        return self.slot.holder.length
 
     @property
     def generated(self) -> int:
@@ -80,12 +80,13 @@ class Sequence:
     def pending(self) -> Pending:
         """Pending work for the next step. A constrained run leaves out the last row, from which a token is drawn, while
         its grammar is not ready."""
-        left = len(self.tokens) - self.computed
-        scored = self.wants_logits(self.computed)
-        rows = min(self.slot.pending, self._scored_rows) if scored else self.slot.pending
+        computed, rows = self.computed, self.slot.pending
+        left = len(self.tokens) - computed
+        if self.wants_logits(computed):
+            rows = min(rows, self._scored_rows)
         if rows == left and self._matcher is not None and not self._matcher.ready:
             rows -= 1
-        return Pending(self.run.run, rows, self.computed, decoding=left == 1 and self.generated > 0)
+        return Pending(self.run.run, rows, computed, decoding=left == 1 and self.generated > 0)
 
     @property
     def rest(self) -> Run:

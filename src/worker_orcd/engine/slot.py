@@ -38,8 +38,8 @@ class Slot:
     @property
     def pending(self) -> int:
         """Number of tokens to compute before the next checkpoint, or before the next token can be drawn."""
-        end = self.checkpoint if self.computed < self.checkpoint else len(self.tokens)
-        return end - self.computed
+        computed = self.holder.length
+        return (self.checkpoint if computed < self.checkpoint else len(self.tokens)) - computed
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ class TextAssembler:
     @property
     def held(self) -> str:
         """The text held back now, because a stop sequence may begin with it."""
-        return "" if self.cut else replace(self._indentation).feed(self._held)
+        return "" if self.cut or not self._held else replace(self._indentation).feed(self._held)
 
     def _release(self, length: int) -> str:
         text, self._held = self._held[:length], self._held[length:]
