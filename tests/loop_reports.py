@@ -5,7 +5,7 @@ from typing import Any
 from worker_orcd.engine.loop import EngineLoop
 from worker_orcd.engine.model import Model
 from worker_orcd.engine.run import Run
-from worker_orcd.protocol.messages import AuditFault, FromEngine, Ping, Step, Stop, Stopped
+from worker_orcd.protocol.messages import AuditFault, FromEngine, Ping, Step, Stop, Stopped, Submit
 from worker_orcd.sampling import SamplingParams
 
 
@@ -57,18 +57,19 @@ class LoopReports:
         return [self.model.cells(sequence) for sequence in range(self.model.facts.sequences)]
 
 
-def run_of_tokens(run: int, prompt: tuple[int, ...], **given: Any) -> Run:
-    """A message to generate from these prompt tokens; `given` overrides its default fields."""
+def run_of_tokens(
+    run: int, prompt: tuple[int, ...], *, max_tokens: int = 4, generated: tuple[int, ...] = (), **given: Any
+) -> Run:
+    """A run of these prompt tokens; `given` overrides default fields of its request."""
     values: dict[str, Any] = {
-        "run": run,
         "job_id": f"job-{run}",
         "correlation_id": f"cor-{run}",
-        "prompt": prompt,
-        "generated": (),
-        "max_tokens": 4,
+        "prompt": "",
+        "template": "none",
         "stop": (),
+        "max_stop_tokens": 32,
         "sampling": SamplingParams(seed=run),
         "prompt_chars": len(prompt),
         "prompt_sha256": "0" * 64,
     }
-    return Run(**values | given)
+    return Run(Submit(run, **values | given), prompt, max_tokens, generated)

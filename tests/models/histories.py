@@ -71,7 +71,7 @@ def play(engine: TinyEngine, aborts: int, seed: int) -> History:
 def _beginning(chance: random.Random, engine: TinyEngine, history: History) -> list[int]:
     """Tokens that an earlier run began with: a part of them, or all that it has computed so far."""
     earlier = history.runs[chance.choice(sorted(history.runs))]
-    tokens = [*earlier.prompt, *engine.tokens(earlier.run)]
+    tokens = [*earlier.prompt, *engine.tokens(earlier.number)]
     return tokens[: chance.choice([len(tokens), chance.randint(1, len(tokens))])][:MAX_BEGINNING]
 
 

@@ -81,7 +81,7 @@ def alone(order: Run) -> tuple[tuple[tuple[int | None, str], ...], str]:
     loop.post(order)
     loop.finish()
     out = tuple((o.token, o.text) for step in loop.steps for o in step.tokens)
-    (end,) = loop.ends(order.run)
+    (end,) = loop.ends(order.number)
     loop.close()
     return out, end
 

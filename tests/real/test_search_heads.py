@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.loop_reports import run_of_tokens
 from worker_orcd.engine.llama import LlamaModel
 from worker_orcd.engine.model import AbortMode, Batch, Outcome
 from worker_orcd.engine.parts import parts_of
 from worker_orcd.engine.planner import Plan, Share
-from worker_orcd.engine.run import Run
 from worker_orcd.engine.sequence import Sequence
 from worker_orcd.engine.slot import Slot
 from worker_orcd.protocol.interrupt import InterruptByte
@@ -38,7 +38,7 @@ def sequence(model: LlamaModel, id_: int, rows: int) -> Sequence:
     """A run with a prompt of so many tokens, of which nothing is computed yet."""
     prompt = tuple(1000 + 37 * position + id_ for position in range(rows))
     sampling = SamplingParams(temperature=0.0, seed=0)
-    run = Run(id_, f"job-{id_}", "cor", prompt, (), 1, (), sampling, 0, "")
+    run = run_of_tokens(id_, prompt, max_tokens=1, sampling=sampling)
     return Sequence(run, Slot(id_, id_, None, list(prompt)), model)
 
 

@@ -100,7 +100,7 @@ class VirtualEngine:
     def begin(self, message: Begin) -> None:
         """Post it for the next turn."""
         submitted, prompt = self._accepted.pop(message.run)
-        self._hand.post(Run.of(submitted, prompt, message))
+        self._hand.post(Run(submitted, prompt, message.max_tokens, message.generated))
         self._kick()
 
     def stop(self, run: int) -> None:

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise, product
 
-from msgspec.structs import replace
-
 from tests.fakes import QUICK, HandLoop, run_message
 from tests.simulation.clock import VirtualLoop
 from tests.simulation.engine import VirtualEngine, Weather
@@ -357,8 +355,8 @@ def undisturbed(fields: dict[str, object]) -> list[str]:
     key = (fields["prompt"], fields["max_tokens"], fields["seed"])
     if key not in _alone:
         hand = HandLoop(parallel=1, cells=2000)
-        message = run_message(1, str(fields["prompt"]), max_tokens=fields["max_tokens"])
-        hand.post(replace(message, sampling=SamplingParams(seed=int(str(fields["seed"])))))
+        sampling = SamplingParams(seed=int(str(fields["seed"])))
+        hand.post(run_message(1, str(fields["prompt"]), max_tokens=fields["max_tokens"], sampling=sampling))
         hand.finish()
         _alone[key] = [out.text for step in hand.steps for out in step.tokens]
         hand.close()

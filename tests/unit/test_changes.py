@@ -75,7 +75,7 @@ def test_events_of_several_jobs_come_as_one_batch() -> None:
         batches = cast("Any", read_together(streams, KeepAlive(60)))
         batch = await anext(batches)
         await batches.aclose()
-        return [(place, event.t) for place, event in batch]
+        return [(index, event.t) for index, _, event in batch]
 
     assert asyncio.run(first()) == [(0, "a"), (1, "b"), (1, "c")]
     assert not any(stream.waiting for stream in streams)

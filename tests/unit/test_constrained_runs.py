@@ -89,7 +89,7 @@ def constrained(run: int, prompt: str = "", generated: tuple[int, ...] = (), max
 def begun(it: HandLoop, run: Run) -> HandMatcher:
     """The matcher of a run that has generated a token."""
     it.post(run)
-    while not it.tokens(run.run):
+    while not it.tokens(run.number):
         it.turn()
     return matchers_of(it)[-1]
 

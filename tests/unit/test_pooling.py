@@ -44,7 +44,7 @@ def test_what_has_no_direction_is_no_embedding(value: float) -> None:
 def by_definition(run: Run, pooling: Pooling) -> bytes:
     """The embedding of a run's prompt, from those of its tokens, computed one by one."""
     loop = HandLoop()
-    pool = Pool(pooling, len(run.prompt), run.embed or 0)
+    pool = Pool(pooling, len(run.prompt), run.request.embed or 0)
     for position, token in enumerate(run.prompt):
         batch = Batch([token], [position], [0], [True], embeds=True)
         loop.model.decode(batch, abort_mode=AbortMode.NONE)

@@ -20,7 +20,13 @@ def test_an_accepted_run_begins_with_its_tokens_and_only_once() -> None:
         prompts.accept(SUBMIT, (5, 6))
     run = prompts.begin(Begin(1, 9, (7,)))
     assert (run.prompt, run.generated, run.max_tokens) == ((5, 6), (7,), 9)
-    assert (run.stop, run.sampling, run.cache, run.order) == (("stop",), SamplingParams(seed=3), "a", 2.0)
+    request = run.request
+    assert (request.stop, request.sampling, request.cache, request.order) == (
+        ("stop",),
+        SamplingParams(seed=3),
+        "a",
+        2.0,
+    )
     with pytest.raises(KeyError):
         prompts.begin(Begin(1, 9))
 

@@ -56,7 +56,7 @@ def waiting(run: int, size: int = 10, **given: Any) -> Run:
 
 def live(run: Run, generated: int = 0) -> InSlot:
     """The run in a slot."""
-    return InSlot(run, Slot(next(IDS), run.run, None, [*run.prompt, *range(generated)]))
+    return InSlot(run, Slot(next(IDS), run.number, None, [*run.prompt, *range(generated)]))
 
 
 def of(
@@ -64,7 +64,7 @@ def of(
 ) -> tuple[int, list[int]] | None:
     """Which run is next, and which ones of which one gives way."""
     found = scheduler.next(runs, pool or Pool())
-    return None if found is None else (found[0].run, [other.run.run for other in found[1]])
+    return None if found is None else (found[0].number, [other.run.number for other in found[1]])
 
 
 def with_waiting(*runs: Run, sequences: int = 2) -> Scheduler:
@@ -148,13 +148,13 @@ def test_all_runs_end_whatever_they_need(
             scheduler.add(arriving.pop())
         while (found := scheduler.next(inside.values(), pool)) is not None:
             run, giving_way = found
-            assert run.run not in inside
+            assert run.number not in inside
             if giving_way:
                 preempt(scheduler, inside, giving_way)
-            inside[run.run] = live(run, len(run.generated))
+            inside[run.number] = live(run, len(run.generated))
             assert len(inside) <= sequences
         while len(inside) > 1 and sum(len(it.slot.tokens) + 1 for it in inside.values()) > pool.cells:
-            first = min(inside.values(), key=lambda it: order(it.run)).run.run
+            first = min(inside.values(), key=lambda it: order(it.run)).run.number
             preempt(scheduler, inside, list(inside.values()))
             assert first in inside
         for number, it in list(inside.items()):
@@ -169,7 +169,7 @@ def test_all_runs_end_whatever_they_need(
 
 def preempt(scheduler: Scheduler, inside: dict[int, InSlot], candidates: Sequence[Live]) -> None:
     """As the loop does."""
-    victim = inside.pop(least_urgent(candidates, {}).run.run)
-    assert not any(may_preempt(victim.run, other.run) and other.run.run in inside for other in candidates)
+    victim = inside.pop(least_urgent(candidates, {}).run.number)
+    assert not any(may_preempt(victim.run, other.run) and other.run.number in inside for other in candidates)
     generated = tuple(victim.slot.tokens[len(victim.run.prompt) :])
     scheduler.add(msgspec.structs.replace(victim.run, generated=generated))

@@ -33,7 +33,9 @@ def by_definition(run: Run) -> list[Logprobs]:
     for position, token in enumerate(run.prompt[:-1]):
         loop.model.decode(Batch([token], [position], [0], [True]), abort_mode=AbortMode.NONE)
         found.append(
-            logprobs_of(loop.model.logits(0), run.prompt[position + 1], run.prompt_logprobs or 0, name)
+            logprobs_of(
+                loop.model.logits(0), run.prompt[position + 1], run.request.prompt_logprobs or 0, name
+            )
         )
     loop.close()
     return found

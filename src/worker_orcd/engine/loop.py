@@ -8,7 +8,7 @@ is either read in this turn, or it aborts this turn's step.
 import time
 from collections.abc import Callable, Collection, Iterable
 
-import msgspec
+from msgspec.structs import replace
 
 from worker_orcd import narration
 from worker_orcd.engine.ledger import Ledger
@@ -130,27 +130,28 @@ class EngineLoop:
 
     def _without_prefix(self, run: Run) -> Run:
         """The same run, but without prefix reuse if it is an embedding that needs all rows of its prompt."""
-        if run.embed is None or self._model.embeds_behind_prefix:
+        if run.request.embed is None or self._model.embeds_behind_prefix:
             return run
-        return msgspec.structs.replace(run, cache=None)
+        return replace(run, request=replace(run.request, cache=None))
 
     def _begin(self, run: Run) -> None:
-        self._send(Started(run.run))
-        slot = self._ledger.open(run.run, [*run.prompt, *run.generated], run.cache)
-        sequence = self._sequences[run.run] = Sequence(run, slot, self._model)
+        request = run.request
+        self._send(Started(run.number))
+        slot = self._ledger.open(run.number, [*run.prompt, *run.generated], request.cache)
+        sequence = self._sequences[run.number] = Sequence(run, slot, self._model)
         if slot.reused:
-            self._reused.append(Progress(run.run, sequence.prompt_processed, sequence.prompt_cached))
+            self._reused.append(Progress(run.number, sequence.prompt_processed, sequence.prompt_cached))
         self._narrator.emit(
             narration.ExecuteStart(
-                job_id=run.job_id,
-                prompt_chars=run.prompt_chars,
-                prompt_sha256=run.prompt_sha256,
+                job_id=request.job_id,
+                prompt_chars=request.prompt_chars,
+                prompt_sha256=request.prompt_sha256,
                 prompt_tokens=len(run.prompt),
                 max_tokens=run.max_tokens,
-                seed=run.sampling.seed or 0,
+                seed=request.sampling.seed or 0,
             ),
-            correlation_id=run.correlation_id,
-            owner=run.owner,
+            correlation_id=request.correlation_id,
+            owner=request.owner,
         )
 
     def _stop(self, run: int) -> None:
@@ -158,7 +159,11 @@ class EngineLoop:
         stopped_at = self._clock()
         waiting, sequence = self._scheduler.remove(run), self._sequences.get(run)
         processed, cached = (sequence.prompt_processed, sequence.prompt_cached) if sequence else (0, 0)
-        warm = self._ledger.available(waiting.run.cache, waiting.tokens[: waiting.computed]) if waiting else 0
+        warm = (
+            self._ledger.available(waiting.run.request.cache, waiting.tokens[: waiting.computed])
+            if waiting
+            else 0
+        )
         closed = self._free(sequence) if sequence else Closed(0, 0, warm)
         freed_at = self._clock()
         self._audit()
@@ -184,7 +189,7 @@ class EngineLoop:
 
     def _free(self, sequence: Sequence) -> Closed:
         """End a live run and close its slot. Its cells belong to no run afterwards."""
-        del self._sequences[sequence.run.run]
+        del self._sequences[sequence.run.number]
         self._crowded = False
         sequence.close()
         return self._ledger.close(sequence.slot)
@@ -307,11 +312,11 @@ class EngineLoop:
     def _preempt(self, candidates: Collection[Live]) -> None:
         """Preempt the least urgent of these runs: it waits again until it fits."""
         followers = self._scheduler.followers(self._ledger)
-        victim = self._sequences[least_urgent(candidates, followers).run.run]
+        victim = self._sequences[least_urgent(candidates, followers).run.number]
         rest, computed = victim.rest, victim.computed
         self._free(victim)
         self._scheduler.add(rest, computed)
-        self._preempted.append(rest.run)
+        self._preempted.append(rest.number)
 
     def _compute(self, plan: Plan, *, abort_mode: AbortMode) -> StepResult:
         """Compute a step part by part. Each part is sampled before the next part overwrites its logits. The first part
@@ -337,7 +342,7 @@ class EngineLoop:
         for share in part.shares:
             sequence = self._sequences[share.key]
             before = sequence.prompt_processed
-            if sequence.run.prompt_logprobs is not None:
+            if sequence.run.request.prompt_logprobs is not None:
                 result.prompt_logprobs += sequence.score(row, share.rows, self._model)
             sequence.pool(row, share.rows, self._model)
             row += share.rows
@@ -353,9 +358,7 @@ class EngineLoop:
 
     def _end(self, end: EndOfRun) -> EndOfRun:
         closed = self._free(self._sequences[end.run])
-        return msgspec.structs.replace(
-            end, cells_before=closed.before, cells_after=closed.after, cells_warm=closed.warm
-        )
+        return replace(end, cells_before=closed.before, cells_after=closed.after, cells_warm=closed.warm)
 
     def _undo(self, part: Part, outcome: Outcome) -> None:
         """Roll back a part that was aborted or failed. A run whose memory is lost is computed again; no run ends."""

@@ -91,7 +91,7 @@ def _part(shares: list[Share], sequences: Mapping[int, Sequence]) -> Part:
         batch.positions += range(begin, end)
         batch.sequences += [sequence.id] * share.rows
         batch.wanted += map(sequence.wants_logits, range(begin, end))
-        if sequence.run.embed is not None:
+        if sequence.run.request.embed is not None:
             batch.embeds |= any(map(sequence.wants_embedding, range(begin, end)))
         if end == len(sequence.tokens):
             last_rows[share.key] = len(batch.wanted) - 1

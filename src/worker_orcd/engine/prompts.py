@@ -69,4 +69,4 @@ class Prompts:
         """
         with self._changed:
             submitted, prompt = self._accepted.pop(begin.run)
-        return Run.of(submitted, tuple(prompt), begin)
+        return Run(submitted, tuple(prompt), begin.max_tokens, begin.generated)

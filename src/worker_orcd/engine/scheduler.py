@@ -68,7 +68,7 @@ class Waiting:
         if self._leader is not None and not room.leads(self._leader):
             self._leader, self._asked_at = None, -1
         if self._leader is None and self._asked_at != opened:
-            self._leader, self._asked_at = room.leader(self.tokens, self.run.cache), opened
+            self._leader, self._asked_at = room.leader(self.tokens, self.run.request.cache), opened
         return self._leader
 
 
@@ -95,7 +95,7 @@ class Scheduler:
 
     def add(self, run: Run, computed: int = 0) -> None:
         """Add a run that begins, or one that was preempted with `computed` tokens in cells."""
-        self._waiting[run.run] = Waiting(run, computed)
+        self._waiting[run.number] = Waiting(run, computed)
         self._waiting = dict(sorted(self._waiting.items(), key=lambda item: order(item[1].run)))
 
     def remove(self, run: int) -> Waiting | None:
@@ -105,7 +105,7 @@ class Scheduler:
     def surplus(self) -> list[int]:
         """Remove the least urgent runs beyond the number that may wait here. They go back to the front."""
         beyond = list(self._waiting)[max_waiting(self._sequences) :]
-        return [self._waiting.pop(run).run.run for run in beyond]
+        return [self._waiting.pop(run).run.number for run in beyond]
 
     def followers(self, room: Room) -> Followers:
         """The runs that wait for a live run's prefix."""
@@ -134,9 +134,11 @@ class Scheduler:
         grown = waiting.growth + sum(
             growth(other.run, len(other.slot.tokens) - len(other.run.prompt)) for other in staying
         )
-        if staying and not room.fits(waiting.tokens, run.cache, [other.slot for other in staying], grown):
+        if staying and not room.fits(
+            waiting.tokens, run.request.cache, [other.slot for other in staying], grown
+        ):
             return None
-        del self._waiting[run.run]
+        del self._waiting[run.number]
         self._opened += 1
         return run, [] if len(live) < self._sequences else giving_way
 

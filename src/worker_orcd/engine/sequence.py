@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-import msgspec
+from msgspec.structs import replace
 
 from worker_orcd.engine.grammars.masks import ConstraintRefused, GrammarsLost, Matcher
 from worker_orcd.engine.logprobs import logprobs_of
@@ -31,22 +31,23 @@ class Sequence:
     """
 
     def __init__(self, run: Run, slot: Slot, model: Model) -> None:
+        request = run.request
         self.run = run
         self.slot = slot
         self.tokens = slot.tokens
-        self.sampler = model.sampler(run.sampling, self.tokens)
+        self.sampler = model.sampler(request.sampling, self.tokens)
         self._scored_rows = max(MIN_PREFILL_ROWS, SCORED_LOGITS // model.facts.vocab_size)
         self._pool: Pool | None = None
-        if run.embed is not None:
-            self._pool = Pool(model.pooling, len(run.prompt), run.embed)
+        if request.embed is not None:
+            self._pool = Pool(model.pooling, len(run.prompt), request.embed)
         self._matcher: Matcher | None = None
-        if run.constraint is not None:
+        if request.constraint is not None:
             self._matcher = model.grammars.matcher(
-                run.constraint, run.generated, ignore_eos=run.sampling.ignore_eos
+                request.constraint, run.generated, ignore_eos=request.sampling.ignore_eos
             )
-        self._text = TextAssembler(run.stop, run.sampling.n_indent)
+        self._text = TextAssembler(request.stop, request.sampling.n_indent)
         self._first_drawn_at: float | None = None
-        self._marks = SHOWN_MARKS[run.marks]
+        self._marks = SHOWN_MARKS[request.marks]
         self._opened = "" if run.generated else self._opened_reasoning(model)
         for token in run.generated:
             self._text.feed(self._piece(token, model))
@@ -86,21 +87,19 @@ class Sequence:
             rows = min(rows, self._scored_rows)
         if rows == left and self._matcher is not None and not self._matcher.ready:
             rows -= 1
-        return Pending(self.run.run, rows, computed, decoding=left == 1 and self.generated > 0)
+        return Pending(self.run.number, rows, computed, decoding=left == 1 and self.generated > 0)
 
     @property
     def rest(self) -> Run:
         """The run as it continues in another slot. A prompt with complete log probabilities is not scored again."""
-        prompt, scored = self.run.prompt, self.run.prompt_logprobs
-        return msgspec.structs.replace(
-            self.run,
-            generated=tuple(self.tokens[len(prompt) :]),
-            prompt_logprobs=scored if self.wants_logits(self.computed) else None,
-        )
+        request = self.run.request
+        if not self.wants_logits(self.computed):
+            request = replace(request, prompt_logprobs=None)
+        return replace(self.run, request=request, generated=tuple(self.tokens[len(self.run.prompt) :]))
 
     def wants_logits(self, position: int) -> bool:
         """Whether the logits of a prompt token's row are needed to score the prompt's next token."""
-        return self.run.prompt_logprobs is not None and position < len(self.run.prompt) - 1
+        return self.run.request.prompt_logprobs is not None and position < len(self.run.prompt) - 1
 
     def wants_embedding(self, position: int) -> bool:
         """Whether the embedding of a prompt token's row is needed."""
@@ -124,12 +123,15 @@ class Sequence:
         if begin == 0:
             scored.insert(0, self._first_logprobs(model))
         first = begin + 1 if begin else 0
-        return [PromptLogprobs(self.run.run, first, tuple(scored))] if scored else []
+        return [PromptLogprobs(self.run.number, first, tuple(scored))] if scored else []
 
     def _logprobs_behind(self, position: int, row: int, model: Model) -> Logprobs:
         """Log probability of the prompt token after this position, whose row was just computed."""
         return logprobs_of(
-            model.logits(row), self.run.prompt[position + 1], self.run.prompt_logprobs or 0, model.name
+            model.logits(row),
+            self.run.prompt[position + 1],
+            self.run.request.prompt_logprobs or 0,
+            model.name,
         )
 
     def _first_logprobs(self, model: Model) -> Logprobs:
@@ -161,22 +163,22 @@ class Sequence:
         if self._pool is not None:
             return [], self._embedded(self._pool)
         if self.generated >= self.run.max_tokens:
-            return [], EndOfRun(self.run.run, "length", 0, 0)  # Requested: only prompt logprobs.
+            return [], EndOfRun(self.run.number, "length", 0, 0)  # Requested: only prompt logprobs.
         try:
             return self._draw(row, model, now)
         except ConstraintRefused as error:
-            return self._rest(), EndOfRun(self.run.run, None, 0, 0, "INVALID_REQUEST", str(error))
+            return self._rest(), EndOfRun(self.run.number, None, 0, 0, "INVALID_REQUEST", str(error))
         except GrammarsLost as error:
-            return self._rest(), EndOfRun(self.run.run, None, 0, 0, "INTERNAL", str(error))
+            return self._rest(), EndOfRun(self.run.number, None, 0, 0, "INTERNAL", str(error))
 
     def _embedded(self, pool: Pool) -> EndOfRun:
         try:
-            return EndOfRun(self.run.run, "stop", 0, 0, embedding=pool.whole())
+            return EndOfRun(self.run.number, "stop", 0, 0, embedding=pool.whole())
         except NotFinite as error:
-            return EndOfRun(self.run.run, None, 0, 0, "INTERNAL", str(error))
+            return EndOfRun(self.run.number, None, 0, 0, "INTERNAL", str(error))
 
     def _draw(self, row: int, model: Model, now: float) -> tuple[list[TokenOut], EndOfRun | None]:
-        run, wanted, constraint = self.run.run, self.run.sampling.logprobs, self._matcher
+        run, wanted, constraint = self.run.number, self.run.request.sampling.logprobs, self._matcher
         mask = None if constraint is None else constraint.mask()
         if mask is not None and mask.complete:
             return self._rest(), EndOfRun(run, "stop", 0, 0)
@@ -204,7 +206,7 @@ class Sequence:
         starts again when the run is requeued."""
         if self._first_drawn_at is None:
             self._first_drawn_at = now
-        most, spent_ms = self.run.sampling.t_max_predict_ms, (now - self._first_drawn_at) * 1000
+        most, spent_ms = self.run.request.sampling.t_max_predict_ms, (now - self._first_drawn_at) * 1000
         return 0 < most < spent_ms and "\n" in text
 
     def _is_whole(self) -> bool:
@@ -217,7 +219,7 @@ class Sequence:
     def _rest(self) -> list[TokenOut]:
         """Text that was held back and is sent at the end."""
         held = self._text.finish()
-        return [TokenOut(self.run.run, None, held)] if held else []
+        return [TokenOut(self.run.number, None, held)] if held else []
 
     def _piece(self, token: int, model: Model) -> bytes:
         """The bytes that a token adds to the text."""
@@ -229,13 +231,13 @@ class Sequence:
 
     def _opened_reasoning(self, model: Model) -> str:
         """The reasoning mark at the end of the prompt, if any. The output is shown as if it began with this mark."""
-        if not self._marks or self.run.constraint is not None:
+        if not self._marks or self.run.request.constraint is not None:
             return ""
         end = b"".join(map(model.name, self.run.prompt[-_MARK_TOKENS:])).rstrip()
         return next((begins for begins, _ in REASONING if end.endswith(begins.encode())), "")
 
     def _ends(self, token: int, model: Model) -> bool:
         """Whether this token ends the output. A grammar allows end tokens only where the output may end."""
-        sampling = self.run.sampling
+        sampling = self.run.request.sampling
         ends = model.ends_generation(token) and (self._matcher is not None or not sampling.ignore_eos)
         return ends or token in sampling.stop_token_ids

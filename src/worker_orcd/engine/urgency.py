@@ -16,7 +16,7 @@ Followers = Mapping[int, Sequence[Run]]
 
 def order(run: Run) -> tuple[float, int]:
     """Sort key of runs: the lowest is the most urgent, and the last to be preempted."""
-    return run.order, run.run
+    return run.request.order, run.number
 
 
 def inherited_order(run: Run, followers: Followers) -> tuple[float, int]:
@@ -26,7 +26,7 @@ def inherited_order(run: Run, followers: Followers) -> tuple[float, int]:
 
 def may_preempt(run: Run, other: Run) -> bool:
     """Whether `other` may be preempted for `run`: it is less urgent, even counting the time it has waited."""
-    return run.priority < other.priority and order(run) < order(other)
+    return run.request.priority < other.request.priority and order(run) < order(other)
 
 
 def gives_way(live: Run, to: Run, followers: Followers) -> bool:
@@ -48,4 +48,4 @@ def urgent_prompts_first(wanted: Sequence[tuple[Run, Pending]], followers: Follo
 
 
 def _with_followers(run: Run, followers: Followers) -> tuple[Run, ...]:
-    return (run, *followers.get(run.run, ()))
+    return (run, *followers.get(run.number, ()))

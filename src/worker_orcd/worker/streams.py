@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Self
 from weakref import WeakValueDictionary
 
@@ -80,30 +81,20 @@ class JobStream:
         return True
 
     def read(self, keep_alive: KeepAlive, start: int = 0) -> AsyncIterator[Sequence[Numbered]]:
-        """The job's events from number `start` on, as many at a time as there are; none when the reader must send
-        something to keep its connection alive.
+        """The job's events from number `start` on, in batches of all new ones; an empty batch when the reader must send
+        bytes to keep its connection alive.
 
-        Ends after the terminal event. A reader that comes while the job is live cannot have seen that one, and gets it
-        also if `start` lies beyond it (G2).
+        Ends after the terminal event. A reader that comes while the job is live cannot have received that event, so it
+        gets it even if `start` is higher (G2).
         """
         return self._read(keep_alive, start, waits=self.job.live)
 
     async def _read(
         self, keep_alive: KeepAlive, start: int, *, waits: bool
     ) -> AsyncIterator[Sequence[Numbered]]:
-        place = start
-        with Changes([self]) as changes:
-            while True:
-                events = self.job.events
-                if place < len(events):
-                    first, place = place, len(events)
-                    yield list(enumerate(events[first:], first))
-                elif not self.job.live:
-                    break
-                elif await changes.next(keep_alive.left_sec):
-                    continue
-                if keep_alive.left_sec <= 0:
-                    yield []
+        async with aclosing(read_together([self], keep_alive, start)) as batches:
+            async for batch in batches:
+                yield [(number, event) for _, number, event in batch]
         last = len(self.job.events) - 1
         if waits and start > last:
             yield [(last, self.job.events[last])]
@@ -236,25 +227,25 @@ async def any_changed(streams: Sequence[JobStream], timeout_sec: float) -> bool:
 
 
 async def read_together(
-    streams: Sequence[JobStream], keep_alive: KeepAlive
-) -> AsyncIterator[Sequence[tuple[int, Event]]]:
-    """Several jobs' events, as many at a time as there are, each with the place of its job; none when the reader must
-    send something.
+    streams: Sequence[JobStream], keep_alive: KeepAlive, start: int = 0
+) -> AsyncGenerator[Sequence[tuple[int, int, Event]], None]:
+    """The events of several jobs from number `start` on, in batches of all new ones: index of the job, number, event.
+    An empty batch when the reader must send bytes.
 
-    What a batch amounts to may be no bytes at all, so the reader says when it has sent some (`KeepAlive.sent`).
-    Ends after the last terminal event.
+    A batch may result in no bytes at all, so the reader reports when it has sent some (`KeepAlive.sent`). Ends after
+    the last terminal event.
     """
-    read = [0] * len(streams)
+    places = [start] * len(streams)
     with Changes(streams) as changes:
         while True:
             live = any(stream.job.live for stream in streams)
             batch = [
-                (place, event)
-                for place, stream in enumerate(streams)
-                for event in stream.job.events[read[place] :]
+                (index, number, event)
+                for index, (stream, place) in enumerate(zip(streams, places, strict=True))
+                for number, event in enumerate(stream.job.events[place:], place)
             ]
             if batch:
-                read = [len(stream.job.events) for stream in streams]
+                places = [max(start, len(stream.job.events)) for stream in streams]
                 yield batch
             elif not live:
                 return

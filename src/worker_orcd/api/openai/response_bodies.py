@@ -201,7 +201,7 @@ async def stream(
     to_echo = set(range(len(body.echo)))
     async for batch in read_together(streams, keep_alive):
         frames: list[bytes] = []
-        for place, event in batch:
+        for place, _, event in batch:
             if isinstance(event, Error):
                 frames += [frame(chunk) for chunk in body.held()]
                 if body.include_usage:
