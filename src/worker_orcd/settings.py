@@ -127,7 +127,7 @@ class Settings(BaseSettings):
     )
     spare_engine: Literal["on", "off"] = Field(
         default="on",
-        description="keep a second engine process without a model (about 40 MiB), which replaces one that dies sooner",
+        description="keep a second engine process without a model (about 40 MiB), which replaces a dead engine faster",
     )
     tool_format: Literal["auto", ToolFormat] = Field(
         default="auto",

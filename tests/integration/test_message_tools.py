@@ -1,4 +1,4 @@
-"""Tools on /v1/messages, with a scripted engine that says what models say."""
+"""Tools on /v1/messages, with a scripted engine that generates tool calls in the formats of models."""
 
 import json
 from typing import Any
@@ -19,7 +19,7 @@ RESULT = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "Sunny."}
 
 
 def asked(text: str, **fields: Any) -> dict[str, Any]:
-    """A request whose answer is this text."""
+    """A request for which the scripted model generates this text."""
     messages = [{"role": "user", "content": script(text=text, token_ms=0)}]
     return {"messages": messages, "tools": [WEATHER], "max_tokens": MANY, **fields}
 
@@ -38,7 +38,7 @@ def streamed(worker: RunningWorker, body: dict[str, Any]) -> list[dict[str, Any]
 
 
 def blocks_in(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The content blocks of a stream, with their deltas joined; `stopped` says whether their end was there."""
+    """The content blocks of a stream, with joined deltas. `stopped`: whether the block had its end."""
     blocks: list[dict[str, Any]] = []
     for event in events:
         match event["type"]:
@@ -56,8 +56,8 @@ def blocks_in(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("tool", [WEATHER, EAGER], ids=["whole", "eager"])
-def test_thinking_text_and_calls_are_blocks_of_their_own(worker: RunningWorker, tool: dict[str, Any]) -> None:
-    """Of a complete message and of a stream."""
+def test_thinking_text_and_calls_are_separate_blocks(worker: RunningWorker, tool: dict[str, Any]) -> None:
+    """In a complete message and in a stream."""
     body = asked(f"<think>Hm.</think>\n\nLet me see. {CALL}", tools=[tool])
     message = answered(worker, body)
     thinking, text, use = message["content"]
@@ -82,8 +82,8 @@ def test_thinking_text_and_calls_are_blocks_of_their_own(worker: RunningWorker, 
     assert (len(parts) > 10) if tool is EAGER else (len(parts) == 1)
 
 
-def test_a_result_is_the_models_next_input(worker: RunningWorker) -> None:
-    """Each result is a message of the role `tool`; thinking goes to the template, if it shows any."""
+def test_tool_results_are_part_of_the_next_prompt(worker: RunningWorker) -> None:
+    """Each result becomes a message with the role `tool`. Thinking is passed to the chat template."""
     answer = script(text="Sunny.", token_ms=0)
     body = asked("x")
     body["messages"] = [
@@ -125,15 +125,15 @@ def test_a_result_is_the_models_next_input(worker: RunningWorker) -> None:
 def test_a_forced_call_has_an_input_that_its_schema_allows(
     worker: RunningWorker, choice: dict[str, str]
 ) -> None:
-    """Whatever the model would say."""
+    """Even if the model would generate something else."""
     message = answered(worker, asked("Nothing.", tool_choice=choice, temperature=0, max_tokens=1500))
     (use,) = message["content"]
     assert (message["stop_reason"], use["type"]) == ("tool_use", "tool_use")
     assert use["input"]["city"] in ("Bern", "Oslo")
 
 
-def test_choices_of_tools_are_kept(worker: RunningWorker) -> None:
-    """None, and one at most."""
+def test_tool_choice_is_respected(worker: RunningWorker) -> None:
+    """The choices are no call, and at most one call."""
     assert answered(worker, asked(CALL, tool_choice={"type": "none"}))["content"] == [
         {"type": "text", "text": CALL}
     ]
@@ -143,8 +143,8 @@ def test_choices_of_tools_are_kept(worker: RunningWorker) -> None:
 
 
 @pytest.mark.parametrize("text", [OPEN_CALL[:-1], OPEN_CALL.replace("}", "]")], ids=["cut off", "malformed"])
-def test_half_a_call_is_text(worker: RunningWorker, text: str) -> None:
-    """Anthropic's packages take any part of an input for a whole one, so it is held until the call is complete."""
+def test_an_incomplete_call_is_text(worker: RunningWorker, text: str) -> None:
+    """Anthropic's packages treat any part of an input as complete, so it is held back until the call is complete."""
     body = asked(text, max_tokens=len(text))
     message = answered(worker, body)
     assert message["stop_reason"] == "max_tokens"
@@ -153,8 +153,8 @@ def test_half_a_call_is_text(worker: RunningWorker, text: str) -> None:
     assert (block["type"], block["deltas"]) == ("text", text)
 
 
-def test_half_an_eager_call_is_never_stopped(worker: RunningWorker) -> None:
-    """Its input is no JSON."""
+def test_an_incomplete_eager_call_has_no_end(worker: RunningWorker) -> None:
+    """The input of an incomplete call is not JSON."""
     events = streamed(worker, asked(OPEN_CALL, max_tokens=len(OPEN_CALL) - 1, tools=[EAGER]))
     (block,) = blocks_in(events)
     assert (block["deltas"], block["stopped"]) == (json.dumps(ARGUMENTS)[:-1], False)
@@ -163,7 +163,7 @@ def test_half_an_eager_call_is_never_stopped(worker: RunningWorker) -> None:
 
 @pytest.mark.parametrize("tool", [WEATHER, EAGER], ids=["whole", "eager"])
 def test_a_cancel_in_the_middle_of_a_call_leaves_no_call(worker: RunningWorker, tool: dict[str, Any]) -> None:
-    """When all of it is there but its mark: the stream ends with an error, and without the call's end."""
+    """If only the closing mark of a call is missing, the stream ends with an error and without the call's end."""
     name = fresh_id("msg")
     body = asked("x", stream=True, ignore_eos=True, tools=[tool])
     body["messages"][0]["content"] = script(text=OPEN_CALL, token_ms=2)
@@ -206,9 +206,9 @@ def test_a_cancel_in_the_middle_of_a_call_leaves_no_call(worker: RunningWorker, 
     ],
     ids=str,
 )
-def test_what_cannot_be_kept_is_refused_by_its_name(
+def test_unsupported_fields_are_refused_by_name(
     worker: RunningWorker, fields: dict[str, Any], param: str
 ) -> None:
-    """Results without calls, and calls without results, too."""
+    """Results without calls, and calls without results, are refused, too."""
     answer = worker.client.post("/v1/messages", json=asked("x") | fields)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text

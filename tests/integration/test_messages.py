@@ -13,27 +13,27 @@ MANY = 1000
 
 
 def says(text: str) -> list[dict[str, str]]:
-    """A conversation that has the model say this."""
+    """A conversation for which the scripted model generates this text."""
     return [{"role": "user", "content": script(text=text, token_ms=1)}]
 
 
 def post(
     worker: RunningWorker, path: str = "", headers: dict[str, str] | None = None, **body: Any
 ) -> httpx2.Response:
-    """A request."""
+    """A response to a request."""
     return worker.client.post(f"/v1/messages{path}", json=body, headers=headers)
 
 
 def events_of(answer: str) -> list[dict[str, Any]]:
-    """A stream's events, whose names are those of their types."""
+    """A stream's events. Checks that each event's name is its type."""
     blocks = [block.splitlines() for block in answer.split("\n\n") if block.startswith("event: ")]
     found = [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in blocks]
     assert all(name == data["type"] for name, data in found)
     return [data for _, data in found]
 
 
-def test_a_message_is_answered(worker: RunningWorker) -> None:
-    """Its id is its job's."""
+def test_a_request_returns_a_message(worker: RunningWorker) -> None:
+    """The message's id is the job's id."""
     prompt = says("Hello 👋")
     answer = post(worker, messages=prompt, max_tokens=MANY)
     body = answer.json()
@@ -54,8 +54,8 @@ def test_a_message_is_answered(worker: RunningWorker) -> None:
     assert usage["input_tokens"] + usage["cache_read_input_tokens"] == len(prompt[0]["content"])
 
 
-def test_reused_tokens_are_counted_apart(worker: RunningWorker) -> None:
-    """As in Anthropic's API, where `input_tokens` are the others."""
+def test_cached_tokens_are_counted_separately(worker: RunningWorker) -> None:
+    """As in Anthropic's API, `input_tokens` does not include cached tokens."""
     asked: dict[str, Any] = {
         "messages": [{"role": "user", "content": script(500, text="ok")}],
         "max_tokens": MANY,
@@ -66,7 +66,7 @@ def test_reused_tokens_are_counted_apart(worker: RunningWorker) -> None:
 
 
 def test_system_and_blocks_are_part_of_the_prompt(worker: RunningWorker) -> None:
-    """As they are counted, too."""
+    """`count_tokens` counts them, too."""
     conversation: dict[str, Any] = {
         "system": [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}],
         "messages": [
@@ -92,17 +92,17 @@ def test_system_and_blocks_are_part_of_the_prompt(worker: RunningWorker) -> None
         ({"stop_sequences": ["x", "de"]}, "stop_sequence", None, "abc"),
     ],
 )
-def test_it_says_why_it_ended(
+def test_stop_reason_is_the_reason_of_the_end(
     worker: RunningWorker, fields: dict[str, Any], reason: str, sequence: str | None, text: str
 ) -> None:
-    """A `max_tokens` above what fits is cut to it."""
+    """`stop_reason` is right. A `max_tokens` that is too high is reduced to what fits."""
     body = post(worker, messages=says("abcdef"), **{"max_tokens": MANY, **fields}).json()
     assert (body["stop_reason"], body["stop_sequence"]) == (reason, sequence)
     assert body["content"] == [{"type": "text", "text": text}]
 
 
 def test_a_message_streams(worker: RunningWorker) -> None:
-    """Anthropic's events, in their order."""
+    """The stream has Anthropic's events in the right order."""
     events = events_of(post(worker, messages=says("abc"), max_tokens=MANY, stream=True).text)
     kinds = [event["type"] for event in events]
     deltas = kinds.count("content_block_delta")
@@ -122,7 +122,7 @@ def test_a_message_streams(worker: RunningWorker) -> None:
 
 
 def test_closing_a_stream_stops_its_job(worker: RunningWorker) -> None:
-    """As with any stream."""
+    """A disconnect stops the job, as with any stream."""
     name = fresh_id("msg")
     asked = {"messages": [{"role": "user", "content": SLOW}], "max_tokens": MANY, "stream": True}
     with worker.client.stream("POST", "/v1/messages", json=asked, headers={"X-Job-Id": name}) as answer:
@@ -133,8 +133,8 @@ def test_closing_a_stream_stops_its_job(worker: RunningWorker) -> None:
     assert (receipt["reason"], receipt["phase"]) == ("disconnect", "decode")
 
 
-def test_a_stream_that_is_cancelled_from_elsewhere_ends_with_an_error(worker: RunningWorker) -> None:
-    """By the id that `message_start` says; and never with `message_stop`."""
+def test_a_stream_cancelled_by_another_client_ends_with_an_error(worker: RunningWorker) -> None:
+    """The cancel uses the id in `message_start`. The stream never ends with `message_stop`."""
     asked = {"messages": [{"role": "user", "content": SLOW}], "max_tokens": MANY, "stream": True}
     with worker.client.stream("POST", "/v1/messages", json=asked) as answer:
         lines = answer.iter_lines()
@@ -149,8 +149,8 @@ def test_a_stream_that_is_cancelled_from_elsewhere_ends_with_an_error(worker: Ru
     assert "message_stop" not in {event["type"] for event in events}
 
 
-def test_a_whole_answer_that_was_cancelled_is_400(worker: RunningWorker) -> None:
-    """Which no client sends again; also when the cancel came first."""
+def test_a_cancelled_non_streaming_request_is_400(worker: RunningWorker) -> None:
+    """No client retries a 400. The same holds if the cancel arrives first."""
     name = fresh_id("msg")
     worker.cancel(name)
     answer = post(worker, headers={"X-Job-Id": name}, messages=says("x"), max_tokens=MANY)
@@ -160,7 +160,7 @@ def test_a_whole_answer_that_was_cancelled_is_400(worker: RunningWorker) -> None
 
 
 def test_a_retry_of_a_cancelled_request_is_answered_as_cancelled(worker: RunningWorker) -> None:
-    """And computes nothing."""
+    """The retry computes nothing."""
     name = fresh_id("msg")
     asked = {"messages": [{"role": "user", "content": SLOW}], "max_tokens": MANY, "stream": True}
     with worker.client.stream("POST", "/v1/messages", json=asked, headers={"X-Job-Id": name}) as answer:
@@ -206,7 +206,7 @@ def test_a_retry_of_a_cancelled_request_is_answered_as_cancelled(worker: Running
 def test_errors_have_anthropics_shape(
     worker: RunningWorker, body: dict[str, Any], status: int, kind: str, param: str
 ) -> None:
-    """With the field at fault, as the request calls it, and the worker's code."""
+    """An error has the worker's code, and this API's name of the faulty field."""
     asked = {"messages": says("x"), "max_tokens": MANY, **body} if body else {"max_tokens": MANY}
     answer = post(worker, **asked)
     said = answer.json()
@@ -215,8 +215,8 @@ def test_errors_have_anthropics_shape(
     assert said["request_id"] == answer.headers["request-id"]
 
 
-def test_a_prompt_that_does_not_fit_says_so_in_the_words_that_agents_know(worker: RunningWorker) -> None:
-    """They shorten the conversation then."""
+def test_a_prompt_that_does_not_fit_has_a_message_that_agents_recognize(worker: RunningWorker) -> None:
+    """Agents shorten the conversation when they find these words."""
     answer = post(worker, messages=[{"role": "user", "content": "x" * 30_000}], max_tokens=MANY)
     assert answer.status_code == 400
     assert answer.json()["error"]["message"].startswith("prompt is too long: ")

@@ -1,4 +1,4 @@
-"""Tools on /v1/responses, with a scripted engine that says what models say."""
+"""Tools on /v1/responses, with a scripted engine that generates tool calls in the formats of models."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ OPEN_CALL = CALL.removesuffix("\n</tool_call>")
 
 
 def asked(text: str, **fields: Any) -> dict[str, Any]:
-    """A request whose answer is this text."""
+    """A request for which the scripted model generates this text."""
     return {"input": script(text=text, token_ms=0), "tools": [WEATHER], **fields}
 
 
@@ -32,7 +32,7 @@ def events_in(text: str) -> list[dict[str, Any]]:
 
 
 def streamed(worker: RunningWorker, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The events of a response. Read once more, after any of them, they are the same."""
+    """The events of a response. Checks that reading them again, after any of them, gives the same events."""
     events = events_in(worker.client.post("/v1/responses", json={**body, "stream": True}).text)
     first = events[0]["sequence_number"]
     assert [event["sequence_number"] - first for event in events] == list(range(len(events)))
@@ -44,7 +44,7 @@ def streamed(worker: RunningWorker, body: dict[str, Any]) -> list[dict[str, Any]
 
 
 def kinds(events: list[dict[str, Any]]) -> list[str]:
-    """The types of events, without their prefix; deltas in a row count once."""
+    """The types of events, without their prefix. Consecutive deltas count once."""
     found = [event["type"].removeprefix("response.") for event in events]
     return [
         kind
@@ -59,14 +59,14 @@ def deltas(events: list[dict[str, Any]], name: str) -> str:
 
 
 def items_of(worker: RunningWorker, response_id: str) -> list[dict[str, Any]]:
-    """What a response was made of, the first item first."""
+    """The input items of a response, the first item first."""
     page = worker.client.get(f"/v1/responses/{response_id}/input_items?order=asc").json()
     data: list[dict[str, Any]] = page["data"]
     return data
 
 
-def test_reasoning_text_and_calls_are_items_of_their_own(worker: RunningWorker) -> None:
-    """Of a complete response and of a stream, each with an id."""
+def test_reasoning_text_and_calls_are_separate_items(worker: RunningWorker) -> None:
+    """In a complete response and in a stream, each item has an id."""
     body = asked(f"<think>Hm.</think>\n\nLet me see. {CALL}")
     response = respond(worker, body)
     reasoning, message, call = response["output"]
@@ -105,8 +105,8 @@ def test_reasoning_text_and_calls_are_items_of_their_own(worker: RunningWorker) 
     assert places == sorted(places)
 
 
-def test_a_result_is_the_models_next_input(worker: RunningWorker) -> None:
-    """Sent with the whole conversation, or by `previous_response_id`: the model gets the same prompt."""
+def test_tool_results_are_part_of_the_next_prompt(worker: RunningWorker) -> None:
+    """The model gets the same prompt for a whole conversation and for `previous_response_id`."""
     body = asked(f"<think>Hm.</think>Wait. {CALL}")
     first = respond(worker, body)
     *_, call = first["output"]
@@ -145,7 +145,7 @@ def test_a_result_is_the_models_next_input(worker: RunningWorker) -> None:
 
 
 def test_a_call_that_max_tokens_cuts_off_is_incomplete(worker: RunningWorker) -> None:
-    """Its arguments are no JSON, and no event says that it is done."""
+    """The arguments are not JSON, and no event reports the call as done."""
     events = streamed(worker, asked(CALL, max_output_tokens=len(OPEN_CALL) - 1))
     assert kinds(events)[-2:] == ["function_call_arguments.delta", "incomplete"]
     assert not any(kind.endswith(".done") for kind in kinds(events))
@@ -155,7 +155,7 @@ def test_a_call_that_max_tokens_cuts_off_is_incomplete(worker: RunningWorker) ->
 
 
 def test_what_only_looks_like_a_call_is_text(worker: RunningWorker) -> None:
-    """And without tools everything but reasoning is."""
+    """Without tools, everything except reasoning is text."""
     for text, fields in (
         ("<tool_call>no</tool_call>", {}),
         (CALL, {"tool_choice": "none"}),
@@ -177,7 +177,7 @@ def test_what_only_looks_like_a_call_is_text(worker: RunningWorker) -> None:
     ids=lambda choice: choice if isinstance(choice, str) else choice["type"],
 )
 def test_a_forced_call_has_arguments_that_its_schema_allows(worker: RunningWorker, choice: Any) -> None:
-    """Whatever the model would say."""
+    """Even if the model would generate something else."""
     other = {**WEATHER, "name": "zero", "parameters": {"type": "object", "maxProperties": 0}}
     body = asked("Nothing.", tool_choice=choice, temperature=0, max_output_tokens=1500)
     body["tools"] = [WEATHER, other]
@@ -192,8 +192,8 @@ def test_a_forced_call_has_arguments_that_its_schema_allows(worker: RunningWorke
         assert (choice, arguments) == ("required", {})
 
 
-def test_only_one_call_is_given_out_if_only_one_is_wanted(worker: RunningWorker) -> None:
-    """Each call has its id."""
+def test_only_one_call_is_returned_if_parallel_calls_are_off(worker: RunningWorker) -> None:
+    """Each call has its own id."""
     calls = respond(worker, asked(CALL + CALL))["output"]
     assert [call["type"] for call in calls] == ["function_call"] * 2
     assert calls[0]["call_id"] != calls[1]["call_id"]
@@ -203,7 +203,8 @@ def test_only_one_call_is_given_out_if_only_one_is_wanted(worker: RunningWorker)
 
 @pytest.mark.parametrize("background", [False, True])
 def test_a_cancel_in_the_middle_of_a_call_leaves_no_call(worker: RunningWorker, background: bool) -> None:
-    """When all of it is there but its mark: the item is not done, its arguments are no JSON. It is not continued."""
+    """If only the closing mark of a call is missing, the item is not done and its arguments are not JSON. A
+    continuation does not contain the call."""
     name = fresh_id("resp")
     body = asked("x", stream=True, background=background, ignore_eos=True)
     body["input"] = script(text=OPEN_CALL, token_ms=2)
@@ -239,7 +240,7 @@ def test_a_cancel_in_the_middle_of_a_call_leaves_no_call(worker: RunningWorker, 
     "text", ["So <tool_", f"So {OPEN_CALL}", f"{CALL} So", "<think>Hm", f"{CALL}\n<tool_call>\n{{"]
 )
 def test_a_cancelled_stream_is_the_same_when_it_is_read_again(worker: RunningWorker, text: str) -> None:
-    """Whatever of a call was there, also of a text that was held back. Only complete calls are done."""
+    """For any part of a call, and for text that was held back. Only complete calls are done."""
     name = fresh_id("resp")
     body = asked("x", stream=True, background=True, ignore_eos=True)
     body["input"] = script(text=text, token_ms=1)
@@ -278,9 +279,9 @@ def test_a_cancelled_stream_is_the_same_when_it_is_read_again(worker: RunningWor
     ],
     ids=str,
 )
-def test_what_cannot_be_kept_is_refused_by_its_name(
+def test_unsupported_fields_are_refused_by_name(
     worker: RunningWorker, fields: dict[str, Any], param: str
 ) -> None:
-    """As on chat completions."""
+    """The same as on chat completions."""
     answer = worker.client.post("/v1/responses", json=asked("x") | fields)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text

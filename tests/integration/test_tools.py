@@ -1,4 +1,4 @@
-"""Tools on /v1/chat/completions, with a scripted engine that says what models say."""
+"""Tools on /v1/chat/completions, with a scripted engine that generates tool calls in the formats of models."""
 
 import json
 from typing import Any
@@ -25,13 +25,13 @@ CALL = f'<tool_call>\n{{"name": "weather", "arguments": {json.dumps(ARGUMENTS)}}
 
 
 def asked(text: str, **fields: Any) -> dict[str, Any]:
-    """A request whose answer is this text."""
+    """A request for which the scripted model generates this text."""
     messages = [{"role": "user", "content": script(text=text, token_ms=0)}]
     return {"messages": messages, "tools": [TOOL], **fields}
 
 
 def whole(worker: RunningWorker, body: dict[str, Any]) -> dict[str, Any]:
-    """The choice of a complete answer."""
+    """The choice in a non-streaming response."""
     answer = worker.client.post("/v1/chat/completions", json=body)
     assert answer.status_code == 200, answer.text
     choice: dict[str, Any] = answer.json()["choices"][0]
@@ -47,8 +47,8 @@ def streamed(worker: RunningWorker, body: dict[str, Any]) -> tuple[list[dict[str
     return [choice["delta"] for choice in choices], choices[-1]["finish_reason"]
 
 
-def test_a_call_is_answered_whole_and_streamed(worker: RunningWorker) -> None:
-    """With the text and the reasoning before it."""
+def test_a_call_is_returned_in_one_response_and_in_a_stream(worker: RunningWorker) -> None:
+    """The response includes the text and the reasoning before the call."""
     body = asked("<think>Hm.</think>\n\nLet me see. " + CALL)
     choice = whole(worker, body)
     message = choice["message"]
@@ -74,7 +74,7 @@ def test_a_call_is_answered_whole_and_streamed(worker: RunningWorker) -> None:
     assert json.loads("".join(delta["function"]["arguments"] for delta in more)) == ARGUMENTS
 
 
-def test_an_answer_whose_prompt_opens_the_reasoning_begins_with_it(worker: RunningWorker) -> None:
+def test_an_output_whose_prompt_opens_the_reasoning_begins_with_reasoning(worker: RunningWorker) -> None:
     """Some chat templates end with the opening mark, which the model then does not write."""
     body = asked("Hm.</think>Yes.")
     body["messages"].insert(0, {"role": "user", "content": "Think.<think>\n"})
@@ -89,7 +89,7 @@ def test_an_answer_whose_prompt_opens_the_reasoning_begins_with_it(worker: Runni
 
 
 def test_what_only_looks_like_a_call_is_text(worker: RunningWorker) -> None:
-    """Also a call that max_tokens cut off, which no client may take for one."""
+    """The same holds for a call that max_tokens cut off, which no client may treat as a call."""
     for text, fields, finish in (
         ("<tool_call>no</tool_call>", {}, "stop"),
         (CALL, {"max_tokens": 20}, "length"),
@@ -106,8 +106,8 @@ def test_what_only_looks_like_a_call_is_text(worker: RunningWorker) -> None:
         assert not any("tool_calls" in delta for delta in deltas)
 
 
-def test_a_call_that_max_tokens_cuts_off_is_no_call(worker: RunningWorker) -> None:
-    """A stream has the part of the arguments that was there; they are no JSON object."""
+def test_a_call_that_max_tokens_cuts_off_is_not_a_call(worker: RunningWorker) -> None:
+    """A stream has the generated part of the arguments, which is not a JSON object."""
     body = asked(CALL, max_tokens=len(CALL) - len("\n</tool_call>") - 1)
     choice = whole(worker, body)
     assert (choice["finish_reason"], "tool_calls" in choice["message"]) == ("length", False)
@@ -120,7 +120,7 @@ def test_a_call_that_max_tokens_cuts_off_is_no_call(worker: RunningWorker) -> No
 
 
 def test_after_a_complete_call_max_tokens_is_still_the_reason_of_the_end(worker: RunningWorker) -> None:
-    """Clients then know that more was to come."""
+    """Clients then know that the output is incomplete."""
     body = asked(f"{CALL} and more", max_tokens=len(CALL) + 3)
     choice = whole(worker, body)
     assert (choice["finish_reason"], len(choice["message"]["tool_calls"])) == ("length", 1)
@@ -133,7 +133,7 @@ def test_after_a_complete_call_max_tokens_is_still_the_reason_of_the_end(worker:
 def test_a_forced_call_has_arguments_that_its_schema_allows(
     worker: RunningWorker, choice: Any, number: int
 ) -> None:
-    """Whatever the model would say."""
+    """Even if the model would generate something else."""
     other = {
         "type": "function",
         "function": {"name": "zero", "parameters": {"type": "object", "maxProperties": 0}},
@@ -155,7 +155,7 @@ def test_a_forced_call_has_arguments_that_its_schema_allows(
 
 
 def test_a_cancel_in_the_middle_of_a_call_leaves_no_call(worker: RunningWorker) -> None:
-    """The stream has no finish reason and no [DONE], and of the arguments no JSON object."""
+    """The stream has no finish reason, no [DONE], and no arguments that are a JSON object."""
     name = fresh_id()
     body = asked("x", stream=True, ignore_eos=True)
     call = CALL.removesuffix("\n</tool_call>")

@@ -163,17 +163,17 @@ def serve(
 
 
 class _SpareKeeper(Observer):
-    """Has a spare process started whenever an engine is ready."""
+    """Starts a spare process whenever an engine is ready."""
 
     def __init__(self, launcher: EngineLauncher) -> None:
         self._launcher = launcher
 
     def loaded(self, _ready: Ready) -> None:
-        """The first one."""
+        """The first engine is ready."""
         self._launcher.keep_spare()
 
     def restarted(self, _pid: int | None, _restarts: int, _lost_at: float) -> None:
-        """A later one."""
+        """A later engine is ready."""
         self._launcher.keep_spare()
 
 

@@ -1,4 +1,4 @@
-"""Starts an engine process before the server is imported: each takes a second, on different cores."""
+"""An engine process, and how it is started before the server is imported: each takes a second, on different cores."""
 
 import asyncio
 import os
@@ -26,13 +26,13 @@ class EngineProcess(Protocol):
 
     @property
     def returncode(self) -> int | None:
-        """The exit code, negative if it was a signal; None while the process runs."""
+        """The exit code, negative for a signal; None while the process runs."""
 
     def kill(self) -> None:
         """SIGKILL."""
 
     async def wait(self) -> int:
-        """Wait for its end."""
+        """Wait for the end."""
 
 
 class EarlyProcess:
@@ -50,7 +50,7 @@ class EarlyProcess:
 
     @property
     def returncode(self) -> int | None:
-        """The exit code, negative if it was a signal; None while the process runs."""
+        """The exit code, negative for a signal; None while the process runs."""
         return self._child.poll()
 
     def kill(self) -> None:
@@ -109,12 +109,12 @@ class EarlyEngine:
         self.disconnect()
 
     def disconnect(self) -> None:
-        """Close the front's side."""
+        """Close the front's side of the connection."""
         self.connection.close()
         self.interrupt.close()
 
 
 def arguments(connection: int, interrupt: int, store: int | None = None) -> tuple[str, ...]:
-    """An engine's arguments: its descriptors, and the process that it belongs to."""
+    """An engine's arguments: its descriptors, and its parent's process id."""
     own = ("--socket", str(connection), "--interrupt", str(interrupt), "--front", str(os.getpid()))
     return own if store is None else (*own, "--store", str(store))

@@ -1,7 +1,7 @@
-"""Starts the engines of one worker, one after the other. A spare process shortens the wait for a dead one's successor.
+"""Starts the engines of one worker, one after the other. A spare process shortens the wait after an engine's death.
 
-The spare has imported what an engine imports and waits for its first message: it has neither settings nor a model, only
-the memory of its modules. So it is never out of date, and an engine that is killed costs no second copy of anything.
+The spare process has imported an engine's modules and waits for its first message. It has neither settings nor a model,
+so it is never out of date, and it takes only the memory of its modules.
 """
 
 import asyncio
@@ -16,12 +16,12 @@ from worker_orcd.supervisor.local import LocalEngine
 from worker_orcd.supervisor.proc import is_stopped
 
 SPARE_AFTER_SEC = 2.0
-"""An engine has been ready for this long before a spare process is started: its first jobs need the CPU."""
+"""Time from an engine's readiness to the start of a spare process, because the first jobs need the CPU."""
 _DYING_SEC = 0.5
 
 
 class EngineLauncher:
-    """Starts engines, from the spare process if there is one."""
+    """Starts engines, with the spare process if there is one."""
 
     def __init__(
         self,
@@ -30,12 +30,12 @@ class EngineLauncher:
         first: EarlyEngine | None = None,
         keeps_spare: bool = True,
     ) -> None:
-        """Start nothing yet.
+        """Prepare only; `launch` starts an engine.
 
         Args:
             start: starts a process that waits for its first message.
-            first: the first engine, which is started already and has got its first message.
-            keeps_spare: whether there is to be a spare process.
+            first: the first engine, if it is already started and has its first message.
+            keeps_spare: whether to keep a spare process.
         """
         self._start = start
         self._first = first
@@ -44,8 +44,8 @@ class EngineLauncher:
         self._keeping: asyncio.Task[None] | None = None
 
     async def launch(self, load: Load, listener: EngineListener) -> LocalEngine:
-        """Have a process load the model: the first one, the spare, or a new one."""
-        greeting = encode(load)  # It may not be encodable, which must be known before a process is there.
+        """Have a process load the model: the first engine, the spare process, or a new one."""
+        greeting = encode(load)  # May fail, which must happen before a process is started.
         if self._first is not None:
             first, self._first = self._first, None
             return await LocalEngine.adopt(first, listener)
@@ -53,8 +53,8 @@ class EngineLauncher:
         return await LocalEngine.adopt(spare or await self._start(), listener, greeting)
 
     def keep_spare(self) -> None:
-        """An engine is ready: soon start a spare process, if there is none. A spare that dies is not replaced before
-        the next engine is ready."""
+        """Start a spare process soon, if there is none, because an engine is ready. A spare process that dies is
+        replaced only when the next engine is ready."""
         if self._keeps_spare and (self._keeping is None or self._keeping.done()):
             self._keeping = asyncio.create_task(self._keep(), name="spare-engine")
 
@@ -69,14 +69,14 @@ class EngineLauncher:
         try:
             spare = await self._start()
         except OSError:
-            return  # Without a spare the next engine takes longer; if it cannot be started either, it says why.
+            return  # The next engine then starts more slowly. If it cannot be started either, it reports the reason.
         self._spare = spare
         await spare.process.wait()
         self._spare = None
         spare.disconnect()
 
     async def _taken_spare(self) -> EarlyEngine | None:
-        """The spare process, which is none any more; None if there is none that runs."""
+        """Take the spare process. None if there is no running one."""
         keeping, self._keeping = self._keeping, None
         if keeping is not None:
             keeping.cancel()
@@ -92,8 +92,6 @@ class EngineLauncher:
 async def _end(spare: EarlyEngine) -> None:
     with contextlib.suppress(ProcessLookupError):
         spare.process.kill()
-    with contextlib.suppress(
-        TimeoutError
-    ):  # A process in an uninterruptible sleep dies only when it wakes up.
+    with contextlib.suppress(TimeoutError):  # A process in uninterruptible sleep dies only when it wakes up.
         await asyncio.wait_for(spare.process.wait(), _DYING_SEC)
     spare.disconnect()

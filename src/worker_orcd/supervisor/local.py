@@ -82,12 +82,12 @@ class LocalEngine(asyncio.Protocol):
     async def adopt(
         cls, started: EarlyEngine, listener: EngineListener, greeting: bytes = b""
     ) -> "LocalEngine":
-        """Connect to a process.
+        """Connect to a started process.
 
         Args:
             started: the process.
             listener: receives the engine's messages and its death.
-            greeting: the first message, if it was not sent yet.
+            greeting: the first message, if it has not been sent yet.
         """
         process, ours, interrupt = started.process, started.connection, started.interrupt
         ours.setblocking(False)
