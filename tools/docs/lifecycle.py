@@ -14,6 +14,7 @@ def lifecycle_page() -> str:
     return "\n\n".join(
         [
             "# The life of a job",
+            "*For contributors.*",
             MADE,
             "All transitions of a job's state are in one table, `TRANSITIONS` in `src/worker_orcd/jobs/lifecycle.py`. "
             "A trigger that a state does not list is illegal: it raises an exception, and the job is unchanged.",

@@ -49,6 +49,7 @@ def reference_page() -> str:
     return "\n\n".join(
         [
             "# Reference",
+            "*For users and operators.*",
             MADE,
             "[Options](#options) · [Endpoints](#endpoints) · [Requests](#requests) · [Events](#events) · "
             "[Records and receipts](#records-and-receipts) · [Errors](#errors) · [Headers](#headers) · "
