@@ -278,8 +278,7 @@ class EngineLoop:
             self._recovery.aborted(undone, computed)
 
     def _plan_within_cells(self) -> Plan:
-        """Plan a step and make room for it. If cells are short, preempt the least urgent runs, but never the most
-        urgent one."""
+        """Plan a step and make room for it: preempt less urgent runs if cells are short, never the most urgent one."""
         plan = self._planned or self._plan()
         while not self._ledger.can_grow(plan.decode_rows + plan.prefill_rows) and len(self._sequences) > 1:
             self._preempt(self._sequences.values())
