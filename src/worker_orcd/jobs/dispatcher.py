@@ -3,16 +3,14 @@
 Events are client requests, engine messages and the time. Nothing here waits, sleeps or does I/O.
 """
 
-import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import count
 
 from worker_orcd.jobs.clock import Timestamp
 from worker_orcd.jobs.deadlines import Deadlines
-from worker_orcd.jobs.effects import Begin, Drop, Effect, Ended, SendStop, Submit
+from worker_orcd.jobs.effects import Begin, Drop, Effect, Ended, SendStop, Submit, Submitted
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import StopReason as EndReason
+from worker_orcd.jobs.incarnations import Incarnations
 from worker_orcd.jobs.job import Job, Phase
 from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.pending_cancels import PendingCancels
@@ -20,21 +18,13 @@ from worker_orcd.jobs.preparing import Preparing
 from worker_orcd.jobs.queue import JobQueue, ReadyEngine
 from worker_orcd.jobs.receipt import Release
 from worker_orcd.jobs.refused_requests import RefusedRequests
+from worker_orcd.jobs.replication import JobUpdate, restore
 from worker_orcd.jobs.request import Ceilings, JobRequest
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.jobs.stop_target import Target, TargetState
 from worker_orcd.jobs.suspects import MAX_DEATHS, Suspects, is_suspect
 from worker_orcd.jobs.tracker import JobTracker
 from worker_orcd.sampling import Logprobs
-
-
-@dataclass(frozen=True, slots=True)
-class Submitted:
-    """The jobs of a client's request, and the older jobs that they superseded."""
-
-    jobs: list[Job]
-    superseded: list[Job]
-    effects: list[Effect]
 
 
 class Dispatcher:
@@ -44,7 +34,7 @@ class Dispatcher:
         self, ceilings: Ceilings, max_queue: int, cancel_memory_sec: float = 5.0, *, epoch: str = "0"
     ) -> None:
         """Begin without an engine. `epoch`: a secret of this start of the worker, for unique incarnations."""
-        self._epoch = epoch.encode()
+        self._incarnations = Incarnations(epoch)
         self.tracker = JobTracker()
         self.queue = JobQueue()
         self.remembered = PendingCancels(cancel_memory_sec)
@@ -56,7 +46,6 @@ class Dispatcher:
         self._max_queue = max_queue
         self._engine: ReadyEngine | None = None
         self._stopping_together = False
-        self._runs = count(1)
         self._deadlines = Deadlines()
         self._preparing = Preparing()
         self._kept: set[int] = set()
@@ -69,7 +58,7 @@ class Dispatcher:
         """The cancel with which a client stopped the latest job with this id, if it is recent."""
         return self._cancelled.of((owner, job_id), now)
 
-    def submit(
+    def submit(  # all that may be known of a request's jobs
         self,
         requests: Sequence[JobRequest],
         correlation_id: str,
@@ -77,6 +66,7 @@ class Dispatcher:
         owner: str = "",
         *,
         retry_of: StopRequest | None = None,
+        copies: Sequence[JobUpdate] = (),
     ) -> Submitted:
         """Accept the jobs of one client's request, all of them or none, and stop the jobs that they supersede.
 
@@ -85,6 +75,8 @@ class Dispatcher:
 
         The new jobs take over the superseded ones' place in the queue (`Job.take_place_of`). In the effects, their
         stops come first, so the engine frees their cells before it gets a new run.
+
+        With `copies`, the jobs continue those of which these are copies, which another worker had accepted.
 
         Raises:
             JobError: `DRAINING`, `JOB_ID_IN_USE` or `QUEUE_FULL`. Then no job has changed.
@@ -97,24 +89,30 @@ class Dispatcher:
             raise JobError(ErrorCode.DRAINING, "the worker is shutting down", retry_after_sec=5)
         for request in requests:
             self.tracker.refuse_live(request.job_id, owner)
-        if None in cancels and waiting + cancels.count(None) > self._max_queue:
+        if (
+            not any(copy.events for copy in copies)
+            and None in cancels
+            and waiting + cancels.count(None) > self._max_queue
+        ):
             self.refused(requests[0].job_id, now, owner)
             # The message does not contain the queue's length, which would reveal other tenants' load.
             raise JobError(ErrorCode.QUEUE_FULL, "the queue is full", retry_after_sec=1)
         stop = StopRequest(StopReason.SUPERSEDED, now.mono, correlation_id, requests[0].job_id)
         effects = self._stop_together([(job, stop) for job in superseded], now)[1] if superseded else []
         jobs = [self._accepted(request, correlation_id, now, owner) for request in requests]
+        for job, copy in zip(jobs, copies, strict=False):
+            restore(copy, job, now)
         for job, cancel in zip(jobs, cancels, strict=True):
             job.take_place_of(superseded)
             effects += self._enqueued(job, now, cancel, retry=retry_of is not None)
         return Submitted(jobs, superseded, effects)
 
     def _accepted(self, request: JobRequest, correlation_id: str, now: Timestamp, owner: str) -> Job:
-        run = next(self._runs)
+        run, incarnation = self._incarnations.next()
         return Job(
             request=request,
             run=run,
-            incarnation=self._incarnation(run),
+            incarnation=incarnation,
             correlation_id=correlation_id,
             seed=request.seed_or_drawn(),
             timeout_sec=request.timeout_within(self._ceilings),
@@ -128,7 +126,11 @@ class Dispatcher:
         self.tracker.register(job)
         self._refused.accepted(job.key)
         self.queue.append(job)
-        self._preparing.add(job)
+        if job.prompt_tokens is None:
+            self._preparing.add(job)
+        else:
+            self.queue.prompt_counted(job)
+        self._suspects.add_if_suspect(job)
         self._deadlines.add(job, len(self.tracker))
         if not retry:
             self._cancelled.use(job.key)
@@ -140,10 +142,6 @@ class Dispatcher:
         # The receipt's times count from the job's acceptance.
         job.request_stop(StopRequest(cancel.reason, now.mono, cancel.correlation_id))
         return self._ended(job, now)
-
-    def _incarnation(self, run: int) -> str:
-        """A unique and opaque name. A plain number would reveal how many jobs other tenants start."""
-        return hashlib.blake2b(b"%d" % run, key=self._epoch, digest_size=10).hexdigest()
 
     def refused(self, job_id: str, now: Timestamp, owner: str = "") -> None:
         """Note that a request with this id was refused, by any part of the worker."""

@@ -41,3 +41,12 @@ class Ended:
 
 
 Effect = Submit | Drop | Begin | SendStop | Ended
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """The jobs of a client's request, and the older jobs that they supersede."""
+
+    jobs: list[Job]
+    superseded: list[Job]
+    effects: list[Effect]

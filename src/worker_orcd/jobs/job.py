@@ -370,6 +370,10 @@ class Job:
             cancel_correlation_id=stop.correlation_id,
         )
 
+    def add_copied_events(self, events: Sequence[Event]) -> None:
+        """Add events of the job of which this is a copy (`replication`)."""
+        self._events += events
+
     def drop_run_data(self) -> None:
         """Drop the data that only a requeue needs, once the job has ended. Record and events stay, in less memory."""
         self.request = self.request.without_prompt()

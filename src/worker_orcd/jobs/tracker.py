@@ -156,6 +156,10 @@ class JobTracker:
         job = self._live.get((owner, job_id))
         if job is not None:
             return record_of(job)
+        return self.ended_record(job_id, owner)
+
+    def ended_record(self, job_id: str, owner: str = "") -> dict[str, object] | None:
+        """The record of the last job with this id that ended."""
         kept = self._records.get(owner, job_id)
         return None if kept is None else kept.shown
 

@@ -1,9 +1,11 @@
 """One worker in this process, as the HTTP layer uses it."""
 
+import time
 from collections.abc import Mapping, Sequence
 
 from worker_orcd.jobs.errors import ErrorCode
 from worker_orcd.jobs.job import Job
+from worker_orcd.jobs.record import record_of
 from worker_orcd.jobs.request import JobRequest
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.protocol.messages import Ready, Template, Tokenized
@@ -75,12 +77,30 @@ class SingleWorker(WorkerInterface):
         return live
 
     async def cancelled_lately(self, job_ids: list[str], owner: str) -> StopRequest | None:
-        """A client's recent cancel of one of these jobs, after their ends."""
-        return await self._worker.cancelled_lately(job_ids, owner)
+        """A recent client's cancel of one of these jobs, after all of them that are being stopped have ended."""
+        stop = self._worker.cancelled_lately(job_ids, owner)
+        if stop is not None:
+            live = [job for job_id in job_ids if (job := self._tracker.live(job_id, owner))]
+            stopping = [job.job_id for job in live if job.stop]
+            await self.receipts(stopping, owner, self.policy.cancel_deadline_sec)
+        return stop
 
     async def receipts(self, job_ids: list[str], owner: str, patience_sec: float) -> list[Record] | None:
-        """Wait for the jobs' ends."""
-        return await self._worker.receipts(job_ids, owner, patience_sec)
+        """Wait until these jobs have ended; None if one has not in that time.
+
+        Returns:
+            The records of those that were stopped.
+        """
+        until = time.monotonic() + patience_sec
+        # All are looked up before anything is waited for: an id may be used again meanwhile.
+        asked = [
+            (self._tracker.live(job_id, owner), self._tracker.record(job_id, owner)) for job_id in job_ids
+        ]
+        for job, _ in asked:
+            if job is not None and not await self._worker.streams.of(job).ended(until):
+                return None
+        records = [ended if job is None else record_of(job) for job, ended in asked]
+        return [record for record in records if record is not None and record["receipt"] is not None]
 
     async def record(self, job_id: str, owner: str) -> Record | None:
         """The record of the latest job with this id."""

@@ -19,7 +19,7 @@ from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.queue import Capacity, ReadyEngine
 from worker_orcd.jobs.receipt import Release
-from worker_orcd.jobs.record import record_of
+from worker_orcd.jobs.replication import JobUpdate
 from worker_orcd.jobs.request import JobRequest
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.jobs.stop_target import Target, TargetState
@@ -110,13 +110,14 @@ class Worker:
 
     # Clients.
 
-    def execute(
+    def execute(  # all that may be known of a request's jobs
         self,
         requests: Sequence[JobRequest],
         correlation_id: str,
         owner: str = "",
         headers: Mapping[str, str] = MappingProxyType({}),
         retry_of: StopRequest | None = None,
+        copies: Sequence[JobUpdate] = (),
     ) -> list[JobStream]:
         """Accept the jobs of a client's request, all or none. Returns the streams of their events.
 
@@ -126,6 +127,7 @@ class Worker:
             owner: of the jobs.
             headers: of the request; they may say which trace it is part of.
             retry_of: the client's cancel of the job that this request asks for again; it ends at once.
+            copies: of the jobs that these continue, if another worker had accepted them.
 
         Raises:
             JobError: it is refused; nothing has changed then.
@@ -134,7 +136,9 @@ class Worker:
             raise JobError(
                 ErrorCode.ENGINE_LOST, "the engine cannot be started; see /health", http_status=503
             )
-        submitted = self.dispatcher.submit(requests, correlation_id, self._now(), owner, retry_of=retry_of)
+        submitted = self.dispatcher.submit(
+            requests, correlation_id, self._now(), owner, retry_of=retry_of, copies=copies
+        )
         for job in submitted.jobs:
             self._notify(Observer.accepted, job, headers)
         stops = [
@@ -153,16 +157,11 @@ class Worker:
         target, effects = self.dispatcher.cancel(job_id, stop, now, owner)
         self._carry_out_stop(effects, [StopRequested(stop, target, job_id)])
 
-    async def cancelled_lately(self, job_ids: list[str], owner: str) -> StopRequest | None:
-        """A recent client's cancel of one of these jobs, after all of them that are being stopped have ended."""
+    def cancelled_lately(self, job_ids: Sequence[str], owner: str) -> StopRequest | None:
+        """A recent client's cancel of one of these jobs."""
         now = self._now()
-        stops = [self.dispatcher.cancelled_lately(job_id, now, owner) for job_id in job_ids]
-        stop = next((stop for stop in stops if stop is not None), None)
-        if stop is not None:
-            live = [job for job_id in job_ids if (job := self.dispatcher.tracker.live(job_id, owner))]
-            stopping = [job.job_id for job in live if job.stop]
-            await self.receipts(stopping, owner, self.policy.cancel_deadline_sec)
-        return stop
+        stops = (self.dispatcher.cancelled_lately(job_id, now, owner) for job_id in job_ids)
+        return next((stop for stop in stops if stop is not None), None)
 
     def refused(self, job_id: str, owner: str = "") -> None:
         """Note a refused request: a cancel of this id that follows is for that request."""
@@ -176,24 +175,6 @@ class Worker:
         targets = targets or [Target(TargetState.UNKNOWN)]
         stops = [StopRequested(stop, it, it.job.job_id if it.job else None, group) for it in targets]
         self._carry_out_stop(effects, stops)
-
-    async def receipts(
-        self, job_ids: list[str], owner: str, patience_sec: float
-    ) -> list[dict[str, object]] | None:
-        """Wait until these jobs have ended; None if one has not in that time.
-
-        Returns:
-            The records of those that were stopped: their receipts are in them.
-        """
-        tracker = self.dispatcher.tracker
-        until = time.monotonic() + patience_sec
-        # All are looked up before anything is waited for: an id may be used again meanwhile.
-        asked = [(tracker.live(job_id, owner), tracker.record(job_id, owner)) for job_id in job_ids]
-        for job, _ in asked:
-            if job is not None and not await self.streams.of(job).ended(until):
-                return None
-        records = [ended if job is None else record_of(job) for job, ended in asked]
-        return [record for record in records if record is not None and record["receipt"] is not None]
 
     def stream_of(self, job_id: str, owner: str = "") -> JobStream:
         """A job's stream, for one more reader; also of a job that has ended.
@@ -223,11 +204,11 @@ class Worker:
         if job.request.on_disconnect == "cancel":
             self.stop(job, StopReason.DISCONNECT)
 
-    def stop(self, job: Job, reason: StopReason) -> None:
+    def stop(self, job: Job, reason: StopReason, superseded_by: str | None = None) -> None:
         """Stop this job, if it is still live."""
         if job.live:
             now = self._now()
-            stop = StopRequest(reason, now.mono, job.correlation_id)
+            stop = StopRequest(reason, now.mono, job.correlation_id, superseded_by)
             target, effects = self.dispatcher.stop(job, stop, now)
             self._carry_out_stop(effects, [StopRequested(stop, target, job.job_id)])
 
