@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import msgspec
 import uvloop
 
 from worker_orcd import __version__, narration
@@ -19,22 +18,13 @@ from worker_orcd.api.access import Access
 from worker_orcd.api.app import create_app
 from worker_orcd.api.keys import ApiKeys, KeyFileError
 from worker_orcd.api.server import bind, make_server
-from worker_orcd.cli.load_order import load_order, log_format, prefix_store
-from worker_orcd.jobs.request import Ceilings
-from worker_orcd.protocol.messages import Ready
 from worker_orcd.settings import Settings
 from worker_orcd.supervisor import model_file
 from worker_orcd.supervisor.early import LLAMA_ENGINE, EarlyEngine
-from worker_orcd.supervisor.engine import Engine, EngineListener
-from worker_orcd.supervisor.launcher import EngineLauncher
-from worker_orcd.supervisor.local import StartModule, start_module, start_process
-from worker_orcd.worker.model_names import ModelNames
-from worker_orcd.worker.observer import Observer
-from worker_orcd.worker.policy import Policy
-from worker_orcd.worker.recommended import recommended_sampling
+from worker_orcd.supervisor.load_order import log_format
+from worker_orcd.supervisor.local import StartModule, start_module
+from worker_orcd.worker.assembly import CheckedModel, EngineStart, assemble
 from worker_orcd.worker.single import SingleWorker
-from worker_orcd.worker.state_metrics import publish
-from worker_orcd.worker.worker import Worker
 
 if TYPE_CHECKING:  # Requires an extra.
     from worker_orcd.worker.tracing import Tracing
@@ -57,10 +47,7 @@ class Opening:
     """The results of all checks that need no loaded model."""
 
     settings: Settings
-    model_path: str
-    model_name: str
-    sampling: dict[str, float]
-    model_bytes: int
+    model: CheckedModel
     listener: socket.socket
     keys: ApiKeys | None
     tracing: "Tracing | None" = None
@@ -73,12 +60,7 @@ def open_up(settings: Settings, *, check_model: bool = True) -> Opening:
         StartupFailed: with a one-line message.
     """
     try:
-        name, sampling, size = "", {}, 0
-        path = settings.model_path if check_model else settings.model
-        if check_model and path is not None:
-            model = model_file.inspect(path, encoders=settings.embeddings)
-            name, sampling = model.name, recommended_sampling(model.sampling)
-            size = model.size_bytes
+        model = CheckedModel.of(settings) if check_model else CheckedModel(str(settings.model))
     except (model_file.ModelFileError, FileNotFoundError) as error:
         raise StartupFailed("MODEL_LOAD_FAILED", str(error)) from error
     try:
@@ -95,7 +77,7 @@ def open_up(settings: Settings, *, check_model: bool = True) -> Opening:
         wanted = f"--host {settings.host} --port {settings.port}: required a free address"
         why = os.strerror(error.errno or 0)
         raise StartupFailed("INVALID_REQUEST", f"{wanted}, but {why}") from error
-    return Opening(settings, str(path), name, sampling, size, listener, keys, tracing)
+    return Opening(settings, model, listener, keys, tracing)
 
 
 def _check_mcp() -> None:
@@ -159,30 +141,13 @@ def serve(
             early.end()
         raise
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_Serving(opening, engine_module, start_engine, early).run())
-
-
-class _SpareKeeper(Observer):
-    """Starts a spare process whenever an engine is ready."""
-
-    def __init__(self, launcher: EngineLauncher) -> None:
-        self._launcher = launcher
-
-    def loaded(self, _ready: Ready) -> None:
-        """The first engine is ready."""
-        self._launcher.keep_spare()
-
-    def restarted(self, _pid: int | None, _restarts: int, _lost_at: float) -> None:
-        """A later engine is ready."""
-        self._launcher.keep_spare()
+        return runner.run(_Serving(opening, EngineStart(engine_module, start_engine, early)).run())
 
 
 class _Serving:
     """One run of the server, from the first log event to the last."""
 
-    def __init__(
-        self, opening: Opening, engine_module: str, start_engine: StartModule, early: EarlyEngine | None
-    ) -> None:
+    def __init__(self, opening: Opening, engines: EngineStart) -> None:
         settings = self._settings = opening.settings
         self._opening = opening
         self._started_at = time.monotonic()
@@ -192,32 +157,9 @@ class _Serving:
         self._narrator = narration.Narrator.configure(
             str(settings.worker_id), log_format=log_format(settings)
         )
-        load = load_order(settings, opening.model_path, opening.model_bytes)
-        store = prefix_store(settings) if early is None else early.store
-        self._launcher = EngineLauncher(
-            partial(start_process, engine_module, start_engine, store),
-            first=early,
-            keeps_spare=settings.spare_engine == "on",
-        )
-
-        async def launch(listener: EngineListener) -> Engine:
-            before = self._worker.supervisor
-            again = msgspec.structs.replace(load, self_check=not before.ever_ready, costs=before.step_costs)
-            return await self._launcher.launch(again, listener)
-
-        self._worker = Worker(
-            policy_of(settings),
-            launch,
-            self._narrator,
-            worker_id=str(settings.worker_id),
-            model_path=opening.model_path,
-            model_names=ModelNames.of(opening.model_path, settings.model_alias, opening.model_name),
-        )
-        self._worker.subscribe(_SpareKeeper(self._launcher))
+        self._worker, self._launcher = assemble(settings, opening.model, self._narrator, engines)
         if opening.tracing is not None:
             self._worker.subscribe(opening.tracing)
-        self._worker.recommended_sampling = opening.sampling
-        publish(self._worker, vllm_names=settings.vllm_metrics)
         service = SingleWorker(self._worker)
         app = create_app(
             service,
@@ -361,7 +303,7 @@ class _Serving:
                 version=__version__,
                 host=settings.host,
                 port=settings.port,
-                model=self._opening.model_path,
+                model=self._opening.model.path,
                 device="cpu" if settings.gpu_device is None else f"gpu {settings.gpu_device}",
                 parallel=settings.parallel,
                 context_length=settings.context_length,
@@ -373,15 +315,3 @@ class _Serving:
                 insecure=settings.insecure and keys is None,
             )
         )
-
-
-def policy_of(settings: Settings) -> Policy:
-    """The options that concern jobs."""
-    return Policy(
-        ceilings=Ceilings(settings.max_tokens_out, settings.max_prompt_chars, settings.inference_timeout_sec),
-        max_queue=settings.max_queue,
-        cancel_deadline_sec=settings.cancel_deadline_sec,
-        cancel_memory_sec=settings.cancel_memory_sec,
-        drain_sec=settings.drain_sec,
-        tool_format=settings.tool_format,
-    )
