@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup install outside demo run test deep nightly test-all without faults exact models simulate soak lint types arrows format bench bench-beside lock docs pictures clean
+.PHONY: help setup install outside demo demo-fleet run test deep nightly test-all without faults exact models simulate soak lint types arrows format bench bench-beside lock docs pictures clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -21,6 +21,9 @@ outside: setup ## Install what some tests need beside it: Chromium, nginx, Node 
 
 install: ## Install the worker for running, without these tools (TO=/opt/worker-orcd-1, a new folder)
 	@tools/install.sh $(UV_VERSION) $(TO)
+
+demo-fleet: setup outside ## See a fleet at work: cancels from anywhere, a worker is killed (needs Ray)
+	@$(PY) -m tools.demo_fleet
 
 demo: setup ## See a cancel at work on the bundled model
 	@.venv/bin/worker-orcd demo
@@ -42,7 +45,7 @@ test-all: ## All that CI runs: `test`, then `deep`, then `without`
 	@$(MAKE) --no-print-directory test deep without
 
 without: setup ## The tests that need optional programs, without these programs (EACH=1: each missing alone)
-	@tools/without.sh chromium curl fish gemma3 nginx node node-clients npm promtool python-clients python-frameworks systemd-analyze zsh
+	@tools/without.sh chromium curl fish gemma3 nginx node node-clients npm promtool python-clients python-frameworks ray systemd-analyze zsh
 
 faults: setup ## Kill, stop and storm, ten times the sample that is in `make deep` (FAULT_TRIALS=10; half an hour)
 	FAULT_TRIALS=$${FAULT_TRIALS:-10} $(PY) -m pytest tests/faults -s --timeout 1800 </dev/null
@@ -81,9 +84,12 @@ bench-beside: setup ## The same requests to llama-server (built once) and to the
 	$(PY) -m bench.beside $(ARGS)
 
 lock: setup ## Regenerate requirements.lock (ARGS=--upgrade for newer versions)
-	.venv/bin/uv pip compile pyproject.toml --group dev --all-extras --universal --python-version 3.11 --generate-hashes \
+	.venv/bin/uv pip compile pyproject.toml --group dev --extra worker --extra model --extra mcp --extra otel --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet \
 		$(ARGS) --output-file requirements.lock
+	.venv/bin/uv pip compile pyproject.toml --extra ray --constraint requirements.lock --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet \
+		$(ARGS) --output-file requirements-ray.lock
 	for name in requirements frameworks; do \
 		.venv/bin/uv pip compile tests/clients/python/$$name.in --excludes tests/clients/python/excluded.txt --universal \
 			--python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \

@@ -22,6 +22,7 @@ DEEP = (
     "clients",
     "docs",
     "faults",
+    "fleet/test_ray.py",
     "soak",
     "integration/test_cancel.py::test_cancels_delay_a_neighbour_by_a_step_at_most[1]",
     "integration/test_cli_completion.py",
@@ -92,6 +93,7 @@ NIGHTLY_MODELS = {
 steps of all models."""
 
 SERIAL = (
+    "fleet/test_ray.py",
     "faults/test_busy_machine.py",
     "faults/test_crowds.py",
     "faults/test_starvation.py::test_a_starved_engine_is_not_killed",

@@ -29,8 +29,9 @@ PLACES = {
     "node-clients": ROOT / "tests/clients/node/node_modules",
     "python-clients": ROOT / ".outside/python/bin/python",
     "python-frameworks": ROOT / ".outside/frameworks/bin/python",
+    "ray": ROOT / ".outside/ray.stamp",
 }
-"""What `make outside` installs in this folder: a second model, and the client libraries that are tried."""
+"""What `make outside` installs in this folder: a second model, the client libraries that are tried, and Ray."""
 
 HIDDEN = frozenset(os.environ.get("TESTS_WITHOUT", "").split())
 """What counts as missing though it is there (`make without`)."""

@@ -73,10 +73,16 @@ assemble(sys.argv[1])" .outside/gemma3.gguf || status=$?
     return "$status"
 }
 
+# Beside the tools in .venv, where a fleet's processes are started from; `make setup` removes it when it has to change .venv.
+install_ray() {
+    .venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes --compile-bytecode -r requirements-ray.lock
+}
+
 mkdir -p .outside
 install_programs || failed=1
 once .outside/python.stamp .outside/python install_clients_for_python tests/clients/python/requirements.lock
 once .outside/frameworks.stamp .outside/frameworks install_frameworks_for_python tests/clients/python/frameworks.lock
 once .outside/node.stamp tests/clients/node/node_modules install_clients_for_node tests/clients/node/package-lock.json
 once .outside/gemma3.stamp .outside/gemma3.gguf install_the_second_model tests/real/gemma3.lock
+once .outside/ray.stamp .outside/ray.stamp install_ray requirements-ray.lock
 exit "$failed"

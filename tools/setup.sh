@@ -53,6 +53,7 @@ if [ "$installed" != "$locked" ]; then
 fi
 .venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes --compile-bytecode \
     "${llama_settings[@]}" requirements.lock
+rm -f .outside/ray.stamp # Ray is not in that file (tools/outside.sh).
 if [ -n "$builder" ]; then
     echo "setup: llama.cpp is built and everything installed, after $((SECONDS - started)) s"
 fi

@@ -33,6 +33,8 @@ NOT_RUN = {
         'make run ARGS="--gpu-device 0"',
     ): "needs a GPU; tests/integration/test_cli.py has its refusal",
     ("docs/observability.md", "global:"): "tests/integration/test_observability.py has Prometheus take it",
+    ("docs/fleet.md", "pip install"): "installs an extra",
+    ("docs/fleet.md", "worker-orcd fleet"): "tests/fleet/test_ray.py starts fleets",
     ("docs/running.md", "make install"): "installs into the system",
     ("docs/running.md", "ln -sfn"): "changes the system",
     ("docs/running.md", "groupadd"): "changes the system",

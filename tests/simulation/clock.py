@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+from worker_orcd.fleet import now, router
 from worker_orcd.supervisor import supervisor
-from worker_orcd.worker import alarm, streams, tracing, worker
+from worker_orcd.worker import alarm, single, streams, tracing, worker
 
-_MODULES = (alarm, streams, supervisor, tracing, worker)
+_MODULES = (alarm, now, router, single, streams, supervisor, tracing, worker)
 
 
 class JumpingSelector(selectors.SelectSelector):
@@ -42,7 +43,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         tasks = asyncio.all_tasks(self)
         for task in tasks:
             task.cancel()
-        self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        if tasks:
+            self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
 
     def time(self) -> float:
         """Its clock."""

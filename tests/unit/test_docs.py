@@ -132,9 +132,9 @@ def test_options_named_on_a_page_exist(page: str) -> None:
         if span.startswith("--"):
             flag = span.split()[0].split("=")[0]
             on = flag.replace("--no-", "--", 1)  # A switch can be turned off.
-            assert {flag, on} & flags or any(is_flag_of(command, flag) for command in CLIENT_COMMANDS), (
-                f"{page}: {span}"
-            )
+            assert {flag, on} & flags or any(
+                is_flag_of(command, flag) for command in ("fleet", *CLIENT_COMMANDS)
+            ), f"{page}: {span}"
     for variable in re.findall(r"WORKER_ORCD_[A-Z_]*[A-Z]", text_of(page)):
         assert variable in {option.variable for option in settings.options()} or variable in known, (
             f"{page}: {variable}"

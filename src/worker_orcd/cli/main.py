@@ -21,6 +21,7 @@ from worker_orcd.cli.streams import guarded
 
 COMMANDS = {
     "serve": "Load a model and serve it over HTTP.",
+    "fleet": "Serve several workers as one, on Ray Serve.",
     "execute": "Run a job and show its text as it is generated.",
     "chat": "Chat with the model.",
     "cancel": "Cancel a job and show its receipt.",
@@ -30,6 +31,8 @@ COMMANDS = {
     "completion": "Print a script that makes a shell complete commands, options and ids of live jobs.",
 }
 """The commands, with the first sentence of their help, so that the list of commands needs no imports."""
+_SETTLED = ("serve", "fleet")
+"""Commands that take the options of a worker."""
 _OF_THE_GROUP = ("--help", "--version")
 
 
@@ -43,7 +46,7 @@ class _Commands(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         app = _typer()
-        app.command(cmd_name)(_serve() if cmd_name == "serve" else _function(cmd_name))
+        app.command(cmd_name)(_with_settings(cmd_name) if cmd_name in _SETTLED else _function(cmd_name))
         return typer.main.get_command(app)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -114,26 +117,31 @@ def _function(command: str) -> Callable[..., None]:
     return function
 
 
-def _serve() -> Callable[..., None]:
-    """The `serve` command, with a flag for each field of `Settings`.
+def _with_settings(command: str) -> Callable[..., None]:
+    """The command `serve` or `fleet`, with a flag for each field of `Settings`.
 
     Only the flags that are given are passed on, as text: `Settings` reads the environment and validates values.
     """
     from worker_orcd import settings  # noqa: PLC0415  # client commands do without it
 
-    def serve(**given: str | list[str] | bool | None) -> None:
-        """Load a model and serve it over HTTP."""
-        _run({name: value for name, value in given.items() if value is not None and value != []})
+    def run(**given: Any) -> None:
+        wanted = {name: value for name, value in given.items() if value is not None and value != []}
+        (_run if command == "serve" else _run_fleet)(wanted)
 
+    run.__doc__ = COMMANDS[command]
+    own = import_module("worker_orcd.cli.fleet").FLAGS if command == "fleet" else {}
     parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=flag)
+        for name, flag in own.items()
+    ] + [
         inspect.Parameter(
             option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_flag(settings, option)
         )
         for option in settings.options()
     ]
-    serve.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    serve.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return serve
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
 
 
 def _flag(settings: Any, option: Any) -> Any:
@@ -165,17 +173,26 @@ def _metavar(requirement: str) -> str:
     return requirement.replace(", ", "|").replace(" or ", "|")
 
 
-def _run(given: dict[str, Any]) -> None:
+def _settings(given: dict[str, Any]) -> Any:
     from pydantic import ValidationError  # noqa: PLC0415
 
     from worker_orcd import settings  # noqa: PLC0415
 
     try:
-        options = settings.Settings(**given)
+        return settings.Settings(**given)
     except ValidationError as error:
         fail("INVALID_REQUEST", settings.explain(error))
 
-    from worker_orcd.cli.load_order import early_engine  # noqa: PLC0415
+
+def _run_fleet(given: dict[str, Any]) -> None:
+    fleet = import_module("worker_orcd.cli.fleet")
+    own = {name: given.pop(name) for name in fleet.FLAGS if name in given}
+    fleet.run_fleet(_settings(given), **own)
+
+
+def _run(given: dict[str, Any]) -> None:
+    options = _settings(given)
+    from worker_orcd.supervisor.load_order import early_engine  # noqa: PLC0415
 
     early = early_engine(options)  # Loads the model while the server is imported.
     from worker_orcd.cli.serve import StartupFailed, serve  # noqa: PLC0415

@@ -12,8 +12,8 @@ from worker_orcd.settings import Settings
 from worker_orcd.supervisor import model_file
 from worker_orcd.supervisor.early import LLAMA_ENGINE, EarlyEngine
 from worker_orcd.supervisor.engine import Engine, EngineListener
-from worker_orcd.supervisor.load_order import load_order, prefix_store
 from worker_orcd.supervisor.launcher import EngineLauncher
+from worker_orcd.supervisor.load_order import load_order, prefix_store
 from worker_orcd.supervisor.local import StartModule, start_module, start_process
 from worker_orcd.worker.model_names import ModelNames
 from worker_orcd.worker.observer import Observer

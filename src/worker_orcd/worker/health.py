@@ -56,16 +56,18 @@ class Health:
     def for_everybody(self, engine: EngineState, *, private_load: bool) -> "Health":
         """The same for clients that are not operators: without paths, and with `private_load` without load figures."""
         seen = self if self.reason is None else replace(self, reason=_REASONS[engine])
-        if private_load:
-            seen = replace(
-                seen,
-                kv_cells_used=None,
-                kv_cells_cached=None,
-                prefix_store_bytes=None,
-                jobs_running=None,
-                jobs_queued=None,
-            )
-        return seen
+        return seen.without_load() if private_load else seen
+
+    def without_load(self) -> "Health":
+        """The same without load figures."""
+        return replace(
+            self,
+            kv_cells_used=None,
+            kv_cells_cached=None,
+            prefix_store_bytes=None,
+            jobs_running=None,
+            jobs_queued=None,
+        )
 
     def data(self) -> dict[str, object]:
         """The JSON object."""

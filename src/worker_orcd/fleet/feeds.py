@@ -1,0 +1,188 @@
+"""What routers follow at one worker, and the lease that they have on its jobs by asking for it.
+
+A router polls each worker all the time: a poll is answered when there is news, or after a second. What came up between
+two answers is in the next one, so a step of the engine costs one message for each router that follows any of its jobs,
+and a router that is slow gets larger answers, not more of them. Nothing is kept for it beyond a mark for each job that
+has changed: the news itself is in the job. A router that has not asked for `LEASE_SEC` is dead or cut off.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from worker_orcd.fleet.now import now
+from worker_orcd.fleet.wire import News, StopNote, WorkerState
+from worker_orcd.jobs.job import Job
+from worker_orcd.jobs.replication import Cursor
+from worker_orcd.worker.observer import Observer, StopRequested
+
+LEASE_SEC = 3.0
+STATE_EVERY_SEC = 0.25
+"""Least time between two reports of the worker's state to one router."""
+MAX_EVENTS = 500
+"""Log events that wait for a router; the oldest are dropped."""
+
+
+class Feed:
+    """One router's."""
+
+    def __init__(self) -> None:
+        self.polls = 0
+        """Polls that wait for news now."""
+        self.polled_at = now().mono
+        self._followed: dict[int, tuple[Job, Cursor]] = {}
+        self._changed: dict[int, None] = {}
+        self._notes: list[StopNote] = []
+        self._events: deque[tuple[dict[str, Any], str | None]] = deque(maxlen=MAX_EVENTS)
+        self._news = asyncio.Event()
+        self._news.set()  # The first poll is answered at once, with the worker's state.
+        self._state_at = 0.0
+
+    def follow(self, job: Job, cursor: Cursor) -> None:
+        """Report what happens to a job from here on."""
+        if job.live:
+            self._followed[job.run] = (job, cursor)
+
+    def follows(self, job: Job) -> bool:
+        """Whether the router follows a job."""
+        return job.run in self._followed
+
+    def changed(self, job: Job) -> None:
+        """A job has news."""
+        if job.run in self._followed:
+            self._changed[job.run] = None
+            self._news.set()
+
+    def note(self, note: StopNote) -> None:
+        """Tell the router."""
+        self._notes.append(note)
+        self._news.set()
+
+    def event(self, event: dict[str, Any], owner: str | None) -> None:
+        """Pass on a log event, with the next news."""
+        self._events.append((event, owner))
+
+    async def wait(self, sec: float) -> None:
+        """Wait for news."""
+        try:
+            async with asyncio.timeout(sec):
+                await self._news.wait()
+        except TimeoutError:
+            pass
+
+    def take(self, state: Callable[[], WorkerState]) -> News:
+        """All news. A job that has ended is followed no longer."""
+        self._news.clear()
+        changed, self._changed = self._changed, {}
+        updates = []
+        moment = now()
+        for run in changed:
+            job, cursor = self._followed[run]
+            updates.append(cursor.advance(job, moment))
+            if not job.live:
+                del self._followed[run]
+        notes, self._notes = tuple(self._notes), []
+        events = tuple(self._events)
+        self._events.clear()
+        due = moment.mono - self._state_at >= STATE_EVERY_SEC
+        if due:
+            self._state_at = moment.mono
+        return News(tuple(updates), notes, events, state() if due else None)
+
+
+class Feeds(Observer):
+    """The feeds of all routers, and which router serves each job's own client."""
+
+    def __init__(self, state: Callable[[], WorkerState]) -> None:
+        self._feeds: dict[str, Feed] = {}
+        self._state = state
+        self._serves: dict[int, str] = {}
+
+    def of(self, router: str) -> Feed:
+        """A router's feed."""
+        return self._feeds.setdefault(router, Feed())
+
+    async def poll(self, router: str, wait_sec: float) -> News:
+        """News for a router, as soon as there is any."""
+        feed = self.of(router)
+        feed.polls += 1
+        try:
+            await feed.wait(wait_sec)
+        finally:
+            feed.polls -= 1
+            feed.polled_at = now().mono
+        return feed.take(self._state)
+
+    def serve(self, router: str, job: Job, cursor: Cursor) -> None:
+        """The router serves the client whose request this job is."""
+        self._serves[job.run] = router
+        self.of(router).follow(job, cursor)
+
+    def tell(self, note: StopNote) -> None:
+        """Tell all routers."""
+        for feed in self._feeds.values():
+            feed.note(note)
+
+    def log(self, event: dict[str, Any], owner: str | None) -> None:
+        """Pass a log event on to all routers."""
+        for feed in self._feeds.values():
+            feed.event(event, owner)
+
+    def expired(self, live: Callable[[int], Job | None]) -> Iterator[Job]:
+        """Drop the routers that are gone. Yields the live jobs that nobody serves now: those of their clients, unless
+        another router follows them for a client that came back."""
+        moment = now().mono
+        gone = [
+            name
+            for name, feed in self._feeds.items()
+            if not feed.polls and moment - feed.polled_at > LEASE_SEC
+        ]
+        for name in gone:
+            del self._feeds[name]
+        for run, router in list(self._serves.items()):
+            job = live(run)
+            if job is None:
+                del self._serves[run]
+            elif router in gone:
+                heir = next((name for name, feed in self._feeds.items() if feed.follows(job)), None)
+                if heir is not None:
+                    self._serves[run] = heir
+                else:
+                    del self._serves[run]
+                    yield job
+
+    # What happens to jobs.
+
+    def stop_requested(self, request: StopRequested) -> None:
+        """Report it."""
+        if request.target.job is not None:
+            self._changed(request.target.job)
+
+    def _changed(self, job: Job) -> None:
+        for feed in self._feeds.values():
+            feed.changed(job)
+
+    def measured(self, job: Job) -> None:
+        """Report it."""
+        self._changed(job)
+
+    def started(self, job: Job) -> None:
+        """Report it."""
+        self._changed(job)
+
+    def progress(self, job: Job) -> None:
+        """Report it."""
+        self._changed(job)
+
+    def token(self, job: Job, previous_at: float | None, *, generated: bool) -> None:  # noqa: ARG002  # as `Observer` passes
+        """Report it."""
+        self._changed(job)
+
+    def preempted(self, job: Job) -> None:
+        """Report it."""
+        self._changed(job)
+
+    def ended(self, job: Job) -> None:
+        """Report it."""
+        self._changed(job)

@@ -1,0 +1,129 @@
+"""Follows jobs that other routers serve, for readers at this one, and finds a job again whose news was interrupted."""
+
+import asyncio
+
+from worker_orcd.fleet.mirrors import Mirror, Mirrors, freed_now, new_copy
+from worker_orcd.fleet.now import now
+from worker_orcd.fleet.peers import PeerLost, Peers, PeerSilent, Remote
+from worker_orcd.fleet.stopping import found_at
+from worker_orcd.fleet.wire import Followed
+from worker_orcd.jobs.errors import ErrorCode, JobError
+from worker_orcd.jobs.job import Job, JobKey
+from worker_orcd.jobs.replication import Cursor, JobUpdate, apply
+from worker_orcd.worker.streams import JobStream
+
+FIND_AGAIN_SEC = 8.0
+"""How long a job is looked for whose worker has died: the router that serves it hands it to another one."""
+RETRY_SEC = 0.1
+
+
+class Following:
+    """Follows jobs for one router."""
+
+    def __init__(self, router: str, peers: Peers, mirrors: Mirrors) -> None:
+        self._router = router
+        self._peers = peers
+        self._mirrors = mirrors
+        self._expected: dict[str, list[JobUpdate]] = {}
+        """Updates that come before the answer with which they begin, by incarnation."""
+
+    async def stream_of(self, key: JobKey) -> JobStream:
+        """The stream of the latest job with this id, wherever it is.
+
+        Raises:
+            JobError: `JOB_NOT_FOUND`.
+        """
+        mirror = self._mirrors.live(key)
+        if mirror is not None:
+            return self._mirrors.streams.of(mirror.job)
+        found = await found_at(self._peers, key)
+        kept = self._mirrors.ended(key)
+        latest = max(found, key=lambda one: (one[1].live, one[1].accepted_unix), default=None)
+        if latest is not None and (kept is None or latest[1].incarnation != kept.incarnation):
+            remote, use = latest
+            if kept is None or use.live or use.accepted_unix > kept.accepted.unix:
+                stream = await self._follow(remote, key, use.incarnation)
+                if stream is not None:
+                    return stream
+        if kept is not None:
+            return self._mirrors.streams.of(kept)
+        raise JobError(ErrorCode.JOB_NOT_FOUND, "no job with this id is live or remembered")
+
+    async def _follow(self, remote: Remote, key: JobKey, incarnation: str) -> JobStream | None:
+        early = self._expected.setdefault(incarnation, [])
+        try:
+            followed: Followed | None = await remote.call("follow", self._router, key, incarnation, Cursor())
+        except (PeerLost, PeerSilent):
+            return None
+        finally:
+            self._expected.pop(incarnation, None)
+        if followed is None:
+            return None
+        known = self._mirrors.get(incarnation)
+        if known is not None:  # Another reader came at the same time.
+            return self._mirrors.streams.of(known.job)
+        job = new_copy(followed.request, key[0], self._mirrors.run())
+        apply(followed.update, job, now())
+        if not job.live:
+            return self._mirrors.streams.of(job)
+        mirror = Mirror(job, serves=False, worker=remote.name)
+        stream = self._mirrors.add(mirror)
+        for update in early:
+            self.updated(remote, update)
+        return stream
+
+    def updated(self, remote: Remote, update: JobUpdate) -> Mirror | None:
+        """A worker reports news of a job. Returns the copy, if something is missing in between."""
+        mirror = self._mirrors.get(update.incarnation)
+        if mirror is None:
+            if update.incarnation in self._expected:
+                self._expected[update.incarnation].append(update)
+        elif mirror.worker is None:
+            mirror.early.append((remote.name, update))
+        elif mirror.worker == remote.name:
+            try:
+                self._mirrors.apply(mirror, update)
+            except ValueError:
+                return mirror
+        return None
+
+    async def again(self, mirror: Mirror) -> None:
+        """Find a job whose news was interrupted, and follow it from where its copy is."""
+        job, until = mirror.job, now().mono + FIND_AGAIN_SEC
+        while job.live and now().mono < until:
+            own = self._peers.get(mirror.worker)
+            for remote in [own] if own else list(self._peers):
+                if await self._rejoined(mirror, remote):
+                    return
+            await asyncio.sleep(RETRY_SEC)
+        if job.live:
+            _fail(job)
+            self._mirrors.end(mirror)
+
+    async def _rejoined(self, mirror: Mirror, remote: Remote) -> bool:
+        job = mirror.job
+        cursor = Cursor(
+            len(job.events), len(job.tokens), len(job.prompt_logprobs), job.prompt_tokens is not None
+        )
+        try:
+            followed: Followed | None = await remote.call(
+                "follow", self._router, job.key, job.incarnation, cursor
+            )
+            if followed is None:
+                return False
+            mirror.worker = remote.name
+            self._mirrors.apply(mirror, followed.update)
+        except (PeerLost, PeerSilent, ValueError):
+            return False
+        return True
+
+
+def _fail(job: Job) -> None:
+    """Neither a worker nor another router has it."""
+    error = JobError(ErrorCode.ENGINE_LOST, "The job's worker died, and so did the router that served it")
+    moment = now()
+    if job.stop is None:
+        job.engine_lost(moment)
+        job.failed(moment, error, freed_now())
+    else:
+        job.engine_lost(moment)

@@ -1,0 +1,272 @@
+"""A worker as a fleet's routers see it: what they ask of it, and what it keeps for them.
+
+Every call names the use of the job id that it is for (its incarnation), so that nothing meant for one use can reach a
+later one, however late it comes. No call waits for an engine, but for those that say so.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+
+from worker_orcd.fleet.feeds import Feeds
+from worker_orcd.fleet.keepers import Claim, Keeper, Verdict
+from worker_orcd.fleet.now import now
+from worker_orcd.fleet.wire import Followed, Found, News, Refusal, StopNote, WorkerState
+from worker_orcd.jobs.errors import JobError
+from worker_orcd.jobs.job import Job, JobKey
+from worker_orcd.jobs.pending_cancels import PendingCancels
+from worker_orcd.jobs.replication import Cursor, JobUpdate
+from worker_orcd.jobs.request import JobRequest
+from worker_orcd.jobs.stop_request import StopReason, StopRequest
+from worker_orcd.protocol.messages import Template, Tokenized
+from worker_orcd.supervisor.supervisor import EngineState
+from worker_orcd.worker.health import health_of
+from worker_orcd.worker.interface import Record
+from worker_orcd.worker.observer import Observer
+from worker_orcd.worker.worker import Worker
+
+SWEEP_SEC = 0.25
+"""How often leases are looked at."""
+
+
+class WorkerHost:
+    """One worker of a fleet, without HTTP."""
+
+    def __init__(self, worker: Worker, die: Callable[[], None]) -> None:
+        """`die` ends this process at once: jobs then go on at other workers, instead of failing with this one."""
+        self._worker = worker
+        self._tracker = worker.dispatcher.tracker
+        self._feeds = Feeds(self._state)
+        self.log = self._feeds.log
+        """Passes a log event on to routers."""
+        self._keeper = Keeper(worker.policy.cancel_memory_sec)
+        self._early = PendingCancels(worker.policy.cancel_memory_sec)
+        """Stops of uses whose jobs have not arrived here yet, by owner and incarnation."""
+        self._sweeping: asyncio.Task[None] | None = None
+        worker.subscribe(self._feeds)
+        worker.subscribe(_Death(die))
+
+    def start(self) -> None:
+        """Start the worker, and end what nobody serves any more."""
+        self._worker.start()
+        self._sweeping = asyncio.create_task(self._sweep(), name="leases")
+
+    async def drain(self) -> None:
+        """Let jobs finish for the drain time, stop the rest, and end the engine."""
+        await self._worker.drain()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+
+    # Following.
+
+    async def poll(self, router: str, wait_sec: float) -> News:
+        """News for a router, as soon as there is any. Renews its lease."""
+        return await self._feeds.poll(router, wait_sec)
+
+    async def follow(self, router: str, key: JobKey, incarnation: str, cursor: Cursor) -> Followed | None:
+        """Have a router follow a job from a place on. None: this use of the id is not here, or not kept."""
+        job = self._job(key, incarnation)
+        if job is None:
+            return None
+        followed = Followed(job.request, cursor.advance(job, now()))
+        self._feeds.of(router).follow(job, cursor)
+        return followed
+
+    async def find(self, key: JobKey) -> Found | None:
+        """The latest use of an id here."""
+        owner, job_id = key
+        self._worker.forget_old()
+        live = self._tracker.live(job_id, owner)
+        job = live or self._tracker.ended_job(job_id, owner)
+        return None if job is None else Found(job.incarnation, live is not None, job.accepted.unix)
+
+    async def is_over(self, key: JobKey, incarnation: str) -> bool | None:
+        """Whether a use of an id is over; None: it was never here, or that is long ago."""
+        owner, job_id = key
+        job = self._tracker.live(job_id, owner)
+        if job is not None and job.incarnation == incarnation:
+            return False
+        return True if self._has_record(key, incarnation) else None
+
+    # Clients' requests.
+
+    async def execute(  # noqa: PLR0913  # all that is known of a request
+        self,
+        router: str,
+        requests: Sequence[JobRequest],
+        copies: Sequence[JobUpdate],
+        correlation_id: str,
+        owner: str,
+        headers: Mapping[str, str],
+        retry_of: StopRequest | None,
+    ) -> list[JobUpdate] | Refusal:
+        """Accept the jobs of a client's request, all or none, for the router that serves the client. Jobs that another
+        worker has lost continue after the tokens of their copies.
+
+        Returns:
+            What is new of each.
+        """
+        moment = now()
+        for request, copy in zip(requests, copies, strict=True):
+            early = (owner, copy.incarnation)
+            if (stop := self._early.of(early, moment)) is not None:
+                self._early.use(early)
+                self._worker.dispatcher.remembered.add((owner, request.job_id), stop)
+        try:
+            streams = self._worker.execute(requests, correlation_id, owner, headers, retry_of, copies)
+        except JobError as error:
+            return Refusal.of(error)
+        updates = []
+        for stream, copy in zip(streams, copies, strict=True):
+            cursor = Cursor(
+                len(copy.events), len(copy.tokens), len(copy.prompt_logprobs), bool(copy.prompt_tokens)
+            )
+            updates.append(cursor.advance(stream.job, now()))
+            self._feeds.serve(router, stream.job, cursor)
+        return updates
+
+    async def stop(self, key: JobKey, incarnation: str, reason: StopReason, correlation_id: str) -> bool:
+        """Stop one use of an id. If it has not arrived yet, it ends when it does. Returns whether it is live."""
+        owner, job_id = key
+        job = self._tracker.live(job_id, owner)
+        if job is not None and job.incarnation == incarnation:
+            if reason is StopReason.CLIENT:
+                self._worker.cancel(job_id, correlation_id, owner)
+            else:
+                self._worker.stop(job, reason)
+            return True
+        if self._job(key, incarnation) is None and not self._has_record(key, incarnation):
+            moment = now().mono
+            self._early.add((owner, incarnation), StopRequest(reason, moment, correlation_id))
+        return False
+
+    async def stop_parts(self, key: JobKey, correlation_id: str) -> None:
+        """Cancel the live jobs here of the request with this id, for a client."""
+        owner, request_id = key
+        for job in self._tracker.parts_of(request_id, owner):
+            self._worker.cancel(job.job_id, correlation_id, owner)
+
+    async def cancel_group(self, owner: str, group: str, correlation_id: str) -> list[str]:
+        """Cancel the live jobs of a group here, for a client. Returns their ids."""
+        live = [job.job_id for job in self._tracker.in_group(group, owner)]
+        if live:
+            self._worker.cancel_group(group, correlation_id, owner)
+        return live
+
+    async def supersede(self, owner: str, request: JobRequest, accepted_unix: float) -> None:
+        """Stop the live jobs here that a job at another worker replaces: those that were accepted before it."""
+        for job in self._tracker.superseded_by(request, owner):
+            if job.accepted.unix < accepted_unix:
+                self._worker.stop(job, StopReason.SUPERSEDED, request.job_id)
+
+    async def client_left(self, key: JobKey, incarnation: str) -> None:
+        """The connection that executes a job is closed."""
+        job = self._job(key, incarnation)
+        if job is not None and job.live:
+            self._nobody_serves(job)
+
+    async def cancelled_lately(self, owner: str, job_ids: list[str]) -> StopRequest | None:
+        """A recent client's cancel of one of these jobs."""
+        return self._worker.cancelled_lately(job_ids, owner)
+
+    async def tokenize(
+        self, prompt: str, template: Template, correlation_id: str, owner: str
+    ) -> Tokenized | Refusal:
+        """The tokens of a prompt. Waits for the engine."""
+        try:
+            return await self._worker.tokenizing.prepare(prompt, template, correlation_id, owner)
+        except JobError as error:
+            return Refusal.of(error)
+
+    # Looking.
+
+    async def record(self, key: JobKey) -> Record | None:
+        """The record of the latest job with an id here."""
+        owner, job_id = key
+        self._worker.forget_old()
+        return self._tracker.record(job_id, owner)
+
+    async def records(self, owner: str, limit: int) -> list[Record]:
+        """An owner's records here."""
+        self._worker.forget_old()
+        return self._tracker.records(owner, limit)
+
+    async def drop_events(self, key: JobKey, incarnation: str) -> None:
+        """Keep the events of a job that has ended no longer."""
+        owner, job_id = key
+        job = self._tracker.ended_job(job_id, owner)
+        if job is not None and job.incarnation == incarnation:
+            self._tracker.drop_events(job_id, owner)
+
+    async def metrics(self) -> bytes:
+        """The worker's metrics."""
+        return self._worker.metrics.render()
+
+    # Keeping ids.
+
+    async def claim(self, key: JobKey, claim: Claim, replaces: str | None) -> Verdict:
+        """Claim an id for one use."""
+        return self._keeper.claim(key, claim, now(), replaces)
+
+    async def cancel(self, key: JobKey, correlation_id: str) -> Claim | None:
+        """Look up the use that a client's cancel is for, and tell all routers; remember the cancel if there is none."""
+        moment = now()
+        stop = StopRequest(StopReason.CLIENT, moment.mono, correlation_id)
+        claim = self._keeper.cancel(key, stop, moment)
+        if claim is not None:
+            self._feeds.tell(StopNote(key, claim.incarnation, correlation_id, claim.parts))
+        return claim
+
+    async def look(self, key: JobKey) -> Claim | None:
+        """The latest use of an id."""
+        return self._keeper.look(key)
+
+    async def refused(self, key: JobKey, incarnation: str | None) -> None:
+        """A request with this id was refused."""
+        self._keeper.refused(key, incarnation, now())
+
+    # Inside.
+
+    def _job(self, key: JobKey, incarnation: str) -> Job | None:
+        owner, job_id = key
+        jobs = (self._tracker.live(job_id, owner), self._tracker.ended_job(job_id, owner))
+        return next((job for job in jobs if job is not None and job.incarnation == incarnation), None)
+
+    def _has_record(self, key: JobKey, incarnation: str) -> bool:
+        owner, job_id = key
+        record = self._tracker.ended_record(job_id, owner)
+        return record is not None and record["incarnation"] == incarnation
+
+    def _nobody_serves(self, job: Job) -> None:
+        stream = self._worker.streams.of(job)
+        stream.join()
+        self._worker.reader_left(stream)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SEC)
+            for job in self._feeds.expired(self._tracker.by_run):
+                with contextlib.suppress(JobError):
+                    self._nobody_serves(job)
+
+    def _state(self) -> WorkerState:
+        worker = self._worker
+        return WorkerState(
+            health=health_of(worker),
+            engine=worker.engine,
+            tool_formats=worker.tool_formats,
+            model_names=worker.model_names,
+            recommended_sampling=worker.recommended_sampling,
+            permanently_failed=worker.supervisor.state is EngineState.PERMANENTLY_FAILED,
+        )
+
+
+class _Death(Observer):
+    """Ends the process when no engine can be had."""
+
+    def __init__(self, die: Callable[[], None]) -> None:
+        self._die = die
+
+    def permanently_failed(self, reason: str, code: str) -> None:  # noqa: ARG002  # as `Observer` passes
+        """Die, before the jobs here fail."""
+        self._die()

@@ -1,0 +1,55 @@
+"""Runs a fleet: starts or joins Ray, deploys routers and workers, and drains them in the end."""
+
+import os
+import signal
+import threading
+import time
+
+from worker_orcd import narration
+from worker_orcd.fleet.options import FleetOptions
+from worker_orcd.supervisor.load_order import log_format
+
+CLOSING_SEC = 2.0
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    # On a busy machine the proxy takes longer to start than Serve waits by default; it was killed for that.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
+}
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Ray's own name for: listen on the loopback address only. Read when Ray is imported."""
+
+
+def run(options: FleetOptions, ray_address: str | None = None) -> int:
+    """Run a fleet until a signal. Returns the exit code.
+
+    Args:
+        options: of the fleet.
+        ray_address: of the Ray cluster to join; None: Ray is started on this machine, for this fleet.
+
+    Raises:
+        ImportError: the extra `ray` is not installed.
+    """
+    for name, value in (ENVIRONMENT | ({} if ray_address else LOOPBACK)).items():
+        os.environ.setdefault(name, value)
+    from worker_orcd.fleet.deployment import Cluster  # noqa: PLC0415  # It needs an extra.
+
+    began, settings = time.monotonic(), options.settings
+    narrator = narration.Narrator.configure(str(settings.worker_id), log_format=log_format(settings))
+    cluster = Cluster(options, ray_address)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # Ray has set some of its own.
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        cluster.deploy()
+        took_ms = round((time.monotonic() - began) * 1000, 1)
+        narrator.emit(narration.Ready(host=settings.host, port=settings.port, startup_ms=took_ms))
+        stop.wait()
+        cluster.drain(settings.drain_sec + CLOSING_SEC)
+    finally:
+        cluster.close()
+    uptime_s = round(time.monotonic() - began, 3)
+    narrator.emit(narration.Shutdown(reason="the fleet was stopped", uptime_s=uptime_s, exit_code=0))
+    narrator.flush()
+    return 0

@@ -1,0 +1,151 @@
+"""Copies of jobs at a router: what its readers read, and all that another worker needs to go on with them."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+
+from worker_orcd.fleet.now import now
+from worker_orcd.jobs.job import Job, JobKey
+from worker_orcd.jobs.lifecycle import State
+from worker_orcd.jobs.receipt import Release
+from worker_orcd.jobs.replication import JobUpdate, apply
+from worker_orcd.jobs.request import JobRequest
+from worker_orcd.jobs.stop_request import StopRequest
+from worker_orcd.jobs.tracker import JobTracker
+from worker_orcd.worker.metrics import Metrics
+from worker_orcd.worker.streams import JobStream, JobStreams
+
+
+@dataclass(eq=False, slots=True)
+class Mirror:
+    """The copy of one live job.
+
+    Attributes:
+        job: the copy.
+        serves: whether this router has the client whose request the job is: then it sees to the job's going on.
+        worker: the worker that has the job; None while no worker has it.
+        stop: a stop request that was made here, or that a worker's note reports.
+        left: whether the client has left.
+        early: updates that came before the answer to the request.
+        overdue: the timer of the stop.
+    """
+
+    job: Job
+    serves: bool
+    worker: str | None = None
+    stop: StopRequest | None = None
+    left: bool = False
+    early: list[tuple[str, JobUpdate]] = field(default_factory=list)
+    overdue: asyncio.TimerHandle | None = None
+
+
+class Mirrors:
+    """All copies at one router: of live jobs, and of those that ended lately."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.tracker = JobTracker()
+        """Jobs that have ended."""
+        self.streams = JobStreams()
+        self._metrics = metrics
+        self._live: dict[str, Mirror] = {}
+        self._latest: dict[JobKey, Mirror] = {}
+        """Of each id. The end of an earlier use may not have been reported yet."""
+        self._runs = count(1)
+
+    def __iter__(self) -> Iterator[Mirror]:
+        return iter(tuple(self._live.values()))
+
+    def run(self) -> int:
+        """A number for a copy, as streams and records need one."""
+        return next(self._runs)
+
+    def add(self, mirror: Mirror) -> JobStream:
+        """Keep a copy up to date from now on."""
+        self._live[mirror.job.incarnation] = self._latest[mirror.job.key] = mirror
+        self.streams.accepted(mirror.job, {})
+        return self.streams.of(mirror.job)
+
+    def drop(self, mirror: Mirror) -> None:
+        """The job was not accepted."""
+        if self._remove(mirror):
+            self.streams.ended(mirror.job)
+
+    def get(self, incarnation: str) -> Mirror | None:
+        """The copy of a live job."""
+        return self._live.get(incarnation)
+
+    def live(self, key: JobKey) -> Mirror | None:
+        """The copy of the live job with this id."""
+        return self._latest.get(key)
+
+    def ended(self, key: JobKey) -> Job | None:
+        """The last job with this id that ended, as far as its events are kept here."""
+        owner, job_id = key
+        self.tracker.forget_old(now())
+        return self.tracker.ended_job(job_id, owner)
+
+    def at(self, worker: str) -> list[Mirror]:
+        """The copies of a worker's jobs."""
+        return [mirror for mirror in self._live.values() if mirror.worker == worker]
+
+    def apply(self, mirror: Mirror, update: JobUpdate) -> None:
+        """Bring a copy up to date.
+
+        Raises:
+            ValueError: something is missing in between.
+        """
+        if mirror.job.live:
+            apply(update, mirror.job, now())
+            self.streams.of(mirror.job).wake()
+            if mirror.job.terminal is not None:
+                self._finish(mirror)
+
+    def ended_job(self, request: JobRequest, owner: str, update: JobUpdate) -> JobStream:
+        """The stream of a job that has ended elsewhere."""
+        job = new_copy(request, owner, self.run())
+        apply(update, job, now())
+        return self.streams.of(job)
+
+    def end(self, mirror: Mirror) -> None:
+        """A copy was ended here, since no worker has its job, or none that answers."""
+        self._metrics.ended(mirror.job)
+        self._finish(mirror)
+
+    def _finish(self, mirror: Mirror) -> None:
+        job = mirror.job
+        if not self._remove(mirror):
+            return
+        if mirror.overdue is not None:
+            mirror.overdue.cancel()
+        self.tracker.register(job)
+        self.tracker.unregister(job, now())
+        self.streams.ended(job)
+
+    def _remove(self, mirror: Mirror) -> bool:
+        if self._latest.get(mirror.job.key) is mirror:
+            del self._latest[mirror.job.key]
+        return self._live.pop(mirror.job.incarnation, None) is not None
+
+
+def new_copy(request: JobRequest, owner: str, run: int) -> Job:
+    """A copy of which nothing is known yet."""
+    return Job(
+        request=request, run=run, correlation_id="", seed=0, timeout_sec=0.0, accepted=now(), owner=owner
+    )
+
+
+def stop_here(mirror: Mirror, stop: StopRequest) -> None:
+    """Stop a copy whose job no worker has, or none that answers: then nobody says what was freed, or when."""
+    job = mirror.job
+    if mirror.worker is not None and job.state is State.QUEUED:
+        job.handed_over()  # It may have gone on since.
+    job.request_stop(stop)
+    if job.state is State.STOPPING:
+        job.give_up(now())
+
+
+def freed_now() -> Release:
+    """What the death of a worker released."""
+    moment = now().mono
+    return Release(moment, moment)

@@ -1,0 +1,10 @@
+"""The time, for all of a fleet."""
+
+import time
+
+from worker_orcd.jobs.clock import Timestamp
+
+
+def now() -> Timestamp:
+    """Now, on both clocks."""
+    return Timestamp(time.monotonic(), time.time())

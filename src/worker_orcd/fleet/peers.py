@@ -1,0 +1,158 @@
+"""The workers of a fleet as one router sees them: which there are, how they are, and what they report."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from worker_orcd.fleet.keepers import keepers_of
+from worker_orcd.fleet.now import now
+from worker_orcd.fleet.wire import News, Refusal, WorkerState
+from worker_orcd.jobs.errors import JobError
+from worker_orcd.jobs.job import JobKey
+
+POLL_SEC = 1.0
+SILENT_AFTER_SEC = 1.0
+"""A poll's answer may be so late. Then the worker counts as silent, until it answers again."""
+AGAIN_SEC = 0.1
+CALL_SEC = 2.0
+MAX_LOST = 1000
+
+
+class PeerLost(Exception):
+    """The worker's process is dead."""
+
+
+class PeerSilent(Exception):
+    """The worker has not answered in time. It may still do what it was asked."""
+
+
+class Peer(Protocol):
+    """A connection with one worker."""
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of its `WorkerHost`.
+
+        Raises:
+            PeerLost: its process is dead.
+        """
+
+
+class Remote:
+    """One worker."""
+
+    def __init__(self, name: str, peer: Peer) -> None:
+        self.name = name
+        self.state: WorkerState | None = None
+        self.silent = False
+        self.sent = 0
+        """Jobs sent since its state came."""
+        self._peer = peer
+
+    async def call(self, method: str, *arguments: Any, patience_sec: float = CALL_SEC) -> Any:
+        """Call a method of its `WorkerHost`.
+
+        Raises:
+            JobError: it refuses.
+            PeerLost: its process is dead.
+            PeerSilent: it does not answer in time.
+        """
+        try:
+            answer = await asyncio.wait_for(self._peer.call(method, *arguments), patience_sec)
+        except TimeoutError:
+            raise PeerSilent(self.name) from None
+        if isinstance(answer, Refusal):
+            raise answer.error()
+        return answer
+
+    @property
+    def load(self) -> float:
+        """Jobs by slots."""
+        return (self.state.jobs + self.sent) / self.state.slots if self.state else 0.0
+
+
+class PeersListener(Protocol):
+    """Learns what happens to workers."""
+
+    def joined(self) -> None:
+        """Another worker is there."""
+
+    def news(self, remote: Remote, news: News) -> None:
+        """A worker reports."""
+
+    def back(self, remote: Remote) -> None:
+        """A worker that was silent answers again; some of its news may be lost."""
+
+    def lost(self, remote: Remote) -> None:
+        """A worker is dead."""
+
+
+class Peers:
+    """All workers that are alive as far as is known."""
+
+    def __init__(self, router: str, listener: PeersListener) -> None:
+        self._router = router
+        self._listener = listener
+        self._remotes: dict[str, Remote] = {}
+        self._polls: dict[str, asyncio.Task[None]] = {}
+        self._lost_at: OrderedDict[str, float] = OrderedDict()
+
+    def __iter__(self) -> Any:
+        return iter(tuple(self._remotes.values()))
+
+    def __len__(self) -> int:
+        return len(self._remotes)
+
+    def get(self, name: str | None) -> Remote | None:
+        """A worker that is alive."""
+        return None if name is None else self._remotes.get(name)
+
+    def lost_sec(self, name: str) -> float:
+        """How long ago a worker was found dead; infinite if it never was."""
+        return now().mono - self._lost_at.get(name, float("-inf"))
+
+    def keepers(self, key: JobKey) -> list[Remote]:
+        """The workers that answer, in the order in which they keep this id."""
+        answering = [name for name, remote in self._remotes.items() if not remote.silent]
+        return [self._remotes[name] for name in keepers_of(key, answering)]
+
+    def add(self, found: Mapping[str, Peer]) -> None:
+        """These workers are there. Those that are dead are noticed by their answers."""
+        new = [name for name in found if name not in self._remotes and name not in self._lost_at]
+        for name in new:
+            remote = self._remotes[name] = Remote(name, found[name])
+            self._polls[name] = asyncio.create_task(self._poll(remote), name=f"poll {name}")
+        if new:
+            self._listener.joined()
+
+    def close(self) -> None:
+        """Ask no more."""
+        for task in self._polls.values():
+            task.cancel()
+
+    async def _poll(self, remote: Remote) -> None:
+        while True:
+            try:
+                news: News = await remote.call(
+                    "poll", self._router, POLL_SEC, patience_sec=POLL_SEC + SILENT_AFTER_SEC
+                )
+            except PeerLost:
+                self._lose(remote)
+                return
+            except (PeerSilent, JobError):
+                remote.silent = True
+                await asyncio.sleep(AGAIN_SEC)
+                continue
+            if news.state is not None:
+                remote.state, remote.sent = news.state, 0
+            if remote.silent:
+                remote.silent = False
+                self._listener.back(remote)
+            self._listener.news(remote, news)
+
+    def _lose(self, remote: Remote) -> None:
+        del self._remotes[remote.name], self._polls[remote.name]
+        self._lost_at[remote.name] = now().mono
+        if len(self._lost_at) > MAX_LOST:
+            self._lost_at.popitem(last=False)
+        self._listener.lost(remote)

@@ -1,0 +1,158 @@
+"""Stops: a client's cancel finds its job from any router; a stop that no worker confirms is ended here in time."""
+
+import asyncio
+from collections.abc import Sequence
+
+from worker_orcd.fleet.keepers import KEEPERS, Claim
+from worker_orcd.fleet.mirrors import Mirror, Mirrors, stop_here
+from worker_orcd.fleet.now import now
+from worker_orcd.fleet.peers import PeerLost, Peers, PeerSilent, Remote
+from worker_orcd.fleet.tasks import Tasks, answers
+from worker_orcd.fleet.wire import Found, StopNote
+from worker_orcd.jobs.job import JobKey
+from worker_orcd.jobs.lifecycle import State
+from worker_orcd.jobs.stop_request import StopReason, StopRequest
+
+NO_ANSWER = "no answer"
+KEEPER_SEC = 0.5
+"""How long a keeper may take to answer a cancel, before all workers are asked for the job."""
+FIND_SEC = 1.0
+"""How long workers may take to say whether they have a job."""
+SECOND_LOOK_SEC = 0.1
+"""A stop that a worker has not reported so soon is sent to it again, by the router that serves the job."""
+MARGIN_SEC = 0.5
+"""A stop that is not confirmed is ended so long before the cancel deadline."""
+
+
+class Stopping:
+    """Stops jobs for one router."""
+
+    def __init__(self, peers: Peers, mirrors: Mirrors, tasks: Tasks, deadline_sec: float) -> None:
+        self._peers = peers
+        self._mirrors = mirrors
+        self._tasks = tasks
+        self._deadline_sec = deadline_sec
+
+    async def cancel(self, key: JobKey, correlation_id: str, recorded: asyncio.Event) -> None:
+        """Carry out a client's cancel. Sets `recorded` as soon as another process has it.
+
+        Its keepers know which use of the id it is for, or remember it. Both are asked: one may be dead, or new.
+        """
+        keepers = self._peers.keepers(key)[:KEEPERS]
+        asked = [self._tasks.spawn(self._ask(keeper, key, correlation_id)) for keeper in keepers]
+        known, unsure = None, not keepers
+        for answer in asyncio.as_completed(asked):
+            claim = await answer
+            if isinstance(claim, str):
+                unsure = True
+            else:
+                recorded.set()
+            if isinstance(claim, Claim):
+                known = claim
+                break  # A keeper that does not answer holds up no cancel that the other one knows about.
+        if known is None and unsure:
+            known = await self._searched(key)
+        if known is None:
+            return
+        self._tasks.spawn(self._correct(keepers, asked, key, known))
+        self.noted(StopNote(key, known.incarnation, correlation_id, known.parts))
+        if known.parts:
+            await answers([remote.call("stop_parts", key, correlation_id) for remote in self._peers])
+        elif (remote := self._peers.get(known.worker)) is not None:
+            await answers([remote.call("stop", key, known.incarnation, StopReason.CLIENT, correlation_id)])
+
+    async def _ask(self, keeper: Remote, key: JobKey, correlation_id: str) -> Claim | str | None:
+        try:
+            claim: Claim | None = await keeper.call("cancel", key, correlation_id, patience_sec=KEEPER_SEC)
+        except (PeerLost, PeerSilent):
+            return NO_ANSWER
+        return claim
+
+    async def _correct(
+        self,
+        keepers: Sequence[Remote],
+        asked: Sequence[asyncio.Task[Claim | str | None]],
+        key: JobKey,
+        known: Claim,
+    ) -> None:
+        """A keeper that does not know what the other one does now remembers a cancel that is carried out already."""
+        for keeper, answer in zip(keepers, asked, strict=True):
+            if await answer is None:
+                await answers([keeper.call("claim", key, known, None)])
+
+    async def _searched(self, key: JobKey) -> Claim | None:
+        """The live use of an id, without its keepers."""
+        mirror = self._mirrors.live(key)
+        if mirror is not None:
+            return Claim(mirror.job.incarnation, mirror.worker or "")
+        return await live_use(self._peers, key)
+
+    def noted(self, note: StopNote) -> None:
+        """A client has cancelled a job. The router that serves it ends it if no worker does."""
+        if note.parts:
+            owner, request_id = note.key
+            for mirror in self._mirrors:
+                job = mirror.job
+                if job.owner == owner and job.request.part_of == request_id:
+                    self.stop(mirror, StopReason.CLIENT, note.correlation_id, send=mirror.worker is None)
+            return
+        found = self._mirrors.get(note.incarnation)
+        if found is not None:
+            self.stop(found, StopReason.CLIENT, note.correlation_id, send=False)
+
+    def stop(self, mirror: Mirror, reason: StopReason, correlation_id: str, *, send: bool = True) -> None:
+        """Stop a job whose copy is here; unless `send`, another router tells its worker."""
+        if mirror.stop is not None or not mirror.job.live:
+            return
+        mirror.stop = StopRequest(reason, now().mono, correlation_id)
+        if send:
+            self.send(mirror)
+        if not mirror.serves:
+            return
+        if mirror.worker is None and mirror.job.state is State.QUEUED and mirror.job.events:
+            self._end(mirror)  # It is between two workers.
+            return
+        loop = asyncio.get_running_loop()
+        mirror.overdue = loop.call_later(SECOND_LOOK_SEC, self._second_look, mirror)
+
+    def send(self, mirror: Mirror) -> None:
+        """Tell the worker of a stop."""
+        remote, stop, job = self._peers.get(mirror.worker), mirror.stop, mirror.job
+        if remote is None or stop is None:
+            return
+        if stop.reason is StopReason.DISCONNECT:
+            self._tasks.try_to(remote.call("client_left", job.key, job.incarnation))
+        else:
+            self._tasks.try_to(
+                remote.call("stop", job.key, job.incarnation, stop.reason, stop.correlation_id or "")
+            )
+
+    def _second_look(self, mirror: Mirror) -> None:
+        if mirror.job.stop is None:
+            self.send(mirror)
+        left = self._deadline_sec - MARGIN_SEC - SECOND_LOOK_SEC
+        mirror.overdue = asyncio.get_running_loop().call_later(left, self._end, mirror)
+
+    def _end(self, mirror: Mirror) -> None:
+        """No worker has the job, or none that answers: say so to its readers."""
+        if mirror.stop is not None and mirror.job.live:
+            stop_here(mirror, mirror.job.stop or mirror.stop)
+            self._mirrors.end(mirror)
+
+
+async def live_use(peers: Peers, key: JobKey, patience_sec: float = FIND_SEC) -> Claim | None:
+    """The live use of an id, by asking all workers."""
+    for remote, found in await found_at(peers, key, patience_sec):
+        if found.live:
+            return Claim(found.incarnation, remote.name)
+    return None
+
+
+async def found_at(peers: Peers, key: JobKey, patience_sec: float = FIND_SEC) -> list[tuple[Remote, Found]]:
+    """The workers that have a job with this id, live or kept."""
+
+    async def ask(remote: Remote) -> tuple[Remote, Found | None]:
+        return remote, await remote.call("find", key, patience_sec=patience_sec)
+
+    asked = await answers([ask(remote) for remote in peers if not remote.silent])
+    return [(remote, found) for remote, found in asked if found is not None]

@@ -1,0 +1,126 @@
+"""What routers and workers of a fleet send each other, beside updates of jobs (`jobs/replication.py`).
+
+Plain values of our own: an exception of a worker or an engine never crosses between processes, where the other side
+might not be able to read it.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from worker_orcd.jobs.errors import ErrorCode, JobError
+from worker_orcd.jobs.job import JobKey
+from worker_orcd.jobs.replication import JobUpdate
+from worker_orcd.jobs.request import JobRequest
+from worker_orcd.protocol.messages import Ready
+from worker_orcd.tool_calls.formats import ToolFormat
+from worker_orcd.worker.health import Health
+from worker_orcd.worker.model_names import ModelNames
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A `JobError` as a value."""
+
+    code: str
+    message: str
+    param: str | None
+    http_status: int
+    retry_after_sec: int | None
+    details: dict[str, object]
+    openai_code: str | None
+
+    @classmethod
+    def of(cls, error: JobError) -> Self:
+        """The value of an error."""
+        return cls(
+            error.code.value,
+            error.message,
+            error.param,
+            error.http_status,
+            error.retry_after_sec,
+            error.details,
+            error.openai_code,
+        )
+
+    def error(self) -> JobError:
+        """The error again."""
+        return JobError(
+            ErrorCode(self.code),
+            self.message,
+            param=self.param,
+            http_status=self.http_status,
+            retry_after_sec=self.retry_after_sec,
+            details=self.details,
+            openai_code=self.openai_code,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The latest use of a job id at one worker."""
+
+    incarnation: str
+    live: bool
+    accepted_unix: float
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A job that a router follows from now on: its request, and all that the router does not have yet."""
+
+    request: JobRequest
+    update: JobUpdate
+
+
+@dataclass(frozen=True, slots=True)
+class StopNote:
+    """For all routers: a client has cancelled this use of a job id. The router that serves the job sees to it."""
+
+    key: JobKey
+    incarnation: str
+    correlation_id: str
+    parts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """What a router knows of a worker, as of its last answer."""
+
+    health: Health
+    engine: Ready | None
+    tool_formats: tuple[ToolFormat, ...]
+    model_names: ModelNames
+    recommended_sampling: dict[str, float]
+    permanently_failed: bool
+
+    @property
+    def jobs(self) -> int:
+        """Jobs that run or wait there."""
+        return (self.health.jobs_running or 0) + (self.health.jobs_queued or 0)
+
+    @property
+    def slots(self) -> int:
+        """Jobs that can run there together."""
+        return self.engine.sequences if self.engine else 1
+
+    @property
+    def takes_jobs(self) -> bool:
+        """Whether it accepts jobs: also while it loads, where they wait."""
+        return not self.permanently_failed and self.health.status != "draining"
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """A worker's answer to a router's poll: what happened since the last one.
+
+    Attributes:
+        updates: of the jobs that the router follows.
+        notes: for the router.
+        events: log events of the worker, and whose they are.
+        state: the worker's, if some time has passed since it was sent last.
+    """
+
+    updates: tuple[JobUpdate, ...] = ()
+    notes: tuple[StopNote, ...] = ()
+    events: tuple[tuple[dict[str, Any], str | None], ...] = ()
+    state: WorkerState | None = None

@@ -1,0 +1,125 @@
+"""The pure parts of a fleet: who keeps an id, which worker gets a job, what is shown of many workers."""
+
+import pickle
+
+import pytest
+
+from tests.fakes import at, execute, queued_job, running_job, stop_request
+from worker_orcd.fleet.keepers import Claim, Keeper, keepers_of
+from worker_orcd.fleet.routing import BLOCK_CHARS, MUCH_BUSIER, WarmPrefixes, chain_of, choose
+from worker_orcd.fleet.summary import merged_metrics, merged_records
+from worker_orcd.jobs.record import record_of
+from worker_orcd.jobs.replication import Cursor, apply, restore, whole
+from worker_orcd.worker.metrics import Metrics
+
+KEY = ("anna", "job")
+
+
+def test_a_worker_that_joins_or_dies_changes_only_its_share_of_the_keepers() -> None:
+    """Of 1,000 ids it is the first keeper of about its share; no other id changes its first keeper."""
+    keys = [("", f"job-{n}") for n in range(1000)]
+    before = {key: keepers_of(key, ["a", "b", "c", "d"]) for key in keys}
+    after = {key: keepers_of(key, ["a", "b", "c"]) for key in keys}
+    moved = [key for key in keys if before[key][0] != after[key][0]]
+    assert all(before[key][0] == "d" for key in moved)
+    assert 180 < len(moved) < 320
+    assert all([name for name in before[key] if name != "d"] == after[key] for key in keys)
+
+
+def test_an_id_is_claimed_by_one_use() -> None:
+    """Until it is known to be over. The same use may go on at another worker."""
+    keeper = Keeper(5.0)
+    assert keeper.claim(KEY, Claim("1", "a"), at(0)).held_by is None
+    assert keeper.claim(KEY, Claim("1", "b"), at(1)).held_by is None
+    refused = keeper.claim(KEY, Claim("2", "a"), at(3))
+    assert refused.held_by == Claim("1", "b")
+    assert refused.held_sec == 3.0
+    assert keeper.claim(KEY, Claim("3", "c"), at(4), replaces="1").held_by is None
+    assert keeper.claim(KEY, Claim("2", "a"), at(4), replaces="1").held_by == Claim("3", "c")
+    assert keeper.claim(("berta", "job"), Claim("4", "a"), at(4)).held_by is None
+
+
+def test_a_cancel_of_an_unknown_id_is_remembered_once_and_for_a_while() -> None:
+    """Not after a refused request, and not for an id whose use is known."""
+    keeper = Keeper(5.0)
+    assert keeper.cancel(KEY, stop_request(seconds=0.0), at(0)) is None
+    assert keeper.claim(KEY, Claim("1", "a"), at(1)).cancelled is not None
+    assert keeper.cancel(KEY, stop_request(), at(2)) == Claim("1", "a")
+    assert keeper.claim(KEY, Claim("2", "a"), at(3), replaces="1").cancelled is None
+    keeper.refused(KEY, "2", at(4))
+    assert keeper.cancel(KEY, stop_request(seconds=5.0), at(5)) is None
+    assert keeper.claim(KEY, Claim("3", "a"), at(5)).cancelled is None
+    other = ("", "other")
+    keeper.cancel(other, stop_request(seconds=10.0), at(10))
+    assert keeper.claim(other, Claim("4", "a"), at(16)).cancelled is None
+
+
+def test_a_conversation_goes_where_its_prefix_is_warm_unless_that_worker_is_much_busier() -> None:
+    """The next turn begins with what came before; another key's does not count."""
+    turn = execute(prompt="x" * (3 * BLOCK_CHARS + 10))
+    longer = execute(prompt=turn.prompt + "y" * BLOCK_CHARS)
+    warm = WarmPrefixes()
+    idle = {"a": 0.0, "b": 0.0, "c": 0.0}
+    assert choose(idle, warm, chain_of(turn, "anna")).why == "least_loaded"
+    warm.sent("b", chain_of(turn, "anna"))
+    choice = choose(idle | {"b": MUCH_BUSIER}, warm, chain_of(longer, "anna"))
+    assert (choice.worker, choice.why, choice.warm_blocks, choice.blocks) == ("b", "warm", 3, 4)
+    assert choose(idle | {"b": MUCH_BUSIER + 0.1}, warm, chain_of(longer, "anna")).why == "warm_but_busy"
+    assert choose(idle | {"a": 0.1}, warm, chain_of(longer, "berta")).why == "least_loaded"
+    assert chain_of(execute(cache_prompt=False, prompt=turn.prompt), "anna") == []
+    warm.lost("b")
+    assert choose(idle, warm, chain_of(longer, "anna")).why == "least_loaded"
+
+
+def test_warm_prefixes_are_bounded() -> None:
+    """The least recently used blocks go first."""
+    warm = WarmPrefixes(bound=4)
+    old, new = (chain_of(execute(prompt=letter * 3 * BLOCK_CHARS), "") for letter in "ab")
+    warm.sent("a", old)
+    warm.sent("a", new)
+    assert (warm.warm("a", old), warm.warm("a", new)) == (0, 3)
+
+
+def test_a_copy_follows_its_job_and_restores_it_elsewhere() -> None:
+    """Updates may come twice, but not with a gap; times count from the acceptance, on any clock."""
+    job, copy, cursor = running_job(), queued_job(run=9), Cursor()
+    copy.incarnation = ""
+    first = pickle.loads(pickle.dumps(cursor.advance(job, at(2))))  # noqa: S301  # Its own.
+    job.token(at(3), 5, "a", held="x")
+    job.token(at(4), 6, "b")
+    second = cursor.advance(job, at(4))
+    job.request_stop(stop_request(seconds=5.0))
+    third = cursor.advance(job, at(5))
+    with pytest.raises(ValueError, match="missing"):
+        apply(second, copy, at(1002))
+    for update in (first, second, second, third):
+        apply(update, copy, at(1002))
+    assert list(copy.events) == list(job.events)
+    assert (copy.tokens, copy.prompt_tokens, copy.state, copy.phase) == (
+        [5, 6],
+        (1, 2, 3),
+        job.state,
+        job.phase,
+    )
+    assert copy.stop is not None
+    assert copy.stop.accepted_at == 1005.0
+    times = ("accepted_at", "queue_ms", "first_token_ms", "decode_time_ms")
+    assert {name: record_of(copy)[name] for name in times} == {name: record_of(job)[name] for name in times}
+    restored = queued_job(run=3)
+    restore(whole(copy, at(1006)), restored, at(500))
+    assert (restored.tokens, restored.state.value, restored.stop) == ([5, 6], "queued", None)
+    assert restored.deadline - 500 == pytest.approx(copy.deadline - 1006)
+
+
+def test_metrics_and_records_of_several_workers_are_shown_as_one() -> None:
+    """Each sample says whose it is; each family has one head. A job counts once."""
+    text = merged_metrics([("w1", Metrics().render()), ("w2", Metrics().render())]).decode()
+    assert text.count("# TYPE worker_tokens_generated_total counter") == 1
+    assert 'worker_tokens_generated_total{worker_id="w2"} 0.0' in text
+    assert 'worker_refusals_total{worker_id="w1",code="DRAINING"} 0.0' in text
+    old, live = queued_job("a"), running_job("b")
+    ended = running_job("b")
+    ended.request_stop(stop_request())
+    ended.engine_lost(at(3))
+    merged = merged_records([[record_of(ended)], [record_of(live), record_of(old)]], 10)
+    assert [(record["job_id"], record["ended_ms"]) for record in merged][-1] == ("b", None)

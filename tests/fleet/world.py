@@ -1,0 +1,184 @@
+"""A fleet in virtual time: real routers and workers in one process, whose calls take time and may get no answer.
+
+Every argument and answer is pickled, as between processes: nothing is shared by accident.
+"""
+
+import asyncio
+import io
+import pickle
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from tests.fakes import QUICK
+from tests.simulation.engine import VirtualEngine, Weather
+from worker_orcd.fleet.host import WorkerHost
+from worker_orcd.fleet.peers import Peer, PeerLost
+from worker_orcd.fleet.router import Router
+from worker_orcd.jobs.events import Event
+from worker_orcd.jobs.request import Ceilings, ExecuteRequest
+from worker_orcd.narration import Narrator
+from worker_orcd.supervisor.engine import Engine, EngineListener
+from worker_orcd.worker.model_names import ModelNames
+from worker_orcd.worker.policy import Policy
+from worker_orcd.worker.streams import JobStream, KeepAlive
+from worker_orcd.worker.worker import Worker
+
+POLICY = Policy(ceilings=Ceilings(max_tokens_out=400), max_queue=50, drain_sec=1.0)
+LATENCY_SEC = (0.0005, 0.005)
+TOKEN_MS = 20.0
+
+
+class Node:
+    """One worker."""
+
+    def __init__(self, number: int, chance: random.Random, weather: Weather) -> None:
+        self.name = f"worker-{number}"
+        self.engines: list[VirtualEngine] = []
+        self.thawed = asyncio.Event()
+        self.thawed.set()
+        self.death: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._chance = chance
+        self._weather = weather
+        narrator = Narrator.configure(self.name, log_format="json", stream=io.StringIO())
+        self.worker = Worker(
+            POLICY, self._launch, narrator, worker_id=self.name, model_path="m", epoch=self.name
+        )
+        self.host = WorkerHost(self.worker, self.die)
+        self.host.start()
+
+    async def _launch(self, listener: EngineListener) -> Engine:
+        engine = VirtualEngine(listener, self._chance, self._weather, 100)
+        engine._hand.model.decode_ms = TOKEN_MS
+        self.engines.append(engine)
+        return engine
+
+    def die(self) -> None:
+        """As SIGKILL does."""
+        if not self.death.done():
+            self.death.set_result(None)
+
+    @property
+    def live(self) -> list[str]:
+        """Ids of its live jobs."""
+        return [job.job_id for job in self.worker.dispatcher.tracker]
+
+
+class Connection:
+    """One router's connection with a worker."""
+
+    def __init__(self, node: Node, chance: random.Random) -> None:
+        self._node = node
+        self._chance = chance
+        self.cut = False
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Call it, unless it is dead. What a frozen worker is asked, it does when it thaws."""
+        serving = asyncio.ensure_future(self._served(method, pickle.dumps(arguments)))
+        waited: set[asyncio.Future[Any]] = {serving, self._node.death}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        if self._node.death.done():
+            raise PeerLost
+        return pickle.loads(serving.result())  # noqa: S301  # Its own.
+
+    async def _served(self, method: str, arguments: bytes) -> bytes:
+        await asyncio.sleep(self._chance.uniform(*LATENCY_SEC))
+        await self._node.thawed.wait()
+        if self.cut:
+            await asyncio.Event().wait()
+        answer = pickle.dumps(await getattr(self._node.host, method)(*pickle.loads(arguments)))  # noqa: S301
+        await self._node.thawed.wait()
+        await asyncio.sleep(self._chance.uniform(*LATENCY_SEC))
+        return answer
+
+
+class Fleet:
+    """Routers and workers."""
+
+    def __init__(self, routers: int, workers: int, *, seed: int = 0, weather: Weather | None = None) -> None:
+        self.chance = random.Random(seed)
+        self.weather = weather or Weather()
+        self.nodes = [Node(number, self.chance, self.weather) for number in range(workers)]
+        narrator = Narrator.configure("router", log_format="json", stream=io.StringIO())
+        self.routers = [Router(POLICY, narrator, ModelNames.of("m")) for _ in range(routers)]
+        self.connections: dict[str, list[Connection]] = {router.name: [] for router in self.routers}
+        self.find()
+
+    def find(self) -> None:
+        """Let all routers know all workers."""
+        for router in self.routers:
+            peers: dict[str, Peer] = {node.name: self._connect(router, node) for node in self.nodes}
+            router.found(peers)
+
+    def add_worker(self) -> Node:
+        """Start one more worker."""
+        self.nodes.append(Node(len(self.nodes), self.chance, self.weather))
+        self.find()
+        return self.nodes[-1]
+
+    def kill_router(self, router: Router) -> None:
+        """End a router without a word: nothing it says arrives any more."""
+        self.routers.remove(router)
+        for connection in self.connections[router.name]:
+            connection.cut = True
+        router.close()
+
+    def holder(self, job_id: str) -> Node:
+        """The living worker that has a job."""
+        (node,) = [node for node in self.nodes if job_id in node.live and not node.death.done()]
+        return node
+
+    def _connect(self, router: Router, node: Node) -> Connection:
+        connection = Connection(node, self.chance)
+        self.connections[router.name].append(connection)
+        return connection
+
+    async def ready(self) -> None:
+        """Wait until every worker has an engine, and every router knows it."""
+        for node in self.nodes:
+            await node.worker.ready.wait()
+        await asyncio.sleep(1.1)
+
+    async def close(self) -> None:
+        """End everything."""
+        for router in self.routers:
+            router.close()
+        for node in self.nodes:
+            node.thawed.set()
+            await node.host.drain()
+
+
+@asynccontextmanager
+async def running_fleet(
+    routers: int = 2, workers: int = 3, *, seed: int = 0, weather: Weather | None = None
+) -> AsyncIterator[Fleet]:
+    """A fleet that is ready."""
+    fleet = Fleet(routers, workers, seed=seed, weather=weather)
+    await fleet.ready()
+    try:
+        yield fleet
+    finally:
+        await fleet.close()
+
+
+async def execute(
+    router: Router, job_id: str, prompt: str = QUICK, owner: str = "", **given: Any
+) -> JobStream:
+    """Start one job."""
+    fields: dict[str, Any] = {"job_id": job_id, "prompt": prompt, "ignore_eos": True, "max_tokens": 40}
+    request = ExecuteRequest(**fields | given)
+    (stream,) = await router.execute([request], f"cor-{job_id}", owner)
+    stream.join()
+    return stream
+
+
+async def read(stream: JobStream, start: int = 0) -> list[Event]:
+    """All its events, to the last."""
+    return [event async for batch in stream.read(KeepAlive(600.0), start) for _, event in batch]
+
+
+async def tokens_seen(stream: JobStream, number: int) -> None:
+    """Wait until so many tokens are there."""
+    while stream.job.tokens_out < number:
+        assert await stream.changed(30.0), "no token comes"
