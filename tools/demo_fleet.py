@@ -12,7 +12,7 @@ from contextlib import suppress
 import psutil
 
 from worker_orcd.child_process import free_port
-from worker_orcd.client import AsyncClient, JobCancelled, WorkerError
+from worker_orcd.client import Client, JobCancelled, WorkerError
 
 STREAMS = 40
 WORKERS = 3
@@ -31,14 +31,14 @@ async def main() -> int:
         )
     print(f"Starting {WORKERS} workers and 2 routers on Ray; their log is {log.name}")
     try:
-        async with AsyncClient(f"http://127.0.0.1:{port}") as client:
+        async with Client(f"http://127.0.0.1:{port}") as client:
             return await shown(client, fleet)
     finally:
         fleet.send_signal(signal.SIGTERM)
         fleet.wait(60)
 
 
-async def shown(client: AsyncClient, fleet: "subprocess.Popen[bytes]") -> int:
+async def shown(client: Client, fleet: "subprocess.Popen[bytes]") -> int:
     """Let the streams run, cancel every fourth, and kill a worker."""
     await ready(client)
     print(f"Ready. {STREAMS} streams begin.")
@@ -67,7 +67,7 @@ async def shown(client: AsyncClient, fleet: "subprocess.Popen[bytes]") -> int:
     return 0 if right == STREAMS else 1
 
 
-async def ready(client: AsyncClient) -> None:
+async def ready(client: Client) -> None:
     """Wait until all workers have loaded the model."""
     async with asyncio.timeout(START_SEC):
         while True:
@@ -78,14 +78,14 @@ async def ready(client: AsyncClient) -> None:
             await asyncio.sleep(0.5)
 
 
-async def stream(client: AsyncClient, job_id: str) -> str:
+async def stream(client: Client, job_id: str) -> str:
     """One job: how it ended."""
     job = client.execute(
         "Tell a story about the sea.", job_id=job_id, max_tokens=TOKENS, ignore_eos=True, resume=True
     )
     try:
         async with job:
-            numbers = [token.i async for token in job]
+            numbers = [token.index async for token in job]
     except JobCancelled:
         return "cancelled"
     except WorkerError as error:
