@@ -27,6 +27,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "llama": {"pooling": "mean"},
     "gemma3": {"pooling": "last"},
     "mamba": {"pooling": "mean"},
+    "lfm2": {"pooling": "mean"},
 }
 # Not "cls": with random weights that vector is nearly the same for all texts, and so any would pass.
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -182,3 +183,24 @@ def test_a_model_without_pooling_embeds_nothing(tiny_models: TinyModels) -> None
         assert "--pooling" in error["message"]
         assert ended_state(worker, job_id)["state"] == "failed"
         at_rest(worker)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+def test_an_encoder_that_computes_a_prompt_for_long_is_not_taken_for_stuck(tiny_models: TinyModels) -> None:
+    """A prompt is one step, and the loop answers no ping during a step. Without a sign of progress an engine is killed
+    after 10 s of computing, its successor as well, and the job fails."""
+    more: dict[str, Any] = {"nomic-bert.context_length": 8192, "nomic-bert.block_count": 24}
+    options: dict[str, Any] = {"embeddings": True, "context_length": 8192, "threads": 1, "parallel": 2}
+    path = tiny_models.path("nomic-bert", **more)
+    with running_worker("llama", wait=False, model=path, inference_timeout_sec=1500, **options) as worker:
+        worker.ready(within_sec=300)
+        tokens = [5 + 7 * n % 90 for n in range(8000)]
+        job_id = fresh_id("long")
+        answer = worker.client.post(
+            "/v1/embeddings", json={"input": tokens}, headers={"X-Job-Id": job_id}, timeout=1500
+        )
+        assert answer.status_code == 200, answer.text
+        record = worker.record(job_id)
+        assert record["ended_ms"] - record["queue_ms"] > 10_000, "too short to be taken for a hang"
+        assert worker.health()["engine_restarts"] == 0

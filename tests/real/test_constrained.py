@@ -4,6 +4,8 @@ import json
 import random
 import signal
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import jsonschema_rs
 import pytest
@@ -71,7 +73,8 @@ def _outcome(worker: RunningWorker, seed: int) -> str:
 
 
 def _try_schemas(worker: RunningWorker, seeds: range) -> None:
-    outcomes = Counter(_outcome(worker, seed) for seed in seeds)
+    with ThreadPoolExecutor(8) as clients:
+        outcomes = Counter(clients.map(partial(_outcome, worker), seeds))
     print(outcomes)
     assert set(outcomes) <= {"stop", "length", "refused"}
     assert outcomes["stop"] > len(seeds) / 2

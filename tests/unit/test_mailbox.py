@@ -1,4 +1,4 @@
-"""The engine's end of the socket while the model is loading."""
+"""The engine's end of the socket while the model is loading, and during a long step."""
 
 import socket
 from collections.abc import Iterator
@@ -50,8 +50,21 @@ def test_pings_while_loading_are_answered_only_after_progress(front: Front) -> N
     for _ in range(3):
         front.asked()
         assert front.said() == []
-    front.mailbox.load_progressed()
-    front.mailbox.load_progressed()
+    front.mailbox.progressed()
+    front.mailbox.progressed()
     front.asked()
     front.asked()
     assert front.said() == [Pong()]
+
+
+def test_a_ping_during_a_step_is_answered_if_there_was_progress(front: Front) -> None:
+    """The loop answers it as well once the step is over; a step that hangs makes no progress."""
+    front.asked()
+    assert front.said() == [Pong()]
+    assert front.mailbox.drain() == []
+    front.asked()
+    assert front.said() == []
+    front.mailbox.progressed()
+    front.asked()
+    assert front.said() == [Pong()]
+    assert front.mailbox.drain() == [Ping(), Ping()]

@@ -5,6 +5,7 @@ here until the last one arrives, and count as cells meanwhile. Steps, stops, aud
 models.
 """
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,8 @@ from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import Load, Pooling
 
 lib = bindings()
+_LONG_ROWS = 64
+"""A computation of fewer rows is too short for an engine to be taken for stuck."""
 
 
 class EncoderModel(LlamaModel):
@@ -28,12 +31,24 @@ class EncoderModel(LlamaModel):
     def __init__(
         self, load: Load, interrupt: InterruptByte, progress: Callable[[float], None], weights: Weights
     ) -> None:
-        """Create a context for these weights. Raises `ModelLoadError`."""
+        """Create a context for these weights. `progress` is also called during a long computation.
+
+        Raises:
+            ModelLoadError: there is no pooling type, or no room for a context.
+        """
         if weights.pooling == "none":
             raise ModelLoadError(
                 f"model file {load.model_path}: is an encoder whose metadata do not name a pooling type "
                 f"(architecture {weights.architecture}); --pooling is required"
             )
+
+        def asked(address: int) -> bool:
+            progress(100.0)
+            return ctypes.c_char.from_address(address).value != b"\0"
+
+        self._reporting_abort = lib.ggml_abort_callback(asked)
+        """Also reports progress, between two nodes of the graph: a long prompt takes minutes, in one step, and without
+        this an engine that computes would be taken for stuck."""
         self._waiting: dict[int, list[int]] = {}
         """By sequence id: the tokens of the sequence's prompt so far."""
         self._vectors: dict[int, Vector] = {}
@@ -99,7 +114,8 @@ class EncoderModel(LlamaModel):
             batch.sequences += [sequence] * len(tokens)
         batch.wanted = [True] * len(batch.tokens)
         lib.llama_set_embeddings(self._context, True)
-        lib.llama_set_abort_callback(self._context, self._abort, self._watched[abort_mode])
+        asked = self._abort if len(batch.tokens) < _LONG_ROWS else self._reporting_abort
+        lib.llama_set_abort_callback(self._context, asked, self._watched[abort_mode])
         code = lib.llama_encode(self._context, self._rows.fill(batch))
         return OUTCOMES.get(code, Outcome.FAILED)
 

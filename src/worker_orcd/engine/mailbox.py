@@ -51,8 +51,8 @@ class Mailbox:
         """Wait for the first message."""
         return self._loads.get()
 
-    def load_progressed(self) -> None:
-        """Note that loading has made progress: the next ping is answered, even before the first `drain`."""
+    def progressed(self) -> None:
+        """Note that loading or a long computation has made progress: the next ping is answered at once."""
         self._progressed = True
 
     def drain(self) -> list[Run | Stop | Ping]:
@@ -111,15 +111,17 @@ class Mailbox:
 
     def _sort(self, message: Message) -> None:
         match message:
-            case Ping() if not self._looping:
-                # While the model is loading, the loop cannot answer pings. This thread answers only if there was
-                # progress, because otherwise a hung load would go unnoticed.
+            case Ping():
+                # While the model is loading or a step is computed, the loop cannot answer pings. This thread answers
+                # only if there was progress, because otherwise a hang would go unnoticed.
                 if self._progressed:
                     self._progressed = False
                     self.send(Pong())
+                if self._looping:
+                    self._to_loop(message)
             case Begin():
                 self._to_loop(self.prompts.begin(message))
-            case Stop() | Ping():
+            case Stop():
                 self._to_loop(message)
             case Submit(tokens=tuple(tokens)):
                 self.prompts.accept(message, tokens)

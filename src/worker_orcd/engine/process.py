@@ -66,8 +66,8 @@ def main(load_model: ModelLoader) -> None:
         None if given.store is None else PrefixStore(given.store, _fingerprint(load, ready), own_thread=True)
     )
     loop = EngineLoop(model, interrupt, mailbox.drain, mailbox.send, narrator, store=store)
-    mailbox.load_progressed()
-    costs = loop.warm_up(mailbox.load_progressed, load.costs)
+    mailbox.progressed()
+    costs = loop.warm_up(mailbox.progressed, load.costs)
     mailbox.send(msgspec.structs.replace(ready, next_ms=loop.next_ms, costs=costs))
     threading.Thread(
         target=prepare_all,
@@ -96,7 +96,7 @@ def _load(
     try:
         model = load_model(load, interrupt, _LoadingProgress(mailbox).reached)
         if load.exact and load.self_check:
-            require_exactness(model, load.model_path, mailbox.load_progressed)
+            require_exactness(model, load.model_path, mailbox.progressed)
     except ModelLoadError as error:
         _fail(mailbox, error.code, str(error))
     except Exception as error:  # noqa: BLE001  # Whatever a file brings about: trying it again brings about the same.
@@ -142,7 +142,7 @@ class _LoadingProgress:
 
     def reached(self, percent: float) -> None:
         """Note that this percentage of the model is loaded."""
-        self._mailbox.load_progressed()
+        self._mailbox.progressed()
         while self._ahead and percent >= self._ahead[0]:
             self._mailbox.send(Loading(self._ahead.pop(0)))
 

@@ -4,8 +4,8 @@ from worker_orcd.protocol.messages.message import Message
 
 
 class Ping(Message, frozen=True):
-    """Check that the engine is alive. Answered by `Pong` between two steps. While the model loads, answered only if
-    loading has made progress since the last `Pong`.
+    """Check that the engine is alive. Answered by `Pong` between two steps. While the model loads, and while an encoder
+    computes a prompt, answered at once if there was progress since the last `Pong`.
 
     Attributes:
         runs: the runs that the front has handed to the engine and that have not ended or been returned.
