@@ -24,7 +24,7 @@ WORDS: dict[str, list[tuple[str, ...]]] = {
 }
 """What is tried of each command that speaks to a worker. The answer depends on the words."""
 ONCE = [(command, *words) for command, tries in WORDS.items() for words in tries if command != "logs"]
-ALONE = {"serve", "demo", "completion"}
+ALONE = {"serve", "fleet", "demo", "completion"}
 """They speak to no other worker."""
 
 
