@@ -15,7 +15,7 @@ from tests.programs import find
 from tests.terminal import PATIENCE_SEC, Terminal, environment, run
 from worker_orcd.testing.harness import RunningWorker
 
-COMMANDS = ["serve", "execute", "chat", "cancel", "ps", "logs", "demo", "completion"]
+COMMANDS = ["serve", "fleet", "execute", "chat", "cancel", "ps", "logs", "demo", "completion"]
 
 
 def completed(*words: str, worker: RunningWorker | None = None, **env: str) -> list[str]:
@@ -53,7 +53,9 @@ def test_options_of_every_command_are_completed(command: str) -> None:
     shown = run(command, "--help").stdout
     assert "--help" in offered
     assert {word for word in offered if f" {word} " not in shown and f" {word}\n" not in shown} == set()
-    wanted = {"serve": "--model", "demo": "--json", "completion": "--help"}.get(command, "--url")
+    wanted = {"serve": "--model", "fleet": "--workers", "demo": "--json", "completion": "--help"}.get(
+        command, "--url"
+    )
     assert wanted in offered
 
 

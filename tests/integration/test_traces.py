@@ -236,7 +236,7 @@ def test_a_variable_that_cannot_be_kept_is_refused_in_one_line(variable: str, va
     """Before anything is loaded."""
     said_so = _refused("--traces", **{variable: value})
     assert said_so.startswith(
-        "worker-orcd: INVALID_REQUEST: --traces requires OTEL_ variables that can be kept, but"
+        "worker-orcd: INVALID_REQUEST: --traces requires supported values of the OTEL_ variables, but"
     )
     assert why in said_so
     assert said_so.count("\n") == 1
