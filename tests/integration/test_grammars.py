@@ -11,7 +11,7 @@ import pytest
 from tests.grammars import TOY, tokens_of, write
 from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.engine.grammars.compiler import Compiler
-from worker_orcd.engine.grammars.masks import ConstraintRefused, Grammars, Matcher
+from worker_orcd.engine.grammars.masks import ConstraintRefused, Grammars, MaskLate, Matcher
 from worker_orcd.engine.grammars.messages import Mask
 from worker_orcd.protocol.messages import Constraint
 from worker_orcd.testing.harness import wait_until
@@ -35,7 +35,8 @@ class Followed:
             self._matcher.accept(token)
 
     def mask(self) -> Mask:
-        """Wait for it."""
+        """Wait for it, however busy the machine is."""
+        self._matcher.wait(30)
         return self._matcher.mask()
 
 
@@ -131,7 +132,7 @@ def test_a_grammar_that_gets_too_complex_ends_its_run_with_a_reason(grammars: Gr
 
     def follow() -> None:
         while True:
-            matcher.mask()
+            Followed(matcher).mask()
             matcher.accept(tokens_of("a")[0])
 
     with pytest.raises(ConstraintRefused, match=r"Too many items|Current row|too much time"):
@@ -139,6 +140,32 @@ def test_a_grammar_that_gets_too_complex_ends_its_run_with_a_reason(grammars: Gr
     assert write(Followed(neighbour), random.Random(1)) is not None
     neighbour.close()
     matcher.close()
+
+
+def test_a_process_that_gets_no_cpu_refuses_no_grammar(grammars: Grammars) -> None:
+    """A step waits for its mask for half a second at most; the run then begins again, and no step waits for a while."""
+    grammars.check(WORDS)
+    before = set(server_of(grammars).children())
+    matcher = grammars.matcher(WORDS, ())
+    Followed(matcher).mask()
+    [child] = set(server_of(grammars).children()) - before
+    child.suspend()
+    matcher.accept(tokens_of("a")[0])
+    assert matcher.ready
+    with pytest.raises(MaskLate):
+        matcher.mask()
+    matcher.close()
+    child.resume()
+    again = grammars.matcher(WORDS, tokens_of("a"))
+    Followed(again).mask()
+    [child] = set(server_of(grammars).children()) - before - {child}
+    child.suspend()
+    again.accept(tokens_of("b")[0])
+    assert not again.ready
+    child.resume()
+    assert write(Followed(again), random.Random(1)) is not None
+    again.close()
+    grammars.starved_until = 0.0
 
 
 def test_runs_leave_no_process_and_no_descriptor(grammars: Grammars) -> None:

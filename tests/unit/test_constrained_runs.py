@@ -3,7 +3,7 @@
 import pytest
 
 from tests.fakes import HandLoop, MakeLoop, run_message
-from worker_orcd.engine.grammars.masks import ConstraintRefused, Grammars, GrammarsLost
+from worker_orcd.engine.grammars.masks import ConstraintRefused, Grammars, GrammarsLost, MaskLate
 from worker_orcd.engine.grammars.messages import Mask
 from worker_orcd.engine.run import Run
 from worker_orcd.protocol.messages import Constraint, Step, Stop
@@ -138,6 +138,20 @@ def test_a_grammar_that_fails_ends_its_run_alone(loop: HandLoop, error: Exceptio
     loop.finish()
     assert (loop.ends(1), loop.ends(2)) == ([code], ["length"])
     assert len(loop.tokens(2)) == 20
+
+
+def test_a_run_whose_mask_is_late_begins_again_where_it_is(loop: HandLoop) -> None:
+    """Its tokens so far are kept, and its cells stay warm; no token is drawn without a mask."""
+    late = begun(loop, constrained(1))
+    loop.turn(2)
+    late.next = MaskLate()
+    loop.turn()
+    assert not late.open
+    loop.finish()
+    *_, again = matchers_of(loop)
+    assert again.accepted == [97] * 8
+    assert (loop.text(1), loop.ends(1)) == ("a" * 8, ["length"])
+    assert [run for step in loop.steps for run in step.preempted] == [1]
 
 
 def test_a_run_whose_grammar_is_not_ready_delays_no_other(loop: HandLoop) -> None:

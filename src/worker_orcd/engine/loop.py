@@ -230,6 +230,8 @@ class EngineLoop:
             result = StepResult()
         # Freeing runs moves sequence ids, so ended runs are freed only after the last part.
         ends = [self._end(end) for end in result.ends]
+        for late in result.late:
+            self._preempt([self._sequences[late]])
         if result.outcome not in (Outcome.DONE, Outcome.ABORTED):
             ends += self._fail(result)
         self._audit()
@@ -332,28 +334,8 @@ class EngineLoop:
                 self._undo(part, result.outcome)
                 result.undone, result.skipped = runs_of([part]), runs_of(parts[number + 1 :])
                 break
-            self._collect_results(part, result)
+            result.add(part, self._sequences, self._ledger, self._model, self._clock())
         return result
-
-    def _collect_results(self, part: Part, result: StepResult) -> None:
-        """Record a part's results and draw the next tokens of its runs."""
-        row, now = 0, self._clock()
-        for share in part.shares:
-            sequence = self._sequences[share.key]
-            before = sequence.prompt_processed
-            if sequence.run.request.prompt_logprobs is not None:
-                result.prompt_logprobs += sequence.score(row, share.rows, self._model)
-            sequence.pool(row, share.rows, self._model)
-            row += share.rows
-            self._ledger.computed(sequence.slot, share.rows)
-            if (processed := sequence.prompt_processed) > before:
-                result.prompt_computed += processed - before
-                result.progress.append(Progress(share.key, processed))
-            if share.key in part.last_rows:
-                new, end = sequence.draw(part.last_rows[share.key], self._model, now)
-                result.tokens += new
-                if end is not None:
-                    result.ends.append(end)
 
     def _end(self, end: EndOfRun) -> EndOfRun:
         closed = self._free(self._sequences[end.run])

@@ -1,4 +1,4 @@
-"""The parts in which a step is computed, and their results. Pure.
+"""The parts in which a step is computed, and their results.
 
 Without `--exact`, a step is one part: one decode of all its rows. With separate streams, a step has one part for each
 range of consecutive sequence ids, because of a bug in llama.cpp (found in the version of llama-cpp-python 0.3.36).
@@ -15,7 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
-from worker_orcd.engine.model import Batch, Outcome
+from worker_orcd.engine.grammars.masks import MaskLate
+from worker_orcd.engine.ledger import Ledger
+from worker_orcd.engine.model import Batch, Model, Outcome
 from worker_orcd.engine.planner import Plan, Share
 from worker_orcd.engine.sequence import Sequence
 from worker_orcd.protocol.messages import EndOfRun, Progress, PromptLogprobs, TokenOut
@@ -44,6 +46,7 @@ class StepResult:
         skipped: runs of the parts after it, which were not computed.
         prompt_computed: number of prompt tokens computed.
         ends: ends of runs that reached a natural end; these runs are not freed yet.
+        late: runs without a token, because their masks were not computed in time; they have to begin again.
     """
 
     outcome: Outcome = Outcome.DONE
@@ -54,6 +57,36 @@ class StepResult:
     prompt_computed: int = 0
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
     ends: list[EndOfRun] = field(default_factory=list)
+    late: list[int] = field(default_factory=list)
+
+    def add(
+        self, part: Part, sequences: Mapping[int, Sequence], ledger: Ledger, model: Model, now: float
+    ) -> None:
+        """Record a part that was computed, and draw the next tokens of its runs."""
+        row = 0
+        for share in part.shares:
+            sequence = sequences[share.key]
+            before = sequence.prompt_processed
+            if sequence.run.request.prompt_logprobs is not None:
+                self.prompt_logprobs += sequence.score(row, share.rows, model)
+            sequence.pool(row, share.rows, model)
+            row += share.rows
+            ledger.computed(sequence.slot, share.rows)
+            if (processed := sequence.prompt_processed) > before:
+                self.prompt_computed += processed - before
+                self.progress.append(Progress(share.key, processed))
+            if share.key in part.last_rows:
+                self._draw(sequence, part.last_rows[share.key], model, now)
+
+    def _draw(self, sequence: Sequence, row: int, model: Model, now: float) -> None:
+        try:
+            new, end = sequence.draw(row, model, now)
+        except MaskLate:
+            self.late.append(sequence.run.number)
+            return
+        self.tokens += new
+        if end is not None:
+            self.ends.append(end)
 
 
 def parts_of(plan: Plan, sequences: Mapping[int, Sequence], *, separate_streams: bool) -> list[Part]:

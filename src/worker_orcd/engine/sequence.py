@@ -4,7 +4,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from worker_orcd.engine.grammars.masks import ConstraintRefused, GrammarsLost, Matcher
+from worker_orcd.engine.grammars.masks import ConstraintRefused, GrammarsLost, MaskLate, Matcher
 from worker_orcd.engine.logprobs import logprobs_of
 from worker_orcd.engine.model import Model
 from worker_orcd.engine.planner import MIN_PREFILL_ROWS, Pending
@@ -159,6 +159,9 @@ class Sequence:
 
         Returns:
             The tokens for readers, and the run's end if this is the end. The end's cells are filled in when freed.
+
+        Raises:
+            MaskLate: the run's mask is not ready. The run has to begin again where it is.
         """
         if self._pool is not None:
             return [], self._embedded(self._pool)
@@ -213,7 +216,7 @@ class Sequence:
         """Whether the grammar is complete with the last token."""
         try:
             return self._matcher is not None and self._matcher.mask().complete
-        except (ConstraintRefused, GrammarsLost):
+        except (ConstraintRefused, GrammarsLost, MaskLate):
             return False
 
     def _rest(self) -> list[TokenOut]:

@@ -18,8 +18,12 @@ from worker_orcd.printable import printable
 from worker_orcd.protocol.messages import Constraint
 
 _ATTEMPTS = 2
-_PATIENCE_SEC = 2.0
-"""How long a step waits for a mask. The process's CPU time is limited to less, but it may be starved."""
+_FIRST_PATIENCE_SEC = 2.0
+"""How long a step waits for the first mask of a process, which it has to only if the process was lost meanwhile."""
+_PATIENCE_SEC = 0.5
+"""How long a step waits for each later mask. The process's CPU time is limited to less, but it may be starved."""
+_STARVED_SEC = 10.0
+"""After a process was starved, no step waits for a mask for this long: a run takes part only when its mask is ready."""
 _QUICK_SEC = 0.005
 """If the last mask took longer than this, the run takes part in a step only when its mask is ready."""
 _BUFFER_BYTES = 1 << 20
@@ -29,6 +33,10 @@ _TOO_MUCH = "the grammar takes too much time or memory"
 
 class ConstraintRefused(Exception):
     """A constraint cannot be used, or not at this token. The message is a sentence for clients."""
+
+
+class MaskLate(Exception):
+    """A mask is not computed in time, because its process gets no CPU. The cause is neither the grammar nor a fault."""
 
 
 class GrammarsLost(Exception):
@@ -42,6 +50,8 @@ class Grammars:
         """`vocabulary` is called on another thread, at each start of the process."""
         self._vocabulary = vocabulary
         self.server = ForkServer("worker_orcd.engine.grammars.process", self._greet)
+        self.starved_until = 0.0
+        """No step waits for a mask before this time, in seconds of the monotonic clock."""
         self._beginning: SimpleQueue[Matcher] = SimpleQueue()
         self._starter: threading.Thread | None = None
 
@@ -137,7 +147,9 @@ class Matcher:
     @property
     def ready(self) -> bool:
         """Whether the run may take part in the next step: its mask has arrived, or the last one arrived quickly."""
-        return self._mask is not None or not self._slow or readable(self._ours, 0)
+        if self._mask is not None or readable(self._ours, 0):
+            return True
+        return not self._slow and time.monotonic() >= self._grammars.starved_until
 
     def wait(self, seconds: float) -> None:
         """Wait until the mask is ready, at most this long."""
@@ -150,17 +162,22 @@ class Matcher:
         Raises:
             ConstraintRefused: the grammar is too complex at this place, or exceeds its limits.
             GrammarsLost: the process cannot be started.
+            MaskLate: the child was starved. The matcher is of no use any more; another one may be.
         """
         started = time.monotonic()
         while self._mask is None:
             try:
                 answer: Mask | Fault = receive(self._ours, Mask | Fault)
+            except TimeoutError:
+                self._grammars.starved_until = time.monotonic() + _STARVED_SEC
+                raise MaskLate from None
             except (OSError, EOFError, msgspec.MsgspecError):
                 self._again()
                 continue
             if isinstance(answer, Fault):
                 raise ConstraintRefused(printable(answer.reason))
             self._mask = answer
+            self._ours.settimeout(_PATIENCE_SEC)
         self._slow = time.monotonic() - started > _QUICK_SEC
         return self._mask
 
@@ -208,5 +225,5 @@ def _pair() -> tuple[socket.socket, socket.socket]:
     ours, theirs = socket.socketpair()
     for end in (ours, theirs):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
-    ours.settimeout(_PATIENCE_SEC)
+    ours.settimeout(_FIRST_PATIENCE_SEC)
     return ours, theirs
