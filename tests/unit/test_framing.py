@@ -64,7 +64,7 @@ FROM_ENGINE: list[messages.FromEngine] = [
     messages.AuditFault(7, "sequence 0 held 3 KV cells instead of 0", repaired=False),
     messages.Step(0.1, (), (), (), 0, 0, 0.0),
     messages.Stopped(1, 4.5, 0.25, 100, 0, 64, 0, 0),
-    messages.Stored(2**33),
+    messages.Stored(2**33, 100, 2**14),
 ]
 
 

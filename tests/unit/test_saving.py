@@ -176,6 +176,22 @@ def test_what_is_given_up_in_the_pool_comes_back_from_the_store(store: int) -> N
     loop.close()
 
 
+def test_what_the_store_has_leaves_most_of_the_pool(store: int) -> None:
+    """Idle cells make steps longer. What is not saved stays, up to a quarter of all cells."""
+    loop = an_engine(store)
+    unsaved = an_engine(None)
+    for engine in (loop, unsaved):
+        computed(engine, 1, PROMPT, max_tokens=MIN_SHARED + 10)
+        engine.turn_idle()
+    assert loop.loop.cells_cached == 0
+    assert unsaved.loop.cells_cached >= ALL
+    [*_, last] = [report for report in loop.sent if isinstance(report, Stored)]
+    assert (last.cells_used, last.cells_cached) == (0, 0)
+    assert computed(loop, 2, PROMPT) == 1
+    for engine in (loop, unsaved):
+        engine.close()
+
+
 def test_a_prefix_that_is_damaged_is_reported_and_not_used(store: int) -> None:
     """By the engine that finds it: the prompt is computed, and there is a fault that is repaired."""
     loop = an_engine(store, exact=True)

@@ -211,9 +211,9 @@ class EngineLoop:
     def _save_prefixes(self) -> bool:
         """Copy due prefixes to the store, after the step's results are sent. Returns whether any was due."""
         saved = self._ledger.save_next()
-        if self._store is not None and self._store.used != self._stored_bytes:
+        if self._store is not None and (saved or self._store.used != self._stored_bytes):
             self._stored_bytes = self._store.used
-            self._send(Stored(self._stored_bytes))
+            self._send(Stored(self._stored_bytes, self._ledger.held, self._ledger.warm))
         return saved
 
     # Steps.

@@ -90,6 +90,6 @@ class KvUsage:
     cells_cached: int = 0
 
     @classmethod
-    def after(cls, report: messages.Step | messages.Stopped) -> Self:
-        """The usage that the engine reports with a step or a stop."""
+    def after(cls, report: messages.Step | messages.Stopped | messages.Stored) -> Self:
+        """The usage that the engine reports with a step, a stop or a copy to the prefix store."""
         return cls(report.cells_used, report.cells_cached)

@@ -228,7 +228,7 @@ class Worker:
                 self.kv_usage = KvUsage.after(message)
                 self._carry_out(self.dispatcher.stopped(message.run, released(message, now), now))
             case messages.Stored():
-                self.prefix_store_bytes = message.bytes
+                self.prefix_store_bytes, self.kv_usage = message.bytes, KvUsage.after(message)
             case messages.Accepted() | messages.Tokenized() | messages.Rejected():
                 self._prepared(message, now)
             case messages.Started():

@@ -33,9 +33,17 @@ class AuditFault(Message, frozen=True):
 
 
 class Stored(Message, frozen=True):
-    """The size of the prefix store has changed. `bytes`: the new size."""
+    """Prefixes were copied to the store, which frees warm cells.
+
+    Attributes:
+        bytes: the size of the store.
+        cells_used: cells that live runs hold.
+        cells_cached: cells kept for later runs.
+    """
 
     bytes: int
+    cells_used: int
+    cells_cached: int
 
 
 class NarrationEvent(Message, frozen=True):
