@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -166,6 +167,24 @@ def test_a_process_that_gets_no_cpu_refuses_no_grammar(grammars: Grammars) -> No
     assert write(Followed(again), random.Random(1)) is not None
     again.close()
     grammars.starved_until = 0.0
+
+
+def test_a_child_that_ends_within_its_limits_is_replaced(grammars: Grammars) -> None:
+    """Once for each mask: the signal that ends a child with its run may come at a wrong moment."""
+    grammars.check(WORDS)
+    before = set(server_of(grammars).children())
+    matcher = grammars.matcher(WORDS, ())
+    compiled = Compiler(TOY).compile(WORDS)
+    for letter in "abab":
+        assert Followed(matcher).mask() == compiled.mask()
+        [child] = set(server_of(grammars).children()) - before
+        child.send_signal(signal.SIGKILL)
+        before.add(child)
+        [token] = tokens_of(letter)
+        matcher.accept(token)
+        compiled.accept((token,))
+    assert write(Followed(matcher), random.Random(1)) is not None
+    matcher.close()
 
 
 def test_runs_leave_no_process_and_no_descriptor(grammars: Grammars) -> None:

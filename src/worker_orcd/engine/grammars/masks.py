@@ -177,6 +177,7 @@ class Matcher:
             if isinstance(answer, Fault):
                 raise ConstraintRefused(printable(answer.reason))
             self._mask = answer
+            self._attempts = 1
             self._ours.settimeout(_PATIENCE_SEC)
         self._slow = time.monotonic() - started > _QUICK_SEC
         return self._mask
@@ -203,16 +204,19 @@ class Matcher:
                 return  # The connection closes; `mask` then finds that the child has ended.
 
     def _again(self) -> None:
-        """Handle a child that ended without an answer: start again if the whole process is lost.
+        """Handle a child that ended without an answer: start another one, once for each mask.
+
+        A child may end though it is within its limits: the kernel wakes it with a message before it signals that there
+        is one, and the signal, which should end the child only if its run ends, may then reach it while it computes.
 
         Raises:
-            ConstraintRefused: only the child has ended, at its limits.
-            GrammarsLost: the process is lost a second time.
+            ConstraintRefused: two children have ended at the same mask, at their limits.
+            GrammarsLost: the whole process is lost a second time.
         """
         server = self._grammars.server
-        if self._server_pid is not None and self._server_pid == server.pid and not server.is_lost():
-            raise ConstraintRefused(_TOO_MUCH)
         if self._attempts == _ATTEMPTS:
+            if self._server_pid is not None and self._server_pid == server.pid and not server.is_lost():
+                raise ConstraintRefused(_TOO_MUCH)
             raise GrammarsLost("the process that compiles grammars is lost")
         self._attempts += 1
         self._ours.close()
