@@ -328,12 +328,12 @@ class Ledger:
         return None
 
     def _saved_length(self, namespace: str, wanted: Tokens) -> int:
-        saved = self._saving.longest(namespace, wanted) if self._saving else None
-        return saved.length if saved else 0
+        return match.length if self._saving and (match := self._saving.longest(namespace, wanted)) else 0
 
     def _bound_warm(self) -> None:
         """Evict warm slots beyond their share of the cells, except slots that are still to be saved."""
-        for slot in [slot for slot in self._warm if slot not in self._unsaved]:
+        too_many = self._cells.warm > self._max_warm * SAVED_PART
+        for slot in [slot for slot in self._warm if too_many and slot not in self._unsaved]:
             saved = self._saved_length(slot.namespace or "", slot.tokens) >= slot.computed
             if self._cells.warm > self._max_warm * (SAVED_PART if saved else 1):
                 self._evict(slot)
