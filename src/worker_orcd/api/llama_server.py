@@ -117,9 +117,7 @@ def router(worker: WorkerInterface) -> APIRouter:
         openapi_extra=schema.body(InfillRequest, _INFILL_EXAMPLE),
     )
     async def infill(request: Request) -> Response:
-        asked = InfillRequest.parse(await request.body())
-        words = partial(RawCompletion, fields=asked.response_fields)
-        return await answer(worker, request, asked, words, "infill-")
+        return await _answered(worker, request, InfillRequest.parse(await request.body()), "infill-")
 
     @routes.post("/completions", include_in_schema=False)  # llama-server has both names.
     @routes.post(
@@ -130,11 +128,16 @@ def router(worker: WorkerInterface) -> APIRouter:
         openapi_extra=schema.body(RawCompletionRequest, _EXAMPLE),
     )
     async def completion(request: Request) -> Response:
-        asked = RawCompletionRequest.parse(await request.body())
-        words = partial(RawCompletion, fields=asked.response_fields)
-        return await answer(worker, request, asked, words, "cmpl-")
+        return await _answered(worker, request, RawCompletionRequest.parse(await request.body()), "cmpl-")
 
     return routes
+
+
+async def _answered(
+    worker: WorkerInterface, request: Request, asked: InfillRequest | RawCompletionRequest, prefix: str
+) -> Response:
+    words = partial(RawCompletion, fields=asked.response_fields)
+    return await answer(worker, request, asked, words, prefix)
 
 
 def _answers() -> schema.Responses:
