@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-from worker_orcd.fleet import now, router
+from worker_orcd.fleet import router
 from worker_orcd.supervisor import supervisor
-from worker_orcd.worker import alarm, single, streams, tracing, worker
+from worker_orcd.worker import alarm, now, single, streams, tracing, worker
 
 _MODULES = (alarm, now, router, single, streams, supervisor, tracing, worker)
 

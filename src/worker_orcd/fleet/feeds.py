@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from worker_orcd.fleet.now import now
 from worker_orcd.fleet.wire import News, StopNote, WorkerState
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.replication import Cursor
+from worker_orcd.worker.now import now
 from worker_orcd.worker.observer import Observer, StopRequested
 
 LEASE_SEC = 3.0

@@ -3,13 +3,13 @@
 import asyncio
 
 from worker_orcd.fleet.mirrors import Mirror, Mirrors, freed_now, new_copy
-from worker_orcd.fleet.now import now
 from worker_orcd.fleet.peers import PeerLost, Peers, PeerSilent, Remote
 from worker_orcd.fleet.stopping import found_at
 from worker_orcd.fleet.wire import Followed
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job, JobKey
 from worker_orcd.jobs.replication import Cursor, JobUpdate, apply
+from worker_orcd.worker.now import now
 from worker_orcd.worker.streams import JobStream
 
 FIND_AGAIN_SEC = 8.0

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from worker_orcd.fleet.feeds import Feeds
 from worker_orcd.fleet.keepers import Claim, Keeper, Verdict
-from worker_orcd.fleet.now import now
 from worker_orcd.fleet.wire import Followed, Found, News, Refusal, StopNote, WorkerState
 from worker_orcd.jobs.errors import JobError
 from worker_orcd.jobs.job import Job, JobKey
@@ -22,6 +21,7 @@ from worker_orcd.protocol.messages import Template, Tokenized
 from worker_orcd.supervisor.supervisor import EngineState
 from worker_orcd.worker.health import health_of
 from worker_orcd.worker.interface import Record
+from worker_orcd.worker.now import now
 from worker_orcd.worker.observer import Observer
 from worker_orcd.worker.worker import Worker
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
-from worker_orcd.fleet.now import now
 from worker_orcd.jobs.job import Job, JobKey
 from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.receipt import Release
@@ -14,6 +13,7 @@ from worker_orcd.jobs.request import JobRequest
 from worker_orcd.jobs.stop_request import StopRequest
 from worker_orcd.jobs.tracker import JobTracker
 from worker_orcd.worker.metrics import Metrics
+from worker_orcd.worker.now import now
 from worker_orcd.worker.streams import JobStream, JobStreams
 
 

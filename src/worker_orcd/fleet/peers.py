@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from worker_orcd.fleet.keepers import keepers_of
-from worker_orcd.fleet.now import now
 from worker_orcd.fleet.wire import News, Refusal, WorkerState
 from worker_orcd.jobs.errors import JobError
 from worker_orcd.jobs.job import JobKey
+from worker_orcd.worker.now import now
 
 POLL_SEC = 1.0
 SILENT_AFTER_SEC = 1.0

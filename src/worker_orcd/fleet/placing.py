@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 
 from worker_orcd.fleet.keepers import KEEPERS, Claim, Verdict
 from worker_orcd.fleet.mirrors import Mirror, Mirrors, freed_now
-from worker_orcd.fleet.now import now
 from worker_orcd.fleet.peers import PeerLost, Peers, PeerSilent, Remote
 from worker_orcd.fleet.routing import Choice, WarmPrefixes, chain_of, choose
 from worker_orcd.fleet.stopping import Stopping
@@ -16,6 +15,7 @@ from worker_orcd.jobs.replication import JobUpdate, whole
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.jobs.suspects import MAX_DEATHS
 from worker_orcd.worker.interface import NO_HEADERS
+from worker_orcd.worker.now import now
 
 GRACE_SEC = 3.0
 """An id whose worker has died stays in use so long: its job may be about to go on elsewhere."""

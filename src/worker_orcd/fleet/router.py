@@ -11,7 +11,6 @@ from worker_orcd import narration
 from worker_orcd.fleet.following import Following
 from worker_orcd.fleet.metrics import RouterMetrics
 from worker_orcd.fleet.mirrors import Mirror, Mirrors
-from worker_orcd.fleet.now import now
 from worker_orcd.fleet.peers import Peer, PeerLost, Peers, PeerSilent, Remote
 from worker_orcd.fleet.placing import Placing, no_worker
 from worker_orcd.fleet.stopping import Stopping
@@ -28,6 +27,7 @@ from worker_orcd.tool_calls.formats import ToolFormat
 from worker_orcd.worker.health import Health
 from worker_orcd.worker.interface import NO_HEADERS, Record, WorkerInterface
 from worker_orcd.worker.model_names import ModelNames
+from worker_orcd.worker.now import now
 from worker_orcd.worker.policy import Policy
 from worker_orcd.worker.streams import JobStream
 

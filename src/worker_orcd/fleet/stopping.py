@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 from worker_orcd.fleet.keepers import KEEPERS, Claim
 from worker_orcd.fleet.mirrors import Mirror, Mirrors, stop_here
-from worker_orcd.fleet.now import now
 from worker_orcd.fleet.peers import PeerLost, Peers, PeerSilent, Remote
 from worker_orcd.fleet.tasks import Tasks, answers
 from worker_orcd.fleet.wire import Found, StopNote
 from worker_orcd.jobs.job import JobKey
 from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
+from worker_orcd.worker.now import now
 
 NO_ANSWER = "no answer"
 KEEPER_SEC = 0.5

@@ -1,4 +1,4 @@
-"""The time, for all of a fleet."""
+"""The time, which the front passes to the core."""
 
 import time
 

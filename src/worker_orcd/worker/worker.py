@@ -32,6 +32,7 @@ from worker_orcd.worker.effect_handler import EffectHandler
 from worker_orcd.worker.job_log import JobLog
 from worker_orcd.worker.metrics import Metrics
 from worker_orcd.worker.model_names import ModelNames
+from worker_orcd.worker.now import now
 from worker_orcd.worker.observer import Observer, Observers, StopRequested
 from worker_orcd.worker.policy import Policy
 from worker_orcd.worker.streams import JobStream, JobStreams
@@ -351,7 +352,7 @@ class Worker:
     # Time.
 
     def _now(self) -> Timestamp:
-        return Timestamp(time.monotonic(), time.time())
+        return now()
 
     def _on_deadline(self) -> None:
         late, effects = self.dispatcher.expire(self._now())
