@@ -108,6 +108,17 @@ def test_a_longer_prompt_computes_what_is_new(pool: Pool) -> None:
     assert pool.ledger.warm == 80
 
 
+def test_the_next_turn_computes_nothing_of_what_a_run_generated(pool: Pool) -> None:
+    """Its tokens so far are reused, not only its prompt."""
+    slot = pool.open(numbers(0, 50))
+    pool.compute(slot)
+    for token in numbers(50, 20):
+        slot.tokens.append(token)
+        pool.compute(slot)
+    pool.ledger.close(slot)
+    assert pool.run(numbers(0, 80)) == 10
+
+
 def test_a_prompt_that_branches_off_shares_the_common_part(pool: Pool) -> None:
     """Both branches stay warm; their common cells are counted once."""
     pool.run(numbers(0, 50))
