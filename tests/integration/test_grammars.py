@@ -2,23 +2,31 @@
 
 import json
 import random
-import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
 
 from tests.grammars import TOY, tokens_of, write
 from worker_orcd.engine.current_prompt import CurrentPrompt
+from worker_orcd.engine.frames import receive, send
 from worker_orcd.engine.grammars.compiler import Compiler
 from worker_orcd.engine.grammars.masks import ConstraintRefused, Grammars, MaskLate, Matcher
-from worker_orcd.engine.grammars.messages import Mask
+from worker_orcd.engine.grammars.messages import Accept, Begin, Mask
 from worker_orcd.protocol.messages import Constraint
 from worker_orcd.testing.harness import wait_until
 
 ENDLESS = Constraint("json_schema", json.dumps({"properties": {f"p{n}": {} for n in range(20_000)}}))
 """Takes a minute to compile."""
+SLOW = Constraint(
+    "json_schema",
+    json.dumps(
+        {"properties": {f"p{n}": {} for n in range(5000)}, "required": [f"p{n}" for n in range(5000)]}
+    ),
+)
+"""Takes half a second."""
 WORDS = Constraint("regex", "[ab]+ [0-9]+")
 AMBIGUOUS = Constraint("gbnf", f'root ::= s\ns ::= {" | ".join("s " * n for n in range(2, 17))} | "a"')
 """Each further `a` can be parsed in many more ways."""
@@ -169,22 +177,38 @@ def test_a_process_that_gets_no_cpu_refuses_no_grammar(grammars: Grammars) -> No
     grammars.starved_until = 0.0
 
 
-def test_a_child_that_ends_within_its_limits_is_replaced(grammars: Grammars) -> None:
-    """Once for each mask: the signal that ends a child with its run may come at a wrong moment."""
+def test_a_message_ends_no_child_that_computes(grammars: Grammars) -> None:
+    """Only the end of its run does. The kernel may signal a message late; here the message itself is late."""
     grammars.check(WORDS)
-    before = set(server_of(grammars).children())
-    matcher = grammars.matcher(WORDS, ())
-    compiled = Compiler(TOY).compile(WORDS)
-    for letter in "abab":
-        assert Followed(matcher).mask() == compiled.mask()
-        [child] = set(server_of(grammars).children()) - before
-        child.send_signal(signal.SIGKILL)
-        before.add(child)
-        [token] = tokens_of(letter)
-        matcher.accept(token)
-        compiled.accept((token,))
-    assert write(Followed(matcher), random.Random(1)) is not None
-    matcher.close()
+    wait_until(lambda: not server_of(grammars).children(), within_sec=30, what="ended children")
+    with grammars.server.conversation(CurrentPrompt()) as connection:
+        send(connection, Begin(SLOW))
+        wait_until(lambda: bool(server_of(grammars).children()), within_sec=30, what="a child that compiles")
+        [child] = server_of(grammars).children()
+        wait_until(lambda: sum(child.cpu_times()[:2]) > 0.05, within_sec=30, what="a child that computes")
+        child.suspend()
+        send(connection, Accept(tokens_of("{")[0]))
+        child.resume()
+        assert not receive(connection, Mask).complete
+        assert not receive(connection, Mask).complete
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+def test_a_hundred_thousand_masks_end_no_child(grammars: Grammars) -> None:
+    """Each is asked for with a message. When messages could end children, that happened at 80 of 428,801 masks."""
+    endless = Constraint("regex", "[ab]+")
+
+    def masks(seed: int) -> int:
+        matcher, rng = grammars.matcher(endless, ()), random.Random(seed)
+        for _ in range(12_500):
+            Followed(matcher).mask()
+            matcher.accept(tokens_of(rng.choice("ab"))[0])
+        matcher.close()
+        return 12_500
+
+    with ThreadPoolExecutor(8) as runs:
+        assert sum(runs.map(masks, range(8))) == 100_000
 
 
 def test_runs_leave_no_process_and_no_descriptor(grammars: Grammars) -> None:

@@ -1,7 +1,6 @@
 """A prompt that the engine is preparing: whether it renders slowly, and whether it was dropped."""
 
 import contextlib
-import socket
 import threading
 from collections.abc import Callable, Iterator
 
@@ -18,7 +17,7 @@ class CurrentPrompt:
         self.slow: Callable[[bool], None] = lambda _: None
         self._lock = threading.Lock()
         self._dropped = False
-        self._connection: socket.socket | None = None
+        self._hang_up: Callable[[], None] = lambda: None
 
     def drop(self) -> None:
         """End the process that renders the prompt, because its job has ended."""
@@ -36,24 +35,19 @@ class CurrentPrompt:
             self.slow(False)
 
     @contextlib.contextmanager
-    def connected(self, connection: socket.socket) -> Iterator[None]:
-        """In this block, the process at the other end of `connection` renders. It ends with the connection."""
+    def connected(self, hang_up: Callable[[], None]) -> Iterator[None]:
+        """In this block, a process renders, which `hang_up` ends."""
         with self._lock:
-            self._connection = connection
+            self._hang_up = hang_up
             if self._dropped:
-                self._hang_up()
+                hang_up()
         try:
             yield
         finally:
             with self._lock:
-                self._connection = None
+                self._hang_up = lambda: None
 
     @property
     def dropped(self) -> bool:
         """Whether the prompt's job has ended."""
         return self._dropped
-
-    def _hang_up(self) -> None:
-        if self._connection is not None:
-            with contextlib.suppress(OSError):
-                self._connection.shutdown(socket.SHUT_RDWR)

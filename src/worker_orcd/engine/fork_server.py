@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.engine.templates import limits
@@ -27,15 +27,53 @@ class ForkServerLost(Exception):
     """The process cannot be started, or ends at once each time."""
 
 
+class ChildConnection:
+    """A connection to one child: a socket for messages, and a lifeline, whose closing ends the child.
+
+    Nothing is ever sent on the lifeline. The messages' socket cannot take its place, because the kernel signals a
+    message as it signals the end, and may do so after the child has read the message and computes.
+
+    Attributes:
+        messages: the engine's end of the socket for messages.
+    """
+
+    def __init__(self, buffer_bytes: int | None = None) -> None:
+        """Make both. `buffer_bytes`: the size of a message that is sent without waiting; None: the kernel's default."""
+        self.messages, messages = socket.socketpair()
+        self._lifeline, lifeline = socket.socketpair()
+        self._theirs = (messages, lifeline)
+        if buffer_bytes is not None:
+            for end in (self.messages, messages):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
+
+    @contextmanager
+    def handed_over(self) -> Iterator[list[int]]:
+        """In this block, the descriptors of the child's ends, which close with it."""
+        messages, lifeline = self._theirs
+        with messages, lifeline:
+            yield [messages.fileno(), lifeline.fileno()]
+
+    def hang_up(self) -> None:
+        """End the child, and whatever waits for its messages. For threads other than the connection's own."""
+        for one in (self._lifeline, self.messages):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End the child."""
+        self._lifeline.close()
+        self.messages.close()
+
+
 class ForkServer:
-    """Starts the process `python -m module`, restarts it when it is lost, and connects to its children.
+    """Starts the process `python -m module`, restarts it when it is lost, and has its children serve connections.
 
     Thread-safe. The calling threads must live as long as the engine, because the process ends with the thread that
     started it.
     """
 
     def __init__(self, module: str, greet: Callable[[socket.socket], None]) -> None:
-        """Prepare only; `start` or `connect` starts the process.
+        """Prepare only; `start` or `hand_over` starts the process.
 
         Args:
             module: what to run; it takes `--socket FD --engine PID`.
@@ -86,28 +124,21 @@ class ForkServer:
         except (OSError, ValueError):
             return True  # Another thread has just closed it.
 
-    def connect(self, in_hand: CurrentPrompt) -> socket.socket:
-        """A blocking connection with a timeout to a new child. Starts the process if it is not running.
+    def hand_over(self, connection: ChildConnection, in_hand: CurrentPrompt) -> None:
+        """Have a new child serve this connection. Starts the process if it is not running.
 
         Args:
+            connection: a new one. Its other ends are closed here.
             in_hand: notified of a wait that is longer than usual.
 
         Raises:
             ForkServerLost: the process cannot be started, or ends at once each time.
             Exception: what `greet` raises.
         """
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                self.hand_over(theirs, in_hand)
-            except BaseException:
-                ours.close()
-                raise
-        ours.settimeout(_PATIENCE_SEC)
-        return ours
+        with connection.handed_over() as descriptors:
+            self._send(descriptors, in_hand)
 
-    def hand_over(self, connection: socket.socket, in_hand: CurrentPrompt) -> None:
-        """Have a new child serve this connection. Raises as `connect` does."""
+    def _send(self, descriptors: list[int], in_hand: CurrentPrompt) -> None:
         for attempt in range(_ATTEMPTS):
             with self._locked(in_hand), ExitStack() as block:
                 try:
@@ -115,7 +146,7 @@ class ForkServer:
                         block.enter_context(in_hand.rendering_slowly())
                         self._start()
                     assert self._control is not None  # noqa: S101  # Started.
-                    socket.send_fds(self._control, [b"r"], [connection.fileno()])
+                    socket.send_fds(self._control, [b"r"], descriptors)
                 except OSError:
                     continue
             return
@@ -123,13 +154,17 @@ class ForkServer:
 
     @contextmanager
     def conversation(self, in_hand: CurrentPrompt) -> Iterator[socket.socket]:
-        """In this block, a connection to a new child that ends with the block, or when the prompt is dropped.
+        """In this block, the socket for messages to a new child. It ends with the block, or when the prompt is dropped.
 
         Raises:
-            ForkServerLost: as in `connect`.
+            ForkServerLost: as in `hand_over`.
+            Exception: what `greet` raises.
         """
-        with self.connect(in_hand) as connection, in_hand.connected(connection):
-            yield connection
+        with closing(ChildConnection()) as connection:
+            self.hand_over(connection, in_hand)
+            connection.messages.settimeout(_PATIENCE_SEC)
+            with in_hand.connected(connection.hang_up):
+                yield connection.messages
 
     @contextmanager
     def _locked(self, in_hand: CurrentPrompt) -> Iterator[None]:

@@ -29,18 +29,20 @@ def serve(engine: socket.socket, answer: Callable[[socket.socket], None]) -> Non
 
     Args:
         engine: the socket.
-        answer: called in the child with its connection; then the child ends.
+        answer: called in the child with its connection; then the child ends. It also ends when its lifeline closes.
     """
     gc.freeze()  # Otherwise a child's garbage collection would copy the shared pages.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # The kernel then reaps children that have ended.
     server = os.getpid()
     while True:
-        data, descriptors, _, _ = socket.recv_fds(engine, 1, 1)
+        data, descriptors, _, _ = socket.recv_fds(engine, 1, 2)
         if not data:
             return
-        with socket.socket(fileno=descriptors[0]) as connection:
+        messages, lifeline = (socket.socket(fileno=descriptor) for descriptor in descriptors)
+        with messages, lifeline:
             if os.fork() == 0:
                 engine.close()
                 limits.die_with(server)
-                answer(connection)
+                limits.end_with(lifeline)
+                answer(messages)
                 os._exit(0)

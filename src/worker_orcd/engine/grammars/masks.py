@@ -11,7 +11,13 @@ from queue import SimpleQueue
 import msgspec
 
 from worker_orcd.engine.current_prompt import CurrentPrompt
-from worker_orcd.engine.fork_server import SLOW_AFTER_SEC, ForkServer, ForkServerLost, readable
+from worker_orcd.engine.fork_server import (
+    SLOW_AFTER_SEC,
+    ChildConnection,
+    ForkServer,
+    ForkServerLost,
+    readable,
+)
 from worker_orcd.engine.frames import receive, send
 from worker_orcd.engine.grammars.messages import Accept, Begin, Fault, Mask, Vocabulary
 from worker_orcd.printable import printable
@@ -142,19 +148,19 @@ class Matcher:
         """True until the first mask, which may take as long as compiling."""
         self._attempts = 1
         self._server_pid: int | None = None
-        self._ours, self._theirs = _pair()
+        self._connection = _connection()
 
     @property
     def ready(self) -> bool:
         """Whether the run may take part in the next step: its mask has arrived, or the last one arrived quickly."""
-        if self._mask is not None or readable(self._ours, 0):
+        if self._mask is not None or readable(self._connection.messages, 0):
             return True
         return not self._slow and time.monotonic() >= self._grammars.starved_until
 
     def wait(self, seconds: float) -> None:
         """Wait until the mask is ready, at most this long."""
         if self._mask is None:
-            readable(self._ours, seconds)
+            readable(self._connection.messages, seconds)
 
     def mask(self) -> Mask:
         """Which tokens may come next.
@@ -167,7 +173,7 @@ class Matcher:
         started = time.monotonic()
         while self._mask is None:
             try:
-                answer: Mask | Fault = receive(self._ours, Mask | Fault)
+                answer: Mask | Fault = receive(self._connection.messages, Mask | Fault)
             except TimeoutError:
                 self._grammars.starved_until = time.monotonic() + _STARVED_SEC
                 raise MaskLate from None
@@ -177,8 +183,7 @@ class Matcher:
             if isinstance(answer, Fault):
                 raise ConstraintRefused(printable(answer.reason))
             self._mask = answer
-            self._attempts = 1
-            self._ours.settimeout(_PATIENCE_SEC)
+            self._connection.messages.settimeout(_PATIENCE_SEC)
         self._slow = time.monotonic() - started > _QUICK_SEC
         return self._mask
 
@@ -187,47 +192,41 @@ class Matcher:
         self._tokens.append(token)
         self._mask = None
         with contextlib.suppress(OSError):  # `mask` then finds that the child has ended.
-            send(self._ours, Accept(token))
+            send(self._connection.messages, Accept(token))
 
     def close(self) -> None:
         """End the child, whatever it is computing."""
-        self._ours.close()
+        self._connection.close()
 
     def connect(self, server: ForkServer) -> None:
         """Start a child of the server. Called on another thread."""
-        with self._theirs:
-            try:
-                server.hand_over(self._theirs, CurrentPrompt())
-                self._server_pid = server.pid
-                send(self._ours, self._begin)
-            except (OSError, ForkServerLost):
-                return  # The connection closes; `mask` then finds that the child has ended.
+        try:
+            server.hand_over(self._connection, CurrentPrompt())
+            self._server_pid = server.pid
+            send(self._connection.messages, self._begin)
+        except (OSError, ForkServerLost):
+            return  # The connection closes; `mask` then finds that the child has ended.
 
     def _again(self) -> None:
-        """Handle a child that ended without an answer: start another one, once for each mask.
-
-        A child may end though it is within its limits: the kernel wakes it with a message before it signals that there
-        is one, and the signal, which should end the child only if its run ends, may then reach it while it computes.
+        """Handle a child that ended without an answer: start again if the whole process is lost.
 
         Raises:
-            ConstraintRefused: two children have ended at the same mask, at their limits.
-            GrammarsLost: the whole process is lost a second time.
+            ConstraintRefused: only the child has ended, at its limits.
+            GrammarsLost: the process is lost a second time.
         """
         server = self._grammars.server
+        if self._server_pid is not None and self._server_pid == server.pid and not server.is_lost():
+            raise ConstraintRefused(_TOO_MUCH)
         if self._attempts == _ATTEMPTS:
-            if self._server_pid is not None and self._server_pid == server.pid and not server.is_lost():
-                raise ConstraintRefused(_TOO_MUCH)
             raise GrammarsLost("the process that compiles grammars is lost")
         self._attempts += 1
-        self._ours.close()
-        self._ours, self._theirs = _pair()
+        self._connection.close()
+        self._connection = _connection()
         self._begin = msgspec.structs.replace(self._begin, generated=tuple(self._tokens))
         self._grammars.begin(self)
 
 
-def _pair() -> tuple[socket.socket, socket.socket]:
-    ours, theirs = socket.socketpair()
-    for end in (ours, theirs):
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
-    ours.settimeout(_FIRST_PATIENCE_SEC)
-    return ours, theirs
+def _connection() -> ChildConnection:
+    connection = ChildConnection(_BUFFER_BYTES)
+    connection.messages.settimeout(_FIRST_PATIENCE_SEC)
+    return connection

@@ -1,7 +1,7 @@
 """The process that compiles grammars: `python -m worker_orcd.engine.grammars.process --socket FD --engine PID`.
 
 The process holds the vocabulary. For each constrained run it forks a child that compiles the run's grammar and computes
-the mask of each token. Clients write grammars, so a child has limits for every step, and ends with its connection.
+the mask of each token. Clients write grammars, so a child has limits for every step, and ends with its run.
 """
 
 import socket
@@ -39,16 +39,14 @@ def _answer(connection: socket.socket, compiler: Compiler) -> None:
     """Answer one run until its connection closes."""
     try:
         begin = receive(connection, Begin)
-        limits.own(connection)
         system_calls.refuse_all_but_rendering()
         matcher: Matcher | None = None
         tokens: tuple[int, ...] = begin.generated
         while True:
             limits.start_clocks(MAX_MASK_SEC if matcher else MAX_COMPILE_SEC)
-            with limits.ending_with(connection):
-                matcher = matcher or compiler.compile(begin.constraint, ignore_eos=begin.ignore_eos)
-                matcher.accept(tokens)
-                mask = matcher.mask()
+            matcher = matcher or compiler.compile(begin.constraint, ignore_eos=begin.ignore_eos)
+            matcher.accept(tokens)
+            mask = matcher.mask()
             limits.stop_clocks()
             send(connection, mask)
             tokens = (receive(connection, Accept).token,)

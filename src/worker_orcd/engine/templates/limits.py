@@ -8,7 +8,6 @@ import resource
 import select
 import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 MAX_CPU_SEC = 2
@@ -61,26 +60,18 @@ def stop_clocks() -> None:
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def own(connection: socket.socket) -> None:
-    """Make this process the one that `ending_with` ends. The system call filter forbids this later."""
+def end_with(lifeline: socket.socket) -> None:
+    """End this process, whatever it computes, as soon as the other end of the lifeline closes.
+
+    Nothing may be sent on the lifeline: the kernel signals a message, too, and may do so after it has been read.
+    """
     signal.signal(signal.SIGIO, signal.SIG_DFL)
-    fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
-
-
-@contextlib.contextmanager
-def ending_with(connection: socket.socket) -> Iterator[None]:
-    """Within this context, end the process as soon as the other end of the connection closes or sends."""
-    flags = fcntl.fcntl(connection, fcntl.F_GETFL)
-    fcntl.fcntl(connection, fcntl.F_SETFL, flags | os.O_ASYNC)
-    hung_up = select.poll()
-    hung_up.register(connection, select.POLLRDHUP)
-    if hung_up.poll(0):
-        os._exit(0)  # The connection was already closed.
-    try:
-        yield
-    finally:
-        # Otherwise the kernel would also signal when an answer can be written.
-        fcntl.fcntl(connection, fcntl.F_SETFL, flags)
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    closed = select.poll()
+    closed.register(lifeline, select.POLLRDHUP)
+    if closed.poll(0):
+        os._exit(0)  # It was already closed, so there is no signal.
 
 
 def _limit(what: int, value: int) -> None:

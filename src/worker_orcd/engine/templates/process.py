@@ -33,10 +33,8 @@ def _render(connection: socket.socket, template: ChatTemplate) -> None:
     answer: messages.Rendered | messages.Failed
     try:
         request = messages.receive_render(connection)
-        limits.own(connection)
-        with limits.ending_with(connection):
-            system_calls.refuse_all_but_rendering()
-            answer = messages.Rendered(tuple(template.render(request.variables)))
+        system_calls.refuse_all_but_rendering()
+        answer = messages.Rendered(tuple(template.render(request.variables)))
     except TemplateFault as fault:
         answer = messages.Failed(str(fault))
     except MemoryError:

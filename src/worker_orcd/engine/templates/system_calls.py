@@ -20,11 +20,9 @@ _X86_64 = 0xC000003E
 """Linux's AUDIT_ARCH_X86_64."""
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06
 """BPF: load a word of the call's data, skip instructions unless the word equals a constant, return."""
-_NUMBER_AT, _ARCH_AT, _SECOND_ARGUMENT_AT = 0, 4, 24
+_NUMBER_AT, _ARCH_AT = 0, 4
 _ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x80000000
 
-_FCNTL = 72
-_F_GETFL, _F_SETFL = 3, 4
 _RENDERING = (
     *(0, 1, 3),  # read, write, close
     *(5, 7, 8),  # fstat, poll, lseek
@@ -40,13 +38,13 @@ _RENDERING = (
         54,
         55,
         48,
-    ),  # getsockname, getpeername, setsockopt, getsockopt, shutdown: of the only socket
+    ),  # getsockname, getpeername, setsockopt, getsockopt, shutdown: of its two sockets
     *(60, 231),  # exit, exit_group
 )
 """System calls that a child needs to render a conversation and answer."""
 _SERVING = (
     *_RENDERING,
-    *(_FCNTL, 110),  # getppid
+    *(72, 110),  # fcntl, getppid
     *(56, 61, 273, 334),  # clone (fork), wait4, set_robust_list, rseq
     157,  # prctl
 )
@@ -67,12 +65,11 @@ def refuse_all_but_serving() -> None:
 
 
 def refuse_all_but_rendering() -> None:
-    """Filter a child's system calls before it renders. Of `fcntl`, only access to a descriptor's flags is allowed;
-    setting its owner could have a signal end another process."""
-    _install(_RENDERING, fcntl_commands=(_F_GETFL, _F_SETFL))
+    """Filter a child's system calls before it renders."""
+    _install(_RENDERING)
 
 
-def _install(numbers: tuple[int, ...], fcntl_commands: tuple[int, ...] = ()) -> None:
+def _install(numbers: tuple[int, ...]) -> None:
     """Make every other call fail with EPERM, and end the process on a call of another architecture.
 
     Does nothing on kernels without support; then only the limits apply.
@@ -83,11 +80,6 @@ def _install(numbers: tuple[int, ...], fcntl_commands: tuple[int, ...] = ()) -> 
     program.append((_LOAD, 0, 0, _NUMBER_AT))
     for number in numbers:
         program += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
-    if fcntl_commands:
-        commands = [(_LOAD, 0, 0, _SECOND_ARGUMENT_AT)]
-        for command in fcntl_commands:
-            commands += [(_EQUAL, 0, 1, command), (_RETURN, 0, 0, _ALLOW)]
-        program += [(_EQUAL, 0, len(commands), _FCNTL), *commands]
     program.append((_RETURN, 0, 0, _REFUSE))
     code = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *one) for one in program))
     header = ctypes.create_string_buffer(struct.pack("@HP", len(program), ctypes.addressof(code)))
