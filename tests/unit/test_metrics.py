@@ -130,6 +130,26 @@ def vllm(worker: Worker) -> dict[str, float]:
     }
 
 
+def test_routers_for_vllm_find_every_series_that_they_read() -> None:
+    """Names and labels as in the sources of llm-d's endpoint picker (`defaultEngineConfigs`, and `block_size` and
+    `num_gpu_blocks` of `populateCacheInfoMetrics`) and of production-stack's router (`EngineStats.from_vllm_scrape`)
+    and operator. Left out on purpose: adapters, and the rate of hits, which vLLM no longer has."""
+    llm_d = {"vllm:num_requests_waiting", "vllm:num_requests_running", "vllm:kv_cache_usage_perc"}
+    production_stack = {
+        *("vllm:num_requests_waiting", "vllm:num_requests_running", "vllm:gpu_cache_usage_perc"),
+        *("vllm:gpu_prefix_cache_hits_total", "vllm:gpu_prefix_cache_queries_total"),
+        *("vllm:prompt_tokens_total", "vllm:generation_tokens_total"),
+    }
+    worker = with_vllm_names()
+    worker.model, worker.engine = "a-model", READY
+    shown = samples(worker.metrics)
+    assert llm_d | production_stack <= {
+        name for name, labels in shown if dict(labels) == {"model_name": "a-model"}
+    }
+    blocks = {"model_name": "a-model", "block_size": "16", "num_gpu_blocks": "62"}
+    assert shown["vllm:cache_config_info", tuple(sorted(blocks.items()))] == 1
+
+
 def test_vllms_names_are_shown_only_when_wanted() -> None:
     """By default every name has our prefix."""
     worker = idle_worker()
@@ -148,8 +168,12 @@ def test_vllms_names_say_what_ours_say() -> None:
         "num_requests_waiting": 0,
         "kv_cache_usage_perc": 0.25,
         "gpu_cache_usage_perc": 0.25,
+        "prompt_tokens_total": 0,
+        "generation_tokens_total": 0,
         "prefix_cache_queries_total": 0,
         "prefix_cache_hits_total": 0,
+        "gpu_prefix_cache_queries_total": 0,
+        "gpu_prefix_cache_hits_total": 0,
     }
 
 

@@ -188,6 +188,11 @@ class Metrics(Observer):
         (counted,) = self.prompt_tokens.collect()
         return {sample.labels["source"]: sample.value for sample in counted.samples}
 
+    def tokens_generated(self) -> float:
+        """Tokens generated so far."""
+        (counted,) = self.tokens.collect()
+        return counted.samples[0].value
+
     def ended(self, job: Job) -> None:
         """Count a job by its terminal event."""
         terminal = job.terminal

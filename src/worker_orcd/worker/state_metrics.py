@@ -10,6 +10,9 @@ from worker_orcd import __version__
 from worker_orcd.worker.health import Status, status_of
 from worker_orcd.worker.worker import Worker
 
+BLOCK_CELLS = 16
+"""vLLM's usual block. Routers compare prompts in blocks of this size; here, prefixes are reused by single cells."""
+
 
 def publish(worker: Worker, *, vllm_names: bool = False) -> None:
     """Add the worker's state to its metrics.
@@ -91,17 +94,30 @@ class _VllmNames(Collector):
             gauge.add_metric([worker.model], value)
             yield gauge
         prompt_tokens = worker.metrics.prompt_tokens_by_source()
+        looked_up, found = sum(prompt_tokens.values()), prompt_tokens["cached"]
         for name, help_text, value in (
+            ("vllm:prompt_tokens", "As worker_prompt_tokens_total.", looked_up),
             (
-                "vllm:prefix_cache_queries",
-                "Prompt tokens looked up in the prefix cache.",
-                sum(prompt_tokens.values()),
+                "vllm:generation_tokens",
+                "As worker_tokens_generated_total.",
+                worker.metrics.tokens_generated(),
             ),
-            ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", prompt_tokens["cached"]),
+            ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", looked_up),
+            ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", found),
+            ("vllm:gpu_prefix_cache_queries", "The same under the name of older versions.", looked_up),
+            ("vllm:gpu_prefix_cache_hits", "The same under the name of older versions.", found),
         ):
             counter = CounterMetricFamily(name, help_text, labels=["model_name"])
             counter.add_metric([worker.model], value)
             yield counter
+        if engine:
+            info = GaugeMetricFamily(
+                "vllm:cache_config_info",
+                "The KV cells, in blocks.",
+                labels=["model_name", "block_size", "num_gpu_blocks"],
+            )
+            info.add_metric([worker.model, str(BLOCK_CELLS), str(engine.cells // BLOCK_CELLS)], 1)
+            yield info
 
 
 def _tasks() -> int:
