@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.fakes import QUICK
 from tests.simulation.engine import VirtualEngine, Weather
-from worker_orcd.fleet.host import WorkerHost
+from worker_orcd.fleet.host import Relay, WorkerHost
 from worker_orcd.fleet.peers import Peer, PeerLost
 from worker_orcd.fleet.router import Router
 from worker_orcd.jobs.events import Event
@@ -41,11 +41,12 @@ class Node:
         self.death: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._chance = chance
         self._weather = weather
-        narrator = Narrator.configure(self.name, log_format="json", stream=io.StringIO())
+        relay = Relay()
+        narrator = Narrator.configure(self.name, log_format="json", stream=io.StringIO(), broadcast=relay)
         self.worker = Worker(
             POLICY, self._launch, narrator, worker_id=self.name, model_path="m", epoch=self.name
         )
-        self.host = WorkerHost(self.worker, self.die)
+        self.host = relay.host = WorkerHost(self.worker, narrator, self.die)
         self.host.start()
 
     async def _launch(self, listener: EngineListener) -> Engine:
@@ -58,6 +59,11 @@ class Node:
         """As SIGKILL does."""
         if not self.death.done():
             self.death.set_result(None)
+
+    def lose_engine_for_good(self) -> None:
+        """Its engine dies, and no other one starts."""
+        self._weather = Weather(fails_to_start=1.0)
+        self.engines[-1].die()
 
     @property
     def live(self) -> list[str]:
@@ -100,8 +106,14 @@ class Fleet:
         self.chance = random.Random(seed)
         self.weather = weather or Weather()
         self.nodes = [Node(number, self.chance, self.weather) for number in range(workers)]
-        narrator = Narrator.configure("router", log_format="json", stream=io.StringIO())
-        self.routers = [Router(POLICY, narrator, ModelNames.of("m")) for _ in range(routers)]
+        self.narrators = [
+            Narrator.configure(f"router-{number}", log_format="json", stream=io.StringIO())
+            for number in range(routers)
+        ]
+        self.routers = [
+            Router(POLICY, narrator, ModelNames.of("m"), f"router-{number}")
+            for number, narrator in enumerate(self.narrators)
+        ]
         self.connections: dict[str, list[Connection]] = {router.name: [] for router in self.routers}
         self.find()
 

@@ -29,6 +29,7 @@ CONTRACT_ACTIONS = [
     "model_load_progress",
     "model_load_complete",
     "ready",
+    "route",
     "execute_start",
     "execute_end",
     "cancel",
@@ -38,6 +39,7 @@ CONTRACT_ACTIONS = [
     "error",
     "engine_lost",
     "engine_restarted",
+    "worker_lost",
     "drain",
     "shutdown",
 ]

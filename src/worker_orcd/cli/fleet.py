@@ -48,16 +48,18 @@ def run_fleet(
     for name in _UNSUPPORTED:
         if getattr(settings, name):
             fail("INVALID_REQUEST", f"--{name} is not supported in a fleet")
-    from worker_orcd.fleet.launch import run  # noqa: PLC0415  # The list of commands does without it.
+    from worker_orcd.cli.serve import StartupFailed, open_up  # noqa: PLC0415  # The list of commands does without it.
+    from worker_orcd.fleet.launch import run  # noqa: PLC0415
     from worker_orcd.fleet.options import FleetOptions  # noqa: PLC0415
-    from worker_orcd.supervisor.model_file import ModelFileError  # noqa: PLC0415
-    from worker_orcd.worker.assembly import CheckedModel  # noqa: PLC0415
 
     try:
-        CheckedModel.of(settings)
+        open_up(settings).listener.close()
+        if ray_address is None and "threads" not in settings.model_fields_set:
+            share = max(1, settings.threads // workers)  # More threads than cores would fight over them.
+            settings = settings.model_copy(update={"threads": share})
         code = run(FleetOptions(settings, workers, routers), ray_address)
-    except (ModelFileError, FileNotFoundError) as error:
-        fail("MODEL_LOAD_FAILED", str(error))
+    except StartupFailed as error:
+        fail(error.code, str(error))
     except ImportError as error:
         wanted = "a fleet requires the extra `ray` (pip install 'worker-orcd[ray]')"
         fail("INVALID_REQUEST", f"{wanted}, but there is {error}")

@@ -18,12 +18,11 @@ from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from worker_orcd import narration
-from worker_orcd.fleet.host import WorkerHost
+from worker_orcd.fleet.host import Relay, WorkerHost
 from worker_orcd.fleet.options import FleetOptions
 from worker_orcd.fleet.peers import Peer, PeerLost
 from worker_orcd.fleet.wire import Refusal
 from worker_orcd.jobs.errors import ErrorCode, JobError
-from worker_orcd.narration.action import EventFields
 from worker_orcd.supervisor.early import LLAMA_ENGINE, EarlyProcess
 from worker_orcd.supervisor.launcher import EngineLauncher
 from worker_orcd.worker.assembly import CheckedModel, EngineStart, assemble
@@ -38,9 +37,13 @@ UNAVAILABLE_SEC = 0.25
 class WorkerActor:
     """One worker's process."""
 
-    def __init__(self, options: FleetOptions, worker_id: str, environment: dict[str, str]) -> None:
+    def __init__(
+        self, options: FleetOptions, worker_id: str, environment: dict[str, str], threads: int
+    ) -> None:
+        """`threads`: compute threads, unless the options name a number."""
         os.environ.update(environment)
         self._options = options
+        self._threads = threads
         self._id = worker_id
         self._host: WorkerHost | None = None
         self._started = asyncio.Event()
@@ -48,14 +51,16 @@ class WorkerActor:
 
     async def start(self) -> None:
         """Start loading the model."""
-        settings = self._options.settings.model_copy(update={"worker_id": UUID(self._id)})
+        settings = self._options.settings
+        threads = settings.threads if "threads" in settings.model_fields_set else self._threads
+        settings = settings.model_copy(update={"worker_id": UUID(self._id), "threads": threads})
         module = self._options.engine_module
         real = module == LLAMA_ENGINE
         model = CheckedModel.of(settings) if real else CheckedModel(str(settings.model))
-        broadcast = _Relay()
+        broadcast = Relay()
         narrator = narration.Narrator.configure(self._id, log_format="json", broadcast=broadcast)
         worker, self._launcher = assemble(settings, model, narrator, EngineStart(module, _start_module))
-        self._host = WorkerHost(worker, _die)
+        self._host = WorkerHost(worker, narrator, _die)
         broadcast.host = self._host
         self._host.start()
         self._started.set()
@@ -76,22 +81,13 @@ class WorkerActor:
             await self._host.drain()
             await self._launcher.close()
 
+    async def shutdown_asked(self) -> Any:
+        """Answered when a client asks for the end of the fleet."""
+        return await self.call("shutdown_asked")
+
     async def death(self) -> None:
         """Never answers: a call that fails when this process ends."""
         await asyncio.Event().wait()
-
-
-class _Relay(narration.Broadcast):
-    """Passes log events on to the routers, which have the listeners."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.host: WorkerHost | None = None
-
-    def emit(self, event: EventFields, owner: str | None) -> None:
-        """Pass it on."""
-        if self.host is not None:
-            self.host.log(event, owner)
 
 
 class RayPeer:
@@ -116,8 +112,10 @@ class RayPeer:
 
 
 def start_worker(options: FleetOptions, worker_id: str) -> Any:
-    """Start a worker's actor on this node. It ends with this process."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    """Start a worker's actor on this node, with the CPUs of this replica. It ends with this process."""
+    replica = ray.get_runtime_context()
+    here = NodeAffinitySchedulingStrategy(replica.get_node_id(), soft=False)
+    threads = max(1, int(replica.get_assigned_resources().get("CPU", 1)))
     devices = {
         name: value for name in ("CUDA_VISIBLE_DEVICES",) if (value := os.environ.get(name)) is not None
     }
@@ -129,14 +127,14 @@ def start_worker(options: FleetOptions, worker_id: str) -> Any:
         scheduling_strategy=here,
         max_restarts=0,
     )
-    return actor.remote(options, worker_id, devices)
+    return actor.remote(options, worker_id, devices, threads)
 
 
-def worker_actors() -> list[Any]:
-    """The workers that Ray lists. Blocks for a moment."""
-    known: dict[str, Any] = {}
+def worker_actors(known: dict[str, Peer]) -> list[Any]:
+    """The workers that Ray lists and that were not known yet. Blocks for a moment."""
+    before = set(known)
     known_workers(known)
-    return [peer.actor for peer in known.values()]
+    return [peer.actor for name, peer in known.items() if name not in before and isinstance(peer, RayPeer)]
 
 
 def known_workers(known: dict[str, Peer]) -> None:

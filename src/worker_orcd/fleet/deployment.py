@@ -3,11 +3,15 @@
 import asyncio
 import contextlib
 import os
+import secrets
+import threading
+import time
 import uuid
 from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 
 from worker_orcd import narration
 from worker_orcd.api.access import Access
@@ -64,9 +68,10 @@ class RouterReplica:
     def __init__(self, options: FleetOptions, _workers: Any) -> None:
         settings = options.settings
         self._options = options
-        self._narrator = narration.Narrator.configure(str(settings.worker_id), log_format="json")
+        name = f"router-{secrets.token_hex(6)}"
+        self._narrator = narration.Narrator.configure(name, log_format="json")
         names = ModelNames.of(str(settings.model or ""), settings.model_alias)
-        self._router = Router(policy_of(settings), self._narrator, names)
+        self._router = Router(policy_of(settings), self._narrator, names, name)
         self._known: dict[str, Peer] = {}
         self._looking: asyncio.Task[None] | None = None
 
@@ -135,7 +140,7 @@ class Cluster:
     def __init__(self, options: FleetOptions, address: str | None) -> None:
         """Start Ray on this machine, or join the cluster at an address."""
         self._options = options
-        own = address is None
+        self._joined = address is not None
         more = {
             "num_cpus": options.workers + CPUS_BESIDE,
             "object_store_memory": OBJECT_STORE_BYTES,
@@ -144,7 +149,10 @@ class Cluster:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 ray.init(
-                    address=address, namespace=NAMESPACE, logging_level="warning", **(more if own else {})
+                    address=address,
+                    namespace=NAMESPACE,
+                    logging_level="warning",
+                    **({} if self._joined else more),
                 )
             except Exception:  # It has no class of its own for a node that took longer than 30 s to start.
                 ray.shutdown()
@@ -165,12 +173,34 @@ class Cluster:
         serve.start(proxy_location="HeadOnly", http_options=http, logging_config=quiet)
         serve.run(application(self._options), name=APP_NAME, route_prefix="/", logging_config=quiet)
 
-    def drain(self, within_sec: float) -> None:
-        """Let jobs finish."""
-        drains = [worker.drain.remote() for worker in worker_actors()]
-        ray.wait(drains, num_returns=len(drains), timeout=within_sec)
+    def wait(self, stop: threading.Event) -> str:
+        """Wait for a signal, or for a client's `POST /shutdown` at any router. Returns who asked."""
+        known: dict[str, Peer] = {}
+        asked: list[Any] = []
+        while not stop.wait(LOOK_FOR_WORKERS_SEC):
+            with contextlib.suppress(RayError):  # Ray's own store of names may be away for a while.
+                asked += [worker.shutdown_asked.remote() for worker in worker_actors(known)]
+            if not asked:
+                continue
+            answered, asked = ray.wait(asked, num_returns=len(asked), timeout=0)
+            for answer in answered:
+                with contextlib.suppress(RayError):  # It has died.
+                    why: str = ray.get(answer)
+                    return why
+        return ""
 
-    def close(self) -> None:
-        """End the fleet, and Ray if it was started for it."""
-        serve.delete(APP_NAME)
+    def drain(self, within_sec: float, at_once: threading.Event) -> None:
+        """Let jobs finish, until a second signal."""
+        drains = [worker.drain.remote() for worker in worker_actors({})]
+        until = time.monotonic() + within_sec
+        while drains and time.monotonic() < until and not at_once.is_set():
+            drains = ray.wait(drains, num_returns=len(drains), timeout=0.1)[1]
+
+    def close(self, *, at_once: bool) -> None:
+        """End the fleet, and Ray if it was started for it. `at_once`: streams break off."""
+        if at_once:
+            for worker in worker_actors({}):
+                ray.kill(worker)
+        if self._joined or not at_once:
+            serve.delete(APP_NAME)
         ray.shutdown()

@@ -8,12 +8,14 @@ has changed: the news itself is in the job. A router that has not asked for `LEA
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from worker_orcd.fleet.wire import News, StopNote, WorkerState
+from worker_orcd.fleet.wire import DropNote, News, StopNote, WorkerState
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.replication import Cursor
+from worker_orcd.protocol.messages import Ready
+from worker_orcd.supervisor.engine import Death
 from worker_orcd.worker.now import now
 from worker_orcd.worker.observer import Observer, StopRequested
 
@@ -33,7 +35,7 @@ class Feed:
         self.polled_at = now().mono
         self._followed: dict[int, tuple[Job, Cursor]] = {}
         self._changed: dict[int, None] = {}
-        self._notes: list[StopNote] = []
+        self._notes: list[StopNote | DropNote] = []
         self._events: deque[tuple[dict[str, Any], str | None]] = deque(maxlen=MAX_EVENTS)
         self._news = asyncio.Event()
         self._news.set()  # The first poll is answered at once, with the worker's state.
@@ -54,7 +56,7 @@ class Feed:
             self._changed[job.run] = None
             self._news.set()
 
-    def note(self, note: StopNote) -> None:
+    def note(self, note: StopNote | DropNote) -> None:
         """Tell the router."""
         self._notes.append(note)
         self._news.set()
@@ -62,6 +64,11 @@ class Feed:
     def event(self, event: dict[str, Any], owner: str | None) -> None:
         """Pass on a log event, with the next news."""
         self._events.append((event, owner))
+
+    def state_changed(self) -> None:
+        """Report the worker's state with the next news, and at once."""
+        self._state_at = 0.0
+        self._news.set()
 
     async def wait(self, sec: float) -> None:
         """Wait for news."""
@@ -119,7 +126,7 @@ class Feeds(Observer):
         self._serves[job.run] = router
         self.of(router).follow(job, cursor)
 
-    def tell(self, note: StopNote) -> None:
+    def tell(self, note: StopNote | DropNote) -> None:
         """Tell all routers."""
         for feed in self._feeds.values():
             feed.note(note)
@@ -151,6 +158,28 @@ class Feeds(Observer):
                 else:
                     del self._serves[run]
                     yield job
+
+    # The worker.
+
+    def _state_changed(self) -> None:
+        for feed in self._feeds.values():
+            feed.state_changed()
+
+    def loaded(self, ready: Ready) -> None:  # noqa: ARG002  # as `Observer` passes
+        """Report the state."""
+        self._state_changed()
+
+    def restarted(self, pid: int | None, restarts: int, lost_at: float) -> None:  # noqa: ARG002
+        """Report the state."""
+        self._state_changed()
+
+    def lost(self, death: Death, jobs: Sequence[Job]) -> None:  # noqa: ARG002
+        """Report the state."""
+        self._state_changed()
+
+    def draining(self, running: int, queued: int, drain_sec: float) -> None:  # noqa: ARG002
+        """Report the state: routers send no more jobs."""
+        self._state_changed()
 
     # What happens to jobs.
 

@@ -4,8 +4,8 @@ import asyncio
 
 from worker_orcd.fleet.mirrors import Mirror, Mirrors, freed_now, new_copy
 from worker_orcd.fleet.peers import PeerLost, Peers, PeerSilent, Remote
-from worker_orcd.fleet.stopping import found_at
-from worker_orcd.fleet.wire import Followed
+from worker_orcd.fleet.stopping import FIND_SEC
+from worker_orcd.fleet.wire import Followed, Found
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job, JobKey
 from worker_orcd.jobs.replication import Cursor, JobUpdate, apply
@@ -31,12 +31,13 @@ class Following:
         """The stream of the latest job with this id, wherever it is.
 
         Raises:
-            JobError: `JOB_NOT_FOUND`.
+            JobError: `JOB_NOT_FOUND`; or `ENGINE_LOST` with 503: a worker that does not answer may have it.
         """
         mirror = self._mirrors.live(key)
         if mirror is not None:
             return self._mirrors.streams.of(mirror.job)
-        found = await found_at(self._peers, key)
+        found: list[tuple[Remote, Found]]
+        found, whole = await self._peers.ask("find", key, patience_sec=FIND_SEC)
         kept = self._mirrors.ended(key)
         latest = max(found, key=lambda one: (one[1].live, one[1].accepted_unix), default=None)
         if latest is not None and (kept is None or latest[1].incarnation != kept.incarnation):
@@ -45,8 +46,11 @@ class Following:
                 stream = await self._follow(remote, key, use.incarnation)
                 if stream is not None:
                     return stream
+                whole = False
         if kept is not None:
             return self._mirrors.streams.of(kept)
+        if not whole:
+            raise unsure()
         raise JobError(ErrorCode.JOB_NOT_FOUND, "no job with this id is live or remembered")
 
     async def _follow(self, remote: Remote, key: JobKey, incarnation: str) -> JobStream | None:
@@ -116,6 +120,12 @@ class Following:
         except (PeerLost, PeerSilent, ValueError):
             return False
         return True
+
+
+def unsure() -> JobError:
+    """Nobody who answers has a job: it may be at a worker that does not."""
+    message = "a worker of the fleet does not answer, and may have this job"
+    return JobError(ErrorCode.ENGINE_LOST, message, http_status=503, retry_after_sec=1)
 
 
 def _fail(job: Job) -> None:

@@ -8,15 +8,20 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 
+from worker_orcd import narration
 from worker_orcd.fleet.feeds import Feeds
 from worker_orcd.fleet.keepers import Claim, Keeper, Verdict
-from worker_orcd.fleet.wire import Followed, Found, News, Refusal, StopNote, WorkerState
+from worker_orcd.fleet.metrics import RouteMetrics
+from worker_orcd.fleet.routing import Routed
+from worker_orcd.fleet.wire import DropNote, Followed, Found, News, Refusal, StopNote, WorkerState
 from worker_orcd.jobs.errors import JobError
 from worker_orcd.jobs.job import Job, JobKey
 from worker_orcd.jobs.pending_cancels import PendingCancels
 from worker_orcd.jobs.replication import Cursor, JobUpdate
 from worker_orcd.jobs.request import JobRequest
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
+from worker_orcd.jobs.stop_target import TargetState
+from worker_orcd.narration.action import EventFields
 from worker_orcd.protocol.messages import Template, Tokenized
 from worker_orcd.supervisor.supervisor import EngineState
 from worker_orcd.worker.health import health_of
@@ -32,9 +37,11 @@ SWEEP_SEC = 0.25
 class WorkerHost:
     """One worker of a fleet, without HTTP."""
 
-    def __init__(self, worker: Worker, die: Callable[[], None]) -> None:
+    def __init__(self, worker: Worker, narrator: narration.Narrator, die: Callable[[], None]) -> None:
         """`die` ends this process at once: jobs then go on at other workers, instead of failing with this one."""
         self._worker = worker
+        self._narrator = narrator
+        self._routes = RouteMetrics(worker.metrics.registry)
         self._tracker = worker.dispatcher.tracker
         self._feeds = Feeds(self._state)
         self.log = self._feeds.log
@@ -43,6 +50,8 @@ class WorkerHost:
         self._early = PendingCancels(worker.policy.cancel_memory_sec)
         """Stops of uses whose jobs have not arrived here yet, by owner and incarnation."""
         self._sweeping: asyncio.Task[None] | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self._shutdown: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         worker.subscribe(self._feeds)
         worker.subscribe(_Death(die))
 
@@ -52,10 +61,22 @@ class WorkerHost:
         self._sweeping = asyncio.create_task(self._sweep(), name="leases")
 
     async def drain(self) -> None:
-        """Let jobs finish for the drain time, stop the rest, and end the engine."""
-        await self._worker.drain()
+        """Let jobs finish for the drain time, stop the rest, and end the engine. Called again, wait for the same."""
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._worker.drain(), name="drain")
+        await asyncio.shield(self._draining)
         if self._sweeping is not None:
             self._sweeping.cancel()
+
+    async def shut_down(self, why: str) -> None:
+        """Drain, as a client has asked: the fleet is to end."""
+        if not self._shutdown.done():
+            self._shutdown.set_result(why)
+        await self.drain()
+
+    async def shutdown_asked(self) -> str:
+        """Wait until a client asks for the end of the fleet. Returns who."""
+        return await asyncio.shield(self._shutdown)
 
     # Following.
 
@@ -92,7 +113,7 @@ class WorkerHost:
 
     async def execute(  # noqa: PLR0913  # all that is known of a request
         self,
-        router: str,
+        routed: Routed,
         requests: Sequence[JobRequest],
         copies: Sequence[JobUpdate],
         correlation_id: str,
@@ -122,7 +143,8 @@ class WorkerHost:
                 len(copy.events), len(copy.tokens), len(copy.prompt_logprobs), bool(copy.prompt_tokens)
             )
             updates.append(cursor.advance(stream.job, now()))
-            self._feeds.serve(router, stream.job, cursor)
+            self._feeds.serve(routed.router, stream.job, cursor)
+            self._routed(stream.job, routed)
         return updates
 
     async def stop(self, key: JobKey, incarnation: str, reason: StopReason, correlation_id: str) -> bool:
@@ -138,6 +160,8 @@ class WorkerHost:
         if self._job(key, incarnation) is None and not self._has_record(key, incarnation):
             moment = now().mono
             self._early.add((owner, incarnation), StopRequest(reason, moment, correlation_id))
+        elif reason is StopReason.CLIENT:
+            self._cancelled_without_job(key, correlation_id, TargetState.FINISHED)
         return False
 
     async def stop_parts(self, key: JobKey, correlation_id: str) -> None:
@@ -192,11 +216,9 @@ class WorkerHost:
         return self._tracker.records(owner, limit)
 
     async def drop_events(self, key: JobKey, incarnation: str) -> None:
-        """Keep the events of a job that has ended no longer."""
-        owner, job_id = key
-        job = self._tracker.ended_job(job_id, owner)
-        if job is not None and job.incarnation == incarnation:
-            self._tracker.drop_events(job_id, owner)
+        """Drop the events of a job that has ended, here and at all routers: each may have a copy."""
+        self._tracker.drop_events_of(key, incarnation)
+        self._feeds.tell(DropNote(key, incarnation))
 
     async def metrics(self) -> bytes:
         """The worker's metrics."""
@@ -208,13 +230,18 @@ class WorkerHost:
         """Claim an id for one use."""
         return self._keeper.claim(key, claim, now(), replaces)
 
-    async def cancel(self, key: JobKey, correlation_id: str) -> Claim | None:
-        """Look up the use that a client's cancel is for, and tell all routers; remember the cancel if there is none."""
+    async def cancel(self, key: JobKey, correlation_id: str, place: int) -> Claim | None:
+        """Look up the use that a client's cancel is for, and tell all routers; remember the cancel if there is none.
+
+        `place`: this worker's among the keepers of the id. The first one logs a cancel of an unknown id.
+        """
         moment = now()
         stop = StopRequest(StopReason.CLIENT, moment.mono, correlation_id)
         claim = self._keeper.cancel(key, stop, moment)
         if claim is not None:
             self._feeds.tell(StopNote(key, claim.incarnation, correlation_id, claim.parts))
+        elif not place:
+            self._cancelled_without_job(key, correlation_id, TargetState.UNKNOWN)
         return claim
 
     async def look(self, key: JobKey) -> Claim | None:
@@ -232,10 +259,32 @@ class WorkerHost:
         jobs = (self._tracker.live(job_id, owner), self._tracker.ended_job(job_id, owner))
         return next((job for job in jobs if job is not None and job.incarnation == incarnation), None)
 
+    def _cancelled_without_job(self, key: JobKey, correlation_id: str, state: TargetState) -> None:
+        owner, job_id = key
+        narration.context.owner.set(owner)  # Of this call only: each runs in a context of its own.
+        self._worker.cancel_without_job(job_id, correlation_id, state)
+
     def _has_record(self, key: JobKey, incarnation: str) -> bool:
         owner, job_id = key
         record = self._tracker.ended_record(job_id, owner)
         return record is not None and record["incarnation"] == incarnation
+
+    def _routed(self, job: Job, routed: Routed) -> None:
+        choice = routed.choice
+        self._routes.routed(routed)
+        self._narrator.emit(
+            narration.Route(
+                job_id=job.job_id,
+                router=routed.router,
+                why=choice.why,
+                warm_blocks=choice.warm_blocks,
+                blocks=choice.blocks,
+                requeued=routed.requeued,
+                tokens_out=job.tokens_out,
+            ),
+            correlation_id=job.correlation_id,
+            owner=job.owner,
+        )
 
     def _nobody_serves(self, job: Job) -> None:
         stream = self._worker.streams.of(job)
@@ -270,3 +319,16 @@ class _Death(Observer):
     def permanently_failed(self, reason: str, code: str) -> None:  # noqa: ARG002  # as `Observer` passes
         """Die, before the jobs here fail."""
         self._die()
+
+
+class Relay(narration.Broadcast):
+    """Passes log events on to the routers, which have the listeners."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.host: WorkerHost | None = None
+
+    def emit(self, event: EventFields, owner: str | None) -> None:
+        """Pass it on."""
+        if self.host is not None:
+            self.host.log(event, owner)

@@ -38,18 +38,35 @@ def run(options: FleetOptions, ray_address: str | None = None) -> int:
     began, settings = time.monotonic(), options.settings
     narrator = narration.Narrator.configure(str(settings.worker_id), log_format=log_format(settings))
     cluster = Cluster(options, ray_address)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # Ray has set some of its own.
-        signal.signal(number, lambda *_: stop.set())
+    signals = _Signals()
     try:
         cluster.deploy()
         took_ms = round((time.monotonic() - began) * 1000, 1)
         narrator.emit(narration.Ready(host=settings.host, port=settings.port, startup_ms=took_ms))
-        stop.wait()
-        cluster.drain(settings.drain_sec + CLOSING_SEC)
+        why = cluster.wait(signals.first)
+        cluster.drain(settings.drain_sec + CLOSING_SEC, signals.second)
     finally:
-        cluster.close()
+        cluster.close(at_once=signals.second.is_set())
     uptime_s = round(time.monotonic() - began, 3)
-    narrator.emit(narration.Shutdown(reason="the fleet was stopped", uptime_s=uptime_s, exit_code=0))
+    narrator.emit(narration.Shutdown(reason=signals.name or why, uptime_s=uptime_s, exit_code=0))
     narrator.flush()
     return 0
+
+
+class _Signals:
+    """Notes signals: the first one drains the fleet, the second one ends it at once."""
+
+    def __init__(self) -> None:
+        """Replace the handlers of this process; Ray has set some of its own."""
+        self.first = threading.Event()
+        self.second = threading.Event()
+        self.name = ""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._noted)
+
+    def _noted(self, number: int, _frame: object) -> None:
+        if not self.first.is_set():
+            self.name = signal.Signals(number).name
+            self.first.set()
+        elif number != signal.SIGHUP:  # When a terminal closes, both kernel and shell send one.
+            self.second.set()

@@ -111,6 +111,32 @@ class Peers:
         """How long ago a worker was found dead; infinite if it never was."""
         return now().mono - self._lost_at.get(name, float("-inf"))
 
+    async def ask(
+        self, method: str, *arguments: Any, patience_sec: float
+    ) -> tuple[list[tuple[Remote, Any]], bool]:
+        """Ask all workers for what some of them have; those that were silent lately only if no other one has it.
+
+        Returns:
+            The answers that are not None, and whether every worker has answered.
+        """
+        found: list[tuple[Remote, Any]] = []
+        answered = 0
+        for silent in (False, True):
+            asked = [remote for remote in self if remote.silent is silent]
+            calls = [remote.call(method, *arguments, patience_sec=patience_sec) for remote in asked]
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            for remote, answer in zip(asked, answers, strict=True):
+                if isinstance(answer, BaseException):
+                    if not isinstance(answer, PeerLost | PeerSilent):
+                        raise answer
+                    continue
+                answered += 1
+                if answer is not None:
+                    found.append((remote, answer))
+            if found:
+                break
+        return found, bool(self._remotes) and answered >= len(self._remotes)
+
     def keepers(self, key: JobKey) -> list[Remote]:
         """The workers that answer, in the order in which they keep this id."""
         answering = [name for name, remote in self._remotes.items() if not remote.silent]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from worker_orcd.fleet.keepers import KEEPERS, Claim, Verdict
 from worker_orcd.fleet.mirrors import Mirror, Mirrors, freed_now
 from worker_orcd.fleet.peers import PeerLost, Peers, PeerSilent, Remote
-from worker_orcd.fleet.routing import Choice, WarmPrefixes, chain_of, choose
+from worker_orcd.fleet.routing import Choice, Routed, WarmPrefixes, chain_of, choose
 from worker_orcd.fleet.stopping import Stopping
 from worker_orcd.fleet.tasks import Tasks
 from worker_orcd.jobs.errors import ErrorCode, JobError
@@ -14,6 +14,7 @@ from worker_orcd.jobs.job import Job, JobKey
 from worker_orcd.jobs.replication import JobUpdate, whole
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.jobs.suspects import MAX_DEATHS
+from worker_orcd.worker.health import Status
 from worker_orcd.worker.interface import NO_HEADERS
 from worker_orcd.worker.now import now
 
@@ -40,14 +41,18 @@ class Placing:
         mirrors: Sequence[Mirror],
         headers: Mapping[str, str] = NO_HEADERS,
         retry_of: StopRequest | None = None,
+        *,
+        requeued: bool = False,
     ) -> Choice:
         """Hand the jobs of one request to a worker, all or none, and follow them there.
+
+        `requeued`: another worker had them, and died.
 
         Raises:
             JobError: no worker takes them.
         """
         first = mirrors[0].job
-        refusal = no_worker()
+        refusal = self._nobody()
         passed: set[str] = set()
         while True:
             choice = self._choice(first, passed)
@@ -60,7 +65,8 @@ class Placing:
             try:
                 await self._claim(mirrors, remote.name)
                 second = self._tasks.spawn(self._confirm(mirrors, remote.name))
-                updates = await self._hand_over(mirrors, remote, headers, retry_of)
+                routed = Routed(self._router, choice, requeued)
+                updates = await self._hand_over(mirrors, remote, routed, headers, retry_of)
                 held = await second
             except JobError as error:
                 if error.code not in _ELSEWHERE:
@@ -83,9 +89,9 @@ class Placing:
                     raise in_use()
                 return choice
 
-    async def requeue(self, mirror: Mirror) -> bool:
+    async def requeue(self, mirror: Mirror) -> None:
         """The worker of a job is dead, and this router serves the job: it goes on at another worker, after its tokens
-        so far. Returns whether it did; otherwise it has ended.
+        so far, unless it ends.
         """
         job = mirror.job
         mirror.worker = None
@@ -100,16 +106,15 @@ class Placing:
                 job.failed(now(), JobError(ErrorCode.ENGINE_LOST, message), freed_now())
         while job.live:
             try:
-                await self.place([mirror])
+                await self.place([mirror], requeued=True)
             except JobError:
                 if now().mono > job.deadline:
                     job.request_stop(StopRequest(StopReason.TIMEOUT, now().mono, job.correlation_id))
                     break
                 await asyncio.sleep(RETRY_SEC)
             else:
-                return True
+                return
         self._mirrors.end(mirror)
-        return False
 
     async def claim_again(self, mirror: Mirror) -> None:
         """The keepers of a job's id may be others by now."""
@@ -118,6 +123,13 @@ class Placing:
             await self._confirm([mirror], worker, first=0)
 
     # Inside.
+
+    def _nobody(self) -> JobError:
+        """Why no worker takes jobs."""
+        states = [remote.state for remote in self._peers]
+        if states and all(state and state.health.status is Status.DRAINING for state in states):
+            return JobError(ErrorCode.DRAINING, "the workers are shutting down", retry_after_sec=5)
+        return no_worker()
 
     def _choice(self, job: Job, passed: set[str]) -> Choice | None:
         loads = {
@@ -137,6 +149,7 @@ class Placing:
         self,
         mirrors: Sequence[Mirror],
         remote: Remote,
+        routed: Routed,
         headers: Mapping[str, str],
         retry_of: StopRequest | None,
     ) -> list[JobUpdate]:
@@ -144,7 +157,7 @@ class Placing:
         copies = [whole(mirror.job, moment) for mirror in mirrors]
         updates: list[JobUpdate] = await remote.call(
             "execute",
-            self._router,
+            routed,
             [mirror.job.request for mirror in mirrors],
             copies,
             job.correlation_id,

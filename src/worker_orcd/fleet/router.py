@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from worker_orcd import narration
-from worker_orcd.fleet.following import Following
+from worker_orcd.fleet.following import Following, unsure
 from worker_orcd.fleet.metrics import RouterMetrics
 from worker_orcd.fleet.mirrors import Mirror, Mirrors
 from worker_orcd.fleet.peers import Peer, PeerLost, Peers, PeerSilent, Remote
@@ -16,7 +16,7 @@ from worker_orcd.fleet.placing import Placing, no_worker
 from worker_orcd.fleet.stopping import Stopping
 from worker_orcd.fleet.summary import health_of_fleet, merged_metrics, merged_records
 from worker_orcd.fleet.tasks import Tasks, answers
-from worker_orcd.fleet.wire import News, WorkerState
+from worker_orcd.fleet.wire import News, StopNote, WorkerState
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.record import record_of
@@ -42,8 +42,10 @@ LOOK_SEC = 1.0
 class Router(WorkerInterface):
     """One router of a fleet."""
 
-    def __init__(self, policy: Policy, narrator: narration.Narrator, model_names: ModelNames) -> None:
-        self.name = f"router-{secrets.token_hex(6)}"
+    def __init__(
+        self, policy: Policy, narrator: narration.Narrator, model_names: ModelNames, name: str
+    ) -> None:
+        self.name = name
         self._policy = policy
         self._narrator = narrator
         self._model_names = model_names
@@ -68,10 +70,10 @@ class Router(WorkerInterface):
         self._peers.close()
         self._tasks.close()
 
-    def shut_down(self, why: str) -> None:  # noqa: ARG002  # what asked for it is in this router's log
-        """Drain all workers; whoever started the fleet then ends it."""
+    def shut_down(self, why: str) -> None:
+        """Drain all workers. The process that started the fleet asks them for this, and then ends the fleet."""
         for remote in self._peers:
-            self._tasks.try_to(remote.call("drain", patience_sec=self._policy.drain_sec + 5))
+            self._tasks.try_to(remote.call("shut_down", why, patience_sec=self._policy.drain_sec + 5))
 
     def joined(self) -> None:
         """Another worker is there."""
@@ -84,7 +86,10 @@ class Router(WorkerInterface):
             if torn is not None:
                 self._tasks.spawn(self._following.again(torn))
         for note in news.notes:
-            self._stopping.noted(note)
+            if isinstance(note, StopNote):
+                self._stopping.noted(note)
+            else:
+                self._mirrors.tracker.drop_events_of(note.key, note.incarnation)
         for event, owner in news.events:
             self._narrator.broadcast.emit(event, owner)
 
@@ -97,17 +102,16 @@ class Router(WorkerInterface):
         """A worker is dead: its jobs go on elsewhere."""
         self._placing.warm.lost(remote.name)
         self._metrics.lost_workers.inc()
-        for mirror in self._mirrors.at(remote.name):
+        mirrors = self._mirrors.at(remote.name)
+        served = sum(mirror.serves for mirror in mirrors)
+        self._narrator.emit(narration.WorkerLost(lost_worker=remote.name, jobs=served), owner="")
+        for mirror in mirrors:
             if mirror.serves:
-                self._tasks.spawn(self._requeue(mirror))
+                self._tasks.spawn(self._placing.requeue(mirror))
             else:
                 mirror.worker = None
                 self._tasks.spawn(self._following.again(mirror))
         self._tasks.spawn(self._claim_again())
-
-    async def _requeue(self, mirror: Mirror) -> None:
-        if await self._placing.requeue(mirror):
-            self._metrics.requeued.inc()
 
     async def _claim_again(self) -> None:
         for mirror in self._mirrors:
@@ -187,7 +191,6 @@ class Router(WorkerInterface):
             for mirror in mirrors:
                 self._mirrors.drop(mirror)
             raise
-        self._metrics.routed(choice)
         if requests[0].supersedes is not None:
             for remote in self._peers:
                 if remote.name != choice.worker:
@@ -266,13 +269,13 @@ class Router(WorkerInterface):
         """The record of the latest job with this id, wherever it is."""
         key = (owner, job_id)
         kept = self._mirrors.tracker.record(job_id, owner)
-        found = await answers(
-            [remote.call("record", key, patience_sec=LOOK_SEC) for remote in self._peers if not remote.silent]
-        )
+        found, whole = await self._peers.ask("record", key, patience_sec=LOOK_SEC)
         mirror = self._mirrors.live(key)
         own = [record_of(mirror.job)] if mirror is not None else [kept] if kept else []
-        lists = [[record] for record in (*found, *own) if record is not None]
+        lists = [[record] for record in (*(record for _, record in found), *own)]
         merged = merged_records(lists, len(lists))
+        if not merged and not whole:
+            raise unsure()
         return merged[0] if merged else None
 
     async def records(self, owner: str, limit: int) -> list[Record]:
@@ -292,15 +295,9 @@ class Router(WorkerInterface):
 
     async def drop_events(self, job: Job) -> None:
         """Keep the events of an ended job no longer, anywhere."""
-        if self._mirrors.ended(job.key) is job:
-            self._mirrors.tracker.drop_events(job.job_id, job.owner)
-        await answers(
-            [
-                remote.call("drop_events", job.key, job.incarnation)
-                for remote in self._peers
-                if not remote.silent
-            ]
-        )
+        self._mirrors.tracker.drop_events_of(job.key, job.incarnation)
+        dropped = ("drop_events", job.key, job.incarnation)
+        await answers([remote.call(*dropped, patience_sec=LOOK_SEC) for remote in self._peers])
 
     async def tokenize(self, prompt: str, template: Template, correlation_id: str, owner: str) -> Tokenized:
         """The tokens of a prompt, from the worker with the least load."""

@@ -37,6 +37,21 @@ class Choice:
     blocks: int
 
 
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A choice, and who made it, for the worker's log.
+
+    Attributes:
+        router: the router's name.
+        choice: of this worker.
+        requeued: whether another worker had the job and died.
+    """
+
+    router: str
+    choice: Choice
+    requeued: bool = False
+
+
 def chain_of(request: JobRequest, owner: str) -> list[bytes]:
     """A hash for each block of a prompt, each over all text up to its end; of no use to another key or salt."""
     if not request.cache_prompt:

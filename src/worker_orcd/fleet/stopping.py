@@ -7,7 +7,7 @@ from worker_orcd.fleet.keepers import KEEPERS, Claim
 from worker_orcd.fleet.mirrors import Mirror, Mirrors, stop_here
 from worker_orcd.fleet.peers import PeerLost, Peers, PeerSilent, Remote
 from worker_orcd.fleet.tasks import Tasks, answers
-from worker_orcd.fleet.wire import Found, StopNote
+from worker_orcd.fleet.wire import StopNote
 from worker_orcd.jobs.job import JobKey
 from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
@@ -39,7 +39,10 @@ class Stopping:
         Its keepers know which use of the id it is for, or remember it. Both are asked: one may be dead, or new.
         """
         keepers = self._peers.keepers(key)[:KEEPERS]
-        asked = [self._tasks.spawn(self._ask(keeper, key, correlation_id)) for keeper in keepers]
+        asked = [
+            self._tasks.spawn(self._ask(keeper, key, correlation_id, place))
+            for place, keeper in enumerate(keepers)
+        ]
         known, unsure = None, not keepers
         for answer in asyncio.as_completed(asked):
             claim = await answer
@@ -61,9 +64,11 @@ class Stopping:
         elif (remote := self._peers.get(known.worker)) is not None:
             await answers([remote.call("stop", key, known.incarnation, StopReason.CLIENT, correlation_id)])
 
-    async def _ask(self, keeper: Remote, key: JobKey, correlation_id: str) -> Claim | str | None:
+    async def _ask(self, keeper: Remote, key: JobKey, correlation_id: str, place: int) -> Claim | str | None:
         try:
-            claim: Claim | None = await keeper.call("cancel", key, correlation_id, patience_sec=KEEPER_SEC)
+            claim: Claim | None = await keeper.call(
+                "cancel", key, correlation_id, place, patience_sec=KEEPER_SEC
+            )
         except (PeerLost, PeerSilent):
             return NO_ANSWER
         return claim
@@ -140,19 +145,7 @@ class Stopping:
             self._mirrors.end(mirror)
 
 
-async def live_use(peers: Peers, key: JobKey, patience_sec: float = FIND_SEC) -> Claim | None:
+async def live_use(peers: Peers, key: JobKey) -> Claim | None:
     """The live use of an id, by asking all workers."""
-    for remote, found in await found_at(peers, key, patience_sec):
-        if found.live:
-            return Claim(found.incarnation, remote.name)
-    return None
-
-
-async def found_at(peers: Peers, key: JobKey, patience_sec: float = FIND_SEC) -> list[tuple[Remote, Found]]:
-    """The workers that have a job with this id, live or kept."""
-
-    async def ask(remote: Remote) -> tuple[Remote, Found | None]:
-        return remote, await remote.call("find", key, patience_sec=patience_sec)
-
-    asked = await answers([ask(remote) for remote in peers if not remote.silent])
-    return [(remote, found) for remote, found in asked if found is not None]
+    found, _ = await peers.ask("find", key, patience_sec=FIND_SEC)
+    return next((Claim(use.incarnation, remote.name) for remote, use in found if use.live), None)

@@ -83,6 +83,14 @@ class StopNote:
 
 
 @dataclass(frozen=True, slots=True)
+class DropNote:
+    """For all routers: a client has deleted this ended job. Its events are kept no longer."""
+
+    key: JobKey
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerState:
     """What a router knows of a worker, as of its last answer."""
 
@@ -121,6 +129,6 @@ class News:
     """
 
     updates: tuple[JobUpdate, ...] = ()
-    notes: tuple[StopNote, ...] = ()
+    notes: tuple[StopNote | DropNote, ...] = ()
     events: tuple[tuple[dict[str, Any], str | None], ...] = ()
     state: WorkerState | None = None

@@ -151,6 +151,13 @@ class JobTracker:
         """Drop the events of the last ended job with this id. Its record stays."""
         self._whole.remove(owner, job_id)
 
+    def drop_events_of(self, key: JobKey, incarnation: str) -> None:
+        """Drop the events of this use of a job id, if it is the last one that ended."""
+        owner, job_id = key
+        job = self.ended_job(job_id, owner)
+        if job is not None and job.incarnation == incarnation:
+            self.drop_events(job_id, owner)
+
     def record(self, job_id: str, owner: str = "") -> dict[str, object] | None:
         """The record of the live job with this id, or else of the last ended one."""
         job = self._live.get((owner, job_id))

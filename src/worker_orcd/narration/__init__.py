@@ -31,6 +31,7 @@ from worker_orcd.narration.catalogue import (
     Startup,
     Timeout,
 )
+from worker_orcd.narration.fleet_actions import Route, WorkerLost
 from worker_orcd.narration.narrator import Narrator
 from worker_orcd.narration.render import LogFormat
 from worker_orcd.narration.text import prompt_digest
@@ -57,9 +58,11 @@ __all__ = [
     "ModelLoadStart",
     "Narrator",
     "Ready",
+    "Route",
     "Shutdown",
     "Startup",
     "Timeout",
+    "WorkerLost",
     "context",
     "prompt_digest",
 ]

@@ -20,6 +20,7 @@ from worker_orcd.narration.action import (
     Sentence,
     WorkerAction,
 )
+from worker_orcd.narration.fleet_actions import Route, WorkerLost
 from worker_orcd.narration.text import frames
 
 
@@ -369,6 +370,7 @@ Action = (
     | ModelLoadProgress
     | ModelLoadComplete
     | Ready
+    | Route
     | ExecuteStart
     | ExecuteEnd
     | Cancel
@@ -378,6 +380,7 @@ Action = (
     | Error
     | EngineLost
     | EngineRestarted
+    | WorkerLost
     | Drain
     | Shutdown
 )

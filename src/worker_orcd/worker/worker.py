@@ -158,6 +158,11 @@ class Worker:
         target, effects = self.dispatcher.cancel(job_id, stop, now, owner)
         self._carry_out_stop(effects, [StopRequested(stop, target, job_id)])
 
+    def cancel_without_job(self, job_id: str, correlation_id: str, state: TargetState) -> None:
+        """Report a client's cancel of a job that is not live here."""
+        stop = StopRequest(StopReason.CLIENT, self._now().mono, correlation_id)
+        self._notify(Observer.stop_requested, StopRequested(stop, Target(state), job_id))
+
     def cancelled_lately(self, job_ids: Sequence[str], owner: str) -> StopRequest | None:
         """A recent client's cancel of one of these jobs."""
         now = self._now()
