@@ -1,6 +1,9 @@
 """The pure parts of a fleet: who keeps an id, which worker gets a job, what is shown of many workers."""
 
 import pickle
+import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -10,6 +13,7 @@ from worker_orcd.fleet.routing import BLOCK_CHARS, MUCH_BUSIER, WarmPrefixes, ch
 from worker_orcd.fleet.summary import merged_metrics, merged_records
 from worker_orcd.jobs.record import record_of
 from worker_orcd.jobs.replication import Cursor, apply, restore, whole
+from worker_orcd.testing.harness import free_port
 from worker_orcd.worker.metrics import Metrics
 
 KEY = ("anna", "job")
@@ -123,3 +127,20 @@ def test_metrics_and_records_of_several_workers_are_shown_as_one() -> None:
     ended.engine_lost(at(3))
     merged = merged_records([[record_of(ended)], [record_of(live), record_of(old)]], 10)
     assert [(record["job_id"], record["ended_ms"]) for record in merged][-1] == ("b", None)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--api-key-file", "/no/such/keys"], "/no/such/keys"),
+        (["--port", "{taken}"], "required a free address"),
+    ],
+)
+def test_a_fleet_that_cannot_start_says_so_in_one_line(options: list[str], line: str) -> None:
+    """Before anything of Ray is started."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        given = [option.format(taken=taken.getsockname()[1]) for option in options]
+        command = [sys.executable, "-m", "worker_orcd", "fleet", "--port", str(free_port()), *given]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert line in done.stderr
