@@ -151,8 +151,7 @@ def barge_in(bench: Bench, number: int) -> dict[str, float]:
 def urgent(bench: Bench, number: int) -> dict[str, float]:
     """An urgent job of 30 tokens while a prompt of 5,000 is computed; beside the same on an idle worker, plus a step.
 
-    Only ours has priorities. A step that only computes prompts is planned to last at most 500 ms
-    (`PREFILL_MS` in `engine/planner.py`).
+    Only ours has priorities. The step is the longest of the victim's before the urgent job came.
     """
     ours = bench.ours
     with bench.only(ours):
@@ -169,12 +168,23 @@ def urgent(bench: Bench, number: int) -> dict[str, float]:
                 "max_tokens": 1,
             },
         )
-        while _processed(ours, name) < 1500:
-            time.sleep(0.02)
+        step_ms = _longest_step_ms(ours, name, 1500)
         wait = ours.complete(bench.text("urgent", number, 30), 1, priority=-10).finished().first_token_ms()
         victim.finished()
         computed = ours.idle().computed() - before - 30
-    return {"ours": wait, "idle_and_a_step": idle + 500, "idle": idle, "victim": computed / 5000}
+    return {"ours": wait, "idle_and_a_step": idle + step_ms, "idle": idle, "victim": computed / 5000}
+
+
+def _longest_step_ms(server: Server, job_id: str, until: int) -> float:
+    """Wait until a job has computed so many prompt tokens. Returns the longest time between two steps' ends."""
+    known, since, longest = _processed(server, job_id), time.perf_counter(), 0.0
+    while known < until:
+        time.sleep(0.005)
+        if (now := _processed(server, job_id)) != known:
+            ended = time.perf_counter()
+            longest, since = max(longest, (ended - since) * 1000 if known else 0.0), ended
+            known = now
+    return longest
 
 
 def _processed(server: Server, job_id: str) -> int:

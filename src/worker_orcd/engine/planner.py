@@ -17,9 +17,14 @@ PREFILL_MS = 500.0
 """Limit of an abortable step with prefill only. A new job waits for the step's end, on average half of it."""
 TILE_ROWS = 64
 """With this many rows, ggml's CPU attention takes its tiled path: after 1,000 cells a row then costs half as much,
-after 7,000 a third (measured; docs/performance.md)."""
+after 7,000 a third. It computes whole tiles: 65 rows take as long as 128 (measured; docs/performance.md)."""
 TILE_STRETCH = 1.4
-"""A step with prefill only may take this many times its limit if that completes a tile."""
+"""A step with prefill only may take this many times its limit if that completes a tile, or the prompt …"""
+TWO_TILES_STRETCH = 2.0
+"""… and this many times its limit if that completes a second one, because a row costs 1.2 times as much in a
+step of one tile as in one of two …"""
+SHALLOW = 2048
+"""… but only up to this many cells, where attention, the longest graph node, is the smaller part of a step."""
 NODE_MS = 17.0
 """… but at most this long per layer: an abort waits for one graph node, and after many cells nearly all of a step is
 attention, which is one node per layer."""
@@ -190,20 +195,9 @@ def plan_step(
     if pace is not Pace.FULL:
         budget = min(budget, SHORT_MS)
         at_least = 0 if pace is Pace.PROTECTED and decoding else 1
-    tile_ms = budget * TILE_STRETCH if abortable and not decoding and pace is Pace.FULL else budget
     readers = [] if decoding and cost.wants_decode_alone else [one for one in pending if not one.decoding]
     limits = _Limits(budget, MAX_ROWS - len(decoding), at_least)
-    filled = _fill(readers, cost, decode_ms, limits, tiled=True)
-    if filled.rows < TILE_ROWS:
-        a_tile = replace(limits, budget_ms=tile_ms, rows=min(limits.rows, TILE_ROWS))
-        less = replace(limits, rows=min(limits.rows, TILE_ROWS - 1))
-        one_tile = _fill(readers, cost, decode_ms, a_tile, tiled=True)
-        fewer = _fill(readers, cost, decode_ms, less, tiled=False)
-        if fewer.predicted_ms > budget and pace is Pace.FULL and abortable:
-            # Nothing fits: on a starved machine every step takes long, so make this one worthwhile.
-            tile_ms = fewer.predicted_ms * TILE_STRETCH
-            one_tile = _fill(readers, cost, decode_ms, replace(a_tile, at_least=TILE_ROWS), tiled=True)
-        filled = one_tile if one_tile.rows == TILE_ROWS and one_tile.predicted_ms <= tile_ms else fewer
+    filled = _Prefill(readers, cost, decode_ms).fill(limits, stretches=pace is Pace.FULL and abortable)
     shares = decoding + tuple(Share(key, rows) for key, rows in filled.taken.items())
     return Plan(shares, len(decoding), filled.rows, filled.context, filled.predicted_ms)
 
@@ -227,26 +221,75 @@ class _Filled:
     predicted_ms: float
 
 
-def _fill(
-    readers: list[Pending], cost: CostEstimate, predicted: float, limits: _Limits, *, tiled: bool
-) -> _Filled:
-    """Assign prefill rows until the step's limits are reached: half to the oldest prompt, then the rest to the shortest
-    prompts."""
-    taken: dict[int, int] = {}
-    rows = deepest = 0
-    turns = [(one, True) for one in readers[:1]]
-    turns += [(one, False) for one in sorted(readers, key=lambda one: one.rows)]
-    for one, half in turns:
-        row_ms = cost.prefill_row_ms(one.context, tiled=tiled)
-        affordable = int((limits.budget_ms - predicted) / row_ms) if row_ms > 0 else MAX_ROWS
-        affordable = min(max(affordable, limits.at_least - rows), limits.rows - rows)
-        more = min(one.rows - taken.get(one.key, 0), (affordable + 1) // 2 if half else affordable)
-        if more > 0:
-            taken[one.key] = taken.get(one.key, 0) + more
-            rows += more
-            deepest = max(deepest, one.context)
-            predicted += more * row_ms
-    return _Filled(taken, rows, deepest, predicted)
+@dataclass(frozen=True, slots=True)
+class _Prefill:
+    """The prefill part of a step with decode rows that take `decode_ms`."""
+
+    readers: list[Pending]
+    cost: CostEstimate
+    decode_ms: float
+
+    def fill(self, limits: _Limits, *, stretches: bool) -> _Filled:
+        """Whole tiles within the limits, or else fewer rows than a tile. A step that `stretches` may last longer if it
+        becomes more efficient."""
+        filled = self._assign(limits, tiled=True)
+        total = sum(one.rows for one in self.readers)
+        if stretches and not self.decode_ms:
+            shallow = all(one.context <= SHALLOW for one in self.readers)
+            for stretch, rows in (
+                (TWO_TILES_STRETCH, 2 * TILE_ROWS if shallow else 0),
+                (TILE_STRETCH, total if total < 2 * TILE_ROWS else 0),
+                (TILE_STRETCH, TILE_ROWS),
+            ):
+                longer = replace(limits, budget_ms=limits.budget_ms * stretch, rows=rows)
+                completed = self._assign(longer, tiled=True)
+                if filled.rows < completed.rows == min(total, rows):
+                    limits, filled = longer, completed
+        if filled.rows >= TILE_ROWS:
+            rows = filled.rows if self.decode_ms else _whole_tiles(filled.rows, total)
+            return self._assign(_at_most(limits, rows), tiled=True)
+        fewer = self._assign(_at_most(limits, TILE_ROWS - 1), tiled=False)
+        if stretches and fewer.predicted_ms > limits.budget_ms:
+            # Nothing fits: on a starved machine every step takes long, so make this one worthwhile.
+            tile = self._assign(
+                replace(limits, rows=min(limits.rows, TILE_ROWS), at_least=TILE_ROWS), tiled=True
+            )
+            if tile.rows == TILE_ROWS and tile.predicted_ms <= fewer.predicted_ms * TILE_STRETCH:
+                return tile
+        return fewer
+
+    def _assign(self, limits: _Limits, *, tiled: bool) -> _Filled:
+        """Assign rows until the limits are reached: half to the oldest prompt, then the rest to the shortest."""
+        taken: dict[int, int] = {}
+        rows = deepest = 0
+        predicted = self.decode_ms
+        turns = [(one, True) for one in self.readers[:1]]
+        turns += [(one, False) for one in sorted(self.readers, key=lambda one: one.rows)]
+        for one, half in turns:
+            row_ms = self.cost.prefill_row_ms(one.context, tiled=tiled)
+            affordable = int((limits.budget_ms - predicted) / row_ms) if row_ms > 0 else MAX_ROWS
+            affordable = min(max(affordable, limits.at_least - rows), limits.rows - rows)
+            more = min(one.rows - taken.get(one.key, 0), (affordable + 1) // 2 if half else affordable)
+            if more > 0:
+                taken[one.key] = taken.get(one.key, 0) + more
+                rows += more
+                deepest = max(deepest, one.context)
+                predicted += more * row_ms
+        return _Filled(taken, rows, deepest, predicted)
+
+
+def _at_most(limits: _Limits, rows: int) -> _Limits:
+    return replace(limits, rows=min(limits.rows, rows))
+
+
+def _whole_tiles(rows: int, total: int) -> int:
+    """The largest number of rows up to `rows` that fills whole tiles and leaves no less than a tile of the `total` for
+    later steps, if possible."""
+    if rows >= total:
+        return rows
+    tiles = rows // TILE_ROWS
+    leaves_less = 0 < total - tiles * TILE_ROWS < TILE_ROWS
+    return (tiles - 1 if leaves_less and tiles > 1 else tiles) * TILE_ROWS
 
 
 def _context_range(context: int) -> int:
