@@ -121,7 +121,7 @@ def test_a_step_of_prefill_only_is_short_where_it_cannot_be_aborted() -> None:
 def test_a_step_of_a_model_with_few_layers_is_shorter() -> None:
     """An abort waits for one graph node: behind many cells that is a layer's share of the step."""
     plan = plan_step([reading(1, 3000, 5000)], knowing(5, 1), layers=6)
-    assert plan.predicted_ms <= 6 * planner.NODE_MS * planner.TILE_STRETCH
+    assert plan.predicted_ms <= 6 * planner.NODE_MS * planner.STRETCH
 
 
 def tiles(rows: int) -> int:
@@ -143,16 +143,29 @@ def test_no_tile_is_computed_in_part_but_the_last_of_a_prompt(rows: int, context
     assert computed == tiles(rows)
 
 
-def test_a_step_has_two_tiles_if_attention_is_the_smaller_part_of_it() -> None:
-    """A step of one tile costs more per row. Behind many cells, an abort would wait too long for one node."""
-    for row_ms, context, expected in [
-        (7.5, 0, 128),
-        (5.5, 1900, 128),
-        (5.5, 2500, 64),
-        (9, 0, 64),
-        (1.5, 2500, 192),
-    ]:
-        assert plan_step([reading(1, 3000, context)], knowing(5, row_ms)).prefill_rows == expected
+@pytest.mark.parametrize(
+    ("row_ms", "attention_ms", "rows"),
+    [(7.5, 0, 128), (7.5, 3.9, 128), (7.5, 4.1, 64), (9, 7.9, 64), (9, 8.1, 27)],
+)
+def test_a_step_is_stretched_to_two_tiles_or_one_if_attention_is_short_enough_to_abort(
+    row_ms: float, attention_ms: float, rows: int
+) -> None:
+    """At most twice its limit, and at most 17 ms for the attention of one of 30 layers."""
+    cost = knowing(5, row_ms - attention_ms)
+    for tiled, ms in ((63, 18.0), (64, row_ms)):
+        for _ in range(99):
+            cost.learn(Plan((), 0, tiled, 2500, 0.0), tiled * ms)
+    assert plan_step([reading(1, 3000, 2500)], cost).prefill_rows == rows
+
+
+def test_one_slow_tile_does_not_make_steps_small_for_long() -> None:
+    """The smaller steps show what a row costs at most, and a tile is tried again."""
+    cost = knowing(5, 8)
+    cost.learn(Plan((), 0, 64, 0, 0.0), 64 * 60)
+    small = plan_step([reading(1, 3000)], cost)
+    assert small.prefill_rows < 64
+    cost.learn(small, small.prefill_rows * 12)
+    assert plan_step([reading(1, 3000)], cost).prefill_rows == 64
 
 
 @pytest.mark.parametrize("pace", [Pace.SHORT, Pace.PROTECTED])
@@ -264,8 +277,7 @@ def test_no_step_breaks_the_rules(
     budget = max(25, planner.MIXED_RATIO * decode_ms) if decoders else alone
     budget = budget if pace is Pace.FULL else min(budget, 20)
     if budget == planner.PREFILL_MS:
-        two = planner.TILE_ROWS < plan.prefill_rows <= 2 * planner.TILE_ROWS
-        budget *= planner.TWO_TILES_STRETCH if two else planner.TILE_STRETCH
+        budget *= planner.STRETCH
     if plan.prefill_rows > least:
         assert plan.predicted_ms <= budget + 1e-6
     assert plan.predicted_ms >= decode_ms
@@ -317,7 +329,7 @@ def test_rows_of_a_whole_tile_are_known_apart_from_fewer() -> None:
 
 
 def test_a_slow_machine_reads_whole_tiles_while_they_are_no_longer_than_a_stop_can_bear() -> None:
-    """500 ms would do for 50 rows at twice the price each; a tile that takes 700 ms is read, a longer one is not."""
+    """500 ms would do for 25 rows at up to twice the price; a tile that takes up to 1,000 ms is read."""
     cost = CostEstimate()
     cost.learn(Plan((), 0, 16, 0, 0.0), 16 * 20)
     cost.learn(Plan((), 0, 64, 0, 0.0), 64 * 10)
@@ -325,7 +337,7 @@ def test_a_slow_machine_reads_whole_tiles_while_they_are_no_longer_than_a_stop_c
     assert plan_step([reading(1, 40)], cost).prefill_rows == 25
     assert plan_step([reading(1, 3000)], cost, abortable=False).prefill_rows == 8
     for _ in range(50):
-        cost.learn(Plan((), 0, 64, 0, 0.0), 64 * 12)
+        cost.learn(Plan((), 0, 64, 0, 0.0), 64 * 16)
     assert plan_step([reading(1, 3000)], cost).prefill_rows == 25
 
 
@@ -465,9 +477,7 @@ def test_the_prediction_follows_a_cost_that_grows_with_the_context() -> None:
     steps = read_a_prompt(cost, took, 6000, 0)[:-1]
     rows = [plan.prefill_rows for plan, _ in steps]
     assert rows[0] > 3 * rows[-1]
-    assert all(
-        planner.PREFILL_MS * 0.5 < ms < planner.PREFILL_MS * planner.TWO_TILES_STRETCH for _, ms in steps
-    )
+    assert all(planner.PREFILL_MS * 0.5 < ms < planner.PREFILL_MS * planner.STRETCH for _, ms in steps)
 
 
 def test_streams_beside_a_long_prompt_wait_at_most_three_times_as_long() -> None:

@@ -18,16 +18,14 @@ PREFILL_MS = 500.0
 TILE_ROWS = 64
 """With this many rows, ggml's CPU attention takes its tiled path: after 1,000 cells a row then costs half as much,
 after 7,000 a third. It computes whole tiles: 65 rows take as long as 128 (measured; docs/performance.md)."""
-TILE_STRETCH = 1.4
-"""A step with prefill only may take this many times its limit if that completes a tile, or the prompt …"""
-TWO_TILES_STRETCH = 2.0
-"""… and this many times its limit if that completes a second one, because a row costs 1.2 times as much in a
-step of one tile as in one of two …"""
-SHALLOW = 2048
-"""… but only up to this many cells, where attention, the longest graph node, is the smaller part of a step."""
+STRETCH = 2.0
+"""A step with prefill only may take this many times its limit if that completes the prompt or one or two tiles. A row
+costs 1.2 times as much in a step of one tile as in one of two, and twice as much in a smaller step."""
 NODE_MS = 17.0
-"""… but at most this long per layer: an abort waits for one graph node, and after many cells nearly all of a step is
-attention, which is one node per layer."""
+"""Limit per layer of a step with prefill only, and of the attention in a longer one. An abort waits for one graph node,
+and a layer's attention is one."""
+STARVED = 1.4
+"""On a starved machine, a whole tile may take this many times as long as the least number of rows."""
 UNABORTABLE_MS = 25.0
 """Limit of a step with prefill only that cannot be aborted, so that stops wait for its end."""
 SHORT_MS = 20.0
@@ -127,7 +125,17 @@ class CostEstimate:
         wanted = _context_range(context)
         known = min(seen, key=lambda range_: (abs(range_ - wanted), -range_))
         # Attention grows with the context: rows beyond any measured context are estimated as more expensive.
-        return self.slowdown * seen[known] * (1.0 + 0.1 * max(0, wanted - known))
+        row_ms = seen[known] * (1.0 + 0.1 * max(0, wanted - known))
+        if tiled:
+            # A row costs no more than in a smaller step. So after one slow tile, smaller steps correct its estimate.
+            row_ms = min(row_ms, self._prefill[False].get(wanted, row_ms))
+        return self.slowdown * row_ms
+
+    def attention_row_ms(self, context: int) -> float:
+        """The part of a prefill row's time that grows with the context, in a step with a whole tile of rows."""
+        known = self._prefill[True] or self._prefill[False]
+        least = min(known.values(), default=self.first_guess_ms)
+        return max(0.0, self.prefill_row_ms(context, tiled=True) - self.slowdown * least)
 
     @property
     def wants_decode_alone(self) -> bool:
@@ -197,7 +205,9 @@ def plan_step(
         at_least = 0 if pace is Pace.PROTECTED and decoding else 1
     readers = [] if decoding and cost.wants_decode_alone else [one for one in pending if not one.decoding]
     limits = _Limits(budget, MAX_ROWS - len(decoding), at_least)
-    filled = _Prefill(readers, cost, decode_ms).fill(limits, stretches=pace is Pace.FULL and abortable)
+    filled = _Prefill(readers, cost, decode_ms, layers).fill(
+        limits, stretches=pace is Pace.FULL and abortable
+    )
     shares = decoding + tuple(Share(key, rows) for key, rows in filled.taken.items())
     return Plan(shares, len(decoding), filled.rows, filled.context, filled.predicted_ms)
 
@@ -228,6 +238,7 @@ class _Prefill:
     readers: list[Pending]
     cost: CostEstimate
     decode_ms: float
+    layers: int
 
     def fill(self, limits: _Limits, *, stretches: bool) -> _Filled:
         """Whole tiles within the limits, or else fewer rows than a tile. A step that `stretches` may last longer if it
@@ -235,16 +246,12 @@ class _Prefill:
         filled = self._assign(limits, tiled=True)
         total = sum(one.rows for one in self.readers)
         if stretches and not self.decode_ms:
-            shallow = all(one.context <= SHALLOW for one in self.readers)
-            for stretch, rows in (
-                (TWO_TILES_STRETCH, 2 * TILE_ROWS if shallow else 0),
-                (TILE_STRETCH, total if total < 2 * TILE_ROWS else 0),
-                (TILE_STRETCH, TILE_ROWS),
-            ):
-                longer = replace(limits, budget_ms=limits.budget_ms * stretch, rows=rows)
-                completed = self._assign(longer, tiled=True)
-                if filled.rows < completed.rows == min(total, rows):
-                    limits, filled = longer, completed
+            for rows in (2 * TILE_ROWS, total if total < 2 * TILE_ROWS else 0, TILE_ROWS):
+                longer = replace(limits, budget_ms=limits.budget_ms * STRETCH, rows=rows)
+                tiles = self._assign(longer, tiled=True)
+                node_ms = rows * self.cost.attention_row_ms(tiles.context) / self.layers
+                if filled.rows < tiles.rows == min(total, rows) and node_ms <= NODE_MS:
+                    limits, filled = longer, tiles
         if filled.rows >= TILE_ROWS:
             rows = filled.rows if self.decode_ms else _whole_tiles(filled.rows, total)
             return self._assign(_at_most(limits, rows), tiled=True)
@@ -254,7 +261,7 @@ class _Prefill:
             tile = self._assign(
                 replace(limits, rows=min(limits.rows, TILE_ROWS), at_least=TILE_ROWS), tiled=True
             )
-            if tile.rows == TILE_ROWS and tile.predicted_ms <= fewer.predicted_ms * TILE_STRETCH:
+            if tile.rows == TILE_ROWS and tile.predicted_ms <= fewer.predicted_ms * STARVED:
                 return tile
         return fewer
 
