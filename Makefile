@@ -19,7 +19,7 @@ setup: ## Make .venv from requirements.lock (builds llama.cpp the first time: 5-
 outside: setup ## Install what some tests need beside it: Chromium, nginx, Node …, client libraries, a second model
 	@tools/outside.sh
 
-install: ## Install the worker for running, without these tools (TO=/opt/worker-orcd-1, a new folder)
+install: ## Install the worker for running, without these tools (TO=/opt/worker-orcd-1, a new folder; EXTRAS=ray: a fleet)
 	@tools/install.sh $(UV_VERSION) $(TO)
 
 demo-fleet: setup outside ## See a fleet at work: cancels from anywhere, a worker is killed (needs Ray)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the worker for running: a Python environment of its own in a new folder, with the versions and hashes of
-# requirements.lock, and without the tools of development. Called by `make install TO=/path/to/folder`.
+# requirements.lock, and without the tools of development. Called by `make install TO=/path/to/folder`; with EXTRAS=ray
+# also what `worker-orcd fleet` needs, from requirements-ray.lock.
 #
 # Never into a folder that is there: a worker that runs from it starts its engine anew from the same files, and would
 # get one of another version.
@@ -26,6 +27,7 @@ echo "install: llama.cpp is built now, unless uv's cache has it: about 5 to 10 m
 "$python" -m venv --without-pip "$to"
 # As constraints, the lock's versions and hashes are kept, and what nothing of the worker needs is left out.
 "$tools/bin/uv" pip install --quiet --python "$to/bin/python" --constraint requirements.lock \
-    --link-mode copy --compile-bytecode "${llama_settings[@]}" '.[worker,model,otel,mcp]'
+    --constraint requirements-ray.lock --link-mode copy --compile-bytecode "${llama_settings[@]}" \
+    ".[worker,model,otel,mcp${EXTRAS:+,$EXTRAS}]"
 trap 'rm -rf "$tools"' EXIT
 echo "install: $("$to/bin/worker-orcd" --version) is in $to"

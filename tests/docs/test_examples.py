@@ -34,6 +34,8 @@ NOT_RUN = {
     ): "needs a GPU; tests/integration/test_cli.py has its refusal",
     ("docs/observability.md", "global:"): "tests/integration/test_observability.py has Prometheus take it",
     ("docs/fleet.md", "pip install"): "installs an extra",
+    ("docs/fleet.md", "docker"): "needs a container engine",
+    ("docs/fleet.md", "kubectl"): "needs a cluster",
     ("docs/fleet.md", "worker-orcd fleet"): "tests/fleet/test_ray.py starts fleets",
     ("docs/fleet.md", "clients ── HTTP/SSE"): "a drawing",
     ("docs/running.md", "make install"): "installs into the system",

@@ -205,7 +205,7 @@ def test_the_image_is_made_as_a_server_is() -> None:
     folder = made.removeprefix("make install TO=")
     assert instructions("COPY")[-1] == f"--from=build {folder} {folder}"
     assert image_environment()["PATH"].startswith(f"{folder}/bin:")
-    assert {"Makefile", "requirements.lock", "tools/"} <= set(copied())
+    assert {"Makefile", "requirements.lock", "requirements-ray.lock", "tools/"} <= set(copied())
     assert re.search(r"^install:.*\n\t@tools/install\.sh ", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert "--constraint requirements.lock" in (ROOT / "tools" / "install.sh").read_text()
     first, second = (line.split()[0] for line in instructions("FROM"))
@@ -435,3 +435,67 @@ def test_both_nginx_sites_say_the_same() -> None:
     assert one.pop("proxy_next_upstream") == "off"
     assert "timeout" not in several.pop("proxy_next_upstream").split()
     assert one == several
+
+
+# A fleet
+
+
+def serve_config(name: str) -> dict[str, Any]:
+    """The Serve config in a file of `deploy/ray/`."""
+    document = yaml.safe_load(text_of(f"ray/{name}"))
+    config = document["spec"]["serveConfigV2"] if "spec" in document else document
+    return dict(yaml.safe_load(config) if isinstance(config, str) else config)
+
+
+_CHECKED_BY_SERVE = """
+import json, sys
+from ray.serve.schema import ServeDeploySchema
+from worker_orcd.fleet.deployment import application
+(app,) = ServeDeploySchema.model_validate(json.load(sys.stdin)).applications
+routers = application()._bound_deployment
+workers = routers.init_args[1]._bound_deployment
+print(json.dumps([sorted(one.name for one in app.deployments), sorted((routers.name, workers.name))]))
+"""
+
+
+@pytest.mark.needs("ray")
+@pytest.mark.parametrize("name", ["serve.yaml", "kuberay.yaml"])
+def test_serve_takes_the_config_of_a_fleet(name: str) -> None:
+    """By Serve's own schema; it configures the deployments that the application has, by their names."""
+    command = [sys.executable, "-W", "ignore", "-c", _CHECKED_BY_SERVE]
+
+    def checked(config: dict[str, Any]) -> "subprocess.CompletedProcess[str]":
+        given = json.dumps(config)
+        return subprocess.run(command, input=given, capture_output=True, text=True, timeout=120, check=False)
+
+    config = serve_config(name)
+    (app,) = config["applications"]
+    assert (app["name"], app["import_path"]) == ("worker-orcd", "worker_orcd.fleet:app")
+    done = checked(config)
+    assert done.returncode == 0, done.stderr
+    named, existing = json.loads(done.stdout)
+    assert named == existing
+    assert "ValidationError" in checked(config | {"proxy_location": "Everywhere"}).stderr
+
+
+def test_a_fleet_on_kubernetes_has_the_keys_and_the_user_of_a_worker_there(pod: dict[str, Any]) -> None:
+    """The same secret is mounted at the same place in each pod, for the same user, and named to the workers."""
+    service = yaml.safe_load(text_of("ray/kuberay.yaml"))
+    cluster = service["spec"]["rayClusterConfig"]
+    (app,) = serve_config("kuberay.yaml")["applications"]
+    variables = app["runtime_env"]["env_vars"]
+    assert variables["WORKER_ORCD_API_KEY_FILE"] == image_environment()["WORKER_ORCD_API_KEY_FILE"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        spec = group["template"]["spec"]
+        assert spec["volumes"] == pod["spec"]["volumes"]
+        assert spec["enableServiceLinks"] is pod["spec"]["enableServiceLinks"] is False
+        for name in ("runAsUser", "runAsGroup", "fsGroup", "runAsNonRoot"):
+            assert spec["securityContext"][name] == pod["spec"]["securityContext"][name]
+        (container,) = spec["containers"]
+        (mount,) = container["volumeMounts"]
+        for name in ("WORKER_ORCD_API_KEY_FILE", "WORKER_ORCD_OPERATOR_KEY_FILE"):
+            assert Path(variables[name]).parent == Path(mount["mountPath"])
+    (worker,) = cluster["workerGroupSpecs"]
+    needed = sum(one.get("ray_actor_options", {}).get("num_cpus", 0) for one in app["deployments"])
+    (container,) = worker["template"]["spec"]["containers"]
+    assert int(container["resources"]["requests"]["cpu"]) >= needed
