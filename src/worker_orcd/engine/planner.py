@@ -18,7 +18,7 @@ PREFILL_MS = 500.0
 TILE_ROWS = 64
 """With this many rows, ggml's CPU attention takes its tiled path: after 1,000 cells a row then costs half as much,
 after 7,000 a third. It computes whole tiles: 65 rows take as long as 128 (measured; docs/performance.md)."""
-STRETCH = 2.0
+STRETCH = 3.0
 """A step with prefill only may take this many times its limit if that completes the prompt or one or two tiles. A row
 costs 1.2 times as much in a step of one tile as in one of two, and twice as much in a smaller step."""
 NODE_MS = 17.0
@@ -253,7 +253,7 @@ class _Prefill:
                 if filled.rows < tiles.rows == min(total, rows) and node_ms <= NODE_MS:
                     limits, filled = longer, tiles
         if filled.rows >= TILE_ROWS:
-            rows = filled.rows if self.decode_ms else _whole_tiles(filled.rows, total)
+            rows = filled.rows if self.decode_ms else self._whole_tiles(filled, total)
             return self._assign(_at_most(limits, rows), tiled=True)
         fewer = self._assign(_at_most(limits, TILE_ROWS - 1), tiled=False)
         if stretches and fewer.predicted_ms > limits.budget_ms:
@@ -264,6 +264,21 @@ class _Prefill:
             if tile.rows == TILE_ROWS and tile.predicted_ms <= fewer.predicted_ms * STARVED:
                 return tile
         return fewer
+
+    def _whole_tiles(self, filled: _Filled, total: int) -> int:
+        """Number of rows, of those that fit, that fill whole tiles. The last rows of the `total`, less than a tile, get
+        a step of their own if that takes less time than a tile that is mostly empty. If not, they go with a whole one.
+        """
+        last = total % TILE_ROWS
+        attention_ms = self.cost.attention_row_ms(filled.context)
+        row_ms = self.cost.prefill_row_ms(filled.context, tiled=True) - attention_ms
+        apart_ms = self.cost.decode_ms(1) + last * self.cost.prefill_row_ms(filled.context, tiled=False)
+        apart = apart_ms < last * row_ms + TILE_ROWS * attention_ms
+        if filled.rows >= total and not (apart and total > TILE_ROWS):
+            return filled.rows
+        tiles = filled.rows // TILE_ROWS
+        joined = not apart and 0 < total - tiles * TILE_ROWS < TILE_ROWS and tiles > 1
+        return (tiles - joined) * TILE_ROWS
 
     def _assign(self, limits: _Limits, *, tiled: bool) -> _Filled:
         """Assign rows until the limits are reached: half to the oldest prompt, then the rest to the shortest."""
@@ -287,16 +302,6 @@ class _Prefill:
 
 def _at_most(limits: _Limits, rows: int) -> _Limits:
     return replace(limits, rows=min(limits.rows, rows))
-
-
-def _whole_tiles(rows: int, total: int) -> int:
-    """The largest number of rows up to `rows` that fills whole tiles and leaves no less than a tile of the `total` for
-    later steps, if possible."""
-    if rows >= total:
-        return rows
-    tiles = rows // TILE_ROWS
-    leaves_less = 0 < total - tiles * TILE_ROWS < TILE_ROWS
-    return (tiles - 1 if leaves_less and tiles > 1 else tiles) * TILE_ROWS
 
 
 def _context_range(context: int) -> int:
