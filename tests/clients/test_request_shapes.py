@@ -15,32 +15,60 @@ from worker_orcd.testing.harness import RunningWorker
 
 OPEN_WEBUI: dict[str, Any] = {
     "model": MODEL,
-    "temperature": 0.8,
-    "top_p": 0.9,
-    "top_k": 40,
-    "min_p": 0.05,
-    "max_tokens": 128,
-    "frequency_penalty": 0.1,
-    "presence_penalty": 0.1,
-    "repeat_penalty": 1.1,
-    "seed": 42,
+    "seed": 0,
     "stop": ["\n\n", "END"],
+    "temperature": 0.8,
+    "reasoning_effort": "medium",
     "logit_bias": {"65": -100, "66": 1},
+    "max_tokens": 128,
+    "top_k": 40,
+    "top_p": 0.9,
+    "min_p": 0.0,
+    "frequency_penalty": 1.1,
+    "presence_penalty": 0.0,
+    "mirostat": 0,
+    "mirostat_eta": 0.1,
+    "mirostat_tau": 5.0,
+    "repeat_last_n": 64,
+    "tfs_z": 1,
+    "repeat_penalty": 1.1,
+    "use_mmap": True,
+    "use_mlock": True,
+    "think": True,
+    "keep_alive": "5m",
+    "num_keep": 24,
+    "num_ctx": 2048,
+    "num_batch": 512,
+    "num_thread": 2,
+    "num_gpu": 0,
     "response_format": {"type": "text"},
-    "reasoning_effort": "low",
-    "function_calling": "default",
-    "user": "anna@example",
 }
-"""A chat's "advanced parameters", all set, as its OpenAI connection sends them on."""
+"""A chat's "advanced parameters", each with the value that it has once its user switches it on, and a custom one. Its
+OpenAI connection sends on all but the page's own ones (`AdvancedParams.svelte` of open-webui/open-webui at 02530d5014,
+with `utils/payload.py`). `format` is left out: it is refused."""
+OPEN_WEBUI_USER: dict[str, str] = {
+    "X-OpenWebUI-User-Name": "Anna%20B",
+    "X-OpenWebUI-User-Id": "1",
+    "X-OpenWebUI-User-Email": "anna@example.org",
+    "X-OpenWebUI-User-Role": "user",
+    "X-OpenWebUI-Chat-Id": "7",
+}
+"""The headers that it adds if its operator wants that."""
+OPEN_WEBUI_TASK: dict[str, Any] = {"model": MODEL, "stream": False, "max_tokens": 1000}
+"""How it asks for a chat's title; for tags and follow-ups without a limit (`routers/tasks.py`)."""
+
+
+def open_webui(prompt: str, *, stream: bool = True) -> dict[str, Any]:
+    """A request of one of its chats."""
+    body = {**OPEN_WEBUI, "stream": stream, "messages": [{"role": "user", "content": prompt}]}
+    return {**body, "stream_options": {"include_usage": True}} if stream else body
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_open_webui_is_answered_whatever_its_users_set(served: RunningWorker, stream: bool) -> None:
-    """Chats are streamed with their usage; titles and tags are complete answers."""
-    body = {**OPEN_WEBUI, "stream": stream, "messages": [{"role": "user", "content": says("Hello")}]}
-    if stream:
-        body["stream_options"] = {"include_usage": True}
-    answer = served.client.post("/v1/chat/completions", json=body)
+    """Chats are streamed with their usage, unless their user says otherwise."""
+    body = open_webui(says("Hello"), stream=stream)
+    answer = served.client.post("/v1/chat/completions", json=body, headers=OPEN_WEBUI_USER)
     assert answer.status_code == 200, answer.text
     if not stream:
         assert answer.json()["choices"][0]["message"]["content"] == "Hello"
@@ -51,20 +79,32 @@ def test_open_webui_is_answered_whatever_its_users_set(served: RunningWorker, st
     assert json.loads(chunks[-1])["usage"]["completion_tokens"] == 5
 
 
+def test_open_webui_gets_a_title(served: RunningWorker) -> None:
+    """And whatever else it asks for beside a chat."""
+    body = {**OPEN_WEBUI_TASK, "messages": [{"role": "user", "content": says('{"title": "Sea"}')}]}
+    answer = served.client.post("/v1/chat/completions", json=body)
+    assert answer.json()["choices"][0]["message"]["content"] == '{"title": "Sea"}'
+
+
+@pytest.mark.parametrize("most", [-2, -1, 131_072])
+def test_open_webui_may_set_any_limit_of_its_slider(served: RunningWorker, most: int) -> None:
+    """Ollama's -1 and -2 are none."""
+    body = {**open_webui(says("x" * 40), stream=False), "max_tokens": most}
+    choice = served.client.post("/v1/chat/completions", json=body).json()["choices"][0]
+    assert (len(choice["message"]["content"]), choice["finish_reason"]) == (40, "stop")
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("mirostat", 1), ("tfs_z", 0.5), ("repeat_last_n", 10), ("num_ctx", 4096), ("num_keep", 5)],
+    [("mirostat", 1), ("tfs_z", 0.5), ("repeat_last_n", 10), ("format", "json")],
 )
-def test_ollamas_settings_are_ignored_or_refused_by_their_name(
+def test_ollamas_settings_that_would_change_the_text_are_refused_by_their_name(
     served: RunningWorker, field: str, value: object
 ) -> None:
-    """Open WebUI sends them if its user adds them. Those that would change the text are refused."""
-    body = {**OPEN_WEBUI, field: value, "messages": [{"role": "user", "content": says("Hello")}]}
+    """Open WebUI sends them if its user sets them; `OPEN_WEBUI` has those that are ignored."""
+    body = {**open_webui(says("Hello")), field: value}
     answer = served.client.post("/v1/chat/completions", json=body)
-    changes = field in ("mirostat", "repeat_last_n", "tfs_z")
-    assert answer.status_code == (400 if changes else 200), answer.text
-    if changes:
-        assert answer.json()["error"]["param"] == field
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
 
 
 LLAMA_VIM: dict[str, Any] = {
@@ -128,6 +168,29 @@ CONTINUE: dict[str, Any] = {
     "temperature": 0.01,
 }
 """What its provider `llama.cpp` sends to `/completion`, with a prompt in which special tokens mark the gap."""
+CONTINUE_OPENAI: dict[str, Any] = {
+    "model": MODEL,
+    "max_tokens": 4096,
+    "temperature": 0.01,
+    "frequency_penalty": 0,
+    "presence_penalty": 0,
+    "stream": True,
+    "stop": CONTINUE["stop"],
+}
+"""What its providers `openai` and `vllm` send to `/v1/completions`, with the same prompt (`core/llm/llms/OpenAI.ts` and
+`core/llm/openaiTypeConverters.ts` of continuedev/continue at d0a3c0b626)."""
+EDITORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama.vim": ("/infill", {**LLAMA_VIM, "input_prefix": SLOW}),
+    "continue": ("/completion", {**CONTINUE, "prompt": SLOW}),
+    "continue-openai": ("/v1/completions", {**CONTINUE_OPENAI, "prompt": SLOW}),
+    "open-webui": ("/v1/chat/completions", open_webui(SLOW)),
+    "open-webui-title": (
+        "/v1/chat/completions",
+        {**OPEN_WEBUI_TASK, "messages": [{"role": "user", "content": SLOW}]},
+    ),
+}
+"""The path and the body of a slow request of each."""
+each_request = pytest.mark.parametrize(("path", "body"), EDITORS.values(), ids=EDITORS)
 
 
 def chunks_of(answer: httpx.Response) -> list[dict[str, Any]]:
@@ -195,15 +258,20 @@ def test_continue_gets_its_completion(served: RunningWorker) -> None:
     assert whole.json()["content"] == "a + b"
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [("/infill", {**LLAMA_VIM, "input_prefix": SLOW}), ("/completion", {**CONTINUE, "prompt": SLOW})],
-    ids=["llama.vim", "continue"],
-)
-def test_an_editor_that_goes_on_typing_stops_its_request(
+def test_continue_gets_its_completion_by_openais_api_too(served: RunningWorker) -> None:
+    """It reads the `text` of each choice."""
+    asked = {**CONTINUE_OPENAI, "prompt": says("a + b")}
+    answer = served.client.post("/v1/completions", json=asked)
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks_of_chat(answer)) == "a + b"
+    whole = served.client.post("/v1/completions", json={**asked, "stream": False})
+    assert whole.json()["choices"][0]["text"] == "a + b"
+
+
+@each_request
+def test_a_user_who_goes_on_typing_or_clicks_on_stop_stops_the_request(
     served: RunningWorker, path: str, body: dict[str, Any]
 ) -> None:
-    """It closes the connection."""
+    """The program closes the connection."""
     job_id, raw = fresh_id("typing"), json.dumps(body).encode()
     head = (
         f"POST {path} HTTP/1.1\r\nHost: localhost\r\nX-Job-Id: {job_id}\r\nContent-Length: {len(raw)}\r\n\r\n"
@@ -214,15 +282,11 @@ def test_an_editor_that_goes_on_typing_stops_its_request(
     assert cancelled(served, job_id, "disconnect")["phase"] == "decode"
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [("/infill", {**LLAMA_VIM, "input_prefix": SLOW}), ("/completion", {**CONTINUE, "prompt": SLOW})],
-    ids=["llama.vim", "continue"],
-)
-def test_an_editors_request_is_cancelled_from_elsewhere(
+@each_request
+def test_such_a_request_is_cancelled_from_elsewhere(
     served: RunningWorker, path: str, body: dict[str, Any]
 ) -> None:
-    """The editor gets the error, and no last chunk that says it is whole."""
+    """The program gets the error, and no last chunk that says it is whole."""
     job_id = fresh_id("elsewhere")
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(served.client.post, path, json=body, headers={"X-Job-Id": job_id})
@@ -231,5 +295,6 @@ def test_an_editors_request_is_cancelled_from_elsewhere(
         answer = asking.result()
     assert answer.status_code == (200 if body["stream"] else 400)
     assert "CANCELLED" in answer.text
-    assert '"stop":true' not in answer.text
+    for end in ('"stop":true', "[DONE]", '"finish_reason":"'):
+        assert end not in answer.text
     assert cancelled(served, job_id, "client")["phase"] == "decode"

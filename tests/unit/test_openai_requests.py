@@ -256,9 +256,10 @@ def test_of_completions_no_tokens_at_all_only_go_with_an_echo() -> None:
     [
         ("repeat_last_n", 128),
         ("xtc_probability", 0.5),
+        ("format", "json"),
     ],
 )
-def test_fields_of_llama_server_that_change_the_result_are_refused(
+def test_fields_of_other_servers_that_change_the_result_are_refused(
     kind: type[Generation], body: dict[str, Any], field: str, value: object
 ) -> None:
     """They were dropped silently."""
@@ -361,6 +362,17 @@ def test_what_is_no_request_at_all_is_refused_for_that(kind: type[Generation], b
     """The search for what is not supported stumbles over nothing."""
     with pytest.raises(JobError):
         kind.parse(body)
+
+
+@pytest.mark.parametrize("most", [-1, -2])
+@pytest.mark.parametrize("name", ["max_tokens", "n_predict"])
+def test_a_negative_limit_of_tokens_is_none(name: str, most: int) -> None:
+    """As in llama-server and Ollama, whose clients send it; a completion without a limit has OpenAI's."""
+    bodies = {ChatRequest: {"messages": [USER]}, CompletionRequest: {"prompt": "x"}}
+    for kind, body in bodies.items():
+        (job,) = kind.parse(json.dumps({**body, name: most}).encode()).wanted("job-1")
+        assert job.max_tokens is None
+        assert refusal(kind, **body, **{name: -3}).param == name
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])

@@ -206,10 +206,12 @@ def test_a_token_beyond_the_vocabulary_is_refused_by_name(given: dict[str, Any])
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours", "value"),
-    [("repeat_penalty", "repetition_penalty", 1.25), ("n_predict", "max_tokens", 7)],
+    ("theirs", "ours", "value", "off", "invalid"),
+    [("repeat_penalty", "repetition_penalty", 1.25, 1.0, -2), ("n_predict", "max_tokens", 7, None, -3)],
 )
-def test_what_llama_server_calls_otherwise_means_the_same(theirs: str, ours: str, value: float) -> None:
+def test_what_llama_server_calls_otherwise_means_the_same(
+    theirs: str, ours: str, value: float, off: float | None, invalid: int
+) -> None:
     """Its names are accepted; the worker's own name takes precedence; an error has the name that the client
     used."""
 
@@ -219,9 +221,9 @@ def test_what_llama_server_calls_otherwise_means_the_same(theirs: str, ours: str
 
     assert jobs_value(**{theirs: value}) == value
     assert jobs_value(**{theirs: 2, ours: value}) == value
-    assert jobs_value(**{theirs: -1}) == jobs_value()
+    assert jobs_value(**{theirs: -1}) == off
     with pytest.raises(JobError) as caught:
-        jobs_value(**{theirs: -2})
+        jobs_value(**{theirs: invalid})
     assert caught.value.param == theirs
 
 

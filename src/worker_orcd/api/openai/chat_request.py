@@ -99,5 +99,4 @@ class ChatRequest(Completions, ConversationEnd):
         """Its jobs."""
         most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         prompt = self.ended(conversation(self.messages, "messages", self.offer.shown))
-        more = {"max_tokens": most, "marks": self.offer.marks}
-        return self.jobs(name, [prompt], template="messages", **more)
+        return self.jobs(name, [prompt], template="messages", max_tokens=most, marks=self.offer.marks)

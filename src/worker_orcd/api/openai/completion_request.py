@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Field
 
 from worker_orcd.api.openai import unsupported
-from worker_orcd.api.openai.requests import Completions
+from worker_orcd.api.openai.requests import WHAT_FITS, Completions, TokenLimit
 from worker_orcd.jobs.errors import invalid
 from worker_orcd.jobs.request import JobRequest
 
@@ -34,7 +34,7 @@ class CompletionRequest(Completions):
 
     refused: ClassVar = unsupported.COMPLETION
 
-    max_tokens: int | None = Field(default=None, ge=0, description="0 requires `echo`")
+    max_tokens: TokenLimit | None = Field(default=None, description=f"0 requires `echo`; {WHAT_FITS}")
     echo: bool | None = Field(
         default=None, description="begin the response with the prompt, and with its log probabilities"
     )

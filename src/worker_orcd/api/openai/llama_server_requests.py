@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field
 
 from worker_orcd.api.openai import unsupported
 from worker_orcd.api.openai.completion_request import TokenId, infill_prompt
-from worker_orcd.api.openai.requests import Completions
+from worker_orcd.api.openai.requests import WHAT_FITS, Completions, TokenLimit, limit
 from worker_orcd.jobs.errors import invalid
 from worker_orcd.jobs.request import Body, JobRequest
 
@@ -18,8 +18,9 @@ class LlamaServerRequest(Completions):
     refused: ClassVar = unsupported.LLAMA_SERVER_REQUEST
 
     n: Literal[1] | None = None
-    max_tokens: int | None = Field(
-        default=None, ge=0, description="or `n_predict`; 0: only compute the prompt, for later requests"
+    max_tokens: TokenLimit | None = Field(
+        default=None,
+        description=f"or `n_predict`; 0: only compute the prompt, for later requests; {WHAT_FITS}",
     )
     response_fields: list[str] = Field(
         default=[],
@@ -57,7 +58,7 @@ class InfillRequest(LlamaServerRequest):
             self.input_suffix,
             prompt=self.prompt,
             extra=[chunk.model_dump() for chunk in self.input_extra],
-            reserve=self.max_tokens,
+            reserve=limit(self.max_tokens),
         )
         return self.jobs(name, [prompt], template="infill", max_tokens=self.max_tokens)
 

@@ -20,6 +20,9 @@ from worker_orcd.sampling import SAMPLING_FIELDS, SamplingParams, sampling_of
 from worker_orcd.tool_calls.formats import Marks
 
 MAX_CHOICES = 16
+WHAT_FITS = "-1 and -2: what fits, as in llama-server and Ollama"
+TokenLimit = Annotated[int, Field(ge=-2)]
+"""A `max_tokens`. Negative ones are no limit."""
 """The most choices of a request: `n` times the number of prompts."""
 
 StopRequest = str | list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]]
@@ -42,6 +45,11 @@ def _with_null(schema: dict[str, Any]) -> None:
                 key: described.pop(key) for key in ("title", "default", "description") if key in described
             }
             schema["properties"][name] = {"anyOf": [described, {"type": "null"}], **kept}
+
+
+def limit(max_tokens: int | None) -> int | None:
+    """The most tokens that a job may generate. None: what fits."""
+    return None if max_tokens is None or max_tokens < 0 else max_tokens
 
 
 class JobOptions(Body):
@@ -72,7 +80,7 @@ class Generation(JobOptions, SamplingParams):
     refused: ClassVar[unsupported.Fields] = {}
     """Unsupported fields, which are refused."""
     other_names: ClassVar[dict[str, str]] = {"repeat_penalty": "repetition_penalty"}
-    """llama-server's names of fields that mean the same here. In llama-server, -1 is off."""
+    """llama-server's names of fields that mean the same here. Of sampling fields, -1 is off."""
 
     model: str | None = Field(default=None, description="as in `GET /v1/models`")
     stream: bool | None = None
@@ -96,7 +104,9 @@ class Generation(JobOptions, SamplingParams):
             return super().parse(raw)
         cls.refuse(given)
         used = {
-            theirs: ours for theirs, ours in cls.other_names.items() if given.get(theirs) not in (None, -1)
+            theirs: ours
+            for theirs, ours in cls.other_names.items()
+            if given.get(theirs) is not None and not (ours in SAMPLING_FIELDS and given[theirs] == -1)
         }
         renamed = {ours: given[theirs] for theirs, ours in used.items() if given.get(ours) is None}
         if renamed or any(name in given and given[name] is None for name in SAMPLING_FIELDS):
@@ -156,8 +166,8 @@ class Completions(Generation, OutputFormat):
 
     n: int | None = Field(default=None, ge=1, le=MAX_CHOICES, description="choices, each a job of one group")
     stop: StopRequest | None = Field(default=None, max_length=MAX_STOP_CHARS)
-    max_tokens: int | None = Field(
-        default=None, ge=0, description="with 0 the prompt is computed for later requests"
+    max_tokens: TokenLimit | None = Field(
+        default=None, description=f"with 0 the prompt is computed for later requests; {WHAT_FITS}"
     )
     stream_options: StreamOptions | None = None
     return_progress: bool | None = Field(
@@ -209,7 +219,7 @@ class Completions(Generation, OutputFormat):
         """Whether a stream reports the progress of its prompts."""
         return bool(self.stream and self.return_progress)
 
-    def jobs(self, name: str, prompts: list[str], **more: Any) -> list[JobRequest]:
+    def jobs(self, name: str, prompts: list[str], *, max_tokens: int | None, **more: Any) -> list[JobRequest]:
         """One job for each choice of each prompt.
 
         All jobs of a request have the same group. The first job has the request's own name: stopping it ends the
@@ -223,6 +233,7 @@ class Completions(Generation, OutputFormat):
             raise invalid(f"a request may have at most {MAX_CHOICES} choices, not {number}", "n")
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
         constraint = self.constraint
+        most = limit(max_tokens)
         return [
             self.job(
                 f"{name}.{place}" if place else name,
@@ -231,6 +242,7 @@ class Completions(Generation, OutputFormat):
                 stop=tuple(text for text in stop or () if text),
                 place=place,
                 constrained=constraint and constraint[1],
+                max_tokens=most,
                 **more,
             )
             for place in range(number)

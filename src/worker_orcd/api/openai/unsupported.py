@@ -45,7 +45,8 @@ LLAMA_SERVER: Fields = {
     "xtc_probability": _NOTHING,
     "lora": _NOTHING,
 }
-ANY: Fields = OPENAI | VLLM | LLAMA_SERVER
+OLLAMA: Fields = {"format": _NOTHING}
+ANY: Fields = OPENAI | VLLM | LLAMA_SERVER | OLLAMA
 COMPLETION: Fields = ANY | {"best_of": (1,)}
 LLAMA_SERVER_REQUEST: Fields = COMPLETION | {"n": _ONE, "spm_infill": _NOTHING}
 EMBEDDINGS: Fields = {
