@@ -1,5 +1,7 @@
 """Third-party client libraries, in processes of their own (docs/clients.md)."""
 
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.conftest import PAGE, accepted, as_here, generated, in_phase, next_job, prompt_for
-from tests.clients.puppet import Puppet, node, python, running_puppet
+from tests.clients.puppet import HERE, Puppet, node, python, running_puppet
 from tests.clients.test_openai_python import SLOW, cancelled, says
 from tests.docs.blocks import ROOT, blocks
 from tests.helpers import fresh_id
@@ -21,11 +23,12 @@ class Library:
     """What is known of a library.
 
     Attributes:
-        name: how clients.py or clients.mjs call it, after its language.
+        name: its language and its name.
         title: how docs/clients.md calls it.
         whole: what it raises when a whole answer was cancelled from elsewhere.
         stream: what it raises when a stream was.
         leaving_stops: whether leaving its stream is enough to stop the job.
+        version: of a library that is tried in two versions, the older one's.
     """
 
     name: str
@@ -33,14 +36,28 @@ class Library:
     whole: str
     stream: str
     leaving_stops: bool = True
+    version: str = ""
 
     @property
     def example(self) -> str:
         """The job id of its example on the page."""
         return f"{self.name.removeprefix('python-')}-1"
 
+    @property
+    def called(self) -> str:
+        """How clients.py or clients.mjs call it."""
+        return self.name.partition("-")[2] + self.version
+
+    def as_installed(self, example: str) -> str:
+        """Its example with the names that its packages have in package.json."""
+        if not self.version:
+            return example
+        for package, name in (("ai", "ai-sdk"), ("@ai-sdk/openai-compatible", "ai-sdk-openai-compatible")):
+            example = example.replace(f'"{package}"', f'"{name.replace("ai-sdk", f"ai-sdk{self.version}")}"')
+        return example
+
     def __str__(self) -> str:
-        return self.name
+        return self.name + self.version
 
     @property
     def in_python(self) -> bool:
@@ -63,6 +80,7 @@ LIBRARIES = (
     Library("node-openai", "OpenAI, Node", "BadRequestError", "APIError"),
     Library("node-langchain", "LangChain.js", "BadRequestError", "APIError"),
     Library("node-ai-sdk", "AI SDK", "APICallError", "passed to onError", leaving_stops=False),
+    Library("node-ai-sdk", "AI SDK", "APICallError", "passed to onError", leaving_stops=False, version="-6"),
 )
 
 
@@ -70,7 +88,7 @@ LIBRARIES = (
 def _running(request: pytest.FixtureRequest, _served: RunningWorker) -> Iterator[tuple[Library, Puppet]]:
     library: Library = request.param
     command = python() if library.in_python else node()
-    with running_puppet(command, library.name.partition("-")[2], _served.url) as puppet:
+    with running_puppet(command, library.called, _served.url) as puppet:
         yield library, puppet
 
 
@@ -141,7 +159,7 @@ def test_its_example_on_the_page_stops_its_job(
 ) -> None:
     """After about twenty pieces of text."""
     (text,) = (block.text for block in blocks(PAGE) if f'"X-Job-Id": "{library.example}"' in block.text)
-    puppet.run(as_here(text, served), tmp_path)
+    puppet.run(as_here(library.as_installed(text), served), tmp_path)
     assert cancelled(served, library.example, "disconnect")["phase"] == "decode"
     assert served.record(library.example)["tokens_out"] >= 15
 
@@ -153,3 +171,19 @@ def test_the_page_says_what_each_library_raises() -> None:
     [begin] = [n for n, row in enumerate(rows) if row[0] == "client"]
     raised = {row[0]: (row[2], row[3]) for row in rows[begin + 2 :] if len(row) == len(rows[begin])}
     assert raised == {one.title: (one.whole, one.stream) for one in LIBRARIES}
+
+
+def test_the_page_says_which_versions_are_tested() -> None:
+    """Those of the locks."""
+    locked: dict[str, str] = {}
+    for name in ("frameworks", "requirements"):
+        text = (HERE / f"python/{name}.lock").read_text(encoding="utf-8")
+        locked |= dict(re.findall(r"^([a-z0-9-]+)==([^ ]+)", text, re.MULTILINE))
+    installed = json.loads((HERE / "node/package-lock.json").read_text(encoding="utf-8"))["packages"]
+    of_node = {path.partition("/")[2]: package.get("version") for path, package in installed.items()}
+    of_node["ai"] = f"{of_node['ai']} and {of_node['ai-sdk-6']}"
+    page = (ROOT / PAGE).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (Node: )?`([^`]+)`.* \| ([0-9][^|]*) \|$", page, re.MULTILINE)
+    assert len(rows) == 15
+    for of_which, package, version in rows:
+        assert (package, (of_node if of_which else locked)[package]) == (package, version)

@@ -368,8 +368,11 @@ def test_what_is_no_request_at_all_is_refused_for_that(kind: type[Generation], b
 @pytest.mark.parametrize("name", ["max_tokens", "n_predict"])
 def test_a_negative_limit_of_tokens_is_none(name: str, most: int) -> None:
     """As in llama-server and Ollama, whose clients send it; a completion without a limit has OpenAI's."""
-    bodies = {ChatRequest: {"messages": [USER]}, CompletionRequest: {"prompt": "x"}}
-    for kind, body in bodies.items():
+    bodies: list[tuple[type[ChatRequest | CompletionRequest], dict[str, Any]]] = [
+        (ChatRequest, {"messages": [USER]}),
+        (CompletionRequest, {"prompt": "x"}),
+    ]
+    for kind, body in bodies:
         (job,) = kind.parse(json.dumps({**body, name: most}).encode()).wanted("job-1")
         assert job.max_tokens is None
         assert refusal(kind, **body, **{name: -3}).param == name

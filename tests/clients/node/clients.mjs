@@ -1,9 +1,7 @@
 // A client library for Node, driven line by line: node clients.mjs NAME BASE_URL.
 // Called by tests/clients/puppet.py, which describes the lines that are read and printed.
 import readline from "node:readline";
-import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { ChatOpenAI } from "@langchain/openai";
-import { generateText, streamText } from "ai";
 import OpenAI from "openai";
 
 const [name, url] = process.argv.slice(2);
@@ -42,24 +40,31 @@ const clients = {
     };
   },
 
-  "ai-sdk"() {
-    const provider = createOpenAICompatible({ name: "worker", baseURL });
-    return {
-      async whole(prompt, { headers, signal: abortSignal }) {
-        return (await generateText({ model: provider(model), prompt, headers, abortSignal })).text;
-      },
-      async stream(prompt, { headers, signal: abortSignal, read }) {
-        let failed;
-        const onError = ({ error }) => (failed = error);
-        const { textStream } = streamText({ model: provider(model), prompt, headers, abortSignal, onError });
-        for await (const text of textStream) if (read(text)) break;
-        if (failed) throw Object.assign(new Error(failed.message), { raised: "passed to onError" });
-      },
-    };
-  },
+  "ai-sdk": () => aiSdk("ai", "@ai-sdk/openai-compatible"),
+  "ai-sdk-6": () => aiSdk("ai-sdk-6", "ai-sdk-6-openai-compatible"),
 };
 
-const client = clients[name]();
+async function aiSdk(sdk, openAICompatible) {
+  const [{ generateText, streamText }, { createOpenAICompatible }] = await Promise.all([
+    import(sdk),
+    import(openAICompatible),
+  ]);
+  const provider = createOpenAICompatible({ name: "worker", baseURL });
+  return {
+    async whole(prompt, { headers, signal: abortSignal }) {
+      return (await generateText({ model: provider(model), prompt, headers, abortSignal })).text;
+    },
+    async stream(prompt, { headers, signal: abortSignal, read }) {
+      let failed;
+      const onError = ({ error }) => (failed = error);
+      const { textStream } = streamText({ model: provider(model), prompt, headers, abortSignal, onError });
+      for await (const text of textStream) if (read(text)) break;
+      if (failed) throw Object.assign(new Error(failed.message), { raised: "passed to onError" });
+    },
+  };
+}
+
+const client = await clients[name]();
 const calls = new Map();
 
 async function ask({ id, call, prompt, headers, leave_after: leaveAfter }) {

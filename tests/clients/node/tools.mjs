@@ -1,9 +1,10 @@
-// Tools and objects by way of the AI SDK: node tools.mjs BASE_URL. Prints one JSON object: what each call came to, and what
-// the tool was called with. Called by tests/clients/test_tools.py.
-import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { generateObject, generateText, jsonSchema, stepCountIs, streamText, tool } from "ai";
+// Tools and objects by way of the AI SDK: node tools.mjs BASE_URL SDK OPENAI_COMPATIBLE, the two packages by the names that
+// they have in package.json. Prints one JSON object: what each call came to, and what the tool was called with. Called by
+// tests/clients/test_tools.py.
+const [base, sdk, openAICompatible] = process.argv.slice(2);
+const { generateObject, generateText, jsonSchema, Output, stepCountIs, streamText, tool } = await import(sdk);
+const { createOpenAICompatible } = await import(openAICompatible);
 
-const base = process.argv[2];
 const call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}';
 const whole = JSON.stringify({ text: `${call}\n</tool_call>`, token_ms: 0 });
 const open = JSON.stringify({ text: call, token_ms: 5 }); // The output continues behind the script, without text.
@@ -51,17 +52,21 @@ const calls = {
   whole: async () => ({ text: (await generateText({ ...asked, prompt: whole })).text }),
   stream: async () => ({ text: await streamText({ ...asked, prompt: whole }).text }),
   object: async () => (await generateObject({ model, schema, prompt: "x", temperature: 0 })).object,
+  output: async () => {
+    const output = Output.object({ schema }); // SDK 7 prefers it to generateObject
+    return (await generateText({ model, output, prompt: "x", temperature: 0 })).output;
+  },
   forced: async () => {
     const forced = { toolChoice: "required", stopWhen: stepCountIs(1), temperature: 0 };
     return (await generateText({ ...asked, ...forced, prompt: "x" })).toolCalls.map(({ toolName }) => toolName);
   },
   cancelled: () => {
-    const cancel = { method: "POST", body: JSON.stringify({ job_id: "cancelled-1" }), headers: { Prefer: "wait=10" } };
-    return broken("cancelled-1", async () => (await fetch(`${base}/cancel`, cancel)).json());
+    const cancel = { method: "POST", body: JSON.stringify({ job_id: `cancelled-${sdk}` }), headers: { Prefer: "wait=10" } };
+    return broken(`cancelled-${sdk}`, async () => (await fetch(`${base}/cancel`, cancel)).json());
   },
   aborted: () => {
     const controller = new AbortController();
-    return broken("aborted-1", () => controller.abort(), { abortSignal: controller.signal });
+    return broken(`aborted-${sdk}`, () => controller.abort(), { abortSignal: controller.signal });
   },
 };
 

@@ -1,8 +1,10 @@
 """A framework for Python: `python frameworks.py NAME BASE_URL WAY...`, in an environment of its own.
 
 Prints one line of JSON with what came of each call. With the scripted engine: `whole`, `stream`, `tool` and
-`tool_stream` (a tool is called, and its result sent back), `stopped` (by the framework's own means), `elsewhere`
-(cancelled at the worker). With a model: `structured`, in all ways in which the framework asks for a structure.
+`tool_stream` (a tool is called, and its result sent back); `stopped` and `elsewhere`, a stream that is stopped by the
+framework's own means and one that is cancelled at the worker; `whole_stopped` and `whole_elsewhere`, the same for an
+answer that is not streamed; `modes`, all ways in which instructor or DSPy asks for a structure. With a model:
+`structured`, in all ways in which the framework asks for a structure.
 """
 
 import asyncio
@@ -10,7 +12,8 @@ import json
 import sys
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable
+import warnings
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing, suppress
 from typing import Any, Literal
 
@@ -36,7 +39,27 @@ class Person(BaseModel):
     age: int = Field(ge=0, le=99)
 
 
+class Place(BaseModel):
+    """A place."""
+
+    city: str
+
+
 PERSON = json.dumps({"text": '{"name": "Ada", "city": "Bern", "age": 36}', "token_ms": 0})
+
+TWO_CALLS = json.dumps(
+    {
+        "text": '<tool_call>\n{"name": "Place", "arguments": {"city": "Bern"}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "Person", "arguments": {"name": "Ada", "city": "Oslo", "age": 36}}\n</tool_call>',
+        "token_ms": 0,
+    }
+)
+DSPY_HELLO = json.dumps({"text": "[[ ## answer ## ]]\nHello 👋\n\n[[ ## completed ## ]]", "token_ms": 0})
+DSPY_SLOW = json.dumps({"text": "[[ ## answer ## ]]\n" + "word " * 60, "token_ms": 40})
+MODES = (
+    *("TOOLS", "TOOLS_STRICT", "FUNCTIONS", "JSON", "JSON_O1", "JSON_SCHEMA", "MD_JSON"),
+    *("RESPONSES_TOOLS", "RESPONSES_TOOLS_WITH_INBUILT_TOOLS"),
+)
 
 
 def weather(city: str) -> str:
@@ -65,6 +88,7 @@ class Instructor:
     def __init__(self) -> None:
         import instructor
 
+        warnings.simplefilter("ignore", DeprecationWarning)  # FUNCTIONS
         self._modes = instructor.Mode
         self._make = instructor.from_openai
 
@@ -105,11 +129,30 @@ class Instructor:
                 if enough():
                     break
 
+    async def slow_whole(self, headers: dict[str, str], *, stopping: bool) -> None:
+        await self._ask("JSON_SCHEMA", SLOW, Person, max_tokens=2000, extra_headers=headers)
+
+    async def modes(self) -> dict[str, Any]:
+        """All modes, whole and streamed. The scripted engine obeys those, too, that ask for a structure in words."""
+        seen: dict[str, Any] = {}
+        for mode in MODES:
+            seen[mode] = await outcome(self._ask(mode, PERSON))
+            streamed = self._ask(mode, PERSON, stream=True)
+            seen[f"{mode} streamed"] = await outcome(last_of(streamed))
+        people = await self._ask("PARALLEL_TOOLS", TWO_CALLS, Iterable[Person | Place])
+        seen["PARALLEL_TOOLS"] = [one.model_dump() for one in people]
+        return seen
+
     async def structured(self) -> dict[str, Any]:
         """All modes that constrain the output. The others ask the model in words: the scripted one obeys."""
         modes = ("TOOLS", "TOOLS_STRICT", "FUNCTIONS", "JSON_SCHEMA", "JSON_O1", "RESPONSES_TOOLS")
         made = {mode: await self._ask(mode, QUESTION) for mode in modes}
         return {mode: person.model_dump() for mode, person in made.items()}
+
+
+async def last_of(people: Any) -> Any:
+    """The last of a stream's states."""
+    return [person async for person in people][-1]
 
 
 class LlamaIndex:
@@ -153,6 +196,9 @@ class LlamaIndex:
             async for _ in stream:
                 if enough():
                     break
+
+    async def slow_whole(self, headers: dict[str, str], *, stopping: bool) -> None:
+        await self._model(default_headers=headers).achat(self._said(SLOW))
 
     async def structured(self) -> dict[str, Any]:
         from llama_index.core.prompts import PromptTemplate
@@ -224,6 +270,9 @@ class Haystack:
         with suppress(asyncio.CancelledError):
             await self._generator(extra_headers=headers).run_async(said, streaming_callback=look)
 
+    async def slow_whole(self, headers: dict[str, str], *, stopping: bool) -> None:
+        await self._run(SLOW, extra_headers=headers)
+
     async def structured(self) -> dict[str, Any]:
         asked = {"max_tokens": 200, "response_format": Person}
         return {"whole": json.loads((await self._run(QUESTION, **asked)).text)}
@@ -269,6 +318,11 @@ class Smolagents:
 
         await asyncio.to_thread(read)
 
+    async def slow_whole(self, headers: dict[str, str], *, stopping: bool) -> None:
+        """Its users cannot stop it, except by a time limit."""
+        limit = {"client_kwargs": {"timeout": 1.0, "max_retries": 0}} if stopping else {}
+        await asyncio.to_thread(self._model(extra_headers=headers, **limit).generate, user(SLOW))
+
     async def structured(self) -> dict[str, Any]:
         """A step of each kind of agent: a forced call, and structured code."""
         from smolagents import CodeAgent, ToolCallingAgent, tool
@@ -288,16 +342,123 @@ class Smolagents:
         return {"generate": json.loads(made.content), "steps": len(agent.memory.steps) >= 2}
 
 
+class DSPy:
+    """DSPy, by its own client for a server that is declared as a provider. Its adapters are the usual ones, except that
+    with the scripted engine the question comes first."""
+
+    def __init__(self) -> None:
+        import dspy
+        from dspy.lm15 import (
+            AccessPolicy,
+            ModelSupport,
+            OpenAIChatCompat,
+            ProviderDefinition,
+            register_provider,
+        )
+
+        access = AccessPolicy(provider="worker", base_url=f"{URL}/v1", env_keys=("WORKER_KEY",))
+        server = ProviderDefinition.chat(access, compat=OpenAIChatCompat.preset("vllm"))
+        register_provider(server, supports=ModelSupport(function_calling=True, response_schema=True))
+        self._dspy = dspy
+
+    def _context(self, adapter: str = "ChatAdapter", **more: Any) -> Any:
+        class ScriptFirst:
+            def format_user_message_content(
+                self, signature: Any, inputs: Any, prefix: str = "", *rest: Any, **more: Any
+            ) -> Any:
+                first = prefix + str(inputs.get("question", ""))
+                return super().format_user_message_content(signature, inputs, first, *rest, **more)
+
+        # Its listeners know adapters by their class's name.
+        usual = getattr(self._dspy, adapter)
+        made = type(adapter, (ScriptFirst, usual), {})
+        lm = self._dspy.LM("worker/scripted", api_key="none", cache=False, **more)
+        return self._dspy.context(lm=lm, adapter=made(use_native_function_calling=True))
+
+    async def whole(self) -> str:
+        with self._context():
+            return (await self._dspy.Predict("question -> answer").acall(question=DSPY_HELLO)).answer
+
+    async def _stream(self, question: str) -> Any:
+        from dspy.streaming import StreamListener
+
+        predict = self._dspy.Predict("question -> answer")
+        read = self._dspy.streamify(predict, stream_listeners=[StreamListener("answer")])
+        async for piece in read(question=question):
+            yield piece
+
+    async def stream(self) -> str:
+        with self._context():
+            *pieces, done = [piece async for piece in self._stream(DSPY_HELLO)]
+        if not pieces:
+            raise ValueError("nothing was streamed")
+        return done.answer
+
+    async def tool(self) -> str:
+        """Its users run the tool."""
+        dspy = self._dspy
+
+        class Tools(dspy.Signature):
+            question: str = dspy.InputField()
+            tools: list[dspy.Tool] = dspy.InputField()
+            calls: dspy.ToolCalls = dspy.OutputField()
+
+        tool = dspy.Tool(weather)
+        with self._context():
+            done = await dspy.Predict(Tools).acall(question=CALLS, tools=[tool])
+        (call,) = done.calls.tool_calls
+        call.execute(functions=[tool])
+        return "Sunny."
+
+    tool_stream = tool
+    """Its streams have the text of fields, not calls."""
+
+    async def slow(self, headers: dict[str, str], enough: Callable[[], bool]) -> None:
+        """Closing a stream is not enough, and breaks its task group: its users cancel the task."""
+        task = asyncio.current_task()
+        with suppress(asyncio.CancelledError), self._context(extra_headers=headers):
+            async for _ in self._stream(DSPY_SLOW):
+                if enough():
+                    task.cancel()
+
+    async def modes(self) -> dict[str, Any]:
+        """By the adapter that has the server constrain the output, and by the usual one."""
+        dspy = self._dspy
+
+        class Invent(dspy.Signature):
+            """Invent a person."""
+
+            question: str = dspy.InputField()
+            person: Person = dspy.OutputField()
+
+        person = json.loads(PERSON)["text"]
+        texts = {
+            "JSONAdapter": f'{{"person": {person}}}',
+            "ChatAdapter": f"[[ ## person ## ]]\n{person}\n\n[[ ## completed ## ]]",
+        }
+        seen = {}
+        for adapter, text in texts.items():
+            with self._context(adapter):
+                question = json.dumps({"text": text, "token_ms": 0})
+                seen[adapter] = (await dspy.Predict(Invent).acall(question=question)).person.model_dump()
+        return seen
+
+    async def slow_whole(self, headers: dict[str, str], *, stopping: bool) -> None:
+        with self._context(extra_headers=headers):
+            await self._dspy.Predict("question -> answer").acall(question=DSPY_SLOW)
+
+
 FRAMEWORKS = {
     "instructor": Instructor,
     "llama-index": LlamaIndex,
     "haystack": Haystack,
     "smolagents": Smolagents,
+    "dspy": DSPy,
 }
 
 
-def cancel(name: str) -> None:
-    """Cancel a job at the worker once it generates."""
+def generating(name: str) -> None:
+    """Wait until a job has generated a few tokens."""
     until, tokens = time.monotonic() + 60, 0
     while tokens < PIECES:
         if time.monotonic() > until:
@@ -305,6 +466,11 @@ def cancel(name: str) -> None:
         time.sleep(0.01)
         with suppress(OSError), urllib.request.urlopen(f"{URL}/jobs/{name}") as answer:  # noqa: S310
             tokens = json.load(answer)["tokens_out"] or 0
+
+
+def cancel(name: str) -> None:
+    """Cancel a job at the worker once it generates."""
+    generating(name)
     urllib.request.urlopen(f"{URL}/cancel", json.dumps({"job_id": name}).encode()).close()  # noqa: S310
 
 
@@ -315,6 +481,8 @@ async def outcome(asking: Awaitable[Any]) -> Any:
         done = await asking
     except Exception as error:  # noqa: BLE001  # Whatever it is, it is the outcome.
         return {"raised": type(error).__name__, "message": str(error)[:500]}
+    if isinstance(done, BaseModel):
+        return done.model_dump()
     return {"text": done, "called_with": called_with.copy()} if called_with else done
 
 
@@ -334,10 +502,36 @@ async def elsewhere(framework: Any) -> None:
         await cancelling
 
 
+async def whole_stopped(framework: Any) -> None:
+    """Stop an answer that is not streamed."""
+    name = job("whole_stopped")
+    asking = asyncio.create_task(framework.slow_whole(name, stopping=True))
+    await asyncio.to_thread(generating, name["X-Job-Id"])
+    if NAME != "smolagents":
+        asking.cancel()
+    with suppress(asyncio.CancelledError):
+        await asking
+
+
+async def whole_elsewhere(framework: Any) -> None:
+    """Wait for an answer that is cancelled at the worker."""
+    name = job("whole_elsewhere")
+    cancelling = asyncio.create_task(asyncio.to_thread(cancel, name["X-Job-Id"]))
+    try:
+        await framework.slow_whole(name, stopping=False)
+    finally:
+        await cancelling
+
+
 async def main() -> None:
     """Ask in each way."""
     framework = FRAMEWORKS[NAME]()
-    others = {"stopped": stopped, "elsewhere": elsewhere}
+    others = {
+        "stopped": stopped,
+        "elsewhere": elsewhere,
+        "whole_stopped": whole_stopped,
+        "whole_elsewhere": whole_elsewhere,
+    }
     said = {
         way: await outcome(others[way](framework) if way in others else getattr(framework, way)())
         for way in WAYS

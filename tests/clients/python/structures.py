@@ -1,0 +1,188 @@
+"""A structure by way of a client library: `python structures.py NAME BASE_URL PROMPT`, in an environment of its own.
+
+Prints one line of JSON with what came of each way in which the library asks for a person, whole and streamed. With
+`cancelled` instead of a prompt: of a stream that is cancelled at the worker while the structure is generated.
+"""
+
+import asyncio
+import json
+import sys
+import time
+import urllib.request
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+NAME, URL, PROMPT = sys.argv[1:]
+STORY = json.dumps({"text": '{"text": "' + "a" * 3000, "token_ms": 20})
+"""Text without end within the object."""
+JOB = {"X-Job-Id": f"{NAME}-structure"}
+LIMIT = 300
+"""So many tokens at most, for a model that does not come to an end."""
+
+
+class Person(BaseModel):
+    """A person."""
+
+    name: str = Field(max_length=12)
+    city: Literal["Bern", "Oslo"]
+    age: int = Field(ge=0, le=99)
+
+
+class Story(BaseModel):
+    """A story."""
+
+    text: str
+
+
+Ask = Callable[[], Awaitable[Any]]
+
+
+def pydantic_ai() -> dict[str, Ask]:
+    """Pydantic AI's three output modes."""
+    from pydantic_ai import Agent, NativeOutput, PromptedOutput, ToolOutput
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    provider = OpenAIProvider(base_url=f"{URL}/v1", api_key="none")
+    model = OpenAIChatModel("scripted", provider=provider)
+    modes = {"tool": ToolOutput, "native": NativeOutput, "prompted": PromptedOutput}
+
+    def asks(mode: Any) -> tuple[Ask, Ask]:
+        agent = Agent(model, output_type=mode(Person), model_settings={"max_tokens": LIMIT})
+
+        async def whole() -> Any:
+            return (await agent.run(PROMPT)).output
+
+        async def stream() -> Any:
+            async with agent.run_stream(PROMPT) as result:
+                return [person async for person in result.stream_output(debounce_by=None)][-1]
+
+        return whole, stream
+
+    async def cancelled() -> Any:
+        agent = Agent(model, output_type=NativeOutput(Story), model_settings={"extra_headers": JOB})
+        async with agent.run_stream(STORY) as result:
+            return [story async for story in result.stream_output(debounce_by=None)][-1]
+
+    return ways({name: asks(mode) for name, mode in modes.items()}, cancelled)
+
+
+def langchain() -> dict[str, Ask]:
+    """LangChain's three methods of `with_structured_output`."""
+    from langchain_openai import ChatOpenAI
+
+    there = {"base_url": f"{URL}/v1", "api_key": "none", "model": "scripted", "stream_chunk_timeout": None}
+    model = ChatOpenAI(**there, max_tokens=LIMIT)
+
+    def asks(method: str) -> tuple[Ask, Ask]:
+        structured = model.with_structured_output(Person, method=method)
+
+        async def whole() -> Any:
+            return await structured.ainvoke(PROMPT)
+
+        async def stream() -> Any:
+            return [person async for person in structured.astream(PROMPT)][-1]
+
+        return whole, stream
+
+    async def cancelled() -> Any:
+        """With the library's own retries, which send the same request again."""
+        stories = ChatOpenAI(**there, default_headers=JOB).with_structured_output(Story).with_retry()
+        return await stories.ainvoke(STORY)
+
+    methods = ("json_schema", "function_calling", "json_mode")
+    return ways({method: asks(method) for method in methods}, cancelled)
+
+
+def agents() -> dict[str, Ask]:
+    """The output type of an agent of OpenAI's Agents SDK, over both APIs."""
+    from agents import (
+        Agent,
+        ModelSettings,
+        OpenAIChatCompletionsModel,
+        OpenAIResponsesModel,
+        Runner,
+        set_tracing_disabled,
+    )
+    from openai import AsyncOpenAI
+
+    set_tracing_disabled(True)
+    client = AsyncOpenAI(base_url=f"{URL}/v1", api_key="none")
+    apis = {"chat": OpenAIChatCompletionsModel, "responses": OpenAIResponsesModel}
+
+    def asks(api: Any) -> tuple[Ask, Ask]:
+        settings = ModelSettings(max_tokens=LIMIT)
+        there = api(model="scripted", openai_client=client)
+        agent = Agent(name="agent", model=there, output_type=Person, model_settings=settings)
+
+        async def whole() -> Any:
+            return (await Runner.run(agent, PROMPT)).final_output
+
+        async def stream() -> Any:
+            result = Runner.run_streamed(agent, PROMPT)
+            async for _ in result.stream_events():
+                pass
+            return result.final_output
+
+        return whole, stream
+
+    async def cancelled() -> Any:
+        there = OpenAIChatCompletionsModel(model="scripted", openai_client=client)
+        settings = ModelSettings(extra_headers=JOB)
+        agent = Agent(name="agent", model=there, output_type=Story, model_settings=settings)
+        result = Runner.run_streamed(agent, STORY)
+        async for _ in result.stream_events():
+            pass
+        return result.final_output
+
+    return ways({name: asks(api) for name, api in apis.items()}, cancelled)
+
+
+LIBRARIES = {"pydantic-ai": pydantic_ai, "langchain": langchain, "agents": agents}
+
+
+def ways(asks: dict[str, tuple[Ask, Ask]], cancelled: Ask) -> dict[str, Ask]:
+    """By their names."""
+    if PROMPT == "cancelled":
+        return {"cancelled": cancelled}
+    return {
+        f"{name}{how}": ask
+        for name, both in asks.items()
+        for how, ask in zip(("", " streamed"), both, strict=True)
+    }
+
+
+def cancel() -> None:
+    """Cancel the job once some of the structure is there."""
+    until, tokens, job = time.monotonic() + 60, 0, JOB["X-Job-Id"]
+    while tokens < 20:
+        if time.monotonic() > until:
+            raise TimeoutError(f"{NAME} does not generate")
+        time.sleep(0.01)
+        with suppress(OSError), urllib.request.urlopen(f"{URL}/jobs/{job}") as answer:  # noqa: S310
+            tokens = json.load(answer)["tokens_out"] or 0
+    urllib.request.urlopen(f"{URL}/cancel", json.dumps({"job_id": job}).encode()).close()  # noqa: S310
+
+
+async def outcome(ask: Ask) -> Any:
+    """What came of a call."""
+    try:
+        made = await ask()
+    except Exception as error:  # noqa: BLE001  # Whatever it is, it is the outcome.
+        return {"raised": type(error).__name__, "message": str(error)[:300]}
+    return made.model_dump() if isinstance(made, BaseModel) else made
+
+
+async def main() -> None:
+    """Ask in each way."""
+    cancelling = asyncio.create_task(asyncio.to_thread(cancel)) if PROMPT == "cancelled" else None
+    said = {way: await outcome(ask) for way, ask in LIBRARIES[NAME]().items()}
+    if cancelling:
+        await cancelling
+    print("\n" + json.dumps(said), flush=True)
+
+
+asyncio.run(main())
