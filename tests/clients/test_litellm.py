@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import openai
@@ -11,7 +12,7 @@ import pytest
 
 from tests.clients.conftest import PAGE, accepted, as_here, in_phase, next_job, prompt_for
 from tests.clients.puppet import Puppet, environment, python, running_puppet
-from tests.clients.test_openai_python import MODEL, cancelled, user
+from tests.clients.test_openai_python import MODEL, cancelled, says, user
 from tests.docs.blocks import blocks
 from tests.helpers import fresh_id
 from worker_orcd.testing.harness import RunningWorker, free_port, wait_until
@@ -35,6 +36,14 @@ def _router(_served: RunningWorker) -> Iterator[Puppet]:
 def router(_router: Puppet, served: RunningWorker) -> Puppet:
     """A router with a fallback and retries, connected to `served`."""
     return _router
+
+
+@each_call
+def test_the_router_is_answered(router: Puppet, call: str) -> None:
+    """With the text that the model generates."""
+    name = fresh_id("routed")
+    router.ask(call, name, says("Hello 👋"))
+    assert router.outcome(name)["text"] == "Hello 👋"
 
 
 @each_phase
@@ -152,6 +161,15 @@ async def ask(client: openai.AsyncOpenAI, call: str, prompt: str, **more: str) -
     if isinstance(answer, openai.AsyncStream):
         async for _ in answer:
             pass
+
+
+def test_a_client_of_the_proxy_is_answered(proxy: str, served: RunningWorker) -> None:
+    """Whole and streamed."""
+    with openai.OpenAI(base_url=proxy, api_key=KEY, max_retries=0) as client:
+        asked: Any = {"model": MODEL, "messages": user(says("Hello 👋"))}
+        assert client.chat.completions.create(**asked).choices[0].message.content == "Hello 👋"
+        chunks = list(client.chat.completions.create(**asked, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "Hello 👋"
 
 
 @each_phase
