@@ -182,3 +182,92 @@ def test_a_cancel_in_the_middle_of_a_call_leaves_no_call(worker: RunningWorker) 
     ]
     assert "".join(one["arguments"] for one in calls) == json.dumps(ARGUMENTS)[:-1]
     assert ended_state(worker, name)["state"] == "cancelled"
+
+
+STRICT = {"type": "function", "function": {**TOOL["function"], "strict": True}}  # type: ignore[dict-item]
+WRONG = CALL.replace("Bern", "Rome")
+ANSWER_FORMAT = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "answer",
+        "strict": True,
+        "schema": {
+            "type": "object",
+            "properties": {"sum": {"enum": [3, 4]}},
+            "required": ["sum"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def test_once_a_strict_function_is_called_its_arguments_are_valid(worker: RunningWorker) -> None:
+    """The model decides whether to call it; text before the call, and calls of other functions, stay as they are."""
+    body = asked(f"Let me see. {WRONG}", temperature=0, max_tokens=300)
+    (call,) = whole(worker, body)["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"])["city"] == "Rome"
+    body["tools"] = [STRICT]
+    message = whole(worker, body)["message"]
+    assert message["content"] == "Let me see. "
+    (call,) = message["tool_calls"]
+    assert json.loads(call["function"]["arguments"])["city"] in ("Bern", "Oslo")
+    deltas, finish = streamed(worker, body)
+    assert finish == "tool_calls"
+    parts = [delta["tool_calls"][0]["function"]["arguments"] for delta in deltas if "tool_calls" in delta]
+    assert json.loads("".join(parts))["city"] in ("Bern", "Oslo")
+    said = "Rome? <think>{ </think> é\n"
+    assert whole(worker, {**asked(said, temperature=0), "tools": [STRICT]})["message"]["content"] == said
+
+
+def test_beside_tools_a_format_holds_for_answers_and_leaves_calls_possible(worker: RunningWorker) -> None:
+    """As with OpenAI's API. Nothing but calls and an answer is possible."""
+    fields = {"response_format": ANSWER_FORMAT, "temperature": 0, "max_tokens": 1500}
+    choice = whole(worker, asked(CALL, **fields))
+    assert choice["finish_reason"] == "tool_calls"
+    assert json.loads(choice["message"]["tool_calls"][0]["function"]["arguments"]) == ARGUMENTS
+    assert not choice["message"]["content"]
+    choice = whole(worker, asked('{"sum": 3}', **fields))
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("stop", '{"sum": 3}')
+    message = whole(worker, {**asked("It is 3.", **fields), "tools": [STRICT]})["message"]
+    if message["content"]:
+        assert json.loads(message["content"])["sum"] in (3, 4)
+    else:
+        assert json.loads(message["tool_calls"][0]["function"]["arguments"])["city"] in ("Bern", "Oslo")
+    (call,) = whole(worker, {**asked(WRONG, **fields), "tools": [STRICT]})["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"])["city"] in ("Bern", "Oslo")
+
+
+def test_a_schema_that_cannot_be_enforced_is_refused_by_its_field(worker: RunningWorker) -> None:
+    """That of a strict function, or that of the format."""
+    bad = {"type": "object", "properties": {"a": {"not": {}}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": bad, "strict": True}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": bad}}
+    for fields, param, place in (
+        ({"tools": [tool]}, "tools", "the parameters of f: "),
+        ({"tools": [tool], "response_format": ANSWER_FORMAT}, "tools", "the parameters of f: "),
+        ({"response_format": form}, "response_format", ""),
+    ):
+        answer = worker.client.post("/v1/chat/completions", json={**asked("x"), **fields})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, param)
+        assert error["message"].startswith(place)
+        assert error["message"].endswith("at /properties/a")
+
+
+def test_a_cancel_in_the_middle_of_a_strict_call_leaves_no_call(worker: RunningWorker) -> None:
+    """A constraint changes nothing about that."""
+    name = fresh_id()
+    body = {**asked("x", stream=True), "tools": [STRICT]}
+    body["messages"][0]["content"] = script(text=f"Wait {CALL}", token_ms=50)
+    lines: list[str] = []
+    with worker.client.stream(
+        "POST", "/v1/chat/completions", json=body, headers={"X-Job-Id": name}
+    ) as answer:
+        for line in answer.iter_lines():
+            lines.append(line)
+            if '"name":"weather"' in line:
+                worker.client.post("/cancel", json={"job_id": name})
+    datas = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+    assert datas[-1]["error"]["code"] == "CANCELLED"
+    assert all(data["choices"][0]["finish_reason"] is None for data in datas[:-1])
+    assert ended_state(worker, name)["state"] == "cancelled"

@@ -58,9 +58,10 @@ class HandGrammars(Grammars):
         self.ready = True
 
     def matcher(  # type: ignore[override]  # A stand-in.
-        self, constraint: Constraint, generated: tuple[int, ...], *, ignore_eos: bool = False
+        self, constraint: Constraint, generated: tuple[int, ...], *, ignore_eos: bool, opened: str
     ) -> HandMatcher:
         """One more."""
+        assert not opened
         matcher = HandMatcher(generated)
         matcher.ready = self.ready
         self.matchers.append(matcher)

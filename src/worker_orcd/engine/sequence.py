@@ -40,15 +40,16 @@ class Sequence:
         self._pool: Pool | None = None
         if request.embed is not None:
             self._pool = Pool(model.pooling, len(run.prompt), request.embed)
+        self._marks = SHOWN_MARKS[request.marks]
+        opened = self._opened_reasoning(model)
         self._matcher: Matcher | None = None
         if request.constraint is not None:
             self._matcher = model.grammars.matcher(
-                request.constraint, run.generated, ignore_eos=request.sampling.ignore_eos
+                request.constraint, run.generated, ignore_eos=request.sampling.ignore_eos, opened=opened
             )
         self._text = TextAssembler(request.stop, request.sampling.n_indent)
         self._first_drawn_at: float | None = None
-        self._marks = SHOWN_MARKS[request.marks]
-        self._opened = "" if run.generated else self._opened_reasoning(model)
+        self._opened = "" if run.generated else opened
         for token in run.generated:
             self._text.feed(self._piece(token, model))
 
@@ -233,8 +234,12 @@ class Sequence:
         return name if name in self._marks else b""
 
     def _opened_reasoning(self, model: Model) -> str:
-        """The reasoning mark at the end of the prompt, if any. The output is shown as if it began with this mark."""
-        if not self._marks or self.run.request.constraint is not None:
+        """The reasoning mark at the end of the prompt, if any. The output is shown as if it began with this mark.
+
+        A constrained output has no reasoning, except beside tools.
+        """
+        constraint = self.run.request.constraint
+        if not self._marks or (constraint is not None and constraint.kind != "tools"):
             return ""
         end = b"".join(map(model.name, self.run.prompt[-_MARK_TOKENS:])).rstrip()
         return next((begins for begins, _ in REASONING if end.endswith(begins.encode())), "")

@@ -25,6 +25,14 @@ waits for another one's rendering."""
 
 
 Answer = Accepted | Tokenized | Rejected
+_FIELDS = {
+    "json_schema": "json_schema",
+    "gbnf": "grammar",
+    "lark": "grammar",
+    "regex": "grammar",
+    "tools": "json_schema",
+}
+"""By kind, a job's field with its constraint."""
 
 
 def prepare(request: Submit | Tokenize, model: Model, in_hand: CurrentPrompt | None = None) -> Answer:
@@ -65,8 +73,7 @@ def _check(request: Submit, model: Model, in_hand: CurrentPrompt | None) -> None
         try:
             model.grammars.check(request.constraint, in_hand)
         except ConstraintRefused as error:
-            is_schema = request.constraint.kind == "json_schema"
-            raise PromptRefused(str(error), "json_schema" if is_schema else "grammar") from error
+            raise PromptRefused(str(error), error.param or _FIELDS[request.constraint.kind]) from error
 
 
 def _tokens(request: Submit | Tokenize, model: Model, in_hand: CurrentPrompt | None) -> tuple[int, ...]:

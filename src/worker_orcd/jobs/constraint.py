@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from worker_orcd.jobs.errors import invalid
+from worker_orcd.tool_calls.offer import MAX_DEPTH, Offered
 
 MAX_CHARS = 131_072
 """The most characters of a constraint's text."""
-MAX_DEPTH = 64
-"""Maximum nesting depth of objects and arrays in a JSON Schema."""
 
 Schema = dict[str, object] | bool
 
@@ -20,12 +19,13 @@ class Constraint:
     """A constraint within its bounds. The engine checks whether it can be enforced.
 
     Attributes:
-        kind: what `text` is: a JSON Schema, a grammar in GBNF or Lark, or a regular expression for the whole output.
-        text: the schema, grammar or expression.
+        kind: what `text` is: a JSON Schema, a grammar in GBNF or Lark, a regular expression for the whole output, or
+            the tools that may be called.
+        text: the schema, grammar, expression or tools.
         lenient: ignore keywords of a JSON Schema that cannot be enforced, instead of refusing them.
     """
 
-    kind: Literal["json_schema", "gbnf", "lark", "regex"]
+    kind: Literal["json_schema", "gbnf", "lark", "regex", "tools"]
     text: str
     lenient: bool = False
 
@@ -43,6 +43,17 @@ class Constraint:
             if depth > MAX_DEPTH:
                 raise invalid(f"{param} is nested deeper than {MAX_DEPTH} levels", param)
         return cls("json_schema", _bounded(json.dumps(schema, ensure_ascii=False), param), lenient)
+
+    @classmethod
+    def tools(cls, offered: Offered, param: str) -> Self:
+        """Calls of tools, or another output, from the request field `param`.
+
+        Raises:
+            JobError: `INVALID_REQUEST`: a schema is too deep, or all are too long.
+        """
+        for function in offered.functions:
+            cls.json_schema(function.parameters or {}, param)
+        return cls("tools", _bounded(offered.text, param))
 
     @classmethod
     def json_text(cls, text: str, param: str) -> Self:

@@ -50,7 +50,9 @@ def _mistral(body: str) -> list[Call] | None:
     return all_or_none([call_of({"name": named["name"], "arguments": values[0]})])
 
 
-_DEEPSEEK_CALL = "<｜tool▁call▁begin｜>"
+DEEPSEEK_MARKS = ("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>")
+"""The marks before a call, between what it is and its name or arguments, and after it."""
+_DEEPSEEK_CALL = DEEPSEEK_MARKS[0]
 _DEEPSEEK = re.compile(
     rf"\s*{_DEEPSEEK_CALL}(?:function<｜tool▁sep｜>([^\n<]+)\n```(?:json)?\n(.*?)\n```|([^<]+)<｜tool▁sep｜>(.*?))"
     r"<｜tool▁call▁end｜>\s*",
@@ -150,7 +152,7 @@ HARMONY_MARKS = (
 REASONING_MARKS = frozenset({mark for pair in REASONING for mark in pair} | set(HARMONY_MARKS))
 CALL_MARKS = REASONING_MARKS | {
     *(mark for one in FORMATS for mark in (one.opening, one.closing) if mark),
-    *("[ARGS]", "[CALL_ID]", _DEEPSEEK_CALL, "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
+    *("[ARGS]", "[CALL_ID]", *DEEPSEEK_MARKS),
 }
 Marks = Literal["none", "reasoning", "calls"]
 """Which control tokens are part of a job's text: none, those of reasoning, or those of reasoning and calls."""

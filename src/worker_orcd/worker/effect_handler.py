@@ -1,9 +1,10 @@
 """Carries out the core's effects: messages to the engine, and notifications of observers."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from worker_orcd.jobs.effects import Begin, Drop, Effect, Ended, SendStop, Submit
 from worker_orcd.supervisor.supervisor import Supervisor
+from worker_orcd.tool_calls.formats import ToolFormat
 from worker_orcd.worker.observer import Observer, Observers, StopRequested
 from worker_orcd.worker.wire import to_begin, to_submit
 
@@ -11,8 +12,15 @@ from worker_orcd.worker.wire import to_begin, to_submit
 class EffectHandler:
     """Carries out effects for one worker."""
 
-    def __init__(self, supervisor: Supervisor, observers: Observers) -> None:
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        observers: Observers,
+        tool_formats: Callable[[], tuple[ToolFormat, ...]],
+    ) -> None:
+        """`tool_formats`: how the model of the engine that is ready writes tool calls."""
         self._supervisor = supervisor
+        self._tool_formats = tool_formats
         self._notify = observers.notify
 
     def carry_out(self, effects: Iterable[Effect]) -> None:
@@ -20,7 +28,7 @@ class EffectHandler:
         for effect in effects:
             match effect:
                 case Submit(job):
-                    self._supervisor.prepare(to_submit(job))
+                    self._supervisor.prepare(to_submit(job, self._tool_formats()))
                 case Drop(job):
                     self._supervisor.drop(job.run)
                 case Begin(job):

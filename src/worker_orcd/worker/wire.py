@@ -10,10 +10,11 @@ from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.receipt import Release
 from worker_orcd.jobs.request import MAX_STOP_TOKENS
 from worker_orcd.protocol import messages
+from worker_orcd.tool_calls.formats import ToolFormat
 
 
-def to_submit(job: Job) -> messages.Submit:
-    """The message that submits a job's prompt to the engine."""
+def to_submit(job: Job, formats: tuple[ToolFormat, ...] = ()) -> messages.Submit:
+    """The message that submits a job's prompt to the engine, whose model writes tool calls in these formats."""
     request = job.request
     # A run that was requeued after its whole prompt was scored is not scored again.
     scored = request.scored_prompt if len(job.prompt_logprobs) < (job.prompt_length or 1) else None
@@ -33,7 +34,7 @@ def to_submit(job: Job) -> messages.Submit:
         owner=job.owner,
         cache=_namespace(job) if request.cache_prompt and scored is None else None,
         prompt_logprobs=scored,
-        constraint=_constraint(job),
+        constraint=_constraint(job, formats),
         priority=request.priority,
         order=job.order[0],
         marks=request.shown_marks,
@@ -46,10 +47,14 @@ def to_begin(job: Job) -> messages.Begin:
     return messages.Begin(job.run, job.max_tokens, tuple(job.tokens))
 
 
-def _constraint(job: Job) -> messages.Constraint | None:
+def _constraint(job: Job, formats: tuple[ToolFormat, ...]) -> messages.Constraint | None:
     """The constraint on a job's output."""
     given = job.request.constraint
-    return None if given is None else messages.Constraint(given.kind, given.text, given.lenient)
+    if given is None:
+        return None
+    return messages.Constraint(
+        given.kind, given.text, given.lenient, formats if given.kind == "tools" else ()
+    )
 
 
 def _namespace(job: Job) -> str:

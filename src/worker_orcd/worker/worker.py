@@ -87,7 +87,7 @@ class Worker:
         self.streams = JobStreams()
         self._observers = Observers(self.streams, self.metrics, JobLog(narrator, model_path))
         self._notify = self._observers.notify
-        handler = EffectHandler(self.supervisor, self._observers)
+        handler = EffectHandler(self.supervisor, self._observers, lambda: self.tool_formats)
         self._carry_out = handler.carry_out
         self._carry_out_stop = handler.carry_out_stop
         self._alarm = Alarm(self._on_deadline)

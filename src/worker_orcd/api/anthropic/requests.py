@@ -135,7 +135,7 @@ class MessagesRequest(Generation, Conversation):
             template="messages",
             max_tokens=self.max_tokens,
             stop=stop,
-            constrained=self.offer.constraint,
+            constrained=self.offer.constraint(),
             marks=self.offer.marks,
         )
 

@@ -61,18 +61,21 @@ class ChatRequest(Completions, ConversationEnd):
 
     @property
     def constraint(self) -> tuple[str, Constraint] | None:
-        """The field that constrains the output, and the constraint: that of a forced call, or that of the format.
-        `response_format` has no effect on a forced call, because it constrains only text.
+        """The field that constrains the output, and the constraint. `response_format` constrains only text, not calls;
+        the other fields constrain the whole output.
 
         Raises:
             JobError: `INVALID_REQUEST`: there are two constraints.
         """
-        given, forced = super().constraint, self.offer.constraint
-        if forced is None:
-            return given
+        given = super().constraint
         if given is not None and given[0] != "response_format":
-            raise invalid(f"{given[0]} cannot be combined with a forced tool call", given[0])
-        return "tools", forced
+            if self.offer.forced:
+                raise invalid(f"{given[0]} cannot be combined with a forced tool call", given[0])
+            return given
+        constraint = self.offer.constraint(given and given[1])
+        if constraint is None:
+            return None
+        return "tools" if given is None or self.offer.forced else given[0], constraint
 
     @property
     def wanted_logprobs(self) -> int | None:

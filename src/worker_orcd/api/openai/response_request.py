@@ -102,7 +102,8 @@ class ResponseRequest(Generation):
     @property
     def names(self) -> dict[str, str]:
         """This API's names of a job's fields, where they differ."""
-        constraint = "tools" if self.offer.forced else "text.format"
+        given = self.text and self.text.format
+        constraint = "tools" if self.offer.forced or not given else "text.format"
         return {"prompt": "input", "max_tokens": "max_output_tokens", "json_schema": constraint}
 
     def wanted(self, name: str, earlier: Sequence[Item] = (), *, named_by_client: bool) -> "ResponseJob":
@@ -131,7 +132,7 @@ class ResponseRequest(Generation):
             JobError: `INVALID_REQUEST`: a constraint is out of bounds.
         """
         form = None if self.text is None else self.text.constraint()
-        return self.offer.constraint or form
+        return self.offer.constraint(form)
 
     @property
     def kept_bytes(self) -> int:

@@ -1,22 +1,22 @@
 """Tools that a request offers to the model, and the effect of its `tool_choice` on the output."""
 
-import re
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from worker_orcd.jobs.constraint import MAX_DEPTH, Constraint
+from worker_orcd.jobs.constraint import Constraint
 from worker_orcd.jobs.errors import invalid
 from worker_orcd.jobs.request import Body
 from worker_orcd.tool_calls.formats import Marks, ToolFormat, formats_of
 from worker_orcd.tool_calls.harmony import HarmonyParser
+from worker_orcd.tool_calls.offer import ANY_ARGUMENTS, Offered, OfferedFunction, call_schema
 from worker_orcd.tool_calls.parser import OutputParser, Parser
 
 MAX_TOOLS = 128
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,128}$")]
-_ANY_ARGUMENTS: dict[str, Any] = {"type": "object"}
 
 
 class Function(Body):
@@ -115,33 +115,43 @@ class Offer:
             for function in self.functions
         ]
 
-    @property
-    def constraint(self) -> Constraint | None:
-        """The output's constraint for a forced call: the call's arguments, or name and arguments if several functions
-        may be called.
+    def constraint(self, answer: Constraint | None = None) -> Constraint | None:
+        """The output's constraint; None: the output is free.
+
+        A forced call consists of the arguments, or of name and arguments if several functions may be called. Otherwise
+        calls have the arguments that strict functions demand; other output is free text, or an answer with a schema.
+
+        Args:
+            answer: the constraint of an output without calls: a JSON Schema. It does not concern a forced call.
 
         Raises:
             JobError: `INVALID_REQUEST`: the schemas are out of bounds.
         """
         if not self.forced:
-            return None
+            return self._optional_calls(answer)
         lenient = not all(function.strict for function in self.forced)
-        schemas = [function.parameters or _ANY_ARGUMENTS for function in self.forced]
+        schemas = [function.parameters or ANY_ARGUMENTS for function in self.forced]
         if len(schemas) == 1:
             return Constraint.json_schema(schemas[0], "tools", lenient=lenient)
         one_of = [
-            {
-                "type": "object",
-                "properties": {
-                    "name": {"const": function.name},
-                    "arguments": _moved(schema, f"#/anyOf/{place}/properties/arguments"),
-                },
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-            }
+            call_schema(function.name, schema, f"#/anyOf/{place}")
             for place, (function, schema) in enumerate(zip(self.forced, schemas, strict=True))
         ]
         return Constraint.json_schema({"anyOf": one_of}, "tools", lenient=lenient)
+
+    def _optional_calls(self, answer: Constraint | None) -> Constraint | None:
+        if not self.functions or (answer is None and not any(one.strict for one in self.functions)):
+            return answer
+        offered = Offered(
+            tuple(
+                OfferedFunction(one.name, one.parameters if one.strict else None, bool(one.strict))
+                for one in self.functions
+            ),
+            self.parallel,
+            None if answer is None else json.loads(answer.text),
+            answer is not None and answer.lenient,
+        )
+        return Constraint.tools(offered, "tools")
 
     def parser(self, formats: Collection[ToolFormat], *, streams: bool) -> Parser:
         """A parser of one output.
@@ -160,19 +170,3 @@ class Offer:
 
 
 _SHOWN = {"name", "description", "parameters"}
-
-
-def _moved(schema: Any, place: str, depth: int = 0) -> Any:
-    """A JSON Schema whose references to itself are adjusted to its place inside another schema."""
-    if depth > MAX_DEPTH:
-        return schema  # Such a depth is refused later.
-    if isinstance(schema, list):
-        return [_moved(one, place, depth + 1) for one in schema]
-    if not isinstance(schema, dict):
-        return schema
-    return {
-        name: re.sub("^#", lambda _: place, value)
-        if name == "$ref" and isinstance(value, str)
-        else _moved(value, place, depth + 1)
-        for name, value in schema.items()
-    }

@@ -9,8 +9,10 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from worker_orcd.engine.grammars.messages import Mask, Vocabulary
+from worker_orcd.engine.grammars.tool_grammar import Marks, tool_grammar
 from worker_orcd.printable import printable
 from worker_orcd.protocol.messages import Constraint
+from worker_orcd.tool_calls.offer import Offered
 
 _LIMITS = LLParserLimits(
     max_items_in_row=2000,
@@ -29,7 +31,15 @@ _MAX_TRIED = 64
 
 
 class GrammarFault(Exception):
-    """A constraint cannot be used. The message is a sentence for clients."""
+    """A constraint cannot be used. The message is a sentence for clients.
+
+    Attributes:
+        param: the field at fault, if the constraint has several.
+    """
+
+    def __init__(self, reason: str, param: str | None = None) -> None:
+        super().__init__(reason)
+        self.param = param
 
 
 class Tokens:
@@ -70,20 +80,46 @@ class Compiler:
         """Prepare a vocabulary. Takes about a second for a large one."""
         tokens = Tokens(vocabulary)
         self._ends = tokens.ends
+        self._marks = Marks(vocabulary, frozenset(vocabulary.ends))
         self._tokenizer = LLTokenizer(TokenizerWrapper(tokens), eos_token=tokens.ends)
 
-    def compile(self, constraint: Constraint, *, ignore_eos: bool = False) -> "Matcher":
+    def compile(self, constraint: Constraint, *, ignore_eos: bool = False, opened: str = "") -> "Matcher":
         """Compile a constraint.
+
+        Args:
+            constraint: what to compile.
+            ignore_eos: end-of-generation tokens are allowed only where no other token is.
+            opened: the mark with which the prompt opens the reasoning, "" if it does not. Only with tools.
 
         Raises:
             GrammarFault: the constraint is malformed, not enforceable, or too large.
         """
+        if constraint.kind == "tools":
+            constraint = Constraint("lark", self._with_tools(constraint, opened))
         try:
             matcher = self._matcher(constraint)
         except GrammarFault as fault:
             place = self._place(constraint, str(fault)) if constraint.kind == "json_schema" else ""
             raise GrammarFault(f"{fault}{place}") from None
         return Matcher(matcher, self._ends, ignore_eos=ignore_eos)
+
+    def _with_tools(self, constraint: Constraint, opened: str) -> str:
+        """The grammar of an output with tools. Each schema is compiled alone first, because a fault then has a place.
+
+        Raises:
+            GrammarFault: a schema is malformed or not enforceable.
+        """
+        offered = Offered.of(constraint.text)
+        if offered.answer is not None:
+            self.compile(Constraint("json_schema", json.dumps(offered.answer), offered.lenient))
+        for function in offered.functions:
+            if function.strict and function.parameters:
+                try:
+                    self.compile(Constraint("json_schema", json.dumps(function.parameters)))
+                except GrammarFault as fault:
+                    raise GrammarFault(f"the parameters of {function.name}: {fault}", "tools") from None
+        options = {"whitespace_pattern": _WHITESPACE}
+        return tool_grammar(offered, constraint.formats, self._marks, options, opened=opened)
 
     def _matcher(self, constraint: Constraint) -> LLMatcher:
         try:
@@ -177,6 +213,8 @@ def _grammar(constraint: Constraint) -> str:
             return LLMatcher.grammar_from_lark(constraint.text)
         case "regex":
             return LLMatcher.grammar_from_regex(constraint.text)
+        case "tools":
+            raise AssertionError("has a grammar of its own")
 
 
 _CODE_POINT = re.compile(r"(?<!\\)((?:\\\\)*)(?:\\u([0-9A-Fa-f]{4})|\\U([0-9A-Fa-f]{8}))")

@@ -38,7 +38,15 @@ _TOO_MUCH = "the grammar takes too much time or memory"
 
 
 class ConstraintRefused(Exception):
-    """A constraint cannot be used, or not at this token. The message is a sentence for clients."""
+    """A constraint cannot be used, or not at this token. The message is a sentence for clients.
+
+    Attributes:
+        param: the field at fault, if the constraint has several.
+    """
+
+    def __init__(self, reason: str, param: str | None = None) -> None:
+        super().__init__(reason)
+        self.param = param
 
 
 class MaskLate(Exception):
@@ -80,16 +88,21 @@ class Grammars:
             if isinstance(answer, Mask):
                 return
             if answer is not None:
-                raise ConstraintRefused(printable(answer.reason))
+                raise ConstraintRefused(printable(answer.reason), answer.param)
             if not self.server.is_lost():
                 raise ConstraintRefused(_TOO_MUCH)
         raise GrammarsLost("the process that compiles grammars ends each time it is used")
 
     def matcher(
-        self, constraint: Constraint, generated: Sequence[int], *, ignore_eos: bool = False
+        self,
+        constraint: Constraint,
+        generated: Sequence[int],
+        *,
+        ignore_eos: bool = False,
+        opened: str = "",
     ) -> "Matcher":
         """Match a run's output, starting after these tokens. Returns at once, for the engine's loop."""
-        matcher = Matcher(self, Begin(constraint, tuple(generated), ignore_eos))
+        matcher = Matcher(self, Begin(constraint, tuple(generated), ignore_eos, opened))
         self.begin(matcher)
         return matcher
 

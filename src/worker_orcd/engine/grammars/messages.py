@@ -20,12 +20,17 @@ class Vocabulary(msgspec.Struct, frozen=True):
 class Begin(msgspec.Struct, frozen=True):
     """Compile a constraint and advance by the tokens generated so far. Answered by `Mask` or `Fault`.
 
-    `ignore_eos`: end-of-generation tokens are allowed only where no other token is.
+    Attributes:
+        constraint: what to compile.
+        generated: the tokens so far.
+        ignore_eos: end-of-generation tokens are allowed only where no other token is.
+        opened: the mark with which the prompt opens the reasoning, "" if it does not. Only with tools.
     """
 
     constraint: Constraint
     generated: tuple[int, ...] = ()
     ignore_eos: bool = False
+    opened: str = ""
 
 
 class Accept(msgspec.Struct, frozen=True):
@@ -45,6 +50,10 @@ class Mask(msgspec.Struct, frozen=True, tag=True):
 
 
 class Fault(msgspec.Struct, frozen=True, tag=True):
-    """The constraint cannot be used or exceeds its limits. The message is a sentence for clients."""
+    """The constraint cannot be used or exceeds its limits. The message is a sentence for clients.
+
+    `param`: the field at fault, if the constraint has several.
+    """
 
     reason: str
+    param: str | None = None

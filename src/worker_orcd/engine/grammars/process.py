@@ -44,14 +44,16 @@ def _answer(connection: socket.socket, compiler: Compiler) -> None:
         tokens: tuple[int, ...] = begin.generated
         while True:
             limits.start_clocks(MAX_MASK_SEC if matcher else MAX_COMPILE_SEC)
-            matcher = matcher or compiler.compile(begin.constraint, ignore_eos=begin.ignore_eos)
+            matcher = matcher or compiler.compile(
+                begin.constraint, ignore_eos=begin.ignore_eos, opened=begin.opened
+            )
             matcher.accept(tokens)
             mask = matcher.mask()
             limits.stop_clocks()
             send(connection, mask)
             tokens = (receive(connection, Accept).token,)
     except GrammarFault as fault:
-        send(connection, Fault(str(fault)))
+        send(connection, Fault(str(fault), fault.param))
     except MemoryError:
         send(connection, Fault("the grammar takes too much memory"))
     except (EOFError, OSError):

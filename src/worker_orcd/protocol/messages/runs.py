@@ -10,7 +10,7 @@ import msgspec
 
 from worker_orcd.protocol.messages.message import Message
 from worker_orcd.sampling import SamplingParams
-from worker_orcd.tool_calls.formats import Marks
+from worker_orcd.tool_calls.formats import Marks, ToolFormat
 
 Template = Literal["auto", "none", "plain", "messages", "tokens", "infill"]
 """The form of a prompt.
@@ -30,14 +30,16 @@ class Constraint(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         kind: what `text` is: a JSON Schema, a grammar in GBNF (llama.cpp's notation) or Lark, or a regular expression
-            for the whole output.
-        text: the schema, grammar or expression.
+            for the whole output, or the tools that may be called (`tool_calls/offer.py`).
+        text: the schema, grammar, expression or tools.
         lenient: ignore keywords of a JSON Schema that cannot be enforced, instead of refusing them.
+        formats: how the model writes tool calls; empty: unknown.
     """
 
-    kind: Literal["json_schema", "gbnf", "lark", "regex"]
+    kind: Literal["json_schema", "gbnf", "lark", "regex", "tools"]
     text: str
     lenient: bool = False
+    formats: tuple[ToolFormat, ...] = ()
 
 
 # Front to engine.
