@@ -116,7 +116,7 @@ class _Rules:
             if opened and begins != opened:
                 continue
             if not opened and self._offered.answer is not None and not self._marks.one_token(begins):
-                continue  # Otherwise a model that cannot reason could begin with the mark, because it may write no text.
+                continue  # A model that is not trained to reason would begin to, because it may write no other text.
             if self._marks.special(ends) and (opened or self._marks.special(begins)):
                 before = "" if opened else f"WS? {self._marks.written(begins)} "
                 # The same text in both: of two different sets of special tokens, llguidance would follow only one.
