@@ -124,12 +124,13 @@ def test_a_request_of_several_jobs_is_cancelled_as_one(fleet: RayFleet) -> None:
                 asking = asyncio.ensure_future(http.post(path, json=asked, headers={"X-Job-Id": name}))
                 live: list[str] = []
                 while len(live) < (3 if "n" in body else 4):
-                    jobs = (await http.get("/jobs")).json()["jobs"]
-                    live = [job["job_id"] for job in jobs if job["state"] == "running"]
+                    shown = (await http.get("/jobs")).json()["jobs"]
+                    live = [job["job_id"] for job in shown if job["state"] == "running"]
                 stopped = await http.post("/cancel", json={"job_id": name}, headers={"Prefer": "wait=5"})
                 assert stopped.status_code in (200, 202)
                 answer = await asking
                 assert (answer.status_code, answer.json()["error"]["code"]) == (400, "CANCELLED")
+                jobs: list[dict[str, Any]] = []
                 while live:  # The other parts end as soon as the engine has confirmed their stops.
                     jobs = (await http.get("/jobs")).json()["jobs"]
                     live = [job["job_id"] for job in jobs if job["ended_ms"] is None]
