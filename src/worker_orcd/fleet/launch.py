@@ -13,6 +13,8 @@ CLOSING_SEC = 2.0
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
+    # Ray runs its workers with niceness 15: on a busy machine, routers and engines would get next to nothing.
+    "RAY_worker_niceness": "0",
     # On a busy machine the proxy takes longer to start than Serve waits by default; it was killed for that.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
