@@ -1,12 +1,14 @@
 """A fleet in virtual time: real routers and workers in one process, whose calls take time and may get no answer.
 
-Every argument and answer is pickled, as between processes: nothing is shared by accident.
+Every argument and answer is pickled, as between processes: nothing is shared by accident. With `message_sec`, each
+process handles one message at a time, so that its own work delays what it does next.
 """
 
 import asyncio
 import io
 import pickle
 import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -30,11 +32,31 @@ LATENCY_SEC = (0.0005, 0.005)
 TOKEN_MS = 20.0
 
 
+class Process:
+    """The messages of one process, which it handles one after the other."""
+
+    def __init__(self, message_sec: float) -> None:
+        self.busy_sec = 0.0
+        self._message_sec = message_sec
+        self._free_at = 0.0
+
+    async def handle(self) -> None:
+        """Send or receive a message, after those that came before."""
+        if self._message_sec:
+            loop = asyncio.get_running_loop()
+            self.busy_sec += self._message_sec
+            self._free_at = max(self._free_at, loop.time()) + self._message_sec
+            await asyncio.sleep(self._free_at - loop.time())
+
+
 class Node:
     """One worker."""
 
-    def __init__(self, number: int, chance: random.Random, weather: Weather) -> None:
+    def __init__(
+        self, number: int, chance: random.Random, weather: Weather, message_sec: float = 0.0
+    ) -> None:
         self.name = f"worker-{number}"
+        self.process = Process(message_sec)
         self.engines: list[VirtualEngine] = []
         self.thawed = asyncio.Event()
         self.thawed.set()
@@ -74,13 +96,16 @@ class Node:
 class Connection:
     """One router's connection with a worker."""
 
-    def __init__(self, node: Node, chance: random.Random) -> None:
+    def __init__(self, node: Node, router: Process, called: Counter[str], chance: random.Random) -> None:
         self._node = node
+        self._router = router
+        self._called = called
         self._chance = chance
         self.cut = False
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Call it, unless it is dead. What a frozen worker is asked, it does when it thaws."""
+        self._called[method] += 1
         serving = asyncio.ensure_future(self._served(method, pickle.dumps(arguments)))
         waited: set[asyncio.Future[Any]] = {serving, self._node.death}
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
@@ -89,33 +114,43 @@ class Connection:
         return pickle.loads(serving.result())  # noqa: S301  # Its own.
 
     async def _served(self, method: str, arguments: bytes) -> bytes:
+        await self._router.handle()
         await asyncio.sleep(self._chance.uniform(*LATENCY_SEC))
         await self._node.thawed.wait()
+        await self._node.process.handle()
         if self.cut:
             await asyncio.Event().wait()
         answer = pickle.dumps(await getattr(self._node.host, method)(*pickle.loads(arguments)))  # noqa: S301
         await self._node.thawed.wait()
         await asyncio.sleep(self._chance.uniform(*LATENCY_SEC))
+        await self._router.handle()
         return answer
 
 
 class Fleet:
     """Routers and workers."""
 
-    def __init__(self, routers: int, workers: int, *, seed: int = 0, weather: Weather | None = None) -> None:
+    def __init__(
+        self,
+        routers: int,
+        workers: int,
+        *,
+        seed: int = 0,
+        weather: Weather | None = None,
+        message_sec: float = 0.0,
+    ) -> None:
         self.chance = random.Random(seed)
         self.weather = weather or Weather()
-        self.nodes = [Node(number, self.chance, self.weather) for number in range(workers)]
-        self.narrators = [
-            Narrator.configure(f"router-{number}", log_format="json", stream=io.StringIO())
-            for number in range(routers)
-        ]
-        self.routers = [
-            Router(POLICY, narrator, ModelNames.of("m"), f"router-{number}")
-            for number, narrator in enumerate(self.narrators)
-        ]
-        self.connections: dict[str, list[Connection]] = {router.name: [] for router in self.routers}
-        self.find()
+        self.called: Counter[str] = Counter()
+        """Calls of workers, by method."""
+        self._message_sec = message_sec
+        self.nodes = [Node(number, self.chance, self.weather, message_sec) for number in range(workers)]
+        self.narrators: list[Narrator] = []
+        self.routers: list[Router] = []
+        self.connections: dict[str, list[Connection]] = {}
+        self.processes: dict[str, Process] = {}
+        for _ in range(routers):
+            self.add_router()
 
     def find(self) -> None:
         """Let all routers know all workers."""
@@ -123,9 +158,21 @@ class Fleet:
             peers: dict[str, Peer] = {node.name: self._connect(router, node) for node in self.nodes}
             router.found(peers)
 
+    def add_router(self) -> Router:
+        """Start one more router."""
+        name = f"router-{len(self.narrators)}"
+        narrator = Narrator.configure(name, log_format="json", stream=io.StringIO())
+        router = Router(POLICY, narrator, ModelNames.of("m"), name)
+        self.narrators.append(narrator)
+        self.routers.append(router)
+        self.connections[router.name] = []
+        self.processes[router.name] = Process(self._message_sec)
+        self.find()
+        return router
+
     def add_worker(self) -> Node:
         """Start one more worker."""
-        self.nodes.append(Node(len(self.nodes), self.chance, self.weather))
+        self.nodes.append(Node(len(self.nodes), self.chance, self.weather, self._message_sec))
         self.find()
         return self.nodes[-1]
 
@@ -142,9 +189,17 @@ class Fleet:
         return node
 
     def _connect(self, router: Router, node: Node) -> Connection:
-        connection = Connection(node, self.chance)
+        connection = Connection(node, self.processes[router.name], self.called, self.chance)
         self.connections[router.name].append(connection)
         return connection
+
+    def messages(self) -> int:
+        """Calls of workers so far, without polls."""
+        return sum(number for method, number in self.called.items() if method != "poll")
+
+    def busy_sec(self) -> float:
+        """How long the routers have handled messages, added up."""
+        return sum(process.busy_sec for process in self.processes.values())
 
     async def ready(self) -> None:
         """Wait until every worker has an engine, and every router knows it."""
@@ -163,10 +218,15 @@ class Fleet:
 
 @asynccontextmanager
 async def running_fleet(
-    routers: int = 2, workers: int = 3, *, seed: int = 0, weather: Weather | None = None
+    routers: int = 2,
+    workers: int = 3,
+    *,
+    seed: int = 0,
+    weather: Weather | None = None,
+    message_sec: float = 0.0,
 ) -> AsyncIterator[Fleet]:
     """A fleet that is ready."""
-    fleet = Fleet(routers, workers, seed=seed, weather=weather)
+    fleet = Fleet(routers, workers, seed=seed, weather=weather, message_sec=message_sec)
     await fleet.ready()
     try:
         yield fleet

@@ -4,13 +4,17 @@ A router polls each worker all the time: a poll is answered when there is news, 
 two answers is in the next one, so a step of the engine costs one message for each router that follows any of its jobs,
 and a router that is slow gets larger answers, not more of them. Nothing is kept for it beyond a mark for each job that
 has changed: the news itself is in the job. A router that has not asked for `LEASE_SEC` is dead or cut off.
+
+A message costs both processes more than what is in it. So tokens of a router that follows many jobs wait up to
+`LONGEST_PAUSE_SEC` after its last answer and travel together; starts, stops and ends do not wait.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from worker_orcd.fleet.routing import MAX_REMEMBERED
 from worker_orcd.fleet.wire import DropNote, News, StopNote, WorkerState
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.replication import Cursor
@@ -22,6 +26,9 @@ from worker_orcd.worker.observer import Observer, StopRequested
 LEASE_SEC = 3.0
 STATE_EVERY_SEC = 0.25
 """Least time between two reports of the worker's state to one router."""
+PAUSE_SEC = 0.003
+"""Least time between two answers that report only tokens, for each job that the router follows."""
+LONGEST_PAUSE_SEC = 0.03
 MAX_EVENTS = 500
 """Log events that wait for a router; the oldest are dropped."""
 
@@ -29,7 +36,8 @@ MAX_EVENTS = 500
 class Feed:
     """One router's."""
 
-    def __init__(self) -> None:
+    def __init__(self, warm: Iterable[bytes] = ()) -> None:
+        """`warm`: blocks of prompts that other routers have sent here."""
         self.polls = 0
         """Polls that wait for news now."""
         self.polled_at = now().mono
@@ -37,8 +45,11 @@ class Feed:
         self._changed: dict[int, None] = {}
         self._notes: list[StopNote | DropNote] = []
         self._events: deque[tuple[dict[str, Any], str | None]] = deque(maxlen=MAX_EVENTS)
+        self._warm = deque(warm, maxlen=MAX_REMEMBERED)
         self._news = asyncio.Event()
         self._news.set()  # The first poll is answered at once, with the worker's state.
+        self._urgent = asyncio.Event()
+        self._answered_at = 0.0
         self._state_at = 0.0
 
     def follow(self, job: Job, cursor: Cursor) -> None:
@@ -50,16 +61,19 @@ class Feed:
         """Whether the router follows a job."""
         return job.run in self._followed
 
-    def changed(self, job: Job) -> None:
+    def changed(self, job: Job, *, urgent: bool) -> None:
         """A job has news."""
         if job.run in self._followed:
             self._changed[job.run] = None
             self._news.set()
+            if urgent:
+                self._urgent.set()
 
     def note(self, note: StopNote | DropNote) -> None:
         """Tell the router."""
         self._notes.append(note)
         self._news.set()
+        self._urgent.set()
 
     def event(self, event: dict[str, Any], owner: str | None) -> None:
         """Pass on a log event, with the next news."""
@@ -69,33 +83,49 @@ class Feed:
         """Report the worker's state with the next news, and at once."""
         self._state_at = 0.0
         self._news.set()
+        self._urgent.set()
+
+    def warm(self, chain: Iterable[bytes]) -> None:
+        """Tell the router, with the next news, where a conversation is that another router may hand over next."""
+        self._warm.extend(chain)
 
     async def wait(self, sec: float) -> None:
-        """Wait for news."""
-        try:
-            async with asyncio.timeout(sec):
-                await self._news.wait()
-        except TimeoutError:
-            pass
+        """Wait for news, and if it is not urgent, for more of it."""
+        if await _within(self._news, sec):
+            pause_sec = min(PAUSE_SEC * len(self._followed), LONGEST_PAUSE_SEC)
+            await _within(self._urgent, self._answered_at + pause_sec - now().mono)
 
     def take(self, state: Callable[[], WorkerState]) -> News:
         """All news. A job that has ended is followed no longer."""
         self._news.clear()
+        self._urgent.clear()
         changed, self._changed = self._changed, {}
         updates = []
         moment = now()
+        self._answered_at = moment.mono
         for run in changed:
             job, cursor = self._followed[run]
             updates.append(cursor.advance(job, moment))
             if not job.live:
                 del self._followed[run]
         notes, self._notes = tuple(self._notes), []
-        events = tuple(self._events)
+        events, warm = tuple(self._events), tuple(self._warm)
         self._events.clear()
+        self._warm.clear()
         due = moment.mono - self._state_at >= STATE_EVERY_SEC
         if due:
             self._state_at = moment.mono
-        return News(tuple(updates), notes, events, state() if due else None)
+        return News(tuple(updates), notes, events, state() if due else None, warm)
+
+
+async def _within(event: asyncio.Event, sec: float) -> bool:
+    """Wait for an event. Returns whether it came in time."""
+    try:
+        async with asyncio.timeout(sec):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 class Feeds(Observer):
@@ -105,10 +135,15 @@ class Feeds(Observer):
         self._feeds: dict[str, Feed] = {}
         self._state = state
         self._serves: dict[int, str] = {}
+        self._warm: deque[bytes] = deque(maxlen=MAX_REMEMBERED)
+        """The latest blocks of prompts, for routers that come."""
 
     def of(self, router: str) -> Feed:
         """A router's feed."""
-        return self._feeds.setdefault(router, Feed())
+        feed = self._feeds.get(router)
+        if feed is None:
+            feed = self._feeds[router] = Feed(self._warm)
+        return feed
 
     async def poll(self, router: str, wait_sec: float) -> News:
         """News for a router, as soon as there is any."""
@@ -125,6 +160,14 @@ class Feeds(Observer):
         """The router serves the client whose request this job is."""
         self._serves[job.run] = router
         self.of(router).follow(job, cursor)
+
+    def warm(self, chain: Iterable[bytes], router: str) -> None:
+        """Tell the other routers that this one has sent a prompt with these blocks."""
+        blocks = tuple(chain)
+        self._warm.extend(blocks)
+        for name, feed in self._feeds.items():
+            if name != router:
+                feed.warm(blocks)
 
     def tell(self, note: StopNote | DropNote) -> None:
         """Tell all routers."""
@@ -188,9 +231,9 @@ class Feeds(Observer):
         if request.target.job is not None:
             self._changed(request.target.job)
 
-    def _changed(self, job: Job) -> None:
+    def _changed(self, job: Job, *, urgent: bool = True) -> None:
         for feed in self._feeds.values():
-            feed.changed(job)
+            feed.changed(job, urgent=urgent)
 
     def measured(self, job: Job) -> None:
         """Report it."""
@@ -202,11 +245,11 @@ class Feeds(Observer):
 
     def progress(self, job: Job) -> None:
         """Report it."""
-        self._changed(job)
+        self._changed(job, urgent=False)
 
     def token(self, job: Job, previous_at: float | None, *, generated: bool) -> None:  # noqa: ARG002  # as `Observer` passes
-        """Report it."""
-        self._changed(job)
+        """Report it: the first token at once."""
+        self._changed(job, urgent=previous_at is None)
 
     def preempted(self, job: Job) -> None:
         """Report it."""

@@ -12,7 +12,7 @@ from worker_orcd import narration
 from worker_orcd.fleet.feeds import Feeds
 from worker_orcd.fleet.keepers import Claim, Keeper, Verdict
 from worker_orcd.fleet.metrics import RouteMetrics
-from worker_orcd.fleet.routing import Routed
+from worker_orcd.fleet.routing import Routed, chain_of
 from worker_orcd.fleet.wire import DropNote, Followed, Found, News, Refusal, StopNote, WorkerState
 from worker_orcd.jobs.errors import JobError
 from worker_orcd.jobs.job import Job, JobKey
@@ -137,6 +137,7 @@ class WorkerHost:
             streams = self._worker.execute(requests, correlation_id, owner, headers, retry_of, copies)
         except JobError as error:
             return Refusal.of(error)
+        self._feeds.warm(chain_of(requests[0], owner), routed.router)
         updates = []
         for stream, copy in zip(streams, copies, strict=True):
             cursor = Cursor(
@@ -230,19 +231,29 @@ class WorkerHost:
         """Claim an id for one use."""
         return self._keeper.claim(key, claim, now(), replaces)
 
-    async def cancel(self, key: JobKey, correlation_id: str, place: int) -> Claim | None:
-        """Look up the use that a client's cancel is for, and tell all routers; remember the cancel if there is none.
+    async def cancel(self, key: JobKey, correlation_id: str, place: int) -> tuple[Claim, bool] | None:
+        """Look up the use that a client's cancel is for, tell all routers, and stop its job if it is here; remember the
+        cancel if there is no use.
 
         `place`: this worker's among the keepers of the id. The first one logs a cancel of an unknown id.
+
+        Returns:
+            The use, and whether its job is stopped here.
         """
+        owner, job_id = key
         moment = now()
         stop = StopRequest(StopReason.CLIENT, moment.mono, correlation_id)
         claim = self._keeper.cancel(key, stop, moment)
         if claim is not None:
             self._feeds.tell(StopNote(key, claim.incarnation, correlation_id, claim.parts))
-        elif not place:
+            job = self._tracker.live(job_id, owner)
+            if job is not None and job.incarnation == claim.incarnation:
+                self._worker.cancel(job_id, correlation_id, owner)
+                return claim, True
+            return claim, False
+        if not place:
             self._cancelled_without_job(key, correlation_id, TargetState.UNKNOWN)
-        return claim
+        return None
 
     async def look(self, key: JobKey) -> Claim | None:
         """The latest use of an id."""

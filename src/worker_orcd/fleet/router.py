@@ -81,6 +81,7 @@ class Router(WorkerInterface):
 
     def news(self, remote: Remote, news: News) -> None:
         """A worker reports."""
+        self._placing.warm.sent(remote.name, news.warm)
         for update in news.updates:
             torn = self._following.updated(remote, update)
             if torn is not None:

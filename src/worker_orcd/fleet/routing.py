@@ -1,8 +1,9 @@
 """Chooses the worker of a job: where its prefix is warm, unless that one is much busier than another (pure)."""
 
 import hashlib
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,19 +67,25 @@ def chain_of(request: JobRequest, owner: str) -> list[bytes]:
 
 
 class WarmPrefixes:
-    """The blocks that each worker has computed, as far as this router sent it their prompts."""
+    """The blocks that each worker has computed, as far as this router sent it their prompts or learnt of them."""
 
     def __init__(self, *, bound: int = MAX_REMEMBERED) -> None:
         self._bound = bound
         self._blocks: dict[str, OrderedDict[bytes, None]] = {}
 
     def warm(self, worker: str, chain: list[bytes]) -> int:
-        """How many blocks of a chain are warm at a worker, from the first on."""
-        known = self._blocks.get(worker) or OrderedDict()
-        return next((place for place, block in enumerate(chain) if block not in known), len(chain))
+        """How many blocks of a chain are warm at a worker, from the first on.
 
-    def sent(self, worker: str, chain: list[bytes]) -> None:
-        """A worker has got a prompt."""
+        Looks at a few blocks only, since a router asks this of every worker for each job. A hole in the middle, left by
+        blocks that were forgotten, may be overlooked.
+        """
+        known = self._blocks.get(worker)
+        if not known or not chain or chain[0] not in known:
+            return 0
+        return bisect_left(chain, True, key=lambda block: block not in known)
+
+    def sent(self, worker: str, chain: Iterable[bytes]) -> None:
+        """A worker has got a prompt, or several."""
         known = self._blocks.setdefault(worker, OrderedDict())
         for block in chain:
             known[block] = None
@@ -100,10 +107,11 @@ def choose(loads: Mapping[str, float], warm: WarmPrefixes, chain: list[bytes]) -
         chain: of the job's prompt (`chain_of`).
     """
     least = min(loads, key=lambda name: (loads[name], name))
-    warmest = max(sorted(loads), key=lambda name: (warm.warm(name, chain), -loads[name]))
-    blocks = warm.warm(warmest, chain)
+    warm_blocks = {name: warm.warm(name, chain) for name in loads}
+    warmest = max(sorted(loads), key=lambda name: (warm_blocks[name], -loads[name]))
+    blocks = warm_blocks[warmest]
     if not blocks:
         return Choice(least, "least_loaded", 0, len(chain))
     if loads[warmest] > loads[least] + MUCH_BUSIER:
-        return Choice(least, "warm_but_busy", warm.warm(least, chain), len(chain))
+        return Choice(least, "warm_but_busy", warm_blocks[least], len(chain))
     return Choice(warmest, "warm", blocks, len(chain))

@@ -14,6 +14,8 @@ from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.worker.now import now
 
 NO_ANSWER = "no answer"
+Answer = tuple[Claim | str | None, bool]
+"""A keeper's answer to a cancel: the use of the id, and whether the keeper has stopped its job."""
 KEEPER_SEC = 0.5
 """How long a keeper may take to answer a cancel, before all workers are asked for the job."""
 FIND_SEC = 1.0
@@ -36,16 +38,22 @@ class Stopping:
     async def cancel(self, key: JobKey, correlation_id: str, recorded: asyncio.Event) -> None:
         """Carry out a client's cancel. Sets `recorded` as soon as another process has it.
 
-        Its keepers know which use of the id it is for, or remember it. Both are asked: one may be dead, or new.
+        Its keepers know which use of the id it is for, or remember it. Both are asked: one may be dead, or new. A
+        keeper that has the job stops it; a worker that is no keeper gets the stop meanwhile, if the job's copy is here.
         """
         keepers = self._peers.keepers(key)[:KEEPERS]
-        asked = [
-            self._tasks.spawn(self._ask(keeper, key, correlation_id, place))
+        asked = {
+            keeper.name: self._tasks.spawn(self._ask(keeper, key, correlation_id, place))
             for place, keeper in enumerate(keepers)
-        ]
+        }
+        mirror, stopping = self._mirrors.live(key), None
+        if mirror is not None and mirror.worker not in asked and mirror.stop is None:
+            stopping = self._tasks.spawn(
+                self._stop_at(mirror.worker, key, mirror.job.incarnation, correlation_id)
+            )
         known, unsure = None, not keepers
-        for answer in asyncio.as_completed(asked):
-            claim = await answer
+        for answer in asyncio.as_completed(asked.values()):
+            claim, _ = await answer
             if isinstance(claim, str):
                 unsure = True
             else:
@@ -57,32 +65,38 @@ class Stopping:
             known = await self._searched(key)
         if known is None:
             return
-        self._tasks.spawn(self._correct(keepers, asked, key, known))
+        self._tasks.spawn(self._correct(keepers, list(asked.values()), key, known))
         self.noted(StopNote(key, known.incarnation, correlation_id, known.parts))
         if known.parts:
             await answers([remote.call("stop_parts", key, correlation_id) for remote in self._peers])
-        elif (remote := self._peers.get(known.worker)) is not None:
-            await answers([remote.call("stop", key, known.incarnation, StopReason.CLIENT, correlation_id)])
+        elif stopping is not None and mirror is not None and mirror.job.incarnation == known.incarnation:
+            await stopping
+        elif known.worker not in asked or not (await asked[known.worker])[1]:
+            await self._stop_at(known.worker, key, known.incarnation, correlation_id)
 
-    async def _ask(self, keeper: Remote, key: JobKey, correlation_id: str, place: int) -> Claim | str | None:
+    async def _stop_at(self, worker: str | None, key: JobKey, incarnation: str, correlation_id: str) -> None:
+        if (remote := self._peers.get(worker)) is not None:
+            await answers([remote.call("stop", key, incarnation, StopReason.CLIENT, correlation_id)])
+
+    async def _ask(self, keeper: Remote, key: JobKey, correlation_id: str, place: int) -> Answer:
         try:
-            claim: Claim | None = await keeper.call(
+            answer: tuple[Claim, bool] | None = await keeper.call(
                 "cancel", key, correlation_id, place, patience_sec=KEEPER_SEC
             )
         except (PeerLost, PeerSilent):
-            return NO_ANSWER
-        return claim
+            return NO_ANSWER, False
+        return answer or (None, False)
 
     async def _correct(
         self,
         keepers: Sequence[Remote],
-        asked: Sequence[asyncio.Task[Claim | str | None]],
+        asked: Sequence[asyncio.Task[Answer]],
         key: JobKey,
         known: Claim,
     ) -> None:
         """A keeper that does not know what the other one does now remembers a cancel that is carried out already."""
         for keeper, answer in zip(keepers, asked, strict=True):
-            if await answer is None:
+            if (await answer)[0] is None:
                 await answers([keeper.call("claim", key, known, None)])
 
     async def _searched(self, key: JobKey) -> Claim | None:

@@ -126,9 +126,11 @@ class News:
         notes: for the router.
         events: log events of the worker, and whose they are.
         state: the worker's, if some time has passed since it was sent last.
+        warm: blocks of prompts that other routers sent to the worker (`routing.chain_of`).
     """
 
     updates: tuple[JobUpdate, ...] = ()
     notes: tuple[StopNote | DropNote, ...] = ()
     events: tuple[tuple[dict[str, Any], str | None], ...] = ()
     state: WorkerState | None = None
+    warm: tuple[bytes, ...] = ()
