@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup install outside demo demo-fleet run test deep nightly test-all without faults exact models simulate soak lint types arrows format bench bench-beside lock docs pictures clean
+.PHONY: help setup install outside demo demo-fleet run test deep nightly test-all without faults fleet-chaos exact models simulate soak lint types arrows format bench bench-beside lock docs pictures clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -39,7 +39,7 @@ deep: setup ## The deep lane: browser, clients, proxies, faults, soak, documenta
 
 nightly: setup ## The long proofs: everything that takes more than a few minutes (some hours)
 	@tools/lane.sh nightly --timeout 7200 $(ARGS)
-	$(MAKE) --no-print-directory exact models faults simulate soak
+	$(MAKE) --no-print-directory exact models faults fleet-chaos simulate soak
 
 test-all: ## All that CI runs: `test`, then `deep`, then `without`
 	@$(MAKE) --no-print-directory test deep without
@@ -49,6 +49,9 @@ without: setup ## The tests that need optional programs, without these programs 
 
 faults: setup ## Kill, stop and storm, ten times the sample that is in `make deep` (FAULT_TRIALS=10; half an hour)
 	FAULT_TRIALS=$${FAULT_TRIALS:-10} $(PY) -m pytest tests/faults -s --timeout 1800 </dev/null
+
+fleet-chaos: setup ## 1,000 cancels, and ten minutes in which workers and routers of a fleet are killed (FLEET_CANCELS, FLEET_MINUTES)
+	FLEET_CANCELS=$${FLEET_CANCELS:-1000} FLEET_MINUTES=$${FLEET_MINUTES:-10} $(PY) -m pytest tests/fleet/test_ray.py -s --timeout 7200 </dev/null
 
 exact: setup ## Streams of `--exact` in a storm of aborts, compared bit by bit (EXACT_STREAMS=3000; half an hour)
 	EXACT_STREAMS=$${EXACT_STREAMS:-3000} $(PY) -m pytest tests/real/test_exact_storm.py -s --timeout 7200 </dev/null

@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ import psutil
 from worker_orcd.testing.harness import free_port, wait_until
 
 START_SEC = 300.0
+MARK = "WORKER_ORCD_TEST_FLEET"
+"""A variable that all processes of a fleet inherit: its URL."""
+SCRIPTED = ("worker_orcd.testing.fleet",)
+REAL = ("worker_orcd", "fleet")
 WORKER = "ray::WorkerActor"
 ROUTER = "ray::ServeReplica:worker-orcd:router"
 
@@ -42,6 +47,20 @@ class RayFleet:
                     found.append(child.pid)
         return found
 
+    def engines(self) -> list[int]:
+        """The engine processes that are there, with and without a model: also those that nobody owns any more."""
+        return [process.pid for process in self._own() if "scripted_engine" in "".join(process.cmdline())]
+
+    def left(self) -> list[int]:
+        """All processes that the fleet has started and that are there."""
+        return [process.pid for process in self._own()]
+
+    def _own(self) -> Iterator[psutil.Process]:
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(MARK) == self.url and process.status() != psutil.STATUS_ZOMBIE:
+                    yield process
+
     def kill(self, title: str, number: signal.Signals = signal.SIGKILL) -> int:
         """Send a signal to one of them. Returns its process id."""
         pid = random.choice(self.pids(title))
@@ -62,19 +81,29 @@ class RayFleet:
 
 
 @contextlib.contextmanager
-def running_ray_fleet(folder: Path, workers: int = 3, routers: int = 2, *options: str) -> Iterator[RayFleet]:
-    """Start a fleet, and end it."""
+def running_ray_fleet(
+    folder: Path,
+    workers: int = 3,
+    routers: int = 2,
+    *options: str,
+    program: Sequence[str] = SCRIPTED,
+    cells: int = 16384,
+) -> Iterator[RayFleet]:
+    """Start a fleet whose workers have so many cells each, and end it."""
     port, log = free_port(), folder / "fleet.log"
-    command = [sys.executable, "-m", "worker_orcd.testing.fleet", "--port", str(port)]
-    command += ["--workers", str(workers), "--routers", str(routers), "--log-format", "json", *options]
+    command = [sys.executable, "-m", *program, "--port", str(port)]
+    command += ["--workers", str(workers), "--routers", str(routers), "--log-format", "json"]
+    command += ["--context-length", str(cells), *options]
+    url = f"http://127.0.0.1:{port}"
     with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
-    fleet = RayFleet(f"http://127.0.0.1:{port}", process, log)
+        env = {**os.environ, MARK: url}
+        process = subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=env)
+    fleet = RayFleet(url, process, log)
     try:
         wait_until(
             lambda: (
                 process.poll() is not None
-                or (fleet.health().get("status") == "healthy" and fleet.whole(workers, workers * 16384))
+                or (fleet.health().get("status") == "healthy" and fleet.whole(workers, workers * cells))
             ),
             within_sec=START_SEC,
             what="a fleet that is ready",
@@ -99,7 +128,7 @@ class Client:
     body: dict[str, Any]
     events: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
     """Of each its id, its name and its data."""
-    ended_at: float = 0.0
+    arrivals: list[float] = field(default_factory=list)
     breaks: int = 0
     cancelled: bool = False
     """Whether a cancel was answered: then a request that was lost with its router is not sent again."""
@@ -136,6 +165,16 @@ class Client:
         return self.events[-1][2]
 
     @property
+    def ended_at(self) -> float:
+        """When its last event arrived."""
+        return self.arrivals[-1]
+
+    @property
+    def largest_gap(self) -> float:
+        """The longest time between two of its events, in seconds."""
+        return max(after - before for before, after in pairwise(self.arrivals))
+
+    @property
     def text(self) -> str:
         """Its text. There is no gap in the events, and none comes twice."""
         assert [int(id_.rpartition(".")[2]) for id_, _, _ in self.events] == list(range(len(self.events)))
@@ -167,7 +206,7 @@ class Client:
                 data = json.loads(line[6:])
             elif line.startswith("id: "):
                 self.events.append((line[4:], name, data))
-                self.ended_at = time.monotonic()
+                self.arrivals.append(time.monotonic())
 
 
 @contextlib.asynccontextmanager
