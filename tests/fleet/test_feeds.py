@@ -13,24 +13,22 @@ from worker_orcd.fleet.routing import BLOCK_CHARS
 
 @in_virtual_time
 async def test_tokens_of_many_jobs_travel_together_and_ends_do_not_wait() -> None:
-    """A worker that generates each 2 ms answers about each 30 ms; a cancelled job's end is reported within 10 ms."""
+    """Steps of 2 ms are reported less often; a cancelled job's end is reported within 10 ms."""
     async with running_fleet(routers=2, workers=1) as fleet:
         (node,) = fleet.nodes
         node.engines[0]._hand.model.decode_ms = 2.0
         one, other = fleet.routers
         streams = [await execute(one, f"job-{n}", max_tokens=400) for n in range(4)]
-        few = [await execute(other, "alone", max_tokens=400)]
         await tokens_seen(streams[-1], 3)
         polls, tokens = fleet.called["poll"], streams[0].job.tokens_out
         await asyncio.sleep(0.3)
         polled = fleet.called["poll"] - polls
         assert streams[0].job.tokens_out - tokens > 30
-        assert polled < 80, "one poll for each step and router would be 100 to 200"
+        assert polled < 30, "without the pause it is 36"
         loop, asked = asyncio.get_running_loop(), asyncio.get_running_loop().time()
         await other.cancel("job-0", "cor")
         assert cancelled(await read(streams[0]))
         assert loop.time() - asked < LONGEST_PAUSE_SEC + 0.01
-        assert few[0].job.live
 
 
 @in_virtual_time
@@ -58,13 +56,15 @@ async def test_a_keeper_that_has_the_job_stops_it_at_once() -> None:
 async def test_a_conversation_stays_at_its_worker_whichever_router_its_turns_reach() -> None:
     """Also a router that comes later knows where it is warm."""
     async with running_fleet(routers=2, workers=4) as fleet:
-        for number, letter in enumerate(string.ascii_lowercase[:8]):
+        for number, letter in enumerate(string.ascii_lowercase[:3]):
+            busy = await execute(fleet.routers[0], f"busy-{letter}", max_tokens=400)
             prompt, homes = QUICK + letter * BLOCK_CHARS, set()
             for turn in range(4):
                 router = fleet.routers[(number + turn) % 2] if turn < 3 else fleet.add_router()
                 await asyncio.sleep(1.1)
                 stream = await execute(router, f"turn-{letter}-{turn}", prompt, max_tokens=20)
                 homes.add(fleet.holder(stream.job.job_id).name)
+                await fleet.routers[0].cancel(busy.job.job_id, "cor")
                 await read(stream)
                 prompt += letter * 40
             assert len(homes) == 1, letter
