@@ -183,6 +183,17 @@ def test_a_step_is_stretched_to_two_tiles_or_one_if_attention_is_short_enough_to
     assert plan_step([reading(1, 3000, 2500)], cost).prefill_rows == rows
 
 
+def test_small_steps_of_long_ago_do_not_make_tiles_look_cheap() -> None:
+    """Prompts in whole tiles measure no small steps. Where no step can be aborted, steps stay short nevertheless."""
+    cost = CostEstimate()
+    for rows in (8, 64):
+        cost.learn(Plan((), 0, rows, 0, 0.0), rows * 0.1)
+    for _ in range(20):
+        plan = plan_step([reading(1, 3000)], cost, abortable=False)
+        cost.learn(plan, plan.prefill_rows * 1.0)
+    assert plan_step([reading(1, 3000)], cost, abortable=False).prefill_rows <= 40
+
+
 def test_one_slow_tile_does_not_make_steps_small_for_long() -> None:
     """The smaller steps show what a row costs at most, and a tile is tried again."""
     cost = knowing(5, 15)

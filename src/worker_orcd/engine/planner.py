@@ -125,11 +125,7 @@ class CostEstimate:
         wanted = _context_range(context)
         known = min(seen, key=lambda range_: (abs(range_ - wanted), -range_))
         # Attention grows with the context: rows beyond any measured context are estimated as more expensive.
-        row_ms = seen[known] * (1.0 + 0.1 * max(0, wanted - known))
-        if tiled:
-            # A row costs no more than in a smaller step. So after one slow tile, smaller steps correct its estimate.
-            row_ms = min(row_ms, self._prefill[False].get(wanted, row_ms))
-        return self.slowdown * row_ms
+        return self.slowdown * seen[known] * (1.0 + 0.1 * max(0, wanted - known))
 
     def attention_row_ms(self, context: int) -> float:
         """The part of a prefill row's time that grows with the context, in a step with a whole tile of rows."""
@@ -156,9 +152,12 @@ class CostEstimate:
         self._mixed_in_a_row += plan.decode_rows > 0
         if plan.prefill_rows >= MIN_PREFILL_ROWS:
             rest = max(took_ms - self.decode_ms(plan.decode_rows), took_ms * 0.1)
-            seen = self._prefill[plan.prefill_rows >= TILE_ROWS]
-            place = _context_range(plan.prefill_context)
-            self._blend(seen, place, rest / plan.prefill_rows, self.smoothing)
+            tiled = plan.prefill_rows >= TILE_ROWS
+            place, row_ms = _context_range(plan.prefill_context), rest / plan.prefill_rows
+            self._blend(self._prefill[tiled], place, row_ms, self.smoothing)
+            if not tiled and place in self._prefill[True]:
+                # A tile's rows cost no more than those of a smaller step. So one slow tile does not prevent the next.
+                self._prefill[True][place] = min(self._prefill[True][place], row_ms)
 
     def aborted(self, plan: Plan, took_ms: float) -> None:
         """Update from an aborted step. If it ran longer than predicted before the abort, the machine is slower."""
