@@ -74,7 +74,10 @@ class Chaos:
         lost = sum(not client.events for client in self.stopped)
         print(f"{titles.count(WORKER)} workers and {titles.count(ROUTER)} routers killed")
         print(f"{len(self.stopped)} cancels; {lost} requests were lost with a router before their jobs began")
-        print(f"{len(self.neighbours)} neighbours reached their ends")
+        others = [client.last for client in self.neighbours if client.last.get("stop_reason") != "length"]
+        print(
+            f"{len(self.neighbours) - len(others)} of {len(self.neighbours)} neighbours reached their ends {others}"
+        )
         print(shown("answer to a cancel", self.answered))
         print(shown("terminal event", self.ended))
         print(shown("terminal event, cancels within a second of a death", self.beside))
