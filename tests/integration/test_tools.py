@@ -1,6 +1,7 @@
 """Tools on /v1/chat/completions, with a scripted engine that generates tool calls in the formats of models."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -154,34 +155,45 @@ def test_a_forced_call_has_arguments_that_its_schema_allows(
     assert not any(delta.get("content") for delta in deltas)
 
 
-def test_a_cancel_in_the_middle_of_a_call_leaves_no_call(worker: RunningWorker) -> None:
-    """The stream has no finish reason, no [DONE], and no arguments that are a JSON object."""
-    name = fresh_id()
-    body = asked("x", stream=True, ignore_eos=True)
-    call = CALL.removesuffix("\n</tool_call>")
-    body["messages"][0]["content"] = script(text=f"Wait {call}", token_ms=2)
+def cancelled_at(
+    worker: RunningWorker, name: str, body: dict[str, Any], mark: str, still: Callable[[], None]
+) -> list[Any]:
+    """The events of a stream whose job is cancelled once `mark` has come and `still` has returned."""
     lines: list[str] = []
     with worker.client.stream(
         "POST", "/v1/chat/completions", json=body, headers={"X-Job-Id": name}
     ) as answer:
         for line in answer.iter_lines():
             lines.append(line)
-            if '"content":" "' in line:
-                wait_until(
-                    lambda: worker.record(name)["tokens_out"] > len(call) + 9,
-                    what="all of the call but its mark",
-                )
+            if mark in line:
+                still()
                 worker.client.post("/cancel", json={"job_id": name})
     datas = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
     assert datas[-1]["error"]["code"] == "CANCELLED"
+    assert all(data["choices"][0]["finish_reason"] is None for data in datas[:-1])
+    assert ended_state(worker, name)["state"] == "cancelled"
+    return datas
+
+
+def test_a_cancel_in_the_middle_of_a_call_leaves_no_call(worker: RunningWorker) -> None:
+    """The stream has no finish reason, no [DONE], and no arguments that are a JSON object."""
+    name = fresh_id()
+    body = asked("x", stream=True, ignore_eos=True)
+    call = CALL.removesuffix("\n</tool_call>")
+    body["messages"][0]["content"] = script(text=f"Wait {call}", token_ms=2)
+
+    def nearly_whole() -> None:
+        wait_until(
+            lambda: worker.record(name)["tokens_out"] > len(call) + 9, what="all of the call but its mark"
+        )
+
+    datas = cancelled_at(worker, name, body, '"content":" "', nearly_whole)
     choices = [data["choices"][0] for data in datas[:-1]]
-    assert all(choice["finish_reason"] is None for choice in choices)
     assert "".join(choice["delta"].get("content", "") for choice in choices) == "Wait "
     calls = [
         choice["delta"]["tool_calls"][0]["function"] for choice in choices if "tool_calls" in choice["delta"]
     ]
     assert "".join(one["arguments"] for one in calls) == json.dumps(ARGUMENTS)[:-1]
-    assert ended_state(worker, name)["state"] == "cancelled"
 
 
 STRICT = {"type": "function", "function": {**TOOL["function"], "strict": True}}  # type: ignore[dict-item]
@@ -256,18 +268,6 @@ def test_a_schema_that_cannot_be_enforced_is_refused_by_its_field(worker: Runnin
 
 def test_a_cancel_in_the_middle_of_a_strict_call_leaves_no_call(worker: RunningWorker) -> None:
     """A constraint changes nothing about that."""
-    name = fresh_id()
     body = {**asked("x", stream=True), "tools": [STRICT]}
     body["messages"][0]["content"] = script(text=f"Wait {CALL}", token_ms=50)
-    lines: list[str] = []
-    with worker.client.stream(
-        "POST", "/v1/chat/completions", json=body, headers={"X-Job-Id": name}
-    ) as answer:
-        for line in answer.iter_lines():
-            lines.append(line)
-            if '"name":"weather"' in line:
-                worker.client.post("/cancel", json={"job_id": name})
-    datas = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
-    assert datas[-1]["error"]["code"] == "CANCELLED"
-    assert all(data["choices"][0]["finish_reason"] is None for data in datas[:-1])
-    assert ended_state(worker, name)["state"] == "cancelled"
+    cancelled_at(worker, fresh_id(), body, '"name":"weather"', lambda: None)

@@ -20,10 +20,10 @@ from worker_orcd.sampling import SAMPLING_FIELDS, SamplingParams, sampling_of
 from worker_orcd.tool_calls.formats import Marks
 
 MAX_CHOICES = 16
+"""The most choices of a request: `n` times the number of prompts."""
 WHAT_FITS = "-1 and -2: what fits, as in llama-server and Ollama"
 TokenLimit = Annotated[int, Field(ge=-2)]
 """A `max_tokens`. Negative ones are no limit."""
-"""The most choices of a request: `n` times the number of prompts."""
 
 StopRequest = str | list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]]
 
