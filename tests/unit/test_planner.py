@@ -183,6 +183,16 @@ def test_a_step_is_stretched_to_two_tiles_or_one_if_attention_is_short_enough_to
     assert plan_step([reading(1, 3000, 2500)], cost).prefill_rows == rows
 
 
+def test_the_rest_of_a_prompt_counts_as_the_tiles_that_its_attention_computes() -> None:
+    """100 rows take as long as 128: too long for an abort here, though 100 times a row's attention would be in time."""
+    cost = knowing(5, 3)
+    for tiled, ms in ((63, 18.0), (64, 7.5)):
+        for _ in range(99):
+            cost.learn(Plan((), 0, tiled, 2500, 0.0), tiled * ms)
+    assert 100 * 4.5 / 30 < planner.NODE_MS < 128 * 4.5 / 30
+    assert plan_step([reading(1, 100, 2500)], cost).prefill_rows == 64
+
+
 def test_small_steps_of_long_ago_do_not_make_tiles_look_cheap() -> None:
     """Prompts in whole tiles measure no small steps. Where no step can be aborted, steps stay short nevertheless."""
     cost = CostEstimate()

@@ -245,7 +245,7 @@ class _Prefill:
         filled = self._assign(limits, tiled=True)
         total = sum(one.rows for one in self.readers)
         if stretches and not self.decode_ms:
-            for rows in (2 * TILE_ROWS, total if total < 2 * TILE_ROWS else 0, TILE_ROWS):
+            for rows in (2 * TILE_ROWS, TILE_ROWS):
                 longer = replace(limits, budget_ms=limits.budget_ms * STRETCH, rows=rows)
                 tiles = self._assign(longer, tiled=True)
                 node_ms = rows * self.cost.attention_row_ms(tiles.context) / self.layers
