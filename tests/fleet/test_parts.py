@@ -43,6 +43,24 @@ def test_an_id_is_claimed_by_one_use() -> None:
     assert keeper.claim(("berta", "job"), Claim("4", "a"), at(4)).held_by is None
 
 
+def test_a_dead_routers_job_is_claimed_by_one_other_router() -> None:
+    """The first in the next term. Neither a second one nor a router that was only thought to be dead replaces it."""
+    keeper = Keeper(5.0)
+
+    def claim(router: str, term: int, worker: str) -> Claim | None:
+        return keeper.claim(KEY, Claim("1", worker, router=router, term=term), at(0)).held_by
+
+    assert claim("first", 0, "a") is None
+    assert claim("first", 0, "b") is None
+    assert claim("second", 1, "c") is None
+    held = Claim("1", "c", router="second", term=1)
+    assert claim("third", 1, "c") == held
+    assert claim("first", 0, "d") == held
+    assert keeper.look(KEY) == held
+    assert claim("second", 1, "d") is None
+    assert claim("third", 2, "e") is None
+
+
 def test_a_cancel_of_an_unknown_id_is_remembered_once_and_for_a_while() -> None:
     """Not after a refused request, and not for an id whose use is known."""
     keeper = Keeper(5.0)

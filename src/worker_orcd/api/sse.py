@@ -67,7 +67,7 @@ class Readers:
         """Leave them."""
         for stream in self._joined:
             if self._follows:
-                stream.leave()
+                self._worker.follower_left(stream)
             else:
                 self._worker.reader_left(stream)
         self._joined = []

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from worker_orcd.fleet.routing import MAX_REMEMBERED
-from worker_orcd.fleet.wire import DropNote, News, StopNote, WorkerState
+from worker_orcd.fleet.wire import DropNote, News, Note, ServeNote, StopNote, WorkerState
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.replication import Cursor
 from worker_orcd.protocol.messages import Ready
@@ -43,7 +43,7 @@ class Feed:
         self.polled_at = now().mono
         self._followed: dict[int, tuple[Job, Cursor]] = {}
         self._changed: dict[int, None] = {}
-        self._notes: list[StopNote | DropNote] = []
+        self._notes: list[Note] = []
         self._events: deque[tuple[dict[str, Any], str | None]] = deque(maxlen=MAX_EVENTS)
         self._warm = deque(warm, maxlen=MAX_REMEMBERED)
         self._news = asyncio.Event()
@@ -69,7 +69,12 @@ class Feed:
             if urgent:
                 self._urgent.set()
 
-    def note(self, note: StopNote | DropNote) -> None:
+    @property
+    def alive(self) -> bool:
+        """Whether the router has asked lately."""
+        return self.polls > 0 or now().mono - self.polled_at <= LEASE_SEC
+
+    def note(self, note: Note) -> None:
         """Tell the router."""
         self._notes.append(note)
         self._news.set()
@@ -134,7 +139,8 @@ class Feeds(Observer):
     def __init__(self, state: Callable[[], WorkerState]) -> None:
         self._feeds: dict[str, Feed] = {}
         self._state = state
-        self._serves: dict[int, str] = {}
+        self._serves: dict[int, tuple[str, int]] = {}
+        """Router and term of each job."""
         self._warm: deque[bytes] = deque(maxlen=MAX_REMEMBERED)
         """The latest blocks of prompts, for routers that come."""
 
@@ -156,10 +162,19 @@ class Feeds(Observer):
             feed.polled_at = now().mono
         return feed.take(self._state)
 
-    def serve(self, router: str, job: Job, cursor: Cursor) -> None:
+    def serve(self, router: str, term: int, job: Job, cursor: Cursor) -> None:
         """The router serves the client whose request this job is."""
-        self._serves[job.run] = router
+        self._serves[job.run] = (router, term)
         self.of(router).follow(job, cursor)
+
+    def served_by(self, job: Job) -> tuple[str, int]:
+        """The router that serves a job (empty: none does), and its term."""
+        return self._serves.get(job.run, ("", 0))
+
+    def is_polled_by(self, router: str) -> bool:
+        """Whether a router is alive."""
+        feed = self._feeds.get(router)
+        return feed is not None and feed.alive
 
     def warm(self, chain: Iterable[bytes], router: str) -> None:
         """Tell the other routers that this one has sent a prompt with these blocks."""
@@ -180,27 +195,31 @@ class Feeds(Observer):
             feed.event(event, owner)
 
     def expired(self, live: Callable[[int], Job | None]) -> Iterator[Job]:
-        """Drop the routers that are gone. Yields the live jobs that nobody serves now: those of their clients, unless
-        another router follows them for a client that came back."""
-        moment = now().mono
-        gone = [
-            name
-            for name, feed in self._feeds.items()
-            if not feed.polls and moment - feed.polled_at > LEASE_SEC
-        ]
+        """Drop the routers that are gone, and have others serve their jobs. Yields the live jobs that nobody serves
+        now: those whose clients have not come back, unless they go on without one."""
+        gone = [name for name, feed in self._feeds.items() if not feed.alive]
         for name in gone:
             del self._feeds[name]
-        for run, router in list(self._serves.items()):
+        for run, (router, term) in list(self._serves.items()):
             job = live(run)
             if job is None:
                 del self._serves[run]
             elif router in gone:
-                heir = next((name for name, feed in self._feeds.items() if feed.follows(job)), None)
+                heir = self._heir(job)
                 if heir is not None:
-                    self._serves[run] = heir
+                    self._serves[run] = (heir, term + 1)
+                    self._feeds[heir].note(ServeNote(job.key, job.incarnation, term + 1))
                 else:
                     del self._serves[run]
                     yield job
+
+    def _heir(self, job: Job) -> str | None:
+        """The router that serves a job in place of a dead one: one that follows it for a client that came back, or any
+        for a job that needs no client."""
+        follower = next((name for name, feed in self._feeds.items() if feed.follows(job)), None)
+        if follower is None and job.request.on_disconnect == "continue":
+            return next(iter(self._feeds), None)
+        return follower
 
     # The worker.
 

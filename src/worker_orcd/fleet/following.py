@@ -5,6 +5,7 @@ import asyncio
 from worker_orcd.fleet.mirrors import Mirror, Mirrors, freed_now, new_copy
 from worker_orcd.fleet.peers import PeerLost, Peers, PeerSilent, Remote
 from worker_orcd.fleet.stopping import FIND_SEC
+from worker_orcd.fleet.tasks import answers
 from worker_orcd.fleet.wire import Followed, Found
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job, JobKey
@@ -13,7 +14,7 @@ from worker_orcd.worker.now import now
 from worker_orcd.worker.streams import JobStream
 
 FIND_AGAIN_SEC = 8.0
-"""How long a job is looked for whose worker has died: the router that serves it hands it to another one."""
+"""How long a job is looked for whose worker has died, while the router that serves it is alive."""
 RETRY_SEC = 0.1
 
 
@@ -43,7 +44,7 @@ class Following:
         if latest is not None and (kept is None or latest[1].incarnation != kept.incarnation):
             remote, use = latest
             if kept is None or use.live or use.accepted_unix > kept.accepted.unix:
-                stream = await self._follow(remote, key, use.incarnation)
+                stream = await self.follow(remote, key, use.incarnation)
                 if stream is not None:
                     return stream
                 whole = False
@@ -53,7 +54,8 @@ class Following:
             raise unsure()
         raise JobError(ErrorCode.JOB_NOT_FOUND, "no job with this id is live or remembered")
 
-    async def _follow(self, remote: Remote, key: JobKey, incarnation: str) -> JobStream | None:
+    async def follow(self, remote: Remote, key: JobKey, incarnation: str) -> JobStream | None:
+        """Follow one use of an id at a worker, from its beginning. None: it is not there, or not kept."""
         early = self._expected.setdefault(incarnation, [])
         try:
             followed: Followed | None = await remote.call("follow", self._router, key, incarnation, Cursor())
@@ -70,7 +72,9 @@ class Following:
         apply(followed.update, job, now())
         if not job.live:
             return self._mirrors.streams.of(job)
-        mirror = Mirror(job, serves=False, worker=remote.name)
+        mirror = Mirror(
+            job, serves=False, served_by=followed.served_by, term=followed.term, worker=remote.name
+        )
         stream = self._mirrors.add(mirror)
         for update in early:
             self.updated(remote, update)
@@ -91,18 +95,39 @@ class Following:
                 return mirror
         return None
 
-    async def again(self, mirror: Mirror) -> None:
-        """Find a job whose news was interrupted, and follow it from where its copy is."""
+    async def again(self, mirror: Mirror) -> bool:
+        """Find a job whose news was interrupted, and follow it from where its copy is. Where its worker is dead, the
+        router that serves it hands it to another one.
+
+        Returns:
+            Whether that router is dead, too: then this one can hand the job over.
+        """
         job, until = mirror.job, now().mono + FIND_AGAIN_SEC
         while job.live and now().mono < until:
             own = self._peers.get(mirror.worker)
             for remote in [own] if own else list(self._peers):
                 if await self._rejoined(mirror, remote):
-                    return
+                    return False
+            if own is None:
+                if mirror.serves:
+                    return False
+                if await self._nobody_serves(mirror):
+                    return job.live
             await asyncio.sleep(RETRY_SEC)
         if job.live:
             _fail(job)
             self._mirrors.end(mirror)
+        return False
+
+    async def _nobody_serves(self, mirror: Mirror) -> bool:
+        """Whether the router that serves a job polls no worker any more."""
+        calls = [
+            remote.call("is_polled_by", mirror.served_by, patience_sec=FIND_SEC)
+            for remote in self._peers
+            if not remote.silent
+        ]
+        polled = await answers(calls)
+        return bool(polled) and not any(polled)
 
     async def _rejoined(self, mirror: Mirror, remote: Remote) -> bool:
         job = mirror.job
@@ -116,6 +141,8 @@ class Following:
             if followed is None:
                 return False
             mirror.worker = remote.name
+            if not mirror.serves:
+                mirror.served_by, mirror.term = followed.served_by, followed.term
             self._mirrors.apply(mirror, followed.update)
         except (PeerLost, PeerSilent, ValueError):
             return False

@@ -89,9 +89,13 @@ class WorkerHost:
         job = self._job(key, incarnation)
         if job is None:
             return None
-        followed = Followed(job.request, cursor.advance(job, now()))
+        followed = Followed(job.request, cursor.advance(job, now()), *self._feeds.served_by(job))
         self._feeds.of(router).follow(job, cursor)
         return followed
+
+    async def is_polled_by(self, router: str) -> bool:
+        """Whether a router is alive."""
+        return self._feeds.is_polled_by(router)
 
     async def find(self, key: JobKey) -> Found | None:
         """The latest use of an id here."""
@@ -99,7 +103,9 @@ class WorkerHost:
         self._worker.forget_old()
         live = self._tracker.live(job_id, owner)
         job = live or self._tracker.ended_job(job_id, owner)
-        return None if job is None else Found(job.incarnation, live is not None, job.accepted.unix)
+        if job is None:
+            return None
+        return Found(job.incarnation, live is not None, job.accepted.unix, *self._feeds.served_by(job))
 
     async def is_over(self, key: JobKey, incarnation: str) -> bool | None:
         """Whether a use of an id is over; None: it was never here, or that is long ago."""
@@ -144,7 +150,7 @@ class WorkerHost:
                 len(copy.events), len(copy.tokens), len(copy.prompt_logprobs), bool(copy.prompt_tokens)
             )
             updates.append(cursor.advance(stream.job, now()))
-            self._feeds.serve(routed.router, stream.job, cursor)
+            self._feeds.serve(routed.router, routed.term, stream.job, cursor)
             self._routed(stream.job, routed)
         return updates
 

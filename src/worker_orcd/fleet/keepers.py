@@ -28,11 +28,21 @@ class Claim:
         incarnation: which use.
         worker: the worker's name.
         parts: whether the id is that of a request whose jobs have ids of their own, perhaps at several workers.
+        router: the router that serves the job.
+        term: how many routers served it before that one.
     """
 
     incarnation: str
     worker: str
     parts: bool = False
+    router: str = ""
+    term: int = 0
+
+    def replaces(self, held: "Claim") -> bool:
+        """Whether this claim replaces an earlier one of the same use. When a job's router has died, several others may
+        want to serve the job at the same time, in the same term: the first one does. One that was only thought to be
+        dead is in an earlier term."""
+        return self.term > held.term or (self.term, self.router) == (held.term, held.router)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +84,8 @@ class Keeper:
         self._refused = RefusedRequests()
 
     def claim(self, key: JobKey, claim: Claim, now: Timestamp, replaces: str | None = None) -> Verdict:
-        """Claim an id for one use. A claim of the same use by another worker replaces the earlier one.
+        """Claim an id for one use. A claim of the same use replaces the earlier one if it is by the same router, or in
+        a later term.
 
         Args:
             key: owner and job id.
@@ -86,6 +97,8 @@ class Keeper:
         if held is not None and not held.parts and held.incarnation not in (claim.incarnation, replaces):
             return Verdict(held_by=held, held_sec=now.mono - since)
         again = held is not None and held.incarnation == claim.incarnation
+        if held is not None and again and not claim.replaces(held):
+            return Verdict(held_by=held, held_sec=now.mono - since)
         self._claims.add(*key, (claim, since if again else now.mono))
         self._refused.accepted(key)
         cancel = None if again else self._cancels.of(key, now)

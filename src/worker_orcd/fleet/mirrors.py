@@ -23,19 +23,28 @@ class Mirror:
 
     Attributes:
         job: the copy.
-        serves: whether this router has the client whose request the job is: then it sees to the job's going on.
+        serves: whether this router has the client whose request the job is, or took the place of the router that had
+            it: then it sees to the job's going on.
+        inherited: whether it took that router's place. Then the job's client reads as a follower.
+        served_by: the router that serves it, as far as is known.
+        term: how many routers served it before that one.
         worker: the worker that has the job; None while no worker has it.
         stop: a stop request that was made here, or that a worker's note reports.
         left: whether the client has left.
+        unread_since: when the last follower left, monotonic seconds.
         early: updates that came before the answer to the request.
         overdue: the timer of the stop.
     """
 
     job: Job
     serves: bool
+    inherited: bool = False
+    served_by: str = ""
+    term: int = 0
     worker: str | None = None
     stop: StopRequest | None = None
     left: bool = False
+    unread_since: float = 0.0
     early: list[tuple[str, JobUpdate]] = field(default_factory=list)
     overdue: asyncio.TimerHandle | None = None
 

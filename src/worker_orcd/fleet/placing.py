@@ -11,6 +11,7 @@ from worker_orcd.fleet.stopping import Stopping
 from worker_orcd.fleet.tasks import Tasks
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job, JobKey
+from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.replication import JobUpdate, whole
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.jobs.suspects import MAX_DEATHS
@@ -23,6 +24,18 @@ GRACE_SEC = 3.0
 RETRY_SEC = 0.1
 _ELSEWHERE = frozenset({ErrorCode.QUEUE_FULL, ErrorCode.DRAINING, ErrorCode.ENGINE_LOST})
 """Refusals that another worker may not share."""
+
+
+class TakenOver(Exception):
+    """Another router serves the job.
+
+    Attributes:
+        claim: its claim.
+    """
+
+    def __init__(self, claim: Claim) -> None:
+        super().__init__(claim)
+        self.claim = claim
 
 
 class Placing:
@@ -50,6 +63,7 @@ class Placing:
 
         Raises:
             JobError: no worker takes them.
+            TakenOver: as `requeue`.
         """
         first = mirrors[0].job
         refusal = self._nobody()
@@ -65,9 +79,9 @@ class Placing:
             try:
                 await self._claim(mirrors, remote.name)
                 second = self._tasks.spawn(self._confirm(mirrors, remote.name))
-                routed = Routed(self._router, choice, requeued)
+                routed = Routed(self._router, choice, requeued, mirrors[0].term)
                 updates = await self._hand_over(mirrors, remote, routed, headers, retry_of)
-                held = await second
+                other = await second
             except JobError as error:
                 if error.code not in _ELSEWHERE:
                     await self._release(mirrors, error)
@@ -81,26 +95,31 @@ class Placing:
                 self._withdraw(mirrors, remote)
                 raise
             else:
+                if isinstance(other, TakenOver):
+                    self._withdraw(mirrors, remote)
+                    raise other
                 self._placed(mirrors, remote, updates)
                 self.warm.sent(remote.name, chain_of(first.request, first.owner))
-                if held:
+                if other is not None:
                     for mirror in mirrors:
                         self._stopping.stop(mirror, StopReason.DISCONNECT, first.correlation_id)
-                    raise in_use()
+                    raise other
                 return choice
 
     async def requeue(self, mirror: Mirror) -> None:
         """The worker of a job is dead, and this router serves the job: it goes on at another worker, after its tokens
         so far, unless it ends.
+
+        Raises:
+            TakenOver: another router serves it, and sees to that.
         """
-        job = mirror.job
-        mirror.worker = None
+        job, was_running = mirror.job, mirror.job.state is State.RUNNING
         if mirror.stop is not None:
             job.request_stop(mirror.stop)
         if job.live:
             job.engine_lost(now())
         if job.live:
-            job.deaths += job.started_at is not None
+            job.deaths += was_running
             if job.deaths >= MAX_DEATHS:
                 message = f"Workers or engines died {job.deaths} times with this job"
                 job.failed(now(), JobError(ErrorCode.ENGINE_LOST, message), freed_now())
@@ -189,29 +208,38 @@ class Placing:
 
         Raises:
             JobError: `JOB_ID_IN_USE`.
+            TakenOver: as `requeue`.
         """
         verdicts = await asyncio.gather(*(self._claim_one(mirror, worker, 0) for mirror in mirrors))
         if not all(verdicts):
             raise in_use()
 
-    async def _confirm(self, mirrors: Sequence[Mirror], worker: str, first: int = 1) -> bool:
-        """Claim the ids at their other keepers, too. Returns whether one of them knows of another job with an id."""
-        granted = [
-            await self._claim_one(mirror, worker, place)
-            for mirror in mirrors
-            for place in range(first, KEEPERS)
-        ]
-        return not all(granted)
+    async def _confirm(
+        self, mirrors: Sequence[Mirror], worker: str, first: int = 1
+    ) -> JobError | TakenOver | None:
+        """Claim the ids at their other keepers, too. Returns why that fails: one of them knows of another job with an
+        id, or of another worker for a job."""
+        try:
+            granted = [
+                await self._claim_one(mirror, worker, place)
+                for mirror in mirrors
+                for place in range(first, KEEPERS)
+            ]
+        except TakenOver as taken:
+            return taken
+        return None if all(granted) else in_use()
 
     async def _claim_one(self, mirror: Mirror, worker: str, place: int) -> bool:
         """Claim a job's id at one of its keepers; if that one does not answer, at the next. Returns whether it is
         granted, or nobody can say."""
         job, key = mirror.job, mirror.job.key
-        claim = Claim(job.incarnation, worker)
+        claim = Claim(job.incarnation, worker, router=self._router, term=mirror.term)
         for keeper in self._peers.keepers(key)[place:]:
             try:
                 verdict: Verdict = await keeper.call("claim", key, claim, None)
                 if verdict.held_by is not None:
+                    if verdict.held_by.incarnation == job.incarnation:
+                        raise TakenOver(verdict.held_by)
                     if await self._is_live(key, verdict.held_by, verdict.held_sec):
                         return False
                     verdict = await keeper.call("claim", key, claim, verdict.held_by.incarnation)

@@ -14,9 +14,10 @@ from worker_orcd.fleet.mirrors import Mirror, Mirrors
 from worker_orcd.fleet.peers import Peer, PeerLost, Peers, PeerSilent, Remote
 from worker_orcd.fleet.placing import Placing, no_worker
 from worker_orcd.fleet.stopping import Stopping
+from worker_orcd.fleet.succession import Succession
 from worker_orcd.fleet.summary import health_of_fleet, merged_metrics, merged_records
 from worker_orcd.fleet.tasks import Tasks, answers
-from worker_orcd.fleet.wire import News, StopNote, WorkerState
+from worker_orcd.fleet.wire import DropNote, News, ServeNote, StopNote, WorkerState
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.record import record_of
@@ -58,6 +59,9 @@ class Router(WorkerInterface):
         self._stopping = Stopping(self._peers, self._mirrors, self._tasks, policy.cancel_deadline_sec)
         self._placing = Placing(self.name, self._peers, self._mirrors, self._stopping, self._tasks)
         self._following = Following(self.name, self._peers, self._mirrors)
+        self._succession = Succession(
+            self.name, self._mirrors, self._following, self._placing, self._stopping
+        )
 
     # The fleet.
 
@@ -89,7 +93,9 @@ class Router(WorkerInterface):
         for note in news.notes:
             if isinstance(note, StopNote):
                 self._stopping.noted(note)
-            else:
+            elif isinstance(note, ServeNote):
+                self._tasks.spawn(self._succession.inherit(remote, note))
+            elif isinstance(note, DropNote):
                 self._mirrors.tracker.drop_events_of(note.key, note.incarnation)
         for event, owner in news.events:
             self._narrator.broadcast.emit(event, owner)
@@ -107,11 +113,8 @@ class Router(WorkerInterface):
         served = sum(mirror.serves for mirror in mirrors)
         self._narrator.emit(narration.WorkerLost(lost_worker=remote.name, jobs=served), owner="")
         for mirror in mirrors:
-            if mirror.serves:
-                self._tasks.spawn(self._placing.requeue(mirror))
-            else:
-                mirror.worker = None
-                self._tasks.spawn(self._following.again(mirror))
+            mirror.worker = None
+            self._tasks.spawn(self._succession.go_on(mirror))
         self._tasks.spawn(self._claim_again())
 
     async def _claim_again(self) -> None:
@@ -184,7 +187,7 @@ class Router(WorkerInterface):
             )
             for request in requests
         ]
-        mirrors = [Mirror(job, serves=True) for job in jobs]
+        mirrors = [Mirror(job, serves=True, served_by=self.name) for job in jobs]
         streams = [self._mirrors.add(mirror) for mirror in mirrors]
         try:
             choice = await self._placing.place(mirrors, headers, retry_of)
@@ -327,6 +330,13 @@ class Router(WorkerInterface):
             self._stopping.stop(mirror, StopReason.DISCONNECT, mirror.job.correlation_id)
         elif (remote := self._peers.get(mirror.worker)) is not None:
             self._tasks.try_to(remote.call("client_left", mirror.job.key, mirror.job.incarnation))
+
+    def follower_left(self, stream: JobStream) -> None:
+        """A follower's connection is closed."""
+        stream.leave()
+        mirror = self._mirrors.get(stream.job.incarnation)
+        if mirror is not None:
+            self._succession.look_for_readers(mirror)
 
     def stop(self, job: Job, reason: StopReason) -> None:
         """Stop this job."""

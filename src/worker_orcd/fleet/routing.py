@@ -46,11 +46,13 @@ class Routed:
         router: the router's name.
         choice: of this worker.
         requeued: whether another worker had the job and died.
+        term: how many routers served the job before this one.
     """
 
     router: str
     choice: Choice
     requeued: bool = False
+    term: int = 0
 
 
 def chain_of(request: JobRequest, owner: str) -> list[bytes]:

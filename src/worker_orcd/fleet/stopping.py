@@ -103,7 +103,9 @@ class Stopping:
         """The live use of an id, without its keepers."""
         mirror = self._mirrors.live(key)
         if mirror is not None:
-            return Claim(mirror.job.incarnation, mirror.worker or "")
+            return Claim(
+                mirror.job.incarnation, mirror.worker or "", router=mirror.served_by, term=mirror.term
+            )
         return await live_use(self._peers, key)
 
     def noted(self, note: StopNote) -> None:
@@ -131,8 +133,13 @@ class Stopping:
         if mirror.worker is None and mirror.job.state is State.QUEUED and mirror.job.events:
             self._end(mirror)  # It is between two workers.
             return
-        loop = asyncio.get_running_loop()
-        mirror.overdue = loop.call_later(SECOND_LOOK_SEC, self._second_look, mirror)
+        self.see_to(mirror)
+
+    def see_to(self, mirror: Mirror) -> None:
+        """Repeat a stop that the job's worker does not confirm, and end the job itself in the end."""
+        if mirror.stop is not None and mirror.overdue is None:
+            loop = asyncio.get_running_loop()
+            mirror.overdue = loop.call_later(SECOND_LOOK_SEC, self._second_look, mirror)
 
     def send(self, mirror: Mirror) -> None:
         """Tell the worker of a stop."""
@@ -162,4 +169,11 @@ class Stopping:
 async def live_use(peers: Peers, key: JobKey) -> Claim | None:
     """The live use of an id, by asking all workers."""
     found, _ = await peers.ask("find", key, patience_sec=FIND_SEC)
-    return next((Claim(use.incarnation, remote.name) for remote, use in found if use.live), None)
+    return next(
+        (
+            Claim(use.incarnation, remote.name, router=use.served_by, term=use.term)
+            for remote, use in found
+            if use.live
+        ),
+        None,
+    )

@@ -57,19 +57,24 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The latest use of a job id at one worker."""
+    """The latest use of a job id at one worker, and the router that serves it, in which term."""
 
     incarnation: str
     live: bool
     accepted_unix: float
+    served_by: str
+    term: int
 
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """A job that a router follows from now on: its request, and all that the router does not have yet."""
+    """A job that a router follows from now on: its request, all that the router does not have yet, the router that
+    serves the job (empty: none), and how many did before."""
 
     request: JobRequest
     update: JobUpdate
+    served_by: str
+    term: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,18 @@ class DropNote:
 
     key: JobKey
     incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServeNote:
+    """For one router: the router that served this job is dead, and this one serves it from now on."""
+
+    key: JobKey
+    incarnation: str
+    term: int
+
+
+Note = StopNote | DropNote | ServeNote
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +147,7 @@ class News:
     """
 
     updates: tuple[JobUpdate, ...] = ()
-    notes: tuple[StopNote | DropNote, ...] = ()
+    notes: tuple[Note, ...] = ()
     events: tuple[tuple[dict[str, Any], str | None], ...] = ()
     state: WorkerState | None = None
     warm: tuple[bytes, ...] = ()

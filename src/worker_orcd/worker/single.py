@@ -130,6 +130,10 @@ class SingleWorker(WorkerInterface):
         """Handle the closed connection of a job's request."""
         self._worker.reader_left(stream)
 
+    def follower_left(self, stream: JobStream) -> None:
+        """Handle the closed connection of a follower."""
+        stream.leave()
+
     def stop(self, job: Job, reason: StopReason) -> None:
         """Stop this job."""
         self._worker.stop(job, reason)

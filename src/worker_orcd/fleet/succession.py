@@ -1,0 +1,79 @@
+"""Who sees to a job when its worker or its router has died.
+
+The router that serves a job hands it to another worker when its worker dies. When that router dies, its place is taken
+by one that follows the job for a client that came back, or by any for a job that goes on without a client. Which one,
+the job's worker says; if the worker is dead, too, the first of them that claims the job at its keepers.
+"""
+
+import asyncio
+
+from worker_orcd.fleet.feeds import LEASE_SEC
+from worker_orcd.fleet.following import Following
+from worker_orcd.fleet.mirrors import Mirror, Mirrors
+from worker_orcd.fleet.peers import Remote
+from worker_orcd.fleet.placing import Placing, TakenOver
+from worker_orcd.fleet.stopping import Stopping
+from worker_orcd.fleet.wire import ServeNote
+from worker_orcd.jobs.stop_request import StopReason
+from worker_orcd.worker.now import now
+
+
+class Succession:
+    """Takes the places of dead workers and routers, for one router."""
+
+    def __init__(
+        self, router: str, mirrors: Mirrors, following: Following, placing: Placing, stopping: Stopping
+    ) -> None:
+        self._router = router
+        self._mirrors = mirrors
+        self._following = following
+        self._placing = placing
+        self._stopping = stopping
+
+    async def go_on(self, mirror: Mirror) -> None:
+        """A job's worker is dead: see to it that the job goes on at another one, or find it there."""
+        while mirror.job.live:
+            if not mirror.serves:
+                if not await self._following.again(mirror):
+                    return
+                self._serve(mirror, mirror.term + 1)
+            try:
+                await self._placing.requeue(mirror)
+            except TakenOver as taken:
+                mirror.serves = False
+                mirror.served_by, mirror.term = taken.claim.router, taken.claim.term
+            else:
+                return
+
+    async def inherit(self, remote: Remote, note: ServeNote) -> None:
+        """A worker reports that this router is to serve a job whose router is dead."""
+        mirror = self._mirrors.get(note.incarnation)
+        if mirror is None:
+            await self._following.follow(remote, note.key, note.incarnation)
+            mirror = self._mirrors.get(note.incarnation)
+        if mirror is not None:
+            self._serve(mirror, note.term)
+            await self._placing.claim_again(mirror)
+
+    def look_for_readers(self, mirror: Mirror) -> None:
+        """Stop an inherited job whose client stays away, as its own router would have."""
+        if mirror.inherited and not self._read(mirror):
+            since = mirror.unread_since = now().mono
+            asyncio.get_running_loop().call_later(LEASE_SEC, self._nobody_reads, mirror, since)
+
+    def _serve(self, mirror: Mirror, term: int) -> None:
+        if not mirror.serves:
+            mirror.serves = mirror.inherited = True
+            mirror.served_by, mirror.term = self._router, term
+            self._stopping.see_to(mirror)
+            self.look_for_readers(mirror)
+
+    def _read(self, mirror: Mirror) -> bool:
+        return self._mirrors.streams.of(mirror.job).readers > 0
+
+    def _nobody_reads(self, mirror: Mirror, since: float) -> None:
+        job = mirror.job
+        if mirror.unread_since == since and not self._read(mirror):
+            mirror.left = True
+            if job.request.on_disconnect == "cancel":
+                self._stopping.stop(mirror, StopReason.DISCONNECT, job.correlation_id)
