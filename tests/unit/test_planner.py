@@ -121,7 +121,7 @@ def test_a_step_of_prefill_only_is_short_where_it_cannot_be_aborted() -> None:
 def test_a_step_of_a_model_with_few_layers_is_shorter() -> None:
     """An abort waits for one graph node: behind many cells that is a layer's share of the step."""
     plan = plan_step([reading(1, 3000, 5000)], knowing(5, 1), layers=6)
-    assert plan.predicted_ms <= 6 * planner.NODE_MS * planner.STRETCH
+    assert plan.predicted_ms <= 6 * planner.NODE_MS * planner.STRETCH[2]
 
 
 def tiles(rows: int) -> int:
@@ -149,8 +149,8 @@ def test_no_tile_is_computed_in_part_but_the_last_of_a_prompt(rows: int, context
         (3.5, 193, [128, 64, 1]),
         (3.5, 145, [128, 17]),
         (3.5, 170, [64, 106]),
-        (0.1, 193, [128, 65]),
-        (0.1, 130, [64, 66]),
+        (0.1, 193, [193]),
+        (0.1, 450, [128, 128, 194]),
     ],
 )
 def test_the_last_rows_go_with_a_whole_tile_unless_its_attention_costs_more(
@@ -176,11 +176,34 @@ def test_a_step_is_stretched_to_two_tiles_or_one_if_attention_is_short_enough_to
     row_ms: float, attention_ms: float, rows: int
 ) -> None:
     """At most three times its limit, and at most 17 ms for the attention of one of 30 layers."""
+    assert plan_step([reading(1, 3000, 2500)], with_attention(row_ms, attention_ms)).prefill_rows == rows
+
+
+@pytest.mark.parametrize(
+    ("pending", "row_ms", "attention_ms", "rows"),
+    [
+        ([reading(1, 262, 2500)], 7.5, 1.5, 256),
+        ([reading(1, 319, 2500)], 7.5, 1.5, 192),
+        ([reading(1, 320, 2500)], 7.5, 1.5, 128),
+        ([reading(1, 262, 2500), reading(2, 2000, 2500)], 7.5, 1.5, 128),
+        ([reading(1, 262, 2500)], 7.5, 2.1, 128),
+        ([reading(1, 262, 2500)], 7.9, 1.5, 128),
+    ],
+)
+def test_a_step_of_four_tiles_completes_the_only_prompt(
+    pending: list[Pending], row_ms: float, attention_ms: float, rows: int
+) -> None:
+    """As a conversation's next turn is. At most four times its limit, and 17 ms for one layer's attention."""
+    assert plan_step(pending, with_attention(row_ms, attention_ms)).prefill_rows == rows
+
+
+def with_attention(row_ms: float, attention_ms: float) -> CostEstimate:
+    """A machine whose rows take so long after 2,500 cells, a part of it for attention."""
     cost = knowing(5, row_ms - attention_ms)
     for tiled, ms in ((63, 18.0), (64, row_ms)):
         for _ in range(99):
             cost.learn(Plan((), 0, tiled, 2500, 0.0), tiled * ms)
-    assert plan_step([reading(1, 3000, 2500)], cost).prefill_rows == rows
+    return cost
 
 
 def test_the_rest_of_a_prompt_counts_as_the_tiles_that_its_attention_computes() -> None:
@@ -323,7 +346,7 @@ def test_no_step_breaks_the_rules(
     budget = max(25, planner.MIXED_RATIO * decode_ms) if decoders else alone
     budget = budget if pace is Pace.FULL else min(budget, 20)
     if budget == planner.PREFILL_MS:
-        budget *= planner.STRETCH
+        budget *= planner.STRETCH[4 if len(pending) == 1 else 2]
     if plan.prefill_rows > least:
         assert plan.predicted_ms <= budget + 1e-6
     assert plan.predicted_ms >= decode_ms
@@ -523,7 +546,7 @@ def test_the_prediction_follows_a_cost_that_grows_with_the_context() -> None:
     steps = read_a_prompt(cost, took, 6000, 0)[:-1]
     rows = [plan.prefill_rows for plan, _ in steps]
     assert rows[0] > 3 * rows[-1]
-    assert all(planner.PREFILL_MS * 0.5 < ms < planner.PREFILL_MS * planner.STRETCH for _, ms in steps)
+    assert all(planner.PREFILL_MS * 0.5 < ms < planner.PREFILL_MS * planner.STRETCH[2] for _, ms in steps)
 
 
 def test_streams_beside_a_long_prompt_wait_at_most_three_times_as_long() -> None:
@@ -580,3 +603,18 @@ def test_where_rows_are_what_takes_long_a_step_has_few() -> None:
 def test_a_step_soon_after_an_aborted_one_stays_short() -> None:
     """So that it ends before the next stop."""
     assert plan_step([reading(9, 2000)], starved(1200, 2), pace=Pace.SHORT).prefill_rows < 8
+
+
+def test_a_busy_moment_is_not_taken_for_expensive_attention() -> None:
+    """Then steps behind many cells would shrink to one tile, whose rows cost more, and stay there."""
+    cost = knowing(5, 5)
+    for _ in range(9):
+        cost.learn(Plan((), 0, 128, 0, 0.0), 128 * 5)
+    cost.learn(Plan((), 0, 128, 1500, 0.0), 128 * 8)
+    for _ in range(9):
+        cost.learn(Plan((), 0, 128, 1500, 0.0), 128 * 11)
+    assert cost.attention_row_ms(1500) == pytest.approx(3, abs=0.7)
+    assert plan_step([reading(1, 3000, 1500)], cost).prefill_rows == 128
+    for _ in range(200):
+        cost.learn(Plan((), 0, 128, 1500, 0.0), 128 * 11)
+    assert cost.attention_row_ms(1500) == pytest.approx(6, abs=0.2)

@@ -18,9 +18,10 @@ PREFILL_MS = 500.0
 TILE_ROWS = 64
 """With this many rows, ggml's CPU attention takes its tiled path: after 1,000 cells a row then costs half as much,
 after 7,000 a third. It computes whole tiles: 65 rows take as long as 128 (measured; docs/performance.md)."""
-STRETCH = 3.0
-"""A step with prefill only may take this many times its limit if that completes the prompt or one or two tiles. A row
-costs 1.2 times as much in a step of one tile as in one of two, and twice as much in a smaller step."""
+STRETCH = {1: 3.0, 2: 3.0, 4: 4.0}
+"""A step with prefill only may take so many times its limit if that completes one or two tiles, or four that complete
+the only prompt. A row costs twice as much in a smaller step as in one of one tile, 1.2 times as much in that one as in
+one of two, and 1.06 times as much in that one as in one of four."""
 NODE_MS = 17.0
 """Limit per layer of a step with prefill only, and of the attention in a longer one. An abort waits for one graph node,
 and a layer's attention is one."""
@@ -42,6 +43,8 @@ MIXED_IN_A_ROW = 16
 """After this many mixed steps, one step decodes only. Otherwise a slower machine would be indistinguishable from an
 expensive prompt, and the rest of the prompt would be computed eight rows at a time."""
 PROBE_SMOOTHING = 0.5
+FORGETTING = 0.02
+"""How fast the least cost of a row comes closer to later, greater ones."""
 MAX_ROWS = 512
 """Maximum number of rows of a step: the size of the context's micro-batch."""
 
@@ -100,6 +103,9 @@ class CostEstimate:
     _mixed_in_a_row: int = 0
     _decode: dict[int, float] = field(default_factory=dict)
     _prefill: dict[bool, dict[int, float]] = field(default_factory=lambda: {False: {}, True: {}})
+    _fastest: dict[int, float] = field(default_factory=dict)
+    """The least cost of a row in steps of whole tiles. The difference of two of these is attention; the difference of
+    two averages may be that of a quiet moment and a busy one."""
 
     def decode_ms(self, rows: int) -> float:
         """Time of a step with this many decode rows."""
@@ -119,7 +125,9 @@ class CostEstimate:
 
     def prefill_row_ms(self, context: int, *, tiled: bool) -> float:
         """Time of one prefill row after this many cells, in a step with a whole tile of such rows or with fewer."""
-        seen = self._prefill[tiled] or self._prefill[not tiled]
+        return self._row_ms(self._prefill[tiled] or self._prefill[not tiled], context)
+
+    def _row_ms(self, seen: dict[int, float], context: int) -> float:
         if not seen:
             return self.slowdown * self.first_guess_ms
         wanted = _context_range(context)
@@ -129,9 +137,9 @@ class CostEstimate:
 
     def attention_row_ms(self, context: int) -> float:
         """The part of a prefill row's time that grows with the context, in a step with a whole tile of rows."""
-        known = self._prefill[True] or self._prefill[False]
+        known = self._fastest or self._prefill[False]
         least = min(known.values(), default=self.first_guess_ms)
-        return max(0.0, self.prefill_row_ms(context, tiled=True) - self.slowdown * least)
+        return max(0.0, self._row_ms(known, context) - self.slowdown * least)
 
     @property
     def wants_decode_alone(self) -> bool:
@@ -155,6 +163,9 @@ class CostEstimate:
             tiled = plan.prefill_rows >= TILE_ROWS
             place, row_ms = _context_range(plan.prefill_context), rest / plan.prefill_rows
             self._blend(self._prefill[tiled], place, row_ms, self.smoothing)
+            if tiled:
+                faster = row_ms < self._fastest.get(place, row_ms)
+                self._blend(self._fastest, place, row_ms, 1.0 if faster else FORGETTING)
             if not tiled and place in self._prefill[True]:
                 # A tile's rows cost no more than those of a smaller step. So one slow tile does not prevent the next.
                 self._prefill[True][place] = min(self._prefill[True][place], row_ms)
@@ -245,8 +256,10 @@ class _Prefill:
         filled = self._assign(limits, tiled=True)
         total = sum(one.rows for one in self.readers)
         if stretches and not self.decode_ms:
-            for rows in (2 * TILE_ROWS, TILE_ROWS):
-                longer = replace(limits, budget_ms=limits.budget_ms * STRETCH, rows=rows)
+            completes_only = len(self.readers) == 1 and total < 5 * TILE_ROWS
+            for number in (4, 2, 1) if completes_only else (2, 1):
+                rows = number * TILE_ROWS
+                longer = replace(limits, budget_ms=limits.budget_ms * STRETCH[number], rows=rows)
                 tiles = self._assign(longer, tiled=True)
                 node_ms = rows * self.cost.attention_row_ms(tiles.context) / self.layers
                 if filled.rows < tiles.rows == min(total, rows) and node_ms <= NODE_MS:
