@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import ended_state, fresh_id, script
-from tests.integration.test_tools import ARGUMENTS, CALL, TOOL
+from tests.integration.test_tools import ANSWER_FORMAT, ARGUMENTS, CALL, TOOL, WRONG
 from worker_orcd.testing.harness import RunningWorker, wait_until
 
 WEATHER = {"type": "function", **TOOL["function"]}  # type: ignore[dict-item]
@@ -285,3 +285,78 @@ def test_unsupported_fields_are_refused_by_name(
     """The same as on chat completions."""
     answer = worker.client.post("/v1/responses", json=asked("x") | fields)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
+
+
+FORMAT = {"format": {"type": "json_schema", **ANSWER_FORMAT["json_schema"]}}  # type: ignore[dict-item]
+STRICT = {**WEATHER, "strict": True}
+
+
+def test_beside_tools_a_text_format_holds_for_messages_and_leaves_calls_possible(
+    worker: RunningWorker,
+) -> None:
+    """The output is either calls or one message of that form, whole and streamed."""
+    fields: dict[str, Any] = {"temperature": 0, "max_output_tokens": 1500}
+
+    def formatted(said: str, **more: Any) -> dict[str, Any]:
+        return asked(said, **fields) | {"text": FORMAT, **more}
+
+    (call,) = respond(worker, formatted(CALL))["output"]
+    assert (call["type"], call["status"]) == ("function_call", "completed")
+    assert json.loads(call["arguments"]) == ARGUMENTS
+    events = streamed(worker, formatted(CALL))
+    assert json.loads(deltas(events, "function_call_arguments")) == ARGUMENTS
+    assert not deltas(events, "output_text")
+
+    for said in ('{"sum": 3}', "It is 3."):
+        response = respond(worker, formatted(said, tools=[STRICT]))
+        assert response["status"] == "completed"
+        (item,) = response["output"]
+        if said[0] == "{":
+            assert item["content"][0]["text"] == said
+        elif item["type"] == "message":
+            assert json.loads(item["content"][0]["text"])["sum"] in (3, 4)
+        else:
+            assert json.loads(item["arguments"])["city"] in ("Bern", "Oslo")
+    events = streamed(worker, formatted('{"sum": 4}'))
+    assert (deltas(events, "output_text"), deltas(events, "function_call_arguments")) == ('{"sum": 4}', "")
+
+    (call,) = respond(worker, formatted(WRONG, tools=[STRICT]))["output"]
+    assert json.loads(call["arguments"])["city"] in ("Bern", "Oslo")
+    (item,) = respond(worker, formatted("It is 3.", tool_choice="none"))["output"]
+    assert json.loads(item["content"][0]["text"])["sum"] in (3, 4)
+    (call,) = respond(worker, formatted("It is 3.", tool_choice="required"))["output"]
+    assert json.loads(call["arguments"])["city"] in ("Bern", "Oslo")
+
+
+def test_beside_tools_a_schema_that_cannot_be_enforced_is_refused_by_its_field(worker: RunningWorker) -> None:
+    """That of a strict function, or that of the format."""
+    bad = {"type": "object", "properties": {"a": {"not": {}}}}
+    tool = {"type": "function", "name": "f", "parameters": bad, "strict": True}
+    form = {"format": {"type": "json_schema", "name": "x", "schema": bad, "strict": True}}
+    for fields, param in (
+        ({"tools": [tool]}, "tools"),
+        ({"tools": [tool], "text": FORMAT}, "tools"),
+        ({"text": form}, "text.format"),
+        ({"tools": [STRICT], "text": form}, "text.format"),
+        ({"tools": [tool], "text": FORMAT, "tool_choice": "required"}, "tools"),
+    ):
+        answer = worker.client.post("/v1/responses", json={**asked("x"), **fields})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, param), (fields, error)
+        assert error["message"].endswith("at /properties/a"), error
+
+
+def test_a_cancel_in_the_middle_of_a_message_of_a_text_format_leaves_it_incomplete(
+    worker: RunningWorker,
+) -> None:
+    """Beside tools as alone."""
+    name = fresh_id("half")
+    body = asked("x", background=True)
+    body |= {"text": FORMAT, "input": script(text='{"sum": 3}', token_ms=50)}
+    worker.client.post("/v1/responses", json=body, headers={"X-Job-Id": name})
+    wait_until(lambda: (worker.record(name).get("tokens_out") or 0) >= 4, what="half of a message")
+    worker.cancel(name)
+    assert ended_state(worker, name)["state"] == "cancelled"
+    response = worker.client.get(f"/v1/responses/{name}").json()
+    (item,) = response["output"]
+    assert (response["status"], item["type"], item["status"]) == ("cancelled", "message", "incomplete")
