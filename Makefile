@@ -45,7 +45,7 @@ test-all: ## All that CI runs: `test`, then `deep`, then `without`
 	@$(MAKE) --no-print-directory test deep without
 
 without: setup ## The tests that need optional programs, without these programs (EACH=1: each missing alone)
-	@tools/without.sh chromium curl fish gemma3 nginx node node-clients npm promtool python-clients python-frameworks ray systemd-analyze zsh
+	@tools/without.sh chromium curl fish gemma3 nginx node node-clients npm promtool python-benchmarks python-clients python-frameworks ray systemd-analyze zsh
 
 faults: setup ## Kill, stop and storm, ten times the sample that is in `make deep` (FAULT_TRIALS=10; half an hour)
 	FAULT_TRIALS=$${FAULT_TRIALS:-10} $(PY) -m pytest tests/faults -s --timeout 1800 </dev/null
@@ -93,7 +93,7 @@ lock: setup ## Regenerate requirements.lock (ARGS=--upgrade for newer versions)
 	.venv/bin/uv pip compile pyproject.toml --extra ray --constraint requirements.lock --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet \
 		$(ARGS) --output-file requirements-ray.lock
-	for name in requirements frameworks; do \
+	for name in requirements frameworks benchmarks; do \
 		.venv/bin/uv pip compile tests/clients/python/$$name.in --excludes tests/clients/python/excluded.txt --universal \
 			--python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 			--custom-compile-command "make lock" --quiet $(ARGS) --output-file tests/clients/python/$$name.lock || exit; \

@@ -28,6 +28,7 @@ PLACES = {
     "gemma3": ROOT / ".outside/gemma3.gguf",
     "node-clients": ROOT / "tests/clients/node/node_modules",
     "python-clients": ROOT / ".outside/python/bin/python",
+    "python-benchmarks": ROOT / ".outside/benchmarks/bin/python",
     "python-frameworks": ROOT / ".outside/frameworks/bin/python",
     "ray": ROOT / ".outside/ray.stamp",
 }

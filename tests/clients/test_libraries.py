@@ -176,7 +176,7 @@ def test_the_page_says_what_each_library_raises() -> None:
 def test_the_page_says_which_versions_are_tested() -> None:
     """Those of the locks."""
     locked: dict[str, str] = {}
-    for name in ("frameworks", "requirements"):
+    for name in ("benchmarks", "frameworks", "requirements"):
         text = (HERE / f"python/{name}.lock").read_text(encoding="utf-8")
         locked |= dict(re.findall(r"^([a-z0-9-]+)==([^ ]+)", text, re.MULTILINE))
     installed = json.loads((HERE / "node/package-lock.json").read_text(encoding="utf-8"))["packages"]
@@ -184,6 +184,6 @@ def test_the_page_says_which_versions_are_tested() -> None:
     of_node["ai"] = f"{of_node['ai']} and {of_node['ai-sdk-6']}"
     page = (ROOT / PAGE).read_text(encoding="utf-8")
     rows = re.findall(r"^\| (Node: )?`([^`]+)`.* \| ([0-9][^|]*) \|$", page, re.MULTILINE)
-    assert len(rows) == 15
+    assert len(rows) == 17
     for of_which, package, version in rows:
         assert (package, (of_node if of_which else locked)[package]) == (package, version)

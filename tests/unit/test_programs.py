@@ -84,6 +84,7 @@ def test_every_program_is_installed_and_hidden_by_the_tools() -> None:
     [
         "requirements.lock",
         "tests/clients/node/package-lock.json",
+        "tests/clients/python/benchmarks.lock",
         "tests/clients/python/requirements.lock",
         "tests/real/gemma3.lock",
     ],
