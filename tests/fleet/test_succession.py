@@ -196,3 +196,44 @@ async def test_no_client_loses_its_job_while_routers_and_workers_die(seed: int) 
             assert text_of(client.events) == alone
         await asyncio.sleep(1.0)
         assert not any(node.live for node in fleet.nodes if not node.death.done())
+
+
+@pytest.mark.parametrize("stuck_sec", [0.3, 0.8, 2.0])
+@in_virtual_time
+async def test_a_cancel_that_nobody_answers_in_time_is_not_lost(stuck_sec: float) -> None:
+    """All workers are busy for a while, and the job's router has just died: no other process knows of the job."""
+    async with running_fleet(routers=2, workers=4) as fleet:
+        for n in range(6):
+            doomed = fleet.routers[0]
+            job_id = f"job-{n}"
+            await tokens_seen(await execute(doomed, job_id, on_disconnect="continue", max_tokens=400), 3)
+            fleet.kill_router(doomed)
+            for node in fleet.nodes:
+                node.thawed.clear()
+            cancelling = asyncio.ensure_future(fleet.routers[0].cancel(job_id, "cor"))
+            await asyncio.sleep(stuck_sec)
+            for node in fleet.nodes:
+                node.thawed.set()
+            await cancelling
+            await asyncio.sleep(0.7)
+            assert not any(node.live for node in fleet.nodes)
+            again = await execute(fleet.routers[0], job_id, max_tokens=5)
+            assert isinstance((await read(again))[-1], End)
+            fleet.add_router()
+            await asyncio.sleep(6.0)
+
+
+@in_virtual_time
+async def test_a_cancel_at_a_router_that_knows_no_worker_yet_is_not_lost() -> None:
+    """It has just been started, and finds the workers in a moment."""
+    async with running_fleet(routers=1, workers=3) as fleet:
+        stream = await execute(fleet.routers[0], "job", max_tokens=400)
+        await tokens_seen(stream, 3)
+        peers, fleet.nodes = fleet.nodes, []
+        fresh = fleet.add_router()
+        fleet.nodes = peers
+        cancelling = asyncio.ensure_future(fresh.cancel("job", "cor"))
+        await asyncio.sleep(0.5)
+        fleet.find()
+        await cancelling
+        assert cancelled(await read(stream))

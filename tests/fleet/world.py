@@ -102,6 +102,7 @@ class Connection:
         self._called = called
         self._chance = chance
         self.cut = False
+        self._never = asyncio.Event()
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Call it, unless it is dead. What a frozen worker is asked, it does when it thaws."""
@@ -119,7 +120,7 @@ class Connection:
         await self._node.thawed.wait()
         await self._node.process.handle()
         if self.cut:
-            await asyncio.Event().wait()
+            await self._never.wait()
         answer = pickle.dumps(await getattr(self._node.host, method)(*pickle.loads(arguments)))  # noqa: S301
         await self._node.thawed.wait()
         await asyncio.sleep(self._chance.uniform(*LATENCY_SEC))

@@ -5,8 +5,9 @@ two answers is in the next one, so a step of the engine costs one message for ea
 and a router that is slow gets larger answers, not more of them. Nothing is kept for it beyond a mark for each job that
 has changed: the news itself is in the job. A router that has not asked for `LEASE_SEC` is dead or cut off.
 
-A message costs both processes more than what is in it. So tokens of a router that follows many jobs wait up to
-`LONGEST_PAUSE_SEC` after its last answer and travel together; starts, stops and ends do not wait.
+A message costs both processes more than what is in it. So tokens wait up to `LONGEST_PAUSE_SEC` after the router's last
+answer and travel together, if the router follows many jobs, or takes long to ask again since it or its machine is busy.
+Starts and ends do not wait. So a busy router has fewer messages to handle, and time for cancels.
 """
 
 import asyncio
@@ -28,7 +29,9 @@ STATE_EVERY_SEC = 0.25
 """Least time between two reports of the worker's state to one router."""
 PAUSE_SEC = 0.003
 """Least time between two answers that report only tokens, for each job that the router follows."""
-LONGEST_PAUSE_SEC = 0.03
+TURNAROUNDS = 3.0
+"""… and for the time that the router took to ask again after its last answer."""
+LONGEST_PAUSE_SEC = 0.25
 MAX_EVENTS = 500
 """Log events that wait for a router; the oldest are dropped."""
 
@@ -50,7 +53,14 @@ class Feed:
         self._news.set()  # The first poll is answered at once, with the worker's state.
         self._urgent = asyncio.Event()
         self._answered_at = 0.0
+        self._turnaround_sec = 0.0
         self._state_at = 0.0
+
+    def asked(self) -> None:
+        """The router asks."""
+        self.polls += 1
+        if self._answered_at:
+            self._turnaround_sec = now().mono - self._answered_at
 
     def follow(self, job: Job, cursor: Cursor) -> None:
         """Report what happens to a job from here on."""
@@ -97,7 +107,8 @@ class Feed:
     async def wait(self, sec: float) -> None:
         """Wait for news, and if it is not urgent, for more of it."""
         if await _within(self._news, sec):
-            pause_sec = min(PAUSE_SEC * len(self._followed), LONGEST_PAUSE_SEC)
+            pause_sec = max(PAUSE_SEC * len(self._followed), TURNAROUNDS * self._turnaround_sec)
+            pause_sec = min(pause_sec, LONGEST_PAUSE_SEC)
             await _within(self._urgent, self._answered_at + pause_sec - now().mono)
 
     def take(self, state: Callable[[], WorkerState]) -> News:
@@ -154,7 +165,7 @@ class Feeds(Observer):
     async def poll(self, router: str, wait_sec: float) -> News:
         """News for a router, as soon as there is any."""
         feed = self.of(router)
-        feed.polls += 1
+        feed.asked()
         try:
             await feed.wait(wait_sec)
         finally:
@@ -248,7 +259,7 @@ class Feeds(Observer):
     def stop_requested(self, request: StopRequested) -> None:
         """Report it."""
         if request.target.job is not None:
-            self._changed(request.target.job)
+            self._changed(request.target.job, urgent=False)  # Its end comes in a moment.
 
     def _changed(self, job: Job, *, urgent: bool = True) -> None:
         for feed in self._feeds.values():

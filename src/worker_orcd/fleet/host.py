@@ -237,11 +237,17 @@ class WorkerHost:
         """Claim an id for one use."""
         return self._keeper.claim(key, claim, now(), replaces)
 
-    async def cancel(self, key: JobKey, correlation_id: str, place: int) -> tuple[Claim, bool] | None:
+    async def cancel(
+        self, key: JobKey, correlation_id: str, place: int, age_sec: float
+    ) -> tuple[Claim, bool] | None:
         """Look up the use that a client's cancel is for, tell all routers, and stop its job if it is here; remember the
         cancel if there is no use.
 
-        `place`: this worker's among the keepers of the id. The first one logs a cancel of an unknown id.
+        Args:
+            key: owner and job id.
+            correlation_id: the cancel's.
+            place: this worker's among the keepers of the id. The first one logs a cancel of an unknown id.
+            age_sec: how long ago the cancel was accepted, if this is not its first try.
 
         Returns:
             The use, and whether its job is stopped here.
@@ -249,7 +255,7 @@ class WorkerHost:
         owner, job_id = key
         moment = now()
         stop = StopRequest(StopReason.CLIENT, moment.mono, correlation_id)
-        claim = self._keeper.cancel(key, stop, moment)
+        claim = self._keeper.cancel(key, stop, moment, age_sec)
         if claim is not None:
             self._feeds.tell(StopNote(key, claim.incarnation, correlation_id, claim.parts))
             job = self._tracker.live(job_id, owner)
@@ -257,7 +263,7 @@ class WorkerHost:
                 self._worker.cancel(job_id, correlation_id, owner)
                 return claim, True
             return claim, False
-        if not place:
+        if not place and not age_sec:
             self._cancelled_without_job(key, correlation_id, TargetState.UNKNOWN)
         return None
 

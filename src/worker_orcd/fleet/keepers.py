@@ -106,10 +106,16 @@ class Keeper:
             self._cancels.use(key)
         return Verdict(cancelled=cancel)
 
-    def cancel(self, key: JobKey, stop: StopRequest, now: Timestamp) -> Claim | None:
+    def cancel(self, key: JobKey, stop: StopRequest, now: Timestamp, age_sec: float = 0.0) -> Claim | None:
         """Look up the use that a client's cancel is for. A cancel of an unknown id is remembered for a while, unless
-        the latest request with this id was refused."""
-        held = self.look(key)
+        the latest request with this id was refused.
+
+        `age_sec`: how long ago the cancel was accepted, if it was tried before. Then it is for no use that is younger,
+        and was remembered at its first try.
+        """
+        held, since = self._claims.get(*key) or (None, now.mono)
+        if age_sec:
+            return None if since > now.mono - age_sec else held
         if held is None and not self._refused.has(key, now):
             self._cancels.add(key, stop)
         return held

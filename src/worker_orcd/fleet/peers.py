@@ -107,6 +107,10 @@ class Peers:
         """A worker that is alive."""
         return None if name is None else self._remotes.get(name)
 
+    def has_lost(self, name: str) -> bool:
+        """Whether a worker was found dead."""
+        return name in self._lost_at
+
     def lost_sec(self, name: str) -> float:
         """How long ago a worker was found dead; infinite if it never was."""
         return now().mono - self._lost_at.get(name, float("-inf"))

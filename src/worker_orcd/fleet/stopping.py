@@ -18,6 +18,7 @@ Answer = tuple[Claim | str | None, bool]
 """A keeper's answer to a cancel: the use of the id, and whether the keeper has stopped its job."""
 KEEPER_SEC = 0.5
 """How long a keeper may take to answer a cancel, before all workers are asked for the job."""
+AGAIN_SEC = 0.1
 FIND_SEC = 1.0
 """How long workers may take to say whether they have a job."""
 SECOND_LOOK_SEC = 0.1
@@ -36,17 +37,30 @@ class Stopping:
         self._deadline_sec = deadline_sec
 
     async def cancel(self, key: JobKey, correlation_id: str, recorded: asyncio.Event) -> None:
-        """Carry out a client's cancel. Sets `recorded` as soon as another process has it.
+        """Carry out a client's cancel, again until those that have to know of it have answered, or are dead. Sets
+        `recorded` as soon as another process has it."""
+        began, age_sec = now().mono, 0.0
+        while age_sec < self._deadline_sec:
+            if await self._cancelled(key, correlation_id, recorded, age_sec):
+                return
+            await asyncio.sleep(AGAIN_SEC)
+            age_sec = now().mono - began
+
+    async def _cancelled(
+        self, key: JobKey, correlation_id: str, recorded: asyncio.Event, age_sec: float
+    ) -> bool:
+        """Try to carry out a client's cancel that was accepted so long ago. Returns whether all is done.
 
         Its keepers know which use of the id it is for, or remember it. Both are asked: one may be dead, or new. A
         keeper that has the job stops it; a worker that is no keeper gets the stop meanwhile, if the job's copy is here.
         """
         keepers = self._peers.keepers(key)[:KEEPERS]
         asked = {
-            keeper.name: self._tasks.spawn(self._ask(keeper, key, correlation_id, place))
+            keeper.name: self._tasks.spawn(self._ask(keeper, key, correlation_id, place, age_sec))
             for place, keeper in enumerate(keepers)
         }
-        mirror, stopping = self._mirrors.live(key), None
+        mirror = self._mirrors.live(key)
+        stopping: asyncio.Task[bool] | None = None
         if mirror is not None and mirror.worker not in asked and mirror.stop is None:
             stopping = self._tasks.spawn(
                 self._stop_at(mirror.worker, key, mirror.job.incarnation, correlation_id)
@@ -64,24 +78,37 @@ class Stopping:
         if known is None and unsure:
             known = await self._searched(key)
         if known is None:
-            return
+            return not unsure
         self._tasks.spawn(self._correct(keepers, list(asked.values()), key, known))
         self.noted(StopNote(key, known.incarnation, correlation_id, known.parts))
         if known.parts:
-            await answers([remote.call("stop_parts", key, correlation_id) for remote in self._peers])
-        elif stopping is not None and mirror is not None and mirror.job.incarnation == known.incarnation:
-            await stopping
-        elif known.worker not in asked or not (await asked[known.worker])[1]:
-            await self._stop_at(known.worker, key, known.incarnation, correlation_id)
+            calls = [remote.call("stop_parts", key, correlation_id) for remote in self._peers]
+            return len(await answers(calls)) == len(calls)
+        if stopping is not None and mirror is not None and mirror.job.incarnation == known.incarnation:
+            return await stopping
+        if known.worker in asked and (await asked[known.worker])[1]:
+            return True
+        return await self._stop_at(known.worker, key, known.incarnation, correlation_id)
 
-    async def _stop_at(self, worker: str | None, key: JobKey, incarnation: str, correlation_id: str) -> None:
-        if (remote := self._peers.get(worker)) is not None:
-            await answers([remote.call("stop", key, incarnation, StopReason.CLIENT, correlation_id)])
+    async def _stop_at(self, worker: str | None, key: JobKey, incarnation: str, correlation_id: str) -> bool:
+        """Stop a job at its worker. Returns whether the worker has answered or is dead."""
+        remote = self._peers.get(worker)
+        if remote is None:
+            return worker is None or self._peers.has_lost(worker)
+        try:
+            await remote.call("stop", key, incarnation, StopReason.CLIENT, correlation_id)
+        except PeerLost:
+            return True
+        except PeerSilent:
+            return False
+        return True
 
-    async def _ask(self, keeper: Remote, key: JobKey, correlation_id: str, place: int) -> Answer:
+    async def _ask(
+        self, keeper: Remote, key: JobKey, correlation_id: str, place: int, age_sec: float
+    ) -> Answer:
         try:
             answer: tuple[Claim, bool] | None = await keeper.call(
-                "cancel", key, correlation_id, place, patience_sec=KEEPER_SEC
+                "cancel", key, correlation_id, place, age_sec, patience_sec=KEEPER_SEC
             )
         except (PeerLost, PeerSilent):
             return NO_ANSWER, False
