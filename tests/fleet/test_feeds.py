@@ -88,3 +88,18 @@ async def test_a_conversation_stays_at_its_worker_whichever_router_its_turns_rea
                 await read(stream)
                 prompt += letter * 40
             assert len(homes) == 1, letter
+
+
+@in_virtual_time
+async def test_other_routers_learn_at_once_where_a_conversation_is() -> None:
+    """Its next turn may follow within the second that a poll lasts."""
+    async with running_fleet(routers=1, workers=1) as fleet:
+        (node,) = fleet.nodes
+        await node.host.poll("another", 1.0)
+        polling = asyncio.ensure_future(node.host.poll("another", 1.0))
+        loop = asyncio.get_running_loop()
+        stream = await execute(fleet.routers[0], "turn", QUICK + "x" * BLOCK_CHARS, max_tokens=2)
+        placed = loop.time()
+        assert len((await polling).warm) == 1
+        assert loop.time() - placed < LONGEST_PAUSE_SEC
+        await read(stream)

@@ -101,8 +101,10 @@ class Feed:
         self._urgent.set()
 
     def warm(self, chain: Iterable[bytes]) -> None:
-        """Tell the router, with the next news, where a conversation is that another router may hand over next."""
+        """Tell the router where a conversation is whose next turn it may get, soon."""
         self._warm.extend(chain)
+        if self._warm:
+            self._news.set()
 
     async def wait(self, sec: float) -> None:
         """Wait for news, and if it is not urgent, for more of it."""
