@@ -96,6 +96,7 @@ steps of all models."""
 SERIAL = (
     "fleet/test_ray.py",
     "fleet/test_ray_whole.py",
+    "fleet/test_real.py",
     "faults/test_busy_machine.py",
     "faults/test_crowds.py",
     "faults/test_starvation.py::test_a_starved_engine_is_not_killed",
