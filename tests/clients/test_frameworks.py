@@ -28,18 +28,29 @@ class Framework:
         answer: what it makes of an answer. instructor makes a person of all answers.
         stream: what it raises when a stream is cancelled from elsewhere.
         whole: what it raises when a whole answer is.
+        limit: what it raises when its time limit stops a whole answer, if it has no other means.
     """
 
     answer: str = "Hello 👋"
     stream: str = "APIError"
     whole: str = "BadRequestError"
+    limit: dict[str, str] | None = None
+
+
+def agent(said: str) -> Framework:
+    """An agent of smolagents. `said`: how its error begins."""
+    raised = "AgentGenerationError"
+    limit = {"raised": raised, "message": f"{said}:\nRequest timed out."}
+    return Framework(stream=raised, whole=raised, limit=limit)
 
 
 FRAMEWORKS = {
     "instructor": Framework(answer="Ada", whole="InstructorRetryException"),
     "llama-index": Framework(),
     "haystack": Framework(),
-    "smolagents": Framework(),
+    "smolagents": Framework(limit={"raised": "APITimeoutError", "message": "Request timed out."}),
+    "smolagents-code": agent("Error in generating model output"),
+    "smolagents-tools": agent("Error while generating output"),
     "dspy": Framework(stream="LMServerError", whole="LMInvalidRequestError"),
 }
 each_framework = pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -66,14 +77,13 @@ def test_a_framework_is_answered_calls_tools_and_stops(served: RunningWorker, fr
     for way, name in (("elsewhere", known.stream), ("whole_elsewhere", known.whole)):
         raised = seen.pop(way)
         assert (raised["raised"], SAID in raised["message"]) == (name, True), raised
-    limit = {"raised": "APITimeoutError", "message": "Request timed out."}
     assert seen == {
         "whole": known.answer,
         "stream": known.answer,
         "tool": called,
         "tool_stream": called,
         "stopped": None,
-        "whole_stopped": limit if framework == "smolagents" else None,
+        "whole_stopped": known.limit,
     }
     for way, reason in stops.items():
         # A request that was sent again would have the same id, and have been answered in the queue.
@@ -107,7 +117,7 @@ def test_the_pages_declaration_of_the_worker_for_dspy_works(served: RunningWorke
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("framework", [name for name in FRAMEWORKS if name != "dspy"])
+@pytest.mark.parametrize("framework", ["instructor", "llama-index", "haystack", "smolagents"])
 def test_the_bundled_model_gives_a_framework_what_its_schema_allows(
     real_worker: RunningWorker, framework: str
 ) -> None:

@@ -10,14 +10,13 @@ answer that is not streamed; `modes`, all ways in which instructor or DSPy asks 
 import asyncio
 import json
 import sys
-import time
-import urllib.request
 import warnings
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing, suppress
-from typing import Any, Literal
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
+from shared import Person, cancel, generated
 
 NAME, URL, *WAYS = sys.argv[1:]
 HELLO = json.dumps({"text": "Hello 👋", "token_ms": 0})
@@ -29,14 +28,6 @@ PIECES = 5
 """After so many pieces of text a stream is stopped."""
 QUESTION = "Invent a person: name, city (Bern or Oslo), age."
 called_with: list[str] = []
-
-
-class Person(BaseModel):
-    """A person."""
-
-    name: str = Field(max_length=12)
-    city: Literal["Bern", "Oslo"]
-    age: int = Field(ge=0, le=99)
 
 
 class Place(BaseModel):
@@ -70,6 +61,11 @@ def weather(city: str) -> str:
     """
     called_with.append(city)
     return SUNNY
+
+
+def says(text: str) -> str:
+    """The script of this output."""
+    return json.dumps({"text": text, "token_ms": 0})
 
 
 def job(how: str) -> dict[str, str]:
@@ -166,7 +162,7 @@ class LlamaIndex:
             "is_function_calling_model": True,
             "should_use_structured_outputs": True,
         }
-        there = {"model": "scripted", "api_base": f"{URL}/v1", "api_key": "none", "timeout": 60}
+        there = {"model": "scripted", "api_base": f"{URL}/v1", "api_key": "none", "timeout": 600}
         return OpenAILike(**there, **kinds, **more)
 
     def _said(self, prompt: str) -> list[Any]:
@@ -342,6 +338,109 @@ class Smolagents:
         return {"generate": json.loads(made.content), "steps": len(agent.memory.steps) >= 2}
 
 
+class SmolagentsAgent(Smolagents):
+    """An agent of smolagents, each of whose steps is a request. Its class says how the model writes a step."""
+
+    agent: str
+    answer_of: Callable[[Any, str], str]
+    """The model's output that ends with this answer."""
+    call: str
+    """The model's output that asks for the weather."""
+
+    def _agent(self, *, streamed: bool, **more: Any) -> Any:
+        import smolagents
+
+        class ScriptFirst(smolagents.OpenAIModel):
+            """The agents write words before what a user or a tool says; the scripted engine needs its script first."""
+
+            def _prepare_completion_kwargs(self, *given: Any, **more: Any) -> Any:
+                asked = super()._prepare_completion_kwargs(*given, **more)
+                last = asked["messages"][-1]
+                text = "".join(part["text"] for part in last["content"])
+                asked["messages"][-1] = {**last, "content": text[max(text.find("{"), 0) :]}
+                return asked
+
+        class Weather(smolagents.Tool):
+            name = "weather"
+            description = "Forecast. What it returns is the script of the engine's next answer."
+            inputs: ClassVar = {"city": {"type": "string", "description": "A city."}}
+            output_type = "string"
+
+            def forward(tool, city: str) -> str:  # noqa: N805
+                called_with.append(city)
+                return says(self.answer_of("Sunny."))
+
+        model = ScriptFirst(model_id="scripted", api_base=f"{URL}/v1", api_key="none", **more)
+        kind = getattr(smolagents, self.agent)
+        agent = kind(tools=[Weather()], model=model, verbosity_level=0, stream_outputs=streamed)
+        agent.prompt_templates["system_prompt"] = (
+            "Help."  # Theirs has more bytes than the scripted engine's context.
+        )
+        return agent
+
+    async def _run(self, output: str) -> str:
+        return await asyncio.to_thread(self._agent(streamed=False).run, says(output))
+
+    async def _read(self, output: str) -> str:
+        from smolagents import ChatMessageStreamDelta
+
+        *steps, last = await asyncio.to_thread(
+            list, self._agent(streamed=True).run(says(output), stream=True)
+        )
+        if not any(isinstance(step, ChatMessageStreamDelta) for step in steps):
+            raise ValueError("nothing was streamed")
+        return last.output
+
+    async def whole(self) -> str:
+        return await self._run(self.answer_of("Hello 👋"))
+
+    async def stream(self) -> str:
+        return await self._read(self.answer_of("Hello 👋"))
+
+    async def tool(self) -> str:
+        return await self._run(self.call)
+
+    async def tool_stream(self) -> str:
+        return await self._read(self.call)
+
+    async def slow(self, headers: dict[str, str], enough: Callable[[], bool]) -> None:
+        from smolagents import ChatMessageStreamDelta
+
+        def read() -> None:
+            for step in self._agent(streamed=True, extra_headers=headers).run(SLOW, stream=True):
+                if isinstance(step, ChatMessageStreamDelta) and enough():
+                    break
+
+        await asyncio.to_thread(read)
+
+    async def slow_whole(self, headers: dict[str, str], *, stopping: bool) -> None:
+        """Its users cannot stop it during a step, except by a time limit."""
+        limit = {"client_kwargs": {"timeout": 1.0, "max_retries": 0}} if stopping else {}
+        agent = self._agent(streamed=False, extra_headers=headers, **limit)
+        await asyncio.to_thread(agent.run, SLOW)
+
+
+class SmolagentsCode(SmolagentsAgent):
+    """Its steps are programs, which it runs."""
+
+    agent = "CodeAgent"
+    call = '<code>\nprint(weather(city="Bern"))\n</code>'
+
+    def answer_of(self, answer: str) -> str:
+        return f'<code>\nfinal_answer("{answer}")\n</code>'
+
+
+class SmolagentsTools(SmolagentsAgent):
+    """Its steps are forced tool calls. The answer is one, too."""
+
+    agent = "ToolCallingAgent"
+    call = '{"name": "weather", "arguments": {"city": "Bern"}}'
+
+    def answer_of(self, answer: str) -> str:
+        call = {"name": "final_answer", "arguments": {"answer": answer}}
+        return json.dumps(call, ensure_ascii=False)  # Constrained strings have no escaped surrogates.
+
+
 class DSPy:
     """DSPy, by its own client for a server that is declared as a provider. Its adapters are the usual ones, except that
     with the scripted engine the question comes first."""
@@ -453,25 +552,10 @@ FRAMEWORKS = {
     "llama-index": LlamaIndex,
     "haystack": Haystack,
     "smolagents": Smolagents,
+    "smolagents-code": SmolagentsCode,
+    "smolagents-tools": SmolagentsTools,
     "dspy": DSPy,
 }
-
-
-def generating(name: str) -> None:
-    """Wait until a job has generated a few tokens."""
-    until, tokens = time.monotonic() + 60, 0
-    while tokens < PIECES:
-        if time.monotonic() > until:
-            raise TimeoutError(f"{name} does not generate")
-        time.sleep(0.01)
-        with suppress(OSError), urllib.request.urlopen(f"{URL}/jobs/{name}") as answer:  # noqa: S310
-            tokens = json.load(answer)["tokens_out"] or 0
-
-
-def cancel(name: str) -> None:
-    """Cancel a job at the worker once it generates."""
-    generating(name)
-    urllib.request.urlopen(f"{URL}/cancel", json.dumps({"job_id": name}).encode()).close()  # noqa: S310
 
 
 async def outcome(asking: Awaitable[Any]) -> Any:
@@ -495,7 +579,7 @@ async def stopped(framework: Any) -> None:
 async def elsewhere(framework: Any) -> None:
     """Read a stream that is cancelled at the worker."""
     name = job("elsewhere")
-    cancelling = asyncio.create_task(asyncio.to_thread(cancel, name["X-Job-Id"]))
+    cancelling = asyncio.create_task(asyncio.to_thread(cancel, URL, name["X-Job-Id"], PIECES))
     try:
         await framework.slow(name, lambda: False)
     finally:
@@ -506,8 +590,8 @@ async def whole_stopped(framework: Any) -> None:
     """Stop an answer that is not streamed."""
     name = job("whole_stopped")
     asking = asyncio.create_task(framework.slow_whole(name, stopping=True))
-    await asyncio.to_thread(generating, name["X-Job-Id"])
-    if NAME != "smolagents":
+    await asyncio.to_thread(generated, URL, name["X-Job-Id"], PIECES)
+    if not NAME.startswith("smolagents"):  # It has a time limit instead.
         asking.cancel()
     with suppress(asyncio.CancelledError):
         await asking
@@ -516,7 +600,7 @@ async def whole_stopped(framework: Any) -> None:
 async def whole_elsewhere(framework: Any) -> None:
     """Wait for an answer that is cancelled at the worker."""
     name = job("whole_elsewhere")
-    cancelling = asyncio.create_task(asyncio.to_thread(cancel, name["X-Job-Id"]))
+    cancelling = asyncio.create_task(asyncio.to_thread(cancel, URL, name["X-Job-Id"], PIECES))
     try:
         await framework.slow_whole(name, stopping=False)
     finally:

@@ -7,28 +7,20 @@ Prints one line of JSON with what came of each way in which the library asks for
 import asyncio
 import json
 import sys
-import time
-import urllib.request
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
+from shared import Person, cancel
 
 NAME, URL, PROMPT = sys.argv[1:]
 STORY = json.dumps({"text": '{"text": "' + "a" * 3000, "token_ms": 20})
 """Text without end within the object."""
 JOB = {"X-Job-Id": f"{NAME}-structure"}
+TOKENS = 20
+"""So many of them are generated when a structure is cancelled."""
 LIMIT = 300
 """So many tokens at most, for a model that does not come to an end."""
-
-
-class Person(BaseModel):
-    """A person."""
-
-    name: str = Field(max_length=12)
-    city: Literal["Bern", "Oslo"]
-    age: int = Field(ge=0, le=99)
 
 
 class Story(BaseModel):
@@ -155,18 +147,6 @@ def ways(asks: dict[str, tuple[Ask, Ask]], cancelled: Ask) -> dict[str, Ask]:
     }
 
 
-def cancel() -> None:
-    """Cancel the job once some of the structure is there."""
-    until, tokens, job = time.monotonic() + 60, 0, JOB["X-Job-Id"]
-    while tokens < 20:
-        if time.monotonic() > until:
-            raise TimeoutError(f"{NAME} does not generate")
-        time.sleep(0.01)
-        with suppress(OSError), urllib.request.urlopen(f"{URL}/jobs/{job}") as answer:  # noqa: S310
-            tokens = json.load(answer)["tokens_out"] or 0
-    urllib.request.urlopen(f"{URL}/cancel", json.dumps({"job_id": job}).encode()).close()  # noqa: S310
-
-
 async def outcome(ask: Ask) -> Any:
     """What came of a call."""
     try:
@@ -178,7 +158,9 @@ async def outcome(ask: Ask) -> Any:
 
 async def main() -> None:
     """Ask in each way."""
-    cancelling = asyncio.create_task(asyncio.to_thread(cancel)) if PROMPT == "cancelled" else None
+    cancelling = None
+    if PROMPT == "cancelled":
+        cancelling = asyncio.create_task(asyncio.to_thread(cancel, URL, JOB["X-Job-Id"], TOKENS))
     said = {way: await outcome(ask) for way, ask in LIBRARIES[NAME]().items()}
     if cancelling:
         await cancelling

@@ -7,10 +7,9 @@ of the call) the answer's text, or what was raised, and what the tool was called
 import asyncio
 import json
 import sys
-import time
-import urllib.request
-from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
+
+from shared import cancel
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}'
 ANSWER = json.dumps({"text": "Sunny.", "token_ms": 0})
@@ -19,7 +18,7 @@ JOB = f"called-{sys.argv[1]}"
 called_with: list[str] = []
 
 
-def weather(city: str) -> str:
+def weather(city: Literal["Bern", "Oslo"]) -> str:
     """Forecast. What it returns is the script of the engine's next answer."""
     called_with.append(city)
     return ANSWER
@@ -114,18 +113,6 @@ LIBRARIES = {
 }
 
 
-def cancel(url: str) -> None:
-    """Cancel the job once all of the call is there but its end."""
-    until, job = time.monotonic() + 60, {"tokens_out": 0}
-    while (job["tokens_out"] or 0) <= len(CALL):
-        if time.monotonic() > until:
-            raise TimeoutError(f"the call is not whole after 60 s: {job}")
-        time.sleep(0.01)
-        with suppress(OSError), urllib.request.urlopen(f"{url}/jobs/{JOB}") as answer:  # noqa: S310
-            job = json.load(answer)
-    urllib.request.urlopen(f"{url}/cancel", json.dumps({"job_id": JOB}).encode()).close()  # noqa: S310
-
-
 async def ask(name: str, how: str, url: str) -> dict[str, Any]:
     """Ask once."""
     called_with.clear()
@@ -134,7 +121,7 @@ async def ask(name: str, how: str, url: str) -> dict[str, Any]:
     if how == "cancelled":
         # The output goes on behind the script, without text.
         text, more = CALL, {"extra_body": {"ignore_eos": True}, "extra_headers": {"X-Job-Id": JOB}}
-    cancelling = asyncio.create_task(asyncio.to_thread(cancel, url)) if more else None
+    cancelling = asyncio.create_task(asyncio.to_thread(cancel, url, JOB, len(CALL) + 1)) if more else None
     try:
         prompt = json.dumps({"text": text, "token_ms": 5 if more else 0})
         said["text"] = await LIBRARIES[name](url, how, prompt, more)
