@@ -1,24 +1,21 @@
 """LiteLLM's router and its proxy (docs/clients.md)."""
 
 import asyncio
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import httpx2
 import openai
 import pytest
 
 from tests.clients.conftest import PAGE, accepted, as_here, in_phase, next_job, prompt_for
-from tests.clients.puppet import Puppet, environment, python, running_puppet
+from tests.clients.litellm_proxy import KEY, running_proxy
+from tests.clients.puppet import Puppet, python, running_puppet
 from tests.clients.test_openai_python import MODEL, cancelled, says, user
 from tests.docs.blocks import blocks
 from tests.helpers import fresh_id
-from worker_orcd.testing.harness import RunningWorker, free_port, wait_until
+from worker_orcd.testing.harness import RunningWorker
 
 pytestmark = [pytest.mark.needs("python-clients"), pytest.mark.timeout(600)]
-KEY = "sk-0123456789abcdef0123456789abcdef"
 each_call = pytest.mark.parametrize("call", ["whole", "stream"])
 each_phase = pytest.mark.parametrize("phase", ["prefill", "decode"])
 
@@ -119,31 +116,9 @@ def test_what_the_router_sends_again_by_the_same_id_computes_nothing(
 
 @pytest.fixture(scope="module")
 def _proxy(_served: RunningWorker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("litellm")
     (settings,) = (block.text for block in blocks(PAGE) if block.language == "yaml")
-    (folder / "config.yaml").write_text(as_here(settings, _served))
-    port = free_port()
-    program = Path(*python()[:1]).with_name("litellm")
-    command = [str(program), "--config", "config.yaml", "--host", "127.0.0.1", "--port", str(port)]
-    log = folder / "log"
-    with log.open("w") as said:
-        env = {**environment(), "LITELLM_MASTER_KEY": KEY}
-        process = subprocess.Popen(command, cwd=folder, env=env, stdout=said, stderr=said)
-
-    def alive() -> bool:
-        if process.poll() is not None:
-            raise RuntimeError(f"the proxy exited with {process.returncode}: {log.read_text()[-2000:]}")
-        try:
-            return httpx2.get(f"http://127.0.0.1:{port}/health/liveliness", trust_env=False).is_success
-        except httpx2.TransportError:
-            return False
-
-    try:
-        wait_until(alive, within_sec=400, what="LiteLLM's proxy")
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.kill()
-        process.wait()
+    with running_proxy(tmp_path_factory.mktemp("litellm"), as_here(settings, _served)) as url:
+        yield url
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ NOT_RUN = {
     ("docs/fleet.md", "pip install"): "installs an extra",
     ("docs/fleet.md", "docker"): "needs a container engine",
     ("docs/fleet.md", "kubectl"): "needs a cluster",
-    ("docs/running.md", "model_list:"): "tests/clients/test_litellm.py starts the proxy for one worker",
+    ("docs/running.md", "model_list:"): "tests/clients/test_litellm_several.py starts the proxy with it",
     ("docs/fleet.md", "worker-orcd fleet"): "tests/fleet/test_ray.py starts fleets",
     ("docs/fleet.md", "clients ── HTTP/SSE"): "a drawing",
     ("docs/running.md", "make install"): "installs into the system",
