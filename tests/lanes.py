@@ -24,6 +24,7 @@ DEEP = (
     "faults",
     "fleet/test_ray.py",
     "fleet/test_scale.py::test_a_cancel_costs_as_much_in_a_large_fleet[64]",
+    "fleet/test_succession.py",
     "soak",
     "integration/test_cancel.py::test_cancels_delay_a_neighbour_by_a_step_at_most[1]",
     "integration/test_cli_completion.py",

@@ -63,7 +63,7 @@ async def test_a_keeper_that_has_the_job_stops_it_at_once() -> None:
             holder = fleet.holder(f"job-{n}")
             if holder.name in keepers_of(("", f"job-{n}"), names)[:2]:
                 asked = asyncio.get_running_loop().time()
-                await holder.host.cancel(("", f"job-{n}"), "cor", 0, 0.0)
+                await holder.host.cancel(("", f"job-{n}"), "cor", 0, 0.0, True)
                 assert cancelled(await read(stream))
                 assert asyncio.get_running_loop().time() - asked < 0.05, (
                     "its router repeats a stop after 0.1 s"

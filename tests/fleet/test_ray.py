@@ -27,12 +27,16 @@ from worker_orcd.testing.harness import wait_until
 pytestmark = [pytest.mark.needs("ray"), pytest.mark.timeout(1200)]
 
 CANCELS = int(os.environ.get("FLEET_CANCELS", "80"))
+DEATHS = int(os.environ.get("FLEET_DEATHS", str(max(2, CANCELS // 40))))
+"""How many workers and routers are killed at least."""
 MINUTES = float(os.environ.get("FLEET_MINUTES", "0"))
 """How long workers and routers are killed at least."""
 STREAMS = 40
 WORKERS = 3
 CELLS = WORKERS * 16384
-STORY = {"prompt": '{"token_ms": 15}', "max_tokens": 2000, "seed": 7}
+TOKEN_MS = int(os.environ.get("FLEET_TOKEN_MS", "15"))
+"""Time between two tokens of a stream. Twelve streams at 15 ms need more than two cores."""
+STORY = {"prompt": f'{{"token_ms": {TOKEN_MS}}}', "max_tokens": 2000, "seed": 7}
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +112,7 @@ def test_no_cancel_is_missed_while_workers_and_routers_are_killed(fleet: RayFlee
         fleet,
         STORY,
         cancels=CANCELS,
-        deaths=2 if MINUTES else max(2, CANCELS // 40),
+        deaths=2 if MINUTES else DEATHS,
         until=time.monotonic() + 60 * MINUTES,
         whole=lambda: asyncio.to_thread(wait_until_whole, fleet),
     )

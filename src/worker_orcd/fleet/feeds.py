@@ -67,6 +67,11 @@ class Feed:
         if job.live:
             self._followed[job.run] = (job, cursor)
 
+    def unfollow(self, job: Job) -> None:
+        """Report nothing more of a job."""
+        self._followed.pop(job.run, None)
+        self._changed.pop(job.run, None)
+
     def follows(self, job: Job) -> bool:
         """Whether the router follows a job."""
         return job.run in self._followed
@@ -217,22 +222,39 @@ class Feeds(Observer):
             job = live(run)
             if job is None:
                 del self._serves[run]
-            elif router in gone:
-                heir = self._heir(job)
+            elif router in gone or not router:
+                heir = self._follower(job)
+                needs_client = job.request.on_disconnect == "cancel"
+                if heir is None and not needs_client:
+                    heir = next(iter(self._feeds), None)
                 if heir is not None:
-                    self._serves[run] = (heir, term + 1)
-                    self._feeds[heir].note(ServeNote(job.key, job.incarnation, term + 1))
-                else:
+                    self._pass_on(job, heir)
+                    continue
+                if needs_client:
                     del self._serves[run]
+                else:
+                    self._serves[run] = ("", term)  # Until there is a router.
+                if router:
                     yield job
 
-    def _heir(self, job: Job) -> str | None:
-        """The router that serves a job in place of a dead one: one that follows it for a client that came back, or any
-        for a job that needs no client."""
-        follower = next((name for name, feed in self._feeds.items() if feed.follows(job)), None)
-        if follower is None and job.request.on_disconnect == "continue":
-            return next(iter(self._feeds), None)
-        return follower
+    def pass_on(self, router: str, job: Job) -> bool:
+        """Have another router that follows a job serve it instead of this one. Returns whether there is any."""
+        heir = self._follower(job, besides=router)
+        if heir is None:
+            return False
+        self._feeds[router].unfollow(job)
+        self._pass_on(job, heir)
+        return True
+
+    def _pass_on(self, job: Job, heir: str) -> None:
+        _, term = self.served_by(job)
+        self._serves[job.run] = (heir, term + 1)
+        self._feeds[heir].note(ServeNote(job.key, job.incarnation, term + 1))
+
+    def _follower(self, job: Job, besides: str = "") -> str | None:
+        """A router that follows a job, for a client that came back."""
+        following = (name for name, feed in self._feeds.items() if feed.follows(job) and name != besides)
+        return next(following, None)
 
     # The worker.
 

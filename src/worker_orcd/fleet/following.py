@@ -63,7 +63,7 @@ class Following:
             return None
         finally:
             self._expected.pop(incarnation, None)
-        if followed is None:
+        if followed is None or self._peers.get(remote.name) is not remote:
             return None
         known = self._mirrors.get(incarnation)
         if known is not None:  # Another reader came at the same time.
@@ -72,13 +72,18 @@ class Following:
         apply(followed.update, job, now())
         if not job.live:
             return self._mirrors.streams.of(job)
-        mirror = Mirror(
-            job, serves=False, served_by=followed.served_by, term=followed.term, worker=remote.name
-        )
+        mirror = Mirror(job, serves=False, worker=remote.name)
+        self._served(mirror, followed)
         stream = self._mirrors.add(mirror)
         for update in early:
             self.updated(remote, update)
         return stream
+
+    def _served(self, mirror: Mirror, followed: Followed) -> None:
+        """Learn who serves a job. It may be this router: the note that says so may have been lost."""
+        if not mirror.serves:
+            mirror.served_by, mirror.term = followed.served_by, followed.term
+            mirror.serves = mirror.inherited = followed.served_by == self._router
 
     def updated(self, remote: Remote, update: JobUpdate) -> Mirror | None:
         """A worker reports news of a job. Returns the copy, if something is missing in between."""
@@ -138,11 +143,10 @@ class Following:
             followed: Followed | None = await remote.call(
                 "follow", self._router, job.key, job.incarnation, cursor
             )
-            if followed is None:
+            if followed is None or self._peers.get(remote.name) is not remote:
                 return False
             mirror.worker = remote.name
-            if not mirror.serves:
-                mirror.served_by, mirror.term = followed.served_by, followed.term
+            self._served(mirror, followed)
             self._mirrors.apply(mirror, followed.update)
         except (PeerLost, PeerSilent, ValueError):
             return False

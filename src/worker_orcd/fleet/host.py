@@ -171,11 +171,13 @@ class WorkerHost:
             self._cancelled_without_job(key, correlation_id, TargetState.FINISHED)
         return False
 
-    async def stop_parts(self, key: JobKey, correlation_id: str) -> None:
-        """Cancel the live jobs here of the request with this id, for a client."""
+    async def stop_parts(self, key: JobKey, correlation_id: str, age_sec: float) -> None:
+        """Cancel the live jobs here of the request with this id, for a client whose cancel was accepted so long ago."""
         owner, request_id = key
+        accepted = now().mono - age_sec
         for job in self._tracker.parts_of(request_id, owner):
-            self._worker.cancel(job.job_id, correlation_id, owner)
+            if job.accepted.mono <= accepted:
+                self._worker.cancel(job.job_id, correlation_id, owner)
 
     async def cancel_group(self, owner: str, group: str, correlation_id: str) -> list[str]:
         """Cancel the live jobs of a group here, for a client. Returns their ids."""
@@ -195,6 +197,17 @@ class WorkerHost:
         job = self._job(key, incarnation)
         if job is not None and job.live:
             self._nobody_serves(job)
+
+    async def unread(self, router: str, key: JobKey, incarnation: str) -> bool:
+        """The router serves a job that it has inherited, and nobody reads there. Returns whether another one serves it
+        now; if there is none, the job is stopped unless it needs no client."""
+        job = self._job(key, incarnation)
+        if job is None or not job.live:
+            return False
+        passed_on = self._feeds.pass_on(router, job)
+        if not passed_on:
+            self._nobody_serves(job)
+        return passed_on
 
     async def cancelled_lately(self, owner: str, job_ids: list[str]) -> StopRequest | None:
         """A recent client's cancel of one of these jobs."""
@@ -238,7 +251,7 @@ class WorkerHost:
         return self._keeper.claim(key, claim, now(), replaces)
 
     async def cancel(
-        self, key: JobKey, correlation_id: str, place: int, age_sec: float
+        self, key: JobKey, correlation_id: str, place: int, age_sec: float, remember: bool
     ) -> tuple[Claim, bool] | None:
         """Look up the use that a client's cancel is for, tell all routers, and stop its job if it is here; remember the
         cancel if there is no use.
@@ -248,14 +261,15 @@ class WorkerHost:
             correlation_id: the cancel's.
             place: this worker's among the keepers of the id. The first one logs a cancel of an unknown id.
             age_sec: how long ago the cancel was accepted, if this is not its first try.
+            remember: whether no keeper has answered yet.
 
         Returns:
             The use, and whether its job is stopped here.
         """
         owner, job_id = key
         moment = now()
-        stop = StopRequest(StopReason.CLIENT, moment.mono, correlation_id)
-        claim = self._keeper.cancel(key, stop, moment, age_sec)
+        stop = StopRequest(StopReason.CLIENT, moment.mono - age_sec, correlation_id)
+        claim = self._keeper.cancel(key, stop, moment, age_sec, remember=remember)
         if claim is not None:
             self._feeds.tell(StopNote(key, claim.incarnation, correlation_id, claim.parts))
             job = self._tracker.live(job_id, owner)
@@ -263,7 +277,7 @@ class WorkerHost:
                 self._worker.cancel(job_id, correlation_id, owner)
                 return claim, True
             return claim, False
-        if not place and not age_sec:
+        if not place and remember:
             self._cancelled_without_job(key, correlation_id, TargetState.UNKNOWN)
         return None
 

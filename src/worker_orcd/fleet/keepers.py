@@ -30,6 +30,7 @@ class Claim:
         parts: whether the id is that of a request whose jobs have ids of their own, perhaps at several workers.
         router: the router that serves the job.
         term: how many routers served it before that one.
+        age_sec: time since the use's request was accepted.
     """
 
     incarnation: str
@@ -37,6 +38,7 @@ class Claim:
     parts: bool = False
     router: str = ""
     term: int = 0
+    age_sec: float = 0.0
 
     def replaces(self, held: "Claim") -> bool:
         """Whether this claim replaces an earlier one of the same use. When a job's router has died, several others may
@@ -78,8 +80,8 @@ class Keeper:
     """The ids that one worker keeps."""
 
     def __init__(self, cancel_memory_sec: float, *, bound: int = MAX_CLAIMS) -> None:
-        self._claims: BoundedByOwner[str, tuple[Claim, float]] = BoundedByOwner(bound)
-        """The latest use of each id, and when it was claimed."""
+        self._claims: BoundedByOwner[str, tuple[Claim, float, float]] = BoundedByOwner(bound)
+        """The latest use of each id, when it was claimed here first, and when its request was accepted."""
         self._cancels = PendingCancels(cancel_memory_sec)
         self._refused = RefusedRequests()
 
@@ -93,30 +95,36 @@ class Keeper:
             now: the time.
             replaces: another use of the id, of which is known that it is over.
         """
-        held, since = self._claims.get(*key) or (None, now.mono)
+        held, since, _ = self._claims.get(*key) or (None, now.mono, now.mono)
         if held is not None and not held.parts and held.incarnation not in (claim.incarnation, replaces):
             return Verdict(held_by=held, held_sec=now.mono - since)
         again = held is not None and held.incarnation == claim.incarnation
         if held is not None and again and not claim.replaces(held):
             return Verdict(held_by=held, held_sec=now.mono - since)
-        self._claims.add(*key, (claim, since if again else now.mono))
+        self._claims.add(*key, (claim, since if again else now.mono, now.mono - claim.age_sec))
         self._refused.accepted(key)
         cancel = None if again else self._cancels.of(key, now)
         if cancel is not None:
             self._cancels.use(key)
         return Verdict(cancelled=cancel)
 
-    def cancel(self, key: JobKey, stop: StopRequest, now: Timestamp, age_sec: float = 0.0) -> Claim | None:
+    def cancel(
+        self, key: JobKey, stop: StopRequest, now: Timestamp, age_sec: float = 0.0, *, remember: bool = True
+    ) -> Claim | None:
         """Look up the use that a client's cancel is for. A cancel of an unknown id is remembered for a while, unless
         the latest request with this id was refused.
 
-        `age_sec`: how long ago the cancel was accepted, if it was tried before. Then it is for no use that is younger,
-        and was remembered at its first try.
+        Args:
+            key: owner and job id.
+            stop: the cancel.
+            now: the time.
+            age_sec: how long ago the cancel was accepted, if it was tried before. Then no younger use is meant.
+            remember: whether no keeper has answered yet.
         """
-        held, since = self._claims.get(*key) or (None, now.mono)
-        if age_sec:
-            return None if since > now.mono - age_sec else held
-        if held is None and not self._refused.has(key, now):
+        held, _, accepted = self._claims.get(*key) or (None, now.mono, now.mono)
+        if age_sec and held is not None and accepted > now.mono - age_sec:
+            return None
+        if held is None and remember and not self._refused.has(key, now):
             self._cancels.add(key, stop)
         return held
 

@@ -95,15 +95,9 @@ class Placing:
                 self._withdraw(mirrors, remote)
                 raise
             else:
-                if isinstance(other, TakenOver):
-                    self._withdraw(mirrors, remote)
-                    raise other
-                self._placed(mirrors, remote, updates)
-                self.warm.sent(remote.name, chain_of(first.request, first.owner))
-                if other is not None:
-                    for mirror in mirrors:
-                        self._stopping.stop(mirror, StopReason.DISCONNECT, first.correlation_id)
-                    raise other
+                if self._peers.get(remote.name) is not remote:
+                    continue  # It has died meanwhile.
+                self._accepted(mirrors, remote, updates, other)
                 return choice
 
     async def requeue(self, mirror: Mirror) -> None:
@@ -186,6 +180,26 @@ class Placing:
         )
         return updates
 
+    def _accepted(
+        self,
+        mirrors: Sequence[Mirror],
+        remote: Remote,
+        updates: Sequence[JobUpdate],
+        other: JobError | TakenOver | None,
+    ) -> None:
+        """A worker has accepted the jobs. `other`: another use or router has an id meanwhile; raised."""
+        first = mirrors[0].job
+        if isinstance(other, TakenOver):
+            if other.claim.worker != remote.name:
+                self._withdraw(mirrors, remote)
+            raise other
+        self._placed(mirrors, remote, updates)
+        self.warm.sent(remote.name, chain_of(first.request, first.owner))
+        if other is not None:
+            for mirror in mirrors:
+                self._stopping.stop(mirror, StopReason.DISCONNECT, first.correlation_id)
+            raise other
+
     def _placed(self, mirrors: Sequence[Mirror], remote: Remote, updates: Sequence[JobUpdate]) -> None:
         for mirror, update in zip(mirrors, updates, strict=True):
             mirror.worker = remote.name
@@ -233,7 +247,8 @@ class Placing:
         """Claim a job's id at one of its keepers; if that one does not answer, at the next. Returns whether it is
         granted, or nobody can say."""
         job, key = mirror.job, mirror.job.key
-        claim = Claim(job.incarnation, worker, router=self._router, term=mirror.term)
+        age_sec = now().mono - job.accepted.mono
+        claim = Claim(job.incarnation, worker, router=self._router, term=mirror.term, age_sec=age_sec)
         for keeper in self._peers.keepers(key)[place:]:
             try:
                 verdict: Verdict = await keeper.call("claim", key, claim, None)
@@ -245,7 +260,10 @@ class Placing:
                     verdict = await keeper.call("claim", key, claim, verdict.held_by.incarnation)
                 if (parts := job.request.part_of) is not None:
                     await keeper.call(
-                        "claim", (job.owner, parts), Claim(job.incarnation, "", parts=True), None
+                        "claim",
+                        (job.owner, parts),
+                        Claim(job.incarnation, "", parts=True, age_sec=age_sec),
+                        None,
                     )
             except (PeerLost, PeerSilent):
                 continue

@@ -60,7 +60,13 @@ class Router(WorkerInterface):
         self._placing = Placing(self.name, self._peers, self._mirrors, self._stopping, self._tasks)
         self._following = Following(self.name, self._peers, self._mirrors)
         self._succession = Succession(
-            self.name, self._mirrors, self._following, self._placing, self._stopping
+            self.name,
+            self._peers,
+            self._mirrors,
+            self._following,
+            self._placing,
+            self._stopping,
+            self._tasks,
         )
 
     # The fleet.

@@ -8,6 +8,7 @@ from worker_orcd.fleet.mirrors import Mirror, Mirrors, stop_here
 from worker_orcd.fleet.peers import PeerLost, Peers, PeerSilent, Remote
 from worker_orcd.fleet.tasks import Tasks, answers
 from worker_orcd.fleet.wire import StopNote
+from worker_orcd.jobs.clock import Timestamp
 from worker_orcd.jobs.job import JobKey
 from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
@@ -39,27 +40,29 @@ class Stopping:
     async def cancel(self, key: JobKey, correlation_id: str, recorded: asyncio.Event) -> None:
         """Carry out a client's cancel, again until those that have to know of it have answered, or are dead. Sets
         `recorded` as soon as another process has it."""
-        began, age_sec = now().mono, 0.0
+        accepted, age_sec = now(), 0.0
         while age_sec < self._deadline_sec:
-            if await self._cancelled(key, correlation_id, recorded, age_sec):
+            if await self._cancelled(key, correlation_id, recorded, accepted, age_sec):
                 return
             await asyncio.sleep(AGAIN_SEC)
-            age_sec = now().mono - began
+            age_sec = now().mono - accepted.mono
 
     async def _cancelled(
-        self, key: JobKey, correlation_id: str, recorded: asyncio.Event, age_sec: float
+        self, key: JobKey, correlation_id: str, recorded: asyncio.Event, accepted: Timestamp, age_sec: float
     ) -> bool:
-        """Try to carry out a client's cancel that was accepted so long ago. Returns whether all is done.
+        """Try to carry out a client's cancel, `age_sec` after it was accepted. Returns whether all is done.
 
         Its keepers know which use of the id it is for, or remember it. Both are asked: one may be dead, or new. A
         keeper that has the job stops it; a worker that is no keeper gets the stop meanwhile, if the job's copy is here.
         """
-        keepers = self._peers.keepers(key)[:KEEPERS]
+        keepers, remember = self._peers.keepers(key)[:KEEPERS], not recorded.is_set()
         asked = {
-            keeper.name: self._tasks.spawn(self._ask(keeper, key, correlation_id, place, age_sec))
+            keeper.name: self._tasks.spawn(self._ask(keeper, key, correlation_id, place, age_sec, remember))
             for place, keeper in enumerate(keepers)
         }
         mirror = self._mirrors.live(key)
+        if mirror is not None and mirror.job.accepted.mono > accepted.mono:
+            mirror = None
         stopping: asyncio.Task[bool] | None = None
         if mirror is not None and mirror.worker not in asked and mirror.stop is None:
             stopping = self._tasks.spawn(
@@ -76,13 +79,13 @@ class Stopping:
                 known = claim
                 break  # A keeper that does not answer holds up no cancel that the other one knows about.
         if known is None and unsure:
-            known = await self._searched(key)
+            known = await self._searched(key, accepted)
         if known is None:
             return not unsure
         self._tasks.spawn(self._correct(keepers, list(asked.values()), key, known))
         self.noted(StopNote(key, known.incarnation, correlation_id, known.parts))
         if known.parts:
-            calls = [remote.call("stop_parts", key, correlation_id) for remote in self._peers]
+            calls = [remote.call("stop_parts", key, correlation_id, age_sec) for remote in self._peers]
             return len(await answers(calls)) == len(calls)
         if stopping is not None and mirror is not None and mirror.job.incarnation == known.incarnation:
             return await stopping
@@ -103,12 +106,10 @@ class Stopping:
             return False
         return True
 
-    async def _ask(
-        self, keeper: Remote, key: JobKey, correlation_id: str, place: int, age_sec: float
-    ) -> Answer:
+    async def _ask(self, keeper: Remote, *arguments: object) -> Answer:
         try:
             answer: tuple[Claim, bool] | None = await keeper.call(
-                "cancel", key, correlation_id, place, age_sec, patience_sec=KEEPER_SEC
+                "cancel", *arguments, patience_sec=KEEPER_SEC
             )
         except (PeerLost, PeerSilent):
             return NO_ANSWER, False
@@ -126,14 +127,14 @@ class Stopping:
             if (await answer)[0] is None:
                 await answers([keeper.call("claim", key, known, None)])
 
-    async def _searched(self, key: JobKey) -> Claim | None:
-        """The live use of an id, without its keepers."""
+    async def _searched(self, key: JobKey, accepted: Timestamp) -> Claim | None:
+        """The live use of an id, without its keepers, unless it is younger than the cancel."""
         mirror = self._mirrors.live(key)
-        if mirror is not None:
+        if mirror is not None and mirror.job.accepted.mono <= accepted.mono:
             return Claim(
                 mirror.job.incarnation, mirror.worker or "", router=mirror.served_by, term=mirror.term
             )
-        return await live_use(self._peers, key)
+        return await live_use(self._peers, key, accepted.unix)
 
     def noted(self, note: StopNote) -> None:
         """A client has cancelled a job. The router that serves it ends it if no worker does."""
@@ -193,14 +194,14 @@ class Stopping:
             self._mirrors.end(mirror)
 
 
-async def live_use(peers: Peers, key: JobKey) -> Claim | None:
-    """The live use of an id, by asking all workers."""
+async def live_use(peers: Peers, key: JobKey, before: float) -> Claim | None:
+    """The live use of an id that was accepted before a time (Unix), by asking all workers."""
     found, _ = await peers.ask("find", key, patience_sec=FIND_SEC)
     return next(
         (
             Claim(use.incarnation, remote.name, router=use.served_by, term=use.term)
             for remote, use in found
-            if use.live
+            if use.live and use.accepted_unix <= before
         ),
         None,
     )

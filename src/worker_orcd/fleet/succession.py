@@ -10,9 +10,10 @@ import asyncio
 from worker_orcd.fleet.feeds import LEASE_SEC
 from worker_orcd.fleet.following import Following
 from worker_orcd.fleet.mirrors import Mirror, Mirrors
-from worker_orcd.fleet.peers import Remote
+from worker_orcd.fleet.peers import PeerLost, Peers, PeerSilent, Remote
 from worker_orcd.fleet.placing import Placing, TakenOver
 from worker_orcd.fleet.stopping import Stopping
+from worker_orcd.fleet.tasks import Tasks
 from worker_orcd.fleet.wire import ServeNote
 from worker_orcd.jobs.stop_request import StopReason
 from worker_orcd.worker.now import now
@@ -21,10 +22,19 @@ from worker_orcd.worker.now import now
 class Succession:
     """Takes the places of dead workers and routers, for one router."""
 
-    def __init__(
-        self, router: str, mirrors: Mirrors, following: Following, placing: Placing, stopping: Stopping
+    def __init__(  # noqa: PLR0913  # all parts of a router that see to jobs
+        self,
+        router: str,
+        peers: Peers,
+        mirrors: Mirrors,
+        following: Following,
+        placing: Placing,
+        stopping: Stopping,
+        tasks: Tasks,
     ) -> None:
         self._router = router
+        self._peers = peers
+        self._tasks = tasks
         self._mirrors = mirrors
         self._following = following
         self._placing = placing
@@ -56,24 +66,38 @@ class Succession:
             await self._placing.claim_again(mirror)
 
     def look_for_readers(self, mirror: Mirror) -> None:
-        """Stop an inherited job whose client stays away, as its own router would have."""
-        if mirror.inherited and not self._read(mirror):
+        """Stop an inherited job whose client stays away, as its own router would have, unless it reads elsewhere."""
+        needs_client = mirror.job.request.on_disconnect == "cancel"
+        if mirror.inherited and needs_client and not self._read(mirror):
             since = mirror.unread_since = now().mono
-            asyncio.get_running_loop().call_later(LEASE_SEC, self._nobody_reads, mirror, since)
+            loop = asyncio.get_running_loop()
+            loop.call_later(LEASE_SEC, lambda: self._tasks.spawn(self._nobody_reads(mirror, since)))
 
     def _serve(self, mirror: Mirror, term: int) -> None:
+        mirror.served_by, mirror.term = self._router, term
         if not mirror.serves:
             mirror.serves = mirror.inherited = True
-            mirror.served_by, mirror.term = self._router, term
             self._stopping.see_to(mirror)
             self.look_for_readers(mirror)
 
     def _read(self, mirror: Mirror) -> bool:
         return self._mirrors.streams.of(mirror.job).readers > 0
 
-    def _nobody_reads(self, mirror: Mirror, since: float) -> None:
-        job = mirror.job
-        if mirror.unread_since == since and not self._read(mirror):
-            mirror.left = True
-            if job.request.on_disconnect == "cancel":
-                self._stopping.stop(mirror, StopReason.DISCONNECT, job.correlation_id)
+    async def _nobody_reads(self, mirror: Mirror, since: float) -> None:
+        job, remote = mirror.job, self._peers.get(mirror.worker)
+        if mirror.unread_since != since or self._read(mirror) or not job.live:
+            return
+        if remote is None:  # It is between two workers.
+            self._stopping.stop(mirror, StopReason.DISCONNECT, job.correlation_id)
+            return
+        try:
+            passed_on = await remote.call("unread", self._router, job.key, job.incarnation)
+        except (PeerLost, PeerSilent):
+            self.look_for_readers(mirror)
+            return
+        if passed_on:
+            mirror.serves = mirror.inherited = False
+            if not self._read(mirror):
+                self._mirrors.drop(mirror)
+            elif await self._following.again(mirror):
+                self._serve(mirror, mirror.term + 1)
