@@ -60,6 +60,8 @@ class Node:
         self.engines: list[VirtualEngine] = []
         self.thawed = asyncio.Event()
         self.thawed.set()
+        self.held: dict[str, asyncio.Event] = {}
+        """Calls of these methods wait, each for its event."""
         self.death: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._chance = chance
         self._weather = weather
@@ -118,6 +120,8 @@ class Connection:
         await self._router.handle()
         await asyncio.sleep(self._chance.uniform(*LATENCY_SEC))
         await self._node.thawed.wait()
+        if method in self._node.held:
+            await self._node.held[method].wait()
         await self._node.process.handle()
         if self.cut:
             await self._never.wait()

@@ -26,6 +26,8 @@ from worker_orcd.worker.streams import JobStream, any_changed
 
 WINDOW = 64
 """Maximum number of live jobs of one request, so that a large request does not fill the queue."""
+_LATER = frozenset({ErrorCode.QUEUE_FULL, ErrorCode.ENGINE_LOST})
+"""Refusals that may be over when another job of the same request has ended."""
 _EXAMPLE: dict[str, object] = {"input": ["The sea is calm.", "A ship came in."]}
 _encoder = msgspec.json.Encoder()
 
@@ -76,8 +78,8 @@ class _Inputs:
         return None
 
     async def _submit_more(self) -> list[JobStream]:
-        """Submit waiting inputs up to the maximum. While the queue is full, submits none as long as other jobs of this
-        request are live."""
+        """Submit waiting inputs up to the maximum. While the queue is full, or no worker of a fleet answers, submits
+        none as long as other jobs of this request are live."""
         more = [
             self._waiting.popleft() for _ in range(min(self._window - len(self._live), len(self._waiting)))
         ]
@@ -89,7 +91,7 @@ class _Inputs:
                 more, correlation_id.get() or "", owner_of(request), request.headers
             )
         except JobError as error:
-            if error.code is not ErrorCode.QUEUE_FULL or not self._live:
+            if error.code not in _LATER or not self._live:
                 raise
             self._waiting.extendleft(reversed(more))
             return []
