@@ -38,6 +38,7 @@ deep: setup ## The deep lane: browser, clients, proxies, faults, soak, documenta
 	@tools/lane.sh deep $(ARGS)
 
 nightly: setup ## The long proofs: everything that takes more than a few minutes (some hours)
+	@tools/outside.sh nightly || echo "some programs are missing; their tests are skipped" >&2
 	@tools/lane.sh nightly --timeout 7200 $(ARGS)
 	$(MAKE) --no-print-directory exact models faults fleet-chaos simulate soak
 

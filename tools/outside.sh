@@ -86,7 +86,8 @@ mkdir -p .outside
 install_programs || failed=1
 once .outside/python.stamp .outside/python install_clients_for_python tests/clients/python/requirements.lock
 once .outside/frameworks.stamp .outside/frameworks install_frameworks_for_python tests/clients/python/frameworks.lock
-once .outside/benchmarks.stamp .outside/benchmarks install_benchmarks_for_python tests/clients/python/benchmarks.lock
+# 1.4 GB, which only tests of the nightly lane use.
+[ "${1:-}" != nightly ] || once .outside/benchmarks.stamp .outside/benchmarks install_benchmarks_for_python tests/clients/python/benchmarks.lock
 once .outside/node.stamp tests/clients/node/node_modules install_clients_for_node tests/clients/node/package-lock.json
 once .outside/gemma3.stamp .outside/gemma3.gguf install_the_second_model tests/real/gemma3.lock
 once .outside/ray.stamp .outside/ray.stamp install_ray requirements-ray.lock

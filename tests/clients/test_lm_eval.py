@@ -17,7 +17,7 @@ from tests.helpers import at_rest
 from tests.programs import find
 from worker_orcd.testing.harness import RunningWorker
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.needs("python-benchmarks")]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600), pytest.mark.needs("python-benchmarks")]
 Docs = Sequence[dict[str, Any]]
 KINDS: dict[str, dict[str, Any]] = {
     "generate_until": {
@@ -142,7 +142,6 @@ def test_it_generates_and_scores(served: RunningWorker, tmp_path: Path) -> None:
     assert_scored(served, choices, answers["multiple_choice"])
 
 
-@pytest.mark.nightly
 def test_the_bundled_model_is_evaluated(real_worker: RunningWorker, tmp_path: Path) -> None:
     """Its most likely answers are the right ones, and what it generates is what it generates for other clients."""
     countries = {"France": " Paris", "Italy": " Rome", "Germany": " Berlin"}
@@ -174,7 +173,7 @@ def _live(worker: RunningWorker, jobs: int) -> list[str]:
     return seen
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_its_end_stops_its_jobs(served: RunningWorker, tmp_path: Path, end: signal.Signals) -> None:
     """Killed, or by Ctrl-C."""
     before = accepted(served)
@@ -187,7 +186,6 @@ def test_its_end_stops_its_jobs(served: RunningWorker, tmp_path: Path, end: sign
     assert accepted(served) == before + 2
 
 
-@pytest.mark.nightly
 def test_without_retries_one_cancel_ends_it(served: RunningWorker, tmp_path: Path) -> None:
     """It closes the connections of its other requests."""
     with evaluation(served, tmp_path, SLOW_TASK, num_concurrent=2, max_retries=1) as process:
@@ -200,7 +198,6 @@ def test_without_retries_one_cancel_ends_it(served: RunningWorker, tmp_path: Pat
     assert "Job cancelled by client request" in printed
 
 
-@pytest.mark.nightly
 def test_its_retries_of_a_cancelled_request_compute_nothing(served: RunningWorker, tmp_path: Path) -> None:
     """If it names its jobs: it sends the request three times and gives up."""
     before = accepted(served)
