@@ -114,16 +114,3 @@ def test_the_pages_declaration_of_the_worker_for_dspy_works(served: RunningWorke
     command = [find("python-frameworks") or "", str(program)]
     ran = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500, check=False)
     assert ran.stdout.splitlines()[-1:] == ["['Hello']"], ran.stderr
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("framework", ["instructor", "llama-index", "haystack", "smolagents"])
-def test_the_bundled_model_gives_a_framework_what_its_schema_allows(
-    real_worker: RunningWorker, framework: str
-) -> None:
-    """In each of the framework's modes that constrain the output; the others only tell the model what to write."""
-    seen = run(framework, real_worker, "structured")["structured"]
-    assert "raised" not in seen, seen
-    assert seen.pop("steps", True), "of smolagents' agents"
-    for person in seen.values():
-        assert (person["city"] in ("Bern", "Oslo"), len(person["name"]) <= 12) == (True, True)

@@ -1,10 +1,10 @@
-// Tools, structures and retries by way of LangChain.js: node langchain.mjs BASE_URL. Prints one JSON object with what came of
-// each call. Called by tests/clients/test_tools.py.
+// Tools, structures and retries by way of LangChain.js: node langchain.mjs BASE_URL [CALL...]. Prints one JSON object with
+// what came of each call (of all if none is named). Called by tests/clients/test_tools.py and test_bundled_model.py.
 import { HumanMessage, ToolMessage } from "@langchain/core/messages";
 import { tool } from "@langchain/core/tools";
 import { ChatOpenAI } from "@langchain/openai";
 
-const base = process.argv[2];
+const [base, ...only] = process.argv.slice(2);
 const call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}';
 const whole = JSON.stringify({ text: `${call}\n</tool_call>`, token_ms: 0 });
 const open = JSON.stringify({ text: call, token_ms: 5 }); // The output continues behind the script, without text.
@@ -76,5 +76,7 @@ const ways = {
 };
 
 const seen = {};
-for (const [name, ask] of Object.entries(ways)) seen[name] = await raised(ask());
+for (const [name, ask] of Object.entries(ways)) {
+  if (!only.length || only.includes(name)) seen[name] = await raised(ask());
+}
 console.log(JSON.stringify(seen));

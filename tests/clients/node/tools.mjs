@@ -1,7 +1,7 @@
-// Tools and objects by way of the AI SDK: node tools.mjs BASE_URL SDK OPENAI_COMPATIBLE, the two packages by the names that
-// they have in package.json. Prints one JSON object: what each call came to, and what the tool was called with. Called by
-// tests/clients/test_tools.py.
-const [base, sdk, openAICompatible] = process.argv.slice(2);
+// Tools and objects by way of the AI SDK: node tools.mjs BASE_URL SDK OPENAI_COMPATIBLE [CALL...], the two packages by the
+// names that they have in package.json. Prints one JSON object: what each call came to (all calls if none is named), and what
+// the tool was called with. Called by tests/clients/test_tools.py and test_bundled_model.py.
+const [base, sdk, openAICompatible, ...only] = process.argv.slice(2);
 const { generateObject, generateText, jsonSchema, Output, stepCountIs, streamText, tool } = await import(sdk);
 const { createOpenAICompatible } = await import(openAICompatible);
 
@@ -72,6 +72,7 @@ const calls = {
 
 const seen = {};
 for (const [name, ask] of Object.entries(calls)) {
+  if (only.length && !only.includes(name)) continue;
   calledWith = [];
   seen[name] = { outcome: await ask(), calledWith };
 }

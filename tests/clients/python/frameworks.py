@@ -379,17 +379,23 @@ class SmolagentsAgent(Smolagents):
         return agent
 
     async def _run(self, output: str) -> str:
-        return await asyncio.to_thread(self._agent(streamed=False).run, says(output))
+        agent = self._agent(streamed=False)
+        answer = await asyncio.to_thread(agent.run, says(output))
+        self.check(agent)
+        return answer
 
     async def _read(self, output: str) -> str:
         from smolagents import ChatMessageStreamDelta
 
-        *steps, last = await asyncio.to_thread(
-            list, self._agent(streamed=True).run(says(output), stream=True)
-        )
+        agent = self._agent(streamed=True)
+        *steps, last = await asyncio.to_thread(list, agent.run(says(output), stream=True))
         if not any(isinstance(step, ChatMessageStreamDelta) for step in steps):
             raise ValueError("nothing was streamed")
+        self.check(agent)
         return last.output
+
+    def check(self, agent: Any) -> None:
+        """Check what an agent got from the worker."""
 
     async def whole(self) -> str:
         return await self._run(self.answer_of("Hello 👋"))
@@ -435,6 +441,12 @@ class SmolagentsTools(SmolagentsAgent):
 
     agent = "ToolCallingAgent"
     call = '{"name": "weather", "arguments": {"city": "Bern"}}'
+
+    def check(self, agent: Any) -> None:
+        """It would find a call in a text, too."""
+        texts = [step.model_output for step in agent.memory.steps if getattr(step, "model_output", None)]
+        if texts:
+            raise ValueError(f"calls came as text: {texts}")
 
     def answer_of(self, answer: str) -> str:
         call = {"name": "final_answer", "arguments": {"answer": answer}}
@@ -541,6 +553,19 @@ class DSPy:
                 question = json.dumps({"text": text, "token_ms": 0})
                 seen[adapter] = (await dspy.Predict(Invent).acall(question=question)).person.model_dump()
         return seen
+
+    async def structured(self) -> dict[str, Any]:
+        """By the adapter that has the server constrain the output."""
+        dspy = self._dspy
+
+        class Invent(dspy.Signature):
+            """Invent a person."""
+
+            question: str = dspy.InputField()
+            person: Person = dspy.OutputField()
+
+        with self._context("JSONAdapter", max_tokens=300):
+            return {"whole": (await dspy.Predict(Invent).acall(question=QUESTION)).person.model_dump()}
 
     async def slow_whole(self, headers: dict[str, str], *, stopping: bool) -> None:
         with self._context(extra_headers=headers):

@@ -133,7 +133,44 @@ def agents() -> dict[str, Ask]:
     return ways({name: asks(api) for name, api in apis.items()}, cancelled)
 
 
-LIBRARIES = {"pydantic-ai": pydantic_ai, "langchain": langchain, "agents": agents}
+def litellm() -> dict[str, Ask]:
+    """LiteLLM's library: a response format, and a forced call."""
+    import litellm as library
+
+    there = {"model": "openai/scripted", "api_base": f"{URL}/v1", "api_key": "none", "max_tokens": LIMIT}
+    tool = {"type": "function", "function": {"name": "person", "parameters": Person.model_json_schema()}}
+    ways_to_ask = {
+        "format": {"response_format": Person},
+        "tool": {"tools": [tool], "tool_choice": "required"},
+    }
+
+    def asks(more: Any) -> tuple[Ask, Ask]:
+        asked = {**there, "messages": [{"role": "user", "content": PROMPT}], **more}
+
+        def person(answer: Any) -> Any:
+            message = answer.choices[0].message
+            text = message.tool_calls[0].function.arguments if message.tool_calls else message.content
+            return Person.model_validate_json(text)
+
+        async def whole() -> Any:
+            return person(await library.acompletion(**asked))
+
+        async def stream() -> Any:
+            chunks = [chunk async for chunk in await library.acompletion(**asked, stream=True)]
+            return person(library.stream_chunk_builder(chunks))
+
+        return whole, stream
+
+    async def cancelled() -> Any:
+        asked = [{"role": "user", "content": STORY}]
+        more = {"messages": asked, "response_format": Story, "extra_headers": JOB, "max_tokens": None}
+        chunks = await library.acompletion(**{**there, **more}, stream=True)
+        return [chunk async for chunk in chunks][-1]
+
+    return ways({name: asks(more) for name, more in ways_to_ask.items()}, cancelled)
+
+
+LIBRARIES = {"pydantic-ai": pydantic_ai, "langchain": langchain, "agents": agents, "litellm": litellm}
 
 
 def ways(asks: dict[str, tuple[Ask, Ask]], cancelled: Ask) -> dict[str, Ask]:

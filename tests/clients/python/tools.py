@@ -1,7 +1,8 @@
-"""A tool called by way of a client library: `python tools.py NAME BASE_URL`, in an environment of its own.
+"""A tool called by way of a client library: `python tools.py NAME BASE_URL [forced]`, in an environment of its own.
 
 Prints one line of JSON: for `whole`, `stream` and `cancelled` (a stream that is cancelled at the worker in the middle
-of the call) the answer's text, or what was raised, and what the tool was called with.
+of the call) the answer's text, or what was raised, and what the tool was called with. For `forced`, with the Agents SDK
+only: of a call that the model has to make, and its answer to the result.
 """
 
 import asyncio
@@ -132,8 +133,18 @@ async def ask(name: str, how: str, url: str) -> dict[str, Any]:
     return {**said, "called_with": called_with.copy()}
 
 
-async def main(name: str, url: str) -> None:
+async def forced(name: str, url: str) -> dict[str, Any]:
+    """Have a model call the tool."""
+    more = {"tool_choice": "required", "max_tokens": 200}
+    text = await LIBRARIES[name](url, "whole", "How is the weather in Bern?", more)
+    return {"text": text, "called_with": called_with}
+
+
+async def main(name: str, url: str, only: str = "") -> None:
     """Ask in each way."""
+    if only:
+        print("\n" + json.dumps({only: await forced(name, url)}), flush=True)
+        return
     said = {how: await ask(name, how, url) for how in ("whole", "stream", "cancelled")}
     print("\n" + json.dumps(said), flush=True)
 
