@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup install outside demo demo-fleet run test deep nightly test-all without faults fleet-chaos exact models simulate soak lint types arrows format bench bench-beside lock docs pictures clean
+.PHONY: help setup install outside demo demo-fleet run test deep nightly test-all without faults fleet-chaos exact models simulate soak lint types arrows format bench bench-beside bench-fleet lock docs pictures clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -86,6 +86,9 @@ bench: setup ## Measure how fast a cancel is (bench/cancel.py)
 
 bench-beside: setup ## The same requests to llama-server (built once) and to the worker, as ratios
 	$(PY) -m bench.beside $(ARGS)
+
+bench-fleet: setup outside ## The same cancels through LiteLLM, plain Ray Serve (in front of llama-servers) and a fleet, as ratios
+	$(PY) -m bench.fleet $(ARGS)
 
 lock: setup ## Regenerate requirements.lock (ARGS=--upgrade for newer versions)
 	.venv/bin/uv pip compile pyproject.toml --group dev --extra worker --extra model --extra mcp --extra otel --universal --python-version 3.11 --generate-hashes \

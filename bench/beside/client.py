@@ -51,8 +51,8 @@ def ask(port: int, method: str, path: str, body: Any = None, headers: str = "") 
 class Stream:
     """A request whose answer is streamed, from the moment it is sent. Read by `read`."""
 
-    def __init__(self, port: int, path: str, body: dict[str, Any]) -> None:
-        data = _head("POST", path, json.dumps(body).encode())
+    def __init__(self, port: int, path: str, body: dict[str, Any], headers: str = "") -> None:
+        data = _head("POST", path, json.dumps(body).encode(), headers)
         self.raw = bytearray()
         self.arrivals: list[float] = []
         self.ended = False
