@@ -163,9 +163,7 @@ async def test_a_cancel_is_not_lost_while_a_job_waits_for_another_worker() -> No
 async def test_a_cancel_that_overtakes_its_job_is_not_lost_at_a_router_that_knows_no_worker() -> None:
     """It is remembered as soon as the router has found the workers."""
     async with running_fleet(routers=1, workers=3) as fleet:
-        nodes, fleet.nodes = fleet.nodes, []
-        fresh = fleet.add_router()
-        fleet.nodes = nodes
+        fresh = fleet.add_router(finds=False)
         cancelling = asyncio.ensure_future(fresh.cancel("job", "cor"))
         await asyncio.sleep(0.5)
         fleet.find()

@@ -163,8 +163,8 @@ class Fleet:
             peers: dict[str, Peer] = {node.name: self._connect(router, node) for node in self.nodes}
             router.found(peers)
 
-    def add_router(self) -> Router:
-        """Start one more router."""
+    def add_router(self, *, finds: bool = True) -> Router:
+        """Start one more router. `finds`: it knows the workers at once."""
         name = f"router-{len(self.narrators)}"
         narrator = Narrator.configure(name, log_format="json", stream=io.StringIO())
         router = Router(POLICY, narrator, ModelNames.of("m"), name)
@@ -172,7 +172,8 @@ class Fleet:
         self.routers.append(router)
         self.connections[router.name] = []
         self.processes[router.name] = Process(self._message_sec)
-        self.find()
+        if finds:
+            self.find()
         return router
 
     def add_worker(self) -> Node:

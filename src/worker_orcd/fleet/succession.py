@@ -41,7 +41,7 @@ class Succession:
         self._stopping = stopping
 
     async def go_on(self, mirror: Mirror) -> None:
-        """A job's worker is dead: see to it that the job goes on at another one, or find it there."""
+        """A job's worker is dead, or reports nothing more of it: see to it that the job goes on, or find it again."""
         while mirror.job.live:
             if not mirror.serves:
                 if not await self._following.again(mirror):
@@ -97,7 +97,7 @@ class Succession:
             return
         if passed_on:
             mirror.serves = mirror.inherited = False
-            if not self._read(mirror):
+            if self._read(mirror):  # A reader came meanwhile.
+                await self.go_on(mirror)
+            else:
                 self._mirrors.drop(mirror)
-            elif await self._following.again(mirror):
-                self._serve(mirror, mirror.term + 1)
