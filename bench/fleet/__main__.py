@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.beside import peer
+from bench.beside.report import quantile
 from bench.fleet.cancels import KINDS, enough_tokens, measure
 from bench.fleet.fronts import FRONTS
 from worker_orcd.settings import available_cores, bundled_model
@@ -60,12 +61,6 @@ def measured(name: str, program: Path, cancels: int, known: dict[str, Any]) -> I
             yield found
 
 
-def of_share(values: list[float], share: float) -> float:
-    """The value that so many of the others do not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
-
-
 def table(fronts: dict[str, Any]) -> str:
     """In markdown; ratios are those of p50 to that of the same cancel in a fleet of ours."""
     lines = [
@@ -78,9 +73,9 @@ def table(fronts: dict[str, Any]) -> str:
             if (figures := front["kinds"].get(kind)) is None:
                 continue
             freed, missed = figures["freed_ms"], figures["missed"]
-            p50, p99 = (f"{of_share(freed, share):.0f}" if freed else "-" for share in (0.5, 0.99))
+            p50, p99 = (f"{quantile(freed, share):.0f}" if freed else "-" for share in (0.5, 0.99))
             beside = own.get(kind, {}).get("freed_ms")
-            ratio = f"{of_share(freed, 0.5) / of_share(beside, 0.5):.2f}" if freed and beside else "-"
+            ratio = f"{quantile(freed, 0.5) / quantile(beside, 0.5):.2f}" if freed and beside else "-"
             number = f"{missed} of {missed + len(freed)}"
             longest = f"{figures['longest_sec']:.1f}"
             lines.append(f"| {kind} | {front['name']} | {number} | {p50} | {p99} | {ratio} | {longest} |")
