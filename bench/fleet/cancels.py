@@ -15,6 +15,8 @@ from worker_orcd.child_process import wait_until
 MISSED_SEC = 5.0
 """What still computes so long after its cancel has missed it."""
 POLL_SEC = 0.005
+STUCK_SEC = 120.0
+"""What computes for so long is reported as stuck."""
 PATH = "/v1/chat/completions"
 UNDISTURBED_SEC = 9.0
 """A job that nobody stops computes so long, and so for longer than `MISSED_SEC` after any cancel."""
@@ -130,9 +132,15 @@ def _ask(front: Front, name: str, request: Stream) -> None:
 
 
 def _until_idle(front: Front, cancel: Callable[[], None]) -> float:
-    """Cancel, and wait until no engine computes. Returns how long that took, in seconds."""
+    """Cancel, and wait until no engine computes. Returns how long that took, in seconds.
+
+    Raises:
+        TimeoutError: an engine computes without end.
+    """
     began = time.perf_counter()
     cancel()
     while front.computing():
+        if time.perf_counter() - began > STUCK_SEC:
+            raise TimeoutError(f"an engine behind {front.name} computes for {STUCK_SEC:.0f} s after a cancel")
         time.sleep(POLL_SEC)
     return time.perf_counter() - began

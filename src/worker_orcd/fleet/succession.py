@@ -56,7 +56,7 @@ class Succession:
                 return
 
     async def inherit(self, remote: Remote, note: ServeNote) -> None:
-        """A worker reports that this router is to serve a job whose router is dead."""
+        """A worker reports that this router is to serve a job."""
         mirror = self._mirrors.get(note.incarnation)
         if mirror is None:
             await self._following.follow(remote, note.key, note.incarnation)

@@ -97,7 +97,7 @@ class DropNote:
 
 @dataclass(frozen=True, slots=True)
 class ServeNote:
-    """For one router: the router that served this job is dead, and this one serves it from now on."""
+    """For one router: it serves this job from now on, as the router that did is dead, or has nobody who reads."""
 
     key: JobKey
     incarnation: str
