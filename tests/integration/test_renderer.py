@@ -100,7 +100,9 @@ def test_a_slow_prompt_holds_up_no_other(hostile: Renderer) -> None:
 def test_a_conversation_whose_job_has_ended_is_not_rendered_on(hostile: Renderer) -> None:
     """Its process is killed at once, also in the middle of a C function."""
     process, in_hand, reasons = _process_of(hostile), CurrentPrompt(), []
-    wait_until(lambda: not process.children(), within_sec=30, what="the end of the children of the prompts before")
+    wait_until(
+        lambda: not process.children(), within_sec=30, what="the end of the children of the prompts before"
+    )
 
     def render() -> None:
         with pytest.raises(TemplateFault) as fault:

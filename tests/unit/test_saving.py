@@ -8,7 +8,7 @@ import pytest
 
 from tests.fakes import HandLoop, run_message
 from worker_orcd.engine.ledger import MIN_SHARED
-from worker_orcd.engine.saving import EVERY
+from worker_orcd.engine.saving import EVERY, LAST_ROWS
 from worker_orcd.protocol.messages import AuditFault, Stop, Stored
 from worker_orcd.supervisor.prefix_memory import prefix_memory
 
@@ -176,20 +176,48 @@ def test_what_is_given_up_in_the_pool_comes_back_from_the_store(store: int) -> N
     loop.close()
 
 
-def test_what_the_store_has_leaves_most_of_the_pool(store: int) -> None:
-    """Idle cells make steps longer. What is not saved stays, up to a quarter of all cells."""
+def test_what_the_store_has_leaves_most_of_the_pool_to_live_runs(store: int) -> None:
+    """Idle cells make their steps longer. What is not saved stays, up to a quarter of all cells."""
     loop = an_engine(store)
     unsaved = an_engine(None)
     for engine in (loop, unsaved):
         computed(engine, 1, PROMPT, max_tokens=MIN_SHARED + 10)
         engine.turn_idle()
-    assert loop.loop.cells_cached == 0
-    assert unsaved.loop.cells_cached >= ALL
-    [*_, last] = [report for report in loop.sent if isinstance(report, Stored)]
-    assert (last.cells_used, last.cells_cached) == (0, 0)
-    assert computed(loop, 2, PROMPT) == 1
-    for engine in (loop, unsaved):
+        assert engine.loop.cells_cached >= ALL
+        before = len(engine.steps)
+        engine.post(run_message(2, "another", cache="b", max_tokens=4))
+        engine.finish()
+        cached = {step.cells_cached for step in engine.steps[before:-1]}
+        assert cached == {0} if engine is loop else min(cached) >= ALL
+        assert computed(engine, 3, PROMPT) == 1
         engine.close()
+
+
+def test_the_next_turn_takes_over_the_cells_of_the_last(store: int) -> None:
+    """If no other run came in between. Nothing is copied from the store."""
+    loop = an_engine(store)
+    computed(loop, 1, PROMPT, max_tokens=MIN_SHARED + 10)
+    loop.turn_idle()
+    assert loop.store is not None
+    for entry in loop.store.entries:
+        os.pwrite(store, b"damage", entry.offset + entry.tokens * 4 + 100)
+    assert computed(loop, 2, PROMPT) == 1
+    loop.close()
+
+
+def test_the_first_token_comes_before_the_copy_that_is_due_near_a_prompt_s_end(store: int) -> None:
+    """The client waits for the token, and for the copy nobody."""
+    loop = an_engine(store)
+    loop.model.prefill_row_ms = 20.0  # So that steps are short, and one ends after 256 tokens.
+    assert loop.store is not None
+    loop.post(run_message(1, PROMPT[: EVERY + LAST_ROWS // 2 - HEAD], cache="a", max_tokens=20))
+    while not any(step.tokens for step in loop.steps):
+        assert len(loop.store) == 0
+        loop.turn()
+    loop.turn()
+    assert len(loop.store) == 1
+    loop.finish()
+    loop.close()
 
 
 def test_a_prefix_that_is_damaged_is_reported_and_not_used(store: int) -> None:

@@ -24,7 +24,8 @@ from worker_orcd.protocol.messages import AuditFault
 WARM_SHARE = 0.25
 """The share of all cells that may stay warm, since llama.cpp scans all cells up to the highest one in use…"""
 SAVED_PART = 0.125
-"""… and the part of it above which slots in the store are evicted. Restoring 2,000 cells takes 6 ms."""
+"""… and the part of it above which slots in the store are evicted, unless no run is live: then idle cells cost nothing,
+and the next turn of a conversation takes them over. Restoring 2,000 cells takes 6 ms."""
 MIN_SHARED = 32
 """A run waits for another run that is computing their common prefix only if that saves at least this many tokens."""
 
@@ -129,8 +130,7 @@ class Ledger:
         if namespace is None or not (self._keeps_warm or self._saving):
             return self._enter(Slot(self._new_id(), run, None, tokens))
         wanted = as_tokens(tokens[:-1])
-        restored = self._restored(run, tokens, wanted, namespace)
-        if restored is not None:
+        if (restored := self._restored(run, tokens, wanted, namespace)) is not None:
             return restored
         match = self._prefixes.longest(namespace, wanted, self._usable) if self._keeps_warm else None
         saved = self._saved_length(namespace, wanted)
@@ -202,15 +202,13 @@ class Ledger:
         for slot in due:
             if slot is due[0] or slot.computed == slot.checkpoint:
                 self._saving.save(slot, alone=len(self._live) == 1)
-        if due:
-            return True
-        if self._unsaved:
+        if not due and self._unsaved:
             slot = next(iter(self._unsaved))
             del self._unsaved[slot]
             self._saving.save(slot, alone=not self._live)
             self._bound_warm()
             return True
-        return False
+        return bool(due)
 
     def close_gaps(self) -> None:
         """Move live slots to free lower ids, where gaps between ids cost time. Called just before a step: new runs have
@@ -242,10 +240,10 @@ class Ledger:
 
     def evict_warm(self) -> bool:
         """Evict all warm slots. Returns whether there were any."""
-        had = bool(self._warm)
-        while self._warm:
-            self._evict(next(iter(self._warm)))
-        return had
+        warm = list(self._warm)
+        for slot in warm:
+            self._evict(slot)
+        return bool(warm)
 
     # The audit.
 
@@ -332,10 +330,11 @@ class Ledger:
 
     def _bound_warm(self) -> None:
         """Evict warm slots beyond their share of the cells, except slots that are still to be saved."""
-        too_many = self._cells.warm > self._max_warm * SAVED_PART
+        most_saved = self._max_warm * (SAVED_PART if self._live else 1)
+        too_many = self._cells.warm > most_saved
         for slot in [slot for slot in self._warm if too_many and slot not in self._unsaved]:
             saved = self._saved_length(slot.namespace or "", slot.tokens) >= slot.computed
-            if self._cells.warm > self._max_warm * (SAVED_PART if saved else 1):
+            if self._cells.warm > (most_saved if saved else self._max_warm):
                 self._evict(slot)
 
     def _return_id(self, id_: int) -> None:
@@ -347,6 +346,7 @@ class Ledger:
 
     def _enter(self, slot: Slot) -> Slot:
         self._live[slot.run] = slot
+        self._bound_warm()
         if slot.namespace is not None and self._saving:
             slot.checkpoint = self._saving.checkpoint(len(slot.tokens))
         if slot.namespace is not None:
@@ -367,10 +367,9 @@ class Ledger:
 
     def _new_id(self, keep: Slot | None = None) -> int:
         """A free sequence id. If none is free, evicts a warm slot other than `keep`."""
-        if not self._free_ids:
-            oldest = next((slot for slot in self._warm if slot is not keep), None)
-            if oldest is not None:
-                self._evict(oldest)
+        oldest = next((slot for slot in self._warm if slot is not keep), None)
+        if not self._free_ids and oldest is not None:
+            self._evict(oldest)
         if not self._free_ids:
             raise NoUsableSequence("every sequence id is in use or in quarantine")
         return heapq.heappop(self._free_ids)

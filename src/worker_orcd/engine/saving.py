@@ -27,6 +27,8 @@ ALONE_MS = 40.0
 """The longest predicted time of a copy, since stops wait for it…"""
 BESIDE_MS = 10.0
 """… and beside other runs, since their streams wait, too."""
+LAST_ROWS = 64
+"""With fewer of a prompt's tokens left, the copy waits for them, since a client waits for the first token."""
 _FIRST_RATE = 2e6
 _SMOOTHING = 0.2
 _HOPE = 1.05
@@ -52,9 +54,11 @@ class Saving:
         """Whether a slot that is computing should be saved now."""
         if slot.namespace is None or slot.computed <= slot.saved:
             return False
-        return slot.computed == slot.checkpoint or slot.computed - slot.saved >= max(
-            EVERY, slot.computed // GROWTH
-        )
+        if slot.computed == slot.checkpoint:
+            return True
+        if 1 < slot.pending <= LAST_ROWS:
+            return False
+        return slot.computed - slot.saved >= max(EVERY, slot.computed // GROWTH)
 
     def worth_saving(self, slot: Slot) -> bool:
         """Whether a slot whose run has ended holds enough tokens that are not in the store."""
