@@ -27,7 +27,12 @@ def arguments() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(prog="bench-fleet", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", action="append", choices=FRONTS, help="this front; may be repeated")
-    parser.add_argument("--cancels", type=int, default=20, help="cancels of each kind (20)")
+    parser.add_argument(
+        "--cancels",
+        type=int,
+        default=20,
+        help="cancels of each kind in decode, and four times as many as in prefill (20)",
+    )
     parser.add_argument(
         "--json", type=Path, help="write all figures into this file, beside those that it has"
     )
