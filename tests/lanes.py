@@ -97,6 +97,7 @@ steps of all models."""
 SERIAL = (
     "fleet/test_ray.py",
     "fleet/test_ray_whole.py",
+    "fleet/test_ray_crowd.py",
     "fleet/test_real.py",
     "faults/test_busy_machine.py",
     "faults/test_crowds.py",

@@ -214,9 +214,9 @@ class Client:
 
 
 @contextlib.asynccontextmanager
-async def clients_of(fleet: RayFleet) -> AsyncIterator[httpx2.AsyncClient]:
-    """Connections with a fleet."""
-    limits = httpx2.Limits(max_connections=500, max_keepalive_connections=0)
+async def clients_of(fleet: RayFleet, most: int = 500) -> AsyncIterator[httpx2.AsyncClient]:
+    """At most so many connections with a fleet."""
+    limits = httpx2.Limits(max_connections=most, max_keepalive_connections=0)
     async with httpx2.AsyncClient(
         base_url=fleet.url, timeout=60.0, limits=limits, trust_env=False, verify=_NO_TLS
     ) as http:
