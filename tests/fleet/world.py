@@ -18,6 +18,8 @@ from tests.simulation.engine import VirtualEngine, Weather
 from worker_orcd.fleet.host import Relay, WorkerHost
 from worker_orcd.fleet.peers import Peer, PeerLost
 from worker_orcd.fleet.router import Router
+from worker_orcd.fleet.wire import Refusal
+from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import Event
 from worker_orcd.jobs.request import Ceilings, ExecuteRequest
 from worker_orcd.narration import Narrator
@@ -62,6 +64,8 @@ class Node:
         self.thawed.set()
         self.held: dict[str, asyncio.Event] = {}
         """Calls of these methods wait, each for its event."""
+        self.failing: set[str] = set()
+        """Calls of these methods fail, as by a fault in the worker."""
         self.death: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._chance = chance
         self._weather = weather
@@ -125,6 +129,8 @@ class Connection:
         await self._node.process.handle()
         if self.cut:
             await self._never.wait()
+        if method in self._node.failing:
+            return pickle.dumps(Refusal.of(JobError(ErrorCode.INTERNAL, f"{method} failed")))
         answer = pickle.dumps(await getattr(self._node.host, method)(*pickle.loads(arguments)))  # noqa: S301
         await self._node.thawed.wait()
         await asyncio.sleep(self._chance.uniform(*LATENCY_SEC))

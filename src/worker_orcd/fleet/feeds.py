@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from worker_orcd.fleet.routing import MAX_REMEMBERED
-from worker_orcd.fleet.wire import DropNote, News, Note, ServeNote, StopNote, WorkerState
+from worker_orcd.fleet.wire import DropNote, News, Note, ServeNote, SharedStop, StopNote, WorkerState
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.replication import Cursor
 from worker_orcd.protocol.messages import Ready
@@ -46,7 +46,8 @@ class Feed:
         self.polled_at = now().mono
         self._followed: dict[int, tuple[Job, Cursor]] = {}
         self._changed: dict[int, None] = {}
-        self._notes: list[Note] = []
+        self._notes: list[tuple[Note, float]] = []
+        """… and since when each waits."""
         self._events: deque[tuple[dict[str, Any], str | None]] = deque(maxlen=MAX_EVENTS)
         self._warm = deque(warm, maxlen=MAX_REMEMBERED)
         self._news = asyncio.Event()
@@ -91,7 +92,7 @@ class Feed:
 
     def note(self, note: Note) -> None:
         """Tell the router."""
-        self._notes.append(note)
+        self._notes.append((note, now().mono))
         self._news.set()
         self._urgent.set()
 
@@ -131,7 +132,11 @@ class Feed:
             updates.append(cursor.advance(job, moment))
             if not job.live:
                 del self._followed[run]
-        notes, self._notes = tuple(self._notes), []
+        waiting, self._notes = self._notes, []
+        notes = tuple(
+            note.after(moment.mono - since) if isinstance(note, SharedStop) else note
+            for note, since in waiting
+        )
         events, warm = tuple(self._events), tuple(self._warm)
         self._events.clear()
         self._warm.clear()
@@ -202,7 +207,7 @@ class Feeds(Observer):
             if name != router:
                 feed.warm(blocks)
 
-    def tell(self, note: StopNote | DropNote) -> None:
+    def tell(self, note: StopNote | SharedStop | DropNote) -> None:
         """Tell all routers."""
         for feed in self._feeds.values():
             feed.note(note)

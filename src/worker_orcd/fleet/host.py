@@ -13,7 +13,16 @@ from worker_orcd.fleet.feeds import Feeds
 from worker_orcd.fleet.keepers import Claim, Keeper, Verdict
 from worker_orcd.fleet.metrics import RouteMetrics
 from worker_orcd.fleet.routing import Routed, chain_of
-from worker_orcd.fleet.wire import DropNote, Followed, Found, News, Refusal, StopNote, WorkerState
+from worker_orcd.fleet.wire import (
+    DropNote,
+    Followed,
+    Found,
+    News,
+    Refusal,
+    SharedStop,
+    StopNote,
+    WorkerState,
+)
 from worker_orcd.jobs.errors import JobError
 from worker_orcd.jobs.job import Job, JobKey
 from worker_orcd.jobs.pending_cancels import PendingCancels
@@ -154,7 +163,14 @@ class WorkerHost:
             self._routed(stream.job, routed)
         return updates
 
-    async def stop(self, key: JobKey, incarnation: str, reason: StopReason, correlation_id: str) -> bool:
+    async def stop(
+        self,
+        key: JobKey,
+        incarnation: str,
+        reason: StopReason,
+        correlation_id: str,
+        superseded_by: str | None = None,
+    ) -> bool:
         """Stop one use of an id. If it has not arrived yet, it ends when it does. Returns whether it is live."""
         owner, job_id = key
         job = self._tracker.live(job_id, owner)
@@ -162,35 +178,29 @@ class WorkerHost:
             if reason is StopReason.CLIENT:
                 self._worker.cancel(job_id, correlation_id, owner)
             else:
-                self._worker.stop(job, reason)
+                self._worker.stop(job, reason, superseded_by)
             return True
         if self._job(key, incarnation) is None and not self._has_record(key, incarnation):
             moment = now().mono
-            self._early.add((owner, incarnation), StopRequest(reason, moment, correlation_id))
+            stop = StopRequest(reason, moment, correlation_id, superseded_by)
+            self._early.add((owner, incarnation), stop)
         elif reason is StopReason.CLIENT:
             self._cancelled_without_job(key, correlation_id, TargetState.FINISHED)
         return False
 
-    async def stop_parts(self, key: JobKey, correlation_id: str, age_sec: float) -> None:
-        """Cancel the live jobs here of the request with this id, for a client whose cancel was accepted so long ago."""
-        owner, request_id = key
-        accepted = now().mono - age_sec
-        for job in self._tracker.parts_of(request_id, owner):
-            if job.accepted.mono <= accepted:
-                self._worker.cancel(job.job_id, correlation_id, owner)
-
-    async def cancel_group(self, owner: str, group: str, correlation_id: str) -> list[str]:
-        """Cancel the live jobs of a group here, for a client. Returns their ids."""
-        live = [job.job_id for job in self._tracker.in_group(group, owner)]
-        if live:
-            self._worker.cancel_group(group, correlation_id, owner)
-        return live
-
-    async def supersede(self, owner: str, request: JobRequest, accepted_unix: float) -> None:
-        """Stop the live jobs here that a job at another worker replaces: those that were accepted before it."""
-        for job in self._tracker.superseded_by(request, owner):
-            if job.accepted.unix < accepted_unix:
-                self._worker.stop(job, StopReason.SUPERSEDED, request.job_id)
+    async def stop_shared(self, shared: SharedStop, tell: bool) -> list[str]:
+        """Stop the live jobs here that share a name. Returns their ids. `tell`: tell all routers, too, as such jobs may
+        be between two workers, or at one that does not answer."""
+        if tell:
+            self._feeds.tell(shared)
+        moment = now()
+        jobs = [job for job in self._tracker if shared.is_for(job, moment)]
+        stop = StopRequest(shared.reason, moment.mono, shared.correlation_id, shared.superseded_by)
+        group = shared.name if shared.attribute == "group" else None
+        self._worker.stop_together(
+            [job for job in jobs if shared.superseded_by is None or not job.stop], stop, group
+        )
+        return [job.job_id for job in jobs]
 
     async def client_left(self, key: JobKey, incarnation: str) -> None:
         """The connection that executes a job is closed."""
@@ -271,7 +281,11 @@ class WorkerHost:
         stop = StopRequest(StopReason.CLIENT, moment.mono - age_sec, correlation_id)
         claim = self._keeper.cancel(key, stop, moment, age_sec, remember=remember)
         if claim is not None:
-            self._feeds.tell(StopNote(key, claim.incarnation, correlation_id, claim.parts))
+            self._feeds.tell(StopNote(key, claim.incarnation, correlation_id))
+            if claim.parts:
+                unix = moment.unix - age_sec
+                parts = SharedStop(owner, "part_of", job_id, StopReason.CLIENT, correlation_id, unix, age_sec)
+                await self.stop_shared(parts, tell=True)
             job = self._tracker.live(job_id, owner)
             if job is not None and job.incarnation == claim.incarnation:
                 self._worker.cancel(job_id, correlation_id, owner)

@@ -6,7 +6,7 @@ jobs. All of it is small and pure: each worker of a fleet is a keeper of its sha
 
 import hashlib
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from worker_orcd.bounded import BoundedByOwner
 from worker_orcd.jobs.clock import Timestamp
@@ -27,7 +27,8 @@ class Claim:
     Attributes:
         incarnation: which use.
         worker: the worker's name.
-        parts: whether the id is that of a request whose jobs have ids of their own, perhaps at several workers.
+        parts: whether the id is also that of a request whose jobs have ids of their own, perhaps at several workers.
+            If that is all, incarnation and worker are empty.
         router: the router that serves the job.
         term: how many routers served it before that one.
         age_sec: time since the use's request was accepted.
@@ -95,12 +96,17 @@ class Keeper:
             now: the time.
             replaces: another use of the id, of which is known that it is over.
         """
-        held, since, _ = self._claims.get(*key) or (None, now.mono, now.mono)
-        if held is not None and not held.parts and held.incarnation not in (claim.incarnation, replaces):
+        held, since, accepted = self._claims.get(*key) or (None, now.mono, now.mono)
+        if held is not None and not claim.incarnation:
+            self._claims.add(*key, (replace(held, parts=True), since, accepted))
+            return Verdict()
+        if held is not None and held.incarnation not in (claim.incarnation, replaces):
             return Verdict(held_by=held, held_sec=now.mono - since)
         again = held is not None and held.incarnation == claim.incarnation
-        if held is not None and again and not claim.replaces(held):
-            return Verdict(held_by=held, held_sec=now.mono - since)
+        if held is not None and again:
+            if not claim.replaces(held):
+                return Verdict(held_by=held, held_sec=now.mono - since)
+            claim = replace(claim, parts=claim.parts or held.parts)
         self._claims.add(*key, (claim, since if again else now.mono, now.mono - claim.age_sec))
         self._refused.accepted(key)
         cancel = None if again else self._cancels.of(key, now)

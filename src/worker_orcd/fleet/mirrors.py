@@ -29,6 +29,7 @@ class Mirror:
         served_by: the router that serves it, as far as is known.
         term: how many routers served it before that one.
         worker: the worker that has the job; None while no worker has it.
+        placing: whether no worker has accepted it yet.
         stop: a stop request that was made here, or that a worker's note reports.
         left: whether the client has left.
         unread_since: when the last follower left, monotonic seconds.
@@ -42,6 +43,7 @@ class Mirror:
     served_by: str = ""
     term: int = 0
     worker: str | None = None
+    placing: bool = False
     stop: StopRequest | None = None
     left: bool = False
     unread_since: float = 0.0
@@ -118,8 +120,9 @@ class Mirrors:
 
     def end(self, mirror: Mirror) -> None:
         """A copy was ended here, since no worker has its job, or none that answers."""
-        self._metrics.ended(mirror.job)
-        self._finish(mirror)
+        if self.get(mirror.job.incarnation) is mirror:
+            self._metrics.ended(mirror.job)
+            self._finish(mirror)
 
     def _finish(self, mirror: Mirror) -> None:
         job = mirror.job

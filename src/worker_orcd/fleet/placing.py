@@ -202,7 +202,7 @@ class Placing:
 
     def _placed(self, mirrors: Sequence[Mirror], remote: Remote, updates: Sequence[JobUpdate]) -> None:
         for mirror, update in zip(mirrors, updates, strict=True):
-            mirror.worker = remote.name
+            mirror.worker, mirror.placing = remote.name, False
             early, mirror.early = mirror.early, []
             if not mirror.job.live:  # It was stopped meanwhile.
                 self._stopping.send(mirror)
@@ -224,7 +224,9 @@ class Placing:
             JobError: `JOB_ID_IN_USE`.
             TakenOver: as `requeue`.
         """
-        verdicts = await asyncio.gather(*(self._claim_one(mirror, worker, 0) for mirror in mirrors))
+        verdicts = await asyncio.gather(
+            *(self._claim_one(mirror, worker, 0) for mirror in mirrors), self._claim_names(mirrors, 0)
+        )
         if not all(verdicts):
             raise in_use()
 
@@ -239,6 +241,8 @@ class Placing:
                 for mirror in mirrors
                 for place in range(first, KEEPERS)
             ]
+            for place in range(first, KEEPERS):
+                await self._claim_names(mirrors, place)
         except TakenOver as taken:
             return taken
         return None if all(granted) else in_use()
@@ -248,7 +252,8 @@ class Placing:
         granted, or nobody can say."""
         job, key = mirror.job, mirror.job.key
         age_sec = now().mono - job.accepted.mono
-        claim = Claim(job.incarnation, worker, router=self._router, term=mirror.term, age_sec=age_sec)
+        parts = job.request.part_of == job.job_id
+        claim = Claim(job.incarnation, worker, parts, self._router, mirror.term, age_sec)
         for keeper in self._peers.keepers(key)[place:]:
             try:
                 verdict: Verdict = await keeper.call("claim", key, claim, None)
@@ -258,18 +263,32 @@ class Placing:
                     if await self._is_live(key, verdict.held_by, verdict.held_sec):
                         return False
                     verdict = await keeper.call("claim", key, claim, verdict.held_by.incarnation)
-                if (parts := job.request.part_of) is not None:
-                    await keeper.call(
-                        "claim",
-                        (job.owner, parts),
-                        Claim(job.incarnation, "", parts=True, age_sec=age_sec),
-                        None,
-                    )
             except (PeerLost, PeerSilent):
                 continue
             if verdict.cancelled is not None:
                 self._stopping.stop(mirror, StopReason.CLIENT, verdict.cancelled.correlation_id or "")
             return verdict.held_by is None
+        return True
+
+    async def _claim_names(self, mirrors: Sequence[Mirror], place: int) -> bool:
+        """Have keepers know that jobs are parts of requests with other ids, since a cancel of such an id is for them.
+        A request's first job, which has its id, may have ended, and keepers may be new. Returns True."""
+        own = {mirror.job.job_id for mirror in mirrors}
+        parts = {mirror.job.request.part_of: mirror for mirror in mirrors}
+        for name, mirror in parts.items():
+            if name is None or name in own:
+                continue
+            key, age_sec = (mirror.job.owner, name), now().mono - mirror.job.accepted.mono
+            for keeper in self._peers.keepers(key)[place:]:
+                try:
+                    verdict: Verdict = await keeper.call(
+                        "claim", key, Claim("", "", parts=True, age_sec=age_sec), None
+                    )
+                except (PeerLost, PeerSilent):
+                    continue
+                if verdict.cancelled is not None:
+                    self._stopping.stop(mirror, StopReason.CLIENT, verdict.cancelled.correlation_id or "")
+                break
         return True
 
     async def _is_live(self, key: JobKey, claim: Claim, held_sec: float) -> bool:

@@ -13,11 +13,11 @@ from worker_orcd.fleet.metrics import RouterMetrics
 from worker_orcd.fleet.mirrors import Mirror, Mirrors
 from worker_orcd.fleet.peers import Peer, PeerLost, Peers, PeerSilent, Remote
 from worker_orcd.fleet.placing import Placing, no_worker
-from worker_orcd.fleet.stopping import Stopping
+from worker_orcd.fleet.stopping import Reached, Stopping
 from worker_orcd.fleet.succession import Succession
 from worker_orcd.fleet.summary import health_of_fleet, merged_metrics, merged_records
 from worker_orcd.fleet.tasks import Tasks, answers
-from worker_orcd.fleet.wire import DropNote, News, ServeNote, StopNote, WorkerState
+from worker_orcd.fleet.wire import DropNote, News, ServeNote, SharedStop, StopNote, WorkerState
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.record import record_of
@@ -99,6 +99,8 @@ class Router(WorkerInterface):
         for note in news.notes:
             if isinstance(note, StopNote):
                 self._stopping.noted(note)
+            elif isinstance(note, SharedStop):
+                self._stopping.stop_mirrors(note)
             elif isinstance(note, ServeNote):
                 self._tasks.spawn(self._succession.inherit(remote, note))
             elif isinstance(note, DropNote):
@@ -193,19 +195,27 @@ class Router(WorkerInterface):
             )
             for request in requests
         ]
-        mirrors = [Mirror(job, serves=True, served_by=self.name) for job in jobs]
+        mirrors = [Mirror(job, serves=True, served_by=self.name, placing=True) for job in jobs]
         streams = [self._mirrors.add(mirror) for mirror in mirrors]
+        self._stopping.accepted(mirrors)
         try:
-            choice = await self._placing.place(mirrors, headers, retry_of)
+            await self._placing.place(mirrors, headers, retry_of)
         except BaseException:
             for mirror in mirrors:
                 self._mirrors.drop(mirror)
             raise
-        if requests[0].supersedes is not None:
-            for remote in self._peers:
-                if remote.name != choice.worker:
-                    unix = jobs[0].accepted.unix
-                    self._tasks.try_to(remote.call("supersede", owner, requests[0], unix))
+        if (name := requests[0].supersedes) is not None:
+            unix, newer = moment.unix, requests[0].job_id
+            shared = SharedStop(
+                owner,
+                "supersedes",
+                name,
+                StopReason.SUPERSEDED,
+                correlation_id,
+                unix,
+                superseded_by=newer,
+            )
+            self._tasks.spawn(self._stopping.stop_shared(shared, Reached()))
         return streams
 
     async def cancel(self, job_id: str, correlation_id: str, owner: str = "") -> None:
@@ -219,27 +229,12 @@ class Router(WorkerInterface):
 
     async def cancel_group(self, group: str, correlation_id: str, owner: str = "") -> list[str]:
         """Cancel the live jobs of a group at all workers. Returns their ids."""
-        between = [
-            mirror
-            for mirror in self._mirrors
-            if mirror.worker is None and mirror.job.owner == owner and mirror.job.request.group == group
-        ]
-        for mirror in between:
-            self._stopping.stop(mirror, StopReason.CLIENT, correlation_id)
-        calls = [
-            self._tasks.spawn(self._reach(remote, "cancel_group", owner, group, correlation_id))
-            for remote in self._peers
-        ]
-        done = (await asyncio.wait(calls, timeout=ANSWER_SEC))[0] if calls else set()
-        ids = {job_id for call in done for job_id in call.result() or ()}
-        return sorted(ids | {mirror.job.job_id for mirror in between})
-
-    async def _reach(self, remote: Remote, method: str, *arguments: object) -> list[str] | None:
-        try:
-            answer: list[str] = await remote.call(method, *arguments)
-        except (PeerLost, PeerSilent):
-            return None
-        return answer
+        shared = SharedStop(owner, "group", group, StopReason.CLIENT, correlation_id, now().unix)
+        reached = Reached()
+        await asyncio.wait(
+            {self._tasks.spawn(self._stopping.stop_shared(shared, reached))}, timeout=ANSWER_SEC
+        )
+        return sorted(reached.stopped)
 
     async def cancelled_lately(self, job_ids: list[str], owner: str) -> StopRequest | None:
         """A recent client's cancel of one of these jobs, after those that are being stopped have ended."""

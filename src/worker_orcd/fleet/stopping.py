@@ -1,14 +1,18 @@
 """Stops: a client's cancel finds its job from any router; a stop that no worker confirms is ended here in time."""
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 
+from worker_orcd.bounded import BoundedByOwner
 from worker_orcd.fleet.keepers import KEEPERS, Claim
 from worker_orcd.fleet.mirrors import Mirror, Mirrors, stop_here
 from worker_orcd.fleet.peers import PeerLost, Peers, PeerSilent, Remote
 from worker_orcd.fleet.tasks import Tasks, answers
-from worker_orcd.fleet.wire import StopNote
+from worker_orcd.fleet.wire import SharedStop, StopNote
 from worker_orcd.jobs.clock import Timestamp
+from worker_orcd.jobs.errors import JobError
 from worker_orcd.jobs.job import JobKey
 from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
@@ -24,8 +28,24 @@ FIND_SEC = 1.0
 """How long workers may take to say whether they have a job."""
 SECOND_LOOK_SEC = 0.1
 """A stop that a worker has not reported so soon is sent to it again, by the router that serves the job."""
+MAX_REQUESTS = 10_000
 MARGIN_SEC = 0.5
 """A stop that is not confirmed is ended so long before the cancel deadline."""
+
+
+@dataclass(slots=True)
+class Reached:
+    """Who knows of a stop of several jobs.
+
+    Attributes:
+        workers: those that have answered.
+        notes: whether one of them tells all routers.
+        stopped: ids of the jobs.
+    """
+
+    workers: set[str] = field(default_factory=set)
+    notes: bool = False
+    stopped: set[str] = field(default_factory=set)
 
 
 class Stopping:
@@ -36,16 +56,52 @@ class Stopping:
         self._mirrors = mirrors
         self._tasks = tasks
         self._deadline_sec = deadline_sec
+        self._requests: BoundedByOwner[str, tuple[Timestamp, str | None]] = BoundedByOwner(MAX_REQUESTS)
+        """When each request began whose jobs have ids of their own, and its cancel's correlation id."""
 
     async def cancel(self, key: JobKey, correlation_id: str, recorded: asyncio.Event) -> None:
         """Carry out a client's cancel, again until those that have to know of it have answered, or are dead. Sets
         `recorded` as soon as another process has it."""
-        accepted, age_sec = now(), 0.0
+        accepted = now()
+        await self._repeat(
+            lambda age_sec: self._cancelled(key, correlation_id, recorded, accepted, age_sec), accepted
+        )
+
+    async def stop_shared(self, shared: SharedStop, reached: Reached) -> None:
+        """Stop all jobs that share a name, wherever they are, again until all workers have answered, or are dead."""
+        accepted = now()
+        await self._repeat(lambda age_sec: self._reach_all(shared.after(age_sec), reached), accepted)
+
+    async def _repeat(self, attempt: Callable[[float], Awaitable[bool]], accepted: Timestamp) -> None:
+        """Try to carry out a stop, so many seconds after it was accepted, until all is done."""
+        age_sec = 0.0
         while age_sec < self._deadline_sec:
-            if await self._cancelled(key, correlation_id, recorded, accepted, age_sec):
-                return
+            with contextlib.suppress(JobError):  # A worker has failed.
+                if await attempt(age_sec):
+                    return
             await asyncio.sleep(AGAIN_SEC)
             age_sec = now().mono - accepted.mono
+
+    async def _reach_all(self, shared: SharedStop, reached: Reached) -> bool:
+        """Tell all workers that have not answered of a stop of several jobs. The keepers of the name tell all routers.
+        Returns whether all is done."""
+        reached.stopped |= self.stop_mirrors(shared)
+        keepers = {keeper.name for keeper in self._peers.keepers((shared.owner, shared.name))[:KEEPERS]}
+        calls = [
+            self._reach(remote, shared, reached, tells=remote.name in keepers)
+            for remote in self._peers
+            if remote.name not in reached.workers or (remote.name in keepers and not reached.notes)
+        ]
+        await asyncio.gather(*calls)
+        return reached.notes and all(remote.name in reached.workers for remote in self._peers)
+
+    async def _reach(self, remote: Remote, shared: SharedStop, reached: Reached, *, tells: bool) -> None:
+        try:
+            reached.stopped.update(await remote.call("stop_shared", shared, tells))
+        except (PeerLost, PeerSilent, JobError):
+            return
+        reached.workers.add(remote.name)
+        reached.notes |= tells
 
     async def _cancelled(
         self, key: JobKey, correlation_id: str, recorded: asyncio.Event, accepted: Timestamp, age_sec: float
@@ -80,18 +136,24 @@ class Stopping:
                 break  # A keeper that does not answer holds up no cancel that the other one knows about.
         if known is None and unsure:
             known = await self._searched(key, accepted)
+        sharing: asyncio.Task[bool] | None = None
+        if unsure if known is None else known.parts:
+            owner, name = key
+            parts = SharedStop(
+                owner, "part_of", name, StopReason.CLIENT, correlation_id, accepted.unix, age_sec
+            )
+            sharing = self._tasks.spawn(self._reach_all(parts, Reached()))
         if known is None:
             return not unsure
         self._tasks.spawn(self._correct(keepers, list(asked.values()), key, known))
-        self.noted(StopNote(key, known.incarnation, correlation_id, known.parts))
-        if known.parts:
-            calls = [remote.call("stop_parts", key, correlation_id, age_sec) for remote in self._peers]
-            return len(await answers(calls)) == len(calls)
-        if stopping is not None and mirror is not None and mirror.job.incarnation == known.incarnation:
-            return await stopping
-        if known.worker in asked and (await asked[known.worker])[1]:
-            return True
-        return await self._stop_at(known.worker, key, known.incarnation, correlation_id)
+        self.noted(StopNote(key, known.incarnation, correlation_id))
+        if not known.incarnation or (known.worker in asked and (await asked[known.worker])[1]):
+            stopped = True
+        elif stopping is not None and mirror is not None and mirror.job.incarnation == known.incarnation:
+            stopped = await stopping
+        else:
+            stopped = await self._stop_at(known.worker, key, known.incarnation, correlation_id)
+        return (sharing is None or await sharing) and stopped
 
     async def _stop_at(self, worker: str | None, key: JobKey, incarnation: str, correlation_id: str) -> bool:
         """Stop a job at its worker. Returns whether the worker has answered or is dead."""
@@ -102,7 +164,7 @@ class Stopping:
             await remote.call("stop", key, incarnation, StopReason.CLIENT, correlation_id)
         except PeerLost:
             return True
-        except PeerSilent:
+        except (PeerSilent, JobError):
             return False
         return True
 
@@ -111,7 +173,7 @@ class Stopping:
             answer: tuple[Claim, bool] | None = await keeper.call(
                 "cancel", *arguments, patience_sec=KEEPER_SEC
             )
-        except (PeerLost, PeerSilent):
+        except (PeerLost, PeerSilent, JobError):
             return NO_ANSWER, False
         return answer or (None, False)
 
@@ -138,27 +200,56 @@ class Stopping:
 
     def noted(self, note: StopNote) -> None:
         """A client has cancelled a job. The router that serves it ends it if no worker does."""
-        if note.parts:
-            owner, request_id = note.key
-            for mirror in self._mirrors:
-                job = mirror.job
-                if job.owner == owner and job.request.part_of == request_id:
-                    self.stop(mirror, StopReason.CLIENT, note.correlation_id, send=mirror.worker is None)
-            return
         found = self._mirrors.get(note.incarnation)
         if found is not None:
             self.stop(found, StopReason.CLIENT, note.correlation_id, send=False)
 
-    def stop(self, mirror: Mirror, reason: StopReason, correlation_id: str, *, send: bool = True) -> None:
+    def stop_mirrors(self, shared: SharedStop) -> set[str]:
+        """Stop the jobs that share a name and whose copies are here. Returns the ids of those that were not being
+        stopped. All workers get this stop; the router that serves a job ends it if no worker does."""
+        moment = now()
+        if shared.attribute == "part_of" and (known := self._requests.get(shared.owner, shared.name)):
+            began, _ = known
+            if shared.covers(began, moment):
+                self._requests.add(shared.owner, shared.name, (began, shared.correlation_id))
+        jobs = [mirror for mirror in self._mirrors if shared.is_for(mirror.job, moment) and not mirror.stop]
+        for mirror in jobs:
+            self.stop(
+                mirror, shared.reason, shared.correlation_id, send=False, superseded_by=shared.superseded_by
+            )
+        return {mirror.job.job_id for mirror in jobs}
+
+    def accepted(self, mirrors: Sequence[Mirror]) -> None:
+        """Stop new jobs of a request that was cancelled when its earlier ones had just ended. A job with the request's
+        id begins another use of it."""
+        for mirror in mirrors:
+            job, name = mirror.job, mirror.job.request.part_of
+            if name is None:
+                continue
+            if name == job.job_id:
+                self._requests.add(job.owner, name, (job.accepted, None))
+            _, cancel = self._requests.get(job.owner, name) or (None, None)
+            if cancel is not None:
+                self.stop(mirror, StopReason.CLIENT, cancel)
+
+    def stop(
+        self,
+        mirror: Mirror,
+        reason: StopReason,
+        correlation_id: str,
+        *,
+        send: bool = True,
+        superseded_by: str | None = None,
+    ) -> None:
         """Stop a job whose copy is here; unless `send`, another router tells its worker."""
         if mirror.stop is not None or not mirror.job.live:
             return
-        mirror.stop = StopRequest(reason, now().mono, correlation_id)
+        mirror.stop = StopRequest(reason, now().mono, correlation_id, superseded_by)
         if send:
             self.send(mirror)
         if not mirror.serves:
             return
-        if mirror.worker is None and mirror.job.state is State.QUEUED and mirror.job.events:
+        if mirror.worker is None and mirror.job.state is State.QUEUED and not mirror.placing:
             self._end(mirror)  # It is between two workers.
             return
         self.see_to(mirror)
@@ -178,7 +269,14 @@ class Stopping:
             self._tasks.try_to(remote.call("client_left", job.key, job.incarnation))
         else:
             self._tasks.try_to(
-                remote.call("stop", job.key, job.incarnation, stop.reason, stop.correlation_id or "")
+                remote.call(
+                    "stop",
+                    job.key,
+                    job.incarnation,
+                    stop.reason,
+                    stop.correlation_id or "",
+                    stop.superseded_by,
+                )
             )
 
     def _second_look(self, mirror: Mirror) -> None:

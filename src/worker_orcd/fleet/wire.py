@@ -4,17 +4,22 @@ Plain values of our own: an exception of a worker or an engine never crosses bet
 might not be able to read it.
 """
 
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
+from worker_orcd.jobs.clock import Timestamp
 from worker_orcd.jobs.errors import ErrorCode, JobError
-from worker_orcd.jobs.job import JobKey
+from worker_orcd.jobs.job import Job, JobKey
 from worker_orcd.jobs.replication import JobUpdate
 from worker_orcd.jobs.request import JobRequest
+from worker_orcd.jobs.stop_request import StopReason
 from worker_orcd.protocol.messages import Ready
 from worker_orcd.tool_calls.formats import ToolFormat
 from worker_orcd.worker.health import Health
 from worker_orcd.worker.model_names import ModelNames
+
+CLOCKS_SEC = 0.25
+"""By how much the clocks of a fleet's machines may differ without a cancel missing a job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,50 @@ class StopNote:
     key: JobKey
     incarnation: str
     correlation_id: str
-    parts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SharedStop:
+    """For all workers, and as a note for all routers: stop the live jobs of one owner that share a name.
+
+    Attributes:
+        owner: the jobs' owner.
+        attribute: the attribute of their requests that has the name.
+        name: the name.
+        reason: why they are stopped.
+        correlation_id: that of the cancel, or of the job that takes their place.
+        accepted_unix: when the cancel or that job was accepted. Jobs that are younger are not stopped.
+        age_sec: how long ago that was when this was sent.
+        superseded_by: the id of the job that takes their place.
+    """
+
+    owner: str
+    attribute: Literal["group", "part_of", "supersedes"]
+    name: str
+    reason: StopReason
+    correlation_id: str
+    accepted_unix: float
+    age_sec: float = 0.0
+    superseded_by: str | None = None
+
+    def is_for(self, job: Job, now: Timestamp) -> bool:
+        """Whether a job is to be stopped."""
+        named = job.owner == self.owner and getattr(job.request, self.attribute) == self.name
+        return named and self.covers(job.accepted, now)
+
+    def covers(self, accepted: Timestamp, now: Timestamp) -> bool:
+        """Whether a job that was accepted then is old enough: older by Unix time, or here before the cancel, unless
+        its message was long under way. Of two jobs that supersede each other, one is younger."""
+        younger_sec = accepted.unix - self.accepted_unix
+        if self.superseded_by is not None:
+            return younger_sec < 0
+        under_way_sec = now.unix - self.age_sec - self.accepted_unix
+        was_here = accepted.mono <= now.mono - self.age_sec
+        return younger_sec <= 0 or (was_here and under_way_sec <= CLOCKS_SEC)
+
+    def after(self, sec: float) -> Self:
+        """The same, sent so much later."""
+        return replace(self, age_sec=self.age_sec + sec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +152,7 @@ class ServeNote:
     term: int
 
 
-Note = StopNote | DropNote | ServeNote
+Note = StopNote | SharedStop | DropNote | ServeNote
 
 
 @dataclass(frozen=True, slots=True)

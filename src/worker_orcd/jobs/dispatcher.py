@@ -98,7 +98,7 @@ class Dispatcher:
             # The message does not contain the queue's length, which would reveal other tenants' load.
             raise JobError(ErrorCode.QUEUE_FULL, "the queue is full", retry_after_sec=1)
         stop = StopRequest(StopReason.SUPERSEDED, now.mono, correlation_id, requests[0].job_id)
-        effects = self._stop_together([(job, stop) for job in superseded], now)[1] if superseded else []
+        effects = self.stop_together([(job, stop) for job in superseded], now)[1] if superseded else []
         jobs = [self._accepted(request, correlation_id, now, owner) for request in requests]
         for job, copy in zip(jobs, copies, strict=False):
             restore(copy, job, now)
@@ -140,7 +140,7 @@ class Dispatcher:
             self.remembered.use(job.key)
             self._cancelled.add(job.key, cancel)
         # The receipt's times count from the job's acceptance.
-        job.request_stop(StopRequest(cancel.reason, now.mono, cancel.correlation_id))
+        job.request_stop(StopRequest(cancel.reason, now.mono, cancel.correlation_id, cancel.superseded_by))
         return self._ended(job, now)
 
     def refused(self, job_id: str, now: Timestamp, owner: str = "") -> None:
@@ -160,7 +160,7 @@ class Dispatcher:
             return self.stop(job, stop, now)
         if parts := self.tracker.parts_of(job_id, owner):
             self._cancelled.add((owner, job_id), stop)
-            targets, effects = self._stop_together([(part, stop) for part in parts], now)
+            targets, effects = self.stop_together([(part, stop) for part in parts], now)
             return targets[0], effects
         self.tracker.forget_old(now)
         if self.tracker.ended(job_id, owner):
@@ -181,11 +181,11 @@ class Dispatcher:
         self, group: str, stop: StopRequest, now: Timestamp, owner: str = ""
     ) -> tuple[list[Target], list[Effect]]:
         """Stop every live job of exactly this group."""
-        return self._stop_together([(job, stop) for job in self.tracker.in_group(group, owner)], now)
+        return self.stop_together([(job, stop) for job in self.tracker.in_group(group, owner)], now)
 
     def stop_all(self, stop: StopRequest, now: Timestamp) -> list[Effect]:
         """Stop every live job."""
-        return self._stop_together([(job, stop) for job in self.tracker], now)[1]
+        return self.stop_together([(job, stop) for job in self.tracker], now)[1]
 
     # Time.
 
@@ -193,11 +193,11 @@ class Dispatcher:
         """Stop the jobs whose time limit has passed. Returns these jobs, too, for log events."""
         late = list(self._deadlines.passed(now.mono))
         stops = [(job, StopRequest(StopReason.TIMEOUT, now.mono, job.correlation_id)) for job in late]
-        _, effects = self._stop_together(stops, now)
+        _, effects = self.stop_together(stops, now)
         self.tracker.forget_old(now)
         return late, effects
 
-    def _stop_together(
+    def stop_together(
         self, stops: Iterable[tuple[Job, StopRequest]], now: Timestamp
     ) -> tuple[list[Target], list[Effect]]:
         """Stop several live jobs together, so that none of them is started in the place of another."""

@@ -182,6 +182,12 @@ class Worker:
         stops = [StopRequested(stop, it, it.job.job_id if it.job else None, group) for it in targets]
         self._carry_out_stop(effects, stops)
 
+    def stop_together(self, jobs: Sequence[Job], stop: StopRequest, group: str | None = None) -> None:
+        """Stop several live jobs, so that none of them is started in the place of another."""
+        targets, effects = self.dispatcher.stop_together([(job, stop) for job in jobs], self._now())
+        stops = [StopRequested(stop, it, it.job.job_id if it.job else None, group) for it in targets]
+        self._carry_out_stop(effects, stops)
+
     def stream_of(self, job_id: str, owner: str = "") -> JobStream:
         """A job's stream, for one more reader; also of a job that has ended.
 
