@@ -193,6 +193,20 @@ async def test_parts_whose_request_has_new_keepers() -> None:
 
 
 @in_virtual_time
+async def test_parts_whose_cancels_router_dies() -> None:
+    """Only the keepers of the request's id have got the cancel by then."""
+    async with running_fleet(workers=4) as fleet:
+        (first,) = await parts(fleet, "batch", max_tokens=2)
+        assert isinstance((await read(first))[-1], End)
+        streams = await parts(fleet, "batch.1", "batch.2")
+        for node in fleet.nodes:
+            node.held["stop_shared"] = asyncio.Event()
+        await fleet.routers[1].cancel("batch", "cor")
+        fleet.kill_router(fleet.routers[1])
+        assert max([await ended_in(stream) for stream in streams]) < 0.3
+
+
+@in_virtual_time
 async def test_parts_that_follow_a_cancel() -> None:
     """The cancel came when all earlier parts had just ended. It is for this use of the request's id only."""
     async with running_fleet() as fleet:

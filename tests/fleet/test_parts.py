@@ -61,6 +61,20 @@ def test_a_dead_routers_job_is_claimed_by_one_other_router() -> None:
     assert claim("third", 2, "e") is None
 
 
+def test_a_claim_of_parts_adds_to_that_of_a_job() -> None:
+    """A cancel of the id is for both. The id of the job stays in use; that of parts alone is free."""
+    keeper, parts = Keeper(5.0), Claim("", "", parts=True)
+    keeper.claim(KEY, Claim("1", "a"), at(0))
+    assert keeper.claim(KEY, parts, at(1)).held_by is None
+    assert keeper.look(KEY) == Claim("1", "a", parts=True)
+    assert keeper.claim(KEY, Claim("1", "b"), at(2)).held_by is None
+    assert keeper.claim(KEY, Claim("2", "a"), at(3)).held_by == Claim("1", "b", parts=True)
+    other = ("", "other")
+    keeper.cancel(other, stop_request(seconds=0.0), at(0))
+    assert keeper.claim(other, parts, at(1)).cancelled is not None
+    assert keeper.claim(other, Claim("3", "a"), at(2), replaces=parts.incarnation).held_by is None
+
+
 def test_a_cancel_of_an_unknown_id_is_remembered_once_and_for_a_while() -> None:
     """Not after a refused request, and not for an id whose use is known."""
     keeper = Keeper(5.0)
