@@ -42,6 +42,7 @@ NOT_RUN = {
     ("docs/fleet.md", "kubectl"): "needs a cluster",
     ("docs/running.md", "model_list:"): "tests/clients/test_litellm_several.py starts the proxy with it",
     ("docs/fleet.md", "worker-orcd fleet"): "tests/fleet/test_ray.py starts fleets",
+    ("docs/fleet.md", "ray start"): "tests/fleet/test_cluster.py starts a cluster, and a fleet on it",
     ("docs/fleet.md", "clients ── HTTP/SSE"): "a drawing",
     ("docs/running.md", "make install"): "installs into the system",
     ("docs/running.md", "ln -sfn"): "changes the system",

@@ -6,12 +6,15 @@ import contextlib
 import json
 import os
 import random
+import re
+import secrets
 import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -20,11 +23,16 @@ from typing import Any
 import httpx2
 import psutil
 
+from worker_orcd.fleet.launch import ENVIRONMENT, OWN_RAY
+from worker_orcd.fleet.options import LOOPBACK
 from worker_orcd.testing.harness import free_port, wait_until
 
+ATTEMPTS = 3
+"""Attempts to start Ray, which waits 30 s for itself: too little on a busy machine."""
 START_SEC = 300.0
+END_SEC = 120.0
 MARK = "WORKER_ORCD_TEST_FLEET"
-"""A variable that all processes of a fleet inherit: its URL."""
+"""A variable that all processes of a Ray inherit: the URL of its fleet, or the address of the cluster."""
 SCRIPTED = ("worker_orcd.testing.fleet",)
 REAL = ("worker_orcd", "fleet")
 WORKER = "ray::WorkerActor"
@@ -36,16 +44,25 @@ _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 @dataclass(frozen=True, slots=True)
 class RayFleet:
-    """A fleet that runs."""
+    """A fleet that runs.
+
+    Attributes:
+        url: where it serves HTTP.
+        process: what started it.
+        log: its output.
+        cluster: the Ray cluster that it has joined; None: it has a Ray of its own.
+    """
 
     url: str
     process: "subprocess.Popen[bytes]"
     log: Path
+    cluster: "Cluster | None" = None
 
     def pids(self, title: str) -> list[int]:
         """The processes of this fleet with such a title."""
         found = []
-        for child in psutil.Process(self.process.pid).children(recursive=True):
+        ray = self.process if self.cluster is None else self.cluster.process
+        for child in psutil.Process(ray.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 if "".join(child.cmdline()[:1]).startswith(title):
                     found.append(child.pid)
@@ -56,13 +73,14 @@ class RayFleet:
         return [process.pid for process in self._own() if "scripted_engine" in "".join(process.cmdline())]
 
     def left(self) -> list[int]:
-        """All processes that the fleet has started and that are there."""
+        """All processes that the fleet, or its cluster, has started and that are there."""
         return [process.pid for process in self._own()]
 
     def _own(self) -> Iterator[psutil.Process]:
+        mark = self.url if self.cluster is None else self.cluster.address
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.environ().get(MARK) == self.url and process.status() != psutil.STATUS_ZOMBIE:
+                if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
                     yield process
 
     def kill(self, title: str, number: signal.Signals = signal.SIGKILL) -> int:
@@ -92,35 +110,133 @@ def running_ray_fleet(
     *options: str,
     program: Sequence[str] = SCRIPTED,
     cells: int = 16384,
+    cluster: "Cluster | None" = None,
 ) -> Iterator[RayFleet]:
-    """Start a fleet whose workers have so many cells each, and end it."""
+    """Start a fleet whose workers have so many cells each, with a Ray of its own or on a cluster, and end it."""
     port, log = free_port(), folder / "fleet.log"
     command = [sys.executable, "-m", *program, "--port", str(port)]
     command += ["--workers", str(workers), "--routers", str(routers), "--log-format", "json"]
     command += ["--context-length", str(cells), *options]
     url = f"http://127.0.0.1:{port}"
-    with log.open("wb") as file:
-        env = {**os.environ, MARK: url}
-        process = subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=env)
-    fleet = RayFleet(url, process, log)
-    try:
-        wait_until(
-            lambda: (
-                process.poll() is not None
-                or (fleet.health().get("status") == "healthy" and fleet.whole(workers, workers * cells))
-            ),
-            within_sec=START_SEC,
-            what="a fleet that is ready",
-        )
-        assert process.poll() is None, log.read_text()
+    env = {MARK: url}
+    if cluster is not None:
+        command += ["--ray-address", cluster.address]
+        env = cluster.token
+    with started(command, log, env) as process:
+        fleet = RayFleet(url, process, log, cluster)
+        ready(fleet, workers, cells)
         yield fleet
+
+
+def ready(fleet: RayFleet, workers: int, cells: int) -> None:
+    """Wait until so many workers with so many cells each have loaded their model."""
+    wait_until(
+        lambda: (
+            fleet.process.poll() is not None
+            or (fleet.health().get("status") == "healthy" and fleet.whole(workers, workers * cells))
+        ),
+        within_sec=START_SEC,
+        what="a fleet that is ready",
+    )
+    assert fleet.process.poll() is None, fleet.log.read_text()
+
+
+@contextlib.contextmanager
+def started(
+    command: Sequence[str], log: Path, env: Mapping[str, str], folder: Path | None = None
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process, from its start to its end by SIGTERM."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, cwd=folder, env={**os.environ, **env}
+        )
+    try:
+        yield process
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(60)
+            process.wait(END_SEC)
         except subprocess.TimeoutExpired:
             process.kill()
             raise
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A Ray cluster of one node, which does not end with a fleet.
+
+    Attributes:
+        address: of its head.
+        process: `ray start`.
+        environment: of Ray's own programs that use it. A fleet needs its token only.
+    """
+
+    address: str
+    process: "subprocess.Popen[bytes]"
+    environment: dict[str, str]
+
+    @property
+    def token(self) -> dict[str, str]:
+        """The variable with its token, if it asks for one."""
+        return {name: value for name, value in self.environment.items() if name == "RAY_AUTH_TOKEN"}
+
+    def comes_up(self) -> bool:
+        """Wait until it answers. Returns False if `ray start` gives up."""
+        wait_until(lambda: self.process.poll() is not None or self._is_up(), within_sec=START_SEC, what="Ray")
+        return self.process.poll() is None
+
+    def _is_up(self) -> bool:
+        with contextlib.suppress(RuntimeError):
+            return self.nodes() == 1
+        return False
+
+    def ask(self, *words: str) -> str:
+        """What one of Ray's programs, or a script for Python, says of this cluster."""
+        env = {**os.environ, **self.environment, "RAY_ADDRESS": self.address}
+        command = [str(Path(sys.executable).with_name(words[0])), *words[1:]]
+        asked = subprocess.run(command, env=env, capture_output=True, text=True, timeout=180, check=False)
+        if asked.returncode != 0:
+            raise RuntimeError(asked.stderr)
+        return asked.stdout
+
+    def nodes(self) -> int:
+        """How many nodes are active, as `ray status` says."""
+        active = self.ask("ray", "status").partition("Active:")[2].partition("Pending:")[0]
+        return len(re.findall(r"^ \d+ node_", active, re.MULTILINE))
+
+
+@contextlib.contextmanager
+def running_cluster(folder: Path, *, token: bool = True, cpus: int = 4) -> Iterator[Cluster]:
+    """Start Ray on the loopback address with so many CPUs, as it counts them, and end it."""
+    # Without these, Ray would use whatever token this user has.
+    auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    with contextlib.ExitStack() as stack:
+        temporary = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="ray-")
+        )  # Names of sockets are short.
+        env = {**LOOPBACK, "RAY_TMPDIR": temporary, **(auth if token else {"RAY_AUTH_MODE": "disabled"})}
+        clusters = (stack.enter_context(_started_cluster(folder, cpus, env)) for _ in range(ATTEMPTS))
+        cluster = next((one for one in clusters if one.comes_up()), None)
+        assert cluster is not None, (folder / "ray.log").read_text()
+        yield cluster
+
+
+@contextlib.contextmanager
+def _started_cluster(folder: Path, cpus: int, env: dict[str, str]) -> Iterator[Cluster]:
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    options = {
+        "port": port,
+        "num-cpus": cpus,
+        "object-store-memory": 100 * 1024 * 1024,
+        "include-dashboard": False,
+        "ray-client-server-port": free_port(),
+        "dashboard-agent-listen-port": free_port(),
+    }
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    with started(command, folder / "ray.log", {**ENVIRONMENT, **OWN_RAY, **env, MARK: address}) as process:
+        yield Cluster(address, process, env)
 
 
 @dataclass(eq=False)

@@ -32,7 +32,7 @@ FLAGS: dict[str, Any] = {
         typer.Option(
             "--ray-address",
             metavar="ADDRESS",
-            help="of the Ray cluster to join; absent: Ray is started on this machine",
+            help="of the Ray cluster to join: HOST:PORT of its head, or auto; absent: Ray is started on this machine",
             show_default=False,
         ),
     ],
@@ -50,7 +50,7 @@ def run_fleet(
             fail("INVALID_REQUEST", f"--{name} is not supported in a fleet")
     from worker_orcd.cli.serve import StartupFailed, open_up  # noqa: PLC0415  # The list of commands does without it.
     from worker_orcd.fleet.launch import run  # noqa: PLC0415
-    from worker_orcd.fleet.options import FleetOptions  # noqa: PLC0415
+    from worker_orcd.fleet.options import FleetOptions, FleetRefused  # noqa: PLC0415
 
     try:
         open_up(settings).listener.close()
@@ -60,6 +60,8 @@ def run_fleet(
         code = run(FleetOptions(settings, workers, routers), ray_address)
     except StartupFailed as error:
         fail(error.code, str(error))
+    except FleetRefused as error:
+        fail("INVALID_REQUEST", str(error))
     except ImportError as error:
         wanted = "a fleet requires the extra `ray` (pip install 'worker-orcd[ray]')"
         fail("INVALID_REQUEST", f"{wanted}, but there is {error}")

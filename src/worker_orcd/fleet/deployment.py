@@ -12,13 +12,18 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+from ray.serve.api import RunTarget
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ApplicationStatus
 
 from worker_orcd import narration
 from worker_orcd.api.access import Access
 from worker_orcd.api.app import create_app
 from worker_orcd.api.keys import ApiKeys
 from worker_orcd.fleet.actors import NAMESPACE, known_workers, start_worker, worker_actors
-from worker_orcd.fleet.options import FleetOptions
+from worker_orcd.fleet.joining import ClusterAddress
+from worker_orcd.fleet.options import FleetOptions, FleetRefused
 from worker_orcd.fleet.peers import Peer
 from worker_orcd.fleet.router import Router
 from worker_orcd.worker.assembly import policy_of
@@ -26,6 +31,7 @@ from worker_orcd.worker.model_names import ModelNames
 
 APP_NAME = "worker-orcd"
 LOOK_FOR_WORKERS_SEC = 0.5
+LOOK_FOR_DEPLOYMENT_SEC = 0.5
 REQUESTS = 100_000
 """Requests that a router serves at a time: workers admit jobs, and a cancel never waits for a place."""
 HEALTH_SEC = 2.0
@@ -109,7 +115,7 @@ class RouterReplica:
 
 def application(options: FleetOptions | None = None) -> Any:
     """The application, with options from the environment unless some are given."""
-    given = options or FleetOptions.from_environment()
+    given = (options or FleetOptions.from_environment()).with_absolute_paths()
     drain_sec = given.settings.drain_sec
     workers = serve.deployment(
         name="worker",
@@ -137,10 +143,17 @@ def application(options: FleetOptions | None = None) -> Any:
 class Cluster:
     """Ray, and the fleet on it, as the process sees them that starts the fleet."""
 
-    def __init__(self, options: FleetOptions, address: str | None) -> None:
-        """Start Ray on this machine, or join the cluster at an address."""
+    def __init__(self, options: FleetOptions, address: ClusterAddress | None) -> None:
+        """Start Ray on this machine, or join the cluster at an address.
+
+        Raises:
+            FleetRefused: the cluster cannot be joined.
+        """
         self._options = options
         self._joined = address is not None
+        if address is not None:
+            _join(address)
+            return
         more = {
             "num_cpus": options.workers + CPUS_BESIDE,
             "object_store_memory": OBJECT_STORE_BYTES,
@@ -148,12 +161,7 @@ class Cluster:
         }
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                ray.init(
-                    address=address,
-                    namespace=NAMESPACE,
-                    logging_level="warning",
-                    **({} if self._joined else more),
-                )
+                ray.init("local", namespace=NAMESPACE, logging_level="warning", **more)
             except Exception:  # It has no class of its own for a node that took longer than 30 s to start.
                 ray.shutdown()
                 if attempt == ATTEMPTS:
@@ -161,8 +169,13 @@ class Cluster:
             else:
                 break
 
-    def deploy(self) -> None:
-        """Start routers and workers. Returns when requests are served; the model may still be loading."""
+    def deploy(self, stop: threading.Event) -> bool:
+        """Start routers and workers. Returns when requests are served, though the model may still be loading, or when
+        `stop` is set. Returns whether requests are served.
+
+        Raises:
+            FleetRefused: they cannot be started.
+        """
         settings = self._options.settings
         http = {
             "host": settings.host,
@@ -171,7 +184,15 @@ class Cluster:
         }
         quiet = {"log_level": "WARNING", "enable_access_log": False}
         serve.start(proxy_location="HeadOnly", http_options=http, logging_config=quiet)
-        serve.run(application(self._options), name=APP_NAME, route_prefix="/", logging_config=quiet)
+        app = RunTarget(application(self._options), APP_NAME, logging_config=quiet)
+        serve.run_many([app], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+        while not stop.wait(LOOK_FOR_DEPLOYMENT_SEC):
+            found = serve.status().applications.get(APP_NAME)
+            if found is not None and found.status == ApplicationStatus.RUNNING:
+                return True
+            if found is not None and found.status == ApplicationStatus.DEPLOY_FAILED:
+                raise FleetRefused(f"required workers that start, but {found.message}")
+        return False
 
     def wait(self, stop: threading.Event) -> str:
         """Wait for a signal, or for a client's `POST /shutdown` at any router. Returns who asked."""
@@ -202,5 +223,33 @@ class Cluster:
             for worker in worker_actors({}):
                 ray.kill(worker)
         if self._joined or not at_once:
-            serve.delete(APP_NAME)
+            with contextlib.suppress(RayServeException):  # Serve was not started.
+                serve.delete(APP_NAME)
+        if self._joined and not serve.status().applications:
+            serve.shutdown()  # It was started for the fleet; without this its proxy would keep the port.
         ray.shutdown()
+
+
+def _join(address: ClusterAddress) -> None:
+    """Connect to a Ray cluster on which Serve does not run yet.
+
+    Raises:
+        FleetRefused: it cannot be joined.
+    """
+    try:
+        ray.init(address=address.text, namespace=NAMESPACE, logging_level="warning")
+    except Exception as error:  # Ray has several classes for it, all of them builtin.
+        raise address.refusal(f"a Ray cluster that can be joined, but {error}") from error
+    if _serve_runs():
+        ray.shutdown()
+        used = "Serve runs there already, with an address of its own (`serve shutdown` ends it)"
+        raise address.refusal(f"a Ray cluster without Serve, but {used}")
+
+
+def _serve_runs() -> bool:
+    """Whether there is a controller of Serve, which is where its address and its applications are."""
+    try:
+        ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    except ValueError:
+        return False
+    return True

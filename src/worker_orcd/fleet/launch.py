@@ -6,7 +6,7 @@ import threading
 import time
 
 from worker_orcd import narration
-from worker_orcd.fleet.options import FleetOptions
+from worker_orcd.fleet.options import LOOPBACK, FleetOptions
 from worker_orcd.supervisor.load_order import log_format
 
 CLOSING_SEC = 2.0
@@ -19,8 +19,11 @@ ENVIRONMENT = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
 }
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Ray's own name for: listen on the loopback address only. Read when Ray is imported."""
+OWN_RAY = LOOPBACK | {
+    # A busy machine may give Ray no CPU time for a minute, after which it would take its only node for dead.
+    "RAY_health_check_failure_threshold": "1000",
+}
+"""Beside these, where Ray is started for the fleet."""
 
 
 def run(options: FleetOptions, ray_address: str | None = None) -> int:
@@ -32,19 +35,24 @@ def run(options: FleetOptions, ray_address: str | None = None) -> int:
 
     Raises:
         ImportError: the extra `ray` is not installed.
+        FleetRefused: the cluster cannot be joined, or the workers cannot be started on it.
     """
-    for name, value in (ENVIRONMENT | ({} if ray_address else LOOPBACK)).items():
+    from worker_orcd.fleet.joining import ClusterAddress  # noqa: PLC0415  # It needs an extra.
+
+    address = None if ray_address is None else ClusterAddress(ray_address)
+    variables = OWN_RAY if address is None else address.environment()
+    for name, value in (ENVIRONMENT | variables).items():
         os.environ.setdefault(name, value)
-    from worker_orcd.fleet.deployment import Cluster  # noqa: PLC0415  # It needs an extra.
+    from worker_orcd.fleet.deployment import Cluster  # noqa: PLC0415  # After the variables that Ray reads then.
 
     began, settings = time.monotonic(), options.settings
     narrator = narration.Narrator.configure(str(settings.worker_id), log_format=log_format(settings))
-    cluster = Cluster(options, ray_address)
+    cluster = Cluster(options, address)
     signals = _Signals()
     try:
-        cluster.deploy()
-        took_ms = round((time.monotonic() - began) * 1000, 1)
-        narrator.emit(narration.Ready(host=settings.host, port=settings.port, startup_ms=took_ms))
+        if cluster.deploy(signals.first):
+            took_ms = round((time.monotonic() - began) * 1000, 1)
+            narrator.emit(narration.Ready(host=settings.host, port=settings.port, startup_ms=took_ms))
         why = cluster.wait(signals.first)
         cluster.drain(settings.drain_sec + CLOSING_SEC, signals.second)
     finally:

@@ -1,7 +1,7 @@
 """What a fleet is started with."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from worker_orcd.settings import Settings
@@ -9,6 +9,15 @@ from worker_orcd.supervisor.early import LLAMA_ENGINE
 
 WORKERS_VARIABLE = "WORKER_ORCD_FLEET_WORKERS"
 ROUTERS_VARIABLE = "WORKER_ORCD_FLEET_ROUTERS"
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Ray's own name for: use the loopback address. Otherwise Ray replaces it by another address of this machine. Read when
+Ray is imported."""
+
+_FILES = ("model", "api_key_file", "operator_key_file")
+
+
+class FleetRefused(Exception):
+    """The fleet cannot be started. The message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +35,12 @@ class FleetOptions:
     workers: int = 2
     routers: int = 1
     engine_module: str = LLAMA_ENGINE
+
+    def with_absolute_paths(self) -> Self:
+        """The same files for processes with another working directory, as those of a cluster that runs already have."""
+        given = {name: getattr(self.settings, name) for name in _FILES}
+        paths = {name: path.absolute() for name, path in given.items() if path is not None}
+        return replace(self, settings=self.settings.model_copy(update=paths))
 
     @classmethod
     def from_environment(cls) -> Self:
