@@ -119,17 +119,19 @@ class Feed:
             pause_sec = min(pause_sec, LONGEST_PAUSE_SEC)
             await _within(self._urgent, self._answered_at + pause_sec - now().mono)
 
-    def take(self, state: Callable[[], WorkerState]) -> News:
-        """All news. A job that has ended is followed no longer."""
+    def take(self, state: Callable[[], WorkerState], serves: Callable[[Job], bool]) -> News:
+        """All news. A job that has ended is followed no longer. `serves`: whether the router serves a job."""
         self._news.clear()
         self._urgent.clear()
         changed, self._changed = self._changed, {}
-        updates = []
+        updates, others = [], []
         moment = now()
         self._answered_at = moment.mono
         for run in changed:
             job, cursor = self._followed[run]
             updates.append(cursor.advance(job, moment))
+            if not serves(job):
+                others.append(job.incarnation)
             if not job.live:
                 del self._followed[run]
         waiting, self._notes = self._notes, []
@@ -143,7 +145,7 @@ class Feed:
         due = moment.mono - self._state_at >= STATE_EVERY_SEC
         if due:
             self._state_at = moment.mono
-        return News(tuple(updates), notes, events, state() if due else None, warm)
+        return News(tuple(updates), notes, events, state() if due else None, warm, frozenset(others))
 
 
 async def _within(event: asyncio.Event, sec: float) -> bool:
@@ -183,7 +185,7 @@ class Feeds(Observer):
         finally:
             feed.polls -= 1
             feed.polled_at = now().mono
-        return feed.take(self._state)
+        return feed.take(self._state, lambda job: self.served_by(job)[0] == router)
 
     def serve(self, router: str, term: int, job: Job, cursor: Cursor) -> None:
         """The router serves the client whose request this job is."""

@@ -25,8 +25,9 @@ class Following:
         self._router = router
         self._peers = peers
         self._mirrors = mirrors
-        self._expected: dict[str, list[JobUpdate]] = {}
-        """Updates that come before the answer with which they begin, by incarnation."""
+        self._expected: dict[str, list[list[JobUpdate]]] = {}
+        """Updates that come before the answer with which they begin, by incarnation, for each call that waits for
+        one."""
 
     async def stream_of(self, key: JobKey) -> JobStream:
         """The stream of the latest job with this id, wherever it is.
@@ -56,13 +57,56 @@ class Following:
 
     async def follow(self, remote: Remote, key: JobKey, incarnation: str) -> JobStream | None:
         """Follow one use of an id at a worker, from its beginning. None: it is not there, or not kept."""
-        early = self._expected.setdefault(incarnation, [])
+        early = self.expect(incarnation)
         try:
-            followed: Followed | None = await remote.call("follow", self._router, key, incarnation, Cursor())
+            return await self._follow(remote, key, incarnation, early)
         except (PeerLost, PeerSilent):
             return None
         finally:
-            self._expected.pop(incarnation, None)
+            self._forget(incarnation, early)
+
+    async def inherit(
+        self, remote: Remote, key: JobKey, incarnation: str, early: list[JobUpdate]
+    ) -> Mirror | None:
+        """Follow a use of an id that this router is to serve. None: it is not there, or its worker is dead.
+
+        `early`: from `expect`, which was called when the router learnt that it is to serve the job.
+        """
+        try:
+            while True:
+                try:
+                    await self._follow(remote, key, incarnation, early)
+                except PeerSilent:
+                    await remote.answering.wait()
+                else:
+                    return self._mirrors.get(incarnation)
+        except PeerLost:
+            return None
+        finally:
+            self._forget(incarnation, early)
+
+    def expect(self, incarnation: str) -> list[JobUpdate]:
+        """Collect the updates of a job that this router is about to follow."""
+        early: list[JobUpdate] = []
+        self._expected.setdefault(incarnation, []).append(early)
+        return early
+
+    def has(self, incarnation: str, remote: Remote) -> bool:
+        """Whether this router has a job's copy that is at a worker or comes there, or is about to follow the job."""
+        mirror = self._mirrors.get(incarnation)
+        return incarnation in self._expected if mirror is None else mirror.worker in (None, remote.name)
+
+    def _forget(self, incarnation: str, early: list[JobUpdate]) -> None:
+        rest = [other for other in self._expected[incarnation] if other is not early]
+        if rest:
+            self._expected[incarnation] = rest
+        else:
+            del self._expected[incarnation]
+
+    async def _follow(
+        self, remote: Remote, key: JobKey, incarnation: str, early: list[JobUpdate]
+    ) -> JobStream | None:
+        followed: Followed | None = await remote.call("follow", self._router, key, incarnation, Cursor())
         if followed is None or self._peers.get(remote.name) is not remote:
             return None
         known = self._mirrors.get(incarnation)
@@ -89,8 +133,8 @@ class Following:
         """A worker reports news of a job. Returns the copy, if something is missing in between."""
         mirror = self._mirrors.get(update.incarnation)
         if mirror is None:
-            if update.incarnation in self._expected:
-                self._expected[update.incarnation].append(update)
+            for early in self._expected.get(update.incarnation, ()):
+                early.append(update)
         elif mirror.worker is None:
             mirror.early.append((remote.name, update))
         elif mirror.worker == remote.name:

@@ -23,7 +23,7 @@ from worker_orcd.fleet.wire import (
     StopNote,
     WorkerState,
 )
-from worker_orcd.jobs.errors import JobError
+from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job, JobKey
 from worker_orcd.jobs.pending_cancels import PendingCancels
 from worker_orcd.jobs.replication import Cursor, JobUpdate
@@ -57,7 +57,8 @@ class WorkerHost:
         """Passes a log event on to routers."""
         self._keeper = Keeper(worker.policy.cancel_memory_sec)
         self._early = PendingCancels(worker.policy.cancel_memory_sec)
-        """Stops of uses whose jobs have not arrived here yet, by owner and incarnation."""
+        """Stops of uses whose jobs have not arrived here yet, by owner and incarnation; and attempts to hand jobs over
+        that routers have withdrawn."""
         self._sweeping: asyncio.Task[None] | None = None
         self._draining: asyncio.Task[None] | None = None
         self._shutdown: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -144,6 +145,8 @@ class WorkerHost:
         """
         moment = now()
         for request, copy in zip(requests, copies, strict=True):
+            if self._early.of((routed.router, f"{copy.incarnation}.{routed.attempt}"), moment) is not None:
+                return Refusal.of(JobError(ErrorCode.ENGINE_LOST, "the router has withdrawn the job"))
             early = (owner, copy.incarnation)
             if (stop := self._early.of(early, moment)) is not None:
                 self._early.use(early)
@@ -202,11 +205,23 @@ class WorkerHost:
         )
         return [job.job_id for job in jobs]
 
-    async def client_left(self, key: JobKey, incarnation: str) -> None:
-        """The connection that executes a job is closed."""
+    async def client_left(self, router: str, key: JobKey, incarnation: str) -> None:
+        """The connection that executes a job is closed, at the router that serves it."""
         job = self._job(key, incarnation)
-        if job is not None and job.live:
+        if job is not None and job.live and self._feeds.served_by(job)[0] == router:
             self._nobody_serves(job)
+
+    async def disown(self, router: str, incarnation: str, attempt: int | None) -> None:
+        """Stop a job which a router does not have here although it serves the job, as far as is known here; or one of
+        which the router withdraws this `attempt` to hand it over, as it was not answered in time. If that one has not
+        arrived yet, it is refused when it does. The router learns nothing more of the job."""
+        (job,) = [job for job in self._tracker if job.incarnation == incarnation] or (None,)
+        if job is not None and (attempt is not None or self._feeds.served_by(job)[0] == router):
+            self._feeds.of(router).unfollow(job)
+            self._worker.stop(job, StopReason.DISCONNECT)
+        elif job is None and attempt is not None:
+            withdrawn = StopRequest(StopReason.DISCONNECT, now().mono)
+            self._early.add((router, f"{incarnation}.{attempt}"), withdrawn)
 
     async def unread(self, router: str, key: JobKey, incarnation: str) -> bool:
         """The router serves a job that it has inherited, and nobody reads there. Returns whether another one serves it

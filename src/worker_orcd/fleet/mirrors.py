@@ -33,6 +33,8 @@ class Mirror:
         stop: a stop request that was made here, or that a worker's note reports.
         left: whether the client has left.
         unread_since: when the last follower left, monotonic seconds.
+        attempts: how many times this router has tried to hand the job to a worker.
+        withdrawn: workers that may have the job although this router does not want it there any more.
         early: updates that came before the answer to the request.
         overdue: the timer of the stop.
     """
@@ -47,6 +49,8 @@ class Mirror:
     stop: StopRequest | None = None
     left: bool = False
     unread_since: float = 0.0
+    attempts: int = 0
+    withdrawn: set[str] = field(default_factory=set)
     early: list[tuple[str, JobUpdate]] = field(default_factory=list)
     overdue: asyncio.TimerHandle | None = None
 

@@ -44,7 +44,9 @@ class Remote:
     def __init__(self, name: str, peer: Peer) -> None:
         self.name = name
         self.state: WorkerState | None = None
-        self.silent = False
+        self.answering = asyncio.Event()
+        """Set unless its last answer to a poll is overdue; also when it is dead."""
+        self.answering.set()
         self.sent = 0
         """Jobs sent since its state came."""
         self._peer = peer
@@ -64,6 +66,11 @@ class Remote:
         if isinstance(answer, Refusal):
             raise answer.error()
         return answer
+
+    @property
+    def silent(self) -> bool:
+        """Whether it does not answer."""
+        return not self.answering.is_set()
 
     @property
     def load(self) -> float:
@@ -170,18 +177,19 @@ class Peers:
                 self._lose(remote)
                 return
             except (PeerSilent, JobError):
-                remote.silent = True
+                remote.answering.clear()
                 await asyncio.sleep(AGAIN_SEC)
                 continue
             if news.state is not None:
                 remote.state, remote.sent = news.state, 0
             if remote.silent:
-                remote.silent = False
+                remote.answering.set()
                 self._listener.back(remote)
             self._listener.news(remote, news)
 
     def _lose(self, remote: Remote) -> None:
         del self._remotes[remote.name], self._polls[remote.name]
+        remote.answering.set()  # For those who wait: they learn that it is dead.
         self._lost_at[remote.name] = now().mono
         if len(self._lost_at) > MAX_LOST:
             self._lost_at.popitem(last=False)

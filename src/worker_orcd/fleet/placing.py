@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from worker_orcd.fleet.keepers import KEEPERS, Claim, Verdict
 from worker_orcd.fleet.mirrors import Mirror, Mirrors, freed_now
@@ -69,17 +70,19 @@ class Placing:
         refusal = self._nobody()
         passed: set[str] = set()
         while True:
-            choice = self._choice(first, passed)
+            choice = self._choice(first, passed | mirrors[0].withdrawn)
             remote = None if choice is None else self._peers.get(choice.worker)
             if choice is None or remote is None:
                 await self._release(mirrors, refusal)
                 raise refusal
             passed.add(choice.worker)
             remote.sent += len(mirrors)  # Now: others are placed while this one's id is claimed.
+            for mirror in mirrors:
+                mirror.attempts += 1
             try:
                 await self._claim(mirrors, remote.name)
                 second = self._tasks.spawn(self._confirm(mirrors, remote.name))
-                routed = Routed(self._router, choice, requeued, mirrors[0].term)
+                routed = Routed(self._router, choice, requeued, mirrors[0].term, mirrors[0].attempts)
                 updates = await self._hand_over(mirrors, remote, routed, headers, retry_of)
                 other = await second
             except JobError as error:
@@ -155,8 +158,9 @@ class Placing:
     def _withdraw(self, mirrors: Sequence[Mirror], remote: Remote) -> None:
         """The worker may have accepted the jobs, or may still do so: nobody wants them there any more."""
         for mirror in mirrors:
-            key, incarnation = mirror.job.key, mirror.job.incarnation
-            self._tasks.try_to(remote.call("stop", key, incarnation, StopReason.DISCONNECT, ""))
+            mirror.withdrawn.add(remote.name)
+            sent = self._stopping.disown(remote, mirror.job.incarnation, mirror.attempts)
+            sent.add_done_callback(partial(_confirmed, mirror, remote.name))
 
     async def _hand_over(
         self,
@@ -215,7 +219,7 @@ class Placing:
                 self._stopping.send(mirror)
             elif mirror.left:
                 job = mirror.job
-                self._tasks.try_to(remote.call("client_left", job.key, job.incarnation))
+                self._tasks.try_to(remote.call("client_left", self._router, job.key, job.incarnation))
 
     async def _claim(self, mirrors: Sequence[Mirror], worker: str) -> None:
         """Claim the ids of jobs.
@@ -314,6 +318,10 @@ class Placing:
             if not mirror.job.events:
                 for keeper in self._peers.keepers(mirror.job.key)[:KEEPERS]:
                     self._tasks.try_to(keeper.call("refused", mirror.job.key, mirror.job.incarnation))
+
+
+def _confirmed(mirror: Mirror, worker: str, _: object) -> None:
+    mirror.withdrawn.discard(worker)
 
 
 def no_worker() -> JobError:

@@ -56,7 +56,9 @@ class Router(WorkerInterface):
         self._tasks = Tasks(narrator)
         self._peers = Peers(self.name, self)
         self._mirrors = Mirrors(self._metrics)
-        self._stopping = Stopping(self._peers, self._mirrors, self._tasks, policy.cancel_deadline_sec)
+        self._stopping = Stopping(
+            self.name, self._peers, self._mirrors, self._tasks, policy.cancel_deadline_sec
+        )
         self._placing = Placing(self.name, self._peers, self._mirrors, self._stopping, self._tasks)
         self._following = Following(self.name, self._peers, self._mirrors)
         self._succession = Succession(
@@ -92,7 +94,14 @@ class Router(WorkerInterface):
     def news(self, remote: Remote, news: News) -> None:
         """A worker reports."""
         self._placing.warm.sent(remote.name, news.warm)
+        for note in news.notes:
+            if isinstance(note, ServeNote):  # First: this router does not have the job yet.
+                self._succession.inherit(remote, note)
         for update in news.updates:
+            if not self._following.has(update.incarnation, remote):
+                if update.incarnation not in news.others:
+                    self._stopping.disown(remote, update.incarnation)
+                continue
             torn = self._following.updated(remote, update)
             if torn is not None:
                 self._tasks.spawn(self._following.again(torn))
@@ -101,8 +110,6 @@ class Router(WorkerInterface):
                 self._stopping.noted(note)
             elif isinstance(note, SharedStop):
                 self._stopping.stop_mirrors(note)
-            elif isinstance(note, ServeNote):
-                self._tasks.spawn(self._succession.inherit(remote, note))
             elif isinstance(note, DropNote):
                 self._mirrors.tracker.drop_events_of(note.key, note.incarnation)
         for event, owner in news.events:
@@ -330,7 +337,7 @@ class Router(WorkerInterface):
         if mirror.job.request.on_disconnect == "cancel":
             self._stopping.stop(mirror, StopReason.DISCONNECT, mirror.job.correlation_id)
         elif (remote := self._peers.get(mirror.worker)) is not None:
-            self._tasks.try_to(remote.call("client_left", mirror.job.key, mirror.job.incarnation))
+            self._tasks.try_to(remote.call("client_left", self.name, mirror.job.key, mirror.job.incarnation))
 
     def follower_left(self, stream: JobStream) -> None:
         """A follower's connection is closed."""

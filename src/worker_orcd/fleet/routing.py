@@ -47,12 +47,14 @@ class Routed:
         choice: of this worker.
         requeued: whether another worker had the job and died.
         term: how many routers served the job before this one.
+        attempt: which of the router's attempts to hand the job to a worker.
     """
 
     router: str
     choice: Choice
     requeued: bool = False
     term: int = 0
+    attempt: int = 0
 
 
 def chain_of(request: JobRequest, owner: str) -> list[bytes]:

@@ -4,16 +4,18 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from worker_orcd.bounded import BoundedByOwner
 from worker_orcd.fleet.keepers import KEEPERS, Claim
 from worker_orcd.fleet.mirrors import Mirror, Mirrors, stop_here
-from worker_orcd.fleet.peers import PeerLost, Peers, PeerSilent, Remote
+from worker_orcd.fleet.peers import CALL_SEC, PeerLost, Peers, PeerSilent, Remote
 from worker_orcd.fleet.tasks import Tasks, answers
+from worker_orcd.fleet.unconfirmed import Unconfirmed
 from worker_orcd.fleet.wire import SharedStop, StopNote
 from worker_orcd.jobs.clock import Timestamp
 from worker_orcd.jobs.errors import JobError
-from worker_orcd.jobs.job import JobKey
+from worker_orcd.jobs.job import Job, JobKey
 from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.worker.now import now
@@ -51,7 +53,11 @@ class Reached:
 class Stopping:
     """Stops jobs for one router."""
 
-    def __init__(self, peers: Peers, mirrors: Mirrors, tasks: Tasks, deadline_sec: float) -> None:
+    def __init__(
+        self, router: str, peers: Peers, mirrors: Mirrors, tasks: Tasks, deadline_sec: float
+    ) -> None:
+        self._router = router
+        self._unconfirmed = Unconfirmed(tasks)
         self._peers = peers
         self._mirrors = mirrors
         self._tasks = tasks
@@ -156,17 +162,14 @@ class Stopping:
         return (sharing is None or await sharing) and stopped
 
     async def _stop_at(self, worker: str | None, key: JobKey, incarnation: str, correlation_id: str) -> bool:
-        """Stop a job at its worker. Returns whether the worker has answered or is dead."""
+        """Stop a job at its worker. Returns whether the worker has answered or is dead; if not, it gets the stop again
+        when it answers."""
         remote = self._peers.get(worker)
         if remote is None:
             return worker is None or self._peers.has_lost(worker)
-        try:
-            await remote.call("stop", key, incarnation, StopReason.CLIENT, correlation_id)
-        except PeerLost:
-            return True
-        except (PeerSilent, JobError):
-            return False
-        return True
+        sending = self._unconfirmed.send(remote, "stop", key, incarnation, StopReason.CLIENT, correlation_id)
+        await asyncio.wait({sending}, timeout=CALL_SEC)
+        return sending.done() and sending.exception() is None
 
     async def _ask(self, keeper: Remote, *arguments: object) -> Answer:
         try:
@@ -261,27 +264,26 @@ class Stopping:
             mirror.overdue = loop.call_later(SECOND_LOOK_SEC, self._second_look, mirror)
 
     def send(self, mirror: Mirror) -> None:
-        """Tell the worker of a stop."""
-        remote, stop, job = self._peers.get(mirror.worker), mirror.stop, mirror.job
-        if remote is None or stop is None:
-            return
+        """Tell the worker of a stop, until it confirms that."""
+        remote = self._peers.get(mirror.worker)
+        if remote is not None and mirror.stop is not None:
+            self._unconfirmed.send(remote, *self._message(mirror.job, mirror.stop))
+
+    def disown(self, remote: Remote, incarnation: str, attempt: int | None = None) -> asyncio.Task[None]:
+        """Have a worker stop a job which this router does not have there, or withdraw an attempt to hand it over.
+        Returns as `Unconfirmed.send`."""
+        return self._unconfirmed.send(remote, "disown", self._router, incarnation, attempt)
+
+    def _message(self, job: Job, stop: StopRequest) -> tuple[Any, ...]:
         if stop.reason is StopReason.DISCONNECT:
-            self._tasks.try_to(remote.call("client_left", job.key, job.incarnation))
-        else:
-            self._tasks.try_to(
-                remote.call(
-                    "stop",
-                    job.key,
-                    job.incarnation,
-                    stop.reason,
-                    stop.correlation_id or "",
-                    stop.superseded_by,
-                )
-            )
+            return ("client_left", self._router, job.key, job.incarnation)
+        return ("stop", job.key, job.incarnation, stop.reason, stop.correlation_id or "", stop.superseded_by)
 
     def _second_look(self, mirror: Mirror) -> None:
-        if mirror.job.stop is None:
+        remote = self._peers.get(mirror.worker)
+        if mirror.job.stop is None and mirror.stop is not None and remote is not None:
             self.send(mirror)
+            self._tasks.try_to(remote.call(*self._message(mirror.job, mirror.stop)))  # The first may be lost.
         left = self._deadline_sec - MARGIN_SEC - SECOND_LOOK_SEC
         mirror.overdue = asyncio.get_running_loop().call_later(left, self._end, mirror)
 

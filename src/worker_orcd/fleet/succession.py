@@ -15,6 +15,7 @@ from worker_orcd.fleet.placing import Placing, TakenOver
 from worker_orcd.fleet.stopping import Stopping
 from worker_orcd.fleet.tasks import Tasks
 from worker_orcd.fleet.wire import ServeNote
+from worker_orcd.jobs.replication import JobUpdate
 from worker_orcd.jobs.stop_request import StopReason
 from worker_orcd.worker.now import now
 
@@ -55,12 +56,17 @@ class Succession:
             else:
                 return
 
-    async def inherit(self, remote: Remote, note: ServeNote) -> None:
-        """A worker reports that this router is to serve a job."""
-        mirror = self._mirrors.get(note.incarnation)
-        if mirror is None:
-            await self._following.follow(remote, note.key, note.incarnation)
-            mirror = self._mirrors.get(note.incarnation)
+    def inherit(self, remote: Remote, note: ServeNote) -> None:
+        """A worker reports that this router is to serve a job. A job that has ended for its readers here is stopped."""
+        ended = self._mirrors.ended(note.key)
+        if ended is not None and ended.incarnation == note.incarnation:
+            self._stopping.disown(remote, note.incarnation)
+        else:
+            early = self._following.expect(note.incarnation)
+            self._tasks.spawn(self._inherit(remote, note, early))
+
+    async def _inherit(self, remote: Remote, note: ServeNote, early: list[JobUpdate]) -> None:
+        mirror = await self._following.inherit(remote, note.key, note.incarnation, early)
         if mirror is not None:
             self._serve(mirror, note.term)
             await self._placing.claim_again(mirror)

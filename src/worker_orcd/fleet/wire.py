@@ -192,6 +192,7 @@ class News:
         events: log events of the worker, and whose they are.
         state: the worker's, if some time has passed since it was sent last.
         warm: blocks of prompts that other routers sent to the worker (`routing.chain_of`).
+        others: which of the updates are of jobs that another router serves, or none (their incarnations).
     """
 
     updates: tuple[JobUpdate, ...] = ()
@@ -199,3 +200,4 @@ class News:
     events: tuple[tuple[dict[str, Any], str | None], ...] = ()
     state: WorkerState | None = None
     warm: tuple[bytes, ...] = ()
+    others: frozenset[str] = frozenset()
