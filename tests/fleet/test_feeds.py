@@ -95,8 +95,8 @@ async def test_other_routers_learn_at_once_where_a_conversation_is() -> None:
     """Its next turn may follow within the second that a poll lasts."""
     async with running_fleet(routers=1, workers=1) as fleet:
         (node,) = fleet.nodes
-        await node.host.poll("another", 1.0)
-        polling = asyncio.ensure_future(node.host.poll("another", 1.0))
+        seen = (await node.host.poll("another", 1.0, 0)).number
+        polling = asyncio.ensure_future(node.host.poll("another", 1.0, seen))
         loop = asyncio.get_running_loop()
         stream = await execute(fleet.routers[0], "turn", QUICK + "x" * BLOCK_CHARS, max_tokens=2)
         placed = loop.time()

@@ -10,7 +10,8 @@ import pytest
 from tests.fleet.test_fleet import cancelled, in_virtual_time
 from tests.fleet.test_races import id_not_kept_by
 from tests.fleet.world import Connection, Fleet, Node, execute, read, running_fleet, tokens_seen
-from worker_orcd.jobs.events import End
+from worker_orcd.jobs.errors import ErrorCode
+from worker_orcd.jobs.events import End, Error
 
 
 @contextmanager
@@ -130,3 +131,28 @@ async def test_a_job_that_a_router_inherits_from_a_silent_worker_goes_on() -> No
         holder.held["follow"].set()
         await asyncio.sleep(0.1)
         assert isinstance((await read(await other.stream_of("job")))[-1], End)
+
+
+@in_virtual_time
+async def test_a_job_at_a_frozen_worker_times_out() -> None:
+    """Its router ends it for its client when the worker says nothing; and so does one that has inherited it."""
+    async with running_fleet(routers=2, workers=3) as fleet:
+        loop, (one, other) = asyncio.get_running_loop(), fleet.routers
+        asked: dict[str, Any] = {"max_tokens": 400, "timeout_ms": 6500}
+        began = loop.time()
+        own = await execute(one, "own", **asked)
+        inherited = await execute(one, "inherited", on_disconnect="continue", **asked)
+        await tokens_seen(inherited, 3)
+        fleet.kill_router(one)
+        await asyncio.sleep(4.5)
+        followed = await other.stream_of("inherited")
+        served = await execute(other, "served", **asked | {"timeout_ms": 2000})
+        await tokens_seen(served, 3)
+        for node in fleet.nodes:
+            node.thawed.clear()
+        assert own.job.live
+        for stream in (served, followed):
+            last = (await read(stream))[-1]
+            assert isinstance(last, Error)
+            assert last.code is ErrorCode.INFERENCE_TIMEOUT
+        assert loop.time() - began < 6.5 + 5.0

@@ -15,8 +15,9 @@ from typing import Any
 
 from tests.fakes import QUICK
 from tests.simulation.engine import VirtualEngine, Weather
-from worker_orcd.fleet.host import Relay, WorkerHost
+from worker_orcd.fleet.host import WorkerHost
 from worker_orcd.fleet.peers import Peer, PeerLost
+from worker_orcd.fleet.relay import Relay
 from worker_orcd.fleet.router import Router
 from worker_orcd.fleet.wire import Refusal
 from worker_orcd.jobs.errors import ErrorCode, JobError
@@ -74,7 +75,8 @@ class Node:
         self.worker = Worker(
             POLICY, self._launch, narrator, worker_id=self.name, model_path="m", epoch=self.name
         )
-        self.host = relay.host = WorkerHost(self.worker, narrator, self.die)
+        self.host = WorkerHost(self.worker, narrator, self.die)
+        relay.log = self.host.log
         self.host.start()
 
     async def _launch(self, listener: EngineListener) -> Engine:

@@ -18,9 +18,10 @@ from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from worker_orcd import narration
-from worker_orcd.fleet.host import Relay, WorkerHost
+from worker_orcd.fleet.host import WorkerHost
 from worker_orcd.fleet.options import FleetOptions
 from worker_orcd.fleet.peers import Peer, PeerLost
+from worker_orcd.fleet.relay import Relay
 from worker_orcd.fleet.wire import Refusal
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.supervisor.early import LLAMA_ENGINE, EarlyProcess
@@ -61,7 +62,7 @@ class WorkerActor:
         narrator = narration.Narrator.configure(self._id, log_format="json", broadcast=broadcast)
         worker, self._launcher = assemble(settings, model, narrator, EngineStart(module, _start_module))
         self._host = WorkerHost(worker, narrator, _die)
-        broadcast.host = self._host
+        broadcast.log = self._host.log
         self._host.start()
         self._started.set()
 
@@ -97,7 +98,8 @@ class RayPeer:
         self.actor = actor
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of its `WorkerHost`.
+        """Call a method of its `WorkerHost`; again if Ray cannot say whether the worker has got the call. Every method
+        may be called again.
 
         Raises:
             PeerLost: its process is dead.
@@ -138,12 +140,14 @@ def worker_actors(known: dict[str, Peer]) -> list[Any]:
 
 
 def known_workers(known: dict[str, Peer]) -> None:
-    """Add the workers that Ray lists and that are not known yet. Blocks for a moment."""
-    for listed in ray.util.list_named_actors(all_namespaces=True):
-        name = listed["name"]
-        if listed["namespace"] == NAMESPACE and name not in known:
-            with contextlib.suppress(ValueError):  # It has died meanwhile.
-                known[name] = RayPeer(ray.get_actor(name, namespace=NAMESPACE))
+    """Bring the known workers up to date: those that Ray lists. Blocks for a moment."""
+    every = ray.util.list_named_actors(all_namespaces=True)
+    names = {listed["name"] for listed in every if listed["namespace"] == NAMESPACE}
+    for name in known.keys() - names:
+        del known[name]
+    for name in names - known.keys():
+        with contextlib.suppress(ValueError):  # It has died meanwhile.
+            known[name] = RayPeer(ray.get_actor(name, namespace=NAMESPACE))
 
 
 async def _start_module(module: str, arguments: Sequence[str], descriptors: Sequence[int]) -> EarlyProcess:

@@ -1,9 +1,10 @@
 """What routers follow at one worker, and the lease that they have on its jobs by asking for it.
 
-A router polls each worker all the time: a poll is answered when there is news, or after a second. What came up between
-two answers is in the next one, so a step of the engine costs one message for each router that follows any of its jobs,
-and a router that is slow gets larger answers, not more of them. Nothing is kept for it beyond a mark for each job that
-has changed: the news itself is in the job. A router that has not asked for `LEASE_SEC` is dead or cut off.
+A router polls each worker all the time: a poll is answered when there is news, or after a second. What came up
+between two answers is in the next one, so a step of the engine costs one message for each router that follows any of
+its jobs, and a router that is slow gets larger answers, not more of them. Nothing is kept for it beyond its last
+answer, until it has that, and a mark for each job that has changed: the news itself is in the job. A router that has
+not asked for `LEASE_SEC` is dead or cut off.
 
 A message costs both processes more than what is in it. So tokens wait up to `LONGEST_PAUSE_SEC` after the router's last
 answer and travel together, if the router follows many jobs, or takes long to ask again since it or its machine is busy.
@@ -13,12 +14,14 @@ Starts and ends do not wait. So a busy router has fewer messages to handle, and 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from worker_orcd.fleet.routing import MAX_REMEMBERED
 from worker_orcd.fleet.wire import DropNote, News, Note, ServeNote, SharedStop, StopNote, WorkerState
 from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.replication import Cursor
+from worker_orcd.jobs.tracker import RECORDS_KEPT
 from worker_orcd.protocol.messages import Ready
 from worker_orcd.supervisor.engine import Death
 from worker_orcd.worker.now import now
@@ -39,17 +42,18 @@ MAX_EVENTS = 500
 class Feed:
     """One router's."""
 
-    def __init__(self, warm: Iterable[bytes] = ()) -> None:
-        """`warm`: blocks of prompts that other routers have sent here."""
+    def __init__(self, warm: Iterable[bytes] = (), notes: Iterable[Note] = ()) -> None:
+        """`warm`: blocks of prompts that other routers have sent here. `notes`: what the router may have missed."""
         self.polls = 0
         """Polls that wait for news now."""
         self.polled_at = now().mono
         self._followed: dict[int, tuple[Job, Cursor]] = {}
         self._changed: dict[int, None] = {}
-        self._notes: list[tuple[Note, float]] = []
+        self._notes: list[tuple[Note, float]] = [(note, self.polled_at) for note in notes]
         """… and since when each waits."""
         self._events: deque[tuple[dict[str, Any], str | None]] = deque(maxlen=MAX_EVENTS)
         self._warm = deque(warm, maxlen=MAX_REMEMBERED)
+        self._last: News | None = None
         self._news = asyncio.Event()
         self._news.set()  # The first poll is answered at once, with the worker's state.
         self._urgent = asyncio.Event()
@@ -112,14 +116,23 @@ class Feed:
         if self._warm:
             self._news.set()
 
-    async def wait(self, sec: float) -> None:
-        """Wait for news, and if it is not urgent, for more of it."""
+    async def wait(self, sec: float, seen: int) -> None:
+        """Wait for news, and if it is not urgent, for more of it; not if the last answer was lost."""
+        if self.lost(seen) is not None:
+            return
         if await _within(self._news, sec):
             pause_sec = max(PAUSE_SEC * len(self._followed), TURNAROUNDS * self._turnaround_sec)
             pause_sec = min(pause_sec, LONGEST_PAUSE_SEC)
             await _within(self._urgent, self._answered_at + pause_sec - now().mono)
 
-    def take(self, state: Callable[[], WorkerState], serves: Callable[[Job], bool]) -> News:
+    def lost(self, seen: int) -> News | None:
+        """The last answer, if the router that asks has not got it: its last one was `seen`."""
+        if self._last is None or self._last.number != seen + 1:
+            return None
+        late_sec = now().mono - self._answered_at
+        return replace(self._last, notes=tuple(_after(note, late_sec) for note in self._last.notes))
+
+    def take(self, seen: int, state: Callable[[], WorkerState], serves: Callable[[Job], bool]) -> News:
         """All news. A job that has ended is followed no longer. `serves`: whether the router serves a job."""
         self._news.clear()
         self._urgent.clear()
@@ -135,17 +148,20 @@ class Feed:
             if not job.live:
                 del self._followed[run]
         waiting, self._notes = self._notes, []
-        notes = tuple(
-            note.after(moment.mono - since) if isinstance(note, SharedStop) else note
-            for note, since in waiting
-        )
+        notes = tuple(_after(note, moment.mono - since) for note, since in waiting)
         events, warm = tuple(self._events), tuple(self._warm)
         self._events.clear()
         self._warm.clear()
         due = moment.mono - self._state_at >= STATE_EVERY_SEC
         if due:
             self._state_at = moment.mono
-        return News(tuple(updates), notes, events, state() if due else None, warm, frozenset(others))
+        shown = state() if due else None
+        self._last = News(tuple(updates), notes, events, shown, warm, frozenset(others), seen + 1)
+        return self._last
+
+
+def _after(note: Note, waited_sec: float) -> Note:
+    return note.after(waited_sec) if isinstance(note, SharedStop) else note
 
 
 async def _within(event: asyncio.Event, sec: float) -> bool:
@@ -168,24 +184,26 @@ class Feeds(Observer):
         """Router and term of each job."""
         self._warm: deque[bytes] = deque(maxlen=MAX_REMEMBERED)
         """The latest blocks of prompts, for routers that come."""
+        self._dropped: deque[DropNote] = deque(maxlen=RECORDS_KEPT)
+        """The latest of these notes, for routers that come: one that was cut off for a while still has the events."""
 
     def of(self, router: str) -> Feed:
         """A router's feed."""
         feed = self._feeds.get(router)
         if feed is None:
-            feed = self._feeds[router] = Feed(self._warm)
+            feed = self._feeds[router] = Feed(self._warm, self._dropped)
         return feed
 
-    async def poll(self, router: str, wait_sec: float) -> News:
-        """News for a router, as soon as there is any."""
+    async def poll(self, router: str, wait_sec: float, seen: int) -> News:
+        """News for a router, as soon as there is any; the last answer again if it has not `seen` that."""
         feed = self.of(router)
         feed.asked()
         try:
-            await feed.wait(wait_sec)
+            await feed.wait(wait_sec, seen)
         finally:
             feed.polls -= 1
             feed.polled_at = now().mono
-        return feed.take(self._state, lambda job: self.served_by(job)[0] == router)
+        return feed.lost(seen) or feed.take(seen, self._state, lambda job: self.served_by(job)[0] == router)
 
     def serve(self, router: str, term: int, job: Job, cursor: Cursor) -> None:
         """The router serves the client whose request this job is."""
@@ -211,6 +229,8 @@ class Feeds(Observer):
 
     def tell(self, note: StopNote | SharedStop | DropNote) -> None:
         """Tell all routers."""
+        if isinstance(note, DropNote):
+            self._dropped.append(note)
         for feed in self._feeds.values():
             feed.note(note)
 

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 
 from worker_orcd import narration
+from worker_orcd.fleet.death import Death
 from worker_orcd.fleet.feeds import Feeds
 from worker_orcd.fleet.keepers import Claim, Keeper, Verdict
 from worker_orcd.fleet.metrics import RouteMetrics
@@ -30,13 +31,11 @@ from worker_orcd.jobs.replication import Cursor, JobUpdate
 from worker_orcd.jobs.request import JobRequest
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.jobs.stop_target import TargetState
-from worker_orcd.narration.action import EventFields
 from worker_orcd.protocol.messages import Template, Tokenized
 from worker_orcd.supervisor.supervisor import EngineState
 from worker_orcd.worker.health import health_of
 from worker_orcd.worker.interface import Record
 from worker_orcd.worker.now import now
-from worker_orcd.worker.observer import Observer
 from worker_orcd.worker.worker import Worker
 
 SWEEP_SEC = 0.25
@@ -63,7 +62,7 @@ class WorkerHost:
         self._draining: asyncio.Task[None] | None = None
         self._shutdown: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         worker.subscribe(self._feeds)
-        worker.subscribe(_Death(die))
+        worker.subscribe(Death(die))
 
     def start(self) -> None:
         """Start the worker, and end what nobody serves any more."""
@@ -90,9 +89,10 @@ class WorkerHost:
 
     # Following.
 
-    async def poll(self, router: str, wait_sec: float) -> News:
-        """News for a router, as soon as there is any. Renews its lease."""
-        return await self._feeds.poll(router, wait_sec)
+    async def poll(self, router: str, wait_sec: float, seen: int) -> News:
+        """News for a router, as soon as there is any; the last answer again if it has not `seen` that. Renews its
+        lease."""
+        return await self._feeds.poll(router, wait_sec, seen)
 
     async def follow(self, router: str, key: JobKey, incarnation: str, cursor: Cursor) -> Followed | None:
         """Have a router follow a job from a place on. None: this use of the id is not here, or not kept."""
@@ -141,7 +141,7 @@ class WorkerHost:
         worker has lost continue after the tokens of their copies.
 
         Returns:
-            What is new of each.
+            What is new of each; also if they were accepted before, and the router asks again as it had no answer.
         """
         moment = now()
         for request, copy in zip(requests, copies, strict=True):
@@ -151,19 +151,23 @@ class WorkerHost:
             if (stop := self._early.of(early, moment)) is not None:
                 self._early.use(early)
                 self._worker.dispatcher.remembered.add((owner, request.job_id), stop)
-        try:
-            streams = self._worker.execute(requests, correlation_id, owner, headers, retry_of, copies)
-        except JobError as error:
-            return Refusal.of(error)
+        jobs = self._accepted_before(routed.router, requests, copies, owner)
+        if jobs is None:
+            try:
+                streams = self._worker.execute(requests, correlation_id, owner, headers, retry_of, copies)
+            except JobError as error:
+                return Refusal.of(error)
+            jobs = [stream.job for stream in streams]
+            for job in jobs:
+                self._routed(job, routed)
         self._feeds.warm(chain_of(requests[0], owner), routed.router)
         updates = []
-        for stream, copy in zip(streams, copies, strict=True):
+        for job, copy in zip(jobs, copies, strict=True):
             cursor = Cursor(
                 len(copy.events), len(copy.tokens), len(copy.prompt_logprobs), bool(copy.prompt_tokens)
             )
-            updates.append(cursor.advance(stream.job, now()))
-            self._feeds.serve(routed.router, routed.term, stream.job, cursor)
-            self._routed(stream.job, routed)
+            updates.append(cursor.advance(job, now()))
+            self._feeds.serve(routed.router, routed.term, job, cursor)
         return updates
 
     async def stop(
@@ -229,6 +233,8 @@ class WorkerHost:
         job = self._job(key, incarnation)
         if job is None or not job.live:
             return False
+        if self._feeds.served_by(job)[0] not in (router, ""):
+            return True
         passed_on = self._feeds.pass_on(router, job)
         if not passed_on:
             self._nobody_serves(job)
@@ -325,6 +331,20 @@ class WorkerHost:
         jobs = (self._tracker.live(job_id, owner), self._tracker.ended_job(job_id, owner))
         return next((job for job in jobs if job is not None and job.incarnation == incarnation), None)
 
+    def _accepted_before(
+        self, router: str, requests: Sequence[JobRequest], copies: Sequence[JobUpdate], owner: str
+    ) -> list[Job] | None:
+        """The jobs of a request that this router has sent before, unless it has withdrawn them since."""
+        jobs = []
+        for request, copy in zip(requests, copies, strict=True):
+            job = self._job((owner, request.job_id), copy.incarnation)
+            if job is None or (job.stop is not None and job.stop.reason is StopReason.DISCONNECT):
+                return None
+            if job.live and self._feeds.served_by(job)[0] != router:
+                return None
+            jobs.append(job)
+        return jobs
+
     def _cancelled_without_job(self, key: JobKey, correlation_id: str, state: TargetState) -> None:
         owner, job_id = key
         narration.context.owner.set(owner)  # Of this call only: each runs in a context of its own.
@@ -374,27 +394,3 @@ class WorkerHost:
             recommended_sampling=worker.recommended_sampling,
             permanently_failed=worker.supervisor.state is EngineState.PERMANENTLY_FAILED,
         )
-
-
-class _Death(Observer):
-    """Ends the process when no engine can be had."""
-
-    def __init__(self, die: Callable[[], None]) -> None:
-        self._die = die
-
-    def permanently_failed(self, reason: str, code: str) -> None:  # noqa: ARG002  # as `Observer` passes
-        """Die, before the jobs here fail."""
-        self._die()
-
-
-class Relay(narration.Broadcast):
-    """Passes log events on to the routers, which have the listeners."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.host: WorkerHost | None = None
-
-    def emit(self, event: EventFields, owner: str | None) -> None:
-        """Pass it on."""
-        if self.host is not None:
-            self.host.log(event, owner)

@@ -37,6 +37,7 @@ class Mirror:
         withdrawn: workers that may have the job although this router does not want it there any more.
         early: updates that came before the answer to the request.
         overdue: the timer of the stop.
+        time_limit: the timer of the job's time limit.
     """
 
     job: Job
@@ -53,6 +54,7 @@ class Mirror:
     withdrawn: set[str] = field(default_factory=set)
     early: list[tuple[str, JobUpdate]] = field(default_factory=list)
     overdue: asyncio.TimerHandle | None = None
+    time_limit: asyncio.TimerHandle | None = None
 
 
 class Mirrors:
@@ -132,13 +134,14 @@ class Mirrors:
         job = mirror.job
         if not self._remove(mirror):
             return
-        if mirror.overdue is not None:
-            mirror.overdue.cancel()
         self.tracker.register(job)
         self.tracker.unregister(job, now())
         self.streams.ended(job)
 
     def _remove(self, mirror: Mirror) -> bool:
+        for timer in (mirror.overdue, mirror.time_limit):
+            if timer is not None:
+                timer.cancel()
         if self._latest.get(mirror.job.key) is mirror:
             del self._latest[mirror.job.key]
         return self._live.pop(mirror.job.incarnation, None) is not None

@@ -1,7 +1,6 @@
 """The workers of a fleet as one router sees them: which there are, how they are, and what they report."""
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -17,6 +16,7 @@ SILENT_AFTER_SEC = 1.0
 AGAIN_SEC = 0.1
 CALL_SEC = 2.0
 MAX_LOST = 1000
+"""Dead workers that are remembered, beside those that are still listed."""
 
 
 class PeerLost(Exception):
@@ -47,6 +47,8 @@ class Remote:
         self.answering = asyncio.Event()
         """Set unless its last answer to a poll is overdue; also when it is dead."""
         self.answering.set()
+        self.seen = 0
+        """Number of its last answer to a poll."""
         self.sent = 0
         """Jobs sent since its state came."""
         self._peer = peer
@@ -102,7 +104,7 @@ class Peers:
         self._listener = listener
         self._remotes: dict[str, Remote] = {}
         self._polls: dict[str, asyncio.Task[None]] = {}
-        self._lost_at: OrderedDict[str, float] = OrderedDict()
+        self._lost_at: dict[str, float] = {}
 
     def __iter__(self) -> Any:
         return iter(tuple(self._remotes.values()))
@@ -154,7 +156,10 @@ class Peers:
         return [self._remotes[name] for name in keepers_of(key, answering)]
 
     def add(self, found: Mapping[str, Peer]) -> None:
-        """These workers are there. Those that are dead are noticed by their answers."""
+        """These workers are listed. Those that are dead are noticed by their answers, once each."""
+        unlisted = [name for name in self._lost_at if name not in found]
+        for name in unlisted[: max(0, len(unlisted) - MAX_LOST)]:
+            del self._lost_at[name]
         new = [name for name in found if name not in self._remotes and name not in self._lost_at]
         for name in new:
             remote = self._remotes[name] = Remote(name, found[name])
@@ -171,7 +176,7 @@ class Peers:
         while True:
             try:
                 news: News = await remote.call(
-                    "poll", self._router, POLL_SEC, patience_sec=POLL_SEC + SILENT_AFTER_SEC
+                    "poll", self._router, POLL_SEC, remote.seen, patience_sec=POLL_SEC + SILENT_AFTER_SEC
                 )
             except PeerLost:
                 self._lose(remote)
@@ -180,6 +185,7 @@ class Peers:
                 remote.answering.clear()
                 await asyncio.sleep(AGAIN_SEC)
                 continue
+            remote.seen = news.number
             if news.state is not None:
                 remote.state, remote.sent = news.state, 0
             if remote.silent:
@@ -191,6 +197,4 @@ class Peers:
         del self._remotes[remote.name], self._polls[remote.name]
         remote.answering.set()  # For those who wait: they learn that it is dead.
         self._lost_at[remote.name] = now().mono
-        if len(self._lost_at) > MAX_LOST:
-            self._lost_at.popitem(last=False)
         self._listener.lost(remote)

@@ -205,6 +205,8 @@ class Router(WorkerInterface):
         mirrors = [Mirror(job, serves=True, served_by=self.name, placing=True) for job in jobs]
         streams = [self._mirrors.add(mirror) for mirror in mirrors]
         self._stopping.accepted(mirrors)
+        for mirror in mirrors:
+            self._stopping.limit(mirror)
         try:
             await self._placing.place(mirrors, headers, retry_of)
         except BaseException:
@@ -308,8 +310,7 @@ class Router(WorkerInterface):
     async def drop_events(self, job: Job) -> None:
         """Keep the events of an ended job no longer, anywhere."""
         self._mirrors.tracker.drop_events_of(job.key, job.incarnation)
-        dropped = ("drop_events", job.key, job.incarnation)
-        await answers([remote.call(*dropped, patience_sec=LOOK_SEC) for remote in self._peers])
+        await self._stopping.everywhere("drop_events", job.key, job.incarnation, within_sec=LOOK_SEC)
 
     async def tokenize(self, prompt: str, template: Template, correlation_id: str, owner: str) -> Tokenized:
         """The tokens of a prompt, from the worker with the least load."""

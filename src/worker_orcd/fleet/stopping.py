@@ -30,6 +30,8 @@ FIND_SEC = 1.0
 """How long workers may take to say whether they have a job."""
 SECOND_LOOK_SEC = 0.1
 """A stop that a worker has not reported so soon is sent to it again, by the router that serves the job."""
+REPORT_SEC = 0.25
+"""How long after a job's time limit its worker may report that it has passed."""
 MAX_REQUESTS = 10_000
 MARGIN_SEC = 0.5
 """A stop that is not confirmed is ended so long before the cancel deadline."""
@@ -263,6 +265,12 @@ class Stopping:
             loop = asyncio.get_running_loop()
             mirror.overdue = loop.call_later(SECOND_LOOK_SEC, self._second_look, mirror)
 
+    def limit(self, mirror: Mirror) -> None:
+        """Stop a job that this router serves when its time limit has passed and its worker has not reported that."""
+        left = mirror.job.deadline - now().mono + REPORT_SEC
+        stop = (mirror, StopReason.TIMEOUT, mirror.job.correlation_id)
+        mirror.time_limit = asyncio.get_running_loop().call_later(left, self.stop, *stop)
+
     def send(self, mirror: Mirror) -> None:
         """Tell the worker of a stop, until it confirms that."""
         remote = self._peers.get(mirror.worker)
@@ -273,6 +281,12 @@ class Stopping:
         """Have a worker stop a job which this router does not have there, or withdraw an attempt to hand it over.
         Returns as `Unconfirmed.send`."""
         return self._unconfirmed.send(remote, "disown", self._router, incarnation, attempt)
+
+    async def everywhere(self, method: str, *arguments: Any, within_sec: float) -> None:
+        """Call a method of all workers. Those that do not answer in time get the call again when they do."""
+        calls = {self._unconfirmed.send(remote, method, *arguments) for remote in self._peers}
+        if calls:
+            await asyncio.wait(calls, timeout=within_sec)
 
     def _message(self, job: Job, stop: StopRequest) -> tuple[Any, ...]:
         if stop.reason is StopReason.DISCONNECT:

@@ -81,6 +81,8 @@ class Succession:
 
     def _serve(self, mirror: Mirror, term: int) -> None:
         mirror.served_by, mirror.term = self._router, term
+        if mirror.time_limit is None:
+            self._stopping.limit(mirror)
         if not mirror.serves:
             mirror.serves = mirror.inherited = True
             self._stopping.see_to(mirror)

@@ -1,4 +1,4 @@
-"""Stops that workers have not confirmed: each is sent again until its worker answers, or is dead.
+"""Calls that workers have not confirmed, mostly stops: each is sent again until its worker answers, or is dead.
 
 Otherwise a job whose stop was lost would run on without a router that has it.
 """
@@ -11,7 +11,7 @@ from worker_orcd.fleet.tasks import Tasks
 
 
 class Unconfirmed:
-    """The stops of one router that have not been confirmed."""
+    """The calls of one router that have not been confirmed."""
 
     def __init__(self, tasks: Tasks) -> None:
         self._tasks = tasks

@@ -192,6 +192,7 @@ class News:
         events: log events of the worker, and whose they are.
         state: the worker's, if some time has passed since it was sent last.
         warm: blocks of prompts that other routers sent to the worker (`routing.chain_of`).
+        number: of this answer. A poll names the last one that came: if an answer is lost, the next poll gets it again.
         others: which of the updates are of jobs that another router serves, or none (their incarnations).
     """
 
@@ -201,3 +202,4 @@ class News:
     state: WorkerState | None = None
     warm: tuple[bytes, ...] = ()
     others: frozenset[str] = frozenset()
+    number: int = 0
