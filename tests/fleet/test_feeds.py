@@ -8,9 +8,11 @@ import pytest
 from tests.fakes import QUICK
 from tests.fleet.test_fleet import cancelled, in_virtual_time
 from tests.fleet.world import execute, read, running_fleet, tokens_seen
+from worker_orcd.fleet.cancels import Cancel
 from worker_orcd.fleet.feeds import LONGEST_PAUSE_SEC
 from worker_orcd.fleet.keepers import keepers_of
 from worker_orcd.fleet.routing import BLOCK_CHARS
+from worker_orcd.worker.now import now
 
 
 @in_virtual_time
@@ -63,7 +65,8 @@ async def test_a_keeper_that_has_the_job_stops_it_at_once() -> None:
             holder = fleet.holder(f"job-{n}")
             if holder.name in keepers_of(("", f"job-{n}"), names)[:2]:
                 asked = asyncio.get_running_loop().time()
-                await holder.host.cancel(("", f"job-{n}"), "cor", 0, 0.0, True)
+                cancel = Cancel(("", f"job-{n}"), "cor", now())
+                await holder.host.cancel(cancel.key, "cor", holder.host._keeper.granted, cancel.of_parts())
                 assert cancelled(await read(stream))
                 assert asyncio.get_running_loop().time() - asked < 0.05, (
                     "its router repeats a stop after 0.1 s"

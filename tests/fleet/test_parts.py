@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.fakes import at, execute, queued_job, running_job, stop_request
-from worker_orcd.fleet.keepers import Claim, Keeper, keepers_of
+from worker_orcd.fleet.keepers import Claim, Keeper, Verdict, keepers_of
 from worker_orcd.fleet.routing import BLOCK_CHARS, MUCH_BUSIER, WarmPrefixes, chain_of, choose
 from worker_orcd.fleet.summary import merged_metrics, merged_records
 from worker_orcd.jobs.record import record_of
@@ -37,9 +37,9 @@ def test_an_id_is_claimed_by_one_use() -> None:
     assert keeper.claim(KEY, Claim("1", "b"), at(1)).held_by is None
     refused = keeper.claim(KEY, Claim("2", "a"), at(3))
     assert refused.held_by == Claim("1", "b")
-    assert refused.held_sec == 3.0
+    assert refused.held_sec == 2.0, "since it was claimed last"
     assert keeper.claim(KEY, Claim("3", "c"), at(4), replaces="1").held_by is None
-    assert keeper.claim(KEY, Claim("2", "a"), at(4), replaces="1").held_by == Claim("3", "c")
+    assert keeper.claim(KEY, Claim("2", "a"), at(4), replaces="1").held_by == Claim("3", "c", use=1)
     assert keeper.claim(("berta", "job"), Claim("4", "a"), at(4)).held_by is None
 
 
@@ -70,7 +70,7 @@ def test_a_claim_of_parts_adds_to_that_of_a_job() -> None:
     assert keeper.claim(KEY, Claim("1", "b"), at(2)).held_by is None
     assert keeper.claim(KEY, Claim("2", "a"), at(3)).held_by == Claim("1", "b", parts=True)
     other = ("", "other")
-    keeper.cancel(other, stop_request(seconds=0.0), at(0))
+    keeper.remember(other, stop_request(seconds=0.0), at(0))
     assert keeper.claim(other, parts, at(1)).cancelled is not None
     assert keeper.claim(other, Claim("3", "a"), at(2), replaces=parts.incarnation).held_by is None
 
@@ -78,16 +78,47 @@ def test_a_claim_of_parts_adds_to_that_of_a_job() -> None:
 def test_a_cancel_of_an_unknown_id_is_remembered_once_and_for_a_while() -> None:
     """Not after a refused request, and not for an id whose use is known."""
     keeper = Keeper(5.0)
-    assert keeper.cancel(KEY, stop_request(seconds=0.0), at(0)) is None
+    assert keeper.remember(KEY, stop_request(seconds=0.0), at(0)).claim is None
     assert keeper.claim(KEY, Claim("1", "a"), at(1)).cancelled is not None
-    assert keeper.cancel(KEY, stop_request(), at(2)) == Claim("1", "a")
+    assert keeper.remember(KEY, stop_request(), at(2)).claim == Claim("1", "a")
     assert keeper.claim(KEY, Claim("2", "a"), at(3), replaces="1").cancelled is None
     keeper.refused(KEY, "2", at(4))
-    assert keeper.cancel(KEY, stop_request(seconds=5.0), at(5)) is None
+    assert keeper.remember(KEY, stop_request(seconds=5.0), at(5)).claim is None
     assert keeper.claim(KEY, Claim("3", "a"), at(5)).cancelled is None
-    other = ("", "other")
-    keeper.cancel(other, stop_request(seconds=10.0), at(10))
+    other, late = ("", "other"), ("", "late")
+    keeper.remember(other, stop_request(seconds=10.0), at(10))
+    keeper.remember(late, stop_request(seconds=6.0), at(10))
+    assert keeper.claim(late, Claim("5", "a"), at(12)).cancelled is None
     assert keeper.claim(other, Claim("4", "a"), at(16)).cancelled is None
+
+
+def test_a_remembered_cancel_is_for_the_first_use_of_an_id() -> None:
+    """Another keeper knows of an earlier use, which has used the cancel, or was what it was for."""
+    keeper = Keeper(5.0)
+    keeper.remember(KEY, stop_request(seconds=0.0), at(0))
+    assert keeper.claim(KEY, Claim("2", "a", use=1), at(1)).cancelled is None
+    assert keeper.claim(KEY, Claim("3", "a"), at(2), replaces="2") == Verdict(use=2)
+
+
+def test_a_routers_claim_that_was_overtaken_by_its_next_one_changes_nothing() -> None:
+    """The job is at another worker by now. Another router counts its own claims."""
+    keeper = Keeper(5.0)
+    later = Claim("1", "b", router="r", sent=2)
+    keeper.claim(KEY, later, at(0))
+    assert keeper.claim(KEY, Claim("1", "a", router="r", sent=1), at(1)).held_by is None
+    assert keeper.look(KEY) == later
+    keeper.claim(KEY, Claim("1", "c", router="heir", term=1, sent=1), at(2))
+    assert keeper.look(KEY) == Claim("1", "c", router="heir", term=1, sent=1)
+
+
+def test_a_keeper_forgets_what_was_not_claimed_again_for_longest() -> None:
+    """A live job's id is claimed again and again."""
+    keeper = Keeper(5.0, bound=3)
+    for n in range(9):
+        keeper.claim(("", f"short-{n}"), Claim(f"{n}", "a"), at(n))
+        keeper.claim(("", "long"), Claim("long", "a"), at(n))
+    assert keeper.look(("", "long")) is not None
+    assert keeper.look(("", "short-0")) is None
 
 
 def test_a_conversation_goes_where_its_prefix_is_warm_unless_that_worker_is_much_busier() -> None:

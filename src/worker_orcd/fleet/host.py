@@ -1,17 +1,19 @@
 """A worker as a fleet's routers see it: what they ask of it, and what it keeps for them.
 
-Every call names the use of the job id that it is for (its incarnation), so that nothing meant for one use can reach a
-later one, however late it comes. No call waits for an engine, but for those that say so.
+Every call names the use of the job id that it is for: by its incarnation, or by how many uses this worker had granted
+as a keeper. So nothing meant for one use can reach a later one, however late it comes. No call waits for an engine, but
+for those that say so.
 """
 
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from worker_orcd import narration
 from worker_orcd.fleet.death import Death
 from worker_orcd.fleet.feeds import Feeds
-from worker_orcd.fleet.keepers import Claim, Keeper, Verdict
+from worker_orcd.fleet.keepers import Claim, Keeper, Known, Verdict
 from worker_orcd.fleet.metrics import RouteMetrics
 from worker_orcd.fleet.routing import Routed, chain_of
 from worker_orcd.fleet.wire import (
@@ -92,7 +94,8 @@ class WorkerHost:
     async def poll(self, router: str, wait_sec: float, seen: int) -> News:
         """News for a router, as soon as there is any; the last answer again if it has not `seen` that. Renews its
         lease."""
-        return await self._feeds.poll(router, wait_sec, seen)
+        news = await self._feeds.poll(router, wait_sec, seen)
+        return replace(news, granted=self._keeper.granted)
 
     async def follow(self, router: str, key: JobKey, incarnation: str, cursor: Cursor) -> Followed | None:
         """Have a router follow a job from a place on. None: this use of the id is not here, or not kept."""
@@ -115,7 +118,10 @@ class WorkerHost:
         job = live or self._tracker.ended_job(job_id, owner)
         if job is None:
             return None
-        return Found(job.incarnation, live is not None, job.accepted.unix, *self._feeds.served_by(job))
+        moment = now()
+        served_by, term = self._feeds.served_by(job)
+        age_sec = moment.mono - job.accepted.mono
+        return Found(job.incarnation, live is not None, job.accepted.unix, served_by, term, age_sec)
 
     async def is_over(self, key: JobKey, incarnation: str) -> bool | None:
         """Whether a use of an id is over; None: it was never here, or that is long ago."""
@@ -156,6 +162,8 @@ class WorkerHost:
             try:
                 streams = self._worker.execute(requests, correlation_id, owner, headers, retry_of, copies)
             except JobError as error:
+                for request in requests:
+                    self._worker.dispatcher.remembered.use((owner, request.job_id))
                 return Refusal.of(error)
             jobs = [stream.job for stream in streams]
             for job in jobs:
@@ -281,40 +289,36 @@ class WorkerHost:
         """Claim an id for one use."""
         return self._keeper.claim(key, claim, now(), replaces)
 
-    async def cancel(
-        self, key: JobKey, correlation_id: str, place: int, age_sec: float, remember: bool
-    ) -> tuple[Claim, bool] | None:
-        """Look up the use that a client's cancel is for, tell all routers, and stop its job if it is here; remember the
-        cancel if there is no use.
+    async def cancel(self, key: JobKey, correlation_id: str, up_to: int, parts: SharedStop) -> Known:
+        """Carry out a client's cancel of the latest use of an id, unless it was granted here after `up_to` others: tell
+        all routers, and stop the use's job if it is here, and its parts (`parts`) if it has any."""
+        owner, job_id = key
+        known = self._keeper.known(key, now())
+        claim = known.claim
+        if claim is None or known.order > up_to:
+            return known
+        self._feeds.tell(StopNote(key, claim.incarnation, correlation_id))
+        if claim.parts:
+            await self.stop_shared(parts, tell=True)
+        job = self._tracker.live(job_id, owner)
+        stopped = job is not None and job.incarnation == claim.incarnation
+        if stopped:
+            self._worker.cancel(job_id, correlation_id, owner)
+        return replace(known, reached=True, stopped=stopped)
+
+    async def remember(self, key: JobKey, correlation_id: str, since: float, log: bool) -> Known:
+        """Remember a client's cancel of an id of which this keeper knew no use, for the first one.
 
         Args:
             key: owner and job id.
             correlation_id: the cancel's.
-            place: this worker's among the keepers of the id. The first one logs a cancel of an unknown id.
-            age_sec: how long ago the cancel was accepted, if this is not its first try.
-            remember: whether no keeper has answered yet.
-
-        Returns:
-            The use, and whether its job is stopped here.
+            since: the earliest time at which it can have been accepted, on this worker's clock.
+            log: whether no other keeper logs it.
         """
-        owner, job_id = key
-        moment = now()
-        stop = StopRequest(StopReason.CLIENT, moment.mono - age_sec, correlation_id)
-        claim = self._keeper.cancel(key, stop, moment, age_sec, remember=remember)
-        if claim is not None:
-            self._feeds.tell(StopNote(key, claim.incarnation, correlation_id))
-            if claim.parts:
-                unix = moment.unix - age_sec
-                parts = SharedStop(owner, "part_of", job_id, StopReason.CLIENT, correlation_id, unix, age_sec)
-                await self.stop_shared(parts, tell=True)
-            job = self._tracker.live(job_id, owner)
-            if job is not None and job.incarnation == claim.incarnation:
-                self._worker.cancel(job_id, correlation_id, owner)
-                return claim, True
-            return claim, False
-        if not place and remember:
+        known = self._keeper.remember(key, StopRequest(StopReason.CLIENT, since, correlation_id), now())
+        if known.claim is None and log:
             self._cancelled_without_job(key, correlation_id, TargetState.UNKNOWN)
-        return None
+        return known
 
     async def look(self, key: JobKey) -> Claim | None:
         """The latest use of an id."""

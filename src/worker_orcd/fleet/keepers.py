@@ -7,6 +7,7 @@ jobs. All of it is small and pure: each worker of a fleet is a keeper of its sha
 import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from worker_orcd.bounded import BoundedByOwner
 from worker_orcd.jobs.clock import Timestamp
@@ -32,6 +33,8 @@ class Claim:
         router: the router that serves the job.
         term: how many routers served it before that one.
         age_sec: time since the use's request was accepted.
+        use: how many uses of the id came before it, as far as its keepers know.
+        sent: how many claims the router made for the use before this one.
     """
 
     incarnation: str
@@ -40,12 +43,18 @@ class Claim:
     router: str = ""
     term: int = 0
     age_sec: float = 0.0
+    use: int = 0
+    sent: int = 0
 
     def replaces(self, held: "Claim") -> bool:
         """Whether this claim replaces an earlier one of the same use. When a job's router has died, several others may
         want to serve the job at the same time, in the same term: the first one does. One that was only thought to be
         dead is in an earlier term."""
         return self.term > held.term or (self.term, self.router) == (held.term, held.router)
+
+    def overtaken_by(self, held: "Claim") -> bool:
+        """Whether the router has made an earlier claim of the same use after this one."""
+        return self.term == held.term and self.sent < held.sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +63,47 @@ class Verdict:
 
     Attributes:
         held_by: the claim of another use of the id, which keeps this one out; None: the claim is granted.
-        held_sec: how old that claim is.
-        cancelled: the cancel that overtook this job.
+        held_sec: time since that claim was made, or made again.
+        cancelled: the cancel that overtook the id's first use: not this one, if another keeper knows of an earlier use.
+        use: how many uses of the id came before, as far as this keeper knows.
     """
 
     held_by: Claim | None = None
     held_sec: float = 0.0
     cancelled: StopRequest | None = None
+    use: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a keeper knows of an id when a cancel asks.
+
+    Attributes:
+        at: the keeper's clock, monotonic seconds. Only the keeper itself can read it.
+        claim: the latest use; None: it knows of none.
+        order: how many uses of all ids this keeper had granted with that one; more for a later use of the id.
+        age_sec: time since the use was accepted, at least.
+        reached: whether the cancel was carried out there, as far as the keeper can.
+        stopped: whether the use's job is at the keeper, and was stopped.
+        refused: whether it knows of no use, but that the latest request with the id was refused.
+    """
+
+    at: float
+    claim: Claim | None = None
+    order: int = 0
+    age_sec: float = 0.0
+    reached: bool = False
+    stopped: bool = False
+    refused: bool = False
+
+
+class _Held(NamedTuple):
+    """A claim, when it was made last, the latest time at which its use can have been accepted, and its order."""
+
+    claim: Claim
+    since: float
+    accepted: float
+    order: int
 
 
 def keepers_of(key: JobKey, workers: Collection[str]) -> list[str]:
@@ -81,14 +124,16 @@ class Keeper:
     """The ids that one worker keeps."""
 
     def __init__(self, cancel_memory_sec: float, *, bound: int = MAX_CLAIMS) -> None:
-        self._claims: BoundedByOwner[str, tuple[Claim, float, float]] = BoundedByOwner(bound)
-        """The latest use of each id, when it was claimed here first, and when its request was accepted."""
+        self.granted = 0
+        """Uses granted so far."""
+        self._claims: BoundedByOwner[str, _Held] = BoundedByOwner(bound)
+        """The latest use of each id. What was not claimed again for the longest time is forgotten first."""
         self._cancels = PendingCancels(cancel_memory_sec)
         self._refused = RefusedRequests()
 
     def claim(self, key: JobKey, claim: Claim, now: Timestamp, replaces: str | None = None) -> Verdict:
         """Claim an id for one use. A claim of the same use replaces the earlier one if it is by the same router, or in
-        a later term.
+        a later term; made again, it lasts.
 
         Args:
             key: owner and job id.
@@ -96,48 +141,49 @@ class Keeper:
             now: the time.
             replaces: another use of the id, of which is known that it is over.
         """
-        held, since, accepted = self._claims.get(*key) or (None, now.mono, now.mono)
-        if held is not None and not claim.incarnation:
-            self._claims.add(*key, (replace(held, parts=True), since, accepted))
+        entry = self._claims.get(*key)
+        if entry is not None and not claim.incarnation:
+            self._claims.add(*key, entry._replace(claim=replace(entry.claim, parts=True)))
             return Verdict()
-        if held is not None and held.incarnation not in (claim.incarnation, replaces):
-            return Verdict(held_by=held, held_sec=now.mono - since)
+        held = None if entry is None else entry.claim
+        accepted, use = now.mono - claim.age_sec, claim.use
         again = held is not None and held.incarnation == claim.incarnation
-        if held is not None and again:
-            if not claim.replaces(held):
-                return Verdict(held_by=held, held_sec=now.mono - since)
-            claim = replace(claim, parts=claim.parts or held.parts)
-        self._claims.add(*key, (claim, since if again else now.mono, now.mono - claim.age_sec))
+        if entry is not None and held is not None:
+            other = not again and held.incarnation != replaces
+            if other or (again and not claim.replaces(held)):
+                return Verdict(held_by=held, held_sec=now.mono - entry.since, use=held.use)
+            use = max(use, held.use + (not again))
+            if again:
+                accepted = min(accepted, entry.accepted)
+                parts = claim.parts or held.parts
+                claim = replace(held if claim.overtaken_by(held) else claim, parts=parts)
+        self.granted += not again
+        order = entry.order if entry is not None and again else self.granted
+        self._claims.add(*key, _Held(replace(claim, use=use), now.mono, accepted, order))
         self._refused.accepted(key)
-        cancel = None if again else self._cancels.of(key, now)
-        if cancel is not None:
-            self._cancels.use(key)
-        return Verdict(cancelled=cancel)
+        cancel = None if again or use else self._cancels.of(key, now)
+        self._cancels.use(key)
+        return Verdict(cancelled=cancel, use=use)
 
-    def cancel(
-        self, key: JobKey, stop: StopRequest, now: Timestamp, age_sec: float = 0.0, *, remember: bool = True
-    ) -> Claim | None:
-        """Look up the use that a client's cancel is for. A cancel of an unknown id is remembered for a while, unless
-        the latest request with this id was refused.
+    def known(self, key: JobKey, now: Timestamp) -> Known:
+        """What is known of an id, for a cancel."""
+        held = self._claims.get(*key)
+        if held is None:
+            return Known(now.mono, refused=self._refused.has(key, now))
+        return Known(now.mono, held.claim, held.order, now.mono - held.accepted)
 
-        Args:
-            key: owner and job id.
-            stop: the cancel.
-            now: the time.
-            age_sec: how long ago the cancel was accepted, if it was tried before. Then no younger use is meant.
-            remember: whether no keeper has answered yet.
-        """
-        held, _, accepted = self._claims.get(*key) or (None, now.mono, now.mono)
-        if age_sec and held is not None and accepted > now.mono - age_sec:
-            return None
-        if held is None and remember and not self._refused.has(key, now):
+    def remember(self, key: JobKey, stop: StopRequest, now: Timestamp) -> Known:
+        """Remember a cancel of an unknown id for a while, for the id's first use; unless the latest request with this
+        id was refused. `stop.accepted_at` is on this keeper's clock."""
+        known = self.known(key, now)
+        if known.claim is None and not known.refused:
             self._cancels.add(key, stop)
-        return held
+        return known
 
     def look(self, key: JobKey) -> Claim | None:
         """The latest use of an id."""
         held = self._claims.get(*key)
-        return None if held is None else held[0]
+        return None if held is None else held.claim
 
     def refused(self, key: JobKey, incarnation: str | None, now: Timestamp) -> None:
         """A request with this id was refused; `incarnation` is the use that it had claimed, if it had."""

@@ -38,6 +38,11 @@ class Mirror:
         early: updates that came before the answer to the request.
         overdue: the timer of the stop.
         time_limit: the timer of the job's time limit.
+        granted: whether a keeper has granted the id to it.
+        use: how many uses of the id came before, as far as its keepers know.
+        sent: how many claims were made for it here.
+        overtaken: the cancel that overtook the job, if this is the first use of its id.
+        claimed_at: when it was claimed last, monotonic seconds.
     """
 
     job: Job
@@ -55,6 +60,11 @@ class Mirror:
     early: list[tuple[str, JobUpdate]] = field(default_factory=list)
     overdue: asyncio.TimerHandle | None = None
     time_limit: asyncio.TimerHandle | None = None
+    granted: bool = False
+    use: int = 0
+    sent: int = 0
+    overtaken: StopRequest | None = None
+    claimed_at: float = 0.0
 
 
 class Mirrors:
@@ -101,6 +111,12 @@ class Mirrors:
         owner, job_id = key
         self.tracker.forget_old(now())
         return self.tracker.ended_job(job_id, owner)
+
+    def has_ended(self, key: JobKey, incarnation: str) -> bool:
+        """Whether a use of an id is the last one that ended here."""
+        owner, job_id = key
+        record = self.tracker.ended_record(job_id, owner)
+        return record is not None and record["incarnation"] == incarnation
 
     def at(self, worker: str) -> list[Mirror]:
         """The copies of a worker's jobs."""

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from worker_orcd.fleet.keepers import keepers_of
+from worker_orcd.fleet.keepers import KEEPERS, keepers_of
 from worker_orcd.fleet.wire import News, Refusal, WorkerState
 from worker_orcd.jobs.errors import JobError
 from worker_orcd.jobs.job import JobKey
@@ -51,6 +51,8 @@ class Remote:
         """Number of its last answer to a poll."""
         self.sent = 0
         """Jobs sent since its state came."""
+        self.granted = 0
+        """Uses of ids that it had granted as their keeper, when it reported last."""
         self._peer = peer
 
     async def call(self, method: str, *arguments: Any, patience_sec: float = CALL_SEC) -> Any:
@@ -155,6 +157,10 @@ class Peers:
         answering = [name for name, remote in self._remotes.items() if not remote.silent]
         return [self._remotes[name] for name in keepers_of(key, answering)]
 
+    def keeps(self, remote: Remote, key: JobKey) -> bool:
+        """Whether a worker is one of an id's keepers, even if all workers answer."""
+        return remote.name in keepers_of(key, self._remotes)[:KEEPERS]
+
     def add(self, found: Mapping[str, Peer]) -> None:
         """These workers are listed. Those that are dead are noticed by their answers, once each."""
         unlisted = [name for name in self._lost_at if name not in found]
@@ -175,8 +181,9 @@ class Peers:
     async def _poll(self, remote: Remote) -> None:
         while True:
             try:
+                wait_sec = 0.0 if remote.silent else POLL_SEC  # Know at once that it answers again.
                 news: News = await remote.call(
-                    "poll", self._router, POLL_SEC, remote.seen, patience_sec=POLL_SEC + SILENT_AFTER_SEC
+                    "poll", self._router, wait_sec, remote.seen, patience_sec=POLL_SEC + SILENT_AFTER_SEC
                 )
             except PeerLost:
                 self._lose(remote)
@@ -185,7 +192,7 @@ class Peers:
                 remote.answering.clear()
                 await asyncio.sleep(AGAIN_SEC)
                 continue
-            remote.seen = news.number
+            remote.seen, remote.granted = news.number, news.granted
             if news.state is not None:
                 remote.state, remote.sent = news.state, 0
             if remote.silent:

@@ -3,13 +3,15 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from worker_orcd.fleet.keepers import KEEPERS, Claim, Verdict
 from worker_orcd.fleet.mirrors import Mirror, Mirrors, freed_now
 from worker_orcd.fleet.peers import PeerLost, Peers, PeerSilent, Remote
+from worker_orcd.fleet.refusals import in_use, keepers_silent, no_worker
 from worker_orcd.fleet.routing import Choice, Routed, WarmPrefixes, chain_of, choose
-from worker_orcd.fleet.stopping import Stopping
-from worker_orcd.fleet.tasks import Tasks
+from worker_orcd.fleet.stopping import KEEPER_SEC, Stopping
+from worker_orcd.fleet.tasks import Tasks, answers
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job, JobKey
 from worker_orcd.jobs.lifecycle import State
@@ -23,6 +25,10 @@ from worker_orcd.worker.now import now
 GRACE_SEC = 3.0
 """An id whose worker has died stays in use so long: its job may be about to go on elsewhere."""
 RETRY_SEC = 0.1
+BETWEEN_SEC = 1.0
+"""The id of a job that waits for another worker is claimed again so often."""
+RENEW_SEC = 30.0
+"""Ids of live jobs are claimed again so often: keepers forget the oldest claims first."""
 _ELSEWHERE = frozenset({ErrorCode.QUEUE_FULL, ErrorCode.DRAINING, ErrorCode.ENGINE_LOST})
 """Refusals that another worker may not share."""
 
@@ -49,6 +55,7 @@ class Placing:
         self._mirrors = mirrors
         self._stopping = stopping
         self._tasks = tasks
+        self._renewed_at = now().mono
 
     async def place(
         self,
@@ -69,25 +76,28 @@ class Placing:
         first = mirrors[0].job
         refusal = self._nobody()
         passed: set[str] = set()
+        second: asyncio.Task[JobError | TakenOver | None] | None = None
         while True:
             choice = self._choice(first, passed | mirrors[0].withdrawn)
             remote = None if choice is None else self._peers.get(choice.worker)
             if choice is None or remote is None:
-                await self._release(mirrors, refusal)
+                await self._release([] if requeued else mirrors, second)
                 raise refusal
             passed.add(choice.worker)
-            remote.sent += len(mirrors)  # Now: others are placed while this one's id is claimed.
-            for mirror in mirrors:
-                mirror.attempts += 1
+            claimed = False
+            _attempt(mirrors, remote)
             try:
                 await self._claim(mirrors, remote.name)
+                claimed = True
                 second = self._tasks.spawn(self._confirm(mirrors, remote.name))
+                if any(mirror.overtaken for mirror in mirrors):
+                    await asyncio.wait({second})
                 routed = Routed(self._router, choice, requeued, mirrors[0].term, mirrors[0].attempts)
                 updates = await self._hand_over(mirrors, remote, routed, headers, retry_of)
                 other = await second
             except JobError as error:
-                if error.code not in _ELSEWHERE:
-                    await self._release(mirrors, error)
+                if not claimed or error.code not in _ELSEWHERE:
+                    await self._release([] if requeued else mirrors, second)
                     raise
                 refusal = error
             except PeerLost:
@@ -100,6 +110,10 @@ class Placing:
             else:
                 if self._peers.get(remote.name) is not remote:
                     continue  # It has died meanwhile.
+                if isinstance(other, JobError):
+                    self._withdraw(mirrors, remote)
+                    await self._release([] if requeued else mirrors, second)
+                    raise other
                 self._accepted(mirrors, remote, updates, other)
                 return choice
 
@@ -127,6 +141,8 @@ class Placing:
                 if now().mono > job.deadline:
                     job.request_stop(StopRequest(StopReason.TIMEOUT, now().mono, job.correlation_id))
                     break
+                if now().mono - mirror.claimed_at > BETWEEN_SEC:
+                    await self._confirm([mirror], "", range(KEEPERS))
                 await asyncio.sleep(RETRY_SEC)
             else:
                 return
@@ -134,11 +150,23 @@ class Placing:
 
     async def claim_again(self, mirror: Mirror) -> None:
         """The keepers of a job's id may be others by now."""
-        worker = mirror.worker
-        if worker is not None and mirror.job.live:
-            await self._confirm([mirror], worker, first=0)
+        for place in range(KEEPERS):
+            if mirror.job.live and mirror.worker is not None:
+                await self._confirm([mirror], mirror.worker, [place])
 
-    # Inside.
+    async def claim_all_again(self, keeper: Remote | None = None, age_sec: float = 0.0) -> None:
+        """Claim the ids of the jobs that this router serves again, if `keeper` keeps them (None: whoever does), and if
+        they were claimed so long ago."""
+        for mirror in self._mirrors:
+            old = mirror.serves and now().mono - mirror.claimed_at >= age_sec
+            if old and (keeper is None or self._peers.keeps(keeper, mirror.job.key)):
+                await self.claim_again(mirror)
+
+    def renew(self) -> None:
+        """Claim the ids of old jobs again, if it is time."""
+        if now().mono - self._renewed_at > RENEW_SEC:
+            self._renewed_at = now().mono
+            self._tasks.spawn(self.claim_all_again(age_sec=RENEW_SEC / 2))
 
     def _nobody(self) -> JobError:
         """Why no worker takes jobs."""
@@ -189,20 +217,16 @@ class Placing:
         mirrors: Sequence[Mirror],
         remote: Remote,
         updates: Sequence[JobUpdate],
-        other: JobError | TakenOver | None,
+        taken: TakenOver | None,
     ) -> None:
-        """A worker has accepted the jobs. `other`: another use or router has an id meanwhile; raised."""
+        """A worker has accepted the jobs. `taken`: another router has one meanwhile; raised."""
         first = mirrors[0].job
-        if isinstance(other, TakenOver):
-            if other.claim.worker != remote.name:
+        if taken is not None:
+            if taken.claim.worker != remote.name:
                 self._withdraw(mirrors, remote)
-            raise other
+            raise taken
         self._placed(mirrors, remote, updates)
         self.warm.sent(remote.name, chain_of(first.request, first.owner))
-        if other is not None:
-            for mirror in mirrors:
-                self._stopping.stop(mirror, StopReason.DISCONNECT, first.correlation_id)
-            raise other
 
     def _placed(self, mirrors: Sequence[Mirror], remote: Remote, updates: Sequence[JobUpdate]) -> None:
         for mirror, update in zip(mirrors, updates, strict=True):
@@ -235,44 +259,77 @@ class Placing:
             raise in_use()
 
     async def _confirm(
-        self, mirrors: Sequence[Mirror], worker: str, first: int = 1
+        self, mirrors: Sequence[Mirror], worker: str, places: Sequence[int] = range(1, KEEPERS)
     ) -> JobError | TakenOver | None:
         """Claim the ids at their other keepers, too. Returns why that fails: one of them knows of another job with an
         id, or of another worker for a job."""
         try:
-            granted = [
-                await self._claim_one(mirror, worker, place)
-                for mirror in mirrors
-                for place in range(first, KEEPERS)
-            ]
-            for place in range(first, KEEPERS):
+            granted = [await self._claim_one(mirror, worker, place) for mirror in mirrors for place in places]
+            for place in places:
                 await self._claim_names(mirrors, place)
         except TakenOver as taken:
             return taken
+        for mirror in mirrors:
+            overtaken, mirror.overtaken = mirror.overtaken, None
+            if overtaken is not None and not mirror.use:
+                self._stopping.stop(mirror, StopReason.CLIENT, overtaken.correlation_id or "")
         return None if all(granted) else in_use()
 
     async def _claim_one(self, mirror: Mirror, worker: str, place: int) -> bool:
         """Claim a job's id at one of its keepers; if that one does not answer, at the next. Returns whether it is
-        granted, or nobody can say."""
-        job, key = mirror.job, mirror.job.key
-        age_sec = now().mono - job.accepted.mono
-        parts = job.request.part_of == job.job_id
-        claim = Claim(job.incarnation, worker, parts, self._router, mirror.term, age_sec)
+        granted, or nobody can say.
+
+        Raises:
+            JobError: neither of the keepers answers that may know of another job with this id.
+            TakenOver: as `requeue`.
+        """
+        job, key, was_at = mirror.job, mirror.job.key, mirror.worker
+        mirror.claimed_at = now().mono
         for keeper in self._peers.keepers(key)[place:]:
+            if mirror.worker != was_at:
+                return True  # It has left the worker meanwhile.
+            if not (place or mirror.granted or self._peers.keeps(keeper, key)):
+                break
             try:
-                verdict: Verdict = await keeper.call("claim", key, claim, None)
-                if verdict.held_by is not None:
-                    if verdict.held_by.incarnation == job.incarnation:
-                        raise TakenOver(verdict.held_by)
-                    if await self._is_live(key, verdict.held_by, verdict.held_sec):
-                        return False
-                    verdict = await keeper.call("claim", key, claim, verdict.held_by.incarnation)
+                verdict = await self._verdict(keeper, mirror, worker)
             except (PeerLost, PeerSilent):
                 continue
-            if verdict.cancelled is not None:
-                self._stopping.stop(mirror, StopReason.CLIENT, verdict.cancelled.correlation_id or "")
-            return verdict.held_by is None
-        return True
+            if verdict.held_by is not None:
+                for other in self._peers.keepers(key)[:place]:
+                    self._tasks.try_to(other.call("claim", key, verdict.held_by, job.incarnation))
+                return False
+            mirror.granted = True
+            mirror.use = max(mirror.use, verdict.use)
+            mirror.overtaken = mirror.overtaken or verdict.cancelled
+            return True
+        if place or mirror.granted:
+            return True
+        raise keepers_silent()
+
+    async def _verdict(self, keeper: Remote, mirror: Mirror, worker: str) -> Verdict:
+        """What a keeper says to a claim, after earlier uses of the id are known to be over."""
+        job, key = mirror.job, mirror.job.key
+        age_sec = now().mono - job.accepted.mono
+        mirror.sent += 1
+        claim = Claim(
+            job.incarnation,
+            worker,
+            job.request.part_of == job.job_id,
+            self._router,
+            mirror.term,
+            age_sec,
+            use=mirror.use,
+            sent=mirror.sent,
+        )
+        verdict: Verdict = await keeper.call("claim", key, claim, None)
+        held = verdict.held_by
+        if held is not None:
+            if held.incarnation == job.incarnation:
+                raise TakenOver(held)
+            if await self._is_live(key, held, verdict.held_sec, mirror.use):
+                return verdict
+            verdict = await keeper.call("claim", key, claim, held.incarnation)
+        return verdict
 
     async def _claim_names(self, mirrors: Sequence[Mirror], place: int) -> bool:
         """Have keepers know that jobs are parts of requests with other ids, since a cancel of such an id is for them.
@@ -295,42 +352,48 @@ class Placing:
                 break
         return True
 
-    async def _is_live(self, key: JobKey, claim: Claim, held_sec: float) -> bool:
+    async def _is_live(self, key: JobKey, claim: Claim, held_sec: float, use: int) -> bool:
         """Whether the job of another claim is live. Where nobody can say, it is, for a while: it may be on its way to
-        its worker, or from a worker that has died to another one."""
+        its worker, or from a worker that has died to another one; then its router claims the id again and again. Where
+        its worker does not answer, it is unless this is a later `use`."""
         mirror = self._mirrors.get(claim.incarnation)
-        if mirror is not None and mirror.serves and mirror.worker is None:
+        if mirror is not None and mirror.serves:
             return True
+        if not claim.incarnation or self._mirrors.has_ended(key, claim.incarnation):
+            return False
         remote = self._peers.get(claim.worker)
         if remote is None:
-            return self._peers.lost_sec(claim.worker) < GRACE_SEC
+            return min(held_sec, self._peers.lost_sec(claim.worker)) < GRACE_SEC
         try:
             over: bool | None = await remote.call("is_over", key, claim.incarnation)
         except (PeerLost, PeerSilent):
-            return True
+            return claim.use >= use
         return held_sec < GRACE_SEC if over is None else not over
 
-    async def _release(self, mirrors: Sequence[Mirror], error: JobError) -> None:
-        """The jobs were refused: their ids are free, and a cancel that follows is for the refused request."""
-        if error.code is ErrorCode.JOB_ID_IN_USE:
-            return
-        for mirror in mirrors:
-            if not mirror.job.events:
-                for keeper in self._peers.keepers(mirror.job.key)[:KEEPERS]:
-                    self._tasks.try_to(keeper.call("refused", mirror.job.key, mirror.job.incarnation))
+    async def _release(self, mirrors: Sequence[Mirror], second: asyncio.Task[Any] | None) -> None:
+        """The jobs were refused: their ids are free, and a cancel that follows is for the refused request. Waits until
+        the keepers know, or for a while."""
+
+        async def release() -> None:
+            if second is not None:
+                await asyncio.wait({second})  # Otherwise a keeper might get the claim after this.
+            await answers(
+                [
+                    keeper.call("refused", mirror.job.key, mirror.job.incarnation)
+                    for mirror in mirrors
+                    if mirror.granted
+                    for keeper in self._peers.keepers(mirror.job.key)[:KEEPERS]
+                ]
+            )
+
+        await asyncio.wait({self._tasks.spawn(release())}, timeout=KEEPER_SEC)
+
+
+def _attempt(mirrors: Sequence[Mirror], remote: Remote) -> None:
+    remote.sent += len(mirrors)  # Now: others are placed while this one's id is claimed.
+    for mirror in mirrors:
+        mirror.attempts += 1
 
 
 def _confirmed(mirror: Mirror, worker: str, _: object) -> None:
     mirror.withdrawn.discard(worker)
-
-
-def no_worker() -> JobError:
-    """No worker can be reached."""
-    return JobError(
-        ErrorCode.ENGINE_LOST, "no worker of the fleet can be reached", http_status=503, retry_after_sec=1
-    )
-
-
-def in_use() -> JobError:
-    """Another live job has this id."""
-    return JobError(ErrorCode.JOB_ID_IN_USE, "a live job has this job_id", param="job_id")

@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from worker_orcd import narration
+from worker_orcd.fleet.cancels import Cancel
 from worker_orcd.fleet.following import Following, unsure
 from worker_orcd.fleet.metrics import RouterMetrics
 from worker_orcd.fleet.mirrors import Mirror, Mirrors
 from worker_orcd.fleet.peers import Peer, PeerLost, Peers, PeerSilent, Remote
-from worker_orcd.fleet.placing import Placing, no_worker
+from worker_orcd.fleet.placing import Placing
+from worker_orcd.fleet.refusals import no_worker
 from worker_orcd.fleet.stopping import Reached, Stopping
 from worker_orcd.fleet.succession import Succession
 from worker_orcd.fleet.summary import health_of_fleet, merged_metrics, merged_records
@@ -89,10 +91,11 @@ class Router(WorkerInterface):
 
     def joined(self) -> None:
         """Another worker is there."""
-        self._tasks.spawn(self._claim_again())
+        self._tasks.spawn(self._placing.claim_all_again())
 
     def news(self, remote: Remote, news: News) -> None:
         """A worker reports."""
+        self._placing.renew()
         self._placing.warm.sent(remote.name, news.warm)
         for note in news.notes:
             if isinstance(note, ServeNote):  # First: this router does not have the job yet.
@@ -117,6 +120,7 @@ class Router(WorkerInterface):
 
     def back(self, remote: Remote) -> None:
         """A worker that was silent answers again."""
+        self._tasks.spawn(self._placing.claim_all_again(remote))
         for mirror in self._mirrors.at(remote.name):
             self._tasks.spawn(self._following.again(mirror))
 
@@ -130,12 +134,7 @@ class Router(WorkerInterface):
         for mirror in mirrors:
             mirror.worker = None
             self._tasks.spawn(self._succession.go_on(mirror))
-        self._tasks.spawn(self._claim_again())
-
-    async def _claim_again(self) -> None:
-        for mirror in self._mirrors:
-            if mirror.serves:
-                await self._placing.claim_again(mirror)
+        self._tasks.spawn(self._placing.claim_all_again())
 
     def _states(self) -> list[WorkerState]:
         return [remote.state for remote in self._peers if remote.state is not None]
@@ -229,12 +228,15 @@ class Router(WorkerInterface):
 
     async def cancel(self, job_id: str, correlation_id: str, owner: str = "") -> None:
         """Cancel a job for a client, wherever it is."""
-        recorded = asyncio.Event()
-        cancelling = self._tasks.spawn(self._stopping.cancel((owner, job_id), correlation_id, recorded))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(RECORD_SEC):
-                await recorded.wait()
-        await asyncio.wait({cancelling}, timeout=ANSWER_SEC)
+        cancel = Cancel((owner, job_id), correlation_id, now())
+        cancelling = self._tasks.spawn(self._stopping.cancel(cancel))
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RECORD_SEC):
+                    await cancel.recorded.wait()
+            await asyncio.wait({cancelling}, timeout=ANSWER_SEC)
+        finally:
+            cancel.answered = now().mono
 
     async def cancel_group(self, group: str, correlation_id: str, owner: str = "") -> list[str]:
         """Cancel the live jobs of a group at all workers. Returns their ids."""

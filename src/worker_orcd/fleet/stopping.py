@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from worker_orcd.bounded import BoundedByOwner
-from worker_orcd.fleet.keepers import KEEPERS, Claim
+from worker_orcd.fleet.cancels import Cancel
+from worker_orcd.fleet.keepers import KEEPERS, Claim, Known
 from worker_orcd.fleet.mirrors import Mirror, Mirrors, stop_here
 from worker_orcd.fleet.peers import CALL_SEC, PeerLost, Peers, PeerSilent, Remote
-from worker_orcd.fleet.tasks import Tasks, answers
+from worker_orcd.fleet.tasks import Tasks
 from worker_orcd.fleet.unconfirmed import Unconfirmed
 from worker_orcd.fleet.wire import SharedStop, StopNote
 from worker_orcd.jobs.clock import Timestamp
@@ -20,9 +21,6 @@ from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.worker.now import now
 
-NO_ANSWER = "no answer"
-Answer = tuple[Claim | str | None, bool]
-"""A keeper's answer to a cancel: the use of the id, and whether the keeper has stopped its job."""
 KEEPER_SEC = 0.5
 """How long a keeper may take to answer a cancel, before all workers are asked for the job."""
 AGAIN_SEC = 0.1
@@ -52,6 +50,20 @@ class Reached:
     stopped: set[str] = field(default_factory=set)
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a keeper says to a cancel: None if it does not answer. `since` is the earliest time at which the cancel can
+    have been accepted, on the keeper's clock."""
+
+    keeper: Remote
+    known: Known | None = None
+    since: float = 0.0
+
+
+Asked = dict[str, asyncio.Task[Answer]]
+"""The keepers that were asked, by name, and their answers."""
+
+
 class Stopping:
     """Stops jobs for one router."""
 
@@ -67,13 +79,9 @@ class Stopping:
         self._requests: BoundedByOwner[str, tuple[Timestamp, str | None]] = BoundedByOwner(MAX_REQUESTS)
         """When each request began whose jobs have ids of their own, and its cancel's correlation id."""
 
-    async def cancel(self, key: JobKey, correlation_id: str, recorded: asyncio.Event) -> None:
-        """Carry out a client's cancel, again until those that have to know of it have answered, or are dead. Sets
-        `recorded` as soon as another process has it."""
-        accepted = now()
-        await self._repeat(
-            lambda age_sec: self._cancelled(key, correlation_id, recorded, accepted, age_sec), accepted
-        )
+    async def cancel(self, cancel: Cancel) -> None:
+        """Carry out a client's cancel, again until those that have to know of it have answered, or are dead."""
+        await self._repeat(lambda age_sec: self._tried(cancel, first=not age_sec), cancel.accepted)
 
     async def stop_shared(self, shared: SharedStop, reached: Reached) -> None:
         """Stop all jobs that share a name, wherever they are, again until all workers have answered, or are dead."""
@@ -111,97 +119,130 @@ class Stopping:
         reached.workers.add(remote.name)
         reached.notes |= tells
 
-    async def _cancelled(
-        self, key: JobKey, correlation_id: str, recorded: asyncio.Event, accepted: Timestamp, age_sec: float
-    ) -> bool:
-        """Try to carry out a client's cancel, `age_sec` after it was accepted. Returns whether all is done.
+    async def _tried(self, cancel: Cancel, *, first: bool) -> bool:
+        """Try to carry out a client's cancel. Returns whether all is done.
 
-        Its keepers know which use of the id it is for, or remember it. Both are asked: one may be dead, or new. A
-        keeper that has the job stops it; a worker that is no keeper gets the stop meanwhile, if the job's copy is here.
+        Both keepers of the id are asked: one may be dead, or new, or not know of the latest use. A keeper carries the
+        cancel out at once if it had reported by the time of the cancel that it had granted the use. Of any other use it
+        says how old it is, and this router decides: a late message would reach a later use otherwise. A keeper that
+        knows of no use is asked to remember the cancel; later, only if no other one knows of a use. A worker that is no
+        keeper gets the stop meanwhile, if the job's copy is here.
         """
-        keepers, remember = self._peers.keepers(key)[:KEEPERS], not recorded.is_set()
+        keepers = self._peers.keepers(cancel.key)[:KEEPERS]
         asked = {
-            keeper.name: self._tasks.spawn(self._ask(keeper, key, correlation_id, place, age_sec, remember))
-            for place, keeper in enumerate(keepers)
+            keeper.name: self._tasks.spawn(self._ask(cancel, keeper, keeper.granted if first else 0))
+            for keeper in keepers
         }
-        mirror = self._mirrors.live(key)
-        if mirror is not None and mirror.job.accepted.mono > accepted.mono:
-            mirror = None
-        stopping: asyncio.Task[bool] | None = None
-        if mirror is not None and mirror.worker not in asked and mirror.stop is None:
-            stopping = self._tasks.spawn(
-                self._stop_at(mirror.worker, key, mirror.job.incarnation, correlation_id)
-            )
-        known, unsure = None, not keepers
-        for answer in asyncio.as_completed(asked.values()):
-            claim, _ = await answer
-            if isinstance(claim, str):
+        carried: dict[str, asyncio.Task[bool]] = {}
+        mirror = self._mirrors.live(cancel.key)
+        if mirror is not None and mirror.stop is None and mirror.worker not in asked:
+            copy = Claim(mirror.job.incarnation, mirror.worker or "")
+            if cancel.is_for(mirror.job):
+                self.noted(StopNote(cancel.key, copy.incarnation, cancel.correlation_id))
+                carried[copy.incarnation] = self._tasks.spawn(self._stop_at(cancel, copy))
+        known: set[str] = set()
+        unknowing: list[Answer] = []
+        unsure = not keepers
+        tasks: list[asyncio.Task[bool]] = []
+        for answered in asyncio.as_completed(asked.values()):
+            answer = await answered
+            if answer.known is None:
                 unsure = True
+            elif answer.known.claim is None:
+                unknowing.append(answer)
+                if first:
+                    tasks.append(self._tasks.spawn(self._remember(cancel, answer, asked, log=not tasks)))
+            elif (use := answer.known.claim.incarnation) not in known:
+                known.add(use)
+                tasks.append(self._tasks.spawn(self._carry_out(cancel, answer, asked, carried.get(use))))
+        if unsure and not known:
+            found = await self._searched(cancel)
+            if found is None:
+                tasks.append(self._tasks.spawn(self._reach_all(cancel.of_parts(), Reached())))
             else:
-                recorded.set()
-            if isinstance(claim, Claim):
-                known = claim
-                break  # A keeper that does not answer holds up no cancel that the other one knows about.
-        if known is None and unsure:
-            known = await self._searched(key, accepted)
-        sharing: asyncio.Task[bool] | None = None
-        if unsure if known is None else known.parts:
-            owner, name = key
-            parts = SharedStop(
-                owner, "part_of", name, StopReason.CLIENT, correlation_id, accepted.unix, age_sec
-            )
-            sharing = self._tasks.spawn(self._reach_all(parts, Reached()))
-        if known is None:
-            return not unsure
-        self._tasks.spawn(self._correct(keepers, list(asked.values()), key, known))
-        self.noted(StopNote(key, known.incarnation, correlation_id))
-        if not known.incarnation or (known.worker in asked and (await asked[known.worker])[1]):
-            stopped = True
-        elif stopping is not None and mirror is not None and mirror.job.incarnation == known.incarnation:
-            stopped = await stopping
-        else:
-            stopped = await self._stop_at(known.worker, key, known.incarnation, correlation_id)
-        return (sharing is None or await sharing) and stopped
+                unsure = False
+                self.noted(StopNote(cancel.key, found.incarnation, cancel.correlation_id))
+                tasks.append(self._tasks.spawn(self._stop_at(cancel, found)))
+        if not (first or known):
+            tasks += [self._tasks.spawn(self._remember(cancel, one, asked, log=False)) for one in unknowing]
+        done = await asyncio.gather(*tasks, *carried.values())
+        return all(done) and not unsure
 
-    async def _stop_at(self, worker: str | None, key: JobKey, incarnation: str, correlation_id: str) -> bool:
+    async def _ask(self, cancel: Cancel, keeper: Remote, up_to: int) -> Answer:
+        try:
+            arguments = (cancel.key, cancel.correlation_id, up_to, cancel.of_parts())
+            known: Known = await keeper.call("cancel", *arguments, patience_sec=KEEPER_SEC)
+        except (PeerLost, PeerSilent, JobError):
+            return Answer(keeper)
+        cancel.refused |= known.refused
+        if known.reached:
+            cancel.recorded.set()
+        return Answer(keeper, known, known.at - cancel.age_sec)
+
+    async def _remember(self, cancel: Cancel, answer: Answer, asked: Asked, *, log: bool) -> bool:
+        """Have a keeper that knows of no use remember a cancel. Returns whether it has answered."""
+        keeper = answer.keeper
+        if keeper.name in cancel.remembered or (cancel.refused and not log):
+            return True
+        arguments = (cancel.key, cancel.correlation_id, answer.since, log)
+        try:
+            known: Known = await keeper.call("remember", *arguments, patience_sec=KEEPER_SEC)
+        except (PeerLost, PeerSilent, JobError):
+            return False
+        cancel.remembered.add(keeper.name)
+        cancel.recorded.set()
+        return known.claim is None or await self._carry_out(cancel, Answer(keeper, known), asked)
+
+    async def _carry_out(
+        self, cancel: Cancel, answer: Answer, asked: Asked, stopping: asyncio.Task[bool] | None = None
+    ) -> bool:
+        """Carry out a cancel of the use that a keeper knows of, if it is for that one. `stopping`: its worker gets the
+        stop already. Returns whether all that have to know have answered."""
+        keeper, known = answer.keeper, answer.known
+        claim = None if known is None else known.claim
+        if known is None or claim is None or claim.incarnation in cancel.done:
+            return True
+        if not (known.reached or cancel.reaches(known.age_sec)):
+            return True
+        self.noted(StopNote(cancel.key, claim.incarnation, cancel.correlation_id))
+        telling = asked[keeper.name]
+        if not known.reached:
+            telling = self._tasks.spawn(self._ask(cancel, keeper, known.order))
+        sharing: asyncio.Task[bool] | None = None
+        if claim.parts:
+            sharing = self._tasks.spawn(self._reach_all(cancel.of_parts(), Reached()))
+        if not claim.incarnation:
+            done = True
+        elif stopping is not None:
+            done = await stopping
+        else:
+            holder = telling if claim.worker == keeper.name else asked.get(claim.worker)
+            at_holder = None if holder is None else (await holder).known
+            done = (at_holder is not None and at_holder.stopped) or await self._stop_at(cancel, claim)
+        done = (await telling).known is not None and done
+        done = (sharing is None or await sharing) and done
+        if done:
+            cancel.done.add(claim.incarnation)
+        return done
+
+    async def _stop_at(self, cancel: Cancel, claim: Claim) -> bool:
         """Stop a job at its worker. Returns whether the worker has answered or is dead; if not, it gets the stop again
         when it answers."""
-        remote = self._peers.get(worker)
+        remote = self._peers.get(claim.worker)
         if remote is None:
-            return worker is None or self._peers.has_lost(worker)
-        sending = self._unconfirmed.send(remote, "stop", key, incarnation, StopReason.CLIENT, correlation_id)
+            return not claim.worker or self._peers.has_lost(claim.worker)
+        sending = self._unconfirmed.send(
+            remote, "stop", cancel.key, claim.incarnation, StopReason.CLIENT, cancel.correlation_id
+        )
         await asyncio.wait({sending}, timeout=CALL_SEC)
         return sending.done() and sending.exception() is None
 
-    async def _ask(self, keeper: Remote, *arguments: object) -> Answer:
-        try:
-            answer: tuple[Claim, bool] | None = await keeper.call(
-                "cancel", *arguments, patience_sec=KEEPER_SEC
-            )
-        except (PeerLost, PeerSilent, JobError):
-            return NO_ANSWER, False
-        return answer or (None, False)
-
-    async def _correct(
-        self,
-        keepers: Sequence[Remote],
-        asked: Sequence[asyncio.Task[Answer]],
-        key: JobKey,
-        known: Claim,
-    ) -> None:
-        """A keeper that does not know what the other one does now remembers a cancel that is carried out already."""
-        for keeper, answer in zip(keepers, asked, strict=True):
-            if (await answer)[0] is None:
-                await answers([keeper.call("claim", key, known, None)])
-
-    async def _searched(self, key: JobKey, accepted: Timestamp) -> Claim | None:
-        """The live use of an id, without its keepers, unless it is younger than the cancel."""
-        mirror = self._mirrors.live(key)
-        if mirror is not None and mirror.job.accepted.mono <= accepted.mono:
-            return Claim(
-                mirror.job.incarnation, mirror.worker or "", router=mirror.served_by, term=mirror.term
-            )
-        return await live_use(self._peers, key, accepted.unix)
+    async def _searched(self, cancel: Cancel) -> Claim | None:
+        """The live use of an id that a cancel is for, without its keepers."""
+        mirror = self._mirrors.live(cancel.key)
+        if mirror is not None and cancel.is_for(mirror.job):
+            return Claim(mirror.job.incarnation, mirror.worker or "")
+        return await live_use(self._peers, cancel.key, cancel.reaches)
 
     def noted(self, note: StopNote) -> None:
         """A client has cancelled a job. The router that serves it ends it if no worker does."""
@@ -308,14 +349,14 @@ class Stopping:
             self._mirrors.end(mirror)
 
 
-async def live_use(peers: Peers, key: JobKey, before: float) -> Claim | None:
-    """The live use of an id that was accepted before a time (Unix), by asking all workers."""
+async def live_use(peers: Peers, key: JobKey, is_meant: Callable[[float], bool]) -> Claim | None:
+    """The live use of an id whose age (seconds) is one that is meant, by asking all workers."""
     found, _ = await peers.ask("find", key, patience_sec=FIND_SEC)
     return next(
         (
             Claim(use.incarnation, remote.name, router=use.served_by, term=use.term)
             for remote, use in found
-            if use.live and use.accepted_unix <= before
+            if use.live and is_meant(use.age_sec)
         ),
         None,
     )

@@ -62,13 +62,15 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The latest use of a job id at one worker, and the router that serves it, in which term."""
+    """The latest use of a job id at one worker, the router that serves it, in which term, and how long ago it was
+    accepted."""
 
     incarnation: str
     live: bool
     accepted_unix: float
     served_by: str
     term: int
+    age_sec: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +196,7 @@ class News:
         warm: blocks of prompts that other routers sent to the worker (`routing.chain_of`).
         number: of this answer. A poll names the last one that came: if an answer is lost, the next poll gets it again.
         others: which of the updates are of jobs that another router serves, or none (their incarnations).
+        granted: how many uses of ids the worker has granted as their keeper.
     """
 
     updates: tuple[JobUpdate, ...] = ()
@@ -203,3 +206,4 @@ class News:
     warm: tuple[bytes, ...] = ()
     others: frozenset[str] = frozenset()
     number: int = 0
+    granted: int = 0

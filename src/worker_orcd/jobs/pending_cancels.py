@@ -22,17 +22,23 @@ class PendingCancels:
     def add(self, key: JobKey, stop: StopRequest) -> None:
         """Keep a cancel. A second one for the same id neither replaces the first nor extends its time."""
         self._forget_old(stop.accepted_at)
-        if self._stops.get(*key) is None:
+        kept = self._stops.get(*key)
+        if kept is None or self._is_old(kept, stop.accepted_at):
             self._stops.add(*key, stop)
 
     def of(self, key: JobKey, now: Timestamp) -> StopRequest | None:
         """The cancel that is kept for this id, if any."""
         self._forget_old(now.mono)
-        return self._stops.get(*key)
+        stop = self._stops.get(*key)
+        return None if stop is None or self._is_old(stop, now.mono) else stop
 
     def use(self, key: JobKey) -> None:
         """Drop the cancel of this id, because its job has arrived."""
         self._stops.remove(*key)
 
     def _forget_old(self, now: float) -> None:
-        self._stops.drop_while(lambda stop: now - stop.accepted_at > self._keep_sec)
+        self._stops.drop_while(lambda stop: self._is_old(stop, now))
+
+    def _is_old(self, stop: StopRequest, now: float) -> bool:
+        """A cancel may have been added late: then older ones come after younger ones."""
+        return now - stop.accepted_at > self._keep_sec
