@@ -12,9 +12,10 @@ from worker_orcd.protocol.messages import FromEngine, Step, Stop, Stopped
 
 PROMPTS = (1, 3, 17, 40, 90)
 LENGTHS = (1, 4, 12, 25)
-UNDISTURBED = 40
+UNDISTURBED = 200
 """How often the tokens of a run are computed again where one is far away."""
-STEP_SIZES = (1, 1, 1, 2, 3, 5, 8, 16, 33, 70)
+STEP_SIZES = (1, 1, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 33, 70)
+"""Among them those of steps in which each run decodes: the number of rows decides how ggml sums."""
 MAX_BEGINNING = 120
 """Tokens that a run has in common with an earlier one, at most."""
 _MAX_TURNS = 20
