@@ -8,11 +8,11 @@ from typing import Any
 from worker_orcd.fleet.keepers import KEEPERS, Claim, Verdict
 from worker_orcd.fleet.mirrors import Mirror, Mirrors, freed_now
 from worker_orcd.fleet.peers import PeerLost, Peers, PeerSilent, Remote
-from worker_orcd.fleet.refusals import in_use, keepers_silent, no_worker
+from worker_orcd.fleet.refusals import keepers_silent, no_worker
 from worker_orcd.fleet.routing import Choice, Routed, WarmPrefixes, chain_of, choose
 from worker_orcd.fleet.stopping import KEEPER_SEC, Stopping
 from worker_orcd.fleet.tasks import Tasks, answers
-from worker_orcd.jobs.errors import ErrorCode, JobError
+from worker_orcd.jobs.errors import ErrorCode, JobError, id_in_use
 from worker_orcd.jobs.job import Job, JobKey
 from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.replication import JobUpdate, whole
@@ -256,7 +256,7 @@ class Placing:
             *(self._claim_one(mirror, worker, 0) for mirror in mirrors), self._claim_names(mirrors, 0)
         )
         if not all(verdicts):
-            raise in_use()
+            raise id_in_use()
 
     async def _confirm(
         self, mirrors: Sequence[Mirror], worker: str, places: Sequence[int] = range(1, KEEPERS)
@@ -273,7 +273,7 @@ class Placing:
             overtaken, mirror.overtaken = mirror.overtaken, None
             if overtaken is not None and not mirror.use:
                 self._stopping.stop(mirror, StopReason.CLIENT, overtaken.correlation_id or "")
-        return None if all(granted) else in_use()
+        return None if all(granted) else id_in_use()
 
     async def _claim_one(self, mirror: Mirror, worker: str, place: int) -> bool:
         """Claim a job's id at one of its keepers; if that one does not answer, at the next. Returns whether it is

@@ -14,8 +14,3 @@ def no_worker() -> JobError:
     return JobError(
         ErrorCode.ENGINE_LOST, "no worker of the fleet can be reached", http_status=503, retry_after_sec=1
     )
-
-
-def in_use() -> JobError:
-    """Another live job has this id."""
-    return JobError(ErrorCode.JOB_ID_IN_USE, "a live job has this job_id", param="job_id")

@@ -122,3 +122,8 @@ class JobError(Exception):
 def invalid(message: str, param: str | None = None, *, http_status: int = 400) -> JobError:
     """An invalid request, which the client must change."""
     return JobError(ErrorCode.INVALID_REQUEST, message, param=param, http_status=http_status)
+
+
+def id_in_use() -> JobError:
+    """Another live job has this id."""
+    return JobError(ErrorCode.JOB_ID_IN_USE, "a live job has this job_id", param="job_id")

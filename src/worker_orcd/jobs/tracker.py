@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from worker_orcd.bounded import BoundedByOwner, Owner
 from worker_orcd.jobs.clock import Timestamp
-from worker_orcd.jobs.errors import ErrorCode, JobError
+from worker_orcd.jobs.errors import id_in_use
 from worker_orcd.jobs.job import Job, JobKey
 from worker_orcd.jobs.record import record_of
 from worker_orcd.jobs.request import JobRequest
@@ -97,7 +97,7 @@ class JobTracker:
             JobError: `JOB_ID_IN_USE`: a live job has this id.
         """
         if (owner, job_id) in self._live:
-            raise JobError(ErrorCode.JOB_ID_IN_USE, "a live job has this job_id", param="job_id")
+            raise id_in_use()
 
     def unregister(self, job: Job, now: Timestamp) -> None:
         """Remove a job that has ended: its id is free again, and its record is kept. Harmless if it is unknown."""
