@@ -100,6 +100,7 @@ SERIAL = (
     "fleet/test_ray_whole.py",
     "fleet/test_ray_crowd.py",
     "fleet/test_cluster.py",
+    "fleet/test_embeddings.py",
     "fleet/test_real.py",
     "faults/test_busy_machine.py",
     "faults/test_crowds.py",

@@ -1,6 +1,7 @@
 """Clients of a fleet while its workers and routers are killed at random: what they received, and when."""
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -16,6 +17,12 @@ AT_A_TIME = 8
 NEIGHBOURS = 4
 NEIGHBOURS_TOKENS = 400
 BESIDE_A_DEATH_SEC = 1.0
+EACH_GROUP = 4
+"""Of so many batches one is cancelled as a group."""
+BEGIN_SEC = 3.0
+"""How long a group's jobs may take to begin. Those that have not by then are cancelled one by one."""
+AGAIN_SEC = 10.0
+AGAIN_TOKENS = 3
 
 
 def shown(name: str, seconds: list[float]) -> str:
@@ -51,6 +58,10 @@ class Chaos:
     answered: list[float] = field(default_factory=list)
     ended: list[float] = field(default_factory=list)
     """Seconds from sending each cancel to its job's terminal event."""
+    groups: int = 0
+    """How many groups were cancelled."""
+    again: list[Client] = field(default_factory=list)
+    """Second uses of cancelled jobs' ids, which nobody cancels."""
     beside: list[float] = field(default_factory=list)
     """Those of cancels within a second of a death."""
     killed: list[tuple[float, str]] = field(default_factory=list)
@@ -64,7 +75,11 @@ class Chaos:
                 first = len(self.stopped)
                 batch = [Client(http, f"cancelled-{first + n}", self.story) for n in range(AT_A_TIME)]
                 self.stopped += batch
-                await asyncio.gather(*map(self._cancelled, batch))
+                if first // AT_A_TIME % EACH_GROUP:
+                    await asyncio.gather(*map(self._cancelled, batch))
+                else:
+                    await self._cancelled_together(http, batch)
+                await asyncio.gather(*map(self._used_again, batch))
             await killing
             await asyncio.gather(*reading)
 
@@ -74,6 +89,9 @@ class Chaos:
         lost = sum(not client.events for client in self.stopped)
         print(f"{titles.count(WORKER)} workers and {titles.count(ROUTER)} routers killed")
         print(f"{len(self.stopped)} cancels; {lost} requests were lost with a router before their jobs began")
+        print(f"{self.groups} of the cancels were of a group of up to {AT_A_TIME} jobs")
+        ends = [client.last.get("stop_reason") for client in self.again if client.ended]
+        print(f"{ends.count('length')} of {len(ends)} second uses of cancelled ids reached their ends")
         others = [client.last for client in self.neighbours if client.last.get("stop_reason") != "length"]
         print(
             f"{len(self.neighbours) - len(others)} of {len(self.neighbours)} neighbours reached their ends {others}"
@@ -85,15 +103,52 @@ class Chaos:
     async def _cancelled(self, client: Client) -> None:
         running = asyncio.ensure_future(client.run())
         await asyncio.sleep(random.uniform(0.0, 1.0))
+        await self._cancel(client, running)
+
+    async def _cancel(self, client: Client, running: "asyncio.Future[Client]") -> None:
         asked = time.monotonic()
         self.answered.append(await cancel(client.http, client.job_id) - asked)
         client.cancelled = True
         await running
+        self._ended(client, asked)
+
+    async def _cancelled_together(self, http: httpx2.AsyncClient, batch: list[Client]) -> None:
+        group = f"group-{self.groups}"
+        self.groups += 1
+        for client in batch:
+            client.body = client.body | {"group": group}
+        running = {client: asyncio.ensure_future(client.run()) for client in batch}
+        beginning = [asyncio.ensure_future(client.seen(1)) for client in batch]
+        await asyncio.wait(beginning, timeout=BEGIN_SEC)
+        for task in beginning:
+            task.cancel()
+        begun = [client for client in batch if client.events]
+        asked = time.monotonic()
+        self.answered.append(await cancel(http, group, "group") - asked)
+        for client in begun:
+            client.cancelled = True
+        for client in begun:
+            await running[client]
+            self._ended(client, asked)
+        late = [client for client in batch if client not in begun]
+        await asyncio.gather(*(self._cancel(client, running[client]) for client in late))
+
+    def _ended(self, client: Client, asked: float) -> None:
         if client.events:
             took = client.ended_at - asked
             self.ended.append(took)
             if any(abs(asked - at) < BESIDE_A_DEATH_SEC for at, _ in self.killed):
                 self.beside.append(took)
+
+    async def _used_again(self, client: Client) -> None:
+        """Use a cancelled job's id once more, unless it was lost, or is with its router this time."""
+        again = Client(client.http, client.job_id, self.story | {"max_tokens": AGAIN_TOKENS})
+        until = time.monotonic() + AGAIN_SEC
+        while client.ended and not again.events and time.monotonic() < until:
+            with contextlib.suppress(httpx2.HTTPError):
+                await again.begin()
+            await asyncio.sleep(0.05)
+        self.again.append(again)
 
     async def _undisturbed(
         self, http: httpx2.AsyncClient, number: int, killing: "asyncio.Task[None]"

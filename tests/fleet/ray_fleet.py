@@ -267,7 +267,7 @@ class Client:
                     continue
                 if self.cancelled and self.breaks:
                     return self
-                await self._begin()
+                await self.begin()
             except httpx2.HTTPError:
                 self.breaks += 1
             if not self.ended:
@@ -302,7 +302,8 @@ class Client:
         assert sum(name in ("end", "error") for _, name, _ in self.events) == 1
         return "".join(data["t"] for _, name, data in self.events if name == "token")
 
-    async def _begin(self) -> None:
+    async def begin(self) -> None:
+        """Ask for the job, and read its stream as far as its connection goes."""
         body = {"job_id": self.job_id} | self.body
         async with self.http.stream("POST", "/execute", json=body) as answer:
             if answer.status_code == 200:
@@ -339,11 +340,11 @@ async def clients_of(fleet: RayFleet, most: int = 500) -> AsyncIterator[httpx2.A
         yield http
 
 
-async def cancel(http: httpx2.AsyncClient, job_id: str) -> float:
-    """Cancel a job, again while no answer comes. Returns when the answer came."""
+async def cancel(http: httpx2.AsyncClient, name: str, what: str = "job_id") -> float:
+    """Cancel a job, or a `group` of them, again while no answer comes. Returns when the answer came."""
     while True:
         with contextlib.suppress(httpx2.HTTPError):
-            answer = await http.post("/cancel", json={"job_id": job_id})
+            answer = await http.post("/cancel", json={what: name})
             if answer.status_code == 202:
                 return time.monotonic()
         await asyncio.sleep(0.1)

@@ -140,6 +140,9 @@ class Dead:
         """Nobody answers."""
         raise PeerLost
 
+    def send(self, method: str, *arguments: Any) -> None:
+        """Nobody listens."""
+
 
 class Losses:
     """Counts the workers that a router finds dead."""

@@ -92,6 +92,17 @@ def test_a_cancel_of_an_unknown_id_is_remembered_once_and_for_a_while() -> None:
     assert keeper.claim(other, Claim("4", "a"), at(16)).cancelled is None
 
 
+def test_a_remembered_cancel_is_reported_again_to_the_use_that_it_is_for() -> None:
+    """An answer may be lost. A router that knows of an earlier use by now does not get it, nor does a later use."""
+    keeper = Keeper(5.0)
+    keeper.remember(KEY, stop_request(seconds=0.0), at(0))
+    first = keeper.claim(KEY, Claim("1", "a", router="r", sent=1), at(1)).cancelled
+    assert first is not None
+    assert keeper.claim(KEY, Claim("1", "b", router="r", sent=2), at(9)).cancelled == first
+    assert keeper.claim(KEY, Claim("1", "b", router="r", sent=3, use=1), at(10)).cancelled is None
+    assert keeper.claim(KEY, Claim("2", "a"), at(11), replaces="1").cancelled is None
+
+
 def test_a_remembered_cancel_is_for_the_first_use_of_an_id() -> None:
     """Another keeper knows of an earlier use, which has used the cancel, or was what it was for."""
     keeper = Keeper(5.0)

@@ -126,6 +126,10 @@ def test_no_cancel_is_missed_while_workers_and_routers_are_killed(fleet: RayFlee
     (text,) = {client.text for client in chaos.neighbours}
     assert all(text.startswith(client.text) or client.text.startswith(text) for client in ended)
     assert len(ended) > 0.8 * len(chaos.stopped)
+    assert chaos.groups > 0
+    again = [client for client in chaos.again if client.ended]
+    assert {client.last.get("stop_reason") for client in again} == {"length"}
+    assert len(again) > 0.5 * len(chaos.stopped)
     assert max(chaos.ended) < 6.0
 
 

@@ -122,6 +122,10 @@ class Connection:
             raise PeerLost
         return pickle.loads(serving.result())  # noqa: S301  # Its own.
 
+    def send(self, method: str, *arguments: Any) -> None:
+        """Call it without waiting."""
+        asyncio.ensure_future(self.call(method, *arguments)).add_done_callback(lambda done: done.exception())
+
     async def _served(self, method: str, arguments: bytes) -> bytes:
         await self._router.handle()
         await asyncio.sleep(self._chance.uniform(*LATENCY_SEC))

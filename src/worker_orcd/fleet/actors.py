@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from worker_orcd import narration
@@ -111,6 +111,11 @@ class RayPeer:
                 await asyncio.sleep(UNAVAILABLE_SEC)  # Whoever waits for the answer says how long.
             except RayActorError as error:
                 raise PeerLost(str(error)) from None
+
+    def send(self, method: str, *arguments: Any) -> None:
+        """Call a method without waiting, from any thread. The call may be lost."""
+        with contextlib.suppress(RayError):
+            self.actor.call.remote(method, *arguments)
 
 
 def start_worker(options: FleetOptions, worker_id: str) -> Any:

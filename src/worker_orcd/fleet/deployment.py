@@ -25,6 +25,7 @@ from worker_orcd.fleet.actors import NAMESPACE, known_workers, start_worker, wor
 from worker_orcd.fleet.joining import ClusterAddress
 from worker_orcd.fleet.options import FleetOptions, FleetRefused
 from worker_orcd.fleet.peers import Peer
+from worker_orcd.fleet.renewal import Renewal
 from worker_orcd.fleet.router import Router
 from worker_orcd.worker.assembly import policy_of
 from worker_orcd.worker.model_names import ModelNames
@@ -80,11 +81,13 @@ class RouterReplica:
         self._router = Router(policy_of(settings), self._narrator, names, name)
         self._known: dict[str, Peer] = {}
         self._looking: asyncio.Task[None] | None = None
+        self._renewal: Renewal | None = None
 
     def __serve_build_asgi_app__(self) -> Any:  # Serve's name
         """The HTTP API. Called by Serve in the replica, on its loop."""
         settings = self._options.settings
         self._looking = asyncio.ensure_future(self._look_for_workers())
+        self._renewal = Renewal(asyncio.get_running_loop(), self._router.renew_leases)
         files = (settings.api_key_file, settings.operator_key_file)
         keys = ApiKeys(*files) if settings.has_keys else None
         return create_app(
@@ -100,6 +103,8 @@ class RouterReplica:
         """Leave the fleet."""
         if self._looking is not None:
             self._looking.cancel()
+        if self._renewal is not None:
+            self._renewal.close()
         self._router.close()
 
     async def _look_for_workers(self) -> None:

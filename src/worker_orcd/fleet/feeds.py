@@ -4,7 +4,8 @@ A router polls each worker all the time: a poll is answered when there is news, 
 between two answers is in the next one, so a step of the engine costs one message for each router that follows any of
 its jobs, and a router that is slow gets larger answers, not more of them. Nothing is kept for it beyond its last
 answer, until it has that, and a mark for each job that has changed: the news itself is in the job. A router that has
-not asked for `LEASE_SEC` is dead or cut off.
+neither asked nor renewed its lease (`renewal.py`: it may be too busy to ask) for `LEASE_SEC` is dead or cut off. Time
+in which this process could not run itself does not count.
 
 A message costs both processes more than what is in it. So tokens wait up to `LONGEST_PAUSE_SEC` after the router's last
 answer and travel together, if the router follows many jobs, or takes long to ask again since it or its machine is busy.
@@ -28,6 +29,8 @@ from worker_orcd.worker.now import now
 from worker_orcd.worker.observer import Observer, StopRequested
 
 LEASE_SEC = 3.0
+SWEEP_SEC = 0.25
+"""How often leases are looked at."""
 STATE_EVERY_SEC = 0.25
 """Least time between two reports of the worker's state to one router."""
 PAUSE_SEC = 0.003
@@ -46,10 +49,10 @@ class Feed:
         """`warm`: blocks of prompts that other routers have sent here. `notes`: what the router may have missed."""
         self.polls = 0
         """Polls that wait for news now."""
-        self.polled_at = now().mono
+        self._silent_sec = 0.0
         self._followed: dict[int, tuple[Job, Cursor]] = {}
         self._changed: dict[int, None] = {}
-        self._notes: list[tuple[Note, float]] = [(note, self.polled_at) for note in notes]
+        self._notes: list[tuple[Note, float]] = [(note, now().mono) for note in notes]
         """… and since when each waits."""
         self._events: deque[tuple[dict[str, Any], str | None]] = deque(maxlen=MAX_EVENTS)
         self._warm = deque(warm, maxlen=MAX_REMEMBERED)
@@ -92,7 +95,15 @@ class Feed:
     @property
     def alive(self) -> bool:
         """Whether the router has asked lately."""
-        return self.polls > 0 or now().mono - self.polled_at <= LEASE_SEC
+        return self.polls > 0 or self._silent_sec <= LEASE_SEC
+
+    def renew(self) -> None:
+        """The router is alive."""
+        self._silent_sec = 0.0
+
+    def not_renewed(self, sec: float) -> None:
+        """Nothing was received from it for so much longer."""
+        self._silent_sec += sec
 
     def note(self, note: Note) -> None:
         """Tell the router."""
@@ -202,7 +213,7 @@ class Feeds(Observer):
             await feed.wait(wait_sec, seen)
         finally:
             feed.polls -= 1
-            feed.polled_at = now().mono
+            feed.renew()
         return feed.lost(seen) or feed.take(seen, self._state, lambda job: self.served_by(job)[0] == router)
 
     def serve(self, router: str, term: int, job: Job, cursor: Cursor) -> None:
@@ -214,7 +225,12 @@ class Feeds(Observer):
         """The router that serves a job (empty: none does), and its term."""
         return self._serves.get(job.run, ("", 0))
 
-    def is_polled_by(self, router: str) -> bool:
+    def renew(self, router: str) -> None:
+        """A router is alive."""
+        if (feed := self._feeds.get(router)) is not None:
+            feed.renew()
+
+    def is_alive(self, router: str) -> bool:
         """Whether a router is alive."""
         feed = self._feeds.get(router)
         return feed is not None and feed.alive
@@ -241,7 +257,10 @@ class Feeds(Observer):
 
     def expired(self, live: Callable[[int], Job | None]) -> Iterator[Job]:
         """Drop the routers that are gone, and have others serve their jobs. Yields the live jobs that nobody serves
-        now: those whose clients have not come back, unless they go on without one."""
+        now: those whose clients have not come back, unless they go on without one. Called every `SWEEP_SEC`; when it
+        comes later, this process did not run, and no message was received."""
+        for feed in self._feeds.values():
+            feed.not_renewed(SWEEP_SEC)
         gone = [name for name, feed in self._feeds.items() if not feed.alive]
         for name in gone:
             del self._feeds[name]

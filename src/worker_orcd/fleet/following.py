@@ -171,7 +171,7 @@ class Following:
     async def _nobody_serves(self, mirror: Mirror) -> bool:
         """Whether the router that serves a job polls no worker any more."""
         calls = [
-            remote.call("is_polled_by", mirror.served_by, patience_sec=FIND_SEC)
+            remote.call("is_alive", mirror.served_by, patience_sec=FIND_SEC)
             for remote in self._peers
             if not remote.silent
         ]

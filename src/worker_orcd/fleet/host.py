@@ -12,10 +12,11 @@ from dataclasses import replace
 
 from worker_orcd import narration
 from worker_orcd.fleet.death import Death
-from worker_orcd.fleet.feeds import Feeds
+from worker_orcd.fleet.feeds import SWEEP_SEC, Feeds
 from worker_orcd.fleet.keepers import Claim, Keeper, Known, Verdict
 from worker_orcd.fleet.metrics import RouteMetrics
 from worker_orcd.fleet.routing import Routed, chain_of
+from worker_orcd.fleet.state import state_of
 from worker_orcd.fleet.wire import (
     DropNote,
     Followed,
@@ -24,7 +25,6 @@ from worker_orcd.fleet.wire import (
     Refusal,
     SharedStop,
     StopNote,
-    WorkerState,
 )
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.job import Job, JobKey
@@ -34,14 +34,9 @@ from worker_orcd.jobs.request import JobRequest
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.jobs.stop_target import TargetState
 from worker_orcd.protocol.messages import Template, Tokenized
-from worker_orcd.supervisor.supervisor import EngineState
-from worker_orcd.worker.health import health_of
 from worker_orcd.worker.interface import Record
 from worker_orcd.worker.now import now
 from worker_orcd.worker.worker import Worker
-
-SWEEP_SEC = 0.25
-"""How often leases are looked at."""
 
 
 class WorkerHost:
@@ -53,7 +48,7 @@ class WorkerHost:
         self._narrator = narrator
         self._routes = RouteMetrics(worker.metrics.registry)
         self._tracker = worker.dispatcher.tracker
-        self._feeds = Feeds(self._state)
+        self._feeds = Feeds(lambda: state_of(worker))
         self.log = self._feeds.log
         """Passes a log event on to routers."""
         self._keeper = Keeper(worker.policy.cancel_memory_sec)
@@ -106,9 +101,13 @@ class WorkerHost:
         self._feeds.of(router).follow(job, cursor)
         return followed
 
-    async def is_polled_by(self, router: str) -> bool:
+    async def renew_lease(self, router: str) -> None:
+        """A router is alive, though it may be too busy to poll."""
+        self._feeds.renew(router)
+
+    async def is_alive(self, router: str) -> bool:
         """Whether a router is alive."""
-        return self._feeds.is_polled_by(router)
+        return self._feeds.is_alive(router)
 
     async def find(self, key: JobKey) -> Found | None:
         """The latest use of an id here."""
@@ -159,6 +158,8 @@ class WorkerHost:
                 self._worker.dispatcher.remembered.add((owner, request.job_id), stop)
         jobs = self._accepted_before(routed.router, requests, copies, owner)
         if jobs is None:
+            if not routed.may_wait and not state_of(self._worker).has_free_slot:
+                return Refusal.of(JobError(ErrorCode.QUEUE_FULL, "no slot is free"))
             try:
                 streams = self._worker.execute(requests, correlation_id, owner, headers, retry_of, copies)
             except JobError as error:
@@ -387,14 +388,3 @@ class WorkerHost:
             for job in self._feeds.expired(self._tracker.by_run):
                 with contextlib.suppress(JobError):
                     self._nobody_serves(job)
-
-    def _state(self) -> WorkerState:
-        worker = self._worker
-        return WorkerState(
-            health=health_of(worker),
-            engine=worker.engine,
-            tool_formats=worker.tool_formats,
-            model_names=worker.model_names,
-            recommended_sampling=worker.recommended_sampling,
-            permanently_failed=worker.supervisor.state is EngineState.PERMANENTLY_FAILED,
-        )

@@ -98,12 +98,14 @@ class Known:
 
 
 class _Held(NamedTuple):
-    """A claim, when it was made last, the latest time at which its use can have been accepted, and its order."""
+    """A claim, when it was made last, the latest time at which its use can have been accepted, its order, and the
+    cancel that overtook it. Each answer reports that one, since an answer may be lost."""
 
     claim: Claim
     since: float
     accepted: float
     order: int
+    cancel: StopRequest | None
 
 
 def keepers_of(key: JobKey, workers: Collection[str]) -> list[str]:
@@ -158,10 +160,12 @@ class Keeper:
                 parts = claim.parts or held.parts
                 claim = replace(held if claim.overtaken_by(held) else claim, parts=parts)
         self.granted += not again
-        order = entry.order if entry is not None and again else self.granted
-        self._claims.add(*key, _Held(replace(claim, use=use), now.mono, accepted, order))
+        order, cancel = self.granted, self._cancels.of(key, now)
+        if entry is not None and again:
+            order, cancel = entry.order, entry.cancel
+        cancel = None if use else cancel
+        self._claims.add(*key, _Held(replace(claim, use=use), now.mono, accepted, order, cancel))
         self._refused.accepted(key)
-        cancel = None if again or use else self._cancels.of(key, now)
         self._cancels.use(key)
         return Verdict(cancelled=cancel, use=use)
 

@@ -66,6 +66,10 @@ class Mirror:
     overtaken: StopRequest | None = None
     claimed_at: float = 0.0
 
+    def not_at(self, worker: str, _: object) -> None:
+        """A worker has confirmed that it does not have the job."""
+        self.withdrawn.discard(worker)
+
 
 class Mirrors:
     """All copies at one router: of live jobs, and of those that ended lately."""

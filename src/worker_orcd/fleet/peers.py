@@ -15,6 +15,9 @@ SILENT_AFTER_SEC = 1.0
 """A poll's answer may be so late. Then the worker counts as silent, until it answers again."""
 AGAIN_SEC = 0.1
 CALL_SEC = 2.0
+SLICE_SEC = 0.25
+"""Patience is counted in pieces: a process that cannot run for a while uses up one of them, not all, and finds the
+answers that have come meanwhile."""
 MAX_LOST = 1000
 """Dead workers that are remembered, beside those that are still listed."""
 
@@ -36,6 +39,9 @@ class Peer(Protocol):
         Raises:
             PeerLost: its process is dead.
         """
+
+    def send(self, method: str, *arguments: Any) -> None:
+        """Call a method without waiting, from any thread. The call may be lost."""
 
 
 class Remote:
@@ -63,13 +69,23 @@ class Remote:
             PeerLost: its process is dead.
             PeerSilent: it does not answer in time.
         """
+        calling = asyncio.ensure_future(self._peer.call(method, *arguments))
         try:
-            answer = await asyncio.wait_for(self._peer.call(method, *arguments), patience_sec)
-        except TimeoutError:
-            raise PeerSilent(self.name) from None
+            while patience_sec > 0.0 and not calling.done():
+                await asyncio.wait({calling}, timeout=min(patience_sec, SLICE_SEC))
+                patience_sec -= SLICE_SEC
+            if not calling.done():
+                raise PeerSilent(self.name)
+            answer = calling.result()
+        finally:
+            calling.cancel()
         if isinstance(answer, Refusal):
             raise answer.error()
         return answer
+
+    def send(self, method: str, *arguments: Any) -> None:
+        """Call a method without waiting, from any thread. The call may be lost."""
+        self._peer.send(method, *arguments)
 
     @property
     def silent(self) -> bool:
@@ -172,6 +188,11 @@ class Peers:
             self._polls[name] = asyncio.create_task(self._poll(remote), name=f"poll {name}")
         if new:
             self._listener.joined()
+
+    def renew_leases(self) -> None:
+        """Tell all workers that this router is alive. From any thread."""
+        for remote in self:
+            remote.send("renew_lease", self._router)
 
     def close(self) -> None:
         """Ask no more."""

@@ -8,7 +8,7 @@ from typing import Any
 from worker_orcd.fleet.keepers import KEEPERS, Claim, Verdict
 from worker_orcd.fleet.mirrors import Mirror, Mirrors, freed_now
 from worker_orcd.fleet.peers import PeerLost, Peers, PeerSilent, Remote
-from worker_orcd.fleet.refusals import keepers_silent, no_worker
+from worker_orcd.fleet.refusals import keepers_silent, nobody_takes_jobs
 from worker_orcd.fleet.routing import Choice, Routed, WarmPrefixes, chain_of, choose
 from worker_orcd.fleet.stopping import KEEPER_SEC, Stopping
 from worker_orcd.fleet.tasks import Tasks, answers
@@ -18,7 +18,6 @@ from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.replication import JobUpdate, whole
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
 from worker_orcd.jobs.suspects import MAX_DEATHS
-from worker_orcd.worker.health import Status
 from worker_orcd.worker.interface import NO_HEADERS
 from worker_orcd.worker.now import now
 
@@ -67,18 +66,19 @@ class Placing:
     ) -> Choice:
         """Hand the jobs of one request to a worker, all or none, and follow them there.
 
-        `requeued`: another worker had them, and died.
+        `requeued`: another worker had them, and died. They wait for a slot only if no worker has a free one: other
+        routers place that worker's jobs in the same moment, so loads as they were reported say little.
 
         Raises:
             JobError: no worker takes them.
             TakenOver: as `requeue`.
         """
-        first = mirrors[0].job
-        refusal = self._nobody()
+        refusal = nobody_takes_jobs([remote.state for remote in self._peers])
         passed: set[str] = set()
+        may_wait = not requeued
         second: asyncio.Task[JobError | TakenOver | None] | None = None
         while True:
-            choice = self._choice(first, passed | mirrors[0].withdrawn)
+            choice, may_wait = self._next(mirrors[0], passed, may_wait)
             remote = None if choice is None else self._peers.get(choice.worker)
             if choice is None or remote is None:
                 await self._release([] if requeued else mirrors, second)
@@ -92,7 +92,9 @@ class Placing:
                 second = self._tasks.spawn(self._confirm(mirrors, remote.name))
                 if any(mirror.overtaken for mirror in mirrors):
                     await asyncio.wait({second})
-                routed = Routed(self._router, choice, requeued, mirrors[0].term, mirrors[0].attempts)
+                routed = Routed(
+                    self._router, choice, requeued, mirrors[0].term, mirrors[0].attempts, may_wait
+                )
                 updates = await self._hand_over(mirrors, remote, routed, headers, retry_of)
                 other = await second
             except JobError as error:
@@ -168,12 +170,13 @@ class Placing:
             self._renewed_at = now().mono
             self._tasks.spawn(self.claim_all_again(age_sec=RENEW_SEC / 2))
 
-    def _nobody(self) -> JobError:
-        """Why no worker takes jobs."""
-        states = [remote.state for remote in self._peers]
-        if states and all(state and state.health.status is Status.DRAINING for state in states):
-            return JobError(ErrorCode.DRAINING, "the workers are shutting down", retry_after_sec=5)
-        return no_worker()
+    def _next(self, mirror: Mirror, passed: set[str], may_wait: bool) -> tuple[Choice | None, bool]:
+        """The next worker to try, and whether the job may wait there: not before all are `passed`."""
+        choice = self._choice(mirror.job, passed | mirror.withdrawn)
+        if choice or may_wait:
+            return choice, may_wait
+        passed.clear()
+        return self._choice(mirror.job, mirror.withdrawn), True
 
     def _choice(self, job: Job, passed: set[str]) -> Choice | None:
         loads = {
@@ -188,7 +191,7 @@ class Placing:
         for mirror in mirrors:
             mirror.withdrawn.add(remote.name)
             sent = self._stopping.disown(remote, mirror.job.incarnation, mirror.attempts)
-            sent.add_done_callback(partial(_confirmed, mirror, remote.name))
+            sent.add_done_callback(partial(mirror.not_at, remote.name))
 
     async def _hand_over(
         self,
@@ -220,13 +223,13 @@ class Placing:
         taken: TakenOver | None,
     ) -> None:
         """A worker has accepted the jobs. `taken`: another router has one meanwhile; raised."""
-        first = mirrors[0].job
         if taken is not None:
             if taken.claim.worker != remote.name:
                 self._withdraw(mirrors, remote)
             raise taken
         self._placed(mirrors, remote, updates)
-        self.warm.sent(remote.name, chain_of(first.request, first.owner))
+        job = mirrors[0].job
+        self.warm.sent(remote.name, chain_of(job.request, job.owner))
 
     def _placed(self, mirrors: Sequence[Mirror], remote: Remote, updates: Sequence[JobUpdate]) -> None:
         for mirror, update in zip(mirrors, updates, strict=True):
@@ -393,7 +396,3 @@ def _attempt(mirrors: Sequence[Mirror], remote: Remote) -> None:
     remote.sent += len(mirrors)  # Now: others are placed while this one's id is claimed.
     for mirror in mirrors:
         mirror.attempts += 1
-
-
-def _confirmed(mirror: Mirror, worker: str, _: object) -> None:
-    mirror.withdrawn.discard(worker)

@@ -84,6 +84,10 @@ class Router(WorkerInterface):
         self._peers.close()
         self._tasks.close()
 
+    def renew_leases(self) -> None:
+        """Tell all workers that this router is alive, though it may be too busy to ask for news. From any thread."""
+        self._peers.renew_leases()
+
     def shut_down(self, why: str) -> None:
         """Drain all workers. The process that started the fleet asks them for this, and then ends the fleet."""
         for remote in self._peers:

@@ -48,6 +48,7 @@ class Routed:
         requeued: whether another worker had the job and died.
         term: how many routers served the job before this one.
         attempt: which of the router's attempts to hand the job to a worker.
+        may_wait: whether the job may wait there for a slot.
     """
 
     router: str
@@ -55,6 +56,7 @@ class Routed:
     requeued: bool = False
     term: int = 0
     attempt: int = 0
+    may_wait: bool = True
 
 
 def chain_of(request: JobRequest, owner: str) -> list[bytes]:

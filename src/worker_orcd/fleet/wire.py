@@ -179,6 +179,11 @@ class WorkerState:
         return self.engine.sequences if self.engine else 1
 
     @property
+    def has_free_slot(self) -> bool:
+        """Whether a job that comes now does not wait behind others."""
+        return self.jobs < self.slots
+
+    @property
     def takes_jobs(self) -> bool:
         """Whether it accepts jobs: also while it loads, where they wait."""
         return not self.permanently_failed and self.health.status != "draining"

@@ -1,0 +1,160 @@
+"""A router or a worker that is slow is not taken for dead; one that is dead is, in time (G17)."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from tests.fleet.test_fleet import cancelled, in_virtual_time, text_of
+from tests.fleet.world import Fleet, execute, read, running_fleet, tokens_seen
+from worker_orcd.fleet.feeds import LEASE_SEC, SWEEP_SEC, Feeds
+from worker_orcd.fleet.peers import PeerSilent, Remote
+from worker_orcd.fleet.renewal import Renewal
+from worker_orcd.jobs.events import End
+from worker_orcd.jobs.lifecycle import State
+
+
+@asynccontextmanager
+async def busy(fleet: Fleet) -> AsyncIterator[None]:
+    """The first router asks nothing for a while."""
+    (connection,) = fleet.connections[fleet.routers[0].name]
+    free = asyncio.Event()
+
+    async def call(method: str, *arguments: Any, served: Any = connection.call) -> Any:
+        await free.wait()
+        return await served(method, *arguments)
+
+    connection.call = call  # type: ignore[method-assign]
+    yield
+    free.set()
+
+
+@pytest.mark.parametrize("renews", [True, False])
+@in_virtual_time
+async def test_a_router_that_is_too_busy_to_poll_keeps_its_jobs_as_long_as_it_is_alive(renews: bool) -> None:
+    """A thread renews its leases meanwhile; without that it would be taken for dead, as one that is."""
+    async with running_fleet(routers=1, workers=1) as fleet:
+        router = fleet.routers[0]
+        stream = await execute(router, "job", max_tokens=400)
+        await tokens_seen(stream, 3)
+        async with busy(fleet):
+            for _ in range(2 * round(LEASE_SEC)):
+                await asyncio.sleep(1.0)
+                if renews:
+                    fleet.connections[router.name][0].cut = False
+                    node = fleet.nodes[0]
+                    await node.host.renew_lease(router.name)
+            assert bool(fleet.nodes[0].live) == renews
+        events = await read(stream)
+        assert isinstance(events[-1], End) == renews
+        assert cancelled(events, "disconnect") != renews
+        text_of(events)
+
+
+@in_virtual_time
+async def test_renewing_says_so_to_all_workers() -> None:
+    """Also to one that has not answered for a while."""
+    async with running_fleet(routers=2, workers=2) as fleet:
+        fleet.routers[0].renew_leases()
+        await asyncio.sleep(0.1)
+        assert fleet.called["renew_lease"] == 2
+
+
+@in_virtual_time
+async def test_time_in_which_a_worker_did_not_run_does_not_end_leases() -> None:
+    """What routers sent meanwhile may still lie there. Time in which it did run does."""
+    feeds = Feeds(lambda: pytest.fail("nobody asks"))
+    feeds.of("router")
+    await asyncio.sleep(10 * LEASE_SEC)
+    assert not list(feeds.expired(lambda _: None))
+    assert feeds.is_alive("router")
+    for _ in range(round(LEASE_SEC / SWEEP_SEC)):
+        list(feeds.expired(lambda _: None))
+    assert not feeds.is_alive("router")
+
+
+class Slow:
+    """A worker that answers after a while, from another thread."""
+
+    def __init__(self, sec: float) -> None:
+        self.sec = sec
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Answer with the method's name."""
+        loop, answered = asyncio.get_running_loop(), asyncio.Event()
+        timer = threading.Timer(self.sec, loop.call_soon_threadsafe, (answered.set,))
+        timer.start()
+        try:
+            await answered.wait()
+            for _ in range(5):
+                await asyncio.sleep(0)
+        finally:
+            timer.cancel()
+        return method
+
+    def send(self, method: str, *arguments: Any) -> None:
+        """Not looked at."""
+
+
+def test_an_answer_that_came_while_this_process_was_busy_counts() -> None:
+    """Its time was up when the process could look. An answer that is late itself does not."""
+
+    async def ask(sec: float) -> Any:
+        asking = asyncio.ensure_future(Remote("worker", Slow(sec)).call("look", patience_sec=0.5))
+        await asyncio.sleep(0.01)
+        time.sleep(0.8)  # noqa: ASYNC251  # That is what is tested.
+        return await asking
+
+    assert asyncio.run(ask(0.3)) == "look"
+    with pytest.raises(PeerSilent):
+        asyncio.run(ask(2.0))
+
+
+def test_leases_are_renewed_while_the_loop_is_busy_but_not_when_it_is_stuck(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The thread goes on; a loop that does nothing for long does not deserve it."""
+    monkeypatch.setattr("worker_orcd.fleet.renewal.STUCK_SEC", 0.5)
+    renewed: list[float] = []
+
+    async def run() -> tuple[int, int, int]:
+        renewal = Renewal(
+            asyncio.get_running_loop(), lambda: renewed.append(time.monotonic()), every_sec=0.01
+        )
+        await asyncio.sleep(0.1)
+        before = len(renewed)
+        time.sleep(0.3)  # noqa: ASYNC251
+        while_busy = len(renewed) - before
+        time.sleep(0.5)  # noqa: ASYNC251
+        stuck = len(renewed)
+        time.sleep(0.3)  # noqa: ASYNC251
+        more = len(renewed) - stuck
+        await asyncio.sleep(0.2)
+        again = len(renewed) - stuck - more
+        renewal.close()
+        return while_busy, more, again
+
+    while_busy, more, again = asyncio.run(run())
+    assert while_busy > 0
+    assert more == 0
+    assert again > 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+@in_virtual_time
+async def test_no_job_waits_for_a_slot_while_one_is_free_after_a_death(seed: int) -> None:
+    """Two routers place the dead worker's jobs in the same moment, and those that are left are just enough."""
+    async with running_fleet(routers=2, workers=3, seed=seed) as fleet:
+        streams = [await execute(fleet.routers[n % 2], f"job-{n}", max_tokens=120) for n in range(8)]
+        await tokens_seen(streams[-1], 2)
+        fleet.chance.choice(fleet.nodes).die()
+        await asyncio.sleep(0.5)
+        jobs = [stream.job for stream in streams]
+        assert all(job.state is State.RUNNING for job in jobs if job.live)
+        assert sum(job.live for job in jobs) == 8
+        for stream in streams:
+            text_of(await read(stream))
