@@ -40,7 +40,7 @@ deep: setup ## The deep lane: browser, clients, proxies, faults, soak, documenta
 nightly: setup ## The long proofs: everything that takes more than a few minutes (some hours)
 	@tools/outside.sh nightly || echo "some programs are missing; their tests are skipped" >&2
 	@tools/lane.sh nightly --timeout 7200 $(ARGS)
-	$(MAKE) --no-print-directory exact models faults fleet-chaos simulate soak
+	$(MAKE) --no-print-directory exact models faults fleet-chaos demo-fleet simulate soak
 
 test-all: ## All that CI runs: `test`, then `deep`, then `without`
 	@$(MAKE) --no-print-directory test deep without

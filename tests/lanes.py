@@ -101,6 +101,7 @@ SERIAL = (
     "fleet/test_ray_crowd.py",
     "fleet/test_cluster.py",
     "fleet/test_embeddings.py",
+    "browser/test_fleet.py",
     "fleet/test_real.py",
     "faults/test_busy_machine.py",
     "faults/test_crowds.py",

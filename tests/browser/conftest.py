@@ -12,10 +12,18 @@ from tests.programs import find
 from worker_orcd.testing.harness import RunningWorker, running_worker
 
 
+class Served(Protocol):
+    """A worker, or a fleet."""
+
+    @property
+    def url(self) -> str:
+        """Where it serves HTTP."""
+
+
 class Open(Protocol):
     """Open a worker's page."""
 
-    def __call__(self, worker: RunningWorker, *, beside: Page | None = None) -> Page:
+    def __call__(self, worker: Served, *, beside: Page | None = None) -> Page:
         """In a browser of its own, or in a tab beside another page."""
 
 
@@ -58,7 +66,7 @@ def visit(browser: Browser) -> Iterator[Open]:
     outside: list[str] = []
     errors: list[str] = []
 
-    def visit(worker: RunningWorker, *, beside: Page | None = None) -> Page:
+    def visit(worker: Served, *, beside: Page | None = None) -> Page:
         if beside is None:
             browsers.append(browser.new_context(viewport={"width": 1300, "height": 950}))
         page = (beside.context if beside else browsers[-1]).new_page()

@@ -76,6 +76,15 @@ class RayFleet:
         """All processes that the fleet, or its cluster, has started and that are there."""
         return [process.pid for process in self._own()]
 
+    def routed(self) -> dict[str, float]:
+        """How many jobs each worker was handed, by its id."""
+        text = httpx2.get(f"{self.url}/metrics", trust_env=False, timeout=30.0).text
+        counts: dict[str, float] = {}
+        for labels, value in re.findall(r"^worker_fleet_routes_total{(.*)} (\S+)$", text, re.MULTILINE):
+            (worker,) = re.findall(r'worker_id="([^"]*)"', labels)
+            counts[worker] = counts.get(worker, 0.0) + float(value)
+        return counts
+
     def _own(self) -> Iterator[psutil.Process]:
         mark = self.url if self.cluster is None else self.cluster.address
         for process in psutil.process_iter():

@@ -1,7 +1,6 @@
 """Batches of embeddings at a fleet on Ray: both workers compute their inputs, and one stop ends all of them."""
 
 import asyncio
-import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -43,16 +42,6 @@ async def parts(http: httpx2.AsyncClient, name: str) -> list[dict[str, Any]]:
     return [job for job in jobs if job["job_id"].partition(".")[0] == name]
 
 
-def routed(fleet: RayFleet) -> dict[str, float]:
-    """How many jobs each worker was handed, by its id."""
-    text = httpx2.get(f"{fleet.url}/metrics", trust_env=False, timeout=30.0).text
-    counts: dict[str, float] = {}
-    for labels, value in re.findall(r"^worker_fleet_routes_total{(.*)} (\S+)$", text, re.MULTILINE):
-        (worker,) = re.findall(r'worker_id="([^"]*)"', labels)
-        counts[worker] = counts.get(worker, 0.0) + float(value)
-    return counts
-
-
 def test_both_workers_compute_a_batch(fleet: RayFleet, tiny_models: TinyModels) -> None:
     """Each input gets its own embedding, in its place."""
     texts = [some_text(n, 20 + n % 7) for n in range(INPUTS)]
@@ -66,7 +55,7 @@ def test_both_workers_compute_a_batch(fleet: RayFleet, tiny_models: TinyModels) 
     alone = by_llama_cpp(tiny_models.path("bert", "F32"), [texts[n] for n in compared], "last")
     assert np.abs(vectors - alone).max() < TOLERANCE
     assert np.abs(vectors - alone[::-1]).max() > 10 * TOLERANCE  # Those of other texts differ.
-    handed = [count for count in routed(fleet).values() if count]
+    handed = [count for count in fleet.routed().values() if count]
     assert (len(handed), sum(handed)) == (2, INPUTS)
 
 
