@@ -51,6 +51,7 @@ def our_options() -> dict[str, Any]:
         "parallel": PARALLEL,
         "threads": available_cores(),
         "prefix_cache_mib": CACHE_MIB,
+        "spare_engine": "on",  # As by default; the harness of tests has it off.
     }
 
 

@@ -3,6 +3,7 @@
 import ctypes
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,10 @@ class LlamaModel:
         require_decoder(lib, self._model, load.model_path, weights.architecture)
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.sequence_ids = self._sequence_ids(load)
-        self._context = self._make_context(load)
+        with ThreadPoolExecutor(1, "context") as beside:
+            making = beside.submit(self._make_context, load)  # Zeroes all cells, which takes as long as the rest.
+            self._read_vocabulary()
+            self._context = making.result()
         self._memory = self._open_memory()
         self.dimensions = int(lib.llama_model_n_embd_out(self._model))
         self._watched = {
@@ -90,15 +94,6 @@ class LlamaModel:
         # the interrupt byte followed by a NUL: a native callback that needs neither a compiler nor the GIL.
         self._abort = ctypes.cast(_strlen, lib.ggml_abort_callback)
         self._rows = RowBuffers(lib, lib.llama_n_ubatch(self._context))
-        self._tokenizer = Tokenizer(lib, self._vocab)
-        # Some of llama.cpp's tokenizers crash the process if the vocabulary lacks a token: now, not at a prompt.
-        self._tokenizer.encode("a \u00e9\U0001f98a", parse_special=True, add_special=True)
-        vocabulary = range(lib.llama_vocab_n_tokens(self._vocab))
-        self._ends = frozenset(token for token in vocabulary if lib.llama_vocab_is_eog(self._vocab, token))
-        self.grammars = Grammars(self._tokenizer.vocabulary)
-        template = lib.llama_model_chat_template(self._model, None)
-        written = template.decode("utf-8", "replace") if template else None
-        self._prompts = PromptEncoder(self._tokenizer, written)
         self.facts = Ready(
             model=weights.text("general.name") or Path(load.model_path).stem,
             device=weights.device.name,
@@ -106,7 +101,7 @@ class LlamaModel:
             vram_bytes=weights.device.used_bytes(),
             quant_kind=weights.quant_kind,
             tokenizer_kind=weights.text("tokenizer.ggml.model") or "unknown",
-            vocab_size=len(vocabulary),
+            vocab_size=lib.llama_vocab_n_tokens(self._vocab),
             cells=lib.llama_n_ctx(self._context),
             cells_per_job=min(lib.llama_n_ctx_seq(self._context), lib.llama_model_n_ctx_train(self._model)),
             sequences=load.parallel,
@@ -118,6 +113,18 @@ class LlamaModel:
         )
         self.memory = self._read_memory_kind(load.model_path)
         progress(100)
+
+    def _read_vocabulary(self) -> None:
+        """All that turns text into tokens and back; starts the chat template's process."""
+        self._tokenizer = Tokenizer(lib, self._vocab)
+        # Some of llama.cpp's tokenizers crash the process if the vocabulary lacks a token: now, not at a prompt.
+        self._tokenizer.encode("a \u00e9\U0001f98a", parse_special=True, add_special=True)
+        vocabulary = range(lib.llama_vocab_n_tokens(self._vocab))
+        self._ends = frozenset(token for token in vocabulary if lib.llama_vocab_is_eog(self._vocab, token))
+        self.grammars = Grammars(self._tokenizer.vocabulary)
+        template = lib.llama_model_chat_template(self._model, None)
+        written = template.decode("utf-8", "replace") if template else None
+        self._prompts = PromptEncoder(self._tokenizer, written)
 
     @property
     def abortable(self) -> bool:
