@@ -9,13 +9,18 @@ from typing import Any
 
 import pytest
 
+from tests.fakes import QUICK
 from tests.fleet.test_fleet import cancelled, in_virtual_time, text_of
-from tests.fleet.world import Fleet, execute, read, running_fleet, tokens_seen
+from tests.fleet.world import Fleet, Node, execute, read, running_fleet, tokens_seen
+from tests.simulation.engine import SEQUENCES
 from worker_orcd.fleet.feeds import LEASE_SEC, SWEEP_SEC, Feeds
+from worker_orcd.fleet.keepers import keepers_of
 from worker_orcd.fleet.peers import PeerSilent, Remote
 from worker_orcd.fleet.renewal import Renewal
+from worker_orcd.fleet.routing import chain_of
 from worker_orcd.jobs.events import End
 from worker_orcd.jobs.lifecycle import State
+from worker_orcd.supervisor.engine import Engine, EngineListener
 
 
 @asynccontextmanager
@@ -100,12 +105,14 @@ class Slow:
         """Not looked at."""
 
 
-def test_an_answer_that_came_while_this_process_was_busy_counts() -> None:
-    """Its time was up when the process could look. An answer that is late itself does not."""
+@pytest.mark.parametrize("after_sec", [0.01, 0.26])
+def test_an_answer_that_came_while_this_process_was_busy_counts(after_sec: float) -> None:
+    """Its time was up when the process could look, also if that was in the last piece of it. An answer that is late
+    itself does not."""
 
     async def ask(sec: float) -> Any:
         asking = asyncio.ensure_future(Remote("worker", Slow(sec)).call("look", patience_sec=0.5))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(after_sec)
         time.sleep(0.8)  # noqa: ASYNC251  # That is what is tested.
         return await asking
 
@@ -142,6 +149,138 @@ def test_leases_are_renewed_while_the_loop_is_busy_but_not_when_it_is_stuck(
     assert while_busy > 0
     assert more == 0
     assert again > 0
+
+
+@pytest.mark.parametrize("renews", [False, True])
+@in_virtual_time
+async def test_a_router_that_asks_no_more_is_dead_though_its_thread_goes_on(renews: bool) -> None:
+    """Its asking ended by a fault: nobody would follow its jobs."""
+    async with running_fleet(routers=1, workers=1) as fleet:
+        router = fleet.routers[0]
+        stream = await execute(router, "job", max_tokens=400)
+        await tokens_seen(stream, 3)
+        (connection,) = fleet.connections[router.name]
+        served = connection.call
+
+        async def call(method: str, *arguments: Any) -> Any:
+            if method == "poll":
+                raise RuntimeError("not one of those that are expected")
+            return await served(method, *arguments)
+
+        connection.call = call  # type: ignore[method-assign]
+        for _ in range(2 * round(LEASE_SEC)):
+            if renews:
+                router.renew_leases()
+            await asyncio.sleep(1.0)
+        (asking,) = router._peers._polls.values()
+        assert isinstance(asking.exception(), RuntimeError)
+        assert not fleet.nodes[0].live
+
+
+@in_virtual_time
+async def test_a_drained_worker_knows_dead_routers_as_well() -> None:
+    """Other routers ask it, too, when they look for one that serves a job."""
+    async with running_fleet(routers=2, workers=2) as fleet:
+        await fleet.nodes[0].host.drain()
+        dead = fleet.routers[0]
+        fleet.kill_router(dead)
+        await asyncio.sleep(LEASE_SEC + 2.0)
+        assert not await fleet.nodes[0].host.is_alive(dead.name)
+
+
+def test_one_failure_does_not_end_the_renewing() -> None:
+    """There is a next time."""
+    renewed: list[int] = []
+
+    def renew() -> None:
+        renewed.append(1)
+        raise ValueError
+
+    async def run() -> None:
+        renewal = Renewal(asyncio.get_running_loop(), renew, every_sec=0.01)
+        await asyncio.sleep(0.3)
+        renewal.close()
+
+    asyncio.run(run())
+    assert len(renewed) > 1
+
+
+@in_virtual_time
+async def test_a_cancel_of_a_job_that_found_no_free_slot_reaches_no_later_use() -> None:
+    """It came to the worker before the job did, which was refused there and has ended since."""
+    async with running_fleet(routers=2, workers=3) as fleet:
+        one, other = fleet.routers
+        prompt = QUICK.ljust(260)
+        stream = await execute(one, "job", prompt, max_tokens=400)
+        await tokens_seen(stream, 2)
+        holder = fleet.holder("job")
+        full, free = (node for node in fleet.nodes if node is not holder)
+        number = 0
+        while len(full.live) < SEQUENCES or len(free.live) < SEQUENCES - 1:
+            await execute(one, f"fill-{number}", max_tokens=400)
+            number += 1
+            await asyncio.sleep(0.3)
+        for router in fleet.routers:  # So the full one is asked first.
+            router._placing.warm.sent(full.name, chain_of(stream.job.request, ""))
+        for name in [*free.live[SEQUENCES - 1 :], *(name for name in holder.live if name != "job")]:
+            await one.cancel(name, "cor")
+        await asyncio.sleep(0.6)
+        full.held["execute"] = asyncio.Event()
+        holder.die()
+        await asyncio.sleep(0.15)
+        await other.cancel("job", "cor")
+        assert cancelled(await read(stream))
+        full.held.pop("execute").set()
+        await asyncio.sleep(0.3)
+        again = await execute(other, "job", prompt, max_tokens=5)
+        assert isinstance((await read(again))[-1], End)
+
+
+@pytest.mark.parametrize("dies", [True, False])
+@in_virtual_time
+async def test_a_remembered_cancel_of_an_earlier_use_stays_without_effect_when_a_job_is_inherited(
+    dies: bool,
+) -> None:
+    """A new keeper remembers it; the other one knows that the job is a later use."""
+    async with running_fleet(routers=2, workers=3) as fleet:
+        one, other = fleet.routers
+        names = [f"worker-{n}" for n in range(4)]
+        ids = (f"job-{n}" for n in range(1000))
+        job_id = next(one for one in ids if keepers_of(("", one), names)[0] == names[3])
+        await read(await execute(one, job_id, max_tokens=3))
+        await fleet.add_worker().worker.ready.wait()
+        await asyncio.sleep(1.5)
+        await other.cancel(job_id, "cor")
+        stream = await execute(one, job_id, max_tokens=400, on_disconnect="continue")
+        await asyncio.sleep(1.0)
+        assert stream.job.stop is None
+        if dies:
+            fleet.kill_router(one)
+        await asyncio.sleep(9.5)
+        record = await other.record(job_id, "")
+        assert record is not None
+        assert record["state"] == "completed"
+
+
+@in_virtual_time
+async def test_a_requeued_job_does_not_wait_for_a_worker_that_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others have free slots."""
+    launch = Node._launch
+
+    async def slow(node: Node, listener: EngineListener) -> Engine:
+        await asyncio.sleep(60.0)
+        return await launch(node, listener)
+
+    async with running_fleet(routers=1, workers=3) as fleet:
+        streams = [await execute(fleet.routers[0], f"job-{n}", max_tokens=400) for n in range(3)]
+        await tokens_seen(streams[-1], 2)
+        monkeypatch.setattr(Node, "_launch", slow)
+        loading = fleet.add_worker()
+        await asyncio.sleep(1.5)
+        fleet.holder("job-0").die()
+        await asyncio.sleep(3.0)
+        assert streams[0].job.state is State.RUNNING
+        assert not loading.live
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -80,7 +80,7 @@ class LlamaModel:
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.sequence_ids = self._sequence_ids(load)
         with ThreadPoolExecutor(1, "context") as beside:
-            making = beside.submit(self._make_context, load)  # Zeroes all cells, which takes as long as the rest.
+            making = beside.submit(self._make_context, load)  # Zeroes all cells: as long as the rest.
             self._read_vocabulary()
             self._context = making.result()
         self._memory = self._open_memory()

@@ -71,8 +71,6 @@ class WorkerHost:
         if self._draining is None:
             self._draining = asyncio.create_task(self._worker.drain(), name="drain")
         await asyncio.shield(self._draining)
-        if self._sweeping is not None:
-            self._sweeping.cancel()
 
     async def shut_down(self, why: str) -> None:
         """Drain, as a client has asked: the fleet is to end."""
@@ -149,17 +147,18 @@ class WorkerHost:
             What is new of each; also if they were accepted before, and the router asks again as it had no answer.
         """
         moment = now()
-        for request, copy in zip(requests, copies, strict=True):
+        for copy in copies:
             if self._early.of((routed.router, f"{copy.incarnation}.{routed.attempt}"), moment) is not None:
                 return Refusal.of(JobError(ErrorCode.ENGINE_LOST, "the router has withdrawn the job"))
-            early = (owner, copy.incarnation)
-            if (stop := self._early.of(early, moment)) is not None:
-                self._early.use(early)
-                self._worker.dispatcher.remembered.add((owner, request.job_id), stop)
         jobs = self._accepted_before(routed.router, requests, copies, owner)
         if jobs is None:
             if not routed.may_wait and not state_of(self._worker).has_free_slot:
                 return Refusal.of(JobError(ErrorCode.QUEUE_FULL, "no slot is free"))
+            for request, copy in zip(requests, copies, strict=True):
+                early = (owner, copy.incarnation)
+                if (stop := self._early.of(early, moment)) is not None:
+                    self._early.use(early)
+                    self._worker.dispatcher.remembered.add((owner, request.job_id), stop)
             try:
                 streams = self._worker.execute(requests, correlation_id, owner, headers, retry_of, copies)
             except JobError as error:

@@ -99,7 +99,8 @@ class Known:
 
 class _Held(NamedTuple):
     """A claim, when it was made last, the latest time at which its use can have been accepted, its order, and the
-    cancel that overtook it. Each answer reports that one, since an answer may be lost."""
+    cancel that overtook it. Each answer to the router that made the claim reports that one, since an answer may be
+    lost; a router that takes the job over does not know yet of earlier uses that other keepers know of."""
 
     claim: Claim
     since: float
@@ -162,7 +163,7 @@ class Keeper:
         self.granted += not again
         order, cancel = self.granted, self._cancels.of(key, now)
         if entry is not None and again:
-            order, cancel = entry.order, entry.cancel
+            order, cancel = entry.order, entry.cancel if claim.term == entry.claim.term else None
         cancel = None if use else cancel
         self._claims.add(*key, _Held(replace(claim, use=use), now.mono, accepted, order, cancel))
         self._refused.accepted(key)

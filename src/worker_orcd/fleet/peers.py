@@ -16,8 +16,9 @@ SILENT_AFTER_SEC = 1.0
 AGAIN_SEC = 0.1
 CALL_SEC = 2.0
 SLICE_SEC = 0.25
-"""Patience is counted in pieces: a process that cannot run for a while uses up one of them, not all, and finds the
-answers that have come meanwhile."""
+"""Patience is counted in pieces: a process that cannot run for a while uses up one of them, not all…"""
+LAST_SEC = 0.02
+"""… and then finds the answers that have come meanwhile, also in the last one."""
 MAX_LOST = 1000
 """Dead workers that are remembered, beside those that are still listed."""
 
@@ -74,6 +75,7 @@ class Remote:
             while patience_sec > 0.0 and not calling.done():
                 await asyncio.wait({calling}, timeout=min(patience_sec, SLICE_SEC))
                 patience_sec -= SLICE_SEC
+            await asyncio.wait({calling}, timeout=LAST_SEC)
             if not calling.done():
                 raise PeerSilent(self.name)
             answer = calling.result()
@@ -191,8 +193,12 @@ class Peers:
 
     def renew_leases(self) -> None:
         """Tell all workers that this router is alive. From any thread."""
-        for remote in self:
-            remote.send("renew_lease", self._router)
+        for name, polling in tuple(self._polls.items()):
+            remote = self._remotes.get(name)
+            if (
+                remote is not None and not polling.done()
+            ):  # By a fault; then it gets no news, and is as good as dead.
+                remote.send("renew_lease", self._router)
 
     def close(self) -> None:
         """Ask no more."""

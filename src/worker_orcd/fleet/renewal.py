@@ -4,6 +4,7 @@ A router that handles a thousand requests in one moment polls its workers late, 
 thread of its own says for it that it is alive, as long as its event loop does anything at all.
 """
 
+import contextlib
 import threading
 import time
 from asyncio import AbstractEventLoop
@@ -39,7 +40,8 @@ class Renewal:
     def _run(self) -> None:
         while not self._closed.wait(self._every_sec):
             if time.monotonic() - self._progress_at <= STUCK_SEC:
-                self._renew()
+                with contextlib.suppress(Exception):  # Whatever it is, there is a next time.
+                    self._renew()
             try:
                 self._loop.call_soon_threadsafe(self._progress)
             except RuntimeError:  # The loop is closed.

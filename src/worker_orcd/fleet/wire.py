@@ -181,7 +181,7 @@ class WorkerState:
     @property
     def has_free_slot(self) -> bool:
         """Whether a job that comes now does not wait behind others."""
-        return self.jobs < self.slots
+        return self.engine is not None and self.jobs < self.slots
 
     @property
     def takes_jobs(self) -> bool:
