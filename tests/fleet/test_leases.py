@@ -297,3 +297,29 @@ async def test_no_job_waits_for_a_slot_while_one_is_free_after_a_death(seed: int
         assert sum(job.live for job in jobs) == 8
         for stream in streams:
             text_of(await read(stream))
+
+
+@pytest.mark.parametrize("stuck_sec", [7, 12])
+@in_virtual_time
+async def test_a_router_that_comes_back_stops_no_job_that_another_one_has_placed(stuck_sec: int) -> None:
+    """It was cut off while it handed the job to the worker to which the other one has handed it since."""
+    async with running_fleet(routers=2, workers=3) as fleet:
+        one, other = fleet.routers
+        stream = await execute(one, "job", max_tokens=400, on_disconnect="continue")
+        await tokens_seen(stream, 3)
+        reader = await other.stream_of("job")
+        reader.join()
+        free = asyncio.Event()
+        for connection in fleet.connections[one.name]:
+
+            async def call(method: str, *arguments: Any, served: Any = connection.call) -> Any:
+                await free.wait()
+                return await served(method, *arguments)
+
+            connection.call = call  # type: ignore[method-assign]
+        fleet.holder("job").die()
+        await asyncio.sleep(stuck_sec)
+        free.set()
+        events = await read(reader)
+        assert isinstance(events[-1], End)
+        text_of(events)

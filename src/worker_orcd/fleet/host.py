@@ -228,7 +228,7 @@ class WorkerHost:
         which the router withdraws this `attempt` to hand it over, as it was not answered in time. If that one has not
         arrived yet, it is refused when it does. The router learns nothing more of the job."""
         (job,) = [job for job in self._tracker if job.incarnation == incarnation] or (None,)
-        if job is not None and (attempt is not None or self._feeds.served_by(job)[0] == router):
+        if job is not None and self._feeds.served_by(job)[0] == router:
             self._feeds.of(router).unfollow(job)
             self._worker.stop(job, StopReason.DISCONNECT)
         elif job is None and attempt is not None:

@@ -23,6 +23,8 @@ from worker_orcd.worker.now import now
 
 GRACE_SEC = 3.0
 """An id whose worker has died stays in use so long: its job may be about to go on elsewhere."""
+MAX_ASKED = 8
+"""Workers that are asked for a free slot, those with the least load first, before a job may wait at one."""
 RETRY_SEC = 0.1
 BETWEEN_SEC = 1.0
 """The id of a job that waits for another worker is claimed again so often."""
@@ -171,9 +173,9 @@ class Placing:
             self._tasks.spawn(self.claim_all_again(age_sec=RENEW_SEC / 2))
 
     def _next(self, mirror: Mirror, passed: set[str], may_wait: bool) -> tuple[Choice | None, bool]:
-        """The next worker to try, and whether the job may wait there: not before all are `passed`."""
+        """The next worker to try, and whether the job may wait there: not before enough are `passed`."""
         choice = self._choice(mirror.job, passed | mirror.withdrawn)
-        if choice or may_wait:
+        if may_wait or (choice and len(passed) < MAX_ASKED):
             return choice, may_wait
         passed.clear()
         return self._choice(mirror.job, mirror.withdrawn), True
