@@ -619,9 +619,12 @@ def test_cancels_at_random_moments_of_a_jobs_life_end_it_once_and_free_it(worker
     """Before the first token, between tokens, on the last one, after the end: one ending, in stream and record."""
     moments = random.Random(11)
     outcomes: set[str] = set()
+    began = time.monotonic()
+    worker.execute(fresh_id(), script(80), max_tokens=5).finished()
+    whole_sec = time.monotonic() - began
     for _ in range(40):
         stream = worker.execute(fresh_id(), script(80), max_tokens=5)
-        threading.Event().wait(moments.uniform(0.0, 0.03))  # The random moment itself.
+        threading.Event().wait(moments.uniform(0.0, 2 * whole_sec))  # The random moment itself.
         assert worker.cancel(stream.job_id).status_code == 202
         if stream.wait(lambda s: s.status is not None, what="an answer").events == []:
             worker.cancel(stream.job_id)  # It may have come before the job did.
