@@ -79,9 +79,9 @@ def test_escape_stops_in_prefill(visit: Open, shown: RunningWorker) -> None:
     expect(pane(page).locator(".receipt")).to_contain_text("Stopped in prefill after")
 
 
-def test_text_is_completed_as_it_is_typed(visit: Open, shown: RunningWorker) -> None:
-    """Each change supersedes the job before; its receipt is shown, and the completion is that of the whole text."""
-    page = visit(shown)
+def complete_as_typed(page: Page) -> None:
+    """Type into the box that completes. Each change supersedes the job before; its receipt is shown, and the completion
+    is that of the whole text."""
     text, receipts = page.get_by_role("textbox", name="Text", exact=True), page.locator("#superseded li")
     text.fill(script(1500, row_ms=3))
     expect(page.locator("#typing-state")).to_contain_text("of 1500 tokens")
@@ -95,6 +95,11 @@ def test_text_is_completed_as_it_is_typed(visit: Open, shown: RunningWorker) -> 
     expect(receipts).to_have_count(3)
     expect(page.get_by_role("log", name="Completion")).to_have_text("done")
     expect(page.locator("#typing-state")).to_have_text("4 tokens")
+
+
+def test_text_is_completed_as_it_is_typed(visit: Open, shown: RunningWorker) -> None:
+    """At one worker."""
+    complete_as_typed(visit(shown))
 
 
 def test_emptying_the_box_or_escape_stops_its_job(visit: Open, shown: RunningWorker) -> None:

@@ -6,9 +6,8 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.conftest import Open
-from tests.browser.test_console import ENDLESS, job_of, pane, row, run
+from tests.browser.test_console import ENDLESS, complete_as_typed, job_of, pane, row, run
 from tests.fleet.ray_fleet import RayFleet, running_ray_fleet
-from tests.helpers import script
 
 pytestmark = [pytest.mark.needs("ray"), pytest.mark.nightly, pytest.mark.timeout(300)]
 
@@ -46,14 +45,5 @@ def test_a_page_shows_and_stops_the_jobs_of_all_workers(visit: Open, fleet: RayF
 def test_text_is_completed_as_it_is_typed(visit: Open, fleet: RayFleet) -> None:
     """Each change supersedes the job before, at whichever worker that is."""
     page = visit(fleet)
-    text, receipts = page.get_by_role("textbox", name="Text", exact=True), page.locator("#superseded li")
-    text.fill(script(1500, row_ms=3))
-    expect(page.locator("#typing-state")).to_contain_text("of 1500 tokens")
-    text.press("End")
-    for number, letter in enumerate("ab", start=1):
-        text.press_sequentially(letter)
-        expect(receipts).to_have_count(number)
-        expect(receipts.first).to_contain_text("superseded in prefill, stopped after")
-    text.fill(script(text="done"))
-    expect(page.get_by_role("log", name="Completion")).to_have_text("done")
+    complete_as_typed(page)
     expect(page.locator("#running")).to_have_text("0")

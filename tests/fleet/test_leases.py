@@ -25,15 +25,15 @@ from worker_orcd.supervisor.engine import Engine, EngineListener
 
 @asynccontextmanager
 async def busy(fleet: Fleet) -> AsyncIterator[None]:
-    """The first router asks nothing for a while."""
-    (connection,) = fleet.connections[fleet.routers[0].name]
+    """What the first router asks arrives only after this."""
     free = asyncio.Event()
+    for connection in fleet.connections[fleet.routers[0].name]:
 
-    async def call(method: str, *arguments: Any, served: Any = connection.call) -> Any:
-        await free.wait()
-        return await served(method, *arguments)
+        async def call(method: str, *arguments: Any, served: Any = connection.call) -> Any:
+            await free.wait()
+            return await served(method, *arguments)
 
-    connection.call = call  # type: ignore[method-assign]
+        connection.call = call  # type: ignore[method-assign]
     yield
     free.set()
 
@@ -50,9 +50,7 @@ async def test_a_router_that_is_too_busy_to_poll_keeps_its_jobs_as_long_as_it_is
             for _ in range(2 * round(LEASE_SEC)):
                 await asyncio.sleep(1.0)
                 if renews:
-                    fleet.connections[router.name][0].cut = False
-                    node = fleet.nodes[0]
-                    await node.host.renew_lease(router.name)
+                    await fleet.nodes[0].host.renew_lease(router.name)
             assert bool(fleet.nodes[0].live) == renews
         events = await read(stream)
         assert isinstance(events[-1], End) == renews
@@ -124,7 +122,7 @@ def test_an_answer_that_came_while_this_process_was_busy_counts(after_sec: float
 def test_leases_are_renewed_while_the_loop_is_busy_but_not_when_it_is_stuck(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The thread goes on; a loop that does nothing for long does not deserve it."""
+    """The thread renews them; but not for a loop that has done nothing for long."""
     monkeypatch.setattr("worker_orcd.fleet.renewal.STUCK_SEC", 0.5)
     renewed: list[float] = []
 
@@ -189,20 +187,25 @@ async def test_a_drained_worker_knows_dead_routers_as_well() -> None:
 
 
 def test_one_failure_does_not_end_the_renewing() -> None:
-    """There is a next time."""
+    """The loop reports each, and there is a next time."""
     renewed: list[int] = []
+    reported: list[object] = []
 
     def renew() -> None:
         renewed.append(1)
         raise ValueError
 
     async def run() -> None:
-        renewal = Renewal(asyncio.get_running_loop(), renew, every_sec=0.01)
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, failure: reported.append(failure["exception"]))
+        renewal = Renewal(loop, renew, every_sec=0.01)
         await asyncio.sleep(0.3)
         renewal.close()
 
     asyncio.run(run())
     assert len(renewed) > 1
+    assert len(reported) > 1
+    assert all(isinstance(one, ValueError) for one in reported)
 
 
 @in_virtual_time
@@ -309,17 +312,9 @@ async def test_a_router_that_comes_back_stops_no_job_that_another_one_has_placed
         await tokens_seen(stream, 3)
         reader = await other.stream_of("job")
         reader.join()
-        free = asyncio.Event()
-        for connection in fleet.connections[one.name]:
-
-            async def call(method: str, *arguments: Any, served: Any = connection.call) -> Any:
-                await free.wait()
-                return await served(method, *arguments)
-
-            connection.call = call  # type: ignore[method-assign]
-        fleet.holder("job").die()
-        await asyncio.sleep(stuck_sec)
-        free.set()
+        async with busy(fleet):
+            fleet.holder("job").die()
+            await asyncio.sleep(stuck_sec)
         events = await read(reader)
         assert isinstance(events[-1], End)
         text_of(events)

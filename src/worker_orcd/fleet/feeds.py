@@ -94,7 +94,7 @@ class Feed:
 
     @property
     def alive(self) -> bool:
-        """Whether the router has asked lately."""
+        """Whether the router has asked or renewed its lease lately."""
         return self.polls > 0 or self._silent_sec <= LEASE_SEC
 
     def renew(self) -> None:

@@ -169,7 +169,7 @@ class Following:
         return False
 
     async def _nobody_serves(self, mirror: Mirror) -> bool:
-        """Whether the router that serves a job polls no worker any more."""
+        """Whether no worker has received anything of late from the router that serves a job."""
         calls = [
             remote.call("is_alive", mirror.served_by, patience_sec=FIND_SEC)
             for remote in self._peers

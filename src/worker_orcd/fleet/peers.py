@@ -75,7 +75,8 @@ class Remote:
             while patience_sec > 0.0 and not calling.done():
                 await asyncio.wait({calling}, timeout=min(patience_sec, SLICE_SEC))
                 patience_sec -= SLICE_SEC
-            await asyncio.wait({calling}, timeout=LAST_SEC)
+            if not calling.done():
+                await asyncio.wait({calling}, timeout=LAST_SEC)
             if not calling.done():
                 raise PeerSilent(self.name)
             answer = calling.result()

@@ -16,12 +16,12 @@ STUCK_SEC = 15.0
 
 
 class Renewal:
-    """Calls a function from a thread, each second, while an event loop goes on."""
+    """Calls a function from a thread, each second, while an event loop makes progress."""
 
     def __init__(
         self, loop: AbstractEventLoop, renew: Callable[[], None], *, every_sec: float = RENEW_SEC
     ) -> None:
-        """`renew` is called in the thread."""
+        """`renew` is called in the thread. The loop's handler gets its failures, and it is called again."""
         self._loop = loop
         self._renew = renew
         self._every_sec = every_sec
@@ -38,11 +38,15 @@ class Renewal:
         self._progress_at = time.monotonic()
 
     def _run(self) -> None:
-        while not self._closed.wait(self._every_sec):
-            if time.monotonic() - self._progress_at <= STUCK_SEC:
-                with contextlib.suppress(Exception):  # Whatever it is, there is a next time.
-                    self._renew()
-            try:
+        with contextlib.suppress(RuntimeError):  # The loop is closed.
+            while not self._closed.wait(self._every_sec):
+                if time.monotonic() - self._progress_at <= STUCK_SEC:
+                    self._try_to_renew()
                 self._loop.call_soon_threadsafe(self._progress)
-            except RuntimeError:  # The loop is closed.
-                return
+
+    def _try_to_renew(self) -> None:
+        try:
+            self._renew()
+        except Exception as error:  # noqa: BLE001  # Of whatever is called; the loop reports it.
+            failure = {"message": "leases were not renewed", "exception": error}
+            self._loop.call_soon_threadsafe(self._loop.call_exception_handler, failure)
