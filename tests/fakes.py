@@ -362,8 +362,9 @@ class HandLoop(LoopReports):
         return not self.loop.turn()
 
     def warm_up(self) -> None:
-        """Warm up, as an engine process does before it is ready."""
-        self.loop.warm_up()
+        """Warm up and measure, as an engine process does before the first job."""
+        self.loop.warm_up.first_rows()
+        self.loop.warm_up.measure()
 
     @property
     def next_ms(self) -> float:

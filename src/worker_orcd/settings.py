@@ -1,14 +1,14 @@
 """All options of the worker, with name, type, default, bounds and description.
 
 The command line's flags, the `WORKER_ORCD_…` variables, the help text and the table in the docs are generated from the
-fields of `Settings`. A flag takes precedence over its variable, and a variable over the default.
+fields of `Settings`; after a change, run `make docs`. A flag takes precedence over its variable, and a variable over
+the default.
 """
 
 import importlib.util
 import ipaddress
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 from uuid import UUID, uuid4
@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from worker_orcd.options import Option
 from worker_orcd.tool_calls.formats import ToolFormat
 
 VARIABLE_PREFIX = "WORKER_ORCD_"
@@ -261,20 +262,8 @@ class Settings(BaseSettings):
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One option, for help texts and the docs."""
-
-    name: str
-    flag: str
-    variable: str
-    default: str
-    requirement: str
-    description: str
-
-
 def options() -> Iterator[Option]:
-    """All options, in the order of `Settings`."""
+    """All options, in the order of `Settings`, for `options.json`."""
     for name, field in Settings.model_fields.items():
         if field.default_factory is not None:
             default = "cores" if name == "threads" else "generated"
@@ -291,6 +280,7 @@ def options() -> Iterator[Option]:
             default=default,
             requirement=requirement(name),
             description=field.description or "",
+            kind="switch" if field.annotation is bool else "values" if field.default == () else "value",
         )
 
 

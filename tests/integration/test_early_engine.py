@@ -1,11 +1,17 @@
 """The first engine, which is started before the server is imported."""
 
 import asyncio
+import contextlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
+from worker_orcd.cli.ahead import EngineAhead
+from worker_orcd.protocol.framing import encode
 from worker_orcd.protocol.messages import FromEngine, Load, LoadFailed
 from worker_orcd.supervisor.early import EarlyEngine
 from worker_orcd.supervisor.engine import Death
@@ -16,6 +22,13 @@ from worker_orcd.testing.harness import running_worker
 def load_of(path: Path) -> Load:
     """The order to load this file."""
     return Load(str(path), "early", None, 1, 256, exact=False, threads=1, log_format="json")
+
+
+def early_with(path: Path) -> EarlyEngine:
+    """An early engine that has the order to load this file."""
+    early = EarlyEngine.start()
+    early.connection.sendall(encode(load_of(path)))
+    return early
 
 
 class Listener:
@@ -37,7 +50,7 @@ class Listener:
 def test_what_it_sent_before_it_was_adopted_is_not_lost(tmp_path: Path) -> None:
     """Also when it is dead by then: its messages come first, and then its death."""
 
-    early = EarlyEngine.start(load_of(tmp_path / "missing.gguf"), None)
+    early = early_with(tmp_path / "missing.gguf")
     os.waitid(os.P_PID, early.process.pid, os.WEXITED | os.WNOWAIT)
 
     async def adopted() -> None:
@@ -52,9 +65,63 @@ def test_what_it_sent_before_it_was_adopted_is_not_lost(tmp_path: Path) -> None:
 
 def test_it_ends_when_the_worker_cannot_start(tmp_path: Path) -> None:
     """At once, whatever it is doing."""
-    early = EarlyEngine.start(load_of(tmp_path / "missing.gguf"), None)
+    early = early_with(tmp_path / "missing.gguf")
     early.end()
     assert early.process.returncode is not None
+
+
+def test_it_ends_before_it_knows_what_to_load() -> None:
+    """At once, as when the options are wrong."""
+    early = EarlyEngine.start()
+    early.end()
+    assert early.process.returncode is not None
+
+
+def test_wrong_options_leave_no_engine_behind(tmp_path: Path) -> None:
+    """Nor does a file that is no model: when the worker has exited, its engine is gone."""
+    (tmp_path / "none.gguf").write_text("nothing")
+    for wrong in (("--parallel", "0"), ("--model", str(tmp_path / "none.gguf"))):
+        command = [sys.executable, "-m", "worker_orcd", *wrong]
+        marked = {**os.environ, "WORKER_ORCD_EARLY_TEST": str(tmp_path)}
+        ended = subprocess.run(command, env=marked, capture_output=True, text=True, timeout=60, check=False)
+        assert (ended.returncode, ended.stdout) == (1, "")
+        assert len(ended.stderr.splitlines()) == 1
+        assert not [process for process in psutil.process_iter() if _is_marked(process, str(tmp_path))]
+
+
+def _is_marked(process: psutil.Process, mark: str) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.environ().get("WORKER_ORCD_EARLY_TEST") == mark
+    return False
+
+
+@pytest.mark.parametrize("arguments", [[], ["serve"], ["--port", "9000"], ["serve", "--exact"]])
+def test_it_starts_before_the_command_line_is_parsed(arguments: list[str]) -> None:
+    """And ends if the command line turns out to be wrong."""
+    with EngineAhead(arguments) as ahead:
+        engine = ahead.take()
+        assert engine is not None
+        assert engine.process.returncode is None
+    engine.end()
+    with EngineAhead(arguments):
+        (child,) = psutil.Process().children()
+    assert not child.is_running()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["serve", "--help"], ["cancel", "job-1"], ["fleet", "--workers", "2"]],
+)
+def test_what_does_not_serve_starts_none(arguments: list[str]) -> None:
+    """Help, client commands, and a fleet, whose workers start their own."""
+    with EngineAhead(arguments) as ahead:
+        assert ahead.take() is None
+
+
+def test_a_store_that_is_off_keeps_nothing() -> None:
+    """Its file stays empty, for the first engine and for each that replaces it."""
+    with running_worker("llama", context_length=512, parallel=1, prefix_cache="off") as worker:
+        assert worker.health()["prefix_store_bytes"] == 0
 
 
 def test_a_worker_starts_no_other_one_beside_it() -> None:

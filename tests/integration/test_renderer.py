@@ -11,7 +11,7 @@ from tests.chat_templates.conversations import BOS, EOS, said
 from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.engine.templates import limits
 from worker_orcd.engine.templates.renderer import Renderer
-from worker_orcd.engine.templates.template import Source, TemplateFault
+from worker_orcd.engine.templates.source import Source, TemplateFault
 from worker_orcd.testing.harness import wait_until
 
 ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"

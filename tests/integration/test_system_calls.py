@@ -14,8 +14,9 @@ import pytest
 
 from tests.chat_templates.conversations import BOS, CONVERSATIONS, EOS, FOLDER, said
 from worker_orcd.engine.templates.renderer import Renderer
+from worker_orcd.engine.templates.source import Source, TemplateFault
 from worker_orcd.engine.templates.special_tokens import Piece
-from worker_orcd.engine.templates.template import ChatTemplate, Source, TemplateFault
+from worker_orcd.engine.templates.template import ChatTemplate
 from worker_orcd.testing.harness import wait_until
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the filter is for x86-64")

@@ -12,8 +12,8 @@ import pytest
 
 from tests.chat_templates.conversations import BOS, EOS, said
 from worker_orcd.engine.templates.renderer import Renderer
+from worker_orcd.engine.templates.source import Source, TemplateFault
 from worker_orcd.engine.templates.special_tokens import Piece, SpecialToken
-from worker_orcd.engine.templates.template import Source, TemplateFault
 
 COUNT = int(os.environ.get("TEMPLATE_FUZZ", "40"))
 SPECIAL = (SpecialToken("<s>"), SpecialToken("<|im_end|>"))

@@ -10,7 +10,8 @@ import pytest
 
 from tests.chat_templates.conversations import FOLDER, Conversation, said
 from tests.tiny import TinyModels
-from worker_orcd.engine.templates.template import ChatTemplate, Source
+from worker_orcd.engine.templates.source import Source
+from worker_orcd.engine.templates.template import ChatTemplate
 from worker_orcd.engine.tokenizer import Tokenizer
 
 CHATML = (

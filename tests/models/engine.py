@@ -96,7 +96,8 @@ class TinyEngine(LoopReports):
         narrator = Narrator.configure("worker", process="engine", log_format="json", stream=io.StringIO())
         found = None if store is None else PrefixStore(store, b"tiny")
         self.loop = EngineLoop(self.model, self.byte, self._drain, self.sent.append, narrator, store=found)
-        self.loop.warm_up()
+        self.loop.warm_up.first_rows()
+        self.loop.warm_up.measure()
 
     def _drain(self) -> list[Run | Stop | Ping]:
         if self.aborts_at_once:

@@ -22,8 +22,9 @@ from tests.chat_templates.conversations import (
     special_tokens,
 )
 from worker_orcd.engine.templates import template as template_module
+from worker_orcd.engine.templates.source import Source, TemplateFault
 from worker_orcd.engine.templates.special_tokens import Piece, SpecialToken
-from worker_orcd.engine.templates.template import ChatTemplate, Source, TemplateFault
+from worker_orcd.engine.templates.template import ChatTemplate
 
 SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "[INST]", "[/INST]")
 

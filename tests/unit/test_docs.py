@@ -89,7 +89,7 @@ def test_check_names_pages_that_are_not_current(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`--check` exits 1 with the file's name and writes nothing; without it the page is written."""
-    monkeypatch.setattr(docs, "DOCS", tmp_path / "docs")
+    monkeypatch.setattr(docs, "ROOT", tmp_path)
     assert docs.main(["--check"]) == 1
     assert "docs/lifecycle.md" in capsys.readouterr().err
     assert not (tmp_path / "docs").exists()

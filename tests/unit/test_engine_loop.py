@@ -217,13 +217,45 @@ def test_the_time_of_the_first_step_is_predicted_from_the_warm_up(loop: HandLoop
 def test_an_engine_that_gets_the_cost_of_steps_does_not_measure_it(
     loop: HandLoop, make_loop: MakeLoop
 ) -> None:
-    """A killed one's successor: it predicts the same and is ready after one row."""
+    """A killed one's successor: it predicts the same and is ready after two rows."""
     loop.model.prefill_row_ms = 3.0
-    costs = loop.loop.warm_up()
+    loop.loop.warm_up.first_rows()
+    costs = loop.loop.warm_up.measure()
     successor = make_loop()
-    assert successor.loop.warm_up(known=costs) == costs
-    assert [len(step.batch.sequences) for step in successor.model.steps] == [1]
+    successor.loop.warm_up.first_rows(known=costs)
+    assert [len(step.batch.sequences) for step in successor.model.steps] == [1, 1]
     assert successor.next_ms == loop.next_ms != make_loop().next_ms
+
+
+def test_before_the_cost_of_a_prompt_s_rows_is_measured_they_count_as_rows_of_their_own(
+    loop: HandLoop,
+) -> None:
+    """So the first step of a job that comes at once is rather too short."""
+    loop.model.prefill_row_ms = 40.0  # That of a row alone.
+    loop.loop.warm_up.first_rows()
+    assert loop.next_ms == pytest.approx(12 * 40.0)
+    loop.model.prefill_row_ms = 3.0
+    loop.loop.warm_up.measure()
+    assert loop.next_ms == pytest.approx(2 * 64 * 3.0)
+
+
+def test_a_message_ends_the_measuring_and_the_job_begins_at_once(loop: HandLoop) -> None:
+    """Whatever was measured by then, no cells are held, and the front receives nothing."""
+    loop.loop.warm_up.first_rows()
+    loop.byte.set()
+    assert loop.loop.warm_up.measure() == ()
+    assert loop.cells_held() == [0, 0, 0, 0]
+    loop.post(run_message(1, LONG, max_tokens=2))
+    loop.finish()
+    assert loop.ends(1) == ["length"]
+
+
+def test_on_a_very_slow_machine_nothing_is_measured(loop: HandLoop) -> None:
+    """A step of many rows would take minutes."""
+    loop.model.prefill_row_ms = 1500.0
+    loop.loop.warm_up.first_rows()
+    assert loop.loop.warm_up.measure() == ()
+    assert [len(step.batch.sequences) for step in loop.model.steps] == [1]
 
 
 def test_warming_up_holds_no_cells_and_measures_the_cost_of_steps(loop: HandLoop) -> None:

@@ -39,6 +39,7 @@ FROM_ENGINE: list[messages.FromEngine] = [
         {"human": "Starting job a", "prompt_tokens": 3, "x": None, "y": 1.5, "z": True}, "owner"
     ),
     messages.Ready("m", "cpu", True, 0, "Q8_0", "gpt2", 49152, 16384, 2048, 16, True, 812.5),
+    messages.Measured(((1, 6.5), (64, 330.0)), 512.5),
     messages.LoadFailed("INSUFFICIENT_VRAM", "8 GB required, 4 available"),
     messages.Accepted(1, tuple(range(500))),
     messages.Rejected(1, "too long", "prompt"),

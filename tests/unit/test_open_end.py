@@ -8,8 +8,9 @@ import pytest
 from tests.chat_templates.conversations import BOS, EOS, FOLDER, said, special_tokens
 from tests.helpers import script
 from worker_orcd.api.openai.chat_request import ChatRequest
+from worker_orcd.engine.templates.source import Source, TemplateFault
 from worker_orcd.engine.templates.special_tokens import SpecialToken
-from worker_orcd.engine.templates.template import ChatTemplate, Source, TemplateFault
+from worker_orcd.engine.templates.template import ChatTemplate
 from worker_orcd.jobs.errors import JobError
 from worker_orcd.tool_calls.generic_prompt import without_tools
 

@@ -3,6 +3,7 @@
 docs/contributing.md explains why FastAPI does not read them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import BaseModel
@@ -27,19 +28,30 @@ _ERROR = {
 }
 
 
+class _Body(dict[str, Any]):
+    """The `requestBody` of an operation, described when it is asked for: a start of the worker does not wait for it."""
+
+    def __init__(self, described: Callable[[], dict[str, Any]]) -> None:
+        super().__init__(requestBody=None)
+        self._described = described
+
+    def items(self) -> Any:
+        """As FastAPI reads it."""
+        return {"requestBody": self._described()}.items()
+
+
 def body(model: type[BaseModel], example: dict[str, object], **bounds: dict[str, int]) -> dict[str, Any]:
     """The `requestBody` of an operation. `bounds`: by field, this worker's bounds as JSON Schema keywords."""
-    schema = _whole(model.model_json_schema())
-    for name, bound in bounds.items():
-        described = schema["properties"][name]
-        # A field that may be null has alternatives in its description.
-        described.get("anyOf", [described])[0].update(bound)
-    return {
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": schema, "example": example}},
-        }
-    }
+
+    def described() -> dict[str, Any]:
+        schema = _whole(model.model_json_schema())
+        for name, bound in bounds.items():
+            described = schema["properties"][name]
+            # A field that may be null has alternatives in its description.
+            described.get("anyOf", [described])[0].update(bound)
+        return {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}
+
+    return _Body(described)
 
 
 def bound(name: str, value: int | None) -> dict[str, int]:

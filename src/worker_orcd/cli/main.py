@@ -13,8 +13,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from worker_orcd import __version__
+from worker_orcd import __version__, options
 from worker_orcd.cli import completion
+from worker_orcd.cli.ahead import EngineAhead
 from worker_orcd.cli.failure import fail
 from worker_orcd.cli.output import line
 from worker_orcd.cli.streams import guarded
@@ -109,7 +110,10 @@ def main() -> None:
     with guarded():
         if completion.VARIABLE in os.environ:
             completion.register()
-        app(prog_name=completion.PROGRAM)
+            app(prog_name=completion.PROGRAM)
+        else:
+            with EngineAhead(sys.argv[1:]) as ahead:
+                app(prog_name=completion.PROGRAM, obj=ahead)
 
 
 def _function(command: str) -> Callable[..., None]:
@@ -122,29 +126,30 @@ def _with_settings(command: str) -> Callable[..., None]:
 
     Only the flags that are given are passed on, as text: `Settings` reads the environment and validates values.
     """
-    from worker_orcd import settings  # noqa: PLC0415  # client commands do without it
 
-    def run(**given: Any) -> None:
+    def run(ctx: typer.Context, **given: Any) -> None:
         wanted = {name: value for name, value in given.items() if value is not None and value != []}
-        (_run if command == "serve" else _run_fleet)(wanted)
+        if command == "serve":
+            _run(wanted, ctx.obj)
+        else:
+            _run_fleet(wanted)
 
     run.__doc__ = COMMANDS[command]
     own = import_module("worker_orcd.cli.fleet").FLAGS if command == "fleet" else {}
+    context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
     parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=flag)
         for name, flag in own.items()
     ] + [
-        inspect.Parameter(
-            option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_flag(settings, option)
-        )
-        for option in settings.options()
+        inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_flag(option))
+        for option in options.table()
     ]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in (context, *parameters)}
     return run
 
 
-def _flag(settings: Any, option: Any) -> Any:
+def _flag(option: options.Option) -> Any:
     """typer's description of an option."""
     default = (
         ""
@@ -152,10 +157,10 @@ def _flag(settings: Any, option: Any) -> Any:
         else f"{option.default}; "
     )
     text = f"{option.description} ({default}{option.variable})"
-    if settings.Settings.model_fields[option.name].annotation is bool:
+    if option.kind == "switch":
         decl = f"{option.flag}/{option.flag.replace('--', '--no-', 1)}"
         return Annotated[bool | None, typer.Option(decl, help=text, show_default=False)]
-    repeated = settings.Settings.model_fields[option.name].default == ()
+    repeated = option.kind == "values"
     return Annotated[
         list[str] | None if repeated else str | None,
         typer.Option(option.flag, metavar=_metavar(option.requirement), help=text, show_default=False),
@@ -190,11 +195,11 @@ def _run_fleet(given: dict[str, Any]) -> None:
     fleet.run_fleet(_settings(given), **own)
 
 
-def _run(given: dict[str, Any]) -> None:
+def _run(given: dict[str, Any], ahead: EngineAhead) -> None:
     options = _settings(given)
-    from worker_orcd.supervisor.load_order import early_engine  # noqa: PLC0415
+    from worker_orcd.supervisor.load_order import loading  # noqa: PLC0415
 
-    early = early_engine(options)  # Loads the model while the server is imported.
+    early = loading(ahead.take(), options)  # Loads the model while the server is imported.
     from worker_orcd.cli.serve import StartupFailed, serve  # noqa: PLC0415
 
     try:

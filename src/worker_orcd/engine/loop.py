@@ -24,7 +24,7 @@ from worker_orcd.engine.scheduler import Live, Scheduler, least_urgent
 from worker_orcd.engine.sequence import Sequence
 from worker_orcd.engine.slot import Closed
 from worker_orcd.engine.urgency import urgent_prompts_first
-from worker_orcd.engine.warm_up import warm_up
+from worker_orcd.engine.warm_up import WarmUp
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import (
     AuditFault,
@@ -35,7 +35,6 @@ from worker_orcd.protocol.messages import (
     Progress,
     Started,
     Step,
-    StepCosts,
     Stop,
     Stopped,
     Stored,
@@ -78,13 +77,10 @@ class EngineLoop:
         """Whether the model ran out of room before the ledger did, and no run has been freed since."""
         self._rollback = Rollback(model)
         self._cost = CostEstimate()
+        self.warm_up = WarmUp(model, self._cost, clock)
         self._recovery = Recovery()
         self._planned: Plan | None = None
         """The plan of the next step, unless a message changes it."""
-
-    def warm_up(self, progressed: Callable[[], None] = lambda: None, known: StepCosts = ()) -> StepCosts:
-        """Measure what steps cost before the first job: see `warm_up`."""
-        return warm_up(self._model, self._cost, self._clock, progressed, known)
 
     def turn(self) -> bool:
         """Read messages, then run one step. Returns False if there was nothing to do.

@@ -5,6 +5,7 @@ import select
 import socket
 import threading
 from collections import deque
+from collections.abc import Callable
 from queue import SimpleQueue
 
 from worker_orcd.engine.prompts import Prompts
@@ -43,6 +44,7 @@ class Mailbox:
         self._for_loop: deque[Run | Stop | Ping] = deque()
         self._looping = False
         self._progressed = True
+        self._on_work: Callable[[], None] | None = None
         self._loads: SimpleQueue[Load] = SimpleQueue()
         self.prompts = Prompts()
         threading.Thread(target=self._read, name="mailbox", daemon=True).start()
@@ -54,6 +56,10 @@ class Mailbox:
     def progressed(self) -> None:
         """Note that loading or a long computation has made progress: the next ping is answered at once."""
         self._progressed = True
+
+    def on_work(self, tell: Callable[[], None] | None) -> None:
+        """Have `tell` called whenever a message about a job arrives, until this is called again with None."""
+        self._on_work = tell
 
     def drain(self) -> list[Run | Stop | Ping]:
         """All messages for the loop that have arrived so far."""
@@ -110,6 +116,8 @@ class Mailbox:
                     self._sort(message)
 
     def _sort(self, message: Message) -> None:
+        if (tell := self._on_work) is not None and not isinstance(message, Ping):
+            tell()
         match message:
             case Ping():
                 # While the model is loading or a step is computed, the loop cannot answer pings. This thread answers

@@ -97,7 +97,7 @@ class CostEstimate:
     """
 
     first_guess_ms: float = 8.0
-    """Cost of a row before anything is measured."""
+    """Cost of a row before anything is measured. A prompt's row is taken to cost what a step of one row took."""
     smoothing: float = 0.2
     slowdown: float = 1.0
     _mixed_in_a_row: int = 0
@@ -129,7 +129,7 @@ class CostEstimate:
 
     def _row_ms(self, seen: dict[int, float], context: int) -> float:
         if not seen:
-            return self.slowdown * self.first_guess_ms
+            return self.decode_ms(1)
         wanted = _context_range(context)
         known = min(seen, key=lambda range_: (abs(range_ - wanted), -range_))
         # Attention grows with the context: rows beyond any measured context are estimated as more expensive.

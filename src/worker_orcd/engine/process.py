@@ -26,7 +26,7 @@ from worker_orcd.engine.prefix_store import PrefixStore
 from worker_orcd.engine.tokenizer_threads import prepare_all
 from worker_orcd.printable import printable
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import Load, LoadFailed, Loading, NarrationEvent, Percent, Ready
+from worker_orcd.protocol.messages import Load, LoadFailed, Loading, Measured, NarrationEvent, Percent, Ready
 
 ModelLoader = Callable[[Load, InterruptByte, Callable[[float], None]], Model]
 """Makes a model, and calls back with the percentage loaded, whenever there is progress."""
@@ -62,13 +62,15 @@ def main(load_model: ModelLoader) -> None:
         load.worker_id, process="engine", log_format=load.log_format, broadcast=_ToFront(mailbox.send)
     )
     model, ready = _load(load, load_model, interrupt, mailbox)
-    store = (
-        None if given.store is None else PrefixStore(given.store, _fingerprint(load, ready), own_thread=True)
-    )
+    store = None
+    if given.store is not None and os.fstat(given.store).st_size > 0:
+        store = PrefixStore(given.store, _fingerprint(load, ready), own_thread=True)
     loop = EngineLoop(model, interrupt, mailbox.drain, mailbox.send, narrator, store=store)
     mailbox.progressed()
-    costs = loop.warm_up(mailbox.progressed, load.costs)
-    mailbox.send(msgspec.structs.replace(ready, next_ms=loop.next_ms, costs=costs))
+    loop.warm_up.first_rows(load.costs)
+    mailbox.progressed()
+    mailbox.on_work(interrupt.set)
+    mailbox.send(msgspec.structs.replace(ready, next_ms=loop.next_ms))
     threading.Thread(
         target=prepare_all,
         args=(mailbox.prompts, model, mailbox.send, narrator),
@@ -76,6 +78,9 @@ def main(load_model: ModelLoader) -> None:
         daemon=True,
     ).start()
     try:
+        if not load.costs and (costs := loop.warm_up.measure(mailbox.progressed)):
+            mailbox.send(Measured(costs, loop.next_ms))
+        mailbox.on_work(None)
         while True:
             if not loop.turn():
                 mailbox.wait()

@@ -7,7 +7,7 @@ from typing import Any
 from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.engine.model import PromptRefused
 from worker_orcd.engine.templates.renderer import Renderer, RendererLost
-from worker_orcd.engine.templates.template import Source, TemplateFault
+from worker_orcd.engine.templates.source import Source, TemplateFault
 from worker_orcd.engine.tokenizer import Tokenizer
 from worker_orcd.protocol.messages import Template
 from worker_orcd.tool_calls.formats import ToolFormat, recognized

@@ -17,7 +17,29 @@ def memory_file(name: str, size: int) -> int:
     Raises:
         OSError: the file cannot be made.
     """
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = empty_file(name)
+    try:
+        set_size(fd, size)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def empty_file(name: str) -> int:
+    """A file that gets its size later, by `set_size`.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+
+
+def set_size(fd: int, size: int) -> None:
+    """Give an empty file its final size in bytes.
+
+    Raises:
+        OSError: there is no such file, or it has its size.
+    """
     os.ftruncate(fd, size)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-    return fd

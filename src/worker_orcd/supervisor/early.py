@@ -1,6 +1,8 @@
-"""An engine process, and how it is started before the server is imported: each takes a second, on different cores."""
+"""An engine process, and how it is started before the options are read and the server is imported.
 
-import asyncio
+Each takes about a second, on different cores. So this module imports little.
+"""
+
 import os
 import socket
 import subprocess
@@ -8,9 +10,8 @@ import sys
 from dataclasses import dataclass
 from typing import Protocol
 
-from worker_orcd.protocol.framing import encode
 from worker_orcd.protocol.interrupt import InterruptByte
-from worker_orcd.protocol.messages import Load
+from worker_orcd.supervisor.prefix_memory import unsized_prefix_memory
 
 LLAMA_ENGINE = "worker_orcd.engine"
 """The module that is run as the engine process."""
@@ -59,6 +60,8 @@ class EarlyProcess:
 
     async def wait(self) -> int:
         """Wait for the end."""
+        import asyncio  # noqa: PLC0415  # It takes a tenth of a second, and the start needs none of it.
+
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
         descriptor = os.pidfd_open(self.pid)
         loop.add_reader(descriptor, ended.set)
@@ -87,26 +90,28 @@ class EarlyEngine:
     store: int | None = None
 
     @classmethod
-    def start(cls, load: Load, store: int | None) -> "EarlyEngine":
-        """Start the process without an event loop, and have it load the model.
+    def start(cls) -> "EarlyEngine":
+        """Start the process without an event loop. It waits for its first message. Its store has no size yet.
 
         Raises:
             OSError: the process cannot be started.
         """
         ours, theirs = socket.socketpair()
         interrupt = InterruptByte.create()
+        store = unsized_prefix_memory()
         with theirs:
-            ours.sendall(encode(load))
-            files = [theirs.fileno(), interrupt.fd, *([] if store is None else [store])]
-            own = arguments(*files)
-            process = EarlyProcess([sys.executable, "-m", LLAMA_ENGINE, *own], files)
+            files = [theirs.fileno(), interrupt.fd, store]
+            process = EarlyProcess([sys.executable, "-m", LLAMA_ENGINE, *arguments(*files)], files)
         return cls(process, ours, interrupt, store)
 
     def end(self) -> None:
         """End a process that was started without an event loop, because the worker cannot start."""
         self.process.kill()
         os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        assert self.process.returncode is not None  # noqa: S101  # Asked for, so that no zombie is left.
         self.disconnect()
+        if self.store is not None:
+            os.close(self.store)
 
     def disconnect(self) -> None:
         """Close the front's side of the connection."""

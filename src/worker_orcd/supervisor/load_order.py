@@ -1,13 +1,14 @@
-"""The engine's `Load` message from the options. Imports no server, so that an engine can be started before it."""
+"""The engine's `Load` message from the options. Imports no server, so that an engine loads before that is imported."""
 
 import sys
 from typing import Literal
 
+from worker_orcd.protocol.framing import encode
 from worker_orcd.protocol.messages import Load
 from worker_orcd.settings import Settings
 from worker_orcd.supervisor import model_file
 from worker_orcd.supervisor.early import EarlyEngine
-from worker_orcd.supervisor.prefix_memory import prefix_memory
+from worker_orcd.supervisor.prefix_memory import set_mib
 
 
 def load_order(settings: Settings, model_path: str, model_bytes: int = 0) -> Load:
@@ -28,14 +29,9 @@ def load_order(settings: Settings, model_path: str, model_bytes: int = 0) -> Loa
     )
 
 
-def prefix_store(settings: Settings) -> int | None:
-    """The file of the prefix store; None if it is disabled.
-
-    Raises:
-        OSError: the file cannot be made.
-    """
-    stores = settings.prefix_cache == "on" and settings.prefix_cache_mib > 0
-    return prefix_memory(settings.prefix_cache_mib) if stores else None
+def prefix_mib(settings: Settings) -> int:
+    """The size of the prefix store; 0 if it is disabled."""
+    return settings.prefix_cache_mib if settings.prefix_cache == "on" else 0
 
 
 def log_format(settings: Settings) -> Literal["json", "pretty"]:
@@ -45,11 +41,16 @@ def log_format(settings: Settings) -> Literal["json", "pretty"]:
     return "pretty" if sys.stderr.isatty() else "json"
 
 
-def early_engine(settings: Settings) -> EarlyEngine | None:
-    """Start the first engine now. Returns None if that fails; the server then reports the reason."""
+def loading(early: EarlyEngine | None, settings: Settings) -> EarlyEngine | None:
+    """Have the engine load the model now. None if that fails: it is then ended, and the server reports the reason."""
+    if early is None:
+        return None
     try:
         model = model_file.inspect(settings.model_path, encoders=settings.embeddings)
-        load = load_order(settings, str(settings.model_path), model.size_bytes)
-        return EarlyEngine.start(load, prefix_store(settings))
+        if early.store is not None:
+            set_mib(early.store, prefix_mib(settings))
+        early.connection.sendall(encode(load_order(settings, str(settings.model_path), model.size_bytes)))
     except (model_file.ModelFileError, OSError):
+        early.end()
         return None
+    return early

@@ -10,6 +10,7 @@ from worker_orcd.protocol.messages import (
     Begin,
     FromEngine,
     LoadFailed,
+    Measured,
     NarrationEvent,
     Pong,
     Ready,
@@ -176,13 +177,16 @@ class Supervisor:
         if not isinstance(message, _FROM_SIDE_THREADS):
             self._liveness.on_message(now)
         match message:
-            case Ready(next_ms=next_ms, costs=costs):
-                self.step_costs = costs
+            case Ready(next_ms=next_ms):
                 self._stops.predict(next_ms)
                 self._failed_starts = 0
                 self._ready_at = now
                 self.state = EngineState.READY
                 self.ever_ready = True
+            case Measured(costs=costs, next_ms=next_ms):
+                self.step_costs = costs
+                self._stops.predict(next_ms)
+                return
             case LoadFailed():
                 self._load_failed = message
             case Step(next_ms=next_ms, ended=ended):

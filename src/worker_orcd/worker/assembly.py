@@ -13,8 +13,9 @@ from worker_orcd.supervisor import model_file
 from worker_orcd.supervisor.early import LLAMA_ENGINE, EarlyEngine
 from worker_orcd.supervisor.engine import Engine, EngineListener
 from worker_orcd.supervisor.launcher import EngineLauncher
-from worker_orcd.supervisor.load_order import load_order, prefix_store
+from worker_orcd.supervisor.load_order import load_order, prefix_mib
 from worker_orcd.supervisor.local import StartModule, start_module, start_process
+from worker_orcd.supervisor.prefix_memory import prefix_memory
 from worker_orcd.worker.model_names import ModelNames
 from worker_orcd.worker.observer import Observer
 from worker_orcd.worker.policy import Policy
@@ -88,7 +89,7 @@ def assemble(
     """Make a worker, and what starts its engines. Nothing is started yet."""
     load = load_order(settings, model.path, model.size_bytes)
     early = engines.early
-    store = prefix_store(settings) if early is None else early.store
+    store = prefix_memory(prefix_mib(settings)) if early is None else early.store
     launcher = EngineLauncher(
         partial(start_process, engines.module, engines.start, store),
         first=early,

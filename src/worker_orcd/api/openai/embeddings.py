@@ -1,13 +1,13 @@
 """`POST /v1/embeddings`: each input is a job that computes a prompt's embedding and generates no tokens."""
 
 import base64
+import struct
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import msgspec
-import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from worker_orcd.api import schema
@@ -101,7 +101,7 @@ class _Inputs:
         job = stream.job
         raw, job.embedding = job.embedding, b""
         vector: Any = (
-            base64.b64encode(raw).decode() if self._base64 else np.frombuffer(raw, np.dtype("<f4")).tolist()
+            base64.b64encode(raw).decode() if self._base64 else list(struct.unpack(f"<{len(raw) // 4}f", raw))
         )
         place = self._place[job.job_id]
         shown = {"object": "embedding", "index": place, "embedding": vector}

@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 
 from worker_orcd.engine.frames import receive, send
+from worker_orcd.engine.templates.source import Source
 from worker_orcd.engine.templates.special_tokens import Piece
-from worker_orcd.engine.templates.template import Source
 
 __all__ = ["Failed", "Render", "Rendered", "receive_answer", "receive_render", "receive_source", "send"]
 

@@ -8,7 +8,8 @@ import socket
 
 from worker_orcd.engine.forking import engine_socket, serve
 from worker_orcd.engine.templates import limits, messages, system_calls
-from worker_orcd.engine.templates.template import ChatTemplate, TemplateFault
+from worker_orcd.engine.templates.source import TemplateFault
+from worker_orcd.engine.templates.template import ChatTemplate
 
 
 def main() -> None:

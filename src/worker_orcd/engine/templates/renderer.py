@@ -10,8 +10,8 @@ import msgspec
 from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.engine.fork_server import SLOW_AFTER_SEC, ForkServer, ForkServerLost, readable
 from worker_orcd.engine.templates import limits, messages
+from worker_orcd.engine.templates.source import Source, TemplateFault
 from worker_orcd.engine.templates.special_tokens import Piece
-from worker_orcd.engine.templates.template import Source, TemplateFault
 from worker_orcd.printable import printable
 
 _ATTEMPTS = 2

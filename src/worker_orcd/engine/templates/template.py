@@ -3,39 +3,17 @@
 from datetime import datetime
 from typing import Any
 
-import msgspec
 from jinja2 import TemplateError, UndefinedError
 
 from worker_orcd.engine.templates import open_end
 from worker_orcd.engine.templates.client_text import Aliases
 from worker_orcd.engine.templates.environment import ChatEnvironment, RaisedByTemplate
-from worker_orcd.engine.templates.special_tokens import Piece, SpecialToken, SpecialTokens
+from worker_orcd.engine.templates.source import Source, TemplateFault
+from worker_orcd.engine.templates.special_tokens import Piece, SpecialTokens
 
 MAX_RENDERED_CHARS = 4_000_000
 """The limit for one conversation. A request's body has at most a million characters."""
 _MAX_REASON_CHARS = 200
-
-
-class Source(msgspec.Struct, frozen=True):
-    """The chat template of a model file, and the data of its vocabulary that rendering needs.
-
-    Attributes:
-        source: the template.
-        bos, eos: the texts of these tokens; "" without such a token.
-        adds_bos, adds_eos: whether the tokenizer adds the token itself; then the template's own one is removed.
-        special: the vocabulary's special tokens.
-    """
-
-    source: str
-    bos: str
-    eos: str
-    adds_bos: bool = False
-    adds_eos: bool = False
-    special: tuple[SpecialToken, ...] = ()
-
-
-class TemplateFault(Exception):
-    """The template cannot be used, or fails on this conversation. The message is a sentence for clients."""
 
 
 _PROBE = "PROBE 7c1e0f52a94b"

@@ -9,6 +9,7 @@ from worker_orcd.protocol.messages.loading import (
     Load,
     LoadFailed,
     Loading,
+    Measured,
     Percent,
     Pooling,
     Ready,
@@ -51,6 +52,7 @@ __all__ = [
     "Load",
     "LoadFailed",
     "Loading",
+    "Measured",
     "Message",
     "NarrationEvent",
     "Percent",
@@ -81,6 +83,7 @@ ToEngine = Load | Submit | Tokenize | Drop | Begin | Stop | Ping
 
 FromEngine = (
     Loading
+    | Measured
     | Ready
     | LoadFailed
     | Accepted

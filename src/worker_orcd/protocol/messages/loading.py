@@ -78,7 +78,6 @@ class Ready(Message, frozen=True):
         next_ms: predicted duration of the first step of a long prompt.
         tool_formats: the formats of tool calls that the model's chat template contains.
         bos, eos: the texts of the tokens that begin and end a sequence, "" without such a token.
-        costs: what steps cost, for its successors.
     """
 
     model: str
@@ -97,7 +96,18 @@ class Ready(Message, frozen=True):
     tool_formats: tuple[ToolFormat, ...] = ()
     bos: str = ""
     eos: str = ""
-    costs: StepCosts = ()
+
+
+class Measured(Message, frozen=True):
+    """What steps cost was measured after `Ready`, as no job had come yet.
+
+    Attributes:
+        costs: for its successors.
+        next_ms: as in `Ready`.
+    """
+
+    costs: StepCosts
+    next_ms: float
 
 
 class LoadFailed(Message, frozen=True):
