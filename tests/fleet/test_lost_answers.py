@@ -162,6 +162,10 @@ class Losses:
         """Count it."""
         self.number += 1
 
+    def failed(self, remote: Remote, error: Exception) -> None:
+        """Does not happen."""
+        raise error
+
 
 @in_virtual_time
 async def test_each_dead_worker_is_found_once() -> None:

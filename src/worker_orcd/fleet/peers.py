@@ -54,6 +54,8 @@ class Remote:
         self.answering = asyncio.Event()
         """Set unless its last answer to a poll is overdue; also when it is dead."""
         self.answering.set()
+        self.failing = False
+        """Whether its last poll failed unexpectedly."""
         self.seen = 0
         """Number of its last answer to a poll."""
         self.sent = 0
@@ -115,6 +117,9 @@ class PeersListener(Protocol):
 
     def lost(self, remote: Remote) -> None:
         """A worker is dead."""
+
+    def failed(self, remote: Remote, error: Exception) -> None:
+        """A poll failed unexpectedly, at the worker or at its news. It is repeated."""
 
 
 class Peers:
@@ -193,12 +198,9 @@ class Peers:
             self._listener.joined()
 
     def renew_leases(self) -> None:
-        """Tell all workers that this router is alive. From any thread."""
-        for name, polling in tuple(self._polls.items()):
-            remote = self._remotes.get(name)
-            if (
-                remote is not None and not polling.done()
-            ):  # By a fault; then it gets no news, and is as good as dead.
+        """Tell all workers that this router is alive, except one whose polls fail by a defect. From any thread."""
+        for remote in tuple(self._remotes.values()):
+            if not remote.failing:  # Its jobs get no news.
                 remote.send("renew_lease", self._router)
 
     def close(self) -> None:
@@ -209,24 +211,30 @@ class Peers:
     async def _poll(self, remote: Remote) -> None:
         while True:
             try:
-                wait_sec = 0.0 if remote.silent else POLL_SEC  # Know at once that it answers again.
-                news: News = await remote.call(
-                    "poll", self._router, wait_sec, remote.seen, patience_sec=POLL_SEC + SILENT_AFTER_SEC
-                )
+                await self._poll_once(remote)
             except PeerLost:
                 self._lose(remote)
                 return
-            except (PeerSilent, JobError):
+            except Exception as error:  # noqa: BLE001  # Whatever it is, without polls the worker would be as good as dead.
+                if not isinstance(error, PeerSilent | JobError):
+                    remote.failing = True
+                    self._listener.failed(remote, error)
                 remote.answering.clear()
                 await asyncio.sleep(AGAIN_SEC)
-                continue
-            remote.seen, remote.granted = news.number, news.granted
-            if news.state is not None:
-                remote.state, remote.sent = news.state, 0
-            if remote.silent:
-                remote.answering.set()
-                self._listener.back(remote)
-            self._listener.news(remote, news)
+
+    async def _poll_once(self, remote: Remote) -> None:
+        wait_sec = 0.0 if remote.silent else POLL_SEC  # Know at once that it answers again.
+        news: News = await remote.call(
+            "poll", self._router, wait_sec, remote.seen, patience_sec=POLL_SEC + SILENT_AFTER_SEC
+        )
+        remote.seen, remote.granted = news.number, news.granted
+        if news.state is not None:
+            remote.state, remote.sent = news.state, 0
+        if remote.silent:
+            remote.answering.set()
+            self._listener.back(remote)
+        self._listener.news(remote, news)
+        remote.failing = False
 
     def _lose(self, remote: Remote) -> None:
         del self._remotes[remote.name], self._polls[remote.name]

@@ -128,6 +128,11 @@ class Router(WorkerInterface):
         for mirror in self._mirrors.at(remote.name):
             self._tasks.spawn(self._following.again(mirror))
 
+    def failed(self, remote: Remote, error: Exception) -> None:
+        """A poll failed unexpectedly."""
+        message = f"a poll of worker {remote.name} failed"
+        self._narrator.emit(narration.Error.from_exception(error, code="INTERNAL", message=message))
+
     def lost(self, remote: Remote) -> None:
         """A worker is dead: its jobs go on elsewhere."""
         self._placing.warm.lost(remote.name)
