@@ -10,12 +10,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from worker_orcd.child_process import wait_until
 from worker_orcd.cli.ahead import EngineAhead
 from worker_orcd.protocol.framing import encode
 from worker_orcd.protocol.messages import FromEngine, Load, LoadFailed
-from worker_orcd.supervisor.early import EarlyEngine
+from worker_orcd.supervisor.early import LLAMA_ENGINE, EarlyEngine, environment
 from worker_orcd.supervisor.engine import Death
-from worker_orcd.supervisor.local import LocalEngine
+from worker_orcd.supervisor.local import LocalEngine, start_process
 from worker_orcd.testing.harness import running_worker
 
 
@@ -117,6 +118,45 @@ def test_what_does_not_serve_starts_none(arguments: list[str]) -> None:
     """Help, client commands, and a fleet, whose workers start their own."""
     with EngineAhead(arguments) as ahead:
         assert ahead.take() is None
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        (None, "glibc.malloc.hugetlb=1"),
+        ("", "glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.arena_max=1", "glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+    ],
+)
+def test_an_engine_asks_for_huge_pages_unless_the_user_says_otherwise(
+    own: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the user has set for glibc stays, in the first engine as in the spare one."""
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if own is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", own)
+    assert environment()["GLIBC_TUNABLES"] == expected
+    first = EarlyEngine.start()
+    assert expected.encode() in _environment_of(first)
+    first.end()
+
+    async def next_one() -> bytes:
+        engine = await start_process()
+        shown = _environment_of(engine)
+        engine.process.kill()
+        await engine.process.wait()
+        engine.disconnect()
+        return shown
+
+    assert expected.encode() in asyncio.run(next_one())
+
+
+def _environment_of(engine: EarlyEngine) -> bytes:
+    """What the engine's process has. glibc separates its tunables by NULs there."""
+    process = psutil.Process(engine.process.pid)
+    wait_until(lambda: LLAMA_ENGINE in process.cmdline(), within_sec=10, what="the engine's program")
+    return Path(f"/proc/{process.pid}/environ").read_bytes().replace(b"\0", b":")
 
 
 def test_a_store_that_is_off_keeps_nothing() -> None:

@@ -217,13 +217,13 @@ def test_the_time_of_the_first_step_is_predicted_from_the_warm_up(loop: HandLoop
 def test_an_engine_that_gets_the_cost_of_steps_does_not_measure_it(
     loop: HandLoop, make_loop: MakeLoop
 ) -> None:
-    """A killed one's successor: it predicts the same and is ready after two rows."""
+    """A killed one's successor: it predicts the same and is ready after one row."""
     loop.model.prefill_row_ms = 3.0
     loop.loop.warm_up.first_rows()
     costs = loop.loop.warm_up.measure()
     successor = make_loop()
     successor.loop.warm_up.first_rows(known=costs)
-    assert [len(step.batch.sequences) for step in successor.model.steps] == [1, 1]
+    assert [len(step.batch.sequences) for step in successor.model.steps] == [1]
     assert successor.next_ms == loop.next_ms != make_loop().next_ms
 
 

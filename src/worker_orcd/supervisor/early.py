@@ -18,6 +18,20 @@ LLAMA_ENGINE = "worker_orcd.engine"
 STDERR = 2
 
 
+_TUNABLES = "GLIBC_TUNABLES"
+_HUGE_PAGES = "glibc.malloc.hugetlb"
+
+
+def environment() -> dict[str, str]:
+    """An engine's environment. With it, glibc asks for huge pages for large allocations, unless the user has set it.
+
+    Hundreds of megabytes of cells are then cleared, and given back at an engine's death, in fewer pieces.
+    """
+    own = os.environ.get(_TUNABLES, "")
+    tunables = own if _HUGE_PAGES in own else ":".join(filter(None, (own, f"{_HUGE_PAGES}=1")))
+    return {**os.environ, _TUNABLES: tunables}
+
+
 class EngineProcess(Protocol):
     """A child process."""
 
@@ -41,7 +55,12 @@ class EarlyProcess:
 
     def __init__(self, command: list[str], descriptors: list[int]) -> None:
         self._child = subprocess.Popen(  # noqa: S603  # Our own module.
-            command, pass_fds=descriptors, stdin=subprocess.DEVNULL, stdout=STDERR, start_new_session=True
+            command,
+            pass_fds=descriptors,
+            stdin=subprocess.DEVNULL,
+            stdout=STDERR,
+            start_new_session=True,
+            env=environment(),
         )
 
     @property

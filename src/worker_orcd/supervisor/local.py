@@ -11,7 +11,14 @@ from typing import cast
 from worker_orcd.protocol.framing import BrokenFrame, encode, front_side
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import Begin, Drop, Message, Ping, Stop, Stopped, Submit, Tokenize
-from worker_orcd.supervisor.early import LLAMA_ENGINE, STDERR, EarlyEngine, EngineProcess, arguments
+from worker_orcd.supervisor.early import (
+    LLAMA_ENGINE,
+    STDERR,
+    EarlyEngine,
+    EngineProcess,
+    arguments,
+    environment,
+)
 from worker_orcd.supervisor.engine import Death, EngineListener
 from worker_orcd.supervisor.interrupter import Interrupter
 from worker_orcd.supervisor.liveness import Activity
@@ -33,6 +40,7 @@ async def start_module(module: str, arguments: Sequence[str], descriptors: Seque
         stdin=asyncio.subprocess.DEVNULL,
         stdout=STDERR,
         start_new_session=True,
+        env=environment(),
     )
 
 
