@@ -9,7 +9,7 @@ from tests.fakes import HandLoop, MakeLoop, run_message
 from tests.loop_runs import LONG, alone, generates, in_decode
 from worker_orcd.engine.ledger import NoUsableSequence
 from worker_orcd.engine.model import AbortMode, Batch, Outcome
-from worker_orcd.protocol.messages import AuditFault, Ping, Stop
+from worker_orcd.protocol.messages import AuditFault, Ping, Step, Stop
 
 
 def test_a_failing_device_ends_the_step_s_runs_with_an_error_and_frees_them(loop: HandLoop) -> None:
@@ -66,6 +66,30 @@ def test_cells_that_no_run_holds_are_reported_and_freed(loop: HandLoop) -> None:
     assert loop.turn_idle()
     assert loop.faults == [AuditFault(None, "sequence 2 held 3 KV cells instead of 0", repaired=True)]
     assert loop.cells_held() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("stray", range(1, 4))
+def test_stray_cells_of_any_sequence_are_found_while_another_run_decodes(loop: HandLoop, stray: int) -> None:
+    """Within as many steps as there are sequence ids, since a step asks for one of those without cells."""
+    loop.post(run_message(1, max_tokens=100))
+    in_decode(loop, 1)
+    loop.model.trim(stray, 0)
+    loop.model.decode(Batch([1, 2], [0, 1], [stray] * 2, [False] * 2), abort_mode=AbortMode.NONE)
+    loop.turn(loop.model.sequence_ids)
+    assert loop.faults == [AuditFault(None, f"sequence {stray} held 2 KV cells instead of 0", repaired=True)]
+
+
+def test_an_end_has_every_sequence_audited_before_it_is_reported(make_loop: MakeLoop) -> None:
+    """As a stop has: what is reported as free is free."""
+    for stray in range(2, make_loop().model.sequence_ids):
+        loop = make_loop()
+        loop.post(run_message(1, max_tokens=3), run_message(2, max_tokens=100))
+        in_decode(loop, 1)
+        loop.model.decode(Batch([1], [0], [stray], [False]), abort_mode=AbortMode.NONE)
+        while not loop.ends(1):
+            loop.turn()
+        kinds = [type(message) for message in loop.sent]
+        assert AuditFault in kinds[: len(kinds) - 1 - kinds[::-1].index(Step)], stray
 
 
 @pytest.mark.parametrize("cells", [2, 400])

@@ -1,6 +1,6 @@
 """The engine's audit of KV cells: compares the cells that runs should hold with the model's count (G4). Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -13,13 +13,13 @@ class Difference:
     counted: int
 
 
-def differences(expected: Mapping[int, int], counted: Sequence[int]) -> list[Difference]:
-    """Compare the cells that runs should hold with the model's count, for every sequence id.
+def differences(expected: Mapping[int, int], counted: Mapping[int, int]) -> list[Difference]:
+    """Compare the cells that runs should hold with the model's count, for every sequence id that was counted.
 
     An id without a run should hold no cells.
     """
     return [
         Difference(sequence, expected.get(sequence, 0), cells)
-        for sequence, cells in enumerate(counted)
+        for sequence, cells in counted.items()
         if cells != expected.get(sequence, 0)
     ]

@@ -46,6 +46,7 @@ class Ledger:
         self._free_ids = list(range(model.sequence_ids))
         self._quarantined: set[int] = set()
         """Free ids whose cells could not be freed. Each audit tries again."""
+        self._audited = 0
         self._dirty: dict[int, int] = {}
         """Cells of quarantined ids, by the model's count at the last audit."""
         self._live: dict[int, Slot] = {}
@@ -247,11 +248,9 @@ class Ledger:
 
     # The audit.
 
-    def audit(self) -> list[AuditFault]:
-        """Compare the ledger with the model's own count for every sequence id, and repair differences.
-
-        Returns:
-            The differences.
+    def audit(self, *, whole: bool = True) -> list[AuditFault]:
+        """Compare the ledger with the model's own count, for every sequence id, and repair differences. Returns them.
+        If not `whole`, ids without cells are compared in turn, one each time.
 
         Raises:
             NoUsableSequence: a difference cannot be repaired.
@@ -260,8 +259,10 @@ class Ledger:
         for id_ in [id_ for id_ in self._quarantined if self._trimmed(id_, 0)]:
             self._quarantined.remove(id_)
             heapq.heappush(self._free_ids, id_)
-        counted = [self._model.cells(id_) for id_ in range(self._model.sequence_ids)]
         expected = {slot.id: slot.computed for slot in self.resident}
+        self._audited = (self._audited + 1) % self._model.sequence_ids
+        ids = range(self._model.sequence_ids) if whole else {*expected, *self._quarantined, self._audited}
+        counted = {id_: self._model.cells(id_) for id_ in ids}
         found = [d for d in differences(expected, counted) if d.sequence not in self._quarantined]
         faults = [self._repair(difference) for difference in found]
         self._dirty = {id_: counted[id_] for id_ in self._quarantined}

@@ -199,9 +199,9 @@ class EngineLoop:
                 self._free(self._sequences[run])
             self._send(AuditFault(run, f"run {run} is unknown to the front", repaired=True))
 
-    def _audit(self) -> None:
-        """Audit the ledger: after every step and every stop, and on every ping while idle."""
-        for fault in self._ledger.audit():
+    def _audit(self, *, whole: bool = True) -> None:
+        """Audit the ledger: after every stop and end, and on every ping while idle; after other steps, less of it."""
+        for fault in self._ledger.audit(whole=whole):
             self._send(fault)
 
     def _save_prefixes(self) -> bool:
@@ -230,7 +230,7 @@ class EngineLoop:
             self._preempt([self._sequences[late]])
         if result.outcome not in (Outcome.DONE, Outcome.ABORTED):
             ends += self._fail(result)
-        self._audit()
+        self._audit(whole=bool(ends))
         progress, self._reused = [*self._reused, *result.progress], []
         preempted, self._preempted = self._preempted, []
         self._planned = self._plan()

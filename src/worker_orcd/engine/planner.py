@@ -214,6 +214,8 @@ def plan_step(
         budget = min(budget, SHORT_MS)
         at_least = 0 if pace is Pace.PROTECTED and decoding else 1
     readers = [] if decoding and cost.wants_decode_alone else [one for one in pending if not one.decoding]
+    if not readers:
+        return Plan(decoding, len(decoding), 0, 0, decode_ms)
     limits = _Limits(budget, MAX_ROWS - len(decoding), at_least)
     filled = _Prefill(readers, cost, decode_ms, layers).fill(
         limits, stretches=pace is Pace.FULL and abortable
