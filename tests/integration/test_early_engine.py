@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from worker_orcd.child_process import wait_until
+from worker_orcd.child_process import free_port, wait_until
 from worker_orcd.cli.ahead import EngineAhead
 from worker_orcd.protocol.framing import encode
 from worker_orcd.protocol.messages import FromEngine, Load, LoadFailed
+from worker_orcd.settings import Settings
 from worker_orcd.supervisor.early import LLAMA_ENGINE, EarlyEngine, environment
 from worker_orcd.supervisor.engine import Death
+from worker_orcd.supervisor.load_order import loading
 from worker_orcd.supervisor.local import LocalEngine, start_process
 from worker_orcd.testing.harness import running_worker
 
@@ -76,6 +79,40 @@ def test_it_ends_before_it_knows_what_to_load() -> None:
     early = EarlyEngine.start()
     early.end()
     assert early.process.returncode is not None
+
+
+@pytest.mark.parametrize("reaped", [False, True])
+def test_one_that_is_dead_already_is_ended_without_a_word(reaped: bool) -> None:
+    """As if its library could not be loaded: the server then starts another one, and reports the reason."""
+    early = EarlyEngine.start()
+    os.kill(early.process.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, early.process.pid, os.WEXITED | os.WNOWAIT)
+    if reaped:
+        assert early.process.returncode == -signal.SIGKILL
+    assert loading(early, Settings()) is None
+    assert early.process.returncode == -signal.SIGKILL
+
+
+def test_one_that_cannot_be_started_leaves_no_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its socket nor its memory files."""
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    before = psutil.Process().num_fds()
+    for _ in range(3):
+        with pytest.raises(OSError, match="nonexistent"):
+            EarlyEngine.start()
+    assert psutil.Process().num_fds() == before
+
+
+def test_a_library_that_cannot_be_loaded_is_reported_in_one_line(tmp_path: Path) -> None:
+    """By the server, after its own attempt."""
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "numpy" / "__init__.py").write_text("raise ImportError('none here')")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "worker_orcd", "--port", str(free_port())]
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1
+    assert "worker-orcd: MODEL_LOAD_FAILED: " in ended.stderr.splitlines()[-1]
+    assert "load_order" not in ended.stderr
 
 
 def test_wrong_options_leave_no_engine_behind(tmp_path: Path) -> None:

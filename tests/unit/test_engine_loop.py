@@ -239,23 +239,47 @@ def test_before_the_cost_of_a_prompt_s_rows_is_measured_they_count_as_rows_of_th
     assert loop.next_ms == pytest.approx(2 * 64 * 3.0)
 
 
-def test_a_message_ends_the_measuring_and_the_job_begins_at_once(loop: HandLoop) -> None:
-    """Whatever was measured by then, no cells are held, and the front receives nothing."""
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_a_message_ends_the_measuring_and_the_job_begins_at_once(
+    make_loop: MakeLoop, recurrent: bool
+) -> None:
+    """What was measured by then counts; no cells are held."""
+    loop = make_loop(recurrent=recurrent)
     loop.loop.warm_up.first_rows()
     loop.byte.set()
-    assert loop.loop.warm_up.measure() == ()
+    assert [rows for rows, _ in loop.loop.warm_up.measure()] == [1]
     assert loop.cells_held() == [0, 0, 0, 0]
     loop.post(run_message(1, LONG, max_tokens=2))
     loop.finish()
     assert loop.ends(1) == ["length"]
 
 
-def test_on_a_very_slow_machine_nothing_is_measured(loop: HandLoop) -> None:
-    """A step of many rows would take minutes."""
-    loop.model.prefill_row_ms = 1500.0
+def test_a_successor_measures_only_what_is_not_known(loop: HandLoop, make_loop: MakeLoop) -> None:
+    """If a job ended the measuring of the engine before."""
     loop.loop.warm_up.first_rows()
-    assert loop.loop.warm_up.measure() == ()
-    assert [len(step.batch.sequences) for step in loop.model.steps] == [1]
+    loop.byte.set()
+    known = loop.loop.warm_up.measure()
+    successor = make_loop()
+    successor.loop.warm_up.first_rows(known)
+    assert [rows for rows, _ in successor.loop.warm_up.measure()] == [1, 16, 64]
+    assert [len(step.batch.sequences) for step in successor.model.steps] == [1, 16, 64]
+
+
+def test_on_a_slow_machine_only_what_takes_seconds_is_measured(make_loop: MakeLoop) -> None:
+    """The supervisor must not take the engine for stuck; the jobs show the rest."""
+    for row_ms, measured in ((100.0, [1, 16, 64]), (300.0, [1, 16]), (1500.0, [1])):
+        loop = make_loop()
+        loop.model.prefill_row_ms = row_ms
+        loop.loop.warm_up.first_rows()
+        assert [rows for rows, _ in loop.loop.warm_up.measure()] == measured
+
+
+def test_weights_that_come_from_a_slow_disk_do_not_make_rows_seem_expensive(loop: HandLoop) -> None:
+    """The first row waits for them. So the second one shows what a row costs, however long the first took."""
+    loop.model.prefill_row_ms = 8000.0
+    loop.loop.warm_up.first_rows(progressed=lambda: setattr(loop.model, "prefill_row_ms", 2.0))
+    assert loop.next_ms < 500
+    assert [rows for rows, _ in loop.loop.warm_up.measure()] == [1, 16, 64]
 
 
 def test_warming_up_holds_no_cells_and_measures_the_cost_of_steps(loop: HandLoop) -> None:

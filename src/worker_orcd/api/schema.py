@@ -35,9 +35,13 @@ class _Body(dict[str, Any]):
         super().__init__(requestBody=None)
         self._described = described
 
+    def __getitem__(self, key: str) -> Any:
+        """Describe it."""
+        return self._described() if key == "requestBody" else super().__getitem__(key)
+
     def items(self) -> Any:
         """As FastAPI reads it."""
-        return {"requestBody": self._described()}.items()
+        return {key: self[key] for key in self}.items()
 
 
 def body(model: type[BaseModel], example: dict[str, object], **bounds: dict[str, int]) -> dict[str, Any]:

@@ -138,7 +138,9 @@ class CostEstimate:
     def attention_row_ms(self, context: int) -> float:
         """The part of a prefill row's time that grows with the context, in a step with a whole tile of rows."""
         known = self._fastest or self._prefill[False]
-        least = min(known.values(), default=self.first_guess_ms)
+        if not known:
+            return 0.0
+        least = min(known.values())
         return max(0.0, self._row_ms(known, context) - self.slowdown * least)
 
     @property

@@ -67,8 +67,8 @@ def main(load_model: ModelLoader) -> None:
         store = PrefixStore(given.store, _fingerprint(load, ready), own_thread=True)
     loop = EngineLoop(model, interrupt, mailbox.drain, mailbox.send, narrator, store=store)
     mailbox.progressed()
-    loop.warm_up.first_rows(load.costs)
-    mailbox.progressed()
+    loop.warm_up.first_rows(load.costs, mailbox.progressed)
+    costs = load.costs if model.abortable else loop.warm_up.measure(mailbox.progressed)
     mailbox.on_work(interrupt.set)
     mailbox.send(msgspec.structs.replace(ready, next_ms=loop.next_ms))
     threading.Thread(
@@ -78,8 +78,9 @@ def main(load_model: ModelLoader) -> None:
         daemon=True,
     ).start()
     try:
-        if not load.costs and (costs := loop.warm_up.measure(mailbox.progressed)):
-            mailbox.send(Measured(costs, loop.next_ms))
+        if model.abortable:  # If not, a stop would wait for it.
+            costs = loop.warm_up.measure(mailbox.progressed)
+        mailbox.send(Measured(costs, loop.next_ms))
         mailbox.on_work(None)
         while True:
             if not loop.turn():

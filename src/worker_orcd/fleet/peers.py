@@ -14,6 +14,8 @@ POLL_SEC = 1.0
 SILENT_AFTER_SEC = 1.0
 """A poll's answer may be so late. Then the worker counts as silent, until it answers again."""
 AGAIN_SEC = 0.1
+FAILED_AGAIN_SEC = 1.0
+"""Time until a poll that failed unexpectedly is repeated: its failure is reported each time."""
 CALL_SEC = 2.0
 SLICE_SEC = 0.25
 """Patience is counted in pieces: a process that cannot run for a while uses up one of them, not all…"""
@@ -220,7 +222,7 @@ class Peers:
                     remote.failing = True
                     self._listener.failed(remote, error)
                 remote.answering.clear()
-                await asyncio.sleep(AGAIN_SEC)
+                await asyncio.sleep(FAILED_AGAIN_SEC if remote.failing else AGAIN_SEC)
 
     async def _poll_once(self, remote: Remote) -> None:
         wait_sec = 0.0 if remote.silent else POLL_SEC  # Know at once that it answers again.

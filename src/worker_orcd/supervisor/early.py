@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -120,13 +121,20 @@ class EarlyEngine:
         store = unsized_prefix_memory()
         with theirs:
             files = [theirs.fileno(), interrupt.fd, store]
-            process = EarlyProcess([sys.executable, "-m", LLAMA_ENGINE, *arguments(*files)], files)
+            try:
+                process = EarlyProcess([sys.executable, "-m", LLAMA_ENGINE, *arguments(*files)], files)
+            except BaseException:
+                ours.close()
+                interrupt.close()
+                os.close(store)
+                raise
         return cls(process, ours, interrupt, store)
 
     def end(self) -> None:
         """End a process that was started without an event loop, because the worker cannot start."""
         self.process.kill()
-        os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        with suppress(ChildProcessError):  # It was dead already.
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
         assert self.process.returncode is not None  # noqa: S101  # Asked for, so that no zombie is left.
         self.disconnect()
         if self.store is not None:
