@@ -68,7 +68,8 @@ def main(load_model: ModelLoader) -> None:
     loop = EngineLoop(model, interrupt, mailbox.drain, mailbox.send, narrator, store=store)
     mailbox.progressed()
     loop.warm_up.first_rows(load.costs, mailbox.progressed)
-    costs = load.costs if model.abortable else loop.warm_up.measure(mailbox.progressed)
+    if not model.abortable:  # After `Ready` a stop would wait for it.
+        loop.warm_up.measure(mailbox.progressed)
     mailbox.on_work(interrupt.set)
     mailbox.send(msgspec.structs.replace(ready, next_ms=loop.next_ms))
     threading.Thread(
@@ -78,8 +79,7 @@ def main(load_model: ModelLoader) -> None:
         daemon=True,
     ).start()
     try:
-        if model.abortable:  # If not, a stop would wait for it.
-            costs = loop.warm_up.measure(mailbox.progressed)
+        costs = loop.warm_up.measure(mailbox.progressed) if model.abortable else loop.warm_up.costs
         mailbox.send(Measured(costs, loop.next_ms))
         mailbox.on_work(None)
         while True:

@@ -59,6 +59,11 @@ class WarmUp:
                 break
             self._learn(rows, took_ms)
             progressed()
+        return self.costs
+
+    @property
+    def costs(self) -> StepCosts:
+        """What is known."""
         return tuple(self._costs.items())
 
     def _step_ms(self, rows: int, abort_mode: AbortMode) -> tuple[Outcome, float]:

@@ -99,7 +99,7 @@ class Ready(Message, frozen=True):
 
 
 class Measured(Message, frozen=True):
-    """What steps cost was measured after `Ready`, as no job had come yet.
+    """What the engine knows of the cost of steps by its first job, which ends the measuring. Follows `Ready`.
 
     Attributes:
         costs: for its successors.
