@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from hashlib import blake2b
 from typing import Any
 
+from tests.hand_side import HandSide
 from tests.loop_reports import LoopReports, run_of_tokens
 from worker_orcd.engine.loop import EngineLoop
 from worker_orcd.engine.model import AbortMode, Batch, Memory, Outcome, Sampler
@@ -110,6 +111,10 @@ class HandClock:
         """The time."""
         return self.now
 
+    def pass_to(self, now: float) -> None:
+        """Advance it."""
+        self.now = now
+
 
 class HandTimer:
     """A timer of `HandTimers`."""
@@ -208,6 +213,10 @@ class HandModel(ScriptedModel):
         self.moves_fail = False
         self._stale: set[int] = set()
         """Sequence ids without cells whose state an aborted step should have zeroed, and has not."""
+        self.side: HandSide | None = None
+        if load.side_cells:
+            self.side = HandSide(self, load.side_cells, interrupt)
+            self.side.now, self.side.pass_to = clock, clock.pass_to
 
     def sampler(self, sampling: SamplingParams, history: list[int]) -> Sampler:
         """The script's own, if it says something."""
@@ -228,10 +237,39 @@ class HandModel(ScriptedModel):
         """Cut a sequence back; a recurrent state can only be dropped."""
         if not self.memory.trims and 0 < length < self.cells(sequence):
             return False
+        if self.side is not None and self.is_aside(sequence):
+            assert not self.is_computing(sequence)
+            self.side.sequences -= {sequence} if length == 0 else set()
         return super().trim(sequence, length)
+
+    def side_pool(self) -> HandSide | None:
+        """There at once, if the test wants one."""
+        return self.side
+
+    def is_aside(self, sequence: int) -> bool:
+        """As the side pool says."""
+        return self.side is not None and sequence in self.side.sequences
+
+    def is_computing(self, sequence: int) -> bool:
+        """As the side pool says."""
+        return self.side is not None and sequence in self.side.in_progress
+
+    def move_aside(self, sequence: int) -> bool:
+        """Unless the test makes that fail."""
+        return self.side is not None and self.side.take(sequence)
+
+    def move_back(self, sequence: int) -> bool:
+        """Unless the test makes that fail."""
+        return self.side is not None and self.side.release(sequence)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Only within the pool."""
+        assert not self.is_aside(source)
+        super().copy(source, target, length)
 
     def save(self, sequence: int, into: bytearray | None = None) -> bytearray:
         """Note it."""
+        assert not self.is_computing(sequence)
         self.saves.append(sequence)
         return super().save(sequence, into)
 
@@ -262,6 +300,7 @@ class HandModel(ScriptedModel):
     def decode(self, batch: Batch, *, abort_mode: AbortMode) -> Outcome:
         """Advance the clock by the step's time. It ends as aborted if an interrupt byte stops it meanwhile."""
         assert list(batch.sequences) == sorted(batch.sequences), "rows are not sorted by sequence id"
+        assert not any(map(self.is_aside, batch.sequences)), "rows of a sequence that is aside"
         self.during_step()
         decoding = {s for s in batch.sequences if batch.sequences.count(s) == 1 and self.cells(s) > 0}
         prefill_rows = len(batch.sequences) - len(decoding)
@@ -309,11 +348,23 @@ class HandLoop(LoopReports):
         window: int | None = None,
         prefix_cache: bool = True,
         store: int | None = None,
+        side_cells: int = 0,
     ) -> None:
         super().__init__()
         self.byte = InterruptByte.create()
         self.clock = HandClock()
-        load = Load("scripted", "worker", None, parallel, cells, exact, 1, "json", prefix_cache=prefix_cache)
+        load = Load(
+            "scripted",
+            "worker",
+            None,
+            parallel,
+            cells,
+            exact,
+            1,
+            "json",
+            prefix_cache=prefix_cache,
+            side_cells=side_cells,
+        )
         self.model: HandModel = HandModel(load, self.byte, self.clock)
         if recurrent:
             self.model.memory = Memory("recurrent", trims=False)

@@ -107,6 +107,13 @@ class Settings(BaseSettings):
         le=4_194_304,
         description="KV cells shared by all sequences; one job never gets more than the model was trained for",
     )
+    side_cells: int = Field(
+        default=8192,
+        ge=0,
+        le=4_194_304,
+        description="the most further KV cells, for prompts that a CPU computes beside streams, in a pool of their own "
+        "that is allocated when it is first needed; at most as many as `context_length`; 0: none",
+    )
     embeddings: bool = Field(
         default=False,
         description="also accept an encoder, which serves `/v1/embeddings` and generates no text",

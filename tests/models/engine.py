@@ -64,9 +64,14 @@ class RecordedModel(LlamaModel):
         self.trim(0, 0)
         return rows
 
+    def wait_for_side_pool(self) -> None:
+        """Make the side pool, if the model may have one. A worker computes without it until it is there."""
+        while self.may_have_side_pool and self.side_pool() is None:
+            time.sleep(0.001)
+
     def lowest(self, sequence: int) -> int:
         """The lowest position that llama.cpp still has of a sequence in every layer."""
-        return int(lib.llama_memory_seq_pos_min(self._memory, sequence))
+        return int(lib.llama_memory_seq_pos_min(lib.llama_get_memory(self._context), sequence))
 
     def free(self) -> None:
         """Free the model's memory."""
@@ -89,8 +94,9 @@ class TinyEngine(LoopReports):
     ) -> None:
         super().__init__()
         self.byte = InterruptByte.create()
-        load = Load(str(path), "worker", None, parallel, cells, exact, threads, "json")
+        load = Load(str(path), "worker", None, parallel, cells, exact, threads, "json", side_cells=cells)
         self.model: RecordedModel = RecordedModel(load, self.byte)
+        self.model.wait_for_side_pool()
         self.aborts_at_once = False
         """Whether the byte is set before each step begins: an abortable one ends with its first graph node."""
         narrator = Narrator.configure("worker", process="engine", log_format="json", stream=io.StringIO())

@@ -38,6 +38,8 @@ Kind = dict[str, Any]
 KINDS: list[Kind] = [
     {},
     {},
+    {"side_cells": 8192},
+    {"side_cells": 600},
     {"window": 100},
     {"exact": True},
     {"recurrent": True},
@@ -110,6 +112,8 @@ class Schedule:
         """Turn until all runs have arrived and ended."""
         model, byte = self.loop.model, self.loop.byte
         model.during_step = lambda: byte.set() if len(model.steps) in interrupts else None
+        if (side := model.side) is not None:
+            side.during_slice = lambda: byte.set() if side.slices in interrupts else None
         turn = 0
         while self.waiting or self.inside:
             assert turn < 3000, "the schedule does not end"

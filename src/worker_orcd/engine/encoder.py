@@ -13,9 +13,10 @@ import numpy as np
 
 from worker_orcd.engine.bindings import bindings
 from worker_orcd.engine.generative import Memoryless
-from worker_orcd.engine.llama import OUTCOMES, LlamaModel
+from worker_orcd.engine.llama import LlamaModel
 from worker_orcd.engine.model import ATTENTION, AbortMode, Batch, Memory, Model, ModelLoadError, Outcome
 from worker_orcd.engine.pooling import Pool, Vector
+from worker_orcd.engine.row_buffers import OUTCOMES
 from worker_orcd.engine.weights import Weights
 from worker_orcd.protocol.interrupt import InterruptByte
 from worker_orcd.protocol.messages import Load, Pooling

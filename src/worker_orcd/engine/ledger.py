@@ -53,7 +53,7 @@ class Ledger:
         """By run."""
         self._warm: OrderedDict[Slot, None] = OrderedDict()
         """Least recently used first."""
-        self._unsaved: dict[Slot, None] = {}
+        self._unsaved: OrderedDict[Slot, None] = OrderedDict()
         """Warm slots to be saved, oldest first."""
         self._prefixes: PrefixIndex[Slot] = PrefixIndex()
         self._last_run: dict[int, int] = {}
@@ -106,7 +106,7 @@ class Ledger:
     def leads(self, leader: Leader) -> bool:
         """Whether a leader is live and has not yet computed the tokens that other runs wait for."""
         slot = self._live.get(leader.run)
-        return slot is not None and slot.computed < leader.tokens
+        return slot is not None and (slot.computed < leader.tokens or self._model.is_aside(slot.id))
 
     def fits(self, tokens: TokenArray, namespace: str | None, beside: Sequence[Slot], growth: int) -> bool:
         """Whether the pool has enough cells for a run of these tokens, the live slots `beside`, and `growth` more
@@ -204,8 +204,7 @@ class Ledger:
             if slot is due[0] or slot.computed == slot.checkpoint:
                 self._saving.save(slot, alone=len(self._live) == 1)
         if not due and self._unsaved:
-            slot = next(iter(self._unsaved))
-            del self._unsaved[slot]
+            slot, _ = self._unsaved.popitem(last=False)
             self._saving.save(slot, alone=not self._live)
             self._bound_warm()
             return True
@@ -295,7 +294,8 @@ class Ledger:
     def _usable(self, slot: Slot, length: int) -> int:
         """How many of the `length` leading tokens that a new run shares with the slot the run can reuse."""
         length = min(length, slot.computed)
-        return length if self._model.memory.hands_over(slot.computed, length) else 0
+        aside = slot.holder.live and self._model.is_aside(slot.id)
+        return length if not aside and self._model.memory.hands_over(slot.computed, length) else 0
 
     def available(self, namespace: str | None, wanted: Tokens) -> int:
         """How many of these tokens a warm, live or saved prefix of the namespace provides."""

@@ -3,14 +3,16 @@
 import ctypes
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from worker_orcd.engine.bindings import bindings
+from worker_orcd.engine.cell_pool import PARTIAL, CellPool, moved
 from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.engine.generative import require_decoder, require_memory
 from worker_orcd.engine.grammars.masks import Grammars
@@ -27,8 +29,9 @@ from worker_orcd.engine.model import (
 from worker_orcd.engine.planner import MAX_ROWS
 from worker_orcd.engine.pooling import Vector
 from worker_orcd.engine.prompt_encoder import PromptEncoder
-from worker_orcd.engine.row_buffers import RowBuffers
+from worker_orcd.engine.row_buffers import OUTCOMES, RowBuffers
 from worker_orcd.engine.sampler import LlamaSampler
+from worker_orcd.engine.side_pool import LlamaSidePool
 from worker_orcd.engine.tokenizer import Tokenizer
 from worker_orcd.engine.weights import Weights
 from worker_orcd.protocol.interrupt import InterruptByte
@@ -39,12 +42,6 @@ lib = bindings()
 WARM_IDS = 16
 """Sequence ids in addition to those of the runs: this many prefixes can stay warm while all runs compute."""
 _BF16, _F16 = 30, 1
-_PARTIAL = 1
-"""LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: only the part of a sequence's memory that cannot be trimmed."""
-_WHOLE = 0
-"""No flag: a sequence's whole memory."""
-OUTCOMES = {0: Outcome.DONE, 1: Outcome.NO_ROOM, 2: Outcome.ABORTED, -2: Outcome.NO_MEMORY}
-"""Return codes of `llama_decode`; all others are failures."""
 
 _strlen = ctypes.CDLL(None).strlen
 _never = ctypes.create_string_buffer(2)
@@ -83,7 +80,9 @@ class LlamaModel:
             making = beside.submit(self._make_context, load)  # Zeroes all cells: as long as the rest.
             self._read_vocabulary()
             self._context = making.result()
-        self._memory = self._open_memory()
+        self._pool = CellPool(lib, self._context, self._open_memory())
+        self._side: LlamaSidePool | None = None
+        self._making_side: Future[LlamaSidePool] | None = None
         self.dimensions = int(lib.llama_model_n_embd_out(self._model))
         self._watched = {
             AbortMode.NONE: ctypes.addressof(_never),
@@ -112,6 +111,8 @@ class LlamaModel:
             eos=self._tokenizer.eos,
         )
         self.memory = self._read_memory_kind(load.model_path)
+        plain = self.memory.kind == "attention" and self.generates and self.abortable and not load.exact
+        self.may_have_side_pool = plain and load.side_cells > 0 and load.parallel > 1
         progress(100)
 
     def _read_vocabulary(self) -> None:
@@ -229,63 +230,104 @@ class LlamaModel:
 
     def trim(self, sequence: int, length: int) -> bool:
         """Remove the tokens after the first `length`. A recurrent state cannot be shortened, only removed."""
-        return bool(lib.llama_memory_seq_rm(self._memory, sequence, length, -1))
+        if (side := self._aside(sequence)) is None:
+            return self._pool.trim(sequence, length)
+        trimmed = side.trim(sequence, length)
+        if side.cells(sequence) == 0:
+            side.release(sequence)
+        return trimmed
 
     def clear(self) -> None:
         """Reset the cells, and the search heads, which may be wrong after a decode that found no room."""
-        lib.llama_memory_clear(self._memory, False)
+        self._pool.clear()
 
     def move(self, source: int, target: int) -> bool:
         """Move a sequence to a free id. Separate streams are copied through a buffer, because `llama_memory_seq_cp`
         defers that copy to the next decode; until then the target would contain another sequence's memory."""
-        moved = True
+        copied = True
         if not self.separate_streams:
-            lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+            self._pool.copy(source, target)
         elif self.cells(source) > 0:
             state = memoryview(bytearray(self.state_bytes(source)))
-            moved = self.write_state(source, state) == len(state) and self.read_state(target, state)
-        self.trim(source if moved else target, 0)
-        return moved
+            copied = self.write_state(source, state) == len(state) and self.read_state(target, state)
+        self.trim(source if copied else target, 0)
+        return copied
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Share the first cells of a sequence. Only llama.cpp's list of each cell's owners changes."""
-        lib.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        self._pool.copy(source, target, length)
 
     def cells(self, sequence: int) -> int:
-        """Tokens up to the highest position of the sequence in llama.cpp's memory.
-
-        The lowest position is no help: a recurrent state has only its last position, and llama.cpp reuses the cells
-        that a sliding window has left behind.
-        """
-        return int(lib.llama_memory_seq_pos_max(self._memory, sequence)) + 1
+        """By llama.cpp's own count."""
+        return (self._aside(sequence) or self._pool).cells(sequence)
 
     def save(self, sequence: int, into: bytearray | None = None) -> bytearray:
         """Copy a sequence's recurrent states and the cells of its sliding windows."""
-        size = self.state_bytes(sequence, _PARTIAL)
+        size = self._pool.state_bytes(sequence, PARTIAL)
         buffer = into if into is not None and len(into) == size else bytearray(size)
-        self.write_state(sequence, memoryview(buffer), _PARTIAL)
+        self._pool.write_state(sequence, memoryview(buffer), PARTIAL)
         return buffer
 
     def restore(self, sequence: int, saved: bytearray) -> bool:
         """Write the copy that `save` made into a sequence."""
-        return self.read_state(sequence, memoryview(saved), _PARTIAL)
+        return self._pool.read_state(sequence, memoryview(saved), PARTIAL)
 
-    def state_bytes(self, sequence: int, flags: int = _WHOLE) -> int:
+    def state_bytes(self, sequence: int) -> int:
         """As reported by llama.cpp."""
-        return int(lib.llama_state_seq_get_size_ext(self._context, sequence, flags))
+        side = self._aside(sequence)
+        return (side.pool if side else self._pool).state_bytes(sequence)
 
-    def write_state(self, sequence: int, into: memoryview, flags: int = _WHOLE) -> int:
+    def write_state(self, sequence: int, into: memoryview) -> int:
         """Copy a sequence's cells and states into a buffer."""
-        native = (ctypes.c_uint8 * len(into)).from_buffer(into)
-        return int(lib.llama_state_seq_get_data_ext(self._context, native, len(into), sequence, flags))
+        side = self._aside(sequence)
+        return (side.pool if side else self._pool).write_state(sequence, into)
 
-    def read_state(self, sequence: int, state: memoryview, flags: int = _WHOLE) -> bool:
-        """Load a sequence from a buffer into free cells. llama.cpp returns the number of bytes read, 0 for a
-        failure."""
-        native = (ctypes.c_uint8 * len(state)).from_buffer(state)
-        return bool(
-            lib.llama_state_seq_set_data_ext(self._context, native, len(state), sequence, flags) == len(state)
-        )
+    def read_state(self, sequence: int, state: memoryview) -> bool:
+        """Load a sequence from a buffer into free cells."""
+        return self._pool.read_state(sequence, state)
+
+    # Beside the pool.
+
+    def side_pool(self) -> LlamaSidePool | None:
+        """A second context for plain attention on a CPU. GPU steps cannot be paused, but are short; with `--exact`
+        results must not depend on where a prompt is computed. The first call makes it, in a thread: its cells are
+        zeroed, which takes some 0.1 s for each 100 MiB."""
+        if self._side is None and self.may_have_side_pool and self._making_side is None:
+            params = self._context_params(self._load)
+            params.n_ctx = min(self._load.side_cells, params.n_ctx)
+            making = partial(LlamaSidePool, lib, self._model, params, self._interrupt)
+            executor = ThreadPoolExecutor(1, "side context")
+            self._making_side = executor.submit(making)
+            executor.shutdown(wait=False)
+        if self._side is None and self._making_side is not None and self._making_side.done():
+            self.may_have_side_pool = self._making_side.exception() is None
+            self._side = self._making_side.result() if self.may_have_side_pool else None
+        return self._side
+
+    def is_aside(self, sequence: int) -> bool:
+        """Whether the sequence is in the side pool."""
+        return self._aside(sequence) is not None
+
+    def is_computing(self, sequence: int) -> bool:
+        """As the side pool says."""
+        return self._side is not None and sequence in self._side.in_progress
+
+    def move_aside(self, sequence: int) -> bool:
+        """Copies the cells, if there are any."""
+        if self._side is None or not moved(sequence, self._pool, self._side.pool, self._side.buffer):
+            return False
+        self._side.take(sequence)
+        return True
+
+    def move_back(self, sequence: int) -> bool:
+        """Copies the cells."""
+        if self._side is None or not moved(sequence, self._side.pool, self._pool, self._side.buffer):
+            return False
+        self._side.release(sequence)
+        return True
+
+    def _aside(self, sequence: int) -> LlamaSidePool | None:
+        return self._side if self._side is not None and sequence in self._side.sequences else None
 
     def _read_memory_kind(self, path: str) -> Memory:
         """The kind as reported by llama.cpp. Whether the memory trims is tested, because some caches refuse

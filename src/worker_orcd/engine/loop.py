@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Iterable
 from msgspec.structs import replace
 
 from worker_orcd import narration
+from worker_orcd.engine.aside import Aside
 from worker_orcd.engine.ledger import Ledger
-from worker_orcd.engine.model import REPORTED, AbortMode, Model, Outcome
+from worker_orcd.engine.model import REPORTED, AbortMode, Model, Outcome, failure_of
 from worker_orcd.engine.parts import Part, StepResult, parts_of, runs_of
 from worker_orcd.engine.planner import MAX_ROWS, CostEstimate, Pending, Plan, plan_step
 from worker_orcd.engine.prefix_store import PrefixStore
@@ -79,6 +80,7 @@ class EngineLoop:
         self._cost = CostEstimate()
         self.warm_up = WarmUp(model, self._cost, clock)
         self._recovery = Recovery()
+        self._aside = Aside(model, self._ledger, self._scheduler, self._sequences, self._cost, clock)
         self._planned: Plan | None = None
         """The plan of the next step, unless a message changes it."""
 
@@ -93,18 +95,21 @@ class EngineLoop:
             self._planned = None
             match message:
                 case Run():
-                    self._scheduler.add(self._without_prefix(message))
+                    self._scheduler.add(message.for_model(self._model.embeds_behind_prefix))
                 case Stop():
                     self._stop(message.run)
                 case Ping():
                     self._free_unknown_runs(message.runs)
                     self._send(Pong())
+        if self._aside.bring_back():
+            self._planned = None
         self._open_slots()
         if not self._sequences:
             self._audit()
             return self._save_prefixes()
         self._step()
         self._save_prefixes()
+        self._compute_aside()
         return True
 
     # Runs.
@@ -123,12 +128,6 @@ class EngineLoop:
                 self._preempt(giving_way)
             self._begin(run)
             self._planned = None
-
-    def _without_prefix(self, run: Run) -> Run:
-        """The same run, but without prefix reuse if it is an embedding that needs all rows of its prompt."""
-        if run.request.embed is None or self._model.embeds_behind_prefix:
-            return run
-        return replace(run, request=replace(run.request, cache=None))
 
     def _begin(self, run: Run) -> None:
         request = run.request
@@ -187,6 +186,7 @@ class EngineLoop:
         """End a live run and close its slot. Its cells belong to no run afterwards."""
         del self._sequences[sequence.run.number]
         self._crowded = False
+        self._aside.leave(sequence)
         sequence.close()
         return self._ledger.close(sequence.slot)
 
@@ -215,15 +215,20 @@ class EngineLoop:
     # Steps.
 
     def _step(self) -> None:
-        plan, started = self._plan_within_cells(), self._clock()
+        if (self._planned is None or self._planned.prefill_rows) and self._aside.take():
+            self._planned = None
+        plan, started = self._with_room(self._planned or self._plan(), self._plan), self._clock()
+        result = StepResult()
         if plan.shares:
             result = self._compute(plan, abort_mode=self._recovery.abort_mode())
             self._learn(plan, result, (self._clock() - started) * 1000)
-        else:
+        elif not self._aside.runs:
             self._wait_for_grammars()
-            if not self._preempted:
-                return
-            result = StepResult()
+        if plan.shares or self._preempted:
+            self._report(result, started)
+
+    def _report(self, result: StepResult, started: float) -> None:
+        """Free what has ended, audit, plan the next step, and report a step that began at `started`."""
         # Freeing runs moves sequence ids, so ended runs are freed only after the last part.
         ends = [self._end(end) for end in result.ends]
         for late in result.late:
@@ -257,7 +262,8 @@ class EngineLoop:
     def next_ms(self) -> float:
         """Predicted duration of the next step; without a live run, of the first step of a long prompt."""
         planned = self._planned if self._sequences else None
-        return (planned or self._plan_of([Pending(0, MAX_ROWS, 0, decoding=False)])).predicted_ms
+        alone = planned or self._plan_of([Pending(0, MAX_ROWS, 0, decoding=False)])
+        return alone.predicted_ms + self._aside.slice_ms(planned)
 
     @property
     def cells_cached(self) -> int:
@@ -275,19 +281,26 @@ class EngineLoop:
             self._cost.aborted(plan, took_ms)
             self._recovery.aborted(undone, computed)
 
-    def _plan_within_cells(self) -> Plan:
-        """Plan a step and make room for it: preempt less urgent runs if cells are short, never the most urgent one."""
-        plan = self._planned or self._plan()
-        while not self._ledger.can_grow(plan.decode_rows + plan.prefill_rows) and len(self._sequences) > 1:
+    def _with_room(self, plan: Plan, replan: Callable[[], Plan]) -> Plan:
+        """Make room for a step: preempt less urgent runs if cells are short, never the most urgent one."""
+        while not self._ledger.can_grow(self._rows(plan)) and len(self._sequences) > 1:
             self._preempt(self._sequences.values())
-            plan = self._plan()
-        self._ledger.grow(plan.decode_rows + plan.prefill_rows)
+            plan = replan()
+        self._ledger.grow(self._rows(plan))
         return plan
+
+    def _rows(self, plan: Plan) -> int:
+        """Number of cells that a plan's rows and those in progress need."""
+        return plan.decode_rows + plan.prefill_rows + self._aside.rows
 
     def _plan(self) -> Plan:
         """Plan the next step: for the protected runs if there are any, otherwise for all runs."""
-        protected = self._recovery.protected(self._sequences)
-        taking_part = [s for run, s in self._sequences.items() if not protected or run in protected]
+        protected = self._recovery.protected(self._sequences.keys() - self._aside.runs)
+        taking_part = [
+            s
+            for run, s in self._sequences.items()
+            if (run in protected if protected else run not in self._aside.runs)
+        ]
         wanted = [(s.run, pending) for s in taking_part if (pending := s.pending).rows]
         return self._plan_of(urgent_prompts_first(wanted, self._scheduler.followers(self._ledger)))
 
@@ -299,6 +312,19 @@ class EngineLoop:
             abortable=self._model.abortable,
             layers=self._model.layers,
         )
+
+    def _compute_aside(self) -> None:
+        """Compute a slice of a step in the side pool, which a stop ends, but does not abort."""
+        if not self._aside.runs:
+            return
+        if self._aside.bring_back_ready():
+            self._planned = None
+            return
+        self._aside.begin(self._with_room(self._aside.plan(), self._aside.plan))
+        started = self._clock()
+        result = self._aside.proceed(self._planned)
+        if result.progress:
+            self._report(result, started)
 
     def _wait_for_grammars(self) -> None:
         """Wait a moment, because no run can take part in a step before its grammar is ready."""
@@ -314,6 +340,7 @@ class EngineLoop:
         self._free(victim)
         self._scheduler.add(rest, computed)
         self._preempted.append(rest.number)
+        self._planned = None
 
     def _compute(self, plan: Plan, *, abort_mode: AbortMode) -> StepResult:
         """Compute a step part by part. Each part is sampled before the next part overwrites its logits. The first part
@@ -357,21 +384,14 @@ class EngineLoop:
             # With separate streams, preempting another run would not free cells for this one.
             ends = [self._failed(key, "INTERNAL", "no free KV cells") for key in result.undone]
         else:
-            ends = [self._device_failed(key, result.outcome) for key in result.undone]
+            failure = failure_of(result.outcome, self._model.facts.device)
+            ends = [self._failed(key, *failure) for key in result.undone]
         if separate:
             # llama.cpp's search heads may be wrong now (see `parts.py`). Clearing them requires an empty cache.
             while self._sequences:
                 self._preempt(self._sequences.values())
             self._model.clear()
         return ends
-
-    def _device_failed(self, key: int, outcome: Outcome) -> EndOfRun:
-        device = self._model.facts.device
-        if device == "cpu":
-            return self._failed(key, "INTERNAL", "the computation failed")
-        if outcome is Outcome.NO_MEMORY:
-            return self._failed(key, "VRAM_OOM", f"{device} has no memory left for the computation")
-        return self._failed(key, "CUDA_ERROR", f"{device} failed during the computation")
 
     def _failed(self, key: int, code: str, message: str) -> EndOfRun:
         """End a run with an error. The front logs it, like every job's end."""

@@ -62,6 +62,15 @@ REPORTED: dict[Outcome, StepOutcome] = {
 """Outcomes as in `Step`."""
 
 
+def failure_of(outcome: Outcome, device: str) -> tuple[str, str]:
+    """The API's error code and message for a step that failed on this device."""
+    if device == "cpu":
+        return "INTERNAL", "the computation failed"
+    if outcome is Outcome.NO_MEMORY:
+        return "VRAM_OOM", f"{device} has no memory left for the computation"
+    return "CUDA_ERROR", f"{device} failed during the computation"
+
+
 MemoryKind = Literal["attention", "sliding window", "recurrent", "hybrid"]
 
 
@@ -147,6 +156,35 @@ class Computes(Protocol):
     def trim(self, sequence: int, length: int) -> bool:
         """Remove a sequence's tokens after its first `length`; 0 frees it. Returns False if that is impossible; then
         nothing changes."""
+
+
+class SidePool(Protocol):
+    """A second pool of cells, whose steps can be paused between operations. At most one step is in progress."""
+
+    @property
+    def room(self) -> int:
+        """Number of free cells."""
+
+    def prepare(self, tokens: int) -> bool:
+        """Whether a sequence of so many tokens can be moved without delay. If not, that is being prepared."""
+
+    @property
+    def sequences(self) -> frozenset[int]:
+        """The sequences whose cells are here."""
+
+    @property
+    def in_progress(self) -> frozenset[int]:
+        """The sequences with rows in the step in progress; empty if there is none."""
+
+    def begin(self, batch: Batch, predicted_ms: float) -> None:
+        """Begin a step, which `proceed` computes."""
+
+    def proceed(self, until: float) -> Outcome | None:
+        """Compute until this time of the monotonic clock in seconds, or until the interrupt byte is set, but at least a
+        little. Returns the step's outcome if it has ended. Rows of a step that is not done are removed."""
+
+    def abort(self) -> None:
+        """End the step in progress, if there is one, and remove its rows."""
 
 
 class Inspection(Computes, Protocol):
@@ -273,3 +311,20 @@ class Model(Computes, Protocol):
     def read_state(self, sequence: int, state: memoryview) -> bool:
         """Load a free sequence from what `write_state` wrote, in this process or another one with the same model.
         Returns False if that failed; then the sequence must be trimmed."""
+
+    def side_pool(self) -> SidePool | None:
+        """The side pool; None if the model has none, or not yet: the first call may start making it."""
+
+    def is_aside(self, sequence: int) -> bool:
+        """Whether a sequence's cells are in the side pool. They are then counted and written like others, but neither
+        computed by `decode` nor shared."""
+
+    def is_computing(self, sequence: int) -> bool:
+        """Whether the sequence has rows in progress there. Until they are done, its cells cannot be written."""
+
+    def move_aside(self, sequence: int) -> bool:
+        """Move a sequence to the side pool, which has room for it. Returns False if that failed; then nothing has
+        changed."""
+
+    def move_back(self, sequence: int) -> bool:
+        """Move a sequence without rows in progress back. Returns False if that failed; then nothing has changed."""

@@ -36,6 +36,10 @@ PROTECTED_MS = 50.0
 aborts them."""
 MIN_PREFILL_ROWS = 8
 """Minimum number of prefill rows of a step, however slow decoding is."""
+BESIDE_NODE_MS = 8.0
+"""As `NODE_MS`, for a step that is computed beside streams, in slices: streams wait for the node at a slice's end."""
+BESIDE_MS = 50.0
+"""Limit of a slice if there is no step of streams. New runs wait for its end."""
 ABORT_MS = 20.0
 """An abort takes less than this. A step aborted later than this after its predicted end was slower than predicted."""
 MAX_SLOWDOWN = 1000.0
@@ -190,6 +194,7 @@ def plan_step(
     pace: Pace = Pace.FULL,
     abortable: bool = True,
     layers: int = 30,
+    node_ms: float = NODE_MS,
 ) -> Plan:
     """Fill a step: all decode rows first, then prefill.
 
@@ -203,14 +208,15 @@ def plan_step(
             the runs left out come next.
         abortable: whether the backend can abort a step at all.
         layers: the model's number of layers.
+        node_ms: limit of a graph node in a step with prefill only, in which nobody can interrupt it.
     """
     decoding = tuple(Share(one.key, 1) for one in pending if one.decoding)
     if pace is Pace.PROTECTED:
         fitting = (n for n in range(len(decoding), 1, -1) if cost.decode_ms(n) <= PROTECTED_MS)
         decoding = decoding[: next(fitting, 1)]
     decode_ms = cost.decode_ms(len(decoding))
-    alone_ms = min(PREFILL_MS, NODE_MS * layers) if abortable else UNABORTABLE_MS
-    budget = max(MIXED_MS, MIXED_RATIO * decode_ms) if decoding else alone_ms
+    alone_ms = min(PREFILL_MS, node_ms * layers) if abortable else UNABORTABLE_MS
+    budget = _mixed_ms(decode_ms) if decoding else alone_ms
     at_least = MIN_PREFILL_ROWS
     if pace is not Pace.FULL:
         budget = min(budget, SHORT_MS)
@@ -219,11 +225,24 @@ def plan_step(
     if not readers:
         return Plan(decoding, len(decoding), 0, 0, decode_ms)
     limits = _Limits(budget, MAX_ROWS - len(decoding), at_least)
-    filled = _Prefill(readers, cost, decode_ms, layers).fill(
+    filled = _Prefill(readers, cost, decode_ms, layers, node_ms).fill(
         limits, stretches=pace is Pace.FULL and abortable
     )
     shares = decoding + tuple(Share(key, rows) for key, rows in filled.taken.items())
     return Plan(shares, len(decoding), filled.rows, filled.context, filled.predicted_ms)
+
+
+def beside_ms(cost: CostEstimate, plan: Plan | None) -> float:
+    """How long other prompts may be computed after this step of the streams, so that both last as long as a step with
+    decode and prefill rows."""
+    if plan is None or not plan.shares:
+        return BESIDE_MS
+    return max(0.0, _mixed_ms(cost.decode_ms(plan.decode_rows)) - plan.predicted_ms)
+
+
+def _mixed_ms(decode_ms: float) -> float:
+    """Limit of a step whose decode rows take this long."""
+    return max(MIXED_MS, MIXED_RATIO * decode_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +272,7 @@ class _Prefill:
     cost: CostEstimate
     decode_ms: float
     layers: int
+    node_ms: float
 
     def fill(self, limits: _Limits, *, stretches: bool) -> _Filled:
         """Whole tiles within the limits, or else fewer rows than a tile. A step that `stretches` may last longer if it
@@ -265,8 +285,8 @@ class _Prefill:
                 rows = number * TILE_ROWS
                 longer = replace(limits, budget_ms=limits.budget_ms * STRETCH[number], rows=rows)
                 tiles = self._assign(longer, tiled=True)
-                node_ms = rows * self.cost.attention_row_ms(tiles.context) / self.layers
-                if filled.rows < tiles.rows == min(total, rows) and node_ms <= NODE_MS:
+                attention_ms = rows * self.cost.attention_row_ms(tiles.context) / self.layers
+                if filled.rows < tiles.rows == min(total, rows) and attention_ms <= self.node_ms:
                     limits, filled = longer, tiles
         if filled.rows >= TILE_ROWS:
             rows = filled.rows if self.decode_ms else self._whole_tiles(filled, total)

@@ -1,11 +1,14 @@
-"""The rows of a step as llama.cpp's `llama_batch`."""
+"""The rows of a step as llama.cpp's `llama_batch`, and the outcomes of computing them."""
 
 import ctypes
 from typing import Any
 
 import numpy as np
 
-from worker_orcd.engine.model import Batch
+from worker_orcd.engine.model import Batch, Outcome
+
+OUTCOMES = {0: Outcome.DONE, 1: Outcome.NO_ROOM, 2: Outcome.ABORTED, -2: Outcome.NO_MEMORY}
+"""Return codes of `llama_decode`; all others are failures."""
 
 
 class RowBuffers:

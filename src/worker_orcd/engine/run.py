@@ -1,6 +1,7 @@
 """A run as the engine computes it."""
 
 import msgspec
+from msgspec.structs import replace
 
 from worker_orcd.protocol.messages import Submit
 
@@ -23,3 +24,9 @@ class Run(msgspec.Struct, frozen=True):
     def number(self) -> int:
         """The front's number for this run, by which messages name it."""
         return self.request.run
+
+    def for_model(self, embeds_behind_prefix: bool) -> "Run":
+        """The same run, but without prefix reuse if it is an embedding that needs all rows of its prompt."""
+        if self.request.embed is None or embeds_behind_prefix:
+            return self
+        return replace(self, request=replace(self.request, cache=None))

@@ -52,7 +52,7 @@ class Saving:
 
     def due(self, slot: Slot) -> bool:
         """Whether a slot that is computing should be saved now."""
-        if slot.namespace is None or slot.computed <= slot.saved:
+        if slot.namespace is None or slot.computed <= slot.saved or self._model.is_computing(slot.id):
             return False
         if slot.computed == slot.checkpoint:
             return True

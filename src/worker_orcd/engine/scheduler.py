@@ -116,6 +116,15 @@ class Scheduler:
                 found.setdefault(leader.run, []).append(waiting.run)
         return found
 
+    def awaited(self, room: Room) -> dict[int, int]:
+        """By live run: the least number of its tokens that another run waits for."""
+        found: dict[int, int] = {}
+        for waiting in self._waiting.values():
+            leader = waiting.leader(room, self._opened)
+            if leader is not None:
+                found[leader.run] = min(leader.tokens, found.get(leader.run, leader.tokens))
+        return found
+
     def next(self, live: Collection[Live], room: Room) -> tuple[Run, list[Live]] | None:
         """Take the run that gets a slot now, and the live runs of which one must be preempted first (none if a slot is
         free).

@@ -26,6 +26,7 @@ def load_order(settings: Settings, model_path: str, model_bytes: int = 0) -> Loa
         model_bytes=model_bytes,
         embeddings=settings.embeddings,
         pooling=settings.pooling,
+        side_cells=settings.side_cells,
     )
 
 

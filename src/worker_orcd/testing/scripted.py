@@ -41,6 +41,7 @@ from worker_orcd.engine.model import (
     Operation,
     Outcome,
     Sampler,
+    SidePool,
 )
 from worker_orcd.engine.pooling import Vector
 from worker_orcd.protocol.interrupt import InterruptByte
@@ -211,14 +212,7 @@ class ScriptedModel:
         duration_ms = 0.0
         outcome = Outcome.DONE
         before = {sequence: len(self._cells.get(sequence, ())) for sequence in batch.sequences}
-        for token, position, sequence in zip(batch.tokens, batch.positions, batch.sequences, strict=True):
-            cells = self._cells.setdefault(sequence, [])
-            if position != len(cells):
-                raise AssertionError(f"sequence {sequence}: position {position} after {len(cells)} cells")
-            cells.append(token)
-            self._places.setdefault(sequence, []).append(next(self._place_numbers))
-        if sum(map(len, self._places.values())) > self.facts.cells < self.cells_in_use():
-            raise AssertionError("more cells are in use than exist")
+        self.write(batch)
         for sequence, length in before.items():
             script = _script(self._cells[sequence])
             rows = batch.sequences.count(sequence)
@@ -242,6 +236,17 @@ class ScriptedModel:
                 return Outcome.ABORTED
             time.sleep(_SLICE_SEC)
         return outcome
+
+    def write(self, batch: Batch) -> None:
+        """Write the cells of these rows, and check the counts."""
+        for token, position, sequence in zip(batch.tokens, batch.positions, batch.sequences, strict=True):
+            cells = self._cells.setdefault(sequence, [])
+            if position != len(cells):
+                raise AssertionError(f"sequence {sequence}: position {position} after {len(cells)} cells")
+            cells.append(token)
+            self._places.setdefault(sequence, []).append(next(self._place_numbers))
+        if sum(map(len, self._places.values())) > self.facts.cells < self.cells_in_use():
+            raise AssertionError("more cells are in use than exist")
 
     def _aborts(self, abort_mode: AbortMode) -> bool:
         """Whether an interrupt aborts a step in this mode."""
@@ -322,6 +327,26 @@ class ScriptedModel:
             raise AssertionError(f"{length} cells of sequence {source} copied to {target}")
         self._cells[target] = self._cells[source][:length]
         self._places[target] = self._places[source][:length]
+
+    def side_pool(self) -> SidePool | None:
+        """None: its steps have no operations between which they could pause."""
+        return None
+
+    def is_aside(self, sequence: int) -> bool:
+        """False."""
+        return False
+
+    def is_computing(self, sequence: int) -> bool:
+        """False."""
+        return False
+
+    def move_aside(self, sequence: int) -> bool:
+        """Not possible."""
+        return False
+
+    def move_back(self, sequence: int) -> bool:
+        """Not possible."""
+        return False
 
     def cells_in_use(self) -> int:
         """Number of the pool's cells that sequences hold; shared cells count once."""

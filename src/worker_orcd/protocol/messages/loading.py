@@ -32,6 +32,7 @@ class Load(Message, frozen=True):
         embeddings: whether an encoder, which generates no text, may be loaded.
         pooling: how a prompt's embedding is made; None: as in the model file.
         costs: what an earlier engine with the same settings measured; it is not measured again.
+        side_cells: the most KV cells for prompts that are computed beside streams, in a pool of their own; 0: none.
     """
 
     model_path: str
@@ -48,6 +49,7 @@ class Load(Message, frozen=True):
     embeddings: bool = False
     pooling: Pooling | None = None
     costs: StepCosts = ()
+    side_cells: int = 0
 
 
 Percent = Literal[0, 25, 50, 75, 100]

@@ -1,0 +1,246 @@
+"""The engine's loop, turned by hand: prompts that are computed in the side pool, beside streams."""
+
+import itertools
+
+import pytest
+
+from tests.fakes import HandLoop, MakeLoop, run_message
+from tests.hand_side import HandSide
+from tests.loop_runs import alone, in_decode
+from worker_orcd.engine.model import Outcome
+from worker_orcd.engine.planner import MIXED_RATIO
+from worker_orcd.protocol.messages import Ping, Stop
+from worker_orcd.sampling import SamplingParams
+from worker_orcd.supervisor.prefix_memory import prefix_memory
+
+PROMPT = "x" * 600
+
+
+def beside_streams(make_loop: MakeLoop, streams: int = 2, **given: object) -> tuple[HandLoop, HandSide]:
+    """A loop with so many runs that decode: 1, 2 and so on."""
+    loop = make_loop(**{"side_cells": 2000, **given})
+    assert loop.model.side is not None
+    for run in range(1, streams + 1):
+        loop.post(run_message(run, max_tokens=400))
+    in_decode(loop, *range(1, streams + 1))
+    loop.model.steps.clear()
+    return loop, loop.model.side
+
+
+def until_aside(loop: HandLoop, side: HandSide) -> None:
+    """Turn until a step is in progress there."""
+    for _ in range(20):
+        if side.in_progress:
+            return
+        loop.turn()
+    raise AssertionError("no step is in progress")
+
+
+def test_all_rows_of_a_prompt_but_the_last_are_computed_beside_the_streams(make_loop: MakeLoop) -> None:
+    """Every step of the streams has their rows, and no more until the prompt's last one."""
+    loop, side = beside_streams(make_loop)
+    loop.post(run_message(9, PROMPT, max_tokens=3))
+    in_decode(loop, 9)
+    rows = len(run_message(9, PROMPT).prompt)
+    assert sum(len(batch.tokens) for batch in side.batches) == rows - 1
+    assert max(len(step.batch.tokens) for step in loop.model.steps) == 3
+    assert all(step.rows_of(0) == step.rows_of(1) == 1 for step in loop.model.steps)
+    assert side.sequences == frozenset()
+    loop.finish()
+    assert loop.tokens(9) == alone(make_loop, 9, PROMPT, max_tokens=3)
+    assert loop.faults == []
+
+
+def test_every_stream_gets_a_token_in_each_limit_of_a_mixed_step(make_loop: MakeLoop) -> None:
+    """A slice and a step of the streams together last as long as a mixed step may (G12)."""
+    loop, side = beside_streams(make_loop)
+    loop.post(run_message(9, PROMPT, max_tokens=3))
+    until_aside(loop, side)
+    times = []
+    while side.in_progress:
+        loop.turn()
+        times.append(loop.clock.now)
+    decode_ms = 2 * loop.model.decode_ms
+    gaps = [(b - a) * 1000 for a, b in itertools.pairwise(times)]
+    assert len(gaps) > 10
+    assert max(gaps) <= max(25.0, MIXED_RATIO * decode_ms) + 1
+    assert sorted(gaps)[len(gaps) // 2] > 1.5 * decode_ms, "the prompt gets its share"
+
+
+def test_a_stop_of_another_run_pauses_a_step_and_loses_none_of_it(make_loop: MakeLoop) -> None:
+    """It is confirmed in the next turn, and the prompt's rows are computed once."""
+    loop, side = beside_streams(make_loop)
+    loop.post(run_message(9, PROMPT, max_tokens=3))
+    until_aside(loop, side)
+    side.during_slice = loop.byte.set
+    loop.turn()
+    side.during_slice = lambda: None
+    loop.post(Stop(1))
+    loop.turn()
+    assert [stop.run for stop in loop.stopped] == [1]
+    in_decode(loop, 9)
+    assert side.aborted == 0
+    assert sum(len(batch.tokens) for batch in side.batches) == len(run_message(9, PROMPT).prompt) - 1
+
+
+def test_a_stop_of_the_prompt_s_run_ends_the_step_and_keeps_what_was_computed(make_loop: MakeLoop) -> None:
+    """What was done before that step is warm, and the next run begins there."""
+    loop, side = beside_streams(make_loop)
+    loop.post(run_message(9, PROMPT, max_tokens=3, cache="a"))
+    while not any(progress.run == 9 for step in loop.steps for progress in step.progress):
+        loop.turn()
+    until_aside(loop, side)
+    done = max(
+        progress.prompt_processed for step in loop.steps for progress in step.progress if progress.run == 9
+    )
+    loop.post(Stop(9))
+    loop.turn()
+    (stopped,) = loop.stopped
+    assert (stopped.cells_before, stopped.cells_after, stopped.cells_warm) == (done, 0, done)
+    assert (side.aborted, side.sequences) == (1, frozenset())
+    loop.post(run_message(10, PROMPT, max_tokens=3, cache="a", sampling=SamplingParams(seed=9)))
+    loop.finish()
+    cached = max(progress.cached for step in loop.steps for progress in step.progress if progress.run == 10)
+    assert cached == done
+    assert loop.tokens(10) == alone(make_loop, 9, PROMPT, max_tokens=3)
+    assert loop.faults == []
+
+
+def test_a_run_that_the_front_does_not_know_is_freed_from_there(make_loop: MakeLoop) -> None:
+    """As everywhere else."""
+    loop, side = beside_streams(make_loop)
+    loop.post(run_message(9, PROMPT))
+    until_aside(loop, side)
+    loop.post(Ping((1, 2)))
+    loop.turn()
+    assert [(fault.run, fault.repaired) for fault in loop.faults] == [(9, True)]
+    assert side.sequences == side.in_progress == frozenset()
+
+
+def test_runs_that_wait_for_a_prefix_share_it_after_the_step_that_completes_it(make_loop: MakeLoop) -> None:
+    """They do not wait for the rest of the prompt, and no token is computed twice."""
+    loop, side = beside_streams(make_loop)
+    common = "c" * 300
+    loop.post(run_message(8, common + "d" * 1200, cache="a"))
+    until_aside(loop, side)
+    loop.post(run_message(9, common + "e" * 50, cache="a"))
+    in_decode(loop, 9)
+    assert not loop.tokens(8)
+    loop.finish()
+    cached = max(progress.cached for step in loop.steps for progress in step.progress if progress.run == 9)
+    assert cached >= 300
+    assert loop.tokens(8) == alone(make_loop, 8, common + "d" * 1200)
+    assert loop.tokens(9) == alone(make_loop, 9, common + "e" * 50)
+
+
+def test_without_streams_a_prompt_is_moved_back(make_loop: MakeLoop) -> None:
+    """After the step in progress; then it is computed like any other that is alone."""
+    loop, side = beside_streams(make_loop, streams=1)
+    loop.post(run_message(9, "x" * 1500, max_tokens=3))
+    until_aside(loop, side)
+    loop.post(Stop(1))
+    loop.finish()
+    assert side.sequences == frozenset()
+    assert max(len(step.batch.tokens) for step in loop.model.steps) > 100
+    assert loop.tokens(9) == alone(make_loop, 9, "x" * 1500, max_tokens=3)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.NO_ROOM, Outcome.NO_MEMORY])
+def test_after_a_step_that_failed_there_prompts_are_computed_in_the_streams_steps(
+    make_loop: MakeLoop, outcome: Outcome
+) -> None:
+    """Where a failure has an error, if it happens again."""
+    loop, side = beside_streams(make_loop)
+    loop.post(run_message(9, PROMPT, max_tokens=3))
+    until_aside(loop, side)
+    side.next_outcome = outcome
+    in_decode(loop, 9)
+    assert side.sequences == frozenset()
+    assert loop.tokens(9) == alone(make_loop, 9, PROMPT, max_tokens=3)[: len(loop.tokens(9))]
+    loop.post(run_message(10, PROMPT, max_tokens=3))
+    steps = len(side.batches)
+    in_decode(loop, 10)
+    assert len(side.batches) == steps
+
+
+def test_a_step_that_an_overdue_stop_aborts_is_computed_again(make_loop: MakeLoop) -> None:
+    """In shorter steps, so that it comes to an end."""
+    loop, side = beside_streams(make_loop)
+    loop.post(run_message(9, PROMPT, max_tokens=3))
+    until_aside(loop, side)
+    side.next_outcome = Outcome.ABORTED
+    in_decode(loop, 9)
+    assert len(side.batches[1].tokens) < len(side.batches[0].tokens)
+    loop.finish()
+    assert loop.tokens(9) == alone(make_loop, 9, PROMPT, max_tokens=3)
+
+
+def test_a_prompt_that_does_not_fit_is_computed_in_the_streams_steps(make_loop: MakeLoop) -> None:
+    """Counting what other prompts there will need."""
+    loop, side = beside_streams(make_loop, side_cells=1000)
+    loop.post(run_message(8, "y" * 600), run_message(9, PROMPT))
+    until_aside(loop, side)
+    assert len(side.sequences) == 1
+    loop.finish()
+    assert loop.tokens(9) == alone(make_loop, 9, PROMPT)
+    assert loop.tokens(8) == alone(make_loop, 8, "y" * 600)
+
+
+def test_while_moving_is_prepared_a_prompt_stays_where_it_is(make_loop: MakeLoop) -> None:
+    """And is moved with what was computed of it until then."""
+    loop, side = beside_streams(make_loop)
+    side.prepared = False
+    loop.post(run_message(9, PROMPT, max_tokens=3))
+    loop.turn(3)
+    assert side.sequences == frozenset()
+    side.prepared = True
+    until_aside(loop, side)
+    loop.finish()
+    assert loop.tokens(9) == alone(make_loop, 9, PROMPT, max_tokens=3)
+
+
+def test_a_sequence_that_cannot_be_moved_back_is_computed_again(make_loop: MakeLoop) -> None:
+    """Rather than never."""
+    loop, side = beside_streams(make_loop)
+    loop.post(run_message(9, PROMPT, max_tokens=3))
+    until_aside(loop, side)
+    side.moves_fail = True
+    in_decode(loop, 9)
+    loop.finish()
+    assert loop.tokens(9) == alone(make_loop, 9, PROMPT, max_tokens=3)
+    assert loop.faults == []
+
+
+def test_prompts_whose_rows_are_needed_stay_with_the_streams(make_loop: MakeLoop) -> None:
+    """Log probabilities of a prompt are read from the step that computes it."""
+    loop, side = beside_streams(make_loop)
+    loop.post(run_message(9, PROMPT, prompt_logprobs=1))
+    in_decode(loop, 9)
+    assert side.slices == 0
+
+
+def test_a_prompt_aside_is_saved_as_it_grows(make_loop: MakeLoop) -> None:
+    """Between its steps: an engine that dies loses no more than elsewhere."""
+    store = prefix_memory(1)
+    loop, side = beside_streams(make_loop, store=store)
+    loop.post(run_message(9, "x" * 1500, cache="a"))
+    saved = set()
+    while not loop.tokens(9):
+        loop.turn()
+        assert loop.store is not None
+        if side.sequences:
+            saved.add(loop.store.used)
+    assert len(saved) > 2
+
+
+def test_a_prompt_aside_is_preempted_like_any_other(make_loop: MakeLoop) -> None:
+    """The cells of its rows in progress are kept free for it; a more urgent run gets its slot."""
+    loop, side = beside_streams(make_loop, streams=3)
+    loop.post(run_message(9, PROMPT, priority=5, order=50.0, cache="a"))
+    until_aside(loop, side)
+    loop.post(run_message(10, "z" * 30, priority=0, order=0.0))
+    in_decode(loop, 10)
+    assert any(9 in step.preempted for step in loop.steps)
+    loop.finish()
+    assert loop.tokens(9) == alone(make_loop, 9, PROMPT)
+    assert loop.faults == []
