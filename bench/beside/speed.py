@@ -84,6 +84,8 @@ def gaps(bench: Bench, number: int) -> dict[str, float]:
         read(streams, lambda: all(len(stream.arrivals) >= 24 for stream in streams))
         late = server.complete(bench.text("late", number, 2000), 1)
         read([*streams, late], lambda: bool(late.arrivals))
+        # Otherwise the gap of a server that computes nothing beside the prompt would not count.
+        read(streams, lambda: all(stream.arrivals[-1] > late.arrivals[0] for stream in streams))
         before, during = [], []
         for stream in streams:
             for a, b in zip(stream.arrivals[3:], stream.arrivals[4:], strict=False):
