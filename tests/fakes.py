@@ -255,8 +255,11 @@ class HandModel(ScriptedModel):
         return self.side is not None and sequence in self.side.in_progress
 
     def move_aside(self, sequence: int) -> bool:
-        """Unless the test makes that fail."""
-        return self.side is not None and self.side.take(sequence)
+        """Unless the test makes that fail. The sequence gets cells of its own, as by copying."""
+        if self.side is None or not self.side.take(sequence):
+            return False
+        self._places[sequence] = [next(self._place_numbers) for _ in self._cells.setdefault(sequence, [])]
+        return True
 
     def move_back(self, sequence: int) -> bool:
         """Unless the test makes that fail."""

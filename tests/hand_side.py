@@ -13,7 +13,7 @@ class HandSide:
     Attributes:
         slices: how many times a step was computed for a while.
         next_outcome: how the step in progress ends, if not as done.
-        moves_fail: whether sequences cannot be moved.
+        moves_fail, moves_back_fail: whether sequences cannot be moved, or not be moved back.
         during_slice: called while each slice is being computed.
         prepared: whether there is a buffer for moving sequences.
     """
@@ -27,12 +27,13 @@ class HandSide:
         self.row_ms = 1.0
         self.now: Callable[[], float] = lambda: 0.0
         self.pass_to: Callable[[float], None] = lambda until: None
+        self.cell_bytes = 1
         self.sequences: frozenset[int] = frozenset()
         self.slices = 0
         self.aborted = 0
         self.batches: list[Batch] = []
         self.next_outcome: Outcome | None = None
-        self.moves_fail = False
+        self.moves_fail = self.moves_back_fail = False
         self.during_slice: Callable[[], None] = lambda: None
         self.prepared = True
 
@@ -96,6 +97,7 @@ class HandSide:
     def release(self, sequence: int) -> bool:
         """Move a sequence back."""
         assert sequence in self.sequences - self.in_progress
-        if not self.moves_fail:
+        fails = self.moves_fail or self.moves_back_fail
+        if not fails:
             self.sequences -= {sequence}
-        return not self.moves_fail
+        return not fails

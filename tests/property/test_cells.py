@@ -58,6 +58,22 @@ class CellsBesideAPlainModel(RuleBasedStateMachine):
 
     @precondition(lambda self: self.plain)
     @rule(data=st.data())
+    def own(self, data: st.DataObject) -> None:
+        """A holder gets cells that no other one has, as many as it had; without free cells nothing changes."""
+        holder, numbers = data.draw(st.sampled_from(self.plain))
+        others = {number for other, shared in self.plain if other is not holder for number in shared}
+        assert holder.shared == (not others.isdisjoint(numbers))
+        if len(numbers) > self.cells.free:
+            with pytest.raises(ValueError, match="are free"):
+                self.cells.own(holder)
+            return
+        self.cells.own(holder)
+        assert not holder.shared
+        numbers[:] = range(self.made, self.made + len(numbers))
+        self.made += len(numbers)
+
+    @precondition(lambda self: self.plain)
+    @rule(data=st.data())
     def turn(self, data: st.DataObject) -> None:
         """Held cells become warm, warm ones held."""
         holder, _ = data.draw(st.sampled_from(self.plain))

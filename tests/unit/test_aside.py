@@ -244,3 +244,113 @@ def test_a_prompt_aside_is_preempted_like_any_other(make_loop: MakeLoop) -> None
     loop.finish()
     assert loop.tokens(9) == alone(make_loop, 9, PROMPT)
     assert loop.faults == []
+
+
+def test_an_urgent_run_starts_from_what_a_run_that_it_preempts_has_computed_there(
+    make_loop: MakeLoop,
+) -> None:
+    """In the turn in which that becomes warm, its cells are still aside: they are moved back first."""
+    loop, side = beside_streams(make_loop, streams=3)
+    loop.post(run_message(9, "x" * 1500, priority=5, order=50.0, cache="a"))
+    computed_of(loop, 9, 200)
+    until_aside(loop, side)
+    loop.post(run_message(10, "x" * 60 + "z" * 30, priority=0, order=0.0, cache="a"))
+    in_decode(loop, 10)
+    assert cached_of(loop, 10) >= 60
+    loop.finish()
+    assert loop.tokens(10) == alone(make_loop, 10, "x" * 60 + "z" * 30)
+    assert loop.faults == []
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_run_that_comes_later_shares_the_prefix_of_a_prompt_aside(
+    make_loop: MakeLoop, *, full: bool
+) -> None:
+    """Whether it finds a slot at once or, in a full engine, only when a stream has ended."""
+    loop, _ = beside_streams(make_loop, streams=3 if full else 2)
+    common = "c" * 300
+    loop.post(run_message(8, common + "d" * 1600, cache="a"))
+    computed_of(loop, 8, 0 if full else 500)
+    loop.post(run_message(9, common + "e" * 50, cache="a"))
+    if full:
+        computed_of(loop, 8, 500)
+        loop.turn(3)
+        loop.post(Stop(3))
+    in_decode(loop, 9)
+    assert not loop.tokens(8)
+    assert cached_of(loop, 9) >= 300
+    loop.finish()
+    assert loop.tokens(8) == alone(make_loop, 8, common + "d" * 1600)
+    assert loop.tokens(9) == alone(make_loop, 9, common + "e" * 50)
+
+
+def test_stops_of_one_prompt_cost_another_none_of_its_rows(make_loop: MakeLoop) -> None:
+    """A short one that is replaced at each keystroke, beside a long one: steps have the rows of one run (G6)."""
+    loop, side = beside_streams(make_loop, streams=1, side_cells=8000)
+    loop.post(run_message(9, "x" * 1500, max_tokens=3), run_message(10, "y" * 400))
+    for key in range(11, 100):
+        if loop.tokens(9):
+            break
+        loop.turn(3)
+        loop.post(Stop(key - 1), run_message(key, "y" * 400))
+    assert loop.tokens(9)
+    assert side.aborted > 2
+    assert all(len(set(batch.sequences)) == 1 for batch in side.batches)
+    rows = sum(max(batch.positions) >= 500 and len(batch.tokens) for batch in side.batches)
+    assert rows <= 1500 + 100, "rows of the long prompt were computed twice"
+
+
+def test_if_only_moving_back_fails_nothing_is_moved_any_more(make_loop: MakeLoop) -> None:
+    """Or else a prompt would be computed again and again."""
+    loop, side = beside_streams(make_loop)
+    loop.post(run_message(9, PROMPT, max_tokens=3))
+    until_aside(loop, side)
+    side.moves_back_fail = True
+    in_decode(loop, 9)
+    rows = len(run_message(9, PROMPT).prompt)
+    assert sum(len(batch.tokens) for batch in side.batches) == rows - 1
+    assert loop.tokens(9) == alone(make_loop, 9, PROMPT, max_tokens=3)[: len(loop.tokens(9))]
+    assert loop.faults == []
+
+
+def test_a_prompt_that_shares_its_beginning_is_moved_if_most_of_it_is_left(make_loop: MakeLoop) -> None:
+    """Its copied cells count as its own. One with little left stays: copies of shared cells would fill the pool."""
+    loop, side = beside_streams(make_loop, cells=4096)
+    system = "s" * 200
+    loop.post(run_message(7, system, cache="a"))
+    in_decode(loop, 7)
+    loop.post(run_message(8, system + "t" * 40, cache="a"))
+    in_decode(loop, 8)
+    assert side.slices == 0 or all(max(batch.positions) < 230 for batch in side.batches)
+    before = len(side.batches)
+    loop.post(run_message(9, system + "u" * 900, cache="a"))
+    until_aside(loop, side)
+    in_decode(loop, 9)
+    assert len(side.batches) > before
+    loop.finish()
+    assert loop.tokens(9) == alone(make_loop, 9, system + "u" * 900)
+    assert loop.faults == []
+
+
+def test_a_prompt_that_would_take_long_to_move_stays_with_the_streams(make_loop: MakeLoop) -> None:
+    """Streams and stops would wait for that (G1, G12)."""
+    loop, side = beside_streams(make_loop)
+    side.cell_bytes = 1_000_000
+    loop.post(run_message(9, PROMPT))
+    in_decode(loop, 9)
+    assert side.slices == 0
+
+
+def computed_of(loop: HandLoop, run: int, tokens: int) -> None:
+    """Turn until so many tokens of a prompt are reported as computed."""
+    for _ in range(400):
+        done = [p.prompt_processed for step in loop.steps for p in step.progress if p.run == run]
+        if max(done, default=0) >= tokens:
+            return
+        loop.turn()
+    raise AssertionError("not computed")
+
+
+def cached_of(loop: HandLoop, run: int) -> int:
+    """How many tokens of a prompt were not computed."""
+    return max((p.cached for step in loop.steps for p in step.progress if p.run == run), default=0)

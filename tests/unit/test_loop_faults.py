@@ -7,8 +7,8 @@ import pytest
 
 from tests.fakes import HandLoop, MakeLoop, run_message
 from tests.loop_runs import LONG, alone, generates, in_decode
-from worker_orcd.engine.ledger import NoUsableSequence
 from worker_orcd.engine.model import AbortMode, Batch, Outcome
+from worker_orcd.engine.slot import NoUsableSequence
 from worker_orcd.protocol.messages import AuditFault, Ping, Step, Stop
 
 

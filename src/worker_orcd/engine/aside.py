@@ -27,6 +27,13 @@ from worker_orcd.engine.sequence import Sequence
 from worker_orcd.engine.slot import Slot
 from worker_orcd.engine.urgency import urgent_prompts_first
 
+MOVE_MS = 40.0
+"""The longest predicted time of moving a sequence, since streams and stops wait for it."""
+_FIRST_RATE = 2e6
+_SMOOTHING = 0.2
+_HOPE = 1.05
+"""Each prompt that is too long to be moved raises the predicted rate by this factor, as in `saving.py`."""
+
 
 @dataclass(slots=True)
 class _Step:
@@ -62,9 +69,15 @@ class Aside:
         self._clock = clock
         self._pool: SidePool | None = None
         self._step: _Step | None = None
+        self._oldest_next = True
         self._pace = Pace.FULL
+        self._rate = _FIRST_RATE
+        """Bytes moved per millisecond."""
+        self._stays: set[int] = set()
+        """Live runs that are not moved aside (any more): too long to be moved, or other runs share their cells."""
         self._broken = False
-        """Whether a step failed: prompts are then computed in the streams' steps, where a failure has its error."""
+        """Whether a step or a move failed: prompts are then computed in the streams' steps, where a failure has its
+        error."""
         self.runs: frozenset[int] = frozenset()
 
     @property
@@ -75,28 +88,25 @@ class Aside:
     # Between steps: who is aside.
 
     def take(self) -> bool:
-        """Move prompts aside. Returns whether any was."""
+        """Move a prompt aside. Returns whether there was one."""
         if self._broken or len(self._live) == 1:
             return False
         self._pool = self._pool or self._model.side_pool()
         if self._pool is None or not self._streams():
             return False
-        awaited = self._scheduler.awaited(self._ledger)
-        taken = False
-        for run, sequence in self._live.items():
-            if not _worthwhile(sequence) or run in self.runs or run in awaited:
-                continue
-            aside = [self._live[other] for other in self.runs]
-            room = self._pool.room - sum(len(other.tokens) - other.computed for other in aside)
-            tokens = len(sequence.tokens)
-            if tokens <= room and self._pool.prepare(tokens) and self._model.move_aside(sequence.id):
-                self.runs |= {run}
-                taken = True
-        return taken
+        self._stays.update(self._scheduler.awaited(self._ledger))
+        sequence = next((s for s in self._live.values() if self._worthwhile(s, self._pool)), None)
+        if sequence is None:
+            return False
+        self._ledger.unshare(sequence.slot)
+        if not self._move(sequence.slot, self._pool, self._model.move_aside):
+            return False
+        self.runs |= {sequence.run.number}
+        return True
 
     def bring_back(self) -> bool:
-        """Move back what other runs may start from, or what is aside for no reason any more. Returns whether there was
-        any."""
+        """Move back a sequence that other runs may start from, or that is aside for no reason any more. Returns whether
+        there was one."""
         if self._pool is None or not self._pool.sequences:
             return False
         awaited = self._scheduler.awaited(self._ledger)
@@ -104,24 +114,57 @@ class Aside:
 
         def returns(slot: Slot) -> bool:
             shared = slot.run in awaited and awaited[slot.run] <= slot.computed
+            if shared and slot.holder.live:
+                self._stays.add(slot.run)
             return shared or not streams or not slot.holder.live
 
         return self._bring_back(self._pool, returns)
 
     def bring_back_ready(self) -> bool:
-        """Move back the prompts of which only the last row is left. Returns whether there was any."""
+        """Move back a prompt of which only the last row is left. Returns whether there was one."""
         if self._pool is None:
             return False
         return self._bring_back(self._pool, lambda slot: len(slot.tokens) - slot.computed <= 1)
 
     def _bring_back(self, pool: SidePool, returns: Callable[[Slot], bool]) -> bool:
+        """Move one sequence back: the others wait for the next turn, so that streams do not wait for all."""
         settled = pool.sequences - pool.in_progress
         returning = [slot for slot in self._ledger.resident if slot.id in settled and returns(slot)]
-        for slot in returning:
-            if not self._model.move_back(slot.id):
+        for slot in sorted(returning, key=lambda slot: slot.holder.live)[:1]:
+            if not self._move(slot, pool, self._model.move_back):
+                self._broken = True
                 self._ledger.restart(slot)
         self.runs = frozenset(run for run in self.runs if self._model.is_aside(self._live[run].id))
         return bool(returning)
+
+    def _move(self, slot: Slot, pool: SidePool, move: Callable[[int], bool]) -> bool:
+        size, started = pool.cell_bytes * slot.computed, self._clock()
+        moved = move(slot.id)
+        took_ms = (self._clock() - started) * 1000
+        if moved and size and took_ms > 0:
+            self._rate += _SMOOTHING * (size / took_ms - self._rate)
+        return moved
+
+    def _worthwhile(self, sequence: Sequence, pool: SidePool) -> bool:
+        """Whether a prompt can be moved, and saves more than it costs. Only its last row's results are needed."""
+        request, slot, pending = sequence.run.request, sequence.slot, sequence.pending
+        if (
+            pending.decoding
+            or pending.rows <= MIN_PREFILL_ROWS
+            or sequence.run.number in self.runs | self._stays
+        ):
+            return False
+        tokens = len(sequence.tokens)
+        if pool.cell_bytes * tokens > self._rate * MOVE_MS:
+            self._stays.add(sequence.run.number)
+            self._rate *= _HOPE
+            return False
+        plain = request.embed is None and not sequence.wants_logits(sequence.computed)
+        aside = [self._live[other] for other in self.runs]
+        fits = tokens <= pool.room - sum(len(other.tokens) - other.computed for other in aside)
+        # Cells that are copied are not shared any more, and take room.
+        few = slot.computed < tokens - slot.computed and self._ledger.can_grow(slot.computed + pending.rows)
+        return plain and fits and (few or not slot.holder.shared) and pool.prepare(tokens)
 
     def leave(self, sequence: Sequence) -> None:
         """Forget a run that is over or preempted. A step with its rows is lost; its cells are moved back later."""
@@ -129,23 +172,35 @@ class Aside:
             self._pool.abort()
             self._step = None
         self.runs -= {sequence.run.number}
+        self._stays.discard(sequence.run.number)
 
     def _streams(self) -> bool:
-        return any(sequence.pending.decoding for sequence in self._live.values())
+        return any(s.pending.decoding for run, s in self._live.items() if run not in self.runs)
 
     # After a step of the streams: a slice.
 
     def plan(self) -> Plan:
-        """The next step; without rows if one is in progress, or there is nothing to compute."""
-        prompts = [self._live[run] for run in self._live if run in self.runs and self._step is None]
-        wanted = [(one.run, pending) for one in prompts if (pending := _all_but_last(one)).rows]
-        return plan_step(
-            urgent_prompts_first(wanted, self._scheduler.followers(self._ledger)),
-            self._cost,
-            pace=self._pace,
-            layers=self._model.layers,
-            node_ms=BESIDE_NODE_MS,
+        """The next step; without rows if one is in progress, or there is nothing to compute.
+
+        A step has the rows of one run, the oldest prompt's and the shortest one's in turn. So a stop never costs
+        another run its rows.
+        """
+        prompts = [one for one in self._live.values() if self._step is None and one.pending.rows]
+        first = urgent_prompts_first(
+            [(one.run, one.pending) for one in prompts], self._scheduler.followers(self._ledger)
         )
+        aside = [rest for one in first if (rest := self._all_but_last(one)).rows]
+        if aside and not self._oldest_next:
+            aside = [min(aside, key=lambda one: one.rows)]
+        return plan_step(
+            aside[:1], self._cost, pace=self._pace, layers=self._model.layers, node_ms=BESIDE_NODE_MS
+        )
+
+    def _all_but_last(self, pending: Pending) -> Pending:
+        """The rows of a run that is aside; none of others."""
+        sequence = self._live[pending.key]
+        rows = min(pending.rows, len(sequence.tokens) - sequence.computed - 1)
+        return replace(pending, rows=rows if pending.key in self.runs else 0)
 
     def begin(self, plan: Plan) -> None:
         """Begin a step, if it has rows. The ledger has room for them."""
@@ -153,38 +208,28 @@ class Aside:
             [part] = parts_of(plan, self._live, separate_streams=False)
             self._pool.begin(part.batch, plan.predicted_ms)
             self._step = _Step(plan, part)
+            self._oldest_next = not self._oldest_next
 
     def slice_ms(self, beside: Plan | None) -> float:
         """How long a slice lasts after this step of the streams. Zero if no run is aside."""
         return beside_ms(self._cost, beside) if self.runs else 0.0
 
-    def proceed(self, beside: Plan | None) -> StepResult:
-        """Compute a slice of the step in progress, after this step of the streams. Returns the rows that were computed,
-        if the step has ended."""
-        result = StepResult()
+    def proceed(self, beside: Plan | None) -> StepResult | None:
+        """Compute a slice of the step in progress, after this step of the streams. Returns the results if all rows are
+        computed."""
         if self._pool is None or (step := self._step) is None:
-            return result
+            return None
         started = self._clock()
         outcome = self._pool.proceed(started + self.slice_ms(beside) / 1000)
         step.spent_ms += (self._clock() - started) * 1000
         if outcome is None:
-            return result
+            return None
         self._step = None
         self._pace = Pace.FULL if outcome is Outcome.DONE else Pace.SHORT
         self._broken = outcome not in (Outcome.DONE, Outcome.ABORTED)
-        if outcome is Outcome.DONE:
-            self._cost.learn(step.plan, step.spent_ms)
-            result.add(step.part, self._live, self._ledger, self._model, self._clock())
+        if outcome is not Outcome.DONE:
+            return None
+        self._cost.learn(step.plan, step.spent_ms)
+        result = StepResult()
+        result.add(step.part, self._live, self._ledger, self._model, self._clock())
         return result
-
-
-def _worthwhile(sequence: Sequence) -> bool:
-    """Whether a prompt is worth moving, and only its last row's results are needed."""
-    request = sequence.run.request
-    plain = request.embed is None and not sequence.wants_logits(sequence.computed)
-    return plain and not sequence.pending.decoding and sequence.pending.rows > MIN_PREFILL_ROWS
-
-
-def _all_but_last(sequence: Sequence) -> Pending:
-    pending = sequence.pending
-    return replace(pending, rows=min(pending.rows, len(sequence.tokens) - sequence.computed - 1))

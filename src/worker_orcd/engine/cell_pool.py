@@ -59,8 +59,10 @@ def moved(sequence: int, source: CellPool, target: CellPool, buffer: memoryview)
     False if that failed; then the sequence is still in its old pool alone."""
     length = source.cells(sequence)
     if length > 0:
-        state = buffer[: source.state_bytes(sequence)]
-        whole = source.write_state(sequence, state) == len(state) and target.read_state(sequence, state)
+        size = source.state_bytes(sequence)
+        state = buffer[:size]
+        whole = len(state) == size == source.write_state(sequence, state)
+        whole = whole and target.read_state(sequence, state)
         if not whole or target.cells(sequence) != length:
             target.trim(sequence, 0)
             return False

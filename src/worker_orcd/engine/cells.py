@@ -31,6 +31,14 @@ class Holder:
     length: int = 0
     end: _Stretch | None = field(default=None, repr=False)
 
+    @property
+    def shared(self) -> bool:
+        """Whether another holder has any of these cells, too."""
+        stretch = self.end
+        while stretch is not None and stretch.holders == 1:
+            stretch = stretch.parent
+        return stretch is not None
+
 
 class Cells:
     """Counts the cells of a pool of `total`, each cell once.
@@ -89,6 +97,18 @@ class Cells:
         made = Holder(live=live, length=length, end=self._cut(source, length))
         self._enter(made)
         return made
+
+    def own(self, holder: Holder) -> None:
+        """Give a holder cells of its own, as many as it has.
+
+        Raises:
+            ValueError: too few cells are free.
+        """
+        length = holder.length
+        if length > self.free:
+            raise ValueError(f"{length} cells required, {self.free} are free")
+        self.trim(holder, 0)
+        self.grow(holder, length)
 
     def trim(self, holder: Holder, length: int) -> None:
         """Remove the holder's cells after its first `length`; 0 removes all.

@@ -18,20 +18,15 @@ from worker_orcd.engine.cells import Cells
 from worker_orcd.engine.model import Model
 from worker_orcd.engine.prefixes import PrefixIndex, TokenArray, Tokens, as_tokens
 from worker_orcd.engine.saving import Saving
-from worker_orcd.engine.slot import Closed, Leader, Slot
+from worker_orcd.engine.slot import Closed, Leader, NoUsableSequence, Slot
 from worker_orcd.protocol.messages import AuditFault
 
 WARM_SHARE = 0.25
 """The share of all cells that may stay warm, since llama.cpp scans all cells up to the highest one in use…"""
 SAVED_PART = 0.125
-"""… and the part of it above which slots in the store are evicted, unless no run is live: then idle cells cost nothing,
-and the next turn of a conversation takes them over. Restoring 2,000 cells takes 6 ms."""
+"""… and the part of it above which stored slots are evicted, unless no run is live: idle cells then cost nothing."""
 MIN_SHARED = 32
 """A run waits for another run that is computing their common prefix only if that saves at least this many tokens."""
-
-
-class NoUsableSequence(Exception):
-    """The model's memory cannot be brought into the state that the ledger needs. Only a new process helps."""
 
 
 class Ledger:
@@ -77,8 +72,7 @@ class Ledger:
     @property
     def resident(self) -> Iterator[Slot]:
         """All slots, live ones first."""
-        yield from self._live.values()
-        yield from self._warm
+        yield from (*self._live.values(), *self._warm)
 
     # A run's slot, from open to close.
 
@@ -96,7 +90,7 @@ class Ledger:
                 common = slot.checkpoint if common >= slot.checkpoint else 0
             elif self._model.memory.window is not None:
                 continue  # A step may move the slot beyond its window; then no other run can start from its cells.
-            if common > slot.computed:
+            if common > slot.computed or self._model.is_aside(slot.id):
                 have = self.available(namespace, wanted) if have is None else have
                 if common - have >= MIN_SHARED:
                     shares = self._keeps_warm and not slot.checkpoint
@@ -138,6 +132,9 @@ class Ledger:
         if match is None:
             return self._enter(Slot(self._new_id(), run, namespace, tokens, saved=saved))
         source, length = match.key, match.length
+        if self._model.is_aside(source.id) and not self._model.move_back(source.id):
+            self._evict(source)
+            return self.open(run, tokens, namespace)
         if source in self._warm and length == source.computed:
             return self._take_over(source, run, tokens, length)
         try:
@@ -209,6 +206,12 @@ class Ledger:
             self._bound_warm()
             return True
         return bool(due)
+
+    def unshare(self, slot: Slot) -> None:
+        """Count a slot's cells as its own, since they will be copied. So many must be free or warm."""
+        if slot.holder.shared:
+            self.grow(slot.computed)
+            self._cells.own(slot.holder)
 
     def close_gaps(self) -> None:
         """Move live slots to free lower ids, where gaps between ids cost time. Called just before a step: new runs have
@@ -289,8 +292,6 @@ class Ledger:
         self._model.trim(sequence, length)
         return self._model.cells(sequence) == length
 
-    # Internals.
-
     def _usable(self, slot: Slot, length: int) -> int:
         """How many of the `length` leading tokens that a new run shares with the slot the run can reuse."""
         length = min(length, slot.computed)
@@ -348,9 +349,8 @@ class Ledger:
     def _enter(self, slot: Slot) -> Slot:
         self._live[slot.run] = slot
         self._bound_warm()
-        if slot.namespace is not None and self._saving:
-            slot.checkpoint = self._saving.checkpoint(len(slot.tokens))
         if slot.namespace is not None:
+            slot.checkpoint = self._saving.checkpoint(len(slot.tokens)) if self._saving else 0
             self._prefixes.put(slot.namespace, slot, slot.tokens)
         return slot
 

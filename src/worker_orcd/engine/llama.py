@@ -112,7 +112,8 @@ class LlamaModel:
         )
         self.memory = self._read_memory_kind(load.model_path)
         plain = self.memory.kind == "attention" and self.generates and self.abortable and not load.exact
-        self.may_have_side_pool = plain and load.side_cells > 0 and load.parallel > 1
+        same = weights.same_positions(self.facts.cells, min(load.side_cells, self.facts.cells))
+        self.may_have_side_pool = plain and same and load.side_cells > 0 and load.parallel > 1
         progress(100)
 
     def _read_vocabulary(self) -> None:

@@ -222,8 +222,10 @@ class EngineLoop:
         if plan.shares:
             result = self._compute(plan, abort_mode=self._recovery.abort_mode())
             self._learn(plan, result, (self._clock() - started) * 1000)
-        elif not self._aside.runs:
-            self._wait_for_grammars()
+        else:
+            self._planned = None
+            if not self._aside.runs:
+                self._wait_for_grammars()
         if plan.shares or self._preempted:
             self._report(result, started)
 
@@ -296,13 +298,10 @@ class EngineLoop:
     def _plan(self) -> Plan:
         """Plan the next step: for the protected runs if there are any, otherwise for all runs."""
         protected = self._recovery.protected(self._sequences.keys() - self._aside.runs)
-        taking_part = [
-            s
-            for run, s in self._sequences.items()
-            if (run in protected if protected else run not in self._aside.runs)
-        ]
+        taking_part = [s for run, s in self._sequences.items() if not protected or run in protected]
         wanted = [(s.run, pending) for s in taking_part if (pending := s.pending).rows]
-        return self._plan_of(urgent_prompts_first(wanted, self._scheduler.followers(self._ledger)))
+        first = urgent_prompts_first(wanted, self._scheduler.followers(self._ledger))
+        return self._plan_of([pending for pending in first if pending.key not in self._aside.runs])
 
     def _plan_of(self, pending: list[Pending]) -> Plan:
         return plan_step(
@@ -322,13 +321,11 @@ class EngineLoop:
             return
         self._aside.begin(self._with_room(self._aside.plan(), self._aside.plan))
         started = self._clock()
-        result = self._aside.proceed(self._planned)
-        if result.progress:
+        if (result := self._aside.proceed(self._planned)) is not None:
             self._report(result, started)
 
     def _wait_for_grammars(self) -> None:
         """Wait a moment, because no run can take part in a step before its grammar is ready."""
-        self._planned = None
         for sequence in self._sequences.values():
             sequence.wait(_GRAMMAR_WAIT_SEC / len(self._sequences))
 

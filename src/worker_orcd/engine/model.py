@@ -165,6 +165,10 @@ class SidePool(Protocol):
     def room(self) -> int:
         """Number of free cells."""
 
+    @property
+    def cell_bytes(self) -> int:
+        """Bytes that moving a sequence copies, for each of its cells."""
+
     def prepare(self, tokens: int) -> bool:
         """Whether a sequence of so many tokens can be moved without delay. If not, that is being prepared."""
 

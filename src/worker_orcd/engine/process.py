@@ -18,11 +18,11 @@ import msgspec
 
 from worker_orcd import narration
 from worker_orcd.engine.exactness import require_exactness
-from worker_orcd.engine.ledger import NoUsableSequence
 from worker_orcd.engine.loop import EngineLoop
 from worker_orcd.engine.mailbox import Mailbox
 from worker_orcd.engine.model import Model, ModelLoadError
 from worker_orcd.engine.prefix_store import PrefixStore
+from worker_orcd.engine.slot import NoUsableSequence
 from worker_orcd.engine.tokenizer_threads import prepare_all
 from worker_orcd.printable import printable
 from worker_orcd.protocol.interrupt import InterruptByte

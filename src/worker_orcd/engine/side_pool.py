@@ -10,6 +10,7 @@ The two contexts never compute at the same time: the thread that computes here a
 
 import ctypes
 import mmap
+import sys
 import threading
 import time
 from typing import Any
@@ -23,6 +24,9 @@ _PAUSE_MS = 2.0
 """Predicted time between two operations after which a step may pause. Each costs some ten microseconds…"""
 _FIRST_OPERATIONS = 4
 """… so how many lie between two is calculated, from the second step on."""
+
+_SWITCH_SEC = 0.0005
+"""How soon a thread gives way that runs Python code, since ggml's callback waits for it."""
 
 _strlen = ctypes.CDLL(None).strlen
 _set_byte = ctypes.create_string_buffer(b"\1")
@@ -61,25 +65,35 @@ class LlamaSidePool:
         """Of the step in progress: its sequences, and their numbers of tokens before it."""
         self._until = 0.0
         self._operations, self._between, self._counted = 0, _FIRST_OPERATIONS, 0
+        self._pauses = False
+        """Whether operations may pause. Not before the thread has started, nor while a step is aborted."""
         self._outcome: Outcome | None = None
-        self._resume, self._yielded = threading.Lock(), threading.Lock()
-        self._resume.acquire()
-        self._yielded.acquire()
-        threading.Thread(target=self._compute, name="side pool", daemon=True).start()
-        self._cell_bytes, self._fixed_bytes = self._state_size()
-        largest = self._fixed_bytes + self._cell_bytes * int(lib.llama_n_ctx(self._context))
-        self._memory = mmap.mmap(-1, largest, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            self.cell_bytes, self._fixed_bytes = self._state_size()
+            largest = self._fixed_bytes + self.cell_bytes * int(lib.llama_n_ctx(self._context))
+            self._memory = mmap.mmap(-1, largest, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, MemoryError):
+            lib.llama_free(self._context)
+            raise
         self.buffer = memoryview(self._memory)
         """For moving a sequence. The kernel provides its memory as it is written, 1 ms for each MiB; so that streams
         need not wait for that, `prepare` has a thread write first."""
         self._written = 0
         self._writing: threading.Thread | None = None
+        self._resume, self._yielded = threading.Lock(), threading.Lock()
+        self._resume.acquire()
+        self._yielded.acquire()
+        sys.setswitchinterval(_SWITCH_SEC)
+        threading.Thread(target=self._compute, name="side pool", daemon=True).start()
 
     def _state_size(self) -> tuple[int, int]:
-        """Bytes of a sequence's state: for each cell, and in addition."""
-        self.begin(Batch([0, 0], [0, 1], [0, 0], [False, False]), 0.0)
-        while self.proceed(float("inf")) is None:
-            pass
+        """Bytes of a sequence's state: for each cell, and in addition.
+
+        Raises:
+            MemoryError: two rows cannot be computed.
+        """
+        if self._lib.llama_decode(self._context, self._rows.fill(Batch([0, 0], [0, 1], [0, 0], [False] * 2))):
+            raise MemoryError("no room for a step beside the pool")
         two, _ = self.pool.state_bytes(0), self.pool.trim(0, 1)
         one, _ = self.pool.state_bytes(0), self.pool.trim(0, 0)
         return two - one, max(0, 2 * one - two)
@@ -98,7 +112,7 @@ class LlamaSidePool:
 
     def prepare(self, tokens: int) -> bool:
         """Whether a sequence of so many tokens can be moved at once. If not, a thread now sees to that."""
-        wanted = self._fixed_bytes + tokens * self._cell_bytes
+        wanted = self._fixed_bytes + tokens * self.cell_bytes
         if wanted <= self._written:
             return True
         if self._writing is None or not self._writing.is_alive():
@@ -111,6 +125,9 @@ class LlamaSidePool:
         ctypes.memset(ctypes.addressof(first) + self._written, 0, wanted - self._written)
         self._written = wanted
 
+    def _give_back(self) -> None:
+        self._memory.madvise(mmap.MADV_DONTNEED)
+
     def take(self, sequence: int) -> None:
         """Let a sequence be here, whose cells were moved to this pool, if it has any."""
         self._held |= {sequence}
@@ -119,9 +136,10 @@ class LlamaSidePool:
         """Let a sequence be elsewhere, whose cells were moved or removed. After the last one, the buffer's memory is
         returned."""
         self._held -= {sequence}
-        if not self._held and (self._writing is None or not self._writing.is_alive()):
-            self._memory.madvise(mmap.MADV_DONTNEED)
+        if not self._held and self._written and (self._writing is None or not self._writing.is_alive()):
             self._written = 0
+            self._writing = threading.Thread(target=self._give_back, name="buffer", daemon=True)
+            self._writing.start()
 
     def cells(self, sequence: int) -> int:
         """Number of tokens of a sequence, without rows in progress."""
@@ -152,7 +170,7 @@ class LlamaSidePool:
             raise ValueError("a step is in progress")
         if self._counted:
             self._between = max(1, round(self._counted * _PAUSE_MS / max(predicted_ms, _PAUSE_MS)))
-        self._batch, self._outcome, self._operations = batch, None, 0
+        self._batch, self._outcome, self._operations, self._pauses = batch, None, 0, True
         self._lengths = {sequence: self.pool.cells(sequence) for sequence in batch.sequences}
         watched = self._interrupt.overdue_address
         self._lib.llama_set_abort_callback(self._context, self._abort, watched)
@@ -180,9 +198,8 @@ class LlamaSidePool:
         if self._batch is not None:
             self._lib.llama_set_abort_callback(self._context, self._abort, ctypes.addressof(_set_byte))
             # It may be done instead, if only its last operations were left. Its rows are removed in any case.
-            lengths = dict(self._lengths)
-            while self.proceed(time.monotonic()) is None:
-                pass
+            lengths, self._pauses = self._lengths, False
+            self.proceed(time.monotonic())
             for sequence, length in lengths.items():
                 self.pool.trim(sequence, length)
 
@@ -200,7 +217,9 @@ class LlamaSidePool:
         is time."""
         if ask:
             self._operations += 1
-            return self._operations % self._between == 0
+            return self._pauses and self._operations % self._between == 0
+        if not self._pauses:
+            return True
         if time.monotonic() >= self._until or self._interrupt.is_set():
             self._yielded.release()
             self._resume.acquire()

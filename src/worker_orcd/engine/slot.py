@@ -6,6 +6,10 @@ from worker_orcd.engine.cells import Holder
 from worker_orcd.engine.prefix_store import Entry
 
 
+class NoUsableSequence(Exception):
+    """The model's memory cannot be brought into the state that the ledger needs. Only a new process helps."""
+
+
 @dataclass(slots=True, eq=False)
 class Slot:
     """A sequence id and its cells, which contain the first `computed` of `tokens`.

@@ -46,6 +46,15 @@ class Weights:
         length = self._lib.llama_model_meta_val_str(self.model, key.encode(), buffer, 256)
         return buffer.value.decode("utf-8", "replace") if length > 0 else ""
 
+    def same_positions(self, cells: int, others: int) -> bool:
+        """Whether contexts of so many cells compute the same at the same positions. LongRoPE has factors for contexts
+        up to the original length, and others for longer ones."""
+        scaling = f"{self.architecture}.rope.scaling"
+        original = int(self.text(f"{scaling}.original_context_length") or 0)
+        if not original and self.text(f"{scaling}.type") == "longrope":
+            original = int(self._lib.llama_model_n_ctx_train(self.model))
+        return not original or (cells > original) == (others > original)
+
     @property
     def quant_kind(self) -> str:
         """The quantization, such as `Q4_1`, from llama.cpp's description `llama 135M Q4_1`."""
