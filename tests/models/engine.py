@@ -82,7 +82,7 @@ class RecordedModel(LlamaModel):
 class TinyEngine(LoopReports):
     """The loop around a recorded model, turned by hand, with all messages that it sent."""
 
-    def __init__(  # all that an engine is made of
+    def __init__(  # noqa: PLR0913  # all that an engine is made of
         self,
         path: Path,
         *,
@@ -91,10 +91,12 @@ class TinyEngine(LoopReports):
         cells: int = 4096,
         threads: int = 1,
         store: int | None = None,
+        side_cells: int | None = None,
     ) -> None:
         super().__init__()
         self.byte = InterruptByte.create()
-        load = Load(str(path), "worker", None, parallel, cells, exact, threads, "json", side_cells=cells)
+        beside = cells if side_cells is None else side_cells
+        load = Load(str(path), "worker", None, parallel, cells, exact, threads, "json", side_cells=beside)
         self.model: RecordedModel = RecordedModel(load, self.byte)
         self.model.wait_for_side_pool()
         self.aborts_at_once = False

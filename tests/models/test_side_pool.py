@@ -157,3 +157,13 @@ def test_moving_fails_as_a_whole_if_there_is_no_room(engine: TinyEngine, side: L
     engine.model.trim(1, 0)
     assert engine.model.move_back(0)
     assert state(engine) == cells
+
+
+@pytest.mark.parametrize(("side_cells", "same"), [(1024, True), (600, True), (512, False), (0, False)])
+def test_a_model_whose_positions_depend_on_the_context_s_size_gets_no_smaller_one(
+    tiny_models: TinyModels, *, side_cells: int, same: bool
+) -> None:
+    """LongRoPE has other factors for contexts up to the original length."""
+    path = tiny_models.path("phi3", **{"phi3.rope.scaling.original_context_length": 512})
+    with closing(TinyEngine(path, parallel=2, cells=1024, side_cells=side_cells)) as engine:
+        assert engine.model.may_have_side_pool == same
