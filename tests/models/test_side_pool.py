@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 
@@ -164,6 +165,7 @@ def test_a_model_whose_positions_depend_on_the_context_s_size_gets_no_smaller_on
     tiny_models: TinyModels, *, side_cells: int, same: bool
 ) -> None:
     """LongRoPE has other factors for contexts up to the original length."""
-    path = tiny_models.path("phi3", **{"phi3.rope.scaling.original_context_length": 512})
+    metadata: dict[str, Any] = {"phi3.rope.scaling.original_context_length": 512}
+    path = tiny_models.path("phi3", **metadata)
     with closing(TinyEngine(path, parallel=2, cells=1024, side_cells=side_cells)) as engine:
         assert engine.model.may_have_side_pool == same

@@ -25,6 +25,8 @@ _PAUSE_MS = 2.0
 _FIRST_OPERATIONS = 4
 """… so how many lie between two is calculated, from the second step on."""
 
+_WRITTEN_BYTES, _REST_SEC = 1 << 20, 0.004
+"""How much of the buffer is written at once, and how long the cores are left to the streams after that."""
 _SWITCH_SEC = 0.0005
 """How soon a thread gives way that runs Python code, since ggml's callback waits for it."""
 
@@ -121,8 +123,10 @@ class LlamaSidePool:
         return False
 
     def _write(self, wanted: int) -> None:
-        first = ctypes.c_char.from_buffer(self._memory)
-        ctypes.memset(ctypes.addressof(first) + self._written, 0, wanted - self._written)
+        first = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        for begin in range(self._written, wanted, _WRITTEN_BYTES):
+            ctypes.memset(first + begin, 0, min(_WRITTEN_BYTES, wanted - begin))
+            time.sleep(_REST_SEC)
         self._written = wanted
 
     def _give_back(self) -> None:
