@@ -9,6 +9,7 @@ several times as much each as whole tiles of them.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from worker_orcd.engine.copy_rate import CopyRate
 from worker_orcd.engine.ledger import Ledger
 from worker_orcd.engine.model import Model, Outcome, SidePool
 from worker_orcd.engine.parts import Part, StepResult, parts_of
@@ -29,10 +30,7 @@ from worker_orcd.engine.urgency import urgent_prompts_first
 
 MOVE_MS = 40.0
 """The longest predicted time of moving a sequence, since streams and stops wait for it."""
-_FIRST_RATE = 2e6
-_SMOOTHING = 0.2
-_HOPE = 1.05
-"""Each prompt that is too long to be moved raises the predicted rate by this factor, as in `saving.py`."""
+_NOTHING = Plan((), 0, 0, 0, 0.0)
 
 
 @dataclass(slots=True)
@@ -51,7 +49,7 @@ class Aside:
         runs: the numbers of these runs.
     """
 
-    def __init__(  # all that a loop's parts share
+    def __init__(
         self,
         model: Model,
         ledger: Ledger,
@@ -71,8 +69,7 @@ class Aside:
         self._step: _Step | None = None
         self._oldest_next = True
         self._pace = Pace.FULL
-        self._rate = _FIRST_RATE
-        """Bytes moved per millisecond."""
+        self._rate = CopyRate()
         self._stays: set[int] = set()
         """Live runs that are not moved aside (any more): too long to be moved, or other runs share their cells."""
         self._broken = False
@@ -130,19 +127,18 @@ class Aside:
         """Move one sequence back: the others wait for the next turn, so that streams do not wait for all."""
         settled = pool.sequences - pool.in_progress
         returning = [slot for slot in self._ledger.resident if slot.id in settled and returns(slot)]
-        for slot in sorted(returning, key=lambda slot: slot.holder.live)[:1]:
-            if not self._move(slot, pool, self._model.move_back):
-                self._broken = True
-                self._ledger.restart(slot)
+        slot = min(returning, key=lambda slot: slot.holder.live, default=None)
+        if slot is not None and not self._move(slot, pool, self._model.move_back):
+            self._broken = True
+            self._ledger.restart(slot)
         self.runs = frozenset(run for run in self.runs if self._model.is_aside(self._live[run].id))
         return bool(returning)
 
     def _move(self, slot: Slot, pool: SidePool, move: Callable[[int], bool]) -> bool:
         size, started = pool.cell_bytes * slot.computed, self._clock()
         moved = move(slot.id)
-        took_ms = (self._clock() - started) * 1000
-        if moved and size and took_ms > 0:
-            self._rate += _SMOOTHING * (size / took_ms - self._rate)
+        if moved and size:
+            self._rate.learn(size, (self._clock() - started) * 1000)
         return moved
 
     def _worthwhile(self, sequence: Sequence, pool: SidePool) -> bool:
@@ -155,9 +151,8 @@ class Aside:
         ):
             return False
         tokens = len(sequence.tokens)
-        if pool.cell_bytes * tokens > self._rate * MOVE_MS:
+        if not self._rate.allows(pool.cell_bytes * tokens, MOVE_MS):
             self._stays.add(sequence.run.number)
-            self._rate *= _HOPE
             return False
         plain = request.embed is None and not sequence.wants_logits(sequence.computed)
         aside = [self._live[other] for other in self.runs]
@@ -185,10 +180,10 @@ class Aside:
         A step has the rows of one run, the oldest prompt's and the shortest one's in turn. So a stop never costs
         another run its rows.
         """
-        prompts = [one for one in self._live.values() if self._step is None and one.pending.rows]
-        first = urgent_prompts_first(
-            [(one.run, one.pending) for one in prompts], self._scheduler.followers(self._ledger)
-        )
+        if self._step is not None:
+            return _NOTHING
+        wanted = [(one.run, pending) for one in self._live.values() if (pending := one.pending).rows]
+        first = urgent_prompts_first(wanted, self._scheduler.followers(self._ledger))
         aside = [rest for one in first if (rest := self._all_but_last(one)).rows]
         if aside and not self._oldest_next:
             aside = [min(aside, key=lambda one: one.rows)]

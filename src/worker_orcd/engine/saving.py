@@ -12,6 +12,7 @@ The loop waits for a copy, and streams and stops wait for the loop. So a copy th
 import time
 from collections.abc import Callable
 
+from worker_orcd.engine.copy_rate import CopyRate
 from worker_orcd.engine.model import Model
 from worker_orcd.engine.prefix_store import Entry, PrefixStore
 from worker_orcd.engine.prefixes import Match, Tokens
@@ -29,10 +30,6 @@ BESIDE_MS = 10.0
 """… and beside other runs, since their streams wait, too."""
 LAST_ROWS = 64
 """With fewer of a prompt's tokens left, the copy waits for them, since a client waits for the first token."""
-_FIRST_RATE = 2e6
-_SMOOTHING = 0.2
-_HOPE = 1.05
-"""Each skipped copy raises the predicted rate by this factor. Otherwise one slow copy could end all copying."""
 
 
 class Saving:
@@ -42,8 +39,7 @@ class Saving:
         self._model = model
         self._store = store
         self._clock = clock
-        self._rate = _FIRST_RATE
-        """Bytes copied per millisecond."""
+        self._rate = CopyRate()
 
     def checkpoint(self, tokens: int) -> int:
         """The number of a prompt's `tokens` after which a step must end so that the slot can be saved; 0: none."""
@@ -80,16 +76,13 @@ class Saving:
         if known is not None and known.length == slot.computed:
             return
         size = self._model.state_bytes(slot.id)
-        if size > self._rate * (ALONE_MS if alone else BESIDE_MS):
-            self._rate *= _HOPE
+        if not self._rate.allows(size, ALONE_MS if alone else BESIDE_MS):
             return
         started = self._clock()
         entry = self._store.put(
             slot.namespace, tokens, size, lambda into: self._model.write_state(slot.id, into)
         )
-        took_ms = (self._clock() - started) * 1000
-        if took_ms > 0:
-            self._rate += _SMOOTHING * (size / took_ms - self._rate)
+        self._rate.learn(size, (self._clock() - started) * 1000)
         if entry is None:
             return
         replaced = [

@@ -190,11 +190,11 @@ class LlamaSidePool:
         if self._outcome is None:
             return None
         lengths, self._lengths, self._batch = self._lengths, {}, None
-        if self._outcome is not Outcome.DONE:
+        if self._outcome is Outcome.DONE and self._pauses:
+            self._counted = self._operations
+        else:
             for sequence, length in lengths.items():
                 self.pool.trim(sequence, length)
-        else:
-            self._counted = self._operations
         return self._outcome
 
     def abort(self) -> None:
@@ -202,10 +202,8 @@ class LlamaSidePool:
         if self._batch is not None:
             self._lib.llama_set_abort_callback(self._context, self._abort, ctypes.addressof(_set_byte))
             # It may be done instead, if only its last operations were left. Its rows are removed in any case.
-            lengths, self._pauses = self._lengths, False
+            self._pauses = False
             self.proceed(time.monotonic())
-            for sequence, length in lengths.items():
-                self.pool.trim(sequence, length)
 
     def _compute(self) -> None:
         """The thread: compute one step after another, each when `proceed` resumes."""
