@@ -313,6 +313,26 @@ def test_if_only_moving_back_fails_nothing_is_moved_any_more(make_loop: MakeLoop
     assert loop.faults == []
 
 
+def test_a_step_that_is_done_does_not_show_that_moving_works_again(make_loop: MakeLoop) -> None:
+    """A warm sequence cannot be moved back while another run's step is in progress: nothing is moved after that."""
+    loop, side = beside_streams(make_loop, streams=1, side_cells=4000)
+    loop.post(run_message(8, "y" * 1500, max_tokens=3), run_message(9, "x" * 900, cache="a"))
+    computed_of(loop, 9, 100)
+    while side.sequences == side.in_progress or not any(max(b.positions) > 950 for b in side.batches):
+        loop.turn()
+    assert len(side.sequences) == 2
+    side.moves_back_fail = True
+    loop.post(Stop(9))
+    loop.turn()
+    assert side.in_progress
+    side.moves_back_fail = False
+    in_decode(loop, 8)
+    batches = len(side.batches)
+    loop.post(run_message(10, PROMPT, max_tokens=3))
+    in_decode(loop, 10)
+    assert len(side.batches) == batches
+
+
 def test_a_prompt_that_shares_its_beginning_is_moved_if_most_of_it_is_left(make_loop: MakeLoop) -> None:
     """Its copied cells count as its own. One with little left stays: copies of shared cells would fill the pool."""
     loop, side = beside_streams(make_loop, cells=4096)

@@ -221,7 +221,7 @@ class Aside:
             return None
         self._step = None
         self._pace = Pace.FULL if outcome is Outcome.DONE else Pace.SHORT
-        self._broken = outcome not in (Outcome.DONE, Outcome.ABORTED)
+        self._broken |= outcome not in (Outcome.DONE, Outcome.ABORTED)
         if outcome is not Outcome.DONE:
             return None
         self._cost.learn(step.plan, step.spent_ms)
