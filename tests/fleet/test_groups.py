@@ -4,6 +4,7 @@ In virtual time.
 """
 
 import asyncio
+import random
 from typing import Any
 
 import httpx2
@@ -128,16 +129,50 @@ async def test_supersede_between_workers() -> None:
         await ended_in(old, "superseded")
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("pause_ms", [0.0, 1.0, 10.0])
 @in_virtual_time
-async def test_one_of_two_superseding_jobs_survives(seed: int) -> None:
-    """They come at the same time, through two routers."""
+async def test_the_last_of_several_superseding_jobs_survives(seed: int, pause_ms: float) -> None:
+    """They come within a few milliseconds, through two routers, so that they reach the workers in another order."""
     async with running_fleet(seed=seed) as fleet:
-        one, other = await asyncio.gather(
-            *(execute(router, router.name, supersedes="k", max_tokens=9) for router in fleet.routers)
-        )
-        ends = [(await read(stream))[-1] for stream in (one, other)]
-        assert sum(isinstance(end, End) for end in ends) == 1, ends
+        chance, prompt = random.Random(seed), '{"token_ms": 5, "row_ms": 0}'
+
+        async def later(number: int) -> JobStream:
+            await asyncio.sleep(chance.random() * pause_ms / 1000)
+            router = chance.choice(fleet.routers)
+            return await execute(router, f"job-{number}", prompt, supersedes="k", max_tokens=9)
+
+        streams = await asyncio.gather(*map(later, range(8)))
+        ends = {stream.job.job_id: (await read(stream))[-1] for stream in streams}
+        last = max((stream.job for stream in streams), key=lambda job: job.precedence)
+        assert [job_id for job_id, end in ends.items() if isinstance(end, End)] == [last.job_id]
+        assert all(stream.job.stop for stream in streams if stream.job is not last)
+
+
+@in_virtual_time
+async def test_a_job_whose_cancel_came_first_supersedes_none() -> None:
+    """Neither at its worker nor at others."""
+    async with running_fleet() as fleet:
+        old = [await execute(fleet.routers[0], f"old-{n}", max_tokens=FOREVER) for n in range(2)]
+        kept = await execute(fleet.routers[0], "kept", supersedes="k", max_tokens=60)
+        await fleet.routers[1].cancel("new", "cor")
+        assert cancelled(await read(await execute(fleet.routers[0], "new", supersedes="k")))
+        assert isinstance((await read(kept))[-1], End)
+        assert all(stream.job.live for stream in old)
+
+
+@in_virtual_time
+async def test_choices_that_go_on_elsewhere_do_not_supersede_each_other() -> None:
+    """Though each is handed over alone when their worker has died."""
+    async with running_fleet(workers=2) as fleet:
+        given = {"prompt": '{"token_ms": 20, "row_ms": 0}', "ignore_eos": True, "max_tokens": 60}
+        requests = [ExecuteRequest.of(job_id=f"choice-{n}", supersedes="k", **given) for n in range(3)]
+        streams = await fleet.routers[0].execute(requests, "cor")
+        for stream in streams:
+            stream.join()
+        await tokens_seen(streams[-1], 5)
+        fleet.holder("choice-0").die()
+        assert all([isinstance((await read(stream))[-1], End) for stream in streams])
 
 
 @in_virtual_time

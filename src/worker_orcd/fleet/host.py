@@ -156,8 +156,9 @@ class WorkerHost:
                 return Refusal.of(JobError(ErrorCode.QUEUE_FULL, "no slot is free"))
             for request, copy in zip(requests, copies, strict=True):
                 early = (owner, copy.incarnation)
-                if (stop := self._early.of(early, moment)) is not None:
+                if (stop := self._early.of(early, moment) or copy.stop) is not None:
                     self._early.use(early)
+                    stop = replace(stop, accepted_at=moment.mono)  # A copy's stop has another clock.
                     self._worker.dispatcher.remembered.add((owner, request.job_id), stop)
             try:
                 streams = self._worker.execute(requests, correlation_id, owner, headers, retry_of, copies)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -203,8 +204,8 @@ class Placing:
         headers: Mapping[str, str],
         retry_of: StopRequest | None,
     ) -> list[JobUpdate]:
-        job, moment = mirrors[0].job, now()
-        copies = [whole(mirror.job, moment) for mirror in mirrors]
+        job = mirrors[0].job
+        copies = [replace(whole(mirror.job, now()), stop=mirror.stop) for mirror in mirrors]
         updates: list[JobUpdate] = await remote.call(
             "execute",
             routed,
@@ -244,8 +245,8 @@ class Placing:
             for worker, later in early:
                 if worker == remote.name:
                     self._mirrors.apply(mirror, later)
-            if mirror.stop is not None:
-                self._stopping.send(mirror)
+            if mirror.stop is not None and mirror.job.live:
+                self._stopping.send(mirror)  # It came after the job was handed over.
             elif mirror.left:
                 job = mirror.job
                 self._tasks.try_to(remote.call("client_left", self._router, job.key, job.incarnation))
@@ -358,9 +359,9 @@ class Placing:
         return True
 
     async def _is_live(self, key: JobKey, claim: Claim, held_sec: float, use: int) -> bool:
-        """Whether the job of another claim is live. Where nobody can say, it is, for a while: it may be on its way to
-        its worker, or from a worker that has died to another one; then its router claims the id again and again. Where
-        its worker does not answer, it is unless this is a later `use`."""
+        """Whether the job of another claim is live. Where nobody can say, it is, for a while: it may be between two
+        workers; then its router claims the id again and again. Where its worker does not answer, it is unless this is a
+        later `use`."""
         mirror = self._mirrors.get(claim.incarnation)
         if mirror is not None and mirror.serves:
             return True

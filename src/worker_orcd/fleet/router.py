@@ -221,7 +221,8 @@ class Router(WorkerInterface):
             for mirror in mirrors:
                 self._mirrors.drop(mirror)
             raise
-        if (name := requests[0].supersedes) is not None:
+        was_early = jobs[0].stop is not None and not jobs[0].live
+        if (name := requests[0].supersedes) is not None and not was_early:
             unix, newer = moment.unix, requests[0].job_id
             shared = SharedStop(
                 owner,

@@ -119,15 +119,16 @@ class SharedStop:
 
     def is_for(self, job: Job, now: Timestamp) -> bool:
         """Whether a job is to be stopped."""
-        named = job.owner == self.owner and getattr(job.request, self.attribute) == self.name
-        return named and self.covers(job.accepted, now)
+        if job.owner != self.owner or getattr(job.request, self.attribute) != self.name:
+            return False
+        if self.superseded_by is not None:
+            return job.precedence < (self.accepted_unix, self.correlation_id)
+        return self.covers(job.accepted, now)
 
     def covers(self, accepted: Timestamp, now: Timestamp) -> bool:
-        """Whether a job that was accepted then is old enough: older by Unix time, or here before the cancel, unless
-        its message was long under way. Of two jobs that supersede each other, one is younger."""
+        """Whether a cancel is for a job that was accepted then: older by Unix time, or here before the cancel, unless
+        its message was long under way."""
         younger_sec = accepted.unix - self.accepted_unix
-        if self.superseded_by is not None:
-            return younger_sec < 0
         under_way_sec = now.unix - self.age_sec - self.accepted_unix
         was_here = accepted.mono <= now.mono - self.age_sec
         return younger_sec <= 0 or (was_here and under_way_sec <= CLOCKS_SEC)

@@ -58,7 +58,7 @@ class Dispatcher:
         """The cancel with which a client stopped the latest job with this id, if it is recent."""
         return self._cancelled.of((owner, job_id), now)
 
-    def submit(  # all that may be known of a request's jobs
+    def submit(
         self,
         requests: Sequence[JobRequest],
         correlation_id: str,
@@ -70,19 +70,22 @@ class Dispatcher:
     ) -> Submitted:
         """Accept the jobs of one client's request, all of them or none, and stop the jobs that they supersede.
 
-        When this returns, a job whose cancel arrived first has already ended, and so has a retry of the job that the
-        cancel `retry_of` stopped. If that is the first job of the request, no job is superseded.
+        When this returns, a job whose cancel arrived first has ended, and so has a retry of the job that the cancel
+        `retry_of` stopped. If that is the first job, none is superseded. The new jobs take over the superseded ones'
+        place in the queue (`Job.take_place_of`). The effects begin with the stops, which free cells for the new runs.
 
-        The new jobs take over the superseded ones' place in the queue (`Job.take_place_of`). In the effects, their
-        stops come first, so the engine frees their cells before it gets a new run.
-
-        With `copies`, the jobs continue those of which these are copies, which another worker had accepted.
+        With `copies`, the jobs continue those of which these are copies, which were accepted elsewhere. They may come
+        in another order: then the older one is superseded at once, though it comes later.
 
         Raises:
             JobError: `DRAINING`, `JOB_ID_IN_USE` or `QUEUE_FULL`. Then no job has changed.
         """
         cancels = [retry_of or self.remembered.of((owner, request.job_id), now) for request in requests]
-        superseded = [] if cancels[0] else self.tracker.superseded_by(requests[0], owner)
+        place = copies[0].accepted_unix if copies else float("inf"), correlation_id
+        superseded, newer = ([], None) if cancels[0] else self.tracker.rivals(requests[0], owner, place)
+        if newer is not None:
+            late = StopRequest(StopReason.SUPERSEDED, now.mono, newer.correlation_id, newer.job_id)
+            superseded, cancels = [], [late] * len(requests)
         waiting = len(self.queue) - sum(job.state in (State.QUEUED, State.WAITING) for job in superseded)
         if self.draining:
             self.refused(requests[0].job_id, now, owner)
@@ -105,7 +108,7 @@ class Dispatcher:
         for job, cancel in zip(jobs, cancels, strict=True):
             job.take_place_of(superseded)
             effects += self._enqueued(job, now, cancel, retry=retry_of is not None)
-        return Submitted(jobs, superseded, effects)
+        return Submitted(jobs, superseded if newer is None else jobs, effects)
 
     def _accepted(self, request: JobRequest, correlation_id: str, now: Timestamp, owner: str) -> Job:
         run, incarnation = self._incarnations.next()
@@ -138,7 +141,8 @@ class Dispatcher:
             return self.start_next()
         if not retry:
             self.remembered.use(job.key)
-            self._cancelled.add(job.key, cancel)
+            if cancel.reason is StopReason.CLIENT:
+                self._cancelled.add(job.key, cancel)
         # The receipt's times count from the job's acceptance.
         job.request_stop(StopRequest(cancel.reason, now.mono, cancel.correlation_id, cancel.superseded_by))
         return self._ended(job, now)
@@ -297,10 +301,8 @@ class Dispatcher:
         return self.start_next()
 
     def start_next(self) -> list[Effect]:
-        """Have prompts prepared, and hand over as many jobs as the engine should have. May be called at any time.
-
-        While there is a suspect (`suspects.py`), only this job is handed over, until its first token: it may kill the
-        engine, and no other job should be affected.
+        """Have prompts prepared, and hand over as many jobs as the engine should have: while there is a suspect
+        (`suspects.py`), only this job, until its first token, since it may kill the engine. May be called at any time.
         """
         engine = self._engine
         if engine is None or self._stopping_together:

@@ -152,6 +152,12 @@ class Job:
         return self.owner, self.job_id
 
     @property
+    def precedence(self) -> tuple[float, str]:
+        """Of jobs that supersede each other, the last one stays. Equal for the jobs of one request. In a fleet, it is
+        the same at each worker, unlike the order in which jobs come there."""
+        return self.accepted.unix, self.correlation_id
+
+    @property
     def order(self) -> tuple[float, int]:
         """Sort key of jobs: the lowest is the next to run, and the last to be preempted."""
         return self.waits_since + handicap_sec(self.request.priority), self.run

@@ -129,11 +129,17 @@ class JobTracker:
         """The live jobs of the request with exactly this id, oldest first."""
         return self._parts.of(request_id, owner)
 
-    def superseded_by(self, request: JobRequest, owner: str) -> list[Job]:
-        """The live jobs that a job of this request supersedes, oldest first, without jobs that are being stopped."""
+    def rivals(
+        self, request: JobRequest, owner: str, precedence: tuple[float, str]
+    ) -> tuple[list[Job], Job | None]:
+        """The live jobs that a request with this precedence supersedes, oldest first, and the last one by which it is
+        superseded, without jobs that are being stopped."""
         if request.supersedes is None:
-            return []
-        return [job for job in self._supersedable.of(request.supersedes, owner) if not job.stop]
+            return [], None
+        live = [job for job in self._supersedable.of(request.supersedes, owner) if not job.stop]
+        last = max(live, key=lambda job: job.precedence, default=None)
+        newer = last if last is not None and last.precedence > precedence else None
+        return [job for job in live if job.precedence < precedence], newer
 
     def by_run(self, run: int) -> Job | None:
         """The live job with this run number."""
