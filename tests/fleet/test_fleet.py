@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from tests.fakes import QUICK
 from tests.fleet.world import execute, read, running_fleet, tokens_seen
 from tests.simulation.clock import virtual_time
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import End, Error, Event, Token
+from worker_orcd.jobs.request import ExecuteRequest
 
 
 def in_virtual_time(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
@@ -84,6 +86,26 @@ async def test_an_id_is_in_use_once() -> None:
         other = await execute(fleet.routers[1], "same", owner="berta", max_tokens=400)
         assert isinstance((await read(await execute(fleet.routers[0], "same", owner="anna")))[-1], End)
         assert other.job.live
+
+
+@pytest.mark.parametrize("seed", range(5))
+@in_virtual_time
+async def test_a_retry_of_a_cancelled_job_is_answered_as_cancelled(seed: int) -> None:
+    """Though it ends at once: perhaps before all keepers of the id know that the cancelled job is over."""
+    async with running_fleet(seed=seed) as fleet:
+        request = ExecuteRequest.of(job_id="same", prompt=QUICK, ignore_eos=True, max_tokens=400)
+        for n in range(20):
+            one, other = fleet.routers[n % 2], fleet.routers[(n + 1) % 2]
+            (stream,) = await one.execute([request], "cor")
+            stream.join()
+            await tokens_seen(stream, 2)
+            await one.cancel("same", "cor-cancel")
+            assert cancelled(await read(stream))
+            cancel = await other.cancelled_lately(["same"], "")
+            assert cancel is not None
+            (again,) = await other.execute([request], "cor-again", retry_of=cancel)
+            again.join()
+            assert cancelled(await read(again))
 
 
 @in_virtual_time

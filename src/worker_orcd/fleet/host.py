@@ -120,13 +120,17 @@ class WorkerHost:
         age_sec = moment.mono - job.accepted.mono
         return Found(job.incarnation, live is not None, job.accepted.unix, served_by, term, age_sec)
 
-    async def is_over(self, key: JobKey, incarnation: str) -> bool | None:
-        """Whether a use of an id is over; None: it was never here, or that is long ago."""
+    async def is_over(self, key: JobKey, incarnation: str, later: str) -> bool | None:
+        """Whether a use of an id is over, as it is if the `later` use has come here; None: it was never here, or that
+        is long ago."""
         owner, job_id = key
         job = self._tracker.live(job_id, owner)
         if job is not None and job.incarnation == incarnation:
             return False
-        return True if self._has_record(key, incarnation) else None
+        known = (job is not None and job.incarnation == later) or any(
+            self._has_record(key, use) for use in (incarnation, later)
+        )
+        return True if known else None
 
     # Clients' requests.
 

@@ -14,7 +14,7 @@ from worker_orcd.fleet.routing import Choice, Routed, WarmPrefixes, chain_of, ch
 from worker_orcd.fleet.stopping import KEEPER_SEC, Stopping
 from worker_orcd.fleet.tasks import Tasks, answers
 from worker_orcd.jobs.errors import ErrorCode, JobError, id_in_use
-from worker_orcd.jobs.job import Job, JobKey
+from worker_orcd.jobs.job import Job
 from worker_orcd.jobs.lifecycle import State
 from worker_orcd.jobs.replication import JobUpdate, whole
 from worker_orcd.jobs.stop_request import StopReason, StopRequest
@@ -332,7 +332,7 @@ class Placing:
         if held is not None:
             if held.incarnation == job.incarnation:
                 raise TakenOver(held)
-            if await self._is_live(key, held, verdict.held_sec, mirror.use):
+            if await self._is_live(mirror, held, verdict.held_sec):
                 return verdict
             verdict = await keeper.call("claim", key, claim, held.incarnation)
         return verdict
@@ -358,11 +358,10 @@ class Placing:
                 break
         return True
 
-    async def _is_live(self, key: JobKey, claim: Claim, held_sec: float, use: int) -> bool:
-        """Whether the job of another claim is live. Where nobody can say, it is, for a while: it may be between two
-        workers; then its router claims the id again and again. Where its worker does not answer, it is unless this is a
-        later `use`."""
-        mirror = self._mirrors.get(claim.incarnation)
+    async def _is_live(self, later: Mirror, claim: Claim, held_sec: float) -> bool:
+        """Whether the job of another claim is live. Where nobody can say, it is for a while: it may be between two
+        workers, and is then claimed again. Where its worker does not answer, it is unless this is a later use."""
+        key, mirror = later.job.key, self._mirrors.get(claim.incarnation)
         if mirror is not None and mirror.serves:
             return True
         if not claim.incarnation or self._mirrors.has_ended(key, claim.incarnation):
@@ -371,9 +370,9 @@ class Placing:
         if remote is None:
             return min(held_sec, self._peers.lost_sec(claim.worker)) < GRACE_SEC
         try:
-            over: bool | None = await remote.call("is_over", key, claim.incarnation)
+            over: bool | None = await remote.call("is_over", key, claim.incarnation, later.job.incarnation)
         except (PeerLost, PeerSilent):
-            return claim.use >= use
+            return claim.use >= later.use
         return held_sec < GRACE_SEC if over is None else not over
 
     async def _release(self, mirrors: Sequence[Mirror], second: asyncio.Task[Any] | None) -> None:
