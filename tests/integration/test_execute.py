@@ -540,7 +540,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_worker_with_one_clear_line() -> 
 
 
 def test_a_failure_of_the_device_is_narrated_once(worker: RunningWorker) -> None:
-    """By the front, which narrates every job's end, with the job's correlation id."""
+    """By the front, which narrates every job's end, with the job's correlation id. The client's message has it, too."""
     failed, after = (
         worker.execute(fresh_id("narrated"), prompt, max_tokens=5).finished()
         for prompt in (script(token_ms=1, fail_at=2), script(token_ms=1))
@@ -549,3 +549,4 @@ def test_a_failure_of_the_device_is_narrated_once(worker: RunningWorker) -> None
     errors = [e for e in worker.narration() if (e["action"], e.get("job_id")) == ("error", failed.job_id)]
     assert [error["code"] for error in errors] == ["INTERNAL"]
     assert errors[0]["correlation_id"] == failed.headers["x-correlation-id"]
+    assert failed.events[-1].data["message"].endswith(f"correlation id {errors[0]['correlation_id']}")

@@ -240,6 +240,15 @@ def test_a_natural_end_after_a_stop_is_cancelled_all_the_same() -> None:
     assert [event.name for event in job.events] == ["started", "token", "token", "error"]
 
 
+@pytest.mark.parametrize("code", [ErrorCode.INTERNAL, ErrorCode.CUDA_ERROR, ErrorCode.ENGINE_LOST])
+def test_only_the_message_of_an_internal_error_has_the_correlation_id(code: ErrorCode) -> None:
+    """It leads to the log events."""
+    job = decoding_job()
+    job.failed(at(4), JobError(code, "it broke"), freed_at(4))
+    internal = code is ErrorCode.INTERNAL
+    assert error_of(job)["message"] == ("it broke, correlation id cor-1" if internal else "it broke")
+
+
 def test_a_failure_after_a_stop_is_cancelled_all_the_same() -> None:
     """The first stop request decides the outcome."""
     job = decoding_job()

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from worker_orcd import narration
-from worker_orcd.jobs.errors import ErrorCode, JobError
+from worker_orcd.jobs.errors import ErrorCode, JobError, traceable
 from worker_orcd.jobs.events import Error
 from worker_orcd.narration.context import correlation_id
 from worker_orcd.worker.interface import WorkerInterface
@@ -88,6 +88,7 @@ def install(app: FastAPI, worker: WorkerInterface, narrator: narration.Narrator)
     """Make every error of this app an error response that is counted and logged. Returns the function that does so."""
 
     def answer(error: JobError, path: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+        error.message = traceable(error.code, error.message, correlation_id.get())
         if not isinstance(error, EndedBeforeStart):
             worker.count_refusal(error.code)
             narrator.emit(
@@ -125,4 +126,5 @@ def from_framework(error: HTTPException) -> JobError:
 
 def internal() -> JobError:
     """An internal error. Its log event has the correlation id that is in the message."""
-    return JobError(ErrorCode.INTERNAL, f"internal error, correlation id {correlation_id.get()}")
+    code = ErrorCode.INTERNAL
+    return JobError(code, traceable(code, "internal error", correlation_id.get()))

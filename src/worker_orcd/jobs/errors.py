@@ -124,6 +124,13 @@ def invalid(message: str, param: str | None = None, *, http_status: int = 400) -
     return JobError(ErrorCode.INVALID_REQUEST, message, param=param, http_status=http_status)
 
 
+def traceable(code: ErrorCode, message: str, correlation_id: str | None) -> str:
+    """A message for clients. That of an internal error has the correlation id, which leads to its log events."""
+    if code is not ErrorCode.INTERNAL or not correlation_id or correlation_id in message:
+        return message
+    return f"{message}, correlation id {correlation_id}"
+
+
 def id_in_use() -> JobError:
     """Another live job has this id."""
     return JobError(ErrorCode.JOB_ID_IN_USE, "a live job has this job_id", param="job_id")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from worker_orcd.jobs.clock import Timestamp, millis, rfc3339
-from worker_orcd.jobs.errors import ErrorCode, JobError
+from worker_orcd.jobs.errors import ErrorCode, JobError, traceable
 from worker_orcd.jobs.events import (
     LOGPROB_BYTES,
     End,
@@ -296,7 +296,8 @@ class Job:
     def failed(self, now: Timestamp, error: JobError, freed: Release) -> None:
         """The job has failed and cannot continue."""
         at_fault = {} if error.param is None else {"param": error.param}
-        failed = self._error(error.code, error.message, **at_fault)
+        message = traceable(error.code, error.message, self.correlation_id)
+        failed = self._error(error.code, message, **at_fault)
         self._end(Trigger.FAIL, now.mono, freed, replace(failed, openai_code=error.openai_code))
 
     def engine_lost(self, now: Timestamp) -> None:
