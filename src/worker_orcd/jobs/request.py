@@ -5,7 +5,8 @@ import secrets
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema
 
 from worker_orcd.jobs.constraint import MAX_CHARS, Constraint
 from worker_orcd.jobs.errors import JobError, invalid
@@ -29,6 +30,9 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_TOKENS = 32
 """The most tokens of one stop string in the model's tokenization, which only the engine can count."""
 MAX_STOP_CHARS = 4096
+_ARRAYS = frozenset({"list", "tuple", "set", "frozenset"})
+_MAX_FAULTS = 1000
+"""Objects have no bound: of each of their keys pydantic says what is wrong with it, in about 2 µs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +44,32 @@ class Ceilings:
     inference_timeout_sec: float = 300.0
 
 
+def _fail_fast(schema: Any) -> None:
+    """Change a schema, and all within it."""
+    if isinstance(schema, dict):
+        kind = schema.get("type")  # Where these are the fields of a model, one may have this name.
+        if isinstance(kind, str) and kind in _ARRAYS:
+            schema["fail_fast"] = True
+        schema = schema.values()
+    elif not isinstance(schema, list | tuple):
+        return
+    for part in schema:
+        _fail_fast(part)
+
+
 class Body(BaseModel):
     """A JSON body. Types are not coerced and unknown fields are refused by name."""
 
     model_config = ConfigDict(
         strict=True, extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="null"
     )
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Have arrays refused at their first fault: half a million of them in one body would take seconds."""
+        schema = handler(source)
+        _fail_fast(schema)
+        return schema
 
     @classmethod
     def parse(cls, raw: bytes) -> Self:
@@ -307,7 +331,9 @@ class CancelRequest(Body):
 
 
 def _refusal(error: ValidationError) -> JobError:
-    """The first fault of a body, as one sentence with the field's name."""
+    """The first fault of a body, as one sentence with the field's name, unless there are too many to list."""
+    if error.error_count() > _MAX_FAULTS:
+        return invalid(f"the body has {error.error_count()} faults, such as unknown or wrong keys")
     problems = error.errors(include_url=False, include_input=False)
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     where = problem["loc"]
