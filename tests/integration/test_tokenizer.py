@@ -54,7 +54,8 @@ def load(tiny_models: TinyModels) -> Iterator[Load]:
     def load(name: str, **metadata: Any) -> tuple[Any, Tokenizer]:
         params = lib.llama_model_default_params()
         params.vocab_only = True
-        path = tiny_models.path(name, **{f"tokenizer.ggml.{key}": value for key, value in metadata.items()})
+        given = {key if "." in key else f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
+        path = tiny_models.path(name, **given)
         models.append(lib.llama_model_load_from_file(str(path).encode(), params))
         vocabulary = lib.llama_model_get_vocab(models[-1])
         return vocabulary, Tokenizer(lib, vocabulary)
@@ -84,11 +85,11 @@ def encoded(source: str, tokenizer: Tokenizer, conversation: Conversation) -> li
     return tokenizer.encode_pieces(compiled(source, tokenizer).render(variables))
 
 
-def by_llama_cpp(vocabulary: Any, text: str) -> list[int]:
+def by_llama_cpp(vocabulary: Any, text: str, *, parse_special: bool = True) -> list[int]:
     """A whole text's tokens, as llama.cpp's server computes them."""
     raw = text.encode()
     buffer = (lib.llama_token * (len(raw) + 8))()
-    count = lib.llama_tokenize(vocabulary, raw, len(raw), buffer, len(buffer), True, True)
+    count = lib.llama_tokenize(vocabulary, raw, len(raw), buffer, len(buffer), True, parse_special)
     return list(buffer[:count])
 
 

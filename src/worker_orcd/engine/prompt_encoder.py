@@ -44,7 +44,7 @@ class PromptEncoder:
             PromptRefused: the prompt cannot be rendered or tokenized.
         """
         if template == "plain":
-            return self._tokenizer.encode(prompt, parse_special=True, add_special=False)
+            return self._tokenizer.encode(prompt, parse_special=True, add_special=False, in_hand=in_hand)
         if template == "infill":
             return self._tokenizer.encode_infill(prompt, max_tokens)
         if template != "none" and self._fault is not None:
@@ -52,13 +52,13 @@ class PromptEncoder:
         if template == "messages" and self._renderer is None:
             raise PromptRefused("the model has no chat template")
         if template == "none" or self._renderer is None:
-            return self._tokenizer.encode(prompt, parse_special=True, add_special=True)
+            return self._tokenizer.encode(prompt, parse_special=True, add_special=True, in_hand=in_hand)
         variables = self._variables(prompt, template) | {"add_generation_prompt": True}
         try:
             pieces = self._renderer.render(variables, in_hand)
         except TemplateFault as fault:
             raise PromptRefused(str(fault)) from fault
-        return self._tokenizer.encode_pieces(pieces)
+        return self._tokenizer.encode_pieces(pieces, in_hand)
 
     def _variables(self, prompt: str, template: Template) -> dict[str, Any]:
         """The chat template's variables for a conversation."""

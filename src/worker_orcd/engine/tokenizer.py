@@ -5,10 +5,12 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
+from worker_orcd.engine.current_prompt import CurrentPrompt
 from worker_orcd.engine.grammars.messages import Vocabulary
 from worker_orcd.engine.infill import InfillTokens, infill
 from worker_orcd.engine.model import PromptRefused
 from worker_orcd.engine.templates.special_tokens import Piece, SpecialToken
+from worker_orcd.engine.text_cuts import PART_BYTES, TextCuts
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _LSTRIP, _RSTRIP = 1, 1 << 3, 1 << 4, 1 << 7, 1 << 8
 """llama_token_attr."""
@@ -24,20 +26,34 @@ class Tokenizer:
         self._vocabulary = vocabulary
         self._pieces: dict[int, bytes] = {}
 
-    def encode(self, text: str, *, parse_special: bool, add_special: bool) -> list[int]:
+    def encode(
+        self, text: str, *, parse_special: bool, add_special: bool, in_hand: CurrentPrompt | None = None
+    ) -> list[int]:
         """Token ids of a text.
 
         Args:
             text: the text. Invalid Unicode in it becomes question marks.
             parse_special: recognize special tokens in the text.
             add_special: add the tokens with which the vocabulary begins and ends each text.
+            in_hand: dropping it ends the tokenization at the next cut of a long text.
 
         Raises:
-            PromptRefused: llama.cpp cannot tokenize it.
+            PromptRefused: llama.cpp cannot tokenize it, or it was dropped.
         """
         if not text and not add_special:
             return []
         raw = text.encode("utf-8", "replace")
+        if len(raw) <= PART_BYTES:
+            return self._encode(raw, parse_special=parse_special, add_special=add_special)
+        beginning, end = self._frame if add_special else ([], [])
+        tokens = list(beginning)
+        for part in (self._cuts if parse_special else self._plain_cuts).parts(raw):
+            if in_hand is not None and in_hand.dropped:
+                raise PromptRefused("the job has ended")
+            tokens += self._encode(part, parse_special=parse_special, add_special=False)
+        return tokens + end
+
+    def _encode(self, raw: bytes, *, parse_special: bool, add_special: bool) -> list[int]:
         size = len(raw) + 8
         buffer = (self._lib.llama_token * size)()
         count = self._lib.llama_tokenize(
@@ -47,7 +63,7 @@ class Tokenizer:
             raise PromptRefused("the prompt cannot be tokenized")
         return list(buffer[:count])
 
-    def encode_pieces(self, pieces: Iterable[Piece]) -> list[int]:
+    def encode_pieces(self, pieces: Iterable[Piece], in_hand: CurrentPrompt | None = None) -> list[int]:
         """Token ids of a rendered conversation. The result is the same as tokenizing the whole text at once.
 
         Pieces are separated only by special tokens, where llama.cpp itself splits a text. So if the vocabulary adds a
@@ -57,9 +73,9 @@ class Tokenizer:
         tokens = list(beginning)
         for piece in pieces:
             if piece.parsed:
-                tokens += self.encode(piece.text, parse_special=True, add_special=False)
+                tokens += self.encode(piece.text, parse_special=True, add_special=False, in_hand=in_hand)
             else:
-                tokens += self._encode_plain(piece.text)
+                tokens += self._encode_plain(piece.text, in_hand)
         return tokens + end
 
     def encode_infill(self, request: str, max_tokens: int) -> list[int]:
@@ -71,13 +87,13 @@ class Tokenizer:
         tokens = InfillTokens.of(self._lib, self._vocabulary)
         return infill(request, tokens, self._frame[0], self._encode_plain, max_tokens)
 
-    def _encode_plain(self, text: str) -> list[int]:
+    def _encode_plain(self, text: str, in_hand: CurrentPrompt | None = None) -> list[int]:
         """Token ids of a text without control tokens.
 
         Some of llama.cpp's tokenizers (RWKV, PLaMo 2) treat control tokens like ordinary words. Then the text is split
         inside these words.
         """
-        tokens = self.encode(text, parse_special=False, add_special=False)
+        tokens = self.encode(text, parse_special=False, add_special=False, in_hand=in_hand)
         special = [token for token in tokens if self._special.get(token, 0) & (_CONTROL | _UNKNOWN)]
         word = next((word for word in map(self._text, special) if len(word) > 1 and word in text), None)
         if word is None:
@@ -87,7 +103,7 @@ class Tokenizer:
         parts = [first, *(word[1:] + part for part in rest)]
         tokens = []
         for part in (*(part + word[0] for part in parts[:-1]), parts[-1]):
-            tokens += self._encode_plain(part)
+            tokens += self._encode_plain(part, in_hand)
         return tokens
 
     @property
@@ -121,6 +137,19 @@ class Tokenizer:
             )
             for token, attribute in self._special.items()
         )
+
+    @cached_property
+    def _cuts(self) -> TextCuts:
+        return self._cuts_at(_CONTROL | _UNKNOWN | _USER_DEFINED)
+
+    @cached_property
+    def _plain_cuts(self) -> TextCuts:
+        """Of a text in which control tokens are not recognized."""
+        return self._cuts_at(_USER_DEFINED)
+
+    def _cuts_at(self, attributes: int) -> TextCuts:
+        found = {self.text(token): a for token, a in self._special.items() if a & attributes}
+        return TextCuts(found, [text for text, a in found.items() if a & (_LSTRIP | _RSTRIP)])
 
     @cached_property
     def _special(self) -> dict[int, int]:
