@@ -277,3 +277,21 @@ async def test_a_job_whose_client_leaves_is_stopped() -> None:
         record = await fleet.routers[1].record("job", "")
         assert record is not None
         assert record["state"] == "cancelled"
+
+
+@in_virtual_time
+async def test_a_job_that_another_client_reads_at_its_router_is_stopped_when_that_one_leaves() -> None:
+    """Also after it went on at another worker, which then must not take it for left."""
+    async with running_fleet() as fleet:
+        router = fleet.routers[0]
+        stream = await execute(router, "job", max_tokens=400)
+        await tokens_seen(stream, 2)
+        follower = await router.stream_of("job")
+        follower.join()
+        router.reader_left(stream)
+        await asyncio.sleep(0.3)
+        fleet.holder("job").die()
+        await tokens_seen(follower, follower.job.tokens_out + 10)
+        assert follower.job.live
+        router.follower_left(follower)
+        assert cancelled(await read(follower), "disconnect")

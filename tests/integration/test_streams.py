@@ -150,15 +150,21 @@ def test_a_followers_leaving_stops_nothing(worker: RunningWorker) -> None:
     assert ended_state(worker, first.job_id)["state"] == "cancelled"
 
 
-def test_a_job_is_stopped_when_its_client_leaves_though_others_follow_it(worker: RunningWorker) -> None:
-    """Its other readers get the terminal event."""
+def test_a_job_is_stopped_when_its_last_reader_leaves(worker: RunningWorker) -> None:
+    """Not before: another one reads on after the client that executes the job has left."""
     first = worker.execute(fresh_id(), ENDLESS).tokens_seen(1)
     reading = following(worker, first.job_id)
     next(reading)
     first.leave()
     first.finished()
-    *_, (_, name, data) = reading
-    assert (name, data["code"], data["reason"]) == ("error", "CANCELLED", "disconnect")
+    before = worker.record(first.job_id)["tokens_out"]
+    assert all(next(reading)[1] == "token" for _ in range(before + 20))
+    record = worker.record(first.job_id)
+    assert (record["state"], record["receipt"]) == ("running", None)
+    reading.close()  # type: ignore[attr-defined]
+    record = ended_state(worker, first.job_id)
+    assert (record["state"], record["receipt"]["reason"]) == ("cancelled", "disconnect")
+    assert worker.narrated("disconnect", job_id=first.job_id)
 
 
 def test_a_job_that_continues_without_readers_is_picked_up_again(worker: RunningWorker) -> None:

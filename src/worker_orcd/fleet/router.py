@@ -341,23 +341,19 @@ class Router(WorkerInterface):
         return answer
 
     def reader_left(self, stream: JobStream) -> None:
-        """The connection that executes a job is closed: stop the job, unless its `on_disconnect` is `continue`."""
+        """The connection of a job's request is closed."""
         stream.leave()
         mirror = self._mirrors.get(stream.job.incarnation)
-        if mirror is None or not mirror.serves:
-            return
-        mirror.left = True
-        if mirror.job.request.on_disconnect == "cancel":
-            self._stopping.stop(mirror, StopReason.DISCONNECT, mirror.job.correlation_id)
-        elif (remote := self._peers.get(mirror.worker)) is not None:
-            self._tasks.try_to(remote.call("client_left", self.name, mirror.job.key, mirror.job.incarnation))
+        if mirror is not None and mirror.serves:
+            mirror.left = True
+            self._succession.reader_left(mirror)
 
     def follower_left(self, stream: JobStream) -> None:
         """A follower's connection is closed."""
         stream.leave()
         mirror = self._mirrors.get(stream.job.incarnation)
         if mirror is not None:
-            self._succession.look_for_readers(mirror)
+            self._succession.reader_left(mirror)
 
     def stop(self, job: Job, reason: StopReason) -> None:
         """Stop this job."""

@@ -71,10 +71,23 @@ class Succession:
             self._serve(mirror, note.term)
             await self._placing.claim_again(mirror)
 
-    def look_for_readers(self, mirror: Mirror) -> None:
+    def reader_left(self, mirror: Mirror) -> None:
+        """A reader has left a job here. If the job's own client has left, too, and nobody reads it here any more, stop
+        it, unless its `on_disconnect` is `continue`."""
+        job, remote = mirror.job, self._peers.get(mirror.worker)
+        if self._is_read(mirror):
+            return
+        if not (mirror.left and mirror.serves):
+            self._look_for_readers(mirror)
+        elif job.request.on_disconnect == "cancel":
+            self._stopping.stop(mirror, StopReason.DISCONNECT, job.correlation_id)
+        elif remote is not None:
+            self._tasks.try_to(remote.call("client_left", self._router, job.key, job.incarnation))
+
+    def _look_for_readers(self, mirror: Mirror) -> None:
         """Stop an inherited job whose client stays away, as its own router would have, unless it reads elsewhere."""
         needs_client = mirror.job.request.on_disconnect == "cancel"
-        if mirror.inherited and needs_client and not self._read(mirror):
+        if mirror.inherited and needs_client and not self._is_read(mirror):
             since = mirror.unread_since = now().mono
             loop = asyncio.get_running_loop()
             loop.call_later(LEASE_SEC, lambda: self._tasks.spawn(self._nobody_reads(mirror, since)))
@@ -86,14 +99,14 @@ class Succession:
         if not mirror.serves:
             mirror.serves = mirror.inherited = True
             self._stopping.see_to(mirror)
-            self.look_for_readers(mirror)
+            self._look_for_readers(mirror)
 
-    def _read(self, mirror: Mirror) -> bool:
+    def _is_read(self, mirror: Mirror) -> bool:
         return self._mirrors.streams.of(mirror.job).readers > 0
 
     async def _nobody_reads(self, mirror: Mirror, since: float) -> None:
         job, remote = mirror.job, self._peers.get(mirror.worker)
-        if mirror.unread_since != since or self._read(mirror) or not job.live:
+        if mirror.unread_since != since or self._is_read(mirror) or not job.live:
             return
         if remote is None:  # It is between two workers.
             self._stopping.stop(mirror, StopReason.DISCONNECT, job.correlation_id)
@@ -101,11 +114,11 @@ class Succession:
         try:
             passed_on = await remote.call("unread", self._router, job.key, job.incarnation)
         except (PeerLost, PeerSilent):
-            self.look_for_readers(mirror)
+            self._look_for_readers(mirror)
             return
         if passed_on:
             mirror.serves = mirror.inherited = False
-            if self._read(mirror):  # A reader came meanwhile.
+            if self._is_read(mirror):  # A reader came meanwhile.
                 await self.go_on(mirror)
             else:
                 self._mirrors.drop(mirror)

@@ -143,8 +143,8 @@ class JobRequest(Body, SamplingParams):
     )
     on_disconnect: Literal["cancel", "continue"] = Field(
         default="cancel",
-        description="when this request's connection is closed: the job is cancelled, or continues and its stream can "
-        "be resumed",
+        description="when this request's connection is closed and nobody else reads the job: it is cancelled, or "
+        "continues and its stream can be resumed",
     )
     group: JobId | None = Field(default=None, description="jobs of one group can be cancelled together")
     priority: int = Field(

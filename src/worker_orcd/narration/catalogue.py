@@ -255,7 +255,7 @@ class Timeout(JobAction):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disconnect(JobAction):
-    """The client of a job disconnected."""
+    """The last reader of a job disconnected."""
 
     name: ClassVar = "disconnect"
     sentences: ClassVar = {

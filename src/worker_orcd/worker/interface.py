@@ -110,10 +110,11 @@ class WorkerInterface(Protocol):
         """
 
     def reader_left(self, stream: JobStream) -> None:
-        """Handle the closed connection of a job's request: stop the job, unless its `on_disconnect` is `continue`."""
+        """Handle the closed connection of a job's request: stop the job when its last reader has left, unless its
+        `on_disconnect` is `continue`."""
 
     def follower_left(self, stream: JobStream) -> None:
-        """Handle the closed connection of a follower. It stops nothing while the job's own client is there."""
+        """Handle the closed connection of a follower, which may be the job's last reader."""
 
     def stop(self, job: Job, reason: StopReason) -> None:
         """Stop this job, if it is still live."""

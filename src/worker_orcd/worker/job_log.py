@@ -49,7 +49,7 @@ class JobLog(Observer):
         )
 
     def reader_left(self, job: Job) -> None:
-        """The client of a job disconnected."""
+        """The last reader of a job disconnected."""
         self._narrator.emit(
             narration.Disconnect(
                 job_id=job.job_id, phase=job.phase.value, on_disconnect=job.request.on_disconnect

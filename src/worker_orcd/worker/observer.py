@@ -61,7 +61,7 @@ class Observer:
         """A stop was requested, of a live job or of another target."""
 
     def reader_left(self, job: Job) -> None:
-        """The client of a live job's request disconnected."""
+        """The last reader of a live job disconnected."""
 
     def timed_out(self, job: Job) -> None:
         """A job's time limit has passed."""

@@ -132,7 +132,7 @@ class SingleWorker(WorkerInterface):
 
     def follower_left(self, stream: JobStream) -> None:
         """Handle the closed connection of a follower."""
-        stream.leave()
+        self._worker.follower_left(stream)
 
     def stop(self, job: Job, reason: StopReason) -> None:
         """Stop this job."""

@@ -43,6 +43,8 @@ class JobStream:
         self.job = job
         self.readers = 0
         """Number of current readers."""
+        self.client_left = False
+        """Whether the connection of the job's request is closed."""
         self.waiting: set[Changes] = set()
         """The waits of the readers."""
 

@@ -203,13 +203,16 @@ class Worker:
         raise JobError(ErrorCode.JOB_NOT_FOUND, "no job with this id is live or remembered")
 
     def reader_left(self, stream: JobStream) -> None:
-        """The connection that executes a job is closed: stop the job, unless its `on_disconnect` is `continue`.
+        """The connection of a job's request is closed. The job is stopped as soon as nobody reads it, unless its
+        `on_disconnect` is `continue`."""
+        stream.client_left = True
+        self.follower_left(stream)
 
-        A follower's leaving (`JobStream.leave`) stops nothing.
-        """
+    def follower_left(self, stream: JobStream) -> None:
+        """Another reader's connection is closed. It stops nothing while the connection of the job's request is open."""
         stream.leave()
         job = stream.job
-        if not job.live:
+        if stream.readers or not stream.client_left or not job.live:
             return
         if not job.stop:
             self._notify(Observer.reader_left, job)
