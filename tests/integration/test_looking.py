@@ -509,6 +509,10 @@ def test_a_trace_continues_as_correlation_id(worker: RunningWorker) -> None:
     assert worker.client.get("/livez", headers=good).headers["x-correlation-id"] == trace
     own = {**good, "X-Correlation-Id": "mine"}
     assert worker.client.get("/livez", headers=own).headers["x-correlation-id"] == "mine"
-    for broken in (f"00-{'0' * 32}-00f067aa0ba902b7-01", "00-xyz-1-01", ""):
-        answer = worker.client.get("/livez", headers={"traceparent": broken})
+    parent = "00f067aa0ba902b7"
+    later = f"cc-{trace}-{parent}-01-what-the-future-will-bring"
+    assert worker.client.get("/livez", headers={"traceparent": later}).headers["x-correlation-id"] == trace
+    broken = (f"00-{'0' * 32}-{parent}-01", f"ff-{trace}-{parent}-01", f"00-{trace}-{'0' * 16}-01")
+    for malformed in (*broken, f"{good['traceparent']}-x", "00-xyz-1-01", ""):
+        answer = worker.client.get("/livez", headers={"traceparent": malformed})
         assert answer.headers["x-correlation-id"] not in (trace, "0" * 32)

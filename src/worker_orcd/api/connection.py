@@ -13,7 +13,7 @@ from worker_orcd.api.connections import Connections
 from worker_orcd.api.error_responses import SAFE_HEADERS, Refuse
 from worker_orcd.api.half_close import HalfClose
 from worker_orcd.jobs.errors import ErrorCode, JobError, invalid
-from worker_orcd.narration.context import UNAUTHENTICATED, correlation_id, new_correlation_id, owner
+from worker_orcd.narration.context import UNAUTHENTICATED, accept_correlation_id, correlation_id, owner
 
 REQUEST_SEC = 10.0
 """Time to send a whole request. After it, the connection is dropped."""
@@ -45,6 +45,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self._answer = refuse
         self._all_open = all_open
         self._in_head = True
+        self._is_begun = False
+        """Whether a request has begun and is not complete."""
+        self._is_over = False
+        """Whether no further request is read, because what came was none."""
         self._head_bytes = 0
         self._line_begun = b""
         """Held-back end of the head so far, which may become an `Upgrade:` line or the head's end: a line feed and the
@@ -81,6 +85,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """The client has sent data."""
+        if self._is_over:
+            return
         if self._in_head:
             self._head_bytes += len(data)
             data = self._without_upgrade(data)
@@ -114,6 +120,12 @@ class BoundedProtocol(HttpToolsProtocol):
         return True
 
     @property
+    def _answers(self) -> bool:
+        """Whether a complete request is being answered."""
+        cycle = self._answering
+        return cycle is not None and not cycle.response_complete and not cycle.more_body
+
+    @property
     def _idle(self) -> bool:
         """Whether no request is being answered, and no timer runs."""
         answered = self._answering is None or self._answering.response_complete
@@ -136,9 +148,14 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request has begun."""
         super().on_message_begin()
+        self._is_begun = True
         self.scope["state"][ADMIT] = self._admit
         if self._request_timer is None:
             self._await_request()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header. White space behind its value is not part of it (RFC 9110, 5.5)."""
+        super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
         """The request's head is complete."""
@@ -154,6 +171,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """The request is complete."""
         self._in_head = True
+        self._is_begun = False
         self._head_bytes = 0
         if self._request_timer is not None:
             self._request_timer.cancel()
@@ -201,7 +219,14 @@ class BoundedProtocol(HttpToolsProtocol):
             self._all_open.answered(self)
 
     def _await_request(self) -> None:
-        self._request_timer = self.loop.call_later(REQUEST_SEC, self.transport.abort)
+        self._request_timer = self.loop.call_later(REQUEST_SEC, self._too_late)
+
+    def _too_late(self) -> None:
+        """The next request is not there in time. It has that time again after the answer to the one before."""
+        if self._answers:
+            self._await_request()
+        else:
+            self.transport.abort()
 
     def _check_reading(self, waiting_before: int | None = None) -> None:
         waiting = self.transport.get_write_buffer_size()
@@ -211,7 +236,17 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stall_timer = self.loop.call_later(STALL_SEC, self._check_reading, waiting)
 
     def _refuse(self, error: JobError) -> None:
-        asked = new_correlation_id()
+        """Refuse what the client has sent, and close the connection. Behind a request that is being answered, it is
+        ignored instead, and the connection is closed after the answer."""
+        if self._answers:
+            self._is_over = True
+            self.cycle.keep_alive = False
+            return
+        headers = dict(self.headers) if self._is_begun else {}
+        offered = (
+            headers.get(name, b"").decode("latin-1") for name in (b"x-correlation-id", b"x-request-id")
+        )
+        asked = accept_correlation_id(*offered)
         token, owned = correlation_id.set(asked), owner.set(UNAUTHENTICATED)
         try:
             answer = self._answer(error, "")

@@ -21,7 +21,10 @@ MAX_BODY_BYTES = 1 << 20
 SEND_BODY = "send_body"
 """Key in a request's state: the server's own `send`. Middleware only needs the start of a response, so a stream's
 chunks bypass it."""
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
+_TRACEPARENT = re.compile(
+    r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
+)
+"""Version, trace id, and what a later version may have added."""
 
 
 class CorrelationMiddleware:
@@ -175,7 +178,7 @@ class ReserveMiddleware:
 def _trace_id(traceparent: str | None) -> str | None:
     """The trace id of a W3C `traceparent`: the correlation id of a request that has no other."""
     found = _TRACEPARENT.fullmatch(traceparent or "")
-    return found[1] if found and int(found[1], 16) else None
+    return found[2] if found and not (found[1] == "00" and found[3]) else None
 
 
 def _too_large() -> JobError:
