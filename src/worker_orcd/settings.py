@@ -85,6 +85,7 @@ class Settings(BaseSettings):
     gpu_device: int | None = Field(
         default=None,
         ge=0,
+        le=1023,
         description="use only this GPU and its VRAM, never the CPU instead; default: CPU",
     )
     worker_id: UUID = Field(
@@ -311,8 +312,9 @@ def requirement(name: str) -> str:
         return "a UUID"
     if name == "cors_origin":
         return "SCHEME://HOST[:PORT], null or *"
-    if get_origin(annotation) is Literal:
-        *others, last = get_args(annotation)
+    literals = [one for one in (annotation, *get_args(annotation)) if get_origin(one) is Literal]
+    if literals:
+        *others, last = get_args(literals[0])
         return f"{', '.join(others)} or {last}"
     if text.startswith("tuple"):
         return "a name"

@@ -536,6 +536,25 @@ def test_serve_refuses_a_port_in_use() -> None:
         assert_one_line(run("--port", port), "INVALID_REQUEST", port, "in use")
 
 
+def test_serve_refuses_a_host_that_has_no_address() -> None:
+    """In the resolver's words."""
+    result = run("--host", "nowhere.invalid", "--insecure", "--port", str(free_port()))
+    assert_one_line(result, "INVALID_REQUEST", "--host nowhere.invalid")
+    assert "Unknown error" not in result.stderr
+
+
+def test_serve_refuses_a_memory_file_that_it_cannot_have() -> None:
+    """In one line, also if the first engine has been started."""
+    limited = ["bash", "-c", 'ulimit -f 1000 && exec "$0" "$@"', sys.executable, "-m", "worker_orcd"]
+    result = subprocess.run(
+        [*limited, "--port", str(free_port())], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("worker-orcd: INVALID_REQUEST: --prefix-cache-mib 1024: required "), result.stderr
+    assert "Traceback" not in result.stderr
+
+
 @pytest.mark.real
 def test_serve_refuses_a_gpu_that_the_build_cannot_use() -> None:
     """The engine detects it; the worker cleans up, and ends with one line."""

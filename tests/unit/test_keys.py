@@ -1,5 +1,6 @@
 """The key file: which lines are keys, and who owns each key."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -46,12 +47,16 @@ def test_a_bad_file_is_refused_in_one_line_without_its_keys(tmp_path: Path, text
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    """Missing, or not text."""
+    """Missing, not text, or no file: a named pipe would be waited for."""
     with pytest.raises(KeyFileError, match="No such file"):
         ApiKeys(tmp_path / "nowhere")
     (tmp_path / "binary").write_bytes(b"\xff\xfe" * 20)
     with pytest.raises(KeyFileError, match="not UTF-8"):
         ApiKeys(tmp_path / "binary")
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    for other in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(KeyFileError, match=r"directory|not a regular file"):
+            ApiKeys(other)
 
 
 def test_a_bad_file_does_not_replace_good_keys(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_settings_are_frozen() -> None:
         ("port", 80, "a whole number from 1024 to 65535"),
         ("port", 65536, "a whole number from 1024 to 65535"),
         ("port", "http", "a whole number from 1024 to 65535"),
-        ("gpu_device", -1, "a whole number, 0 or more"),
+        ("gpu_device", -1, "a whole number from 0 to 1023"),
         ("worker_id", "worker-1", "a UUID"),
         ("parallel", 0, "a whole number from 1 to 64"),
         ("parallel", 65, "a whole number from 1 to 64"),
@@ -106,6 +106,8 @@ def test_settings_are_frozen() -> None:
         ("drain_sec", -0.1, "a number from 0 to 3600"),
         ("threads", 0, "a whole number from 1 to 1024"),
         ("log_format", "xml", "auto, json or pretty"),
+        ("pooling", "foo", "mean, cls or last"),
+        ("gpu_device", 2**64, "a whole number from 0 to 1023"),
         ("exact", "perhaps", "true or false"),
     ],
 )

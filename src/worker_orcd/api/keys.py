@@ -89,12 +89,19 @@ def _read_both(tenants: Path | None, operators: Path | None) -> tuple[_KeyFile, 
     return of_tenants, of_operators
 
 
+def _at_once(path: str, flags: int) -> int:
+    """Open a file without waiting, as a named pipe would for its writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _read(path: Path, option: str) -> _KeyFile:
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_at_once) as file:  # `Path.open` takes no opener.
             mode = os.fstat(
                 file.fileno()
             ).st_mode  # Of the file that is read, even if the path now names another one.
+            if not stat.S_ISREG(mode):
+                raise KeyFileError(f"{option} {path}: required a text file, but it is not a regular file")
             text = file.read().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"

@@ -75,7 +75,7 @@ def open_up(settings: Settings, *, check_model: bool = True) -> Opening:
         listener = bind(settings.host, settings.port)
     except OSError as error:
         wanted = f"--host {settings.host} --port {settings.port}: required a free address"
-        why = os.strerror(error.errno or 0)
+        why = error.strerror or str(error)
         raise StartupFailed("INVALID_REQUEST", f"{wanted}, but {why}") from error
     return Opening(settings, model, listener, keys, tracing)
 
@@ -157,7 +157,11 @@ class _Serving:
         self._narrator = narration.Narrator.configure(
             str(settings.worker_id), log_format=log_format(settings)
         )
-        self._worker, self._launcher = assemble(settings, opening.model, self._narrator, engines)
+        try:
+            self._worker, self._launcher = assemble(settings, opening.model, self._narrator, engines)
+        except OSError as error:
+            wanted = f"--prefix-cache-mib {settings.prefix_cache_mib}: required a memory file of this size"
+            raise StartupFailed("INVALID_REQUEST", f"{wanted}, but {error.strerror}") from error
         if opening.tracing is not None:
             self._worker.subscribe(opening.tracing)
         service = SingleWorker(self._worker)
