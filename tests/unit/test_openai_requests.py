@@ -100,6 +100,50 @@ def test_a_forced_call_is_constrained_by_the_schema_of_its_arguments(choice: obj
     assert (constraint.kind, constraint.lenient) == ("json_schema", True)
 
 
+@pytest.mark.parametrize(
+    "left_open",
+    [
+        {},
+        {"description": "anything"},
+        {"properties": {"a": {"type": "integer"}}},
+        {"type": ["object", "null"]},
+        {"anyOf": [{"type": "object"}, {"type": "string"}]},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"type": ["object", "string"]}}},
+    ],
+)
+@pytest.mark.parametrize("strict", [True, False])
+def test_the_arguments_of_a_call_are_an_object_whatever_their_schema_leaves_open(
+    left_open: dict[str, Any], strict: bool
+) -> None:
+    """Of a forced call, and of a strict function's."""
+    tool = {"type": "function", "function": {"name": "h", "parameters": left_open, "strict": strict}}
+    forced = chat(tools=[tool], tool_choice="required").constraint
+    assert forced is not None
+    assert json.loads(forced.text) == {**left_open, "type": "object"}
+    free = chat(tools=[tool]).constraint
+    assert (free is not None) == strict
+    if free is not None:
+        assert json.loads(free.text)["functions"][0]["parameters"] == {**left_open, "type": "object"}
+
+
+@pytest.mark.parametrize("kind", ["string", ["string", "null"], 5, None])
+def test_a_forced_call_whose_arguments_cannot_be_an_object_is_refused(kind: object) -> None:
+    """By the function's name, before an engine sees it."""
+    tool = {"type": "function", "function": {"name": "h", "parameters": {"type": kind}}}
+    with pytest.raises(JobError, match="parameters of h") as caught:
+        chat(tools=[tool], tool_choice="required")
+    assert (caught.value.http_status, caught.value.param) == (400, "tools")
+
+
+@pytest.mark.parametrize("kind", ["web_search", "mcp", "code_interpreter", "custom"])
+def test_a_hosted_tool_is_refused_as_what_it_is(kind: str) -> None:
+    """Not as a function without a name."""
+    for body, more in ((ChatRequest, {"messages": [USER]}), (ResponseRequest, {"input": "x"})):
+        with pytest.raises(JobError, match=f"a tool of type '{kind}' is not supported") as caught:
+            body.parse(json.dumps({"tools": [{"type": kind}], **more}).encode())
+        assert caught.value.param == "tools"
+
+
 def test_with_several_tools_a_forced_call_says_which() -> None:
     """References within a schema are kept."""
     schema = {
@@ -399,3 +443,45 @@ def test_the_items_of_an_ended_response_count_for_what_is_kept_and_only_if_it_is
             assert 200_000 <= kept[1].kept_bytes < 220_000
         else:
             assert all(one.items == () and one.kept_bytes < 100 for one in kept)
+
+
+@pytest.mark.parametrize(
+    ("body", "name", "value", "neutral"),
+    [
+        (ChatRequest, "include_reasoning", False, True),
+        (ChatRequest, "reasoning_format", "none", "auto"),
+        (ChatRequest, "n_cmpl", 2, 1),
+        (ChatRequest, "return_token_ids", True, False),
+        (ChatRequest, "return_tokens_as_token_ids", True, False),
+        (ChatRequest, "adaptive_target", 0.4, -1),
+        (ChatRequest, "parse_tool_calls", False, True),
+        (ChatRequest, "thinking_token_budget", 0, None),
+        (ChatRequest, "guided_whitespace_pattern", " ", None),
+        (ResponseRequest, "stop", ["."], []),
+        (ResponseRequest, "max_tokens", 2, None),
+        (ResponseRequest, "max_completion_tokens", 2, None),
+        (ResponseRequest, "n", 2, 1),
+    ],
+)
+def test_what_would_change_the_output_is_refused_unless_it_is_neutral(
+    body: type[ChatRequest | ResponseRequest], name: str, value: object, neutral: object
+) -> None:
+    """Never ignored."""
+    least = {"messages": [USER]} if body is ChatRequest else {"input": "x"}
+    body.parse(json.dumps({**least, name: neutral}).encode())
+    with pytest.raises(JobError, match=f"{name} is not supported") as caught:
+        body.parse(json.dumps({**least, name: value}).encode())
+    assert caught.value.param == name
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"disable_any_whitespace": True}, {"whitespace_pattern": " "}, {"disable_additional_properties": True}],
+)
+def test_a_structured_output_has_no_option_that_is_ignored(more: dict[str, Any]) -> None:
+    """Those of vLLM that do nothing may be given."""
+    asked = {"messages": [USER], "structured_outputs": {"json": {}, "disable_any_whitespace": False}}
+    ChatRequest.parse(json.dumps(asked).encode())
+    with pytest.raises(JobError) as caught:
+        ChatRequest.parse(json.dumps({**asked, "structured_outputs": {"json": {}, **more}}).encode())
+    assert caught.value.param == "structured_outputs"

@@ -90,6 +90,7 @@ class ChatRequest(Completions, ConversationEnd):
             JobError: `INVALID_REQUEST` naming the faulty field.
         """
         super().refuse(given)
+        unsupported.refuse_unsupported_tools(given)
         unsupported.refuse_unsupported_items(given.get("messages"), "messages")
 
     @property

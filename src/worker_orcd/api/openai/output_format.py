@@ -108,6 +108,9 @@ class StructuredOutputs(Body):
     grammar: str | None = None
     json_object: bool | None = None
     structural_tag: None = Field(default=None, description="not supported")
+    whitespace_pattern: None = Field(default=None, description="not supported")
+    disable_any_whitespace: Literal[False] | None = Field(default=None, description="not supported")
+    disable_additional_properties: Literal[False] | None = Field(default=None, description="not supported")
 
 
 class OutputFormat(Body):

@@ -77,6 +77,7 @@ class ResponseRequest(Generation):
             JobError: `INVALID_REQUEST` naming the faulty field.
         """
         super().refuse(given)
+        unsupported.refuse_unsupported_tools(given)
         unsupported.refuse_unsupported_items(given.get("input"), "input", unsupported.RESPONSE_ITEMS)
 
     @property

@@ -29,6 +29,18 @@ class Function(Body):
     parameters: dict[str, Any] | None = Field(default=None, description="a JSON Schema of an object")
     strict: bool | None = None
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The JSON Schema of its arguments, which are an object whatever `parameters` leaves open.
+
+        Raises:
+            JobError: `INVALID_REQUEST`: by `parameters` they are none.
+        """
+        kind = (self.parameters or {}).get("type", "object")
+        if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+            raise invalid(f"tools: the parameters of {self.name} must be a JSON Schema of an object", "tools")
+        return {**(self.parameters or {}), **ANY_ARGUMENTS}
+
 
 class Tool(Body):
     """One tool: a function."""
@@ -125,12 +137,12 @@ class Offer:
             answer: the constraint of an output without calls: a JSON Schema. It does not concern a forced call.
 
         Raises:
-            JobError: `INVALID_REQUEST`: the schemas are out of bounds.
+            JobError: `INVALID_REQUEST`: the schemas are out of bounds, or not of objects.
         """
         if not self.forced:
             return self._optional_calls(answer)
         lenient = not all(function.strict for function in self.forced)
-        schemas = [function.parameters or ANY_ARGUMENTS for function in self.forced]
+        schemas = [function.arguments for function in self.forced]
         if len(schemas) == 1:
             return Constraint.json_schema(schemas[0], "tools", lenient=lenient)
         one_of = [
@@ -144,7 +156,7 @@ class Offer:
             return answer
         offered = Offered(
             tuple(
-                OfferedFunction(one.name, one.parameters if one.strict else None, bool(one.strict))
+                OfferedFunction(one.name, one.arguments if one.strict else None, bool(one.strict))
                 for one in self.functions
             ),
             self.parallel,

@@ -30,6 +30,12 @@ VLLM: Fields = {
     "chat_template_kwargs": _NOTHING,
     "documents": _NOTHING,
     "prompt_embeds": (),
+    "guided_whitespace_pattern": (),
+    "include_reasoning": (True,),
+    "thinking_token_budget": (),
+    "repetition_detection": (),
+    "return_tokens_as_token_ids": (False,),
+    "return_token_ids": (False,),
 }
 LLAMA_SERVER: Fields = {
     "repeat_last_n": (64,),
@@ -44,6 +50,12 @@ LLAMA_SERVER: Fields = {
     "dry_multiplier": _NOTHING,
     "xtc_probability": _NOTHING,
     "lora": _NOTHING,
+    "n_cmpl": _ONE,
+    "adaptive_target": (-1, -1.0),
+    "reasoning_format": ("auto", "deepseek"),
+    "reasoning_budget": (-1,),
+    "parse_tool_calls": (True,),
+    "return_tokens": (False,),
 }
 OLLAMA: Fields = {"format": _NOTHING}
 ANY: Fields = OPENAI | VLLM | LLAMA_SERVER | OLLAMA
@@ -78,6 +90,10 @@ RESPONSE: Fields = ANY | {
     "prompt": (),
     "logprobs": (False,),
     "truncation": ("disabled",),
+    "stop": _NOTHING,
+    "max_tokens": (),
+    "max_completion_tokens": (),
+    "n": _ONE,
 }
 
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text", "reasoning_text", "summary_text"})
@@ -110,6 +126,19 @@ def refuse_unsupported(given: dict[str, Any], unsupported: Fields) -> None:
     """
     for name in _asked(given, unsupported):
         raise invalid(f"{name} is not supported", name)
+
+
+def refuse_unsupported_tools(given: dict[str, Any]) -> None:
+    """Refuse tools that are no functions, such as hosted ones, by what they are.
+
+    Raises:
+        JobError: `INVALID_REQUEST` naming the tool's type.
+    """
+    tools = given.get("tools")
+    for place, tool in enumerate(tools if isinstance(tools, list) else []):
+        kind = tool.get("type", "function") if isinstance(tool, dict) else "function"
+        if kind != "function":
+            raise invalid(f"tools.{place}: a tool of type {str(kind)[:64]!r} is not supported", "tools")
 
 
 def refuse_unsupported_items(
