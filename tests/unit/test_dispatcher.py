@@ -68,6 +68,15 @@ def test_running_jobs_do_not_fill_the_queue() -> None:
         submitted(it, "job-4")
 
 
+def test_a_request_of_more_jobs_than_may_wait_is_accepted_while_none_waits() -> None:
+    """Otherwise it would be told to come back for ever."""
+    it = dispatcher(ready=False, max_queue=2)
+    requests = [execute(f"choice-{n}") for n in range(4)]
+    assert len(it.submit(requests, "cor", at(0)).jobs) == 4
+    with pytest.raises(JobError, match="the queue is full"):
+        submitted(it, "another")
+
+
 def test_a_live_id_is_in_use_even_when_the_queue_is_full() -> None:
     """JOB_ID_IN_USE is the more useful of the two refusals."""
     it = dispatcher(max_queue=1)

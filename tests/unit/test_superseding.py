@@ -97,12 +97,13 @@ def test_a_refused_job_supersedes_nothing(refusing: Callable[[Dispatcher], None]
 
 def test_several_jobs_of_a_request_are_refused_together() -> None:
     """If there is no place for the second job, the first one supersedes nothing."""
-    it = dispatcher(max_queue=1)
+    it = dispatcher(max_queue=2)
     old = running(it, "old", supersedes="k")
+    _fill(it)
     with pytest.raises(JobError):
         it.submit([execute("a", supersedes="k"), execute("a.1", supersedes="k")], "cor", at(2))
     assert not old.stop
-    assert len(it.tracker) == 1
+    assert len(it.tracker) == 3
 
 
 def test_jobs_of_one_request_do_not_supersede_each_other_and_are_superseded_together() -> None:

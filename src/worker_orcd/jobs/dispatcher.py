@@ -92,11 +92,9 @@ class Dispatcher:
             raise JobError(ErrorCode.DRAINING, "the worker is shutting down", retry_after_sec=5)
         for request in requests:
             self.tracker.refuse_live(request.job_id, owner)
-        if (
-            not any(copy.events for copy in copies)
-            and None in cancels
-            and waiting + cancels.count(None) > self._max_queue
-        ):
+        # Where none waits, even a request of more jobs than may wait is accepted, as it never would be otherwise.
+        is_full = waiting and waiting + cancels.count(None) > self._max_queue
+        if is_full and None in cancels and not any(copy.events for copy in copies):
             self.refused(requests[0].job_id, now, owner)
             # The message does not contain the queue's length, which would reveal other tenants' load.
             raise JobError(ErrorCode.QUEUE_FULL, "the queue is full", retry_after_sec=1)
