@@ -16,7 +16,7 @@ from worker_orcd.cli.ahead import EngineAhead
 from worker_orcd.protocol.framing import encode
 from worker_orcd.protocol.messages import FromEngine, Load, LoadFailed
 from worker_orcd.settings import Settings
-from worker_orcd.supervisor.early import LLAMA_ENGINE, EarlyEngine, environment
+from worker_orcd.supervisor.early import LLAMA_ENGINE, SPIN_COUNT, WAITING, EarlyEngine, environment
 from worker_orcd.supervisor.engine import Death
 from worker_orcd.supervisor.load_order import loading
 from worker_orcd.supervisor.local import LocalEngine, start_process
@@ -174,8 +174,28 @@ def test_an_engine_asks_for_huge_pages_unless_the_user_says_otherwise(
     if own is not None:
         monkeypatch.setenv("GLIBC_TUNABLES", own)
     assert environment()["GLIBC_TUNABLES"] == expected
+    assert all(expected.encode() in shown for shown in _environments())
+
+
+@pytest.mark.parametrize("own", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}], ids=str)
+def test_compute_threads_soon_sleep_unless_the_user_says_otherwise(
+    own: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variable of the user's for how OpenMP's threads wait takes the place of ours, in both engines."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    expected = own or {"GOMP_SPINCOUNT": str(SPIN_COUNT)}
+    for shown in _environments():
+        variables = dict(one.split("=", 1) for one in shown.decode().split(":") if "=" in one)
+        assert {name: variables[name] for name in variables if name in WAITING} == expected
+
+
+def _environments() -> list[bytes]:
+    """What the first engine has, and the spare one."""
     first = EarlyEngine.start()
-    assert expected.encode() in _environment_of(first)
+    shown = [_environment_of(first)]
     first.end()
 
     async def next_one() -> bytes:
@@ -186,7 +206,7 @@ def test_an_engine_asks_for_huge_pages_unless_the_user_says_otherwise(
         engine.disconnect()
         return shown
 
-    assert expected.encode() in asyncio.run(next_one())
+    return [*shown, asyncio.run(next_one())]
 
 
 def _environment_of(engine: EarlyEngine) -> bytes:
