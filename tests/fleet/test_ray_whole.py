@@ -82,15 +82,19 @@ def test_a_background_response_is_one_at_all_routers(fleet: RayFleet) -> None:
 
     async def use(http: httpx2.AsyncClient) -> None:
         asked = {"model": "scripted", "input": STORY, "background": True, "max_output_tokens": 4000}
-        made = (await http.post("/v1/responses", json=asked)).json()
+        answer = await http.post("/v1/responses", json=asked, headers={"X-Request-Id": "mine"})
+        ids = [(name, value) for name, value in answer.headers.multi_items() if name.endswith("-id")]
+        assert [value for name, value in ids if name == "x-request-id"] == ["mine"]
+        assert ("x-correlation-id", "mine") in ids
+        made = answer.json()
         path = f"/v1/responses/{made['id']}"
         looks = [(await http.get(path)).json()["status"] for _ in range(LOOKS)]
         assert set(looks) <= {"queued", "in_progress"}
         numbers: list[int] = []
         for wanted in (20, 40, 60):
             query = {"stream": "true"} | ({"starting_after": str(numbers[-1])} if numbers else {})
-            async with http.stream("GET", path, params=query) as answer:
-                async for event in data_of(answer):
+            async with http.stream("GET", path, params=query) as stream:
+                async for event in data_of(stream):
                     numbers.append(event["sequence_number"])
                     if len(numbers) == wanted:
                         break

@@ -69,6 +69,13 @@ def test_a_worker_drains_before_it_goes(how: str) -> None:
         assert reported[-1]["reason"] == how
         assert [event["action"] for event in reported].count("drain") == 1
         assert "engine_lost" not in {event["action"] for event in reported}
+        stops = {event["job_id"]: event for event in reported if event["action"] == "cancel"}
+        for stream in (endless, waiting):
+            stop = stops[stream.job_id]
+            assert (stop["reason"], stop["correlation_id"]) == (
+                "shutdown",
+                stream.headers["x-correlation-id"],
+            )
 
 
 def test_by_default_it_is_gone_within_five_seconds_even_if_the_engine_is_stopped() -> None:
@@ -129,7 +136,8 @@ def test_a_terminal_that_closes_sends_two_hangups_and_they_drain_once() -> None:
         assert short.finished(within_sec=10.0).events[-1].event == "end"
         worker.process.send_signal(signal.SIGTERM)
         assert _exit_code(worker, within_sec=5.0) == 0
-        assert "shutdown" not in {event["action"] for event in worker.narration()}, "it stopped at once"
+        assert "cancel" not in {event["action"] for event in worker.narration()}, "it stopped at once"
+        assert worker.narration()[-1]["action"] == "shutdown"
 
 
 def test_who_started_the_worker_with_nohup_does_not_want_it_to_hear_of_hangups() -> None:
@@ -170,6 +178,8 @@ def test_a_second_signal_stops_at_once() -> None:
         assert time.monotonic() - asked_at <= 2.0  # Of the drain there are four seconds left.
         stream.finished(within_sec=1.0)
         _assert_gone(engine)
+        last = worker.narration()[-1]
+        assert (last["action"], last["reason"], last["exit_code"]) == ("shutdown", "SIGTERM", 0)
 
 
 @pytest.mark.parametrize("engine_is", ["running", "stopped"])

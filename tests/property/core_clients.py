@@ -257,7 +257,8 @@ class ClientRules(CoreState):
     @rule()
     def all_jobs_are_stopped(self) -> None:
         """At the end of the drain, waiting jobs end, running jobs are stopped, and no job is started."""
-        effects = self.core.stop_all(StopRequest(StopReason.SHUTDOWN, self.now().mono), self.now())
+        stop = StopRequest(StopReason.SHUTDOWN, self.now().mono)
+        _, effects = self.core.stop_together([(job, stop) for job in self.core.tracker], self.now())
         assert not any(isinstance(effect, Begin | Submit) for effect in effects)
         self.carry_out(effects)
         assert all(job.state is State.STOPPING for job in self.live_jobs())

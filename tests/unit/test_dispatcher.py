@@ -69,7 +69,7 @@ def test_running_jobs_do_not_fill_the_queue() -> None:
 
 
 def test_a_request_of_more_jobs_than_may_wait_is_accepted_while_none_waits() -> None:
-    """Otherwise it would be told to come back for ever."""
+    """Otherwise it would be refused for ever."""
     it = dispatcher(ready=False, max_queue=2)
     requests = [execute(f"choice-{n}") for n in range(4)]
     assert len(it.submit(requests, "cor", at(0)).jobs) == 4

@@ -106,7 +106,8 @@ def test_stopping_all_jobs_ends_waiting_ones_and_stops_running_ones() -> None:
     it.finished(second.run, "stop", freed_at(2), at(2))
     assert it.queue.in_engine == (first, large), "it took the free slot"
     late = submitted(it, "job-5")
-    effects = it.stop_all(stop_request(StopReason.SHUTDOWN), at(3))
+    stop = stop_request(StopReason.SHUTDOWN)
+    _, effects = it.stop_together([(job, stop) for job in it.tracker], at(3))
     assert sorted(effect.job.job_id for effect in effects if isinstance(effect, SendStop)) == [
         "job-1",
         "job-3",
@@ -125,7 +126,8 @@ def test_stopping_all_jobs_starts_none_that_a_larger_one_was_blocking() -> None:
     it.accepted(large.run, (1,) * 20, at(1))
     it.accepted(small.run, PROMPT, at(1))
     assert it.queue.running == 1, "60 cells do not fit beside 50"
-    effects = it.stop_all(stop_request(StopReason.SHUTDOWN), at(3))
+    stop = stop_request(StopReason.SHUTDOWN)
+    _, effects = it.stop_together([(job, stop) for job in it.tracker], at(3))
     assert not any(isinstance(effect, Begin) for effect in effects)
     assert [event.name for event in small.events] == ["error"]
 

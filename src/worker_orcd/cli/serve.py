@@ -211,14 +211,7 @@ class _Serving:
         supervisor = self._worker.supervisor
         failure = None if supervisor.ever_ready else supervisor.failure
         code = 0 if failure is None else 1
-        self._narrator.emit(
-            narration.Shutdown(
-                reason=self._why or "stopped",
-                uptime_s=round(time.monotonic() - self._started_at, 3),
-                exit_code=code,
-            )
-        )
-        self._narrator.flush()
+        self._log_shutdown(code)
         if failure is not None:
             # Everything is cleaned up. The message comes last, so that it is noticed.
             raise StartupFailed(failure.code, failure.message)
@@ -256,8 +249,15 @@ class _Serving:
 
     def _stop_at_once(self) -> NoReturn:
         self._worker.supervisor.kill("of a second signal")
-        self._narrator.flush()
+        self._log_shutdown(0)
         os._exit(0)
+
+    def _log_shutdown(self, code: int) -> None:
+        uptime_s = round(time.monotonic() - self._started_at, 3)
+        self._narrator.emit(
+            narration.Shutdown(reason=self._why or "stopped", uptime_s=uptime_s, exit_code=code)
+        )
+        self._narrator.flush()
 
     async def _stop_when_gone(self) -> None:
         """End a worker whose model could not be loaded. If a later engine fails permanently, the worker stays

@@ -16,6 +16,7 @@ from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.api import RunTarget
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker_orcd import narration
 from worker_orcd.api.access import Access
@@ -90,7 +91,7 @@ class RouterReplica:
         self._renewal = Renewal(asyncio.get_running_loop(), self._router.renew_leases)
         files = (settings.api_key_file, settings.operator_key_file)
         keys = ApiKeys(*files) if settings.has_keys else None
-        return create_app(
+        app = create_app(
             self._router,
             self._narrator,
             self._router.shut_down,
@@ -98,6 +99,7 @@ class RouterReplica:
             console=settings.console,
             private_load=settings.private_load,
         )
+        return _behind_proxy(app)
 
     async def __del__(self) -> None:
         """Leave the fleet."""
@@ -233,6 +235,22 @@ class Cluster:
         if self._joined and not serve.status().applications:
             serve.shutdown()  # It was started for the fleet; without this its proxy would keep the port.
         ray.shutdown()
+
+
+def _behind_proxy(app: ASGIApp) -> ASGIApp:
+    """The app without its `X-Request-Id`: Serve's proxy adds one to each response, and gives it to the request if the
+    client sent none."""
+
+    async def served(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_once(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                others = [one for one in message.get("headers", ()) if one[0].lower() != b"x-request-id"]
+                message = {**message, "headers": others}
+            await send(message)
+
+        await app(scope, receive, send_once if scope["type"] == "http" else send)
+
+    return served
 
 
 def _join(address: ClusterAddress) -> None:

@@ -185,10 +185,6 @@ class Dispatcher:
         """Stop every live job of exactly this group."""
         return self.stop_together([(job, stop) for job in self.tracker.in_group(group, owner)], now)
 
-    def stop_all(self, stop: StopRequest, now: Timestamp) -> list[Effect]:
-        """Stop every live job."""
-        return self.stop_together([(job, stop) for job in self.tracker], now)[1]
-
     # Time.
 
     def expire(self, now: Timestamp) -> tuple[list[Job], list[Effect]]:

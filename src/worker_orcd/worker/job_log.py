@@ -44,7 +44,7 @@ class JobLog(Observer):
                 group=request.group,
                 superseded_by=request.stop.superseded_by,
             ),
-            correlation_id=request.stop.correlation_id,
+            correlation_id=request.stop.correlation_id or (job.correlation_id if job else None),
             owner=job.owner if job else None,
         )
 

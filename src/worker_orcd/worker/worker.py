@@ -383,8 +383,8 @@ class Worker:
         queue = self.dispatcher.queue
         self._notify(Observer.draining, queue.running, len(queue), self.policy.drain_sec)
         if not await self.streams.all_ended(self.policy.drain_sec):
-            now = self._now()
-            self._carry_out(self.dispatcher.stop_all(StopRequest(StopReason.SHUTDOWN, now.mono), now))
+            stop = StopRequest(StopReason.SHUTDOWN, self._now().mono)
+            self.stop_together(tuple(self.dispatcher.tracker), stop)
             if not await self.streams.all_ended(SHUTDOWN_STOP_SEC):
                 self.supervisor.kill("it does not stop its jobs at shutdown")
                 if not await self.streams.all_ended(SHUTDOWN_STOP_SEC):
