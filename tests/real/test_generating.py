@@ -254,6 +254,21 @@ def test_prompt_beyond_the_context_is_refused_and_the_next_job_works(real_worker
     assert whole(real_worker.execute("next", HAIKU, max_tokens=5)).text
 
 
+def test_a_conversation_of_very_many_messages_costs_no_engine(real_worker: RunningWorker) -> None:
+    """It is refused as too long. In one call of llama.cpp its 28,000 messages took longer than a prompt may."""
+    before = real_worker.health()
+    messages = [{"role": "user", "content": "a"}] * 28_000
+    answer = real_worker.client.post(
+        "/v1/chat/completions", json={"messages": messages, "max_tokens": 1}, timeout=60
+    )
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+    after = real_worker.health()
+    assert (after["engine_pid"], after["engine_restarts"]) == (
+        before["engine_pid"],
+        before["engine_restarts"],
+    )
+
+
 @pytest.mark.nightly
 def test_hundred_jobs_every_third_cancelled_leave_nothing(real_worker: RunningWorker) -> None:
     """With the terminal event of each in hand, one look finds no cell in use; the engine's memory stays flat.
