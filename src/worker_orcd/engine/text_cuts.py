@@ -9,6 +9,7 @@ What is between two special tokens is tokenized by itself. So a text can be cut 
 llama.cpp finds another one across that place.
 """
 
+import re
 from collections.abc import Collection, Iterator
 
 PART_BYTES = 4096
@@ -18,6 +19,7 @@ _WINDOW_BYTES = 256
 _SPACES = b" \t\n\v\f\r"
 _TRIES = 8
 """Places that are examined in each window: where tokens overlap all the time, a text has no cuts."""
+_START_BYTES = 2
 
 
 class TextCuts:
@@ -30,8 +32,15 @@ class TextCuts:
             special: the texts.
             stripping: those of them that include the white space around them, also where it is a token itself.
         """
-        self._texts = sorted({text for text in special if text}, key=len, reverse=True)
-        self._marks = [text for text in self._texts if not stripping or _is_kept(text, stripping)]
+        texts = {text for text in special if text}
+        self._longest = max(map(len, texts), default=0)
+        self._by_start: dict[bytes, list[bytes]] = {}
+        """There may be thousands."""
+        for text in texts:
+            self._by_start.setdefault(text[:_START_BYTES], []).append(text)
+        self._marks = {text for text in texts if not stripping or _is_kept(text, stripping)}
+        firsts = sorted({text[:1] for text in self._marks})
+        self._first = re.compile(b"[" + b"".join(map(re.escape, firsts)) + b"]") if firsts else None
 
     def parts(self, text: bytes) -> Iterator[bytes]:
         """The parts of a text in UTF-8, which together are the text."""
@@ -44,30 +53,35 @@ class TextCuts:
     def _next(self, text: bytes, start: int) -> int | None:
         """A place from `start` on where the text can be cut."""
         width = _WINDOW_BYTES
-        while start < len(text):
+        while self._first is not None and start < len(text):
             tries = _TRIES
-            for mark in self._marks:
-                at = text.find(mark, start, start + width + len(mark))
-                while at >= 0 and tries:
-                    if self._is_found(text, at, mark):
+            for first in self._first.finditer(text, start, start + width):
+                at = first.start()
+                for mark in self._at(text, at):
+                    if mark in self._marks and self._is_found(text, at, mark):
                         return at
                     tries -= 1
-                    at = text.find(mark, at + 1, start + width + len(mark))
+                if tries <= 0:
+                    break
             start, width = start + width, width * 2
         return None
 
     def _is_found(self, text: bytes, at: int, mark: bytes) -> bool:
         """Whether llama.cpp finds this special token at this place, since no other one that it looks for before, and no
         other occurrence of the same one, overlaps it."""
-        end = at + len(mark)
-        for other in self._texts:
-            if len(other) < len(mark):
-                break
-            begin = max(0, at - len(other) + 1)
-            if other != mark and text.find(other, begin, end + len(other) - 1) >= 0:
-                return False
-        before = text.find(mark, max(0, at - len(mark) + 1), end - 1)
-        return before < 0 and text.find(mark, at + 1, end + len(mark) - 1) < 0
+        for begin in range(max(0, at - self._longest + 1), at + len(mark)):
+            for other in self._at(text, begin):
+                overlaps = begin + len(other) > at and len(other) >= len(mark)
+                if overlaps and (begin, other) != (at, mark):
+                    return False
+        return True
+
+    def _at(self, text: bytes, at: int) -> Iterator[bytes]:
+        """The special tokens whose texts are at this place."""
+        for length in range(1, _START_BYTES + 1):
+            for one in self._by_start.get(text[at : at + length], ()):
+                if text.startswith(one, at):
+                    yield one
 
 
 def _is_kept(text: bytes, stripping: Collection[bytes]) -> bool:
