@@ -108,6 +108,29 @@ async def test_a_retry_of_a_cancelled_job_is_answered_as_cancelled(seed: int) ->
             assert cancelled(await read(again))
 
 
+@pytest.mark.parametrize("pause_ms", range(0, 16, 2))
+@in_virtual_time
+async def test_a_cancel_of_a_retry_reaches_no_later_use(pause_ms: int) -> None:
+    """Though it comes while the retry, which ends at once, is handed over together with it."""
+    async with running_fleet(workers=1, seed=pause_ms) as fleet:
+        one, other = fleet.routers
+        request = ExecuteRequest.of(job_id="same", prompt=QUICK, ignore_eos=True, max_tokens=400)
+        (stream,) = await one.execute([request], "cor")
+        stream.join()
+        await tokens_seen(stream, 2)
+        await one.cancel("same", "cor-cancel")
+        assert cancelled(await read(stream))
+        cancel = await one.cancelled_lately(["same"], "")
+        retrying = asyncio.ensure_future(one.execute([request], "cor-retry", retry_of=cancel))
+        await asyncio.sleep(pause_ms / 1000)
+        await one.cancel("same", "cor-second")
+        (retry,) = await retrying
+        retry.join()
+        assert cancelled(await read(retry))
+        await asyncio.sleep(1.0)
+        assert isinstance((await read(await execute(other, "same", max_tokens=3)))[-1], End)
+
+
 @in_virtual_time
 async def test_a_cancel_that_overtakes_its_job_wins_once() -> None:
     """At another router, for the next use only. The job has one event, even if it would have been short."""

@@ -28,10 +28,13 @@ def impatient() -> Iterator[RunningWorker]:
         yield worker
 
 
+@pytest.mark.parametrize("closes", [False, True], ids=["open", "half-closed"])
 @pytest.mark.parametrize("later", [False, True], ids=["at once", "in the middle"])
 @pytest.mark.parametrize("behind", BEHIND.values(), ids=BEHIND.keys())
-def test_the_stream_goes_on_to_its_end(impatient: RunningWorker, behind: bytes, later: bool) -> None:
-    """Then the connection is closed."""
+def test_the_stream_goes_on_to_its_end(
+    impatient: RunningWorker, behind: bytes, later: bool, closes: bool
+) -> None:
+    """Then the connection is closed. The client may have closed its side before."""
     job_id = fresh_id("behind")
     body = json.dumps({"job_id": job_id, "prompt": script(token_ms=25), "max_tokens": 60}).encode()
     asked = b"POST /execute HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
@@ -40,6 +43,8 @@ def test_the_stream_goes_on_to_its_end(impatient: RunningWorker, behind: bytes, 
         if later:
             time.sleep(0.3)
             connection.sendall(behind)
+        if closes:
+            connection.shutdown(socket.SHUT_WR)
         answer = b""
         while chunk := connection.recv(65536):
             answer += chunk
@@ -48,6 +53,27 @@ def test_the_stream_goes_on_to_its_end(impatient: RunningWorker, behind: bytes, 
     assert answer.count(b"event: token") == 60
     assert answer.count(b"event: end") == 1
     assert ended_state(impatient, job_id)["state"] == "completed"
+
+
+def test_a_request_that_begins_during_an_answer_has_its_time_from_the_answers_end(
+    impatient: RunningWorker,
+) -> None:
+    """All of it."""
+    body = json.dumps({"job_id": fresh_id(), "prompt": script(token_ms=25), "max_tokens": 30}).encode()
+    asked = b"POST /execute HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    with socket.create_connection(("127.0.0.1", impatient.port), timeout=10.0) as connection:
+        connection.sendall(asked + b"GET /livez HTTP/1.1\r\nHo")
+        answer = b""
+        while not answer.endswith(b"0\r\n\r\n"):
+            answer += connection.recv(65536)
+        time.sleep(0.3)
+        connection.sendall(b"st: localhost\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"}"):
+            chunk = connection.recv(65536)
+            assert chunk, "dropped"
+            answer += chunk
+    assert raw_body(answer) == (200, b'{"status":"alive"}')
 
 
 def test_white_space_behind_a_header_is_not_part_of_it(impatient: RunningWorker) -> None:

@@ -166,6 +166,22 @@ def test_a_job_is_stopped_when_its_last_reader_leaves(worker: RunningWorker) -> 
     assert worker.narrated("disconnect", job_id=first.job_id)
 
 
+def test_a_stopped_request_stops_all_its_choices_whoever_reads_them(worker: RunningWorker) -> None:
+    """With the first one the request is over; a follower of another choice does not keep it."""
+    name = fresh_id("choices")
+    body = {"prompt": ENDLESS, "n": 2, "stream": True, "ignore_eos": True}
+    with worker.client.stream("POST", "/v1/completions", json=body, headers={"X-Job-Id": name}) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        reading = following(worker, f"{name}.1")
+        next(reading)
+        worker.cancel(name)
+        assert list(lines)
+        *_, (_, last, data) = reading
+    assert (last, data["code"], data["reason"]) == ("error", "CANCELLED", "disconnect")
+    assert ended_state(worker, name)["state"] == "cancelled"
+
+
 def test_a_job_that_continues_without_readers_is_picked_up_again(worker: RunningWorker) -> None:
     """No event is lost or sent twice; the disconnect is narrated."""
     stream = worker.execute(

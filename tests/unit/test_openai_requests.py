@@ -449,7 +449,6 @@ def test_the_items_of_an_ended_response_count_for_what_is_kept_and_only_if_it_is
     ("body", "name", "value", "neutral"),
     [
         (ChatRequest, "include_reasoning", False, True),
-        (ChatRequest, "reasoning_format", "none", "auto"),
         (ChatRequest, "n_cmpl", 2, 1),
         (ChatRequest, "return_token_ids", True, False),
         (ChatRequest, "return_tokens_as_token_ids", True, False),

@@ -110,12 +110,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn always closes.
         """The client has sent a FIN. Keep the connection if a complete request still waits for its response."""
-        unfinished = self._request_timer is not None
-        if self._answering is None or self._answering.response_complete or unfinished:
+        if not self._answers:
             return False
         # uvloop reports the FIN again whenever reading is resumed.
         if self._half_close is None:
-            self.cycle.keep_alive = False  # No further request can follow.
+            self._read_no_more()
             self._half_close = HalfClose(self.transport, lambda: self._answering)
         return True
 
@@ -179,9 +178,12 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """The response is complete. The next pipelined request, if any, is answered."""
+        """The response is complete. The next pipelined request, if any, is answered; one that has only begun has its
+        time from now on."""
         super().on_response_complete()
         self._check_idle()
+        if self._is_begun and self._request_timer is None and not self._is_over:
+            self._await_request()
 
     def make_room(self) -> None:
         """Close this connection to make room for another one. No accepted request is being answered."""
@@ -222,11 +224,22 @@ class BoundedProtocol(HttpToolsProtocol):
         self._request_timer = self.loop.call_later(REQUEST_SEC, self._too_late)
 
     def _too_late(self) -> None:
-        """The next request is not there in time. It has that time again after the answer to the one before."""
-        if self._answers:
-            self._await_request()
-        else:
+        """The next request is not there in time. While another one is answered, it may still come."""
+        self._request_timer = None
+        if not self._answers:
             self.transport.abort()
+
+    def _read_no_more(self) -> None:
+        """Read no further request: after the answers to those that are complete, the connection is closed."""
+        self._is_over = True
+        if self._request_timer is not None:
+            self._request_timer.cancel()
+            self._request_timer = None
+        if self._is_begun and self.pipeline and self.pipeline[0][0] is self.cycle:
+            self.pipeline.popleft()  # Its body would never be complete.
+        last = self.pipeline[0][0] if self.pipeline else self._answering
+        if last is not None:
+            last.keep_alive = False
 
     def _check_reading(self, waiting_before: int | None = None) -> None:
         waiting = self.transport.get_write_buffer_size()
@@ -239,8 +252,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Refuse what the client has sent, and close the connection. Behind a request that is being answered, it is
         ignored instead, and the connection is closed after the answer."""
         if self._answers:
-            self._is_over = True
-            self.cycle.keep_alive = False
+            self._read_no_more()
             return
         headers = dict(self.headers) if self._is_begun else {}
         offered = (

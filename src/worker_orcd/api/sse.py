@@ -11,7 +11,9 @@ from starlette.types import Receive, Scope, Send
 from worker_orcd.api.half_close import takes_comments
 from worker_orcd.api.middleware import SEND_BODY
 from worker_orcd.jobs.errors import JobError, invalid
+from worker_orcd.jobs.events import Error
 from worker_orcd.jobs.position import Position
+from worker_orcd.jobs.stop_request import StopReason
 from worker_orcd.worker.interface import WorkerInterface
 from worker_orcd.worker.streams import JobStream, KeepAlive, Numbered
 
@@ -33,8 +35,9 @@ def encode(events: Sequence[Numbered], incarnation: str) -> bytes:
 
 
 class Readers:
-    """One reader of each of these jobs, while it is open. A job is stopped when the reader leaves whose request made
-    the job, but not when a follower leaves."""
+    """One reader of each of these jobs, while it is open. If it is the client whose request made the jobs, its leaving
+    stops those that nobody else reads. If one of them has failed or was stopped, so has the request: then its other
+    jobs are stopped, whoever reads them."""
 
     def __init__(
         self, worker: WorkerInterface, streams: Sequence[JobStream], *, follows: bool = False
@@ -65,12 +68,15 @@ class Readers:
 
     def close(self) -> None:
         """Leave them."""
-        for stream in self._joined:
+        joined, self._joined = self._joined, []
+        is_over = any(isinstance(stream.job.terminal, Error) for stream in joined)
+        for stream in joined:
             if self._follows:
                 self._worker.follower_left(stream)
-            else:
-                self._worker.reader_left(stream)
-        self._joined = []
+                continue
+            self._worker.reader_left(stream)
+            if is_over and stream.job.stop is None:
+                self._worker.stop(stream.job, StopReason.DISCONNECT)
 
 
 Chunks = Callable[[KeepAlive], AsyncIterator[bytes]]

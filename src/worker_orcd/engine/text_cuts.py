@@ -67,12 +67,12 @@ class TextCuts:
         return None
 
     def _is_found(self, text: bytes, at: int, mark: bytes) -> bool:
-        """Whether llama.cpp finds this special token at this place, since no other one that it looks for before, and no
-        other occurrence of the same one, overlaps it."""
+        """Whether llama.cpp finds this special token at this place, since no other one that it may look for before, and
+        no earlier occurrence of the same one, overlaps it."""
         for begin in range(max(0, at - self._longest + 1), at + len(mark)):
             for other in self._at(text, begin):
                 overlaps = begin + len(other) > at and len(other) >= len(mark)
-                if overlaps and (begin, other) != (at, mark):
+                if overlaps and (other != mark or begin < at):
                     return False
         return True
 

@@ -140,15 +140,16 @@ class Tokenizer:
 
     @cached_property
     def _cuts(self) -> TextCuts:
-        return self._cuts_at(_CONTROL | _UNKNOWN | _USER_DEFINED)
+        return self._cuts_without(0)
 
     @cached_property
     def _plain_cuts(self) -> TextCuts:
-        """Of a text in which control tokens are not recognized."""
-        return self._cuts_at(_USER_DEFINED)
+        """Of a text in which control tokens are not recognized. llama.cpp makes some of a user's tokens control tokens,
+        too."""
+        return self._cuts_without(_CONTROL | _UNKNOWN)
 
-    def _cuts_at(self, attributes: int) -> TextCuts:
-        found = {self.text(token): a for token, a in self._special.items() if a & attributes}
+    def _cuts_without(self, attributes: int) -> TextCuts:
+        found = {self.text(token): a for token, a in self._special.items() if not a & attributes}
         return TextCuts(found, [text for text, a in found.items() if a & (_LSTRIP | _RSTRIP)])
 
     @cached_property

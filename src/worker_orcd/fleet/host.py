@@ -167,9 +167,10 @@ class WorkerHost:
             try:
                 streams = self._worker.execute(requests, correlation_id, owner, headers, retry_of, copies)
             except JobError as error:
-                for request in requests:
-                    self._worker.dispatcher.remembered.use((owner, request.job_id))
                 return Refusal.of(error)
+            finally:
+                for request in requests:  # A stop is for this use of an id only.
+                    self._worker.dispatcher.remembered.use((owner, request.job_id))
             jobs = [stream.job for stream in streams]
             for job in jobs:
                 self._routed(job, routed)

@@ -30,7 +30,7 @@ from worker_orcd.tool_calls.formats import ToolFormat
 from worker_orcd.worker.health import Health
 from worker_orcd.worker.interface import NO_HEADERS, Record, WorkerInterface
 from worker_orcd.worker.model_names import ModelNames
-from worker_orcd.worker.now import now
+from worker_orcd.worker.now import later_than, now
 from worker_orcd.worker.policy import Policy
 from worker_orcd.worker.streams import JobStream
 
@@ -54,6 +54,8 @@ class Router(WorkerInterface):
         self._model_names = model_names
         self._started = time.monotonic()
         self._started_unix = time.time()
+        self._accepted_at = now()
+        """The last acceptance. Of jobs that supersede each other, the last accepted one survives."""
         self._metrics = RouterMetrics()
         self._tasks = Tasks(narrator)
         self._peers = Peers(self.name, self)
@@ -196,7 +198,7 @@ class Router(WorkerInterface):
         retry_of: StopRequest | None = None,
     ) -> list[JobStream]:
         """Accept the jobs of a client's request, all or none, at one worker."""
-        moment = now()
+        moment = self._accepted_at = later_than(self._accepted_at)
         jobs = [
             Job(
                 request=request,

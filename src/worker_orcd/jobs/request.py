@@ -81,7 +81,17 @@ class Body(BaseModel):
         try:
             return cls.model_validate_json(raw)
         except ValidationError as error:
+            if error.error_count() > _MAX_FAULTS:
+                raise cls._refusal_of_many(raw) from None
             raise _refusal(error) from None
+
+    @classmethod
+    def _refusal_of_many(cls, raw: bytes) -> JobError:
+        known = {one.alias or name for name, one in cls.model_fields.items()}
+        unknown = next((key for key in json.loads(raw) if key not in known), None)
+        if unknown is None or cls.model_config.get("extra") != "forbid":
+            return invalid(f"the body has more than {_MAX_FAULTS} faults")
+        return invalid(f"unknown field {unknown[:64]!r}", unknown[:64])
 
     @classmethod
     def of(cls, **fields: object) -> Self:
@@ -331,9 +341,7 @@ class CancelRequest(Body):
 
 
 def _refusal(error: ValidationError) -> JobError:
-    """The first fault of a body, as one sentence with the field's name, unless there are too many to list."""
-    if error.error_count() > _MAX_FAULTS:
-        return invalid(f"the body has {error.error_count()} faults, such as unknown or wrong keys")
+    """The first fault of a body, as one sentence with the field's name."""
     problems = error.errors(include_url=False, include_input=False)
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     where = problem["loc"]

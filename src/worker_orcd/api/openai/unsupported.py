@@ -52,7 +52,6 @@ LLAMA_SERVER: Fields = {
     "lora": _NOTHING,
     "n_cmpl": _ONE,
     "adaptive_target": (-1, -1.0),
-    "reasoning_format": ("auto", "deepseek"),
     "reasoning_budget": (-1,),
     "parse_tool_calls": (True,),
     "return_tokens": (False,),
