@@ -93,8 +93,9 @@ class Dispatcher:
         for request in requests:
             self.tracker.refuse_live(request.job_id, owner)
         # Where none waits, even a request of more jobs than may wait is accepted, as it never would be otherwise.
-        is_full = waiting and waiting + cancels.count(None) > self._max_queue
-        if is_full and None in cancels and not any(copy.events for copy in copies):
+        new = cancels.count(None)
+        is_full = waiting + new > self._max_queue and (waiting > 0 or new == 1)
+        if is_full and new and not any(copy.events for copy in copies):
             self.refused(requests[0].job_id, now, owner)
             # The message does not contain the queue's length, which would reveal other tenants' load.
             raise JobError(ErrorCode.QUEUE_FULL, "the queue is full", retry_after_sec=1)
