@@ -27,6 +27,11 @@ def raw(before: str, after: str = "") -> Ask:
     )
 
 
+def elsewhere(method: str, path: str) -> Ask:
+    """A job's request with another method, or to another path."""
+    return lambda worker, job_id: worker.client.request(method, path, json={"job_id": job_id, "prompt": "x"})
+
+
 def chunked(worker: RunningWorker, job_id: str) -> httpx2.Response:
     """A body whose length is not declared, and whose id comes last."""
 
@@ -52,6 +57,9 @@ REFUSED: dict[str, tuple[int, Ask]] = {
     "broken JSON": (400, raw("{", ', "prompt": "x"')),
     "the id last": (400, raw('{"prompt": "", ', "}")),
     "another's id in the prompt": (400, raw('{"prompt": "\\"job_id\\": \\"b\\"", "top_p": 7, ', "}")),
+    "a wrong path": (404, elsewhere("POST", "/execute/")),
+    "a mistyped path": (404, elsewhere("POST", "/excute")),
+    "a wrong method": (405, elsewhere("PUT", "/execute")),
     "a large body": (413, execute(prompt=LARGE)),
     "a large body, the id last": (413, raw(f'{{"prompt": "{LARGE}", ', "}")),
     "a large body in chunks": (413, chunked),

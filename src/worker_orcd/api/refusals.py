@@ -1,8 +1,8 @@
 """Middleware that records the job ids of refused requests. Pure ASGI.
 
 A cancel that follows a refused request is meant for that request. If the worker remembered this cancel, it would stop
-the corrected request. A refusal may have any cause (a bad field, a body that is too large, a full queue, a drain), so
-it is recognized by the response's status, before the response is sent.
+the corrected request. A refusal may have any cause (a bad field, a body that is too large, a full queue, a drain, a
+wrong path or method), so it is recognized by the response's status, before the response is sent.
 """
 
 import asyncio
@@ -22,7 +22,9 @@ _MAX_IDS = 8
 _OVERLAP = 512
 _NAMED = re.compile(rb'(?<!\\)"job_id"\s*:\s*"([A-Za-z0-9._:\-]{1,256})"')
 """A member of a JSON object. Also works on bodies that are not complete JSON; quotes inside strings are escaped."""
-_JOB_PATHS = frozenset({"/execute", "/infill", "/completion", "/completions"})
+_BY_HEADER = ("/v1/", "/infill", "/completion")
+"""Paths of requests that name their job in a header."""
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _NOT_REFUSED = frozenset({401, 409, 504})
 """Statuses that are not such refusals: no valid key; the id is live; an accepted job timed out."""
 
@@ -36,7 +38,7 @@ class RefusalMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http" or scope["method"] != "POST" or not _makes_jobs(scope["path"]):
+        if scope["type"] != "http" or scope["method"] in _SAFE or _cancels(scope["path"]):
             await self.app(scope, receive, send)
             return
         body = _Body(receive, Headers(scope=scope))
@@ -93,14 +95,15 @@ class _Body:
 
 async def _ids_of(scope: Scope, body: _Body) -> list[str]:
     """A request's job ids. On the OpenAI-compatible API the id is in a header."""
-    if scope["path"] == "/execute":
+    if not scope["path"].startswith(_BY_HEADER):
         return await body.ids()
     named = Headers(scope=scope).get("x-job-id")
     return [] if named is None else [named]
 
 
-def _makes_jobs(path: str) -> bool:
-    return path in _JOB_PATHS or (path.startswith("/v1/") and not path.endswith("/cancel"))
+def _cancels(path: str) -> bool:
+    """Whether a request to this path is itself about a job's end."""
+    return path.rstrip("/").endswith("/cancel")
 
 
 def _is_refusal(status: int) -> bool:
