@@ -16,7 +16,7 @@ from worker_orcd.cli.ahead import EngineAhead
 from worker_orcd.protocol.framing import encode
 from worker_orcd.protocol.messages import FromEngine, Load, LoadFailed
 from worker_orcd.settings import Settings
-from worker_orcd.supervisor.early import LLAMA_ENGINE, SPIN_COUNT, WAITING, EarlyEngine, environment
+from worker_orcd.supervisor.early import LLAMA_ENGINE, WAITING, EarlyEngine, environment
 from worker_orcd.supervisor.engine import Death
 from worker_orcd.supervisor.load_order import loading
 from worker_orcd.supervisor.local import LocalEngine, start_process
@@ -186,7 +186,7 @@ def test_compute_threads_soon_sleep_unless_the_user_says_otherwise(
         monkeypatch.delenv(name, raising=False)
     for name, value in own.items():
         monkeypatch.setenv(name, value)
-    expected = own or {"GOMP_SPINCOUNT": str(SPIN_COUNT)}
+    expected = own or WAITING
     for shown in _environments():
         variables = dict(one.split("=", 1) for one in shown.decode().split(":") if "=" in one)
         assert {name: variables[name] for name in variables if name in WAITING} == expected

@@ -21,16 +21,14 @@ STDERR = 2
 
 _TUNABLES = "GLIBC_TUNABLES"
 _HUGE_PAGES = "glibc.malloc.hugetlb"
-_SPINS = "GOMP_SPINCOUNT"
-WAITING = (_SPINS, "OMP_WAIT_POLICY")
-"""Variables by which a user decides how OpenMP's threads wait."""
-SPIN_COUNT = 3000
-"""How often a thread of GNU OpenMP looks whether it has work before it sleeps. On an AMD EPYC about 0.1 ms, longer than
-most operations of a step, where the default is several milliseconds (docs/performance.md has what both cost)."""
+WAITING = {"GOMP_SPINCOUNT": "3000", "OMP_WAIT_POLICY": "active"}
+"""How OpenMP's threads wait for each other. A thread of GNU OpenMP looks so often whether it has work, and then sleeps;
+by default after milliseconds. With several pools of threads, as a side pool brings about, it looks 100 times by default
+and 1,000 times if it is to wait actively (docs/performance.md has what each costs)."""
 
 
 def environment() -> dict[str, str]:
-    """An engine's environment: ours, with two variables that the user may have set otherwise.
+    """An engine's environment: ours, with variables that the user may have set otherwise.
 
     glibc asks for huge pages for large allocations: hundreds of megabytes of cells are then cleared, and given back at
     an engine's death, in fewer pieces.
@@ -40,8 +38,8 @@ def environment() -> dict[str, str]:
     """
     own = os.environ.get(_TUNABLES, "")
     tunables = own if _HUGE_PAGES in own else ":".join(filter(None, (own, f"{_HUGE_PAGES}=1")))
-    spins = {} if os.environ.keys() & set(WAITING) else {_SPINS: str(SPIN_COUNT)}
-    return {**os.environ, **spins, _TUNABLES: tunables}
+    waiting = {} if os.environ.keys() & WAITING.keys() else WAITING
+    return {**os.environ, **waiting, _TUNABLES: tunables}
 
 
 class EngineProcess(Protocol):
