@@ -102,8 +102,8 @@ async def _ids_of(scope: Scope, body: _Body) -> list[str]:
 
 
 def _cancels(path: str) -> bool:
-    """Whether a request to this path is itself about a job's end."""
-    return path.rstrip("/").endswith("/cancel")
+    """Whether a request to this path is, or may be, itself a cancel."""
+    return path.rstrip("/").endswith(("/cancel", "/mcp"))
 
 
 def _is_refusal(status: int) -> bool:
