@@ -10,6 +10,7 @@ import pytest
 from tests.fakes import QUICK
 from tests.fleet.world import execute, read, running_fleet, tokens_seen
 from tests.simulation.clock import virtual_time
+from worker_orcd.fleet.router import Router
 from worker_orcd.jobs.errors import ErrorCode, JobError
 from worker_orcd.jobs.events import End, Error, Event, Token
 from worker_orcd.jobs.request import ExecuteRequest
@@ -88,6 +89,15 @@ async def test_an_id_is_in_use_once() -> None:
         assert other.job.live
 
 
+async def run_and_cancel(router: Router, request: ExecuteRequest) -> None:
+    """Have a job generate, cancel it, and read its end."""
+    (stream,) = await router.execute([request], "cor")
+    stream.join()
+    await tokens_seen(stream, 2)
+    await router.cancel(request.job_id, "cor-cancel")
+    assert cancelled(await read(stream))
+
+
 @pytest.mark.parametrize("seed", range(5))
 @in_virtual_time
 async def test_a_retry_of_a_cancelled_job_is_answered_as_cancelled(seed: int) -> None:
@@ -96,11 +106,7 @@ async def test_a_retry_of_a_cancelled_job_is_answered_as_cancelled(seed: int) ->
         request = ExecuteRequest.of(job_id="same", prompt=QUICK, ignore_eos=True, max_tokens=400)
         for n in range(20):
             one, other = fleet.routers[n % 2], fleet.routers[(n + 1) % 2]
-            (stream,) = await one.execute([request], "cor")
-            stream.join()
-            await tokens_seen(stream, 2)
-            await one.cancel("same", "cor-cancel")
-            assert cancelled(await read(stream))
+            await run_and_cancel(one, request)
             cancel = await other.cancelled_lately(["same"], "")
             assert cancel is not None
             (again,) = await other.execute([request], "cor-again", retry_of=cancel)
@@ -115,11 +121,7 @@ async def test_a_cancel_of_a_retry_reaches_no_later_use(pause_ms: int) -> None:
     async with running_fleet(workers=1, seed=pause_ms) as fleet:
         one, other = fleet.routers
         request = ExecuteRequest.of(job_id="same", prompt=QUICK, ignore_eos=True, max_tokens=400)
-        (stream,) = await one.execute([request], "cor")
-        stream.join()
-        await tokens_seen(stream, 2)
-        await one.cancel("same", "cor-cancel")
-        assert cancelled(await read(stream))
+        await run_and_cancel(one, request)
         cancel = await one.cancelled_lately(["same"], "")
         retrying = asyncio.ensure_future(one.execute([request], "cor-retry", retry_of=cancel))
         await asyncio.sleep(pause_ms / 1000)

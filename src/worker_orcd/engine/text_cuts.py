@@ -2,8 +2,8 @@
 
 llama.cpp first looks for special tokens in a text, the longest first, and keeps what is between them in a linked list,
 whose elements it counts from the beginning for each one that it finds. So the time grows with the square of their
-number: 32,000 short messages take 20 s in one call, and a fraction of a second in parts. A part can also be the last
-one, when the prompt's job has ended.
+number: 32,000 short messages take over 10 s in one call, and 2 s in parts. A part can also be the last one, when the
+prompt's job has ended.
 
 What is between two special tokens is tokenized by itself. So a text can be cut just before a special token, unless
 llama.cpp finds another one across that place.

@@ -127,10 +127,8 @@ class WorkerHost:
         job = self._tracker.live(job_id, owner)
         if job is not None and job.incarnation == incarnation:
             return False
-        known = (job is not None and job.incarnation == later) or any(
-            self._has_record(key, use) for use in (incarnation, later)
-        )
-        return True if known else None
+        has_come = job is not None and job.incarnation == later
+        return has_come or self._has_record(key, incarnation) or self._has_record(key, later) or None
 
     # Clients' requests.
 

@@ -87,6 +87,10 @@ class Mirrors:
     def __iter__(self) -> Iterator[Mirror]:
         return iter(tuple(self._live.values()))
 
+    def is_read(self, mirror: Mirror) -> bool:
+        """Whether a client reads the job at this router."""
+        return self.streams.of(mirror.job).readers > 0
+
     def run(self) -> int:
         """A number for a copy, as streams and records need one."""
         return next(self._runs)

@@ -247,7 +247,7 @@ class Placing:
                     self._mirrors.apply(mirror, later)
             if mirror.stop is not None and mirror.job.live:
                 self._stopping.send(mirror)  # It came after the job was handed over.
-            elif mirror.left and not self._mirrors.streams.of(mirror.job).readers:
+            elif mirror.left and not self._mirrors.is_read(mirror):
                 job = mirror.job
                 self._tasks.try_to(remote.call("client_left", self._router, job.key, job.incarnation))
 

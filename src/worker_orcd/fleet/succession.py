@@ -1,4 +1,4 @@
-"""Who sees to a job when its worker or its router has died.
+"""Who sees to a job when its worker or its router has died, or its readers have left.
 
 The router that serves a job hands it to another worker when its worker dies. When that router dies, its place is taken
 by one that follows the job for a client that came back, or by any for a job that goes on without a client. Which one,
@@ -75,7 +75,7 @@ class Succession:
         """A reader has left a job here. If the job's own client has left, too, and nobody reads it here any more, stop
         it, unless its `on_disconnect` is `continue`."""
         job, remote = mirror.job, self._peers.get(mirror.worker)
-        if self._is_read(mirror):
+        if self._mirrors.is_read(mirror):
             return
         if not (mirror.left and mirror.serves):
             self._look_for_readers(mirror)
@@ -87,7 +87,7 @@ class Succession:
     def _look_for_readers(self, mirror: Mirror) -> None:
         """Stop an inherited job whose client stays away, as its own router would have, unless it reads elsewhere."""
         needs_client = mirror.job.request.on_disconnect == "cancel"
-        if mirror.inherited and needs_client and not self._is_read(mirror):
+        if mirror.inherited and needs_client and not self._mirrors.is_read(mirror):
             since = mirror.unread_since = now().mono
             loop = asyncio.get_running_loop()
             loop.call_later(LEASE_SEC, lambda: self._tasks.spawn(self._nobody_reads(mirror, since)))
@@ -101,12 +101,9 @@ class Succession:
             self._stopping.see_to(mirror)
             self._look_for_readers(mirror)
 
-    def _is_read(self, mirror: Mirror) -> bool:
-        return self._mirrors.streams.of(mirror.job).readers > 0
-
     async def _nobody_reads(self, mirror: Mirror, since: float) -> None:
         job, remote = mirror.job, self._peers.get(mirror.worker)
-        if mirror.unread_since != since or self._is_read(mirror) or not job.live:
+        if mirror.unread_since != since or self._mirrors.is_read(mirror) or not job.live:
             return
         if remote is None:  # It is between two workers.
             self._stopping.stop(mirror, StopReason.DISCONNECT, job.correlation_id)
@@ -118,7 +115,7 @@ class Succession:
             return
         if passed_on:
             mirror.serves = mirror.inherited = False
-            if self._is_read(mirror):  # A reader came meanwhile.
+            if self._mirrors.is_read(mirror):  # A reader came meanwhile.
                 await self.go_on(mirror)
             else:
                 self._mirrors.drop(mirror)

@@ -22,9 +22,9 @@ STDERR = 2
 _TUNABLES = "GLIBC_TUNABLES"
 _HUGE_PAGES = "glibc.malloc.hugetlb"
 WAITING = {"GOMP_SPINCOUNT": "3000", "OMP_WAIT_POLICY": "active"}
-"""How OpenMP's threads wait for each other. A thread of GNU OpenMP looks so often whether it has work, and then sleeps;
-by default after milliseconds. With several pools of threads, as a side pool brings about, it looks 100 times by default
-and 1,000 times if it is to wait actively (docs/performance.md has what each costs)."""
+"""How the threads of GNU OpenMP wait for each other: a thread looks 3,000 times whether it has work, and then sleeps
+(by default after milliseconds). In a process with more such threads than cores, as with a side pool, it looks 1,000
+times if it waits actively, and 100 times by default. docs/performance.md has what each costs."""
 
 
 def environment() -> dict[str, str]:
